@@ -1,0 +1,291 @@
+"""The one schema of a run. Strict: unknown keys and impossible values are refused before anything heavy is imported.
+
+Names are those verl's users know; units stand in names. `sluice.config.load` reads files into it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of every part: frozen, no unknown keys, defaults validated too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class RunConfig(Section):
+    """Identity and length of a run."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$", description="first part of the run directory's name")
+    dir: str = Field(default="runs", description="where run directories are made")
+    seed: NonNegativeInt = Field(
+        default=0, description="the one seed: prompt order, sampling and training derive from it"
+    )
+    total_steps: PositiveInt = Field(default=100, description="steps to train; one step is one batch")
+
+
+class ModelConfig(Section):
+    """The policy."""
+
+    path: str = Field(description="a Hugging Face model folder with tokenizer")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="type of the weights pushed to rollouts"
+    )
+
+
+class DataConfig(Section):
+    """Prompts."""
+
+    train_files: list[str] = Field(
+        min_length=1, description=".jsonl or .parquet files, `reasoning-gym:TASK` or `mixadd3:train`"
+    )
+    val_files: list[str] = Field(default_factory=list, description="held-out prompts for evaluation, same forms")
+    train_batch_size: PositiveInt = Field(default=512, description="groups (prompts) a step")
+    gen_batch_size: PositiveInt | None = Field(
+        default=None,
+        description="first wave and cap of groups in flight while a batch is unfilled; default train_batch_size",
+    )
+    max_prompt_length: PositiveInt = Field(
+        default=2048, description="longest prompt in tokens; longer ones are skipped"
+    )
+    max_response_length: PositiveInt = Field(
+        default=20480, description="longest completion in tokens, end token included"
+    )
+    shuffle: bool = Field(default=True, description="permute each epoch (a pure function of seed and epoch)")
+    template: Literal["model", "none"] = Field(
+        default="model", description="the model's chat template, or the text as it is"
+    )
+
+
+class RolloutConfig(Section):
+    """Generation."""
+
+    n: PositiveInt = Field(default=16, description="samples a group")
+    temperature: PositiveFloat = Field(default=1.0, description="sampling temperature of training")
+    engine: Literal["vllm", "transformers"] = Field(default="vllm", description="inference engine")
+    tensor_parallel_size: PositiveInt = 1
+    max_num_seqs: PositiveInt = Field(default=256, description="samples an engine runs at once")
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="CUDA only")
+    kv_cache_bytes: PositiveInt | None = Field(default=128 << 20, description="KV cache of a CPU engine in bytes")
+    threads: PositiveInt = Field(default=1, description="OMP threads of a CPU engine")
+
+
+class FilterGroupsConfig(Section):
+    """Dynamic sampling (DAPO eq. 11)."""
+
+    enable: bool = True
+    metric: Literal["acc", "score", "seq_reward", "seq_final_reward"] = "acc"
+    max_num_gen_batches: int = Field(
+        default=0, description="generation batches without a full batch before the run stops; <= 0: never"
+    )
+
+
+class AlgorithmConfig(Section):
+    """DAPO."""
+
+    clip_ratio_low: float = Field(default=0.2, ge=0, lt=1, description="eps_low of eq. 10")
+    clip_ratio_high: NonNegativeFloat = Field(default=0.28, description="eps_high of eq. 10 (clip-higher)")
+    clip_ratio_c: float | None = Field(
+        default=10.0, gt=1, description="dual clip for negative advantages; null switches it off"
+    )
+    loss_agg_mode: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"] = (
+        "token-mean"
+    )
+    loss_scale_factor: PositiveFloat | None = Field(
+        default=None, description="divisor of seq-mean-token-sum-norm; default data.max_response_length"
+    )
+    norm_adv_by_std_in_grpo: bool = Field(default=True, description="divide advantages by the group's std (eq. 9)")
+    filter_groups: FilterGroupsConfig = FilterGroupsConfig()
+    overlong_filtering: bool = Field(default=False, description="mask truncated samples in the loss")
+    use_kl_loss: Literal[False] = Field(default=False, description="DAPO has no KL term; anything else is refused")
+    use_kl_in_reward: Literal[False] = Field(default=False, description="DAPO has no KL term; anything else is refused")
+    kl_loss_coef: Literal[0] = Field(default=0, description="DAPO has no KL term; anything else is refused")
+
+
+class OverlongBufferConfig(Section):
+    """Soft overlong punishment (DAPO eq. 13)."""
+
+    enable: bool = False
+    len: PositiveInt = Field(default=4096, description="tokens before max_response_length in which the penalty grows")
+    penalty_factor: NonNegativeFloat = 1.0
+
+
+class RewardConfig(Section):
+    """Grading."""
+
+    overlong_buffer: OverlongBufferConfig = OverlongBufferConfig()
+    workers: PositiveInt = Field(default=2, description="grader processes of one reward service")
+    timeout_s: PositiveFloat = Field(
+        default=10.0, description="wall-clock limit of one grading; then the worker is killed"
+    )
+    max_answer_chars: PositiveInt = Field(
+        default=100_000, description="longer completions are cut from the left before grading"
+    )
+    worker_memory_bytes: PositiveInt = Field(default=2 << 30, description="address-space limit of a grader process")
+    recycle_after: PositiveInt = Field(default=10_000, description="gradings after which a grader process is replaced")
+    routes: dict[str, str] = Field(
+        default_factory=dict, description="data_source (or a prefix ending in *) -> grader, before the built-in table"
+    )
+
+
+class LearnerConfig(Section):
+    """Training."""
+
+    mini_batch_size: PositiveInt = Field(default=512, description="groups an optimizer update")
+    lr: PositiveFloat = 1e-6
+    warmup_steps: NonNegativeInt = Field(default=20, description="linear warm-up in steps")
+    weight_decay: NonNegativeFloat = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: PositiveFloat = Field(default=1.0, description="largest global gradient norm")
+    max_tokens_per_micro_batch: PositiveInt = Field(default=32768, description="the one memory knob, per rank")
+    logprob_chunk_tokens: PositiveInt = Field(default=2048, description="tokens whose logits exist at once")
+    gradient_checkpointing: bool = False
+    checkpoint_every_steps: PositiveInt = 20
+    keep_checkpoints: PositiveInt = 2
+    resume: str = Field(default="auto", description="auto | never | path of a checkpoint")
+    max_skipped_updates: PositiveInt = Field(default=5, description="non-finite updates in a row before the run stops")
+    threads: PositiveInt = Field(default=1, description="OMP threads a rank on a CPU")
+
+
+class CoordinatorConfig(Section):
+    """Conducting."""
+
+    max_staleness: NonNegativeInt = Field(
+        default=1, description="largest age in steps of any trained token; 0 is synchronous"
+    )
+    straggler_deadline_s: PositiveFloat = Field(
+        default=60.0, description="how long a batch waits for groups that would expire"
+    )
+    heartbeat_interval_s: PositiveFloat = 1.0
+    heartbeat_timeout_s: PositiveFloat = 10.0
+    generate_timeout_s: PositiveFloat = Field(default=600.0, description="limit of one generation call")
+    score_timeout_s: PositiveFloat = Field(default=120.0, description="limit of one scoring call")
+    max_attempts: PositiveInt = Field(default=3, description="tries a group gets before it counts as failed")
+    no_service_timeout_s: PositiveFloat = Field(
+        default=300.0, description="longest time without any usable rollout or reward"
+    )
+    queue_max_bytes: PositiveInt = Field(
+        default=1 << 30, description="accepted payloads kept in Redis; then admission waits"
+    )
+
+
+class WeightsConfig(Section):
+    """Weight push."""
+
+    backend: Literal["auto", "nccl", "gloo", "file"] = Field(
+        default="auto", description="auto: nccl on CUDA, else gloo"
+    )
+    bucket_bytes: PositiveInt = Field(default=1 << 20, description="bytes a transfer operation")
+    timeout_s: PositiveFloat = Field(default=10.0, description="limit of a join and of every transfer operation")
+    inflight: Literal["keep", "recompute"] = Field(
+        default="keep", description="KV of running requests when weights change"
+    )
+
+
+class EvalConfig(Section):
+    """Evaluation on held-out prompts."""
+
+    every_steps: NonNegativeInt = Field(default=10, description="steps between the small evaluations; 0: none")
+    prompts: PositiveInt = Field(default=256, description="prompts of the full evaluation before and after")
+    n: PositiveInt = Field(default=8, description="samples a prompt of the full evaluation")
+    small_prompts: PositiveInt = Field(default=64, description="prompts of an evaluation in between")
+    small_n: PositiveInt = Field(default=4, description="samples a prompt of an evaluation in between")
+    temperature: PositiveFloat = 1.0
+    greedy: bool = Field(default=True, description="also one greedy completion a prompt")
+    timeout_s: PositiveFloat = Field(default=600.0, description="longest time a rollout stays pinned")
+
+
+class LaunchConfig(Section):
+    """What `sluice up` starts on this machine."""
+
+    rollout_replicas: NonNegativeInt = 1
+    reward_replicas: NonNegativeInt = 1
+    learner_nproc_per_node: PositiveInt = 1
+    max_restarts: NonNegativeInt = Field(default=3, description="restarts of one service before the run is stopped")
+    ready_timeout_s: PositiveFloat = Field(default=300.0, description="limit for a service to become ready")
+    grace_s: PositiveFloat = Field(default=15.0, description="time between SIGTERM and SIGKILL")
+    check_reward: bool = Field(
+        default=True, description="before training: gold answers must score right, garbage wrong"
+    )
+
+
+class NetworkConfig(Section):
+    """Addresses. Everything binds loopback unless told otherwise."""
+
+    bind: str = "127.0.0.1"
+    advertise: str = Field(default="127.0.0.1", description="host other services reach this machine at")
+    coordinator_port: NonNegativeInt = Field(default=50050, description="0: any free port")
+    metrics: bool = Field(default=True, description="a Prometheus endpoint a service")
+    redis_url: str | None = Field(
+        default=None, description="an existing Redis; default: an embedded one in the run directory"
+    )
+
+
+class Config(Section):
+    """A run."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    reward: RewardConfig = RewardConfig()
+    learner: LearnerConfig = LearnerConfig()
+    coordinator: CoordinatorConfig = CoordinatorConfig()
+    weights: WeightsConfig = WeightsConfig()
+    eval: EvalConfig = EvalConfig()
+    launch: LaunchConfig = LaunchConfig()
+    network: NetworkConfig = NetworkConfig()
+
+    @property
+    def gen_batch_size(self) -> int:
+        """Groups of the first wave (verl's data.gen_batch_size)."""
+        return self.data.gen_batch_size or self.data.train_batch_size
+
+    @property
+    def exact_dapo(self) -> bool:
+        """Whether nothing departs from the paper's algorithm."""
+        filters = self.algorithm.filter_groups
+        return filters.enable and filters.metric == "acc" and self.algorithm.loss_agg_mode == "token-mean"
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> "Config":
+        data, buffer = self.data, self.reward.overlong_buffer
+        problems: list[str] = []
+        if self.algorithm.filter_groups.enable and self.rollout.n < 2:
+            problems.append(
+                "rollout.n: must be >= 2 while algorithm.filter_groups.enable is true, got "
+                f"{self.rollout.n}; a group of one never has signal"
+            )
+        if buffer.enable and buffer.len >= data.max_response_length:
+            problems.append(
+                "reward.overlong_buffer.len: must be < data.max_response_length "
+                f"({data.max_response_length}), got {buffer.len}"
+            )
+        if self.gen_batch_size < data.train_batch_size:
+            problems.append(
+                f"data.gen_batch_size: must be >= data.train_batch_size ({data.train_batch_size}), "
+                f"got {self.gen_batch_size}"
+            )
+        if self.learner.mini_batch_size > data.train_batch_size:
+            problems.append(
+                f"learner.mini_batch_size: must be <= data.train_batch_size ({data.train_batch_size}), "
+                f"got {self.learner.mini_batch_size}"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @field_validator("data")
+    @classmethod
+    def _evaluation_is_held_out(cls, data: DataConfig) -> DataConfig:
+        shared = set(data.train_files) & set(data.val_files)
+        if shared:
+            raise ValueError(f"val_files: must not share files with train_files, both name {sorted(shared)}")
+        return data

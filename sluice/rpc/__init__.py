@@ -1,0 +1,1 @@
+"""How Sluice's services speak gRPC: limits, statuses, health, registration."""

@@ -1,0 +1,103 @@
+"""How a service joins a run: fetch the configuration, register, heartbeat, register again when forgotten.
+
+Waits: for the coordinator, at most `patience_s` in a row; then `Unavailable` ends the service, which its launcher
+restarts. A coordinator that was restarted answers `known = false`, and the service registers again by itself.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import grpc
+import structlog
+
+from sluice.errors import Unavailable
+from sluice.rpc.channel import open_channel
+from sluice.rpc.errors import error_of
+from sluice.v1 import coordinator_pb2 as pb
+from sluice.v1 import coordinator_pb2_grpc as pb_grpc
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+CALL_TIMEOUT_S = 10.0
+_RETRYABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
+
+@dataclass(kw_only=True, slots=True)
+class Registration:
+    """One service's standing with the coordinator. Use inside one event loop.
+
+    `describe` gives the RegisterRequest to send (called at every registration, so that it states the current
+    version); `beat` gives the heartbeat.
+    """
+
+    coordinator: str
+    describe: Callable[[], pb.RegisterRequest]
+    beat: Callable[[], pb.HeartbeatRequest]
+    patience_s: float = 120.0
+    on_registered: Callable[[pb.RegisterResponse], Awaitable[None]] | None = None
+    registered: pb.RegisterResponse | None = None
+    _channel: grpc.aio.Channel | None = field(default=None, repr=False)
+
+    @property
+    def stub(self) -> "pb_grpc.CoordinatorServiceAsyncStub":
+        """The coordinator's stub on this registration's channel."""
+        if self._channel is None:
+            self._channel = open_channel(self.coordinator)
+        return pb_grpc.CoordinatorServiceStub(self._channel)  # type: ignore[return-value]
+
+    async def fetch_config(self) -> str:
+        """The run's resolved configuration as YAML; waits for the coordinator up to `patience_s`."""
+        response = await self.patiently(
+            lambda: self.stub.GetConfig(pb.GetConfigRequest(), timeout=CALL_TIMEOUT_S), "GetConfig"
+        )
+        return response.yaml
+
+    async def register(self) -> pb.RegisterResponse:
+        """Registers, waiting for the coordinator up to `patience_s`. Raises the refusal when there is one."""
+        self.registered = await self.patiently(
+            lambda: self.stub.Register(self.describe(), timeout=CALL_TIMEOUT_S), "Register"
+        )
+        log.info("registered", service_id=self.registered.service_id, coordinator=self.coordinator)
+        if self.on_registered is not None:
+            await self.on_registered(self.registered)
+        return self.registered
+
+    async def keep_alive(self) -> None:
+        """Heartbeats until cancelled. Raises Unavailable after `patience_s` of silence."""
+        if self.registered is None:
+            await self.register()
+        while True:
+            assert self.registered is not None
+            await asyncio.sleep(self.registered.heartbeat_interval_s)
+            answer = await self.patiently(lambda: self.stub.Heartbeat(self.beat(), timeout=CALL_TIMEOUT_S), "Heartbeat")
+            if not answer.known:
+                await self.register()
+
+    async def patiently(self, call: Callable[[], Awaitable[T]], what: str) -> T:
+        """Repeats `call` with jittered backoff while the coordinator cannot be reached, up to `patience_s`."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self.patience_s
+        pause_s = 0.1
+        while True:
+            try:
+                return await call()
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in _RETRYABLE:
+                    raise error_of(error, peer=f"coordinator {self.coordinator}") from error
+                if loop.time() > give_up:
+                    raise Unavailable(
+                        f"{what}: the coordinator at {self.coordinator} did not answer for {self.patience_s:.0f} s"
+                    ) from error
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, 2.0)
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None

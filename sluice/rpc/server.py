@@ -1,0 +1,126 @@
+"""Server side: a grpc.aio server with health, reflection, limits, and one place where errors become statuses.
+
+`RpcServer.start` binds and reports the port; `stop` turns health to NOT_SERVING, lets running calls end within the
+grace time and closes. Signals are the app's business (`until_signal`).
+"""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from sluice.errors import LaunchError
+from sluice.rpc.errors import status_of
+from sluice.rpc.limits import SERVER_OPTIONS
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(kw_only=True, slots=True)
+class RpcServer:
+    """One process's gRPC server."""
+
+    server: grpc.aio.Server
+    services: Sequence[str]
+    health: HealthServicer = field(default_factory=HealthServicer)
+    port: int = 0
+
+    async def start(self, *, bind: str, port: int) -> int:
+        """Binds (0 takes any free port), serves and returns the port. Raises LaunchError when the port is taken."""
+        host = f"[{bind}]" if ":" in bind else bind
+        try:
+            self.port = self.server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise LaunchError(
+                f"cannot listen on {host}:{port}: {error}; is another process using the port? 0 takes any free one"
+            ) from error
+        await self.server.start()
+        for service in (*self.services, ""):
+            await self.health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        return self.port
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Refuses new calls, gives running ones `grace_s`, then closes."""
+        await self.health.enter_graceful_shutdown()
+        await self.server.stop(grace_s)
+
+
+def make_server(register: Callable[[grpc.aio.Server], None], *, services: Sequence[str]) -> RpcServer:
+    """Builds a server; `register` adds the servicer, `services` are the full proto names to report as healthy."""
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[_StatusInterceptor()])
+    register(server)
+    made = RpcServer(server=server, services=services)
+    health_pb2_grpc.add_HealthServicer_to_server(made.health, server)
+    reflection.enable_server_reflection(
+        (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
+    )
+    return made
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """Sets `stop` on SIGTERM and SIGINT of this process's event loop."""
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+
+
+class _StatusInterceptor(grpc.aio.ServerInterceptor):
+    """Turns what a handler raises into the status of sluice.rpc.errors; never lets UNKNOWN out."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                _guard_unary(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                _guard_stream(handler.unary_stream, method), handler.request_deserializer, handler.response_serializer
+            )
+        return handler  # reflection's bidirectional stream
+
+
+def _guard_unary(inner: Callable[..., Any], method: str) -> Callable[..., Any]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await inner(request, context)
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the process boundary: every error becomes a status
+            await _abort(context, error, method)
+
+    return guarded
+
+
+def _guard_stream(inner: Callable[..., Any], method: str) -> Callable[..., Any]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            async for response in inner(request, context):
+                yield response
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the process boundary: every error becomes a status
+            await _abort(context, error, method)
+
+    return guarded
+
+
+async def _abort(context: grpc.aio.ServicerContext, error: Exception, method: str) -> None:
+    status = status_of(error)
+    if status is grpc.StatusCode.INTERNAL:
+        log.error("rpc_failed", method=method, exc_info=error)
+    await context.abort(status, str(error) or type(error).__name__)
