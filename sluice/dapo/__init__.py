@@ -1,0 +1,13 @@
+"""DAPO (Yu et al. 2025, arXiv:2503.14476) as pure functions, one idea a file.
+
+    eq. 8, 10   loss               the clipped token loss, decoupled clip ("clip-higher")
+    eq. 9       advantage          rewards of one group relative to that group
+    eq. 11      dynamic_sampling   which groups carry a learning signal
+    eq. 12      aggregation        how token losses are weighted into one loss
+    eq. 13      overlong           the soft punishment of long answers
+    -           staleness          how old trained tokens may get (the asynchronous part, not in the paper)
+    -           mismatch           how far learner and behaviour policy are apart (diagnostics, not in the paper)
+
+Arrays in, arrays out: no clock, no randomness, no network. Only `loss` imports torch, and nothing is re-exported here,
+so that the coordinator and the reward service can use the rest without it.
+"""

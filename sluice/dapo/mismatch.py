@@ -1,0 +1,57 @@
+"""How far the learner's policy is from the one that sampled, split by age. Diagnostics: nothing here touches the loss.
+
+Age 0 shows kernels and precision alone, larger ages add staleness. Estimators of KL(behaviour || learner) are those of
+Schulman, "Approximating KL divergence" (2020); the tokens were sampled from the behaviour policy.
+
+Letters: T trained tokens of a step, all ranks.
+"""
+
+import numpy as np
+
+MAX_LOG_RATIO = 20.0
+"""Clamp in nats before exp, as in the loss, so that one broken token cannot turn every statistic into inf."""
+
+
+def mismatch(*, behaviour_logprobs: np.ndarray, learner_logprobs: np.ndarray, ages: np.ndarray) -> dict[str, float]:
+    """The `mismatch/*` metrics of the catalogue, from logprobs taken before the first update of the step.
+
+    behaviour_logprobs, learner_logprobs: [T] nats; ages: [T] int, steps. With d = learner - behaviour and r = e^d:
+
+    - `abs_diff_mean`, `abs_diff_max`   of |d|
+    - `k1_nats`                         mean(-d), unbiased
+    - `k3_nats`                         mean(r - 1 - d), unbiased too, >= 0 and of low variance
+    - `k3_age{0,1,2plus}_nats`          the same over the tokens of these ages; absent where there is none
+    - `ratio_p50`, `ratio_p99`          quantiles of r
+    - `ess`                             (sum r)^2 / (T sum r^2) in (0, 1]: share of the tokens an importance-weighted
+                                        estimate really uses (Kish)
+
+    Raises ValueError unless the three are vectors of one length >= 1, or if an age is negative.
+    """
+    behaviour, learner = np.asarray(behaviour_logprobs, np.float64), np.asarray(learner_logprobs, np.float64)
+    ages = np.asarray(ages)
+    if behaviour.ndim != 1 or behaviour.size == 0 or not behaviour.shape == learner.shape == ages.shape:
+        shapes = [behaviour.shape, learner.shape, ages.shape]
+        raise ValueError(f"mismatch: behaviour, learner and ages must be vectors of one length >= 1, got {shapes}")
+    if (ages < 0).any():
+        raise ValueError(f"mismatch: ages must be >= 0, got {ages.min()}")
+    diff = learner - behaviour
+    clamped = diff.clip(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio = np.exp(clamped)
+    k3 = np.expm1(clamped) - clamped
+    p50, p99 = np.quantile(ratio, [0.5, 0.99])
+    return {
+        "mismatch/abs_diff_mean": float(np.abs(diff).mean()),
+        "mismatch/abs_diff_max": float(np.abs(diff).max()),
+        "mismatch/k1_nats": float(-diff.mean()),
+        "mismatch/k3_nats": float(k3.mean()),
+        **_k3_by_age(k3, ages),
+        "mismatch/ratio_p50": float(p50),
+        "mismatch/ratio_p99": float(p99),
+        "mismatch/ess": float(ratio.sum() ** 2 / (ratio.size * np.square(ratio).sum())),
+    }
+
+
+def _k3_by_age(k3: np.ndarray, ages: np.ndarray) -> dict[str, float]:
+    """Means of k3 [T] over the ages 0, 1 and 2 or more, for those that occur."""
+    parts = {"age0": k3[ages == 0], "age1": k3[ages == 1], "age2plus": k3[ages >= 2]}
+    return {f"mismatch/k3_{name}_nats": float(part.mean()) for name, part in parts.items() if part.size}

@@ -1,0 +1,69 @@
+"""How old trained tokens may get, and the gate that bounds it without throwing work away.
+
+Not in the paper, which alternates generation and training. The age of a token is the step that trains it minus the
+version that sampled it; the oldest token of a group counts. Step s starts from version s, so age 0 is on-policy.
+
+The bound. Let s be the next step to be assigned, B the groups of a batch, K = `max_staleness`. Live groups (in flight,
+or accepted and not yet assigned) are ranked 0, 1, ... in order of admission. A group of rank r whose oldest token has
+version v is *in time* iff
+
+    s + floor(r / B) - v <= K                                                                           (I)
+
+Claim: if every group is in time when it starts, and no assignment breaks (I) for a group that it leaves behind, then no
+trained token is older than K and no accepted group ever expires. By induction over what can happen to a live group g:
+
+- another group is admitted: it ranks behind g, nothing changes; another group is dropped: r can only fall;
+- g is generated again from the start: v can only rise;
+- batch s takes the first B accepted groups, and s becomes s + 1. Either g is among them: its age is
+  s - v <= s + floor(r / B) - v <= K. Or all B stood ahead of g: r falls by B and (I) is unchanged. Or g was skipped,
+  because it is still in flight: m < B groups ahead of it were taken, and s + 1 + floor((r - m) / B) - v may exceed K.
+  The assignment therefore waits for each in-flight group that would not be `in_time` at rank r - m of step s + 1, up
+  to the straggler deadline, and then drops it.
+
+The gate cannot close for good: once the learner has published version s and nothing is in flight, fewer than B groups
+are accepted (else batch s would be assigned), so the next one has floor(r / B) = 0, and s + 0 - s <= K.
+
+At K = 0 a batch may be over-generated (`gen_batch_size` > B, as in verl): groups of rank B and more start although they
+break (I), because they stand in for rejected ones; what is left of them after the assignment is surplus and is dropped.
+"""
+
+
+def age(*, step: int, version: int) -> int:
+    """Age in steps of a token that `version` sampled and `step` trains. Raises ValueError if it would be negative."""
+    if version > step:
+        raise ValueError(f"age: version must be <= step, got version {version} and step {step}")
+    return step - version
+
+
+def in_time(*, rank: int, next_step: int, version: int, train_batch_size: int, max_staleness: int) -> bool:
+    """Invariant (I): a group of this rank will be trained at an age <= `max_staleness`, unless a batch skips it."""
+    assert rank >= 0, f"ranks are 0-based, got {rank}"
+    return next_step + rank // train_batch_size - version <= max_staleness
+
+
+def may_start(
+    *, rank: int, next_step: int, version: int, train_batch_size: int, max_staleness: int, gen_batch_size: int
+) -> bool:
+    """The admission gate: may a group of this rank start on a rollout that holds `version`?
+
+    True iff it is `in_time`; at `max_staleness` 0 also for over-generation: any rank < `gen_batch_size`, if the rollout
+    holds the version that `next_step` starts from.
+    """
+    if in_time(
+        rank=rank,
+        next_step=next_step,
+        version=version,
+        train_batch_size=train_batch_size,
+        max_staleness=max_staleness,
+    ):
+        return True
+    return max_staleness == 0 and rank < gen_batch_size and next_step <= version
+
+
+def expires_if_missed(*, step: int, oldest_version: int, max_staleness: int) -> bool:
+    """Whether batch `step` is the last that can take a group whose oldest token has `oldest_version`.
+
+    This is (I) at rank 0 of step + 1. It misses that the next batch can take only B of the groups left behind; the
+    exact question is whether each would be `in_time` at step + 1 and the rank it would have left.
+    """
+    return step + 1 - oldest_version > max_staleness

@@ -1,0 +1,26 @@
+"""`sluice.dapo` stays usable where there is no torch and knows nothing of the wire."""
+
+import ast
+from pathlib import Path
+
+import sluice.dapo
+
+ROOM = Path(sluice.dapo.__file__).parent
+PURE = {"dataclasses", "enum", "typing", "numpy"}
+
+
+def test_only_the_loss_imports_torch_and_nothing_imports_the_outside_world() -> None:
+    for path in ROOM.glob("*.py"):
+        allowed = PURE | {"torch"} if path.name == "loss.py" else PURE
+        assert _imported(path) <= allowed, path.name
+
+
+def _imported(path: Path) -> set[str]:
+    """Top-level packages that a module imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or ".").split(".")[0])
+    return names
