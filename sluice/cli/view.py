@@ -1,0 +1,272 @@
+"""Shows a run while it goes on: a panel that is redrawn on a terminal, plain lines anywhere else.
+
+The caller asks the coordinator for its status about once a second and hands it to `update`; it hands every event of
+WatchEvents to `event`. Nothing here talks to a network, keeps a clock or waits. Text from outside (names, reasons,
+messages) is shown as it is: never read as markup, control characters made visible.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TextIO
+
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sluice.report.figures import duration, fraction, number, printable, quantity
+from sluice.v1 import coordinator_pb2 as pb
+
+_STEP_EVENT = "step_trained"
+_SHOWN_ELSEWHERE = frozenset({_STEP_EVENT, "evaluated", "weights_pushed", "run_state"})
+"""Events that the status tells better, or that come with every step."""
+
+_NOTES_KEPT = 4
+_SERVICES_SHOWN = 12
+
+_RUN_STYLES = {
+    pb.RUN_STATE_RUNNING: "bold green",
+    pb.RUN_STATE_FINISHING: "bold green",
+    pb.RUN_STATE_FINISHED: "bold green",
+    pb.RUN_STATE_FAILED: "bold red",
+    pb.RUN_STATE_STARVED: "bold red",
+}
+_SERVICE_STYLES = {
+    pb.SERVICE_STATE_READY: "green",
+    pb.SERVICE_STATE_QUARANTINED: "red",
+    pb.SERVICE_STATE_LOST: "red",
+}
+
+
+class View(Protocol):
+    """What shows a run."""
+
+    def update(self, status: pb.GetStatusResponse) -> None:
+        """Takes the newest status, about once a second."""
+
+    def event(self, event: pb.WatchEventsResponse) -> None:
+        """Takes one event, in order."""
+
+    def message(self, text: str) -> None:
+        """Says something of the caller's own; it stays on the screen."""
+
+    def close(self) -> None:
+        """Ends the view and leaves its last picture standing."""
+
+
+def make_view(stream: TextIO, *, plain: bool) -> View:
+    """The panel where `stream` is a terminal, unless `plain` is wished for."""
+    return PlainView(stream) if plain or not stream.isatty() else LiveView(Console(file=stream))
+
+
+class LiveView:
+    """A panel redrawn in place with every status."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, auto_refresh=False)
+        self._notes: deque[str] = deque(maxlen=_NOTES_KEPT)
+
+    def update(self, status: pb.GetStatusResponse) -> None:
+        self._live.start()
+        self._live.update(render(status, notes=self._notes), refresh=True)
+
+    def event(self, event: pb.WatchEventsResponse) -> None:
+        if event.kind not in _SHOWN_ELSEWHERE:
+            at = time.strftime("%H:%M:%S", time.localtime(event.time_s))
+            self._notes.append(f"{at}  {_event_line(event)}")
+
+    def message(self, text: str) -> None:
+        self._live.console.print(Text(printable(text)))
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+class PlainView:
+    """One line for every trained step, evaluation and change of state; no escape sequences.
+
+    A step is known from its `step_trained` event (`values["step"]` is the 0-based step, its metrics stand beside it)
+    or, if events are missed, from the status. Whichever comes first prints it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._status = pb.GetStatusResponse()
+        self._steps_printed = 0
+        self._evaluations_printed = 0
+
+    def update(self, status: pb.GetStatusResponse) -> None:
+        if status.state != self._status.state:
+            self._line(f"run {_run_state(status)}" + (f": {status.reason}" if status.reason else ""))
+        for evaluation in status.evaluations[self._evaluations_printed :]:
+            self._line(evaluation_line(evaluation))
+        self._evaluations_printed = max(self._evaluations_printed, len(status.evaluations))
+        self._status = status
+        self._step(status)
+
+    def event(self, event: pb.WatchEventsResponse) -> None:
+        if event.kind == _STEP_EVENT and "step" in event.values:
+            status = pb.GetStatusResponse()
+            status.CopyFrom(self._status)
+            status.step = int(event.values["step"]) + 1
+            for name, value in event.values.items():
+                status.metrics[name] = value
+            self._step(status)
+        elif event.kind not in _SHOWN_ELSEWHERE:
+            self._line(_event_line(event))
+
+    def message(self, text: str) -> None:
+        self._line(text)
+
+    def close(self) -> None:
+        self._stream.flush()
+
+    def _step(self, status: pb.GetStatusResponse) -> None:
+        if status.step > self._steps_printed and status.total_steps:
+            self._steps_printed = status.step
+            self._line(step_line(status))
+
+    def _line(self, text: str) -> None:
+        encoding = self._stream.encoding or "utf-8"
+        line = printable(text.replace("\n", " | ")).encode(encoding, errors="replace").decode(encoding)
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+def step_line(status: pb.GetStatusResponse) -> str:
+    """Where a run stands, on one line."""
+    return "  ".join(
+        (
+            f"step {status.step}/{status.total_steps}",
+            f"acc(held-out) {_change([evaluation.avg_at_n for evaluation in status.evaluations], arrow='→')}",
+            f"pass {fraction(_metric(status, 'reward/generated_acc'))}",
+            f"accept {fraction(_metric(status, 'sampling/acceptance'))}",
+            f"queue {number(_metric(status, 'queue/groups'))}",
+            f"age {_age(status)}",
+            f"{quantity(_metric(status, 'rollout/generated_tokens_per_s'))} tok/s",
+            f"eta {duration(_eta_s(status))}",
+        )
+    )
+
+
+def evaluation_line(evaluation: pb.Evaluation) -> str:
+    """One evaluation, on one line."""
+    n = evaluation.n
+    return (
+        f"evaluated v{evaluation.version.number}  avg@{n} {fraction(evaluation.avg_at_n)}"
+        f"  pass@{n} {fraction(evaluation.pass_at_n)}  greedy {fraction(evaluation.greedy)}"
+        f"  {evaluation.prompts} prompts in {duration(evaluation.wall_s)}"
+    )
+
+
+def render(status: pb.GetStatusResponse, *, notes: Iterable[str] = ()) -> RenderableType:
+    """The panel: progress, accuracy, groups, freshness, speed, services, and the last notes."""
+    parts: list[RenderableType] = [_progress(status), "", _facts(status)]
+    if status.services:
+        parts += ["", _services(status.services)]
+    if status.reason:
+        parts += ["", Text(printable(status.reason), style="bold red")]
+    if shown := [Text(printable(note), style="yellow") for note in notes]:
+        parts += ["", *shown]
+    title = Text.assemble(("sluice", "bold"), "  ", printable(status.run_id))
+    return Panel(Group(*parts), title=title, title_align="left", border_style="dim", padding=(0, 1))
+
+
+def _progress(status: pb.GetStatusResponse) -> Table:
+    row = Table.grid(padding=(0, 2), expand=True)
+    row.add_column(no_wrap=True)
+    row.add_column(ratio=1)
+    row.add_column(no_wrap=True, justify="right")
+    row.add_row(
+        Text(_run_state(status), style=_RUN_STYLES.get(status.state, "bold yellow")),
+        ProgressBar(total=max(1, status.total_steps), completed=status.step, complete_style="green"),
+        f"step {status.step}/{status.total_steps}  {duration(status.train_wall_s)}  eta {duration(_eta_s(status))}",
+    )
+    return row
+
+
+def _facts(status: pb.GetStatusResponse) -> Columns:
+    n = status.evaluations[-1].n if status.evaluations else "n"
+    blocks = {
+        "held-out": {
+            f"avg@{n}": _change([evaluation.avg_at_n for evaluation in status.evaluations]),
+            "greedy": _change([evaluation.greedy for evaluation in status.evaluations]),
+        },
+        "groups": {
+            "pass rate": fraction(_metric(status, "reward/generated_acc")),
+            "accepted": fraction(_metric(status, "sampling/acceptance")),
+        },
+        "waiting": {
+            "queued": number(_metric(status, "queue/groups")),
+            "in flight": number(_metric(status, "queue/in_flight_groups")),
+        },
+        "age, steps": {"mean/max": _age(status), "version": f"v{status.version.number}"},
+        "speed": {
+            "tokens/s": quantity(_metric(status, "rollout/generated_tokens_per_s")),
+            "s/step": number(_metric(status, "step/wall_s"), 2),
+        },
+    }
+    return Columns([_block(title, rows) for title, rows in blocks.items()], padding=(0, 3))
+
+
+def _block(title: str, rows: dict[str, str]) -> Table:
+    block = Table.grid(padding=(0, 1))
+    block.add_row(Text(title, style="bold"))
+    for name, value in rows.items():
+        block.add_row(Text(name, style="dim"), value)
+    return block
+
+
+def _services(services: Sequence[pb.ServiceStatus]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("service", "role", "state", "version", "work", "last seen"):
+        table.add_column(name, no_wrap=True)
+    troubled_first = sorted(services, key=lambda service: (service.state == pb.SERVICE_STATE_READY, service.role))
+    for service in troubled_first[:_SERVICES_SHOWN]:
+        state = pb.ServiceState.Name(service.state).removeprefix("SERVICE_STATE_").lower()
+        table.add_row(
+            Text(printable(service.service_id)),
+            pb.ServiceRole.Name(service.role).removeprefix("SERVICE_ROLE_").lower(),
+            Text(state, style=_SERVICE_STYLES.get(service.state, "yellow")),
+            "" if service.role == pb.SERVICE_ROLE_REWARD else f"v{service.version.number}",
+            f"{service.running}/{service.capacity}" if service.capacity else "",
+            f"{number(service.heartbeat_age_s)} s ago",
+        )
+    if len(services) > _SERVICES_SHOWN:
+        table.add_row(f"and {len(services) - _SERVICES_SHOWN} more")
+    return table
+
+
+def _metric(status: pb.GetStatusResponse, name: str) -> float:
+    return status.metrics.get(name, math.nan)
+
+
+def _age(status: pb.GetStatusResponse) -> str:
+    mean, largest = _metric(status, "staleness/age_mean_steps"), _metric(status, "staleness/age_max_steps")
+    return f"{number(mean)}/{number(largest)}"
+
+
+def _change(values: Sequence[float], *, arrow: str = " → ") -> str:
+    """First and last of a series; the last is '–' until there are two."""
+    before, now = (values[0] if values else math.nan), (values[-1] if len(values) > 1 else math.nan)
+    return f"{fraction(before)}{arrow}{fraction(now)}"
+
+
+def _eta_s(status: pb.GetStatusResponse) -> float:
+    """Time left at the average pace so far, in seconds; NaN while that means nothing."""
+    if status.state != pb.RUN_STATE_RUNNING or not status.step:
+        return math.nan
+    return status.train_wall_s / status.step * (status.total_steps - status.step)
+
+
+def _run_state(status: pb.GetStatusResponse) -> str:
+    return pb.RunState.Name(status.state).removeprefix("RUN_STATE_").lower()
+
+
+def _event_line(event: pb.WatchEventsResponse) -> str:
+    return f"{event.kind}: {event.message or ', '.join(f'{k}={v}' for k, v in sorted(event.labels.items()))}"

@@ -1,0 +1,218 @@
+"""Draws RUN/curves.png: how the run learned, and whether it was healthy while it did.
+
+Nine panels over the steps trained: what the policy can do, what it was fed, and how far generation and training
+drifted apart. Step k stands at k + 1, the steps trained after it; an evaluation of version v stands at v. Thin lines
+are the values, thick ones a centred moving mean. Which range is healthy stands in docs/metrics.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from sluice.report.metrics import Row, RunMetrics, column, read_metrics
+
+CURVES_FILE = "curves.png"
+
+BLUE, ORANGE, GREEN, RED, GREY = "#2563eb", "#ea7317", "#16a34a", "#dc2626", "#9ca3af"
+
+Scale = Literal["from_zero", "free", "log"]
+
+_ACCURACIES = (("eval/avg_at_n", "avg@n"), ("eval/greedy", "greedy"))
+_AGE_TITLE = "Age of the oldest token"
+
+_SMOOTHED_SHARE = 20
+"""The moving mean spans a twentieth of the run: enough to calm the noise, too little to hide a jump."""
+
+_HEADROOM = 1.2
+"""Room above the largest value of a panel that starts at zero: the legend goes there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Panel:
+    """One picture of the sheet; `lines` are (metric name, label, colour)."""
+
+    title: str
+    unit: str
+    lines: tuple[tuple[str, str, str], ...]
+    scale: Scale = "from_zero"
+
+
+_STEP_PANELS = (
+    _Panel(
+        title="Reward",
+        unit="shaped reward",
+        scale="free",
+        lines=(
+            ("reward/generated_mean", "generated (before filtering)", BLUE),
+            ("reward/trained_mean", "trained (after filtering)", ORANGE),
+        ),
+    ),
+    _Panel(
+        title="Dynamic sampling",
+        unit="%",
+        lines=(
+            ("sampling/acceptance", "groups kept", GREEN),
+            ("sampling/all_right_fraction", "dropped: all right", BLUE),
+            ("sampling/all_wrong_fraction", "dropped: all wrong", RED),
+        ),
+    ),
+    _Panel(title="Entropy", unit="nats", lines=(("loss/entropy_nats", "policy at trained tokens", BLUE),)),
+    _Panel(
+        title="Response length",
+        unit="tokens",
+        lines=(
+            ("response/length_mean_tokens", "mean", BLUE),
+            ("response/length_max_tokens", "longest", GREY),
+        ),
+    ),
+    _Panel(
+        title="Clipped tokens",
+        unit="%",
+        lines=(
+            ("loss/clip_fraction_high", "high (1 + ε high)", BLUE),
+            ("loss/clip_fraction_low", "low (1 − ε low)", ORANGE),
+            ("loss/clip_fraction_dual", "dual (c)", RED),
+        ),
+    ),
+    _Panel(
+        title="Mismatch, KL(rollout ‖ learner)",
+        unit="nats (k3)",
+        scale="log",
+        lines=(
+            ("mismatch/k3_age0_nats", "age 0", GREEN),
+            ("mismatch/k3_age1_nats", "age 1", BLUE),
+            ("mismatch/k3_age2plus_nats", "age 2 and more", RED),
+            ("mismatch/k3_nats", "all", GREY),
+        ),
+    ),
+    _Panel(
+        title=_AGE_TITLE,
+        unit="steps",
+        lines=(
+            ("staleness/age_mean_steps", "mean over groups", BLUE),
+            ("staleness/age_max_steps", "largest", ORANGE),
+        ),
+    ),
+    _Panel(
+        title="Throughput",
+        unit="tokens/s",
+        lines=(
+            ("rollout/generated_tokens_per_s", "generated", BLUE),
+            ("learner/tokens_per_s", "trained, while training", ORANGE),
+        ),
+    ),
+)
+
+
+def draw_curves(run_dir: Path) -> Path:
+    """Writes RUN/curves.png from RUN/metrics.jsonl (and the bound in RUN/config.yaml) and returns its path."""
+    figure = curves(read_metrics(run_dir), title=run_dir.resolve().name, max_staleness=_max_staleness(run_dir))
+    path = run_dir / CURVES_FILE
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png")
+    partial.replace(path)
+    return path
+
+
+def curves(metrics: RunMetrics, *, title: str, max_staleness: int | None) -> Figure:
+    """The sheet itself; a panel without any data says so."""
+    figure = Figure(figsize=(13.5, 9.2), dpi=130, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
+    sheet = figure.subplots(3, 3)
+    accuracy, *others = sheet.flat
+    _draw_accuracy(accuracy, metrics.evaluations)
+    for axes, panel in zip(others, _STEP_PANELS, strict=True):
+        _draw_panel(axes, panel, metrics.steps)
+        if panel.title == _AGE_TITLE and max_staleness is not None:
+            _draw_bound(axes, max_staleness)
+    for axes in sheet[-1]:
+        axes.set_xlabel("steps trained", fontsize=9)
+    headline = "   ".join((title, *_changes(metrics.evaluations)))
+    figure.suptitle(headline, x=0.012, ha="left", fontsize=13, fontweight="bold")
+    return figure
+
+
+def _draw_accuracy(axes: Axes, evaluations: Sequence[Row]) -> None:
+    versions = column(evaluations, "version")
+    for (name, label), colour in zip(_ACCURACIES, (BLUE, ORANGE), strict=True):
+        values = column(evaluations, name)
+        there = np.isfinite(values)
+        if there.any():
+            axes.plot(versions[there], values[there], color=colour, marker="o", markersize=3.5, lw=1.8, label=label)
+            before = values[there][0]
+            axes.axhline(before, color=colour, lw=1, ls=(0, (4, 3)), alpha=0.6, label=f"{label} before: {before:.0%}")
+    _finish(axes, title="Held-out accuracy", unit="%", scale="from_zero")
+    axes.set_ylim(0, 1.02)
+
+
+def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
+    trained = column(rows, "step") + 1
+    for name, label, colour in panel.lines:
+        values = column(rows, name)
+        there = np.isfinite(values) & ((values > 0) | (panel.scale != "log"))
+        if not there.any():
+            continue
+        axes.plot(trained[there], values[there], color=colour, lw=0.8, alpha=0.35)
+        axes.plot(trained[there], _smooth(values[there]), color=colour, lw=1.8, label=label)
+    _finish(axes, title=panel.title, unit=panel.unit, scale=panel.scale)
+
+
+def _draw_bound(axes: Axes, bound: int) -> None:
+    axes.axhline(bound, color=RED, lw=1.2, ls=(0, (4, 3)), label=f"bound: {bound}")
+    axes.set_ylim(0, max(1, bound) * 1.35)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="best", fontsize=8, frameon=False)
+
+
+def _finish(axes: Axes, *, title: str, unit: str, scale: Scale) -> None:
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
+    axes.set_ylabel(unit, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(visible=True, color="#e5e7eb", lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if not axes.has_data():
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "no data", ha="center", va="center", color=GREY, transform=axes.transAxes)
+        return
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if unit == "%":
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    if scale == "log":
+        axes.set_yscale("log")
+    if scale == "from_zero":
+        axes.set_ylim(0, axes.dataLim.ymax * _HEADROOM if axes.dataLim.ymax > 0 else 1)
+    axes.legend(loc="best", fontsize=8, frameon=False)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """[N] -> [N] float64: centred moving mean over a twentieth of the values, shorter at both ends."""
+    half = max(1, len(values) // _SMOOTHED_SHARE) // 2
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    low = np.maximum(np.arange(len(values)) - half, 0)
+    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _changes(evaluations: Sequence[Row]) -> list[str]:
+    changes = []
+    for name, label in _ACCURACIES:
+        values = column(evaluations, name)
+        values = values[np.isfinite(values)]
+        if len(values) > 1:
+            changes.append(f"{label} {values[0]:.0%} → {values[-1]:.0%}")
+    return changes
+
+
+def _max_staleness(run_dir: Path) -> int | None:
+    """The bound in RUN/config.yaml, which is resolved, so that it stands there; None before it is written."""
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        return None
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["coordinator"]["max_staleness"]

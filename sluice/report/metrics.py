@@ -1,0 +1,64 @@
+"""Reads RUN/metrics.jsonl into columns.
+
+One JSON object a line: `{"kind": "step", "step": k, "time_s": ..., NAME: value, ...}` for every trained step and
+`{"kind": "eval", "version": v, "time_s": ..., NAME: value, ...}` for every evaluation. A learner that was restored
+trains some steps again; the later line of a step (or of an evaluated version) replaces the earlier one, so the columns
+show the surviving history. Kinds that this version does not know are left alone.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sluice.report.json_lines import JsonObject, read_json_lines
+
+METRICS_FILE = "metrics.jsonl"
+
+Row = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunMetrics:
+    """What was measured, sorted by step and by version."""
+
+    steps: tuple[Row, ...]
+    """One row a trained step; `step` is 0-based."""
+    evaluations: tuple[Row, ...]
+    """One row an evaluated version; `version` is its number."""
+    torn_lines: int
+    """Lines lost to a killed writer."""
+
+
+def read_metrics(run_dir: Path) -> RunMetrics:
+    """The metrics of a run; empty when there are none yet.
+
+    Raises:
+        ValueError: a line is an object without the number that places it.
+    """
+    path = run_dir / METRICS_FILE
+    lines = read_json_lines(path)
+    return RunMetrics(
+        steps=_latest(path, lines.objects, kind="step", key="step"),
+        evaluations=_latest(path, lines.objects, kind="eval", key="version"),
+        torn_lines=lines.torn_lines,
+    )
+
+
+def column(rows: Sequence[Row], name: str) -> np.ndarray:
+    """[len(rows)] float64: one metric over all rows, NaN where it is absent."""
+    return np.array([row.get(name, math.nan) for row in rows], dtype=np.float64)
+
+
+def _latest(path: Path, objects: Sequence[JsonObject], *, kind: str, key: str) -> tuple[Row, ...]:
+    rows: dict[float, Row] = {}
+    for record in objects:
+        if record.get("kind") != kind:
+            continue
+        row = {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
+        if key not in row:
+            raise ValueError(f"{path}: a line of kind {kind!r} must have a number {key!r}, got {record.get(key)!r}")
+        rows[row[key]] = row
+    return tuple(rows[place] for place in sorted(rows))

@@ -1,0 +1,154 @@
+"""The closing account of a run: RUN/summary.json for scripts, a table for people.
+
+The keys of summary.json are part of the outside contract. A figure that does not exist (no evaluation, no step
+trained) is null there and '–' in the table, never zero.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sluice.report.figures import ABSENT, duration, fraction, number, quantity
+from sluice.report.json_lines import JsonObject
+from sluice.report.metrics import column, read_metrics
+from sluice.v1 import coordinator_pb2 as pb
+
+SUMMARY_FILE = "summary.json"
+
+_NOT_IN_GROUPS = frozenset({"generated_tokens", "trained_tokens", "lost_tokens"})
+"""Fields of the ledger that count tokens."""
+
+
+def build_summary(*, status: pb.GetStatusResponse, run_dir: Path, wall_s: float, exact_dapo: bool) -> JsonObject:
+    """The content of summary.json for a run that has ended; staleness comes from RUN/metrics.jsonl.
+
+    `steps` counts trained steps and `versions` the weights they made (version 0 was there before). `wall_s` runs from
+    the start of the run, `train_wall_s` from its first admitted group. `staleness` is in steps: the age of a trained
+    group's oldest token, its largest value and its mean (every step trains as many groups). `accuracy.before` is the
+    first evaluation and `accuracy.after` the last, null unless there are two.
+    """
+    evaluations = status.evaluations
+    return {
+        "steps": status.step,
+        "wall_s": wall_s,
+        "train_wall_s": status.train_wall_s,
+        "accuracy": {
+            "before": _accuracy(evaluations[0]) if evaluations else _accuracy(None),
+            "after": _accuracy(evaluations[-1]) if len(evaluations) > 1 else _accuracy(None),
+        },
+        "tokens": {"generated": status.ledger.generated_tokens, "trained": status.ledger.trained_tokens},
+        "groups": _groups(status.ledger),
+        "staleness": _staleness(run_dir),
+        "versions": status.version.number,
+        "exact_dapo": exact_dapo,
+    }
+
+
+def write_summary(summary: JsonObject, *, run_dir: Path) -> Path:
+    """Writes RUN/summary.json whole or not at all: a crash leaves what was there before."""
+    path = run_dir / SUMMARY_FILE
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(summary, file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return path
+
+
+def print_summary(console: Console, *, status: pb.GetStatusResponse, summary: JsonObject, run_dir: Path) -> None:
+    """The closing table: before and after, whether the ledger closed, where the files are."""
+    console.print(_outcome(status))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, value in _lines(summary):
+        table.add_row(name, value)
+    table.add_row("files", Text(", ".join(_files(run_dir)) or ABSENT))
+    table.add_row("in", Text(str(run_dir), overflow="fold"))
+    console.print(table)
+
+
+def _outcome(status: pb.GetStatusResponse) -> Text:
+    state = pb.RunState.Name(status.state).removeprefix("RUN_STATE_").lower()
+    style = "bold green" if status.state == pb.RUN_STATE_FINISHED else "bold red"
+    return Text.assemble((state, style), f": {status.reason}" if status.reason else "")
+
+
+def _lines(summary: JsonObject) -> list[tuple[str, Text]]:
+    before, after = summary["accuracy"]["before"], summary["accuracy"]["after"]
+    staleness, tokens, groups = summary["staleness"], summary["tokens"], summary["groups"]
+    wall, train_wall = duration(summary["wall_s"]), duration(summary["train_wall_s"])
+    return [
+        (f"held-out avg@{after['n'] or before['n'] or 'n'}", _change(before["avg"], after["avg"])),
+        ("held-out greedy", _change(before["greedy"], after["greedy"])),
+        ("steps", Text(f"{summary['steps']} in {train_wall} ({wall} with start and evaluation)")),
+        ("tokens", Text(f"{quantity(tokens['generated'])} generated, {quantity(tokens['trained'])} trained")),
+        ("age", Text(f"{number(_float(staleness['mean']), 2)} mean, {number(_float(staleness['max']))} max, in steps")),
+        ("algorithm", Text("exact DAPO" if summary["exact_dapo"] else "not exact DAPO")),
+        ("groups", _ledger_line(groups)),
+    ]
+
+
+def _ledger_line(groups: JsonObject) -> Text:
+    filtered = sum(count for term, count in groups.items() if term.startswith("filtered_"))
+    failed = sum(groups["failed"].values())
+    others = {
+        "stale": groups["stale"],
+        "failed": failed,
+        "surplus": groups["surplus"],
+        "abandoned": groups["abandoned"],
+    }
+    counts = f"{groups['admitted']} admitted, {groups['trained']} trained, {filtered} without signal" + "".join(
+        f", {count} {term}" for term, count in others.items() if count
+    )
+    verdict = ("ledger closed", "green") if groups["closed"] else ("LEDGER NOT CLOSED", "bold red")
+    return Text.assemble(counts, "; ", verdict)
+
+
+def _change(before: float | None, after: float | None) -> Text:
+    return Text.assemble(fraction(_float(before)), " → ", (fraction(_float(after)), "bold"))
+
+
+def _files(run_dir: Path) -> list[str]:
+    promised = ("model", "curves.png", SUMMARY_FILE, "samples.jsonl", "metrics.jsonl", "config.yaml", "ledger", "logs")
+    return [name for name in promised if (run_dir / name).exists()]
+
+
+def _accuracy(evaluation: pb.Evaluation | None) -> JsonObject:
+    if evaluation is None:
+        return {"greedy": None, "avg": None, "n": None}
+    return {
+        "greedy": _finite(evaluation.greedy),
+        "avg": _finite(evaluation.avg_at_n),
+        "n": evaluation.n,
+    }
+
+
+def _groups(ledger: pb.Ledger) -> JsonObject:
+    terms = (field.name for field in pb.Ledger.DESCRIPTOR.fields if field.name not in _NOT_IN_GROUPS)
+    return {term: dict(ledger.failed) if term == "failed" else getattr(ledger, term) for term in terms}
+
+
+def _staleness(run_dir: Path) -> JsonObject:
+    steps = read_metrics(run_dir).steps
+    largest, mean = column(steps, "staleness/age_max_steps"), column(steps, "staleness/age_mean_steps")
+    return {
+        "max": _finite(float(np.nanmax(largest)) if np.isfinite(largest).any() else math.nan),
+        "mean": _finite(float(np.nanmean(mean)) if np.isfinite(mean).any() else math.nan),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,147 @@
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from sluice.report.summary import build_summary, print_summary, write_summary
+from sluice.v1 import common_pb2
+from sluice.v1 import coordinator_pb2 as pb
+
+
+def finished_run(**changes):
+    status = pb.GetStatusResponse(
+        state=pb.RUN_STATE_FINISHED,
+        step=100,
+        total_steps=100,
+        train_wall_s=71.5,
+        version=common_pb2.PolicyVersion(lineage="a", number=100),
+        ledger=pb.Ledger(
+            admitted=5003,
+            trained=3200,
+            filtered_all_right=1400,
+            filtered_all_wrong=390,
+            abandoned=10,
+            failed={"score_timeout": 3},
+            closed=True,
+            generated_tokens=1_102_000,
+            trained_tokens=703_000,
+        ),
+        evaluations=[
+            pb.Evaluation(avg_at_n=0.2, greedy=0.72, n=8),
+            pb.Evaluation(avg_at_n=0.5, greedy=0.8, n=4),
+            pb.Evaluation(avg_at_n=0.85, greedy=0.97, n=8),
+        ],
+    )
+    status.MergeFrom(pb.GetStatusResponse(**changes))
+    return status
+
+
+def write_ages(run_dir):
+    rows = [
+        {"kind": "step", "step": k, "staleness/age_mean_steps": mean, "staleness/age_max_steps": largest}
+        for k, (mean, largest) in enumerate([(0.0, 0), (0.5, 1), (1.0, 1)])
+    ]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def summarise(run_dir, status=None):
+    return build_summary(status=status or finished_run(), run_dir=run_dir, wall_s=95.25, exact_dapo=True)
+
+
+def test_the_summary_has_exactly_the_keys_of_the_contract(tmp_path):
+    write_ages(tmp_path)
+    assert summarise(tmp_path) == {
+        "steps": 100,
+        "wall_s": 95.25,
+        "train_wall_s": 71.5,
+        "accuracy": {
+            "before": {"greedy": 0.72, "avg": 0.2, "n": 8},
+            "after": {"greedy": 0.97, "avg": 0.85, "n": 8},
+        },
+        "tokens": {"generated": 1_102_000, "trained": 703_000},
+        "groups": {
+            "admitted": 5003,
+            "trained": 3200,
+            "assigned": 0,
+            "queued": 0,
+            "scored": 0,
+            "in_flight": 0,
+            "pending": 0,
+            "filtered_all_right": 1400,
+            "filtered_all_wrong": 390,
+            "filtered_other": 0,
+            "stale": 0,
+            "surplus": 0,
+            "rollback": 0,
+            "failed": {"score_timeout": 3},
+            "abandoned": 10,
+            "closed": True,
+        },
+        "staleness": {"max": 1.0, "mean": 0.5},
+        "versions": 100,
+        "exact_dapo": True,
+    }
+
+
+def test_what_does_not_exist_is_null_and_never_zero(tmp_path):
+    summary = summarise(tmp_path, pb.GetStatusResponse(state=pb.RUN_STATE_FAILED))
+    nothing = {"greedy": None, "avg": None, "n": None}
+    assert summary["accuracy"] == {"before": nothing, "after": nothing}
+    assert summary["staleness"] == {"max": None, "mean": None}
+
+
+def test_one_evaluation_is_a_before_without_an_after(tmp_path):
+    status = pb.GetStatusResponse(evaluations=[pb.Evaluation(avg_at_n=0.2, greedy=math.nan, n=8)])
+    accuracy = summarise(tmp_path, status)["accuracy"]
+    assert accuracy["before"] == {"greedy": None, "avg": 0.2, "n": 8}
+    assert accuracy["after"]["avg"] is None
+
+
+def test_the_file_holds_the_summary_and_replaces_an_older_one_whole(tmp_path):
+    (tmp_path / "summary.json").write_text("older and longer" * 1000)
+    summary = summarise(tmp_path)
+    path = write_summary(summary, run_dir=tmp_path)
+    assert json.loads(path.read_text()) == summary
+    assert [child.name for child in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_summary_that_is_not_json_leaves_the_older_one_standing(tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_summary({"steps": math.nan}, run_dir=tmp_path)
+    assert (tmp_path / "summary.json").read_text() == "{}"
+
+
+def closing_table(run_dir, status):
+    console = Console(width=140, file=io.StringIO(), record=True)
+    print_summary(console, status=status, summary=summarise(run_dir, status), run_dir=run_dir)
+    return console.export_text()
+
+
+def test_the_closing_table_says_what_came_of_the_run(tmp_path):
+    write_ages(tmp_path)
+    text = closing_table(tmp_path, finished_run())
+    for part in (
+        "finished",
+        "held-out avg@8",
+        ".20 → .85",
+        ".72 → .97",
+        "100 in 1:12 (1:35 with start and evaluation)",
+        "1.1M generated, 703k trained",
+        "0.5 mean, 1 max",
+        "exact DAPO",
+        "5003 admitted, 3200 trained, 1790 without signal, 3 failed, 10 abandoned; ledger closed",
+        "metrics.jsonl",
+        tmp_path.name,
+    ):
+        assert part in text, part
+
+
+def test_an_open_ledger_and_a_failure_are_not_hidden(tmp_path):
+    status = finished_run(reason="learner: died 4 times")
+    status.state, status.ledger.closed = pb.RUN_STATE_FAILED, False
+    text = closing_table(tmp_path, status)
+    assert "failed: learner: died 4 times" in text
+    assert "LEDGER NOT CLOSED" in text
