@@ -16,7 +16,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 class Section(BaseModel):
     """Base of every part: frozen, no unknown keys, defaults validated too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -137,7 +137,9 @@ class RewardConfig(Section):
 class LearnerConfig(Section):
     """Training."""
 
-    mini_batch_size: PositiveInt = Field(default=512, description="groups an optimizer update")
+    mini_batch_size: PositiveInt | None = Field(
+        default=None, description="groups an optimizer update; default data.train_batch_size"
+    )
     lr: PositiveFloat = 1e-6
     warmup_steps: NonNegativeInt = Field(default=20, description="linear warm-up in steps")
     weight_decay: NonNegativeFloat = 0.1
@@ -171,7 +173,7 @@ class CoordinatorConfig(Section):
         default=300.0, description="longest time without any usable rollout or reward"
     )
     queue_max_bytes: PositiveInt = Field(
-        default=1 << 30, description="accepted payloads kept in Redis; then admission waits"
+        default=4 << 30, description="accepted payloads kept in Redis; then admission waits"
     )
 
 
@@ -249,10 +251,25 @@ class Config(Section):
         return self.data.gen_batch_size or self.data.train_batch_size
 
     @property
+    def mini_batch_size(self) -> int:
+        """Groups an optimizer update."""
+        return self.learner.mini_batch_size or self.data.train_batch_size
+
+    @property
+    def largest_batch_bytes(self) -> int:
+        """A batch whose completions all have max_response_length: an id and a log-probability a token."""
+        return self.data.train_batch_size * self.rollout.n * self.data.max_response_length * 8
+
+    @property
     def exact_dapo(self) -> bool:
         """Whether nothing departs from the paper's algorithm."""
         filters = self.algorithm.filter_groups
-        return filters.enable and filters.metric == "acc" and self.algorithm.loss_agg_mode == "token-mean"
+        return (
+            filters.enable
+            and filters.metric == "acc"
+            and self.algorithm.loss_agg_mode == "token-mean"
+            and self.algorithm.norm_adv_by_std_in_grpo
+        )
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "Config":
@@ -273,10 +290,15 @@ class Config(Section):
                 f"data.gen_batch_size: must be >= data.train_batch_size ({data.train_batch_size}), "
                 f"got {self.gen_batch_size}"
             )
-        if self.learner.mini_batch_size > data.train_batch_size:
+        if self.mini_batch_size > data.train_batch_size:
             problems.append(
                 f"learner.mini_batch_size: must be <= data.train_batch_size ({data.train_batch_size}), "
-                f"got {self.learner.mini_batch_size}"
+                f"got {self.mini_batch_size}"
+            )
+        if self.largest_batch_bytes > self.coordinator.queue_max_bytes:
+            problems.append(
+                "coordinator.queue_max_bytes: must hold at least the largest possible batch, "
+                f"{self.largest_batch_bytes} bytes, got {self.coordinator.queue_max_bytes}; admission would wait forever"
             )
         if problems:
             raise ValueError("\n".join(problems))

@@ -1302,7 +1302,7 @@ class BatchHeader(_message.Message):
     groups: _builtins.int
     """Groups that follow."""
     digest: _builtins.str
-    """blake3 over the group ids, in order, hex."""
+    """blake3 over the batch as it is stored, hex."""
     def __init__(
         self,
         *,

@@ -1,0 +1,97 @@
+"""Prompts from JSON Lines and Parquet files, without duplicates.
+
+Duplicates are removed because published sets carry them by mistake (the hosted DAPO-Math-17k repeats its 17 thousand
+prompts a hundred times), and "one epoch" must mean one epoch. The first of several equal prompts stays.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.coordinator.prompts.rows import COLUMNS, REQUIRED_COLUMNS, PromptRow, parse_row
+from sluice.errors import DataError
+
+SUFFIXES = (".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileSource:
+    """The rows of one or more files, in the order they are written."""
+
+    rows: tuple[PromptRow, ...]
+    duplicates: int
+    """Rows left out because an earlier one has the same data source and prompt."""
+    conflicts: int
+    """Those duplicates whose ground truth differs from the one that stayed: a flaw of the data set."""
+
+    @property
+    def size(self) -> int:
+        """Number of rows that stayed."""
+        return len(self.rows)
+
+    def row(self, index: int) -> PromptRow:
+        """Row `index`, 0-based."""
+        return self.rows[index]
+
+    def describe(self) -> dict[str, str | int]:
+        """Counts for the log at start."""
+        return {"rows": self.size, "duplicates_removed": self.duplicates, "conflicting_answers": self.conflicts}
+
+
+def read_files(paths: Sequence[str]) -> FileSource:
+    """Reads all files and removes duplicates across them. Raises DataError naming file, row and what is wrong."""
+    kept: dict[str, PromptRow] = {}
+    read = conflicts = 0
+    for path in paths:
+        for row in _read_file(Path(path).expanduser()):
+            read += 1
+            first = kept.setdefault(row.prompt_id, row)
+            conflicts += first.ground_truth != row.ground_truth
+    if not kept:
+        raise DataError(f"{', '.join(paths)}: no prompts; a data set must have at least one row")
+    return FileSource(rows=tuple(kept.values()), duplicates=read - len(kept), conflicts=conflicts)
+
+
+def _read_file(path: Path) -> Iterator[PromptRow]:
+    if path.suffix not in SUFFIXES:
+        raise DataError(
+            f"{path}: must end in {' or '.join(SUFFIXES)}, or be reasoning-gym:TASK or mixadd3:SPLIT, got {path.name!r}"
+        )
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    raw_rows = _json_lines(path) if path.suffix == ".jsonl" else _parquet(path)
+    return (parse_row(raw, where=where) for where, raw in raw_rows)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields `FILE: line N` and the parsed line; empty lines are passed over."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                where = f"{path}: line {number}"
+                try:
+                    yield where, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{where}: not valid JSON: {error}") from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields `FILE: row N` (0-based) and the row, a batch in memory at a time."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            missing = [name for name in REQUIRED_COLUMNS if name not in columns]
+            if missing:
+                raise DataError(f"{path}: must have columns {', '.join(missing)}, got {', '.join(columns)}")
+            number = 0
+            for batch in file.iter_batches(columns=[name for name in COLUMNS if name in columns]):
+                for raw in batch.to_pylist():
+                    yield f"{path}: row {number}", raw
+                    number += 1
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from error

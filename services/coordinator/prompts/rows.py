@@ -1,0 +1,157 @@
+"""One prompt as its author wrote it, before any template or tokenizer, and the check that it is well formed.
+
+The columns are verl's: `data_source`, `prompt` (a chat list or plain text), `reward_model.ground_truth` and `extra_info`;
+`ability` and `reward_model.style` are accepted and not used.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sluice.errors import DataError
+
+COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
+REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptRow:
+    """One row of a data set."""
+
+    data_source: str
+    prompt: str | tuple[Message, ...]
+    ground_truth: str
+    """A string as it stands, anything else as JSON."""
+    extra_info_json: str = ""
+    """Empty when the row has none."""
+    prompt_id: str = field(init=False)
+    """Hash of data source and prompt: rows that share it are duplicates."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt_id", _prompt_id(self.data_source, self.prompt))
+
+
+class PromptSource(Protocol):
+    """Rows by index; the same index gives the same row in every process."""
+
+    @property
+    def size(self) -> int | None:
+        """Number of rows; None when endless."""
+        ...
+
+    def row(self, index: int) -> PromptRow:
+        """Row `index`, 0-based. Raises DataError when there is none."""
+        ...
+
+    def describe(self) -> dict[str, str | int]:
+        """Facts for the log at start."""
+        ...
+
+
+def parse_row(raw: object, *, where: str) -> PromptRow:
+    """Checks one row with verl's columns. Raises DataError that starts with `where` and says what is wrong."""
+    try:
+        if not isinstance(raw, Mapping):
+            raise DataError(f"must be an object with {', '.join(REQUIRED_COLUMNS)}, got {_short(raw)}")
+        return PromptRow(
+            data_source=_text(raw.get("data_source"), "data_source"),
+            prompt=_prompt(raw.get("prompt")),
+            ground_truth=_ground_truth(raw.get("reward_model")),
+            extra_info_json=_extra_info(raw.get("extra_info")),
+        )
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def parse_submitted(raw: Mapping[str, str]) -> PromptRow:
+    """A prompt that a user submits to a running run, every field a string. Raises DataError.
+
+    `prompt` is plain text or a JSON chat list; `extra_info` is JSON or empty; `data_source` and `ground_truth` as above.
+    """
+    prompt = raw["prompt"]
+    chat = None
+    if prompt.lstrip().startswith("["):
+        with contextlib.suppress(json.JSONDecodeError):  # then it is text that happens to start with a bracket
+            chat = json.loads(prompt)
+    return PromptRow(
+        data_source=_text(raw["data_source"], "data_source"),
+        prompt=_prompt(chat if _looks_like_chat(chat) else prompt),
+        ground_truth=raw["ground_truth"],
+        extra_info_json=_checked_json(raw["extra_info"]),
+    )
+
+
+def _looks_like_chat(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
+
+
+def _prompt(raw: object) -> str | tuple[Message, ...]:
+    if isinstance(raw, str):
+        return _text(raw, "prompt")
+    if not isinstance(raw, list) or not raw:
+        raise DataError(f"prompt: must be text or a chat list of {{role, content}}, got {_short(raw)}")
+    return tuple([_message(turn) for turn in raw])
+
+
+def _message(raw: object) -> Message:
+    """Columnar files fill absent keys with null, so only keys with a value are unknown."""
+    if not isinstance(raw, Mapping):
+        raise DataError(f"prompt: every turn must be an object with role and content, got {_short(raw)}")
+    unknown = sorted(str(key) for key, value in raw.items() if value is not None and key not in ("role", "content"))
+    if unknown:
+        raise DataError(f"prompt: a turn must have role and content only, got also {', '.join(unknown)}")
+    return Message(role=_text(raw.get("role"), "prompt: role"), content=_text(raw.get("content"), "prompt: content"))
+
+
+def _ground_truth(reward_model: object) -> str:
+    value = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
+    if value is None:
+        raise DataError(f"reward_model.ground_truth: must be given, got reward_model = {_short(reward_model)}")
+    return value if isinstance(value, str) else _to_json(value, "reward_model.ground_truth")
+
+
+def _extra_info(value: object) -> str:
+    return "" if value is None else _to_json(value, "extra_info")
+
+
+def _checked_json(text: str) -> str:
+    try:
+        return _extra_info(json.loads(text)) if text else ""
+    except json.JSONDecodeError as error:
+        raise DataError(f"extra_info: must be JSON or empty: {error}") from error
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{name}: must be non-empty text, got {_short(value)}")
+    return value
+
+
+def _to_json(value: object, name: str) -> str:
+    try:
+        return _encode(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}: must be representable as JSON: {error}") from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _prompt_id(data_source: str, prompt: str | tuple[Message, ...]) -> str:
+    content = prompt if isinstance(prompt, str) else [[message.role, message.content] for message in prompt]
+    return hashlib.blake2b(_encode([data_source, content]).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,107 @@
+"""The endless stream of prompts that a run takes from, and the fixed set that an evaluation uses.
+
+A position counts along the order of prompts. The stream keeps none: whoever holds the cursor (Redis) decides where it
+stands, and the same position gives the same prompt in every process. Prompts longer than `data.max_prompt_length` are
+skipped and counted, never truncated.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from services.coordinator.prompts.order import row_index
+from services.coordinator.prompts.render import Prompt, Renderer, load_tokenizer
+from services.coordinator.prompts.rows import PromptRow, PromptSource, parse_submitted
+from services.coordinator.prompts.sources import open_source
+from sluice.config.schema import Config
+from sluice.errors import DataError
+
+# Prompts of an endless source that may be too long in a row; of a finite one, as many as surely hold a whole epoch.
+_MOST_SKIPS_IN_A_ROW = 10_000
+# Evaluation prompts do not depend on run.seed, so that runs with different seeds are measured alike.
+_HELD_OUT_SEED = 0
+
+
+class PromptStream:
+    """Prompts of one source in their order."""
+
+    def __init__(
+        self, source: PromptSource, *, renderer: Renderer, seed: int, shuffle: bool, max_prompt_length: int
+    ) -> None:
+        self._source, self._renderer = source, renderer
+        self._seed, self._shuffle = seed, shuffle
+        self._max_prompt_length = max_prompt_length
+        self.too_long = 0
+        """How often a prompt was passed over because of its length, in this process."""
+
+    @classmethod
+    def open(cls, config: Config, *, split: Literal["train", "val"]) -> "PromptStream":
+        """The prompts of `data.train_files` or, as they are stored, of `data.val_files`; reading may take seconds.
+
+        Raises:
+            DataError: a data set is missing, empty or malformed.
+            ConfigError: the model has no tokenizer, or no chat template where one is to be applied.
+        """
+        data, held_out = config.data, split == "val"
+        seed = _HELD_OUT_SEED if held_out else config.run.seed
+        return cls(
+            open_source(data.val_files if held_out else data.train_files, seed=seed, held_out=held_out),
+            renderer=Renderer(load_tokenizer(config.model.path), template=data.template),
+            seed=seed,
+            shuffle=data.shuffle and not held_out,
+            max_prompt_length=data.max_prompt_length,
+        )
+
+    def next(self, position: int) -> tuple[Prompt, int]:
+        """The first prompt at or after `position` that fits, and the position after it. Raises DataError if none fits."""
+        # A row may stand early in one epoch and late in the next, almost two epochs on.
+        attempts = 2 * self._source.size - 1 if self._source.size else _MOST_SKIPS_IN_A_ROW
+        for candidate in range(position, position + attempts):
+            prompt = self._fitting(self._row(candidate))
+            if prompt is not None:
+                return prompt, candidate + 1
+        raise DataError(
+            f"data.max_prompt_length: must be larger, none of {attempts} prompts in a row has at most "
+            f"{self._max_prompt_length} tokens"
+        )
+
+    def take(self, n: int) -> list[Prompt]:
+        """The first `n` prompts that fit; fewer when one epoch has fewer."""
+        prompts: list[Prompt] = []
+        for position in range(self._source.size or n + _MOST_SKIPS_IN_A_ROW):
+            if len(prompts) == n:
+                break
+            prompt = self._fitting(self._row(position))
+            if prompt is not None:
+                prompts.append(prompt)
+        return prompts
+
+    def render(self, submitted: Mapping[str, str]) -> Prompt:
+        """Renders what a user submits (see `parse_submitted`). Raises DataError, also when it is too long."""
+        prompt = self._renderer.render(parse_submitted(submitted))
+        if len(prompt.token_ids) > self._max_prompt_length:
+            raise DataError(
+                f"prompt: must have at most data.max_prompt_length = {self._max_prompt_length} tokens, "
+                f"got {len(prompt.token_ids)}"
+            )
+        return prompt
+
+    def describe(self) -> dict[str, str | int]:
+        """Facts for the log at start, with the first prompt as the model sees it. Raises DataError if none fits."""
+        example, _ = self.next(0)
+        return {
+            **self._source.describe(),
+            "example_text": example.text,
+            "example_tokens": len(example.token_ids),
+            "skipped_too_long": self.too_long,
+        }
+
+    def _row(self, position: int) -> PromptRow:
+        _, row = row_index(position, size=self._source.size, seed=self._seed, shuffle=self._shuffle)
+        return self._source.row(row)
+
+    def _fitting(self, row: PromptRow) -> Prompt | None:
+        prompt = self._renderer.render(row)
+        if len(prompt.token_ids) > self._max_prompt_length:
+            self.too_long += 1
+            return None
+        return prompt

@@ -1,0 +1,115 @@
+"""`sluice config`: shows a resolved recipe, checks one, translates one from verl."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `config show`, `config check` and `config from-verl`."""
+    config = commands.add_parser("config", help="show, check or translate a recipe")
+    verbs = config.add_subparsers(dest="verb", required=True, metavar="VERB")
+    show = verbs.add_parser("show", help="print the resolved recipe", description="Prints the resolved recipe as YAML.")
+    _add_recipe_flags(show)
+    show.set_defaults(run=_show)
+    check = verbs.add_parser(
+        "check", help="check a recipe, print what follows from it", description="Checks a recipe without running it."
+    )
+    _add_recipe_flags(check)
+    check.set_defaults(run=_check)
+    verl = verbs.add_parser(
+        "from-verl",
+        help="translate a verl configuration",
+        description="Translates a verl configuration into a recipe; what it means goes to stderr.",
+    )
+    verl.add_argument(
+        "source", nargs="+", metavar="FILE | KEY=VALUE", help="a YAML file, a file of KEY=VALUE lines, or the settings"
+    )
+    verl.add_argument("-o", "--out", type=Path, default=None, help="write the recipe here instead of to stdout")
+    verl.set_defaults(run=_from_verl)
+
+
+def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-c", "--config", type=Path, default=None, help="recipe (YAML)")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
+
+
+def _show(args: argparse.Namespace) -> int:
+    from sluice.config.load import dump_config, load_config
+
+    print(dump_config(load_config(args.config, overrides=args.overrides, environ=os.environ)), end="")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from sluice.config.load import load_config
+
+    print_derived(load_config(args.config, overrides=args.overrides, environ=os.environ))
+    return 0
+
+
+def print_derived(config: Any) -> None:
+    """Prints the numbers that follow from a recipe, one a line."""
+    from sluice.config.derived import derived_table
+
+    table = derived_table(config)
+    widths = [max(len(row[column]) for row in table) for column in (0, 1)]
+    for name, value, how in table:
+        print(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {how}")
+    if not config.exact_dapo:
+        print("not exact DAPO: see algorithm.filter_groups and algorithm.loss_agg_mode")
+
+
+def _from_verl(args: argparse.Namespace) -> int:
+    from sluice.config.verl import from_verl
+    from sluice.config.yaml_text import print_yaml
+
+    translation = from_verl(_source(args.source))
+    for note in translation.notes:
+        print(note, file=sys.stderr)
+    recipe = print_yaml(translation.config_tree)
+    if args.out is None:
+        print(recipe, end="")
+    else:
+        args.out.write_text(recipe, encoding="utf-8")
+    return 0
+
+
+def _source(arguments: Sequence[str]) -> Mapping[str, Any] | Sequence[str]:
+    """The settings themselves, or those in the one file that is named."""
+    if "=" in arguments[0]:
+        return arguments
+    from sluice.errors import ConfigError
+
+    if len(arguments) > 1:
+        raise ConfigError(f"from-verl: must be one file or KEY=VALUE settings, got {' '.join(arguments)}")
+    path = Path(arguments[0])
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    return read_settings(text, where=str(path))
+
+
+def read_settings(text: str, *, where: str) -> Mapping[str, Any] | Sequence[str]:
+    """A YAML mapping, a YAML list (hydra's overrides.yaml), or KEY=VALUE lines as a shell command has them.
+
+    Raises:
+        ConfigError: the text is none of these.
+    """
+    import shlex
+
+    from sluice.config.yaml_text import parse_yaml
+    from sluice.errors import ConfigError
+
+    lines = [line.strip().removesuffix("\\").strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if lines and all("=" in line.split(":")[0] and not line.startswith("-") for line in lines):
+        return [setting for line in lines for setting in shlex.split(line)]
+    tree = parse_yaml(text, where=where)
+    if isinstance(tree, Mapping) or (isinstance(tree, list) and all(isinstance(item, str) for item in tree)):
+        return tree
+    raise ConfigError(f"{where}: must be a YAML mapping, a YAML list of KEY=VALUE or lines of KEY=VALUE")

@@ -1,0 +1,86 @@
+"""The numbers that follow from a configuration and that its names do not say: what a step, an update and an age are."""
+
+from sluice.config.schema import Config
+
+
+def derived_table(config: Config) -> list[tuple[str, str, str]]:
+    """(name, value, how it follows), for people to read before a run starts."""
+    return [(name, f"{value:,}", how) for name, value, how in (*_step(config), *_flight(config), *_run(config))]
+
+
+def updates_per_step(config: Config) -> int:
+    """Optimizer updates a step; the last one is smaller where the groups do not divide."""
+    return -(-config.data.train_batch_size // config.mini_batch_size)
+
+
+def longest_sequence_tokens(config: Config) -> int:
+    """Prompt and completion at their limits."""
+    return config.data.max_prompt_length + config.data.max_response_length
+
+
+def most_groups_in_flight(config: Config) -> int:
+    """Groups that may be generated or scored at once: the cap, and no more than may still be trained in time."""
+    if config.coordinator.max_staleness == 0:
+        return config.gen_batch_size
+    in_time = (config.coordinator.max_staleness + 1) * config.data.train_batch_size
+    return min(config.gen_batch_size, in_time)
+
+
+def _step(config: Config) -> list[tuple[str, int, str]]:
+    n, batch, mini = config.rollout.n, config.data.train_batch_size, config.mini_batch_size
+    return [
+        ("groups per step", batch, "data.train_batch_size"),
+        ("sequences per step", batch * n, f"data.train_batch_size x rollout.n = {batch} x {n}"),
+        ("groups per optimizer update", mini, "learner.mini_batch_size"),
+        ("sequences per optimizer update", mini * n, f"learner.mini_batch_size x rollout.n = {mini} x {n}"),
+        (
+            "optimizer updates per step",
+            updates_per_step(config),
+            f"data.train_batch_size / learner.mini_batch_size = {batch} / {mini}, rounded up",
+        ),
+    ]
+
+
+def _flight(config: Config) -> list[tuple[str, int, str]]:
+    groups, longest = most_groups_in_flight(config), longest_sequence_tokens(config)
+    sequences = groups * config.rollout.n
+    return [
+        (
+            "longest sequence, tokens",
+            longest,
+            f"data.max_prompt_length + data.max_response_length = "
+            f"{config.data.max_prompt_length} + {config.data.max_response_length}",
+        ),
+        (
+            "groups in flight at most",
+            groups,
+            "data.gen_batch_size"
+            if config.coordinator.max_staleness == 0
+            else "data.gen_batch_size, and no more than (coordinator.max_staleness + 1) x data.train_batch_size",
+        ),
+        ("sequences in flight at most", sequences, f"groups in flight x rollout.n = {groups} x {config.rollout.n}"),
+        ("tokens in flight at most", sequences * longest, f"sequences in flight x longest = {sequences} x {longest}"),
+    ]
+
+
+def _run(config: Config) -> list[tuple[str, int, str]]:
+    age, updates, steps = config.coordinator.max_staleness, updates_per_step(config), config.run.total_steps
+    return [
+        ("maximum age, steps", age, "coordinator.max_staleness"),
+        (
+            "maximum age, optimizer updates",
+            (age + 1) * updates - 1,
+            f"age x updates per step + those before it in its own step = {age} x {updates} + {updates - 1}",
+        ),
+        (
+            "warm-up, optimizer updates",
+            config.learner.warmup_steps * updates,
+            "learner.warmup_steps x updates per step",
+        ),
+        ("optimizer updates of the run", steps * updates, f"run.total_steps x updates per step = {steps} x {updates}"),
+        (
+            "sequences of the run",
+            steps * config.data.train_batch_size * config.rollout.n,
+            "run.total_steps x sequences per step",
+        ),
+    ]

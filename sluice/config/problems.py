@@ -1,0 +1,138 @@
+"""Words for what is wrong with a configuration: where it stands, the key, the rule, the value, and a near miss."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from sluice.config.schema import Config
+
+# A message of a validator in schema.py starts with the key it is about.
+_LEADING_KEY = re.compile(r"^([a-z_0-9]+(?:\.[a-z_0-9]+)*): ")
+
+_RULES = {
+    "greater_than": "must be > {gt:g}",
+    "greater_than_equal": "must be >= {ge:g}",
+    "less_than": "must be < {lt:g}",
+    "less_than_equal": "must be <= {le:g}",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_pattern_mismatch": "must match {pattern}",
+    "literal_error": "must be {expected}",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a section with keys of its own",
+    "model_attributes_type": "must be a section with keys of its own",
+    "too_short": "must have at least {min_length} items",
+    "too_long": "must have at most {max_length} items",
+}
+"""The rule behind each of pydantic's error types; its own words for any other."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Origins:
+    """Which layer (a file, a variable, an override) set which key."""
+
+    default: str
+    """Named for keys that no layer set."""
+    _by_path: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    def record(self, path: tuple[str, ...], name: str) -> None:
+        """Layer `name` set `path`, and all below it."""
+        self._by_path = {known: layer for known, layer in self._by_path.items() if known[: len(path)] != path}
+        self._by_path[path] = name
+
+    def of(self, path: Sequence[str]) -> str:
+        """The layer that set `path`, or the last one that set something in it."""
+        path = tuple(path)
+        for length in range(len(path), 0, -1):
+            if path[:length] in self._by_path:
+                return self._by_path[path[:length]]
+        below = [layer for known, layer in self._by_path.items() if path and known[: len(path)] == path]
+        return below[-1] if below else self.default
+
+
+def problems_of(error: ValidationError, origins: Origins) -> list[str]:
+    """One line a problem, `recipe.yaml: learner.lr: must be > 0, got -1`."""
+    lines: list[str] = []
+    for details in error.errors(include_url=False):
+        for key, text in _texts(details):
+            lines.append(f"{origins.of(key.split('.'))}: {key}: {text}" if key else f"{origins.default}: {text}")
+    return lines
+
+
+def nearest_key(key: str) -> str | None:
+    """The key of the schema that was most likely meant by an unknown dotted one."""
+    keys = schema_keys()
+    section, _, name = key.rpartition(".")
+    siblings = {known.rpartition(".")[2]: known for known in keys if known.rpartition(".")[0] == section}
+    by_name = difflib.get_close_matches(name, siblings, n=1)
+    if by_name:
+        return siblings[by_name[0]]
+    elsewhere = [known for known in keys if known.rpartition(".")[2] == name]
+    not_above = [known for known in keys if not key.startswith(f"{known}.")]
+    close = elsewhere or difflib.get_close_matches(key, not_above, n=1, cutoff=0.7)
+    return close[0] if close else None
+
+
+def schema_keys() -> list[str]:
+    """Every dotted key of the schema, sections included."""
+    return list(_keys_below(Config, ""))
+
+
+def _keys_below(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _keys_below(info.annotation, f"{prefix}{name}.")
+
+
+def _texts(details: ErrorDetails) -> Iterator[tuple[str, str]]:
+    """(dotted key, what is wrong) of one of pydantic's errors; a validator of ours may report several."""
+    key = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "value_error":
+        for line in details["msg"].removeprefix("Value error, ").splitlines():
+            named = _LEADING_KEY.match(line)
+            yield (".".join(filter(None, (key, named[1]))), line[named.end() :]) if named else (key, line)
+    elif details["type"] == "extra_forbidden":
+        yield key, _unknown(key)
+    elif details["type"] == "missing":
+        yield key, "must be given"
+    else:
+        rule = _RULES.get(details["type"])
+        text = rule.format(**details.get("ctx", {})) if rule else details["msg"]
+        yield key, f"{text}, got {_short(details['input'])}{_reason(key) if details['type'] == 'literal_error' else ''}"
+
+
+def _reason(key: str) -> str:
+    """Why a key takes but one value; its description says so."""
+    *sections, name = key.split(".")
+    model: type[BaseModel] = Config
+    for section in sections:
+        model = cast(type[BaseModel], model.model_fields[section].annotation)
+    info = model.model_fields[name]
+    only_one = len(get_args(info.annotation)) == 1
+    return f"; {info.description}" if only_one and info.description else ""
+
+
+def _unknown(key: str) -> str:
+    near = nearest_key(key)
+    if near:
+        return f"is not a known key; did you mean {near}?"
+    section = key.rpartition(".")[0]
+    known = [name.rpartition(".")[2] for name in schema_keys() if name.rpartition(".")[0] == section]
+    return f"is not a known key; known here are {', '.join(known)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,187 @@
+"""Takes a verl configuration as it stands and writes the Sluice recipe that trains the same way.
+
+Every setting is translated, or ignored with a reason (a note), or refused by name with what to do: nothing is dropped in
+silence. Where a source is silent, verl's defaults hold, not Sluice's. The knowledge is in verl_table.py.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sluice.config.schema import Config
+from sluice.config.verl_rules import Ignore, Move, Only, Rule, Unset
+from sluice.config.verl_table import DEFAULTS, TABLE
+from sluice.config.yaml_text import parse_yaml
+from sluice.errors import ConfigError
+
+_INTERPOLATION = re.compile(r"^\$\{(?:oc\.select:)?\s*([\w.]+)\s*(?:,\s*(.*?)\s*)?\}$")
+_MANDATORY = "???"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerlTranslation:
+    """A Sluice recipe as a tree, and what its reader should know."""
+
+    config_tree: dict[str, Any]
+    notes: list[str]
+
+
+def from_verl(source: Mapping[str, Any] | Sequence[str]) -> VerlTranslation:
+    """Translates nested or dotted YAML, or a list of `key=value` as hydra takes it (`+key=value` too).
+
+    Raises:
+        ConfigError: one line for every setting that cannot be honoured and every unknown key.
+    """
+    settings = dict(_from_tree(source)) if isinstance(source, Mapping) else dict(_from_list(source))
+    work = _Translator(settings=settings)
+    for key, value in settings.items():
+        work.take(key, value)
+    for key, value in DEFAULTS.items():
+        work.take_default(key, value)
+    if work.refusals:
+        raise ConfigError("\n".join(work.refusals))
+    return VerlTranslation(config_tree=_tree({**work.fallbacks, **work.moved}), notes=work.notes())
+
+
+def looks_like_verl(tree: Mapping[str, Any]) -> bool:
+    """Whether a recipe is in verl's form: its largest section is one that Sluice does not have."""
+    return any(str(key).lstrip("+").split(".")[0] == "actor_rollout_ref" for key in tree)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Translator:
+    """Sorts settings by what becomes of them."""
+
+    settings: Mapping[str, Any]
+    moved: dict[str, Any] = field(default_factory=dict)
+    fallbacks: dict[str, Any] = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)
+    _ignored: dict[str, list[str]] = field(default_factory=dict)
+    _remarks: list[str] = field(default_factory=list)
+    _origin: dict[str, str] = field(default_factory=dict)
+
+    def take(self, key: str, raw: Any) -> None:
+        """Applies the rule of one setting."""
+        entry, rule = _rule_of(key)
+        if isinstance(rule, Ignore):
+            self._ignore(entry, rule.why)
+            return
+        if rule is None:
+            self.refusals.append(f"{key}: is not a key of verl that this import knows{_did_you_mean(key)}")
+            return
+        try:
+            value = self._resolve(raw)
+        except LookupError as error:
+            self.refusals.append(f"{key}: got {raw!r}, and {error}; write the value itself")
+            return
+        if isinstance(rule, Only):
+            if value not in rule.values:
+                self.refusals.append(f"{key}: cannot be honoured, got {value!r}: {rule.why}")
+        elif value is not None and value != _MANDATORY:
+            self._move(key, rule, value)
+
+    def take_default(self, key: str, value: Any) -> None:
+        """Fills in what verl would use, unless the source says it by this or another key."""
+        rule = TABLE[key]
+        assert isinstance(rule, Move), f"{key}: a default must go somewhere"
+        for target in rule.to:
+            if target not in self.moved and target not in self.fallbacks:
+                self.fallbacks[target] = value
+                self._remarks.append(f"{target}: {value} is verl's default for {key}, which the source does not set")
+
+    def notes(self) -> list[str]:
+        """Remarks, then the ignored keys by reason."""
+        if "run.total_steps" not in self.moved:
+            self._remarks.append("run.total_steps: is not set by the source, set it: epochs do not end a run")
+        if "algorithm.adv_estimator" not in self.settings:
+            self._remarks.append("algorithm.adv_estimator: is not set by the source; training is with group advantages")
+        self._remarks.append(
+            "coordinator.max_staleness: is left at Sluice's default; 0 alternates strictly, as verl does"
+        )
+        return self._remarks + [f"ignored, {why}: {', '.join(keys)}" for why, keys in self._ignored.items()]
+
+    def _ignore(self, what: str, why: str) -> None:
+        keys = self._ignored.setdefault(why, [])
+        if what not in keys:
+            keys.append(what)
+
+    def _move(self, key: str, rule: Move, value: Any) -> None:
+        try:
+            converted = rule.convert(value)
+        except Unset as unset:
+            self._ignore(f"{key}={value}", str(unset))
+            return
+        except (ValueError, TypeError) as error:
+            self.refusals.append(f"{key}: cannot be honoured, got {value!r}: {error}")
+            return
+        into = self.fallbacks if rule.fallback else self.moved
+        for target in rule.to:
+            if target in into and into[target] != converted:
+                self.refusals.append(
+                    f"{key}: contradicts {self._origin[target]}, got {value!r} and {into[target]!r}; give one of them"
+                )
+            into[target] = converted
+            self._origin[target] = key
+        if rule.note:
+            self._remarks.append(f"{key}: {rule.note}")
+
+    def _resolve(self, value: Any) -> Any:
+        """Follows `${other.key}` and `${oc.select:other.key,default}`. Raises LookupError where it leads nowhere."""
+        seen: set[str] = set()
+        while isinstance(value, str) and "${" in value:
+            reference = _INTERPOLATION.match(value)
+            if reference is None or value in seen:
+                raise LookupError("it is not a plain reference to another key")
+            seen.add(value)
+            key, default = reference.groups()
+            if key not in self.settings and default is None:
+                raise LookupError(f"{key} is not given")
+            value = self.settings[key] if key in self.settings else parse_yaml(default, where=key)
+        return value
+
+
+def _rule_of(key: str) -> tuple[str, Rule | None]:
+    """The table's entry for a key and its rule: the key itself, else the closest `.*` above it."""
+    parts = key.split(".")
+    entries = [key, *(".".join([*parts[:length], "*"]) for length in range(len(parts) - 1, 0, -1))]
+    return next(((entry, TABLE[entry]) for entry in entries if entry in TABLE), (key, None))
+
+
+def _did_you_mean(key: str) -> str:
+    near = difflib.get_close_matches(key, [known for known in TABLE if not known.endswith("*")], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _from_tree(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields leaves by dotted key; an empty section is a leaf. `_target_` names a class of verl and says nothing else."""
+    for name, value in tree.items():
+        key = f"{prefix}{str(name).lstrip('+')}"
+        if name in ("_target_", "defaults", "hydra"):
+            continue
+        if isinstance(value, Mapping) and value:
+            yield from _from_tree(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _from_list(assignments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for text in assignments:
+        key, equals, value = text.strip().partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{text!r}: must be KEY=VALUE")
+        key = key.strip().lstrip("+")
+        yield key, parse_yaml(value, where=key)
+
+
+def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections in the order of the schema, so that the recipe reads like any other."""
+    tree: dict[str, Any] = {name: {} for name in Config.model_fields}
+    for key, value in flat.items():
+        *sections, leaf = key.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[leaf] = value
+    return {name: section for name, section in tree.items() if section}

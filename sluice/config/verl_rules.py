@@ -1,0 +1,89 @@
+"""The kinds of things that can become of a verl setting, and how its values are converted. verl_table.py uses them."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class Unset(ValueError):
+    """Raised by a conversion: the value leaves Sluice's default in place; the message is the note."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Move:
+    """Goes to other keys, converted. The conversion raises ValueError for a value that cannot be honoured."""
+
+    to: tuple[str, ...]
+    convert: Callable[[Any], Any] = lambda value: value
+    fallback: bool = False
+    """Gives way to any other setting that moves to the same key."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ignore:
+    """Makes no difference here; says why."""
+
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Only:
+    """Refused unless it has one of these values."""
+
+    values: tuple[Any, ...]
+    why: str
+
+
+Rule = Move | Ignore | Only
+
+
+def move(to: str, convert: Callable[[Any], Any] = lambda value: value, *, note: str = "") -> Move:
+    return Move(to=(to,), convert=convert, note=note)
+
+
+def under(prefix: str, rules: Mapping[str, Rule]) -> dict[str, Rule]:
+    return {f"{prefix}.{key}": rule for key, rule in rules.items()}
+
+
+def files(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def engine(value: Any) -> str:
+    if value not in ("vllm", "hf"):
+        raise ValueError("the engines are vllm and, for hf, transformers; set it to vllm")
+    return "transformers" if value == "hf" else value
+
+
+def dtype(value: Any) -> str:
+    if value not in ("bfloat16", "float32"):
+        raise ValueError("weights are pushed as bfloat16 or float32; set it to bfloat16")
+    return value
+
+
+def run_name(value: Any) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", str(value))
+
+
+def save_freq(value: Any) -> int:
+    if value <= 0:
+        raise Unset("checkpoints are always written: they are the commit points of a run")
+    return value
+
+
+def eval_temperature(value: Any) -> float:
+    if value == 0:
+        raise Unset("a greedy completion a prompt is evaluated anyway (eval.greedy), beside sampled ones")
+    return value
+
+
+def resume(value: Any) -> str:
+    if value not in ("auto", "disable"):
+        raise ValueError("set it to auto or disable, and learner.resume to the checkpoint's path in the new recipe")
+    return "never" if value == "disable" else value
+
+
+def token_level_loss(value: Any) -> str:
+    return "token-mean" if value else "seq-mean-token-mean"

@@ -1,0 +1,375 @@
+"""What becomes of every verl setting: moved, ignored because it makes no difference here, or accepted at one value only.
+
+Written from verl's resolved default configuration and its DAPO recipe, old key names included. A key that ends in `.*`
+stands for all below it that are not named themselves.
+"""
+
+from typing import Any
+
+from sluice.config.verl_rules import (
+    Ignore,
+    Move,
+    Only,
+    Rule,
+    dtype,
+    engine,
+    eval_temperature,
+    files,
+    move,
+    resume,
+    run_name,
+    save_freq,
+    token_level_loss,
+    under,
+)
+
+_KL = "DAPO has no KL term and no reference model is loaded; set it to 0 or false"
+_FSDP = "the learner shards with FSDP2 and plans memory by learner.max_tokens_per_micro_batch alone"
+_MICRO = "micro-batches are planned by tokens (learner.max_tokens_per_micro_batch) and always packed"
+_LOGPROBS = "the ratio is learner over behaviour log-probabilities, which rollouts return; nothing is recomputed"
+_ENGINE = "the rollout's engine is set up by Sluice"
+_RAY = "there is no Ray: services are processes, see `launch` and docker-compose.yml"
+_NO_CRITIC = "group advantages need no critic"
+_NO_PARTS = "this part of verl has no counterpart"
+_NEVER_CUT = "prompts longer than data.max_prompt_length are skipped and counted, never truncated"
+_TEXT_ONLY = "prompts are text; verl's columns data_source and prompt are read, others are not"
+_OBSERVE = "metrics, events and samples are always written to the run directory and exported to Prometheus"
+_EVAL_SAMPLING = "evaluation draws from the whole distribution; expect other numbers where verl restricts it"
+_NEUTRAL = "behaviour log-probabilities must be those of the whole distribution; set top_p to 1 and top_k to -1"
+_ONE_LOSS = "Sluice has one policy loss, DAPO's; set it to vanilla"
+_NO_LORA = "the whole model is trained; set it to 0"
+_PLAIN_MODEL = "a model is one ordinary Hugging Face folder; put what it needs into the folder and leave this unset"
+_GRADERS = "grading is by data_source; write a verifier module and name it in reward.routes"
+_CORRECTION = "the ratio to the behaviour policy with DAPO's clip is the only off-policy treatment; leave it unset"
+
+_ACTOR: dict[str, Rule] = {
+    "ppo_mini_batch_size": move("learner.mini_batch_size"),
+    "ppo_max_token_len_per_gpu": move("learner.max_tokens_per_micro_batch"),
+    "clip_ratio": Move(to=("algorithm.clip_ratio_low", "algorithm.clip_ratio_high"), fallback=True),
+    "clip_ratio_low": move("algorithm.clip_ratio_low"),
+    "clip_ratio_high": move("algorithm.clip_ratio_high"),
+    "clip_ratio_c": move("algorithm.clip_ratio_c"),
+    "loss_agg_mode": move("algorithm.loss_agg_mode"),
+    "loss_scale_factor": move("algorithm.loss_scale_factor"),
+    "use_token_level_loss": Move(to=("algorithm.loss_agg_mode",), convert=token_level_loss, fallback=True),
+    "grad_clip": move("learner.grad_clip"),
+    "optim.lr": move("learner.lr"),
+    "optim.lr_warmup_steps": move("learner.warmup_steps", lambda steps: max(0, steps)),
+    "optim.weight_decay": move("learner.weight_decay"),
+    "optim.betas": move("learner.betas"),
+    "optim.lr_warmup_steps_ratio": Only(values=(0,), why="warm-up is in steps; set optim.lr_warmup_steps"),
+    "optim.warmup_style": Only(values=("constant", None), why="the rate is constant after warm-up; set it to constant"),
+    "optim.lr_scheduler_type": Only(values=("constant",), why="the rate is constant after warm-up; set it to constant"),
+    "optim.optimizer": Only(values=("AdamW",), why="the optimizer is AdamW; set it to AdamW"),
+    "optim.optimizer_impl": Only(values=("torch.optim",), why="the optimizer is torch.optim.AdamW"),
+    "optim.override_optimizer_config": Only(values=(None, {}), why="the optimizer takes lr, betas and weight_decay"),
+    "optim.clip_grad": Ignore(why="gradients are clipped by learner.grad_clip (verl: actor.grad_clip)"),
+    "optim.min_lr_ratio": Ignore(why="the rate is constant after warm-up"),
+    "optim.num_cycles": Ignore(why="the rate is constant after warm-up"),
+    "optim.zero_indexed_step": Ignore(why="steps are 0-based; the first one trains at lr / warmup_steps"),
+    "optim.total_training_steps": Ignore(why="the length of a run is run.total_steps"),
+    "use_kl_loss": Only(values=(False,), why=_KL),
+    "kl_loss_coef": Only(values=(0,), why=_KL),
+    "kl_loss_type": Ignore(why="there is no KL term"),
+    "entropy_coeff": Only(values=(0,), why="DAPO has no entropy bonus; set it to 0"),
+    "ppo_epochs": Only(values=(1,), why="every group is trained once; set it to 1"),
+    "policy_loss.loss_mode": Only(values=("vanilla",), why=_ONE_LOSS),
+    "policy_loss.*": Ignore(why="only used by other policy losses"),
+    "tis_imp_ratio_cap": Only(values=(-1, None), why=_CORRECTION),
+    "tau_pos": Ignore(why="only used by other policy losses"),
+    "tau_neg": Ignore(why="only used by other policy losses"),
+    "freeze_vision_tower": Ignore(why="models are text only"),
+    "router_replay.mode": Only(values=("disabled",), why="expert routing is not replayed; set it to disabled"),
+    "qat.enable": Only(values=(False,), why="there is no quantisation-aware training; set it to false"),
+    "ppo_micro_batch_size": Ignore(why=_MICRO),
+    "ppo_micro_batch_size_per_gpu": Ignore(why=_MICRO),
+    "use_dynamic_bsz": Ignore(why=_MICRO),
+    "use_remove_padding": Ignore(why=_MICRO),
+    "shuffle": Ignore(why="mini-batches take the groups of a step in admission order"),
+    "data_loader_seed": Ignore(why="mini-batches take the groups of a step in admission order"),
+    "rollout_n": Ignore(why="taken from rollout.n"),
+    "calculate_entropy": Ignore(why=_OBSERVE),
+    "calculate_sum_pi_squared": Ignore(why=_OBSERVE),
+    **{key: Ignore(why=_FSDP) for key in ("strategy", "ulysses_sequence_parallel_size", "fsdp_config.*", "megatron.*")},
+    **{key: Ignore(why=_FSDP) for key in ("use_torch_compile", "use_fused_kernels", "use_prefix_grouper")},
+    **{key: Ignore(why=_FSDP) for key in ("entropy_checkpointing", "pad_to_length", "pad_to_length_bucket")},
+    **{key: Ignore(why=_FSDP) for key in ("entropy_from_logits_with_chunking", "entropy_from_logits_chunk_size")},
+    **{f"{key}.*": Ignore(why=_NO_PARTS) for key in ("checkpoint", "profiler", "router_replay", "qat")},
+}
+
+_ROLLOUT: dict[str, Rule] = {
+    "n": move("rollout.n"),
+    "temperature": move("rollout.temperature"),
+    "name": move("rollout.engine", engine),
+    "dtype": move("model.dtype", dtype),
+    "tensor_model_parallel_size": move("rollout.tensor_parallel_size"),
+    "gpu_memory_utilization": move("rollout.gpu_memory_utilization"),
+    "max_num_seqs": move("rollout.max_num_seqs"),
+    "val_kwargs.n": move("eval.n"),
+    "val_kwargs.temperature": move("eval.temperature", eval_temperature),
+    "val_kwargs.top_p": Ignore(why=_EVAL_SAMPLING),
+    "val_kwargs.top_k": Ignore(why=_EVAL_SAMPLING),
+    "val_kwargs.do_sample": Ignore(why="both sampled and greedy completions are evaluated"),
+    "top_p": Only(values=(1,), why=_NEUTRAL),
+    "top_k": Only(values=(-1, 0), why=_NEUTRAL),
+    "do_sample": Only(values=(True,), why="training samples; set it to true"),
+    "ignore_eos": Only(values=(False,), why="a completion ends at its end token; set it to false"),
+    "multi_turn.enable": Only(values=(False,), why="a prompt gets one completion, without tools; set it to false"),
+    "agent.default_agent_loop": Only(values=("single_turn_agent",), why="a prompt gets one completion, without tools"),
+    "engine_kwargs": Only(values=(None, {}), why="engines take no other arguments; leave it empty"),
+    "engine_kwargs.*": Only(values=(None, {}), why="engines take no other arguments; leave it empty"),
+    "quantization": Only(values=(None,), why="rollouts run the weights they are pushed; leave it unset"),
+    "enable_rollout_routing_replay": Only(values=(False,), why="expert routing is not replayed; set it to false"),
+    "expert_parallel_size": Only(values=(1,), why="engines are tensor-parallel; set it to 1"),
+    "pipeline_model_parallel_size": Only(values=(1,), why="engines are tensor-parallel; set it to 1"),
+    "data_parallel_size": Ignore(why="replicas are processes: launch.rollout_replicas"),
+    "nnodes": Ignore(why="replicas are processes: launch.rollout_replicas"),
+    "n_gpus_per_node": Ignore(why="replicas are processes: launch.rollout_replicas"),
+    "prompt_length": Ignore(why="taken from data.max_prompt_length"),
+    "response_length": Ignore(why="taken from data.max_response_length"),
+    "max_model_len": Ignore(why="taken from data.max_prompt_length + data.max_response_length"),
+    "seed": Ignore(why="every sample's seed follows from run.seed"),
+    "calculate_log_probs": Ignore(why=_LOGPROBS),
+    "logprobs_mode": Ignore(why=_LOGPROBS),
+    **{
+        f"log_prob_{key}": Ignore(why=_LOGPROBS)
+        for key in ("micro_batch_size", "micro_batch_size_per_gpu", "use_dynamic_bsz", "max_token_len_per_gpu")
+    },
+    **{
+        key: Ignore(why=_ENGINE)
+        for key in (
+            *("mode", "enforce_eager", "cudagraph_capture_sizes", "free_cache_engine", "max_num_batched_tokens"),
+            *("enable_chunked_prefill", "enable_prefix_caching", "scheduling_policy", "load_format", "layered_summon"),
+            *(
+                "disable_log_stats",
+                "over_sample_rate",
+                "multi_stage_wake_up",
+                "skip_tokenizer_init",
+                "use_fire_sampling",
+            ),
+            *(
+                "full_determinism",
+                "moe_load_balance_metrics_interval",
+                "quantization_config_file",
+                "update_weights_bucket_megabytes",
+            ),
+            *("mtp", "mtp.*", "qat", "qat.*", "disaggregation.*", "checkpoint_engine.*", "limit_images"),
+        )
+    },
+    **{f"{key}.*": Ignore(why=_OBSERVE) for key in ("trace", "profiler", "prometheus")},
+    **{f"{key}.*": Ignore(why=_NO_PARTS) for key in ("multi_turn", "agent")},
+}
+
+_MODEL: dict[str, Rule] = {
+    "path": move("model.path"),
+    "enable_gradient_checkpointing": move("learner.gradient_checkpointing"),
+    "use_remove_padding": Ignore(why=_MICRO),
+    "lora_rank": Only(values=(0,), why=_NO_LORA),
+    "lora.rank": Only(values=(0,), why=_NO_LORA),
+    "lora_adapter_path": Only(values=(None,), why=_NO_LORA),
+    "mtp.enable": Only(values=(False,), why="multi-token prediction heads are not trained; set it to false"),
+    "trust_remote_code": Only(values=(False,), why="models of transformers itself are trained; set it to false"),
+    **{
+        key: Only(values=(None, {}), why=_PLAIN_MODEL)
+        for key in ("hf_config_path", "tokenizer_path", "custom_chat_template", "external_lib", "override_config")
+    },
+    "override_config.*": Only(values=(0, None), why=_PLAIN_MODEL),
+    **{
+        key: Ignore(why=_FSDP)
+        for key in (
+            *("enable_activation_offload", "use_liger", "use_fused_kernels", "fused_kernel_options.*", "tiled_mlp.*"),
+            *(
+                "use_shm",
+                "use_efficient_resharding",
+                "lora_alpha",
+                "target_modules",
+                "exclude_modules",
+                "lora.*",
+                "mtp.*",
+            ),
+        )
+    },
+}
+
+_DATA: dict[str, Rule] = {
+    "train_files": move("data.train_files", files),
+    "val_files": move(
+        "data.val_files",
+        files,
+        note="repeated rows are removed; for several samples a prompt set eval.n (32 for the AIME-2024 file of verl)",
+    ),
+    "train_batch_size": move("data.train_batch_size"),
+    "gen_batch_size": move("data.gen_batch_size"),
+    "max_prompt_length": move("data.max_prompt_length"),
+    "max_response_length": move("data.max_response_length"),
+    "shuffle": move("data.shuffle"),
+    "seed": move("run.seed"),
+    "prompt_key": Only(values=("prompt",), why="the column is called prompt; rename yours"),
+    "reward_fn_key": Only(values=("data_source",), why="the column is called data_source; rename yours"),
+    "train_max_samples": Only(values=(-1,), why="whole files are used; write a smaller file"),
+    "val_max_samples": Only(values=(-1,), why="whole files are used; set eval.prompts in the new recipe"),
+    "trust_remote_code": Only(values=(False,), why="tokenizers of transformers itself are used; set it to false"),
+    "custom_cls.path": Only(values=(None,), why="data are .jsonl or .parquet files with verl's columns"),
+    "tokenizer": Only(values=(None,), why=_PLAIN_MODEL),
+    "apply_chat_template_kwargs": Only(values=({}, None), why=_PLAIN_MODEL),
+    "apply_chat_template_kwargs.*": Only(values=(None,), why=_PLAIN_MODEL),
+    "tool_config_path": Only(values=(None,), why="a prompt gets one completion, without tools"),
+    "function_tool_path": Only(values=(None,), why="a prompt gets one completion, without tools"),
+    "truncation": Ignore(why=_NEVER_CUT),
+    "filter_overlong_prompts": Ignore(why=_NEVER_CUT),
+    "filter_overlong_prompts_workers": Ignore(why=_NEVER_CUT),
+    "val_batch_size": Ignore(why="an evaluation takes eval.prompts prompts"),
+    "validation_shuffle": Ignore(why="an evaluation takes the same prompts each time"),
+    "dataloader_num_workers": Ignore(why="prompts are tokenised as they are drawn"),
+    "use_shm": Ignore(why="files are read where they are"),
+    "custom_cls.name": Ignore(why="only used with custom_cls.path"),
+    **{
+        key: Ignore(why=_TEXT_ONLY)
+        for key in (
+            *("return_raw_input_ids", "return_raw_chat", "return_full_prompt", "return_multi_modal_inputs"),
+            *(
+                "image_key",
+                "video_key",
+                "audio_key",
+                "image_patch_size",
+                "mm_processor_kwargs",
+                "mm_processor_kwargs.*",
+            ),
+        )
+    },
+}
+
+_ALGORITHM: dict[str, Rule] = {
+    "adv_estimator": Only(values=("grpo",), why="advantages are relative to the group (DAPO eq. 9); set it to grpo"),
+    "norm_adv_by_std_in_grpo": move("algorithm.norm_adv_by_std_in_grpo"),
+    "filter_groups.enable": move("algorithm.filter_groups.enable"),
+    "filter_groups.metric": move("algorithm.filter_groups.metric"),
+    "filter_groups.max_num_gen_batches": move("algorithm.filter_groups.max_num_gen_batches"),
+    "filter_groups.max_inflight_gen_batches": Ignore(why="data.gen_batch_size caps the groups in flight"),
+    "use_kl_in_reward": Only(values=(False,), why=_KL),
+    "kl_ctrl.kl_coef": Only(values=(0,), why=_KL),
+    "kl_ctrl.*": Ignore(why="there is no KL term"),
+    "kl_penalty": Ignore(why="there is no KL term"),
+    "use_pf_ppo": Only(values=(False,), why=_ONE_LOSS),
+    "pf_ppo.*": Ignore(why="only used by other policy losses"),
+    "gamma": Ignore(why="one reward a completion, relative to its group: nothing is discounted"),
+    "lam": Ignore(why="one reward a completion, relative to its group: nothing is discounted"),
+    "rollout_is": Only(values=(False, None), why=_CORRECTION),
+    "rollout_correction.rollout_is": Only(values=(None,), why=_CORRECTION),
+    "rollout_correction.rollout_rs": Only(values=(None,), why=_CORRECTION),
+    "rollout_correction.loss_type": Only(values=("ppo_clip",), why=_CORRECTION),
+    "rollout_correction.*": Ignore(why=_LOGPROBS),
+}
+
+_OVERLONG: dict[str, Rule] = {
+    "enable": move("reward.overlong_buffer.enable"),
+    "len": move("reward.overlong_buffer.len"),
+    "penalty_factor": move("reward.overlong_buffer.penalty_factor"),
+    "log": Ignore(why=_OBSERVE),
+}
+
+_REWARD: dict[str, Rule] = {
+    **under("reward_model.overlong_buffer", _OVERLONG),
+    **under("custom_reward_function.overlong_buffer", _OVERLONG),
+    **under("reward_model.reward_kwargs.overlong_buffer_cfg", _OVERLONG),
+    **under("reward.reward_kwargs.overlong_buffer_cfg", _OVERLONG),
+    "reward_model.reward_kwargs.max_resp_len": Ignore(why="taken from data.max_response_length"),
+    "reward.reward_kwargs.max_resp_len": Ignore(why="taken from data.max_response_length"),
+    "reward_model.enable": Only(
+        values=(False, None), why="answers are verified, not judged by a model; set it to false"
+    ),
+    "reward.reward_model.enable": Only(values=(False,), why="answers are verified, not judged by a model"),
+    "custom_reward_function.path": Only(values=(None,), why=_GRADERS),
+    "reward.custom_reward_function.path": Only(values=(None,), why=_GRADERS),
+    "reward.reward_manager.module.path": Only(values=(None,), why=_GRADERS),
+    "sandbox_fusion.url": Only(values=(None,), why=_GRADERS),
+    "reward.sandbox_fusion.url": Only(values=(None,), why=_GRADERS),
+    "reward_model.reward_manager": Ignore(why="grading is by data_source, overlong shaping by reward.overlong_buffer"),
+    "reward.reward_manager.*": Ignore(why="grading is by data_source, overlong shaping by reward.overlong_buffer"),
+    "reward_model.launch_reward_fn_async": Ignore(why="reward services always run beside generation and training"),
+    **{
+        key: Ignore(why="reward services are processes: launch.reward_replicas, reward.workers")
+        for key in ("reward_model.num_workers", "reward.num_workers", "sandbox_fusion.*", "reward.sandbox_fusion.*")
+    },
+    **{
+        key: Ignore(why="there is no reward model")
+        for key in (
+            *("reward_model.strategy", "reward_model.model.*", "reward_model.rollout.*", "reward_model.profiler.*"),
+            *("reward_model.micro_batch_size", "reward_model.micro_batch_size_per_gpu", "reward_model.max_length"),
+            *("reward_model.ulysses_sequence_parallel_size", "reward_model.use_dynamic_bsz", "reward_model.nnodes"),
+            *("reward_model.forward_max_token_len_per_gpu", "reward_model.n_gpus_per_node"),
+            *(
+                "reward_model.enable_resource_pool",
+                "reward_model.reward_loop_source",
+                "reward_model.reward_loop_class_name",
+            ),
+            *("reward_model.reward_loop_module_path", "reward.reward_model.*"),
+        )
+    },
+    "custom_reward_function.name": Ignore(why=_GRADERS),
+    "reward.custom_reward_function.name": Ignore(why=_GRADERS),
+}
+
+_TRAINER: dict[str, Rule] = {
+    "total_training_steps": move("run.total_steps"),
+    "save_freq": move("learner.checkpoint_every_steps", save_freq),
+    "test_freq": move("eval.every_steps", lambda steps: max(0, steps)),
+    "experiment_name": move("run.name", run_name),
+    "resume_mode": move("learner.resume", resume),
+    "max_actor_ckpt_to_keep": move("learner.keep_checkpoints"),
+    "val_only": Only(values=(False,), why="a run trains; evaluate a running one with `sluice eval`"),
+    "resume_from_path": Only(values=(None, False), why="set learner.resume to the checkpoint's path in the new recipe"),
+    "total_epochs": Ignore(why="the length of a run is run.total_steps, set by trainer.total_training_steps"),
+    "project_name": Ignore(why="runs are told apart by run.name"),
+    "val_before_train": Ignore(why="there is always an evaluation before and after"),
+    "default_local_dir": Ignore(why="checkpoints are in the run directory, which is made under run.dir"),
+    "default_hdfs_dir": Ignore(why="checkpoints are in the run directory, which is made under run.dir"),
+    **{
+        key: Ignore(why=_OBSERVE)
+        for key in ("logger", "log_val_generations", "rollout_data_dir", "validation_data_dir")
+    },
+    **{
+        key: Ignore(why=_RAY)
+        for key in ("nnodes", "n_gpus_per_node", "device", "ray_wait_register_center_timeout", "esi_redundant_time")
+    },
+    **{key: Ignore(why=_NO_CRITIC) for key in ("critic_warmup", "max_critic_ckpt_to_keep")},
+    **{
+        key: Ignore(why=_NO_PARTS)
+        for key in (
+            *("balance_batch", "remove_previous_ckpt_in_save", "del_local_ckpt_after_load", "use_legacy_worker_impl"),
+            *("use_v1", "v1.*"),
+        )
+    },
+}
+
+TABLE: dict[str, Rule] = {
+    **under("actor_rollout_ref.actor", _ACTOR),
+    **under("actor_rollout_ref.rollout", _ROLLOUT),
+    **under("actor_rollout_ref.model", _MODEL),
+    "actor_rollout_ref.ref.*": Ignore(why="there is no KL term, so no reference model"),
+    "actor_rollout_ref.hybrid_engine": Ignore(why="rollouts and learner are services of their own"),
+    "actor_rollout_ref.nccl_timeout": Ignore(why="every wait has a deadline of its own"),
+    **under("data", _DATA),
+    **under("algorithm", _ALGORITHM),
+    **_REWARD,
+    **under("trainer", _TRAINER),
+    "critic.*": Ignore(why=_NO_CRITIC),
+    "distillation.enabled": Only(values=(False,), why="there is no teacher model; set it to false"),
+    **{f"{key}.*": Ignore(why=_RAY) for key in ("ray_kwargs", "ray_init", "transfer_queue")},
+    **{f"{key}.*": Ignore(why=_NO_PARTS) for key in ("global_profiler", "skip", "distillation")},
+}
+"""Every verl key this import knows."""
+
+DEFAULTS: dict[str, Any] = {
+    "data.train_batch_size": 1024,
+    "data.max_prompt_length": 512,
+    "data.max_response_length": 512,
+    "actor_rollout_ref.rollout.n": 1,
+    "actor_rollout_ref.actor.ppo_mini_batch_size": 256,
+    "actor_rollout_ref.actor.clip_ratio": 0.2,
+    "actor_rollout_ref.actor.clip_ratio_c": 3.0,
+    "actor_rollout_ref.actor.optim.lr_warmup_steps": 0,
+    "actor_rollout_ref.actor.optim.weight_decay": 0.01,
+    "algorithm.filter_groups.enable": False,
+}
+"""What verl trains with where a source is silent and Sluice's own default differs."""

@@ -1,0 +1,86 @@
+"""`sluice config show | check | from-verl`."""
+
+from pathlib import Path
+
+import pytest
+
+from sluice.cli.config import read_settings
+from sluice.cli.main import main
+from sluice.config.load import load_config
+from sluice.errors import ConfigError
+
+RECIPE = "model: {path: m}\ndata: {train_files: [a.jsonl]}\n"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_show_prints_a_recipe_that_resolves_to_itself(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "show", "-c", str(recipe), "--set", "rollout.n=4"]) == 0
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(capsys.readouterr().out)
+    assert load_config(shown) == load_config(recipe, overrides=["rollout.n=4"])
+
+
+def test_check_prints_the_derived_numbers(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", "-c", str(recipe), "--set", "algorithm.filter_groups.enable=false"]) == 0
+    out = capsys.readouterr().out
+    assert "sequences per step" in out
+    assert "8,192" in out
+    assert "not exact DAPO" in out
+
+
+def test_check_prints_all_problems_and_exits_with_2(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", "-c", str(recipe), "--set", "learner.lr=-1", "--set", "rollout.m=1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "override: learner.lr: must be > 0, got -1" in captured.err
+    assert "override: rollout.m: is not a known key; did you mean rollout.n?" in captured.err
+
+
+def test_from_verl_writes_a_recipe_and_tells_what_it_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "recipe.yaml"
+    settings = ["data.train_files=a.parquet", "actor_rollout_ref.model.path=m", "actor_rollout_ref.rollout.n=8"]
+    assert main(["config", "from-verl", *settings, "trainer.nnodes=2", "-o", str(out)]) == 0
+    assert load_config(out).rollout.n == 8
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "trainer.nnodes" in captured.err
+
+
+def test_from_verl_reads_the_lines_of_a_shell_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "settings.txt"
+    script.write_text(
+        '# the settings\ndata.train_files="a.parquet" \\\n+actor_rollout_ref.rollout.n=8 trainer.nnodes=2 \\\n'
+    )
+    assert main(["config", "from-verl", str(script)]) == 0
+    assert "n: 8" in capsys.readouterr().out
+
+
+def test_from_verl_refuses_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "from-verl", "actor_rollout_ref.actor.kl_loss_coef=0.1"]) == 2
+    assert "kl_loss_coef: cannot be honoured, got 0.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("data: {seed: 1}", {"data": {"seed": 1}}),
+        ("data.seed: 1", {"data.seed": 1}),
+        ("- data.seed=1\n- +data.shuffle=true", ["data.seed=1", "+data.shuffle=true"]),
+        ("data.seed=1\n\n  data.shuffle=true \\", ["data.seed=1", "data.shuffle=true"]),
+    ],
+)
+def test_a_file_of_settings_has_any_of_verls_forms(text: str, settings: object) -> None:
+    assert read_settings(text, where="f") == settings
+
+
+def test_other_files_are_refused() -> None:
+    with pytest.raises(ConfigError, match="f: must be a YAML mapping"):
+        read_settings("just words", where="f")

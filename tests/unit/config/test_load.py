@@ -1,0 +1,208 @@
+"""Recipes, environment and overrides become one checked configuration, or messages that say where and why not."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sluice.config.load import dump_config, load_config, parse_config
+from sluice.config.problems import nearest_key, schema_keys
+from sluice.config.schema import Config
+from sluice.config.yaml_text import parse_yaml, print_yaml
+from sluice.errors import ConfigError, SluiceError
+
+RECIPE = """
+model: {path: some/model}
+data:
+  train_files: [a.jsonl]
+  train_batch_size: 8
+learner:
+  mini_batch_size: 4
+  lr: 4e-4
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def problems(path: Path | None, *overrides: str, **environ: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides=overrides, environ=environ)
+    return str(caught.value).splitlines()
+
+
+def leaf_keys() -> list[str]:
+    keys = schema_keys()
+    return [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
+
+
+def test_a_recipe_is_filled_up_with_defaults(recipe: Path) -> None:
+    config = load_config(recipe)
+    assert config.learner.lr == 4e-4
+    assert config.data.train_files == ["a.jsonl"]
+    assert config.algorithm.clip_ratio_high == 0.28
+
+
+def test_later_layers_win(recipe: Path) -> None:
+    environ = {"SLUICE__LEARNER__LR": "2e-4", "SLUICE__RUN__TOTAL_STEPS": "7", "PATH": "/bin", "SLUICE_CACHE": "x"}
+    config = load_config(recipe, overrides=["learner.lr=1e-6"], environ=environ)
+    assert config.learner.lr == 1e-6
+    assert config.run.total_steps == 7
+    assert load_config(recipe, environ=environ).learner.lr == 2e-4
+    assert load_config(recipe).run.total_steps == Config.model_fields["run"].default.total_steps
+
+
+def test_overrides_are_enough_without_a_recipe() -> None:
+    config = load_config(None, overrides=["model.path=m", "data.train_files=[a.jsonl, b.parquet]"])
+    assert config.data.train_files == ["a.jsonl", "b.parquet"]
+
+
+def test_values_are_read_as_yaml(recipe: Path) -> None:
+    overrides = ["learner.betas=[0.9, 0.95]", "algorithm.clip_ratio_c=null", "data.shuffle=false", "run.name='12'"]
+    config = load_config(recipe, overrides=overrides)
+    assert config.learner.betas == (0.9, 0.95)
+    assert config.algorithm.clip_ratio_c is None
+    assert config.data.shuffle is False
+    assert config.run.name == "12"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-6", 1e-6), ("-3E5", -3e5), ("1.e3", 1e3), (".5e-1", 0.05), ("4", 4), ("e5", "e5"), ("1e", "1e")],
+)
+def test_floats_need_no_dot(text: str, value: object) -> None:
+    parsed = parse_yaml(text, where="x")
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_a_message_names_the_layer_the_key_the_rule_and_the_value(recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace("4e-4", "-1"))
+    assert problems(recipe) == [f"{recipe}: learner.lr: must be > 0, got -1"]
+    assert problems(recipe, "learner.lr=-2") == ["override: learner.lr: must be > 0, got -2"]
+    assert problems(recipe, SLUICE__LEARNER__LR="-3") == ["SLUICE__LEARNER__LR: learner.lr: must be > 0, got -3"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.n=1.5", "rollout.n: must be a whole number, got 1.5"),
+        ("rollout.n=true", "rollout.n: must be a whole number, got True"),
+        ("rollout.n='8'", "rollout.n: must be a whole number, got '8'"),
+        ("learner.lr=fast", "learner.lr: must be a number, got 'fast'"),
+        ("data.shuffle=1", "data.shuffle: must be true or false, got 1"),
+        ("model.path=7", "model.path: must be text, got 7"),
+        ("data.template=chat", "data.template: must be 'model' or 'none', got 'chat'"),
+        ("data.train_files=a.jsonl", "data.train_files: must be a list, got 'a.jsonl'"),
+        ("data.train_files=[]", "data.train_files: must have at least 1 items, got []"),
+        ("algorithm.clip_ratio_low=1", "algorithm.clip_ratio_low: must be < 1, got 1"),
+        ("algorithm.filter_groups=on", "algorithm.filter_groups: must be a section with keys of its own, got True"),
+        ("algorithm.use_kl_loss=true", "algorithm.use_kl_loss: must be False, got True; DAPO has no KL term; "),
+        ("run.name='a b'", "run.name: must match ^[A-Za-z0-9._-]+$, got 'a b'"),
+    ],
+)
+def test_wrong_values_are_refused_in_plain_words(recipe: Path, override: str, message: str) -> None:
+    (line,) = problems(recipe, override)
+    assert line.startswith(f"override: {message}")
+
+
+def test_all_problems_are_told_at_once(recipe: Path) -> None:
+    lines = problems(recipe, "learner.lr=-1", "rollout.n=x", "nonsense.key=1")
+    assert [line.split(": ")[1] for line in lines] == ["rollout.n", "learner.lr", "nonsense"]
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    assert problems(path) == [f"{path}: model: must be given", f"{path}: data: must be given"]
+
+
+def test_settings_that_do_not_fit_together_name_the_layer_of_the_key(recipe: Path) -> None:
+    (line,) = problems(recipe, "rollout.n=1")
+    assert line.startswith("override: rollout.n: must be >= 2 while algorithm.filter_groups.enable is true, got 1")
+    (line,) = problems(recipe, "data.val_files=[a.jsonl]")
+    assert line.startswith("override: data.val_files: must not share files with train_files")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("learner.ppo_mini_batch_size", "learner.mini_batch_size"),
+        ("rollout.tensor_model_parallel_size", "rollout.tensor_parallel_size"),
+        ("algorithm.max_staleness", "coordinator.max_staleness"),
+        ("lerner", "learner"),
+        ("algorithm.filter_groups.enabled", "algorithm.filter_groups.enable"),
+    ],
+)
+def test_an_unknown_key_comes_with_the_one_that_was_meant(recipe: Path, key: str, meant: str) -> None:
+    assert problems(recipe, f"{key}=1") == [f"override: {key}: is not a known key; did you mean {meant}?"]
+
+
+def test_an_unknown_key_with_no_near_miss_lists_what_is_known(recipe: Path) -> None:
+    (line,) = problems(recipe, "model.zzz=1")
+    assert line == "override: model.zzz: is not a known key; known here are path, dtype"
+
+
+@pytest.mark.parametrize("key", leaf_keys())
+def test_one_typo_in_any_key_is_found_and_mended(key: str) -> None:
+    section, _, name = key.rpartition(".")
+    typo = f"{section}.{name[0]}{name[2:]}{name[1]}" if len(name) > 2 else f"{section}.{name}s"
+    if typo == key:
+        typo = f"{key}_x"
+    assert nearest_key(typo) == key or typo in schema_keys()
+
+
+def test_text_that_is_no_recipe_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for text, expected in [
+        ("- a\n- b", "must be a mapping of sections"),
+        ("model: {path: a}\nmodel: {path: b}", "line 2, column 1: not valid YAML: the key 'model' stands twice"),
+        ("model: [", "line 1, column 9: not valid YAML"),
+    ]:
+        path.write_text(text)
+        (line,) = problems(path)
+        assert line.startswith(f"{path}: {expected}")
+    assert "cannot be read" in problems(tmp_path / "none.yaml")[0]
+
+
+@pytest.mark.parametrize("override", ["learner.lr", "=1", ""])
+def test_an_override_needs_a_key_and_a_value(recipe: Path, override: str) -> None:
+    assert problems(recipe, override) == [f"override: must be KEY=VALUE, got {override!r}"]
+
+
+def test_a_config_error_is_a_value_error_and_a_sluice_error(recipe: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, overrides=["learner.lr=0"])
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, SluiceError)
+
+
+def test_a_dumped_configuration_reads_back_equal_and_is_stable(recipe: Path) -> None:
+    config = load_config(recipe, overrides=["reward.routes={my/set: math_dapo}", "algorithm.clip_ratio_c=null"])
+    text = dump_config(config)
+    assert parse_config(text, where="registered") == config
+    assert dump_config(parse_config(text, where="registered")) == text
+    assert list(parse_yaml(text, where="x")) == list(Config.model_fields)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_any_number_survives_being_written(number: float) -> None:
+    assert parse_yaml(print_yaml({"x": number}), where="x") == {"x": number}
+
+
+def test_a_recipe_in_verls_form_is_translated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "verl.yaml"
+    path.write_text(
+        "actor_rollout_ref: {model: {path: m}, rollout: {n: 8}, actor: {ppo_mini_batch_size: 16}}\n"
+        "data: {train_files: a.parquet, train_batch_size: 64}\n"
+        "algorithm: {adv_estimator: grpo}\n"
+    )
+    config = load_config(path, overrides=["run.total_steps=5"])
+    assert (config.rollout.n, config.learner.mini_batch_size, config.data.train_batch_size) == (8, 16, 64)
+    assert config.run.total_steps == 5
+    assert any("run.total_steps" in message for message in caplog.messages)

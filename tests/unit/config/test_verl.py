@@ -1,0 +1,335 @@
+"""verl settings are translated, ignored with a reason, or refused by name."""
+
+from typing import Any
+
+import pytest
+
+from sluice.config.load import load_config
+from sluice.config.problems import schema_keys
+from sluice.config.verl import from_verl, looks_like_verl
+from sluice.config.verl_rules import Move
+from sluice.config.verl_table import DEFAULTS, TABLE
+from sluice.config.yaml_text import print_yaml
+from sluice.errors import ConfigError
+
+ACTOR = "actor_rollout_ref.actor"
+ROLLOUT = "actor_rollout_ref.rollout"
+
+# The settings of verl's DAPO reproduction of Qwen2.5-32B, shell variables replaced by their values.
+DAPO_SCRIPT = [
+    "data.train_files=/data/dapo-math-17k.parquet",
+    "data.val_files=/data/aime-2024.parquet",
+    "data.prompt_key=prompt",
+    "data.truncation='left'",
+    "data.max_prompt_length=2048",
+    "data.max_response_length=20480",
+    "data.gen_batch_size=1536",
+    "data.train_batch_size=512",
+    f"{ROLLOUT}.n=16",
+    "algorithm.adv_estimator=grpo",
+    "algorithm.use_kl_in_reward=False",
+    "algorithm.kl_ctrl.kl_coef=0.0",
+    f"{ACTOR}.use_kl_loss=False",
+    f"{ACTOR}.kl_loss_coef=0.0",
+    f"{ACTOR}.clip_ratio_low=0.2",
+    f"{ACTOR}.clip_ratio_high=0.28",
+    f"{ACTOR}.clip_ratio_c=10.0",
+    f"{ACTOR}.loss_agg_mode=token-mean",
+    "algorithm.filter_groups.enable=True",
+    "algorithm.filter_groups.max_num_gen_batches=10",
+    "algorithm.filter_groups.metric=acc",
+    "actor_rollout_ref.model.use_remove_padding=True",
+    f"{ACTOR}.use_dynamic_bsz=True",
+    f"{ACTOR}.ppo_max_token_len_per_gpu=22528",
+    "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu=22528",
+    f"{ROLLOUT}.log_prob_max_token_len_per_gpu=22528",
+    "actor_rollout_ref.model.path=/models/Qwen2.5-32B",
+    "+actor_rollout_ref.model.override_config.attention_dropout=0.",
+    "+actor_rollout_ref.model.override_config.embd_pdrop=0.",
+    "+actor_rollout_ref.model.override_config.resid_pdrop=0.",
+    "actor_rollout_ref.model.enable_gradient_checkpointing=True",
+    f"{ACTOR}.optim.lr=1e-6",
+    f"{ACTOR}.optim.lr_warmup_steps=10",
+    f"{ACTOR}.optim.weight_decay=0.1",
+    f"{ACTOR}.ppo_mini_batch_size=32",
+    f"{ACTOR}.fsdp_config.param_offload=True",
+    f"{ACTOR}.fsdp_config.optimizer_offload=True",
+    f"{ACTOR}.entropy_coeff=0",
+    f"{ACTOR}.grad_clip=1.0",
+    f"{ACTOR}.ulysses_sequence_parallel_size=8",
+    f"{ROLLOUT}.gpu_memory_utilization=0.80",
+    f"{ROLLOUT}.tensor_model_parallel_size=4",
+    f"{ROLLOUT}.enable_chunked_prefill=True",
+    f"{ROLLOUT}.max_num_batched_tokens=22528",
+    f"{ROLLOUT}.temperature=1.0",
+    f"{ROLLOUT}.top_p=1.0",
+    f"{ROLLOUT}.top_k=-1",
+    f"{ROLLOUT}.val_kwargs.temperature=1.0",
+    f"{ROLLOUT}.val_kwargs.top_p=0.7",
+    f"{ROLLOUT}.val_kwargs.top_k=-1",
+    f"{ROLLOUT}.val_kwargs.do_sample=True",
+    f"{ROLLOUT}.val_kwargs.n=1",
+    "reward_model.reward_manager=dapo",
+    "reward_model.overlong_buffer.enable=True",
+    "reward_model.overlong_buffer.len=4096",
+    "reward_model.overlong_buffer.penalty_factor=1.0",
+    "trainer.logger=['console','wandb']",
+    'trainer.project_name="DAPO"',
+    'trainer.experiment_name="DAPO-Qwen2.5-32B"',
+    "trainer.n_gpus_per_node=8",
+    "trainer.nnodes=16",
+    "+trainer.val_before_train=True",
+    "trainer.test_freq=5",
+    "trainer.save_freq=5",
+    "trainer.total_epochs=1",
+    "trainer.resume_mode=auto",
+]
+
+GOLDEN = {
+    "run": {"name": "DAPO-Qwen2.5-32B"},
+    "model": {"path": "/models/Qwen2.5-32B"},
+    "data": {
+        "train_files": ["/data/dapo-math-17k.parquet"],
+        "val_files": ["/data/aime-2024.parquet"],
+        "max_prompt_length": 2048,
+        "max_response_length": 20480,
+        "gen_batch_size": 1536,
+        "train_batch_size": 512,
+    },
+    "rollout": {"n": 16, "gpu_memory_utilization": 0.8, "tensor_parallel_size": 4, "temperature": 1.0},
+    "algorithm": {
+        "clip_ratio_low": 0.2,
+        "clip_ratio_high": 0.28,
+        "clip_ratio_c": 10.0,
+        "loss_agg_mode": "token-mean",
+        "filter_groups": {"enable": True, "max_num_gen_batches": 10, "metric": "acc"},
+    },
+    "reward": {"overlong_buffer": {"enable": True, "len": 4096, "penalty_factor": 1.0}},
+    "learner": {
+        "max_tokens_per_micro_batch": 22528,
+        "gradient_checkpointing": True,
+        "lr": 1e-6,
+        "warmup_steps": 10,
+        "weight_decay": 0.1,
+        "mini_batch_size": 32,
+        "grad_clip": 1.0,
+        "checkpoint_every_steps": 5,
+        "resume": "auto",
+    },
+    "eval": {"temperature": 1.0, "n": 1, "every_steps": 5},
+}
+
+
+def nested(settings: list[str]) -> dict[str, Any]:
+    """The same settings as a YAML tree."""
+    tree: dict[str, Any] = {}
+    for key, value in (line.lstrip("+").split("=", 1) for line in settings):
+        *sections, leaf = key.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[leaf] = {"True": True, "False": False}.get(value, value.strip("'\""))
+        if value.replace(".", "").replace("-", "").isdigit():
+            place[leaf] = float(value) if "." in value else int(value)
+    tree["actor_rollout_ref"]["actor"]["optim"]["lr"] = 1e-6
+    return tree
+
+
+def refusals(*settings: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        from_verl(list(settings))
+    return str(caught.value).splitlines()
+
+
+def translated(*settings: str) -> dict[str, Any]:
+    return from_verl(list(settings)).config_tree
+
+
+def test_the_dapo_script_as_a_list_of_settings() -> None:
+    assert from_verl(DAPO_SCRIPT).config_tree == GOLDEN
+
+
+def test_the_dapo_script_as_yaml() -> None:
+    assert from_verl(nested(DAPO_SCRIPT)).config_tree == GOLDEN
+    dotted = {line.lstrip("+").split("=", 1)[0]: None for line in DAPO_SCRIPT}
+    assert looks_like_verl(dotted)
+
+
+def test_the_translation_is_a_configuration_and_exact_dapo(tmp_path: Any) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(print_yaml(from_verl(DAPO_SCRIPT).config_tree))
+    config = load_config(path)
+    assert (config.data.train_batch_size, config.gen_batch_size) == (512, 1536)
+    assert (config.rollout.n, config.learner.mini_batch_size) == (16, 32)
+    assert config.exact_dapo
+
+
+def test_what_is_ignored_is_said_with_a_reason() -> None:
+    notes = "\n".join(from_verl(DAPO_SCRIPT).notes)
+    for key in (
+        "trainer.nnodes",
+        f"{ACTOR}.ulysses_sequence_parallel_size",
+        f"{ACTOR}.fsdp_config.*",
+        "data.truncation",
+    ):
+        assert key in notes
+    assert "run.total_steps: is not set" in notes
+    assert "eval.n" in notes
+
+
+def test_every_setting_is_translated_ignored_or_checked() -> None:
+    notes = "\n".join(from_verl(DAPO_SCRIPT).notes)
+    for line in DAPO_SCRIPT:
+        key = line.lstrip("+").split("=")[0]
+        rule = TABLE.get(key)
+        assert rule is not None or key.rpartition(".")[0] in notes or "override_config" in key
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        (f"{ACTOR}.kl_loss_coef=0.001", "no KL term"),
+        (f"{ACTOR}.use_kl_loss=True", "no KL term"),
+        ("algorithm.use_kl_in_reward=True", "no KL term"),
+        ("algorithm.kl_ctrl.kl_coef=0.001", "no KL term"),
+        ("algorithm.adv_estimator=gae", "set it to grpo"),
+        (f"{ROLLOUT}.top_p=0.95", "set top_p to 1"),
+        (f"{ROLLOUT}.top_k=50", "top_k to -1"),
+        (f"{ACTOR}.entropy_coeff=0.001", "no entropy bonus"),
+        (f"{ACTOR}.ppo_epochs=2", "trained once"),
+        (f"{ACTOR}.policy_loss.loss_mode=gspo", "set it to vanilla"),
+        (f"{ACTOR}.optim.lr_scheduler_type=cosine", "constant"),
+        (f"{ACTOR}.optim.lr_warmup_steps_ratio=0.1", "set optim.lr_warmup_steps"),
+        (f"{ROLLOUT}.name=sglang", "set it to vllm"),
+        (f"{ROLLOUT}.multi_turn.enable=True", "without tools"),
+        (f"{ROLLOUT}.engine_kwargs.vllm.swap_space=4", "leave it empty"),
+        ("actor_rollout_ref.model.lora_rank=8", "set it to 0"),
+        ("actor_rollout_ref.model.override_config.attention_dropout=0.1", "leave this unset"),
+        ("reward_model.enable=True", "verified, not judged"),
+        ("custom_reward_function.path=my.py", "reward.routes"),
+        ("data.prompt_key=question", "rename yours"),
+        ("algorithm.rollout_correction.rollout_is=token", "leave it unset"),
+        ("trainer.resume_mode=resume_path", "learner.resume"),
+        ("data.max_prompt_length=${max_prompt_length}", "write the value itself"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name_with_a_fix(setting: str, reason: str) -> None:
+    key, _, value = setting.partition("=")
+    (line,) = refusals(setting)
+    assert line.startswith(f"{key}: ")
+    assert reason in line
+    assert value.strip("${}") in line
+
+
+def test_all_refusals_come_at_once() -> None:
+    lines = refusals(f"{ACTOR}.kl_loss_coef=1", "data.train_batch_size=8", f"{ACTOR}.ppo_minibatch_size=4")
+    assert [line.split(": ")[0] for line in lines] == [f"{ACTOR}.kl_loss_coef", f"{ACTOR}.ppo_minibatch_size"]
+    assert lines[1].endswith(f"did you mean {ACTOR}.ppo_mini_batch_size?")
+
+
+@pytest.mark.parametrize("key", [key for key, rule in TABLE.items() if isinstance(rule, Move)])
+def test_a_typo_in_any_translated_key_is_refused_with_a_hint(key: str) -> None:
+    (line,) = refusals(f"{key}x=1")
+    assert line.startswith(f"{key}x: is not a key of verl")
+    assert "did you mean" in line
+
+
+def test_everything_moves_to_a_key_of_the_schema() -> None:
+    known = set(schema_keys())
+    for key, rule in TABLE.items():
+        if isinstance(rule, Move):
+            assert set(rule.to) <= known, key
+    assert all(isinstance(TABLE[key], Move) for key in DEFAULTS)
+
+
+def test_verls_defaults_hold_where_the_source_is_silent() -> None:
+    translation = from_verl(["actor_rollout_ref.model.path=m", "algorithm.adv_estimator=grpo"])
+    algorithm = translation.config_tree["algorithm"]
+    assert algorithm == {
+        "clip_ratio_low": 0.2,
+        "clip_ratio_high": 0.2,
+        "clip_ratio_c": 3.0,
+        "filter_groups": {"enable": False},
+    }
+    assert translation.config_tree["learner"] == {"mini_batch_size": 256, "warmup_steps": 0, "weight_decay": 0.01}
+    assert any(note.startswith("algorithm.clip_ratio_c: 3.0 is verl's default") for note in translation.notes)
+
+
+def test_clip_ratio_stands_for_both_bounds_unless_they_are_given() -> None:
+    both = translated(f"{ACTOR}.clip_ratio=0.3")["algorithm"]
+    assert (both["clip_ratio_low"], both["clip_ratio_high"]) == (0.3, 0.3)
+    one = translated(f"{ACTOR}.clip_ratio_high=0.28", f"{ACTOR}.clip_ratio=0.3")["algorithm"]
+    assert (one["clip_ratio_low"], one["clip_ratio_high"]) == (0.3, 0.28)
+
+
+@pytest.mark.parametrize(
+    "home",
+    [
+        "reward_model.overlong_buffer",
+        "custom_reward_function.overlong_buffer",
+        "reward_model.reward_kwargs.overlong_buffer_cfg",
+        "reward.reward_kwargs.overlong_buffer_cfg",
+    ],
+)
+def test_the_overlong_buffer_is_found_in_all_its_homes(home: str) -> None:
+    tree = translated(f"{home}.enable=True", f"+{home}.len=4096", f"{home}.penalty_factor=0.5", f"{home}.log=True")
+    assert tree["reward"]["overlong_buffer"] == {"enable": True, "len": 4096, "penalty_factor": 0.5}
+
+
+def test_two_settings_for_one_thing_must_agree() -> None:
+    old, new = "reward_model.overlong_buffer.len", "reward.reward_kwargs.overlong_buffer_cfg.len"
+    assert translated(f"{old}=4", f"{new}=4")["reward"] == {"overlong_buffer": {"len": 4}}
+    assert refusals(f"{old}=4", f"{new}=8") == [f"{new}: contradicts {old}, got 8 and 4; give one of them"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "section", "expected"),
+    [
+        (f"{ACTOR}.use_token_level_loss=False", "algorithm", {"loss_agg_mode": "seq-mean-token-mean"}),
+        (f"{ACTOR}.optim.lr_warmup_steps=-1", "learner", {"warmup_steps": 0}),
+        (f"{ACTOR}.optim.betas=[0.9,0.95]", "learner", {"betas": [0.9, 0.95]}),
+        ("data.train_files=['a.parquet','b.parquet']", "data", {"train_files": ["a.parquet", "b.parquet"]}),
+        ("trainer.total_training_steps=300", "run", {"total_steps": 300}),
+        ("trainer.experiment_name='my run: 1'", "run", {"name": "my-run-1"}),
+        ("trainer.test_freq=-1", "eval", {"every_steps": 0}),
+        ("trainer.resume_mode=disable", "learner", {"resume": "never"}),
+        (f"{ROLLOUT}.name=hf", "rollout", {"engine": "transformers"}),
+        (f"{ROLLOUT}.dtype=float32", "model", {"dtype": "float32"}),
+        ("algorithm.norm_adv_by_std_in_grpo=False", "algorithm", {"norm_adv_by_std_in_grpo": False}),
+    ],
+)
+def test_values_are_converted(setting: str, section: str, expected: dict[str, Any]) -> None:
+    assert expected.items() <= translated(setting)[section].items()
+
+
+@pytest.mark.parametrize("setting", [f"{ROLLOUT}.val_kwargs.temperature=0", "trainer.save_freq=-1"])
+def test_a_value_that_changes_nothing_is_noted(setting: str) -> None:
+    translation = from_verl([setting])
+    assert "eval" not in translation.config_tree
+    assert any(setting in note for note in translation.notes)
+
+
+def test_references_to_other_keys_are_followed() -> None:
+    source = {
+        "data": {"train_batch_size": 64, "gen_batch_size": "${data.train_batch_size}"},
+        "actor_rollout_ref": {
+            "_target_": "verl.Something",
+            "actor": {"ppo_mini_batch_size": "${oc.select:nowhere.at_all, 16}"},
+            "rollout": {"n": "${data.train_batch_size}", "name": "???"},
+        },
+    }
+    tree = from_verl(source).config_tree
+    assert tree["data"]["gen_batch_size"] == 64
+    assert tree["learner"]["mini_batch_size"] == 16
+    assert tree["rollout"] == {"n": 64}
+
+
+def test_a_reference_in_a_circle_is_refused() -> None:
+    lines = refusals("data.train_batch_size=${data.gen_batch_size}", "data.gen_batch_size=${data.train_batch_size}")
+    assert all("write the value itself" in line for line in lines)
+
+
+def test_nulls_leave_defaults_in_place() -> None:
+    tree = translated("data.gen_batch_size=null", "algorithm.filter_groups.metric=null")
+    assert "gen_batch_size" not in tree["data"]
+    assert "metric" not in tree["algorithm"]["filter_groups"]

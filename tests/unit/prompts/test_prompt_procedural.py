@@ -1,0 +1,70 @@
+"""Endless sources: the same row in every process, and held-out prompts that are never trained."""
+
+import json
+
+import pytest
+
+from services.coordinator.prompts.procedural import Mixadd3Source, ReasoningGymSource
+from services.coordinator.prompts.sources import open_source
+from sluice.errors import DataError
+from sluice.tasks import mixadd3
+
+reasoning_gym = pytest.importorskip("reasoning_gym", reason="an optional dependency")
+
+
+def test_mixadd3_rows_carry_the_sum() -> None:
+    source = open_source(["mixadd3:train"], seed=3, held_out=False)
+    row = source.row(17)
+    assert source.size is None
+    assert row.data_source == "mixadd3"
+    assert row.prompt == mixadd3.prompt_at(seed=3, index=17, split="train")
+    assert row.ground_truth == mixadd3.answer(str(row.prompt))
+
+
+@pytest.mark.parametrize("split", ["held_out", "fresh"])
+def test_mixadd3_evaluates_on_prompts_that_are_never_trained(split: str) -> None:
+    source = open_source([f"mixadd3:{split}"], seed=0, held_out=True)
+    assert {mixadd3.split_of(str(source.row(index).prompt)) for index in range(50)} == {split}
+    assert source.describe() == {"source": f"mixadd3:{split}"}
+
+
+def test_a_reasoning_gym_row_carries_the_whole_entry_for_the_grader() -> None:
+    source = open_source(["reasoning-gym:basic_arithmetic"], seed=0, held_out=False)
+    row = source.row(5)
+    entry = json.loads(row.ground_truth)
+    assert row.data_source == "reasoning_gym/basic_arithmetic"
+    assert row.prompt[0].content.startswith(entry["question"])  # type: ignore[union-attr]
+    assert "<answer>" in row.prompt[0].content  # type: ignore[union-attr]
+    assert reasoning_gym.get_score_answer_fn("basic_arithmetic")(entry["answer"], entry) == 1.0
+
+
+def test_reasoning_gym_rows_depend_on_seed_and_index_alone() -> None:
+    source = ReasoningGymSource(task="basic_arithmetic", seed=1, held_out=False)
+    rows = [source.row(index) for index in (0, 1, 5000)]
+    again = ReasoningGymSource(task="basic_arithmetic", seed=1, held_out=False)
+    assert [again.row(index) for index in (5000, 0, 1)] == [rows[2], rows[0], rows[1]]
+    assert len({row.prompt_id for row in rows}) == 3
+    assert ReasoningGymSource(task="basic_arithmetic", seed=2, held_out=False).row(0) != rows[0]
+
+
+def test_reasoning_gym_never_trains_on_a_held_out_prompt_whatever_the_seeds() -> None:
+    # A task with few prompts: both sides come upon the same ones.
+    task = "coin_flip"
+    trained = {
+        ReasoningGymSource(task=task, seed=seed, held_out=False).row(i).prompt_id for seed in (0, 1) for i in range(40)
+    }
+    held_out = {ReasoningGymSource(task=task, seed=0, held_out=True).row(i).prompt_id for i in range(10)}
+    assert not trained & held_out
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [("no_such_task", "reasoning-gym:no_such_task: "), ("composite", "reasoning-gym:composite: ")],
+)
+def test_a_task_that_cannot_be_made_is_refused_by_name(task: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ReasoningGymSource(task=task, seed=0, held_out=False).row(0)
+
+
+def test_sources_are_values() -> None:
+    assert Mixadd3Source(split="train", seed=1) == open_source(["mixadd3:train"], seed=1, held_out=False)

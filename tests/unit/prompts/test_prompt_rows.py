@@ -1,0 +1,98 @@
+"""Rows are well formed, or refused in words that name the field."""
+
+from typing import Any
+
+import pytest
+
+from services.coordinator.prompts.rows import Message, parse_row, parse_submitted
+from sluice.errors import DataError
+from tests.unit.prompts.prompt_cases import raw_row
+
+
+def test_a_row_keeps_what_training_needs() -> None:
+    chat = [{"role": "user", "content": "1+1="}]
+    row = parse_row(raw_row(chat, ability="MATH", extra_info={"index": 3}), where="f: row 0")
+    assert row.data_source == "sums"
+    assert row.prompt == (Message(role="user", content="1+1="),)
+    assert row.ground_truth == "2"
+    assert row.extra_info_json == '{"index": 3}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"), [("  34 ", "  34 "), (34, "34"), (0.5, "0.5"), (["1", "é"], '["1", "é"]'), (False, "false")]
+)
+def test_a_ground_truth_is_text_as_it_stands_or_json(answer: Any, text: str) -> None:
+    assert parse_row(raw_row(answer=answer), where="f").ground_truth == text
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ("text", "must be an object with data_source, prompt, reward_model, got 'text'"),
+        (raw_row(data_source=None), "data_source: must be non-empty text, got None"),
+        (raw_row(data_source=3), "data_source: must be non-empty text, got 3"),
+        (raw_row(prompt=None), "prompt: must be text or a chat list of {role, content}, got None"),
+        (raw_row(prompt=" \n"), "prompt: must be non-empty text"),
+        (raw_row(prompt=[]), "prompt: must be text or a chat list of {role, content}, got []"),
+        (raw_row(prompt=["hi"]), "prompt: every turn must be an object with role and content, got 'hi'"),
+        (raw_row(prompt=[{"role": "user"}]), "prompt: content: must be non-empty text, got None"),
+        (raw_row(prompt=[{"content": "x", "role": ""}]), "prompt: role: must be non-empty text, got ''"),
+        (
+            raw_row(prompt=[{"role": "user", "content": "x", "tool_calls": [1]}]),
+            "prompt: a turn must have role and content only, got also tool_calls",
+        ),
+        (raw_row(reward_model=None), "reward_model.ground_truth: must be given, got reward_model = None"),
+        (raw_row(reward_model={"style": "rule"}), "reward_model.ground_truth: must be given"),
+        (raw_row(answer=float("nan")), "reward_model.ground_truth: must be representable as JSON"),
+        (raw_row(extra_info={"when": object()}), "extra_info: must be representable as JSON"),
+    ],
+)
+def test_a_malformed_row_is_refused_by_place_and_field(raw: Any, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        parse_row(raw, where="set.jsonl: line 7")
+    assert str(caught.value).startswith(f"set.jsonl: line 7: {message}")
+
+
+def test_absent_keys_that_a_columnar_file_fills_with_null_are_no_error() -> None:
+    chat = [{"role": "user", "content": "x", "tool_calls": None, "name": None}]
+    assert parse_row(raw_row(chat, extra_info=None), where="f").extra_info_json == ""
+
+
+def test_identity_is_data_source_and_prompt_alone() -> None:
+    row = parse_row(raw_row("1+1=", "2"), where="f")
+    assert parse_row(raw_row("1+1=", "3", extra_info={"i": 1}), where="f").prompt_id == row.prompt_id
+    assert parse_row(raw_row("1+2=", "2"), where="f").prompt_id != row.prompt_id
+    assert parse_row(raw_row("1+1=", "2", data_source="other"), where="f").prompt_id != row.prompt_id
+    assert parse_row(raw_row([{"role": "user", "content": "1+1="}]), where="f").prompt_id != row.prompt_id
+    assert row.prompt_id == "0e409b5da624194b80126ecbafc49e13"
+
+
+def submitted(prompt: str, extra_info: str = "") -> dict[str, str]:
+    return {"data_source": "sums", "prompt": prompt, "ground_truth": "2", "extra_info": extra_info}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parsed"),
+    [
+        ("1+1=", "1+1="),
+        ("[1] is a list?", "[1] is a list?"),
+        ("[1, 2]", "[1, 2]"),
+        ('[{"role": "user", "content": "1+1="}]', (Message(role="user", content="1+1="),)),
+    ],
+)
+def test_a_submitted_prompt_is_text_or_a_chat_as_json(prompt: str, parsed: object) -> None:
+    assert parse_submitted(submitted(prompt, '{"a": 1}')).prompt == parsed
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (submitted(""), "prompt: must be non-empty text"),
+        (submitted('[{"role": "user"}]'), "prompt: content: must be non-empty text"),
+        (submitted("1+1=", "{"), "extra_info: must be JSON or empty"),
+        (submitted("1+1=") | {"data_source": ""}, "data_source: must be non-empty text"),
+    ],
+)
+def test_a_malformed_submission_is_refused(raw: dict[str, str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        parse_submitted(raw)
