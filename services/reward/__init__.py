@@ -1,0 +1,1 @@
+"""The reward service: grades whole groups in killable worker processes; stateless, so that it can be replicated."""

@@ -1,0 +1,171 @@
+"""Puts the reward service together and runs it: configuration, worker processes, self-check, server, registration.
+
+The only file that names concrete classes. Waits: for the coordinator (`Registration`, which gives up in time), then for
+a signal. On SIGTERM it tells the coordinator that it is leaving, lets running calls end and stops.
+"""
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+
+import grpc
+import structlog
+
+from services.reward.routing import Router
+from services.reward.sandbox import GraderPool
+from services.reward.scoring import OverlongBuffer, Scorer
+from services.reward.self_check import KNOWN, gold_check
+from services.reward.servicer import RewardServicer
+from services.reward.worker_process import Limits
+from sluice import PROTOCOL_VERSION
+from sluice.config.load import parse_config
+from sluice.config.schema import Config
+from sluice.errors import LaunchError
+from sluice.rpc.registration import Registration
+from sluice.rpc.server import RpcServer, make_server, stop_on_signals
+from sluice.telemetry.prometheus import Exporter
+from sluice.v1 import coordinator_pb2, reward_pb2, reward_pb2_grpc
+
+log = structlog.get_logger(__name__)
+
+SERVICE_NAME = reward_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
+
+_FAREWELL_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """The command line."""
+
+    coordinator: str
+    """host:port."""
+    bind: str
+    advertise: str
+    """Host that other services reach this one at."""
+    port: int
+    metrics_port: int
+    service_id: str
+    """Empty to be given one."""
+
+
+async def serve(options: Options) -> None:
+    """Runs the service until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+        LaunchError: a port is taken, or a built-in verifier judges a known answer wrongly.
+        Unavailable: the coordinator did not answer for too long.
+    """
+    standing = _Standing(options)
+    config = parse_config(await standing.registration.fetch_config(), where=f"coordinator {options.coordinator}")
+    exporter = Exporter(service="reward")
+    try:
+        if config.network.metrics:
+            standing.metrics_port = exporter.serve(bind=options.bind, port=options.metrics_port)
+        async with GraderPool.open(workers=config.reward.workers, limits=_limits(config)) as pool:
+            standing.pool = pool
+            server = await make_reward_server(config, pool, exporter)
+            standing.port = await server.start(bind=options.bind, port=options.port)
+            try:
+                await standing.hold()
+            finally:
+                await server.stop(grace_s=0.8 * config.launch.grace_s)
+    finally:
+        exporter.close()
+        await standing.registration.close()
+    log.info("stopped")
+
+
+async def make_reward_server(config: Config, pool: GraderPool, exporter: Exporter) -> RpcServer:
+    """A server over a running pool, not yet started.
+
+    Raises:
+        ConfigError: reward.routes names no verifier.
+        LaunchError: the self-check failed.
+    """
+    router = Router(config.reward.routes)
+    scorer = Scorer(
+        graders=pool, router=router, max_answer_chars=config.reward.max_answer_chars, overlong=_overlong(config)
+    )
+    if problems := await gold_check(KNOWN, scorer):
+        raise LaunchError("reward: the self-check failed\n" + "\n".join(problems))
+    servicer = RewardServicer(scorer=scorer, router=router, exporter=exporter)
+
+    def register(server: grpc.aio.Server) -> None:
+        reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, server)
+
+    return make_server(register, services=[SERVICE_NAME])
+
+
+class _Standing:
+    """What this process tells the coordinator about itself."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._incarnation = uuid.uuid4().hex
+        self._leaving = False
+        self.port = 0
+        self.metrics_port: int | None = None
+        self.pool: GraderPool | None = None
+        self.registration = Registration(coordinator=options.coordinator, describe=self._describe, beat=self._beat)
+
+    async def hold(self) -> None:
+        """Registers and heartbeats until a signal, then says farewell."""
+        stop = asyncio.Event()
+        await self.registration.register()
+        stop_on_signals(stop)
+        async with asyncio.TaskGroup() as group:
+            beating = group.create_task(self.registration.keep_alive())
+            await stop.wait()
+            beating.cancel()
+        self._leaving = True
+        try:
+            await self.registration.stub.Heartbeat(self._beat(), timeout=_FAREWELL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:  # it will notice by itself
+            log.info("farewell_not_heard", code=error.code().name)
+
+    def _describe(self) -> coordinator_pb2.RegisterRequest:
+        assert self.pool is not None
+        host, metrics = self._options.advertise, self.metrics_port
+        return coordinator_pb2.RegisterRequest(
+            role=coordinator_pb2.SERVICE_ROLE_REWARD,
+            service_id=self._service_id,
+            address=f"{host}:{self.port}",
+            protocol_version=PROTOCOL_VERSION,
+            capacity=self.pool.capacity,
+            incarnation=self._incarnation,
+            metrics_address="" if metrics is None else f"{host}:{metrics}",
+        )
+
+    def _beat(self) -> coordinator_pb2.HeartbeatRequest:
+        assert self.pool is not None
+        return coordinator_pb2.HeartbeatRequest(
+            service_id=self._service_id,
+            incarnation=self._incarnation,
+            running=self.pool.running,
+            draining=self._leaving,
+        )
+
+    @property
+    def _service_id(self) -> str:
+        registered = self.registration.registered
+        return registered.service_id if registered else self._options.service_id
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(
+        timeout_s=config.reward.timeout_s,
+        memory_bytes=config.reward.worker_memory_bytes,
+        recycle_after=config.reward.recycle_after,
+    )
+
+
+def _overlong(config: Config) -> OverlongBuffer | None:
+    buffer = config.reward.overlong_buffer
+    if not buffer.enable:
+        return None
+    return OverlongBuffer(
+        max_response_length=config.data.max_response_length,
+        buffer_len=buffer.len,
+        penalty_factor=buffer.penalty_factor,
+    )

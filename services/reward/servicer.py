@@ -1,0 +1,112 @@
+"""RewardService on the wire: decode, score, encode. Decides nothing."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+
+import grpc
+
+from services.reward.ports import OutcomeStatus, Question
+from services.reward.routing import Router
+from services.reward.scoring import SampleToScore, ScoredGroup, Scorer
+from sluice.errors import InvalidRequest
+from sluice.telemetry.prometheus import Exporter
+from sluice.v1 import common_pb2, reward_pb2, reward_pb2_grpc
+
+# Kept back from the caller's deadline, for encoding and the way home.
+_ANSWER_MARGIN_S = 0.5
+
+_STATUS: Mapping[OutcomeStatus, common_pb2.RewardStatus.ValueType] = {
+    "ok": common_pb2.REWARD_STATUS_OK,
+    "unparsed": common_pb2.REWARD_STATUS_UNPARSED,
+    "timeout": common_pb2.REWARD_STATUS_TIMEOUT,
+    "error": common_pb2.REWARD_STATUS_ERROR,
+}
+
+
+class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
+    """See protos/sluice/v1/reward.proto."""
+
+    def __init__(self, *, scorer: Scorer, router: Router, exporter: Exporter) -> None:
+        self._scorer = scorer
+        self._router = router
+        self._graded = {
+            status: exporter.counter(f"reward/{status}", f"samples whose grading ended as {status}").labels("reward")
+            for status in _STATUS
+        }
+
+    async def Score(
+        self, request: reward_pb2.ScoreRequest, context: grpc.aio.ServicerContext
+    ) -> reward_pb2.ScoreResponse:
+        """Scores one group."""
+        scored = await self._scorer.score(
+            question=_question(request),
+            samples=[_sample(item, position) for position, item in enumerate(request.items)],
+            deadline_s=_deadline_s(context),
+        )
+        for reward in scored.rewards:
+            self._graded[reward.status].inc()
+        return reward_pb2.ScoreResponse(results=_results(scored))
+
+    async def ListGraders(
+        self, request: reward_pb2.ListGradersRequest, context: grpc.aio.ServicerContext
+    ) -> reward_pb2.ListGradersResponse:
+        """Lists the verifiers in the order in which data sources are looked up."""
+        return reward_pb2.ListGradersResponse(
+            graders=[
+                reward_pb2.GraderInfo(name=route.name, version=route.version, data_sources=route.data_sources)
+                for route in self._router.routes()
+            ]
+        )
+
+
+def _question(request: reward_pb2.ScoreRequest) -> Question:
+    try:
+        extra_info = json.loads(request.extra_info_json or "{}")
+    except ValueError as error:
+        raise InvalidRequest(f"extra_info_json: must be JSON: {error}") from error
+    if extra_info is None:
+        extra_info = {}
+    if not isinstance(extra_info, dict):
+        raise InvalidRequest(f"extra_info_json: must be a JSON object, got {type(extra_info).__name__}")
+    return Question(
+        data_source=request.data_source,
+        prompt_text=request.prompt_text,
+        ground_truth=request.ground_truth,
+        extra_info=extra_info,
+    )
+
+
+def _sample(item: reward_pb2.ScoreItem, position: int) -> SampleToScore:
+    if item.finish_reason == common_pb2.FINISH_REASON_UNSPECIFIED:
+        raise InvalidRequest(f"items[{position}].finish_reason: must be set")
+    if item.response_tokens < 0:
+        raise InvalidRequest(f"items[{position}].response_tokens: must be >= 0, got {item.response_tokens}")
+    return SampleToScore(
+        text=item.text,
+        response_tokens=item.response_tokens,
+        finished=item.finish_reason == common_pb2.FINISH_REASON_STOP,
+    )
+
+
+def _deadline_s(context: grpc.aio.ServicerContext) -> float | None:
+    """Event-loop time by which to answer; None for a caller without a deadline."""
+    remaining_s = context.time_remaining()
+    return None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s - _ANSWER_MARGIN_S
+
+
+def _results(scored: ScoredGroup) -> list[common_pb2.SampleReward]:
+    return [
+        common_pb2.SampleReward(
+            status=_STATUS[reward.status],
+            raw_score=reward.raw_score,
+            acc=reward.acc,
+            extracted=reward.extracted,
+            shaped_reward=reward.shaped_reward,
+            overlong_penalty=reward.overlong_penalty,
+            grader=scored.grader,
+            grader_version=scored.grader_version,
+            detail=reward.detail,
+        )
+        for reward in scored.rewards
+    ]

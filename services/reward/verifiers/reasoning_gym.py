@@ -1,0 +1,57 @@
+"""Grades reasoning-gym tasks with the library's own `score_answer`.
+
+The ground truth is the task's entry as JSON (`question`, `answer`, `metadata`); the task is the part of the data source
+after `reasoning_gym/`. The answer is what stands between the last `<answer>` tags, or, for models that were not
+asked for tags, the whole completion. Scores between 0 and 1 are partial credit: only a full score counts as right.
+"""
+
+import functools
+import importlib.metadata
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from services.reward.ports import Grade, Question
+
+NAME: Final = "reasoning_gym"
+DATA_SOURCE_PREFIX: Final = "reasoning_gym/"
+
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_FULL_SCORE = 1.0 - 1e-6
+
+
+def __getattr__(name: str) -> str:
+    """VERSION is the library's, looked up on use: the library is an optional dependency."""
+    if name == "VERSION":
+        return importlib.metadata.version("reasoning-gym")
+    raise AttributeError(name)
+
+
+def prepare() -> None:
+    """Imports the library, which takes seconds."""
+    import reasoning_gym  # noqa: F401
+
+
+def grade(*, question: Question, text: str, finished: bool) -> Grade:
+    """Raw score in [0, 1]; `unparsed` when there is no answer at all. Truncation alone is not held against it."""
+    answer = _extract(text)
+    if not answer:
+        return Grade(raw_score=0.0, acc=0.0, extracted="", status="unparsed")
+    score = _scorer(question.data_source.removeprefix(DATA_SOURCE_PREFIX))
+    raw_score = float(score(answer, json.loads(question.ground_truth)))
+    return Grade(raw_score=raw_score, acc=float(raw_score >= _FULL_SCORE), extracted=answer)
+
+
+@functools.cache
+def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
+    """The task's `score_answer(answer, entry)`. Raises ValueError for a task the library does not have."""
+    import reasoning_gym
+
+    score_answer: Any = reasoning_gym.get_score_answer_fn(task)  # annotated there as taking nothing
+    return score_answer
+
+
+def _extract(text: str) -> str:
+    tagged = _TAGGED.findall(text)
+    return (tagged[-1] if tagged else text).strip()

@@ -1,0 +1,102 @@
+"""A grader process: `python -m services.reward.worker PARENT_PID MEMORY_BYTES`, spoken to over stdin and stdout.
+
+A job arrives as one frame (verifier, question, completions). The answer is one frame that says `ready` or `refused`,
+then one frame a completion as soon as it is judged, so that the service knows which one hangs. What a grader prints
+goes to /dev/null and what it reads is empty: the pipes are moved out of its way first. The process ends with its
+parent, whatever it is doing, and at the end of its input.
+
+It enforces memory and, as a backstop, CPU time. The wall-clock limit is the service's (sandbox.py), from outside.
+"""
+
+import ctypes
+import importlib
+import math
+import os
+import resource
+import signal
+import sys
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+from services.reward.frames import Frame, read, write
+from services.reward.ports import Question
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def main() -> None:
+    """Serves jobs until the input ends."""
+    parent_pid, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
+    _end_with(parent_pid)
+    _limit(resource.RLIMIT_AS, memory_bytes)
+    _limit(resource.RLIMIT_CORE, 0)
+    jobs, replies = _move_pipes_away()
+    while (job := read(jobs)) is not None:
+        _serve(job, replies)
+
+
+def _serve(job: Frame, replies: BinaryIO) -> None:
+    try:
+        verifier: Any = importlib.import_module(job["verifier"])
+        verifier.prepare()
+        version = str(verifier.VERSION)
+    except Exception as error:  # noqa: BLE001 - a verifier is anybody's code; why it cannot be loaded is the answer
+        write(replies, {"refused": _describe(error)})
+        return
+    write(replies, {"ready": version})
+    question = Question(**job["question"])
+    for completion in job["completions"]:
+        _allow_cpu(job["timeout_s"])
+        write(replies, _judge(verifier, question, completion))
+
+
+def _judge(verifier: Any, question: Question, completion: Frame) -> Frame:
+    try:
+        grade = verifier.grade(question=question, text=completion["text"], finished=completion["finished"])
+        if not (math.isfinite(grade.raw_score) and math.isfinite(grade.acc)):
+            raise ValueError(f"scores must be finite, got raw_score {grade.raw_score} and acc {grade.acc}")
+        return {"grade": asdict(grade)}
+    except Exception as error:  # noqa: BLE001 - whatever a grader raises on untrusted text is this sample's outcome
+        return {"error": _describe(error)}
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def _end_with(parent_pid: int) -> None:
+    """Asks the kernel for SIGKILL at the parent's death, and covers the parent that is dead already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent_pid:
+        sys.exit("the reward service is gone")
+
+
+def _limit(kind: int, value: int) -> None:
+    """Sets both limits, never above what is allowed to us."""
+    _, hard = resource.getrlimit(kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def _allow_cpu(timeout_s: float) -> None:
+    """Twice the wall-clock limit, and a second, from now on; then SIGXCPU ends the process."""
+    used_s = resource.getrusage(resource.RUSAGE_SELF)
+    soft = math.ceil(used_s.ru_utime + used_s.ru_stime + 2 * timeout_s + 1)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def _move_pipes_away() -> tuple[BinaryIO, BinaryIO]:
+    """Keeps stdin and stdout under private descriptors that no child inherits; 0 and 1 become /dev/null."""
+    jobs, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+    return jobs, replies
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The service's handle on one worker process (worker.py): start it, give it a job, read its outcomes, kill it.
+
+Every wait has a limit: START_LIMIT_S for the process to be ready, the caller's for one outcome, _REAP_LIMIT_S for a
+killed process to go. Whatever goes wrong on the pipe is `WorkerDied`; the handle is then only good for `kill`.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import structlog
+
+from services.reward.frames import Frame, encode, receive
+from services.reward.ports import Completion, Grade, Job, Outcome
+
+log = structlog.get_logger(__name__)
+
+START_LIMIT_S: Final = 60.0
+"""For a process to start and import its verifier: reasoning-gym takes 3 s on an idle core."""
+
+_REAP_LIMIT_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Of every worker process."""
+
+    timeout_s: float
+    """Wall clock of one sample."""
+    memory_bytes: int
+    """Address space."""
+    recycle_after: int
+    """Samples after which a process is replaced, so that what a library leaks stays small."""
+
+
+class WorkerDied(Exception):
+    """The process ended, or sent what is not a frame."""
+
+
+class Refused(Exception):
+    """The verifier cannot be loaded, so no sample of the job can be graded."""
+
+
+class WorkerProcess:
+    """One process, one job at a time. Make it with `start`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, limits: Limits) -> None:
+        self._process = process
+        self._limits = limits
+        self.graded = 0
+        """Samples given to it so far."""
+
+    @classmethod
+    async def start(cls, limits: Limits) -> "WorkerProcess":
+        """Starts a process in a session of its own, so that `kill` takes its children too."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.reward.worker", str(os.getpid()), str(limits.memory_bytes)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            env=_environment(),
+        )
+        return cls(process, limits)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    async def begin(self, job: Job, completions: Sequence[Completion]) -> str:
+        """Hands over the completions and returns the verifier's version.
+
+        Raises:
+            Refused: the verifier cannot be loaded, or not within START_LIMIT_S.
+            WorkerDied: see there.
+        """
+        frame = {
+            "verifier": job.verifier,
+            "question": asdict(job.question),
+            "completions": [asdict(completion) for completion in completions],
+            "timeout_s": self._limits.timeout_s,
+        }
+        try:
+            async with asyncio.timeout(START_LIMIT_S):
+                await self._send(frame)
+                reply = await self._receive()
+        except TimeoutError:
+            raise Refused(f"{job.verifier}: not loaded within {START_LIMIT_S:.0f} s") from None
+        if "refused" in reply:
+            raise Refused(f"{job.verifier}: {reply['refused']}")
+        return reply["ready"]
+
+    async def outcome(self, *, limit_s: float) -> Outcome:
+        """What became of the next completion. Raises TimeoutError after `limit_s`, and WorkerDied."""
+        self.graded += 1
+        async with asyncio.timeout(limit_s):
+            reply = await self._receive()
+        if "error" in reply:
+            return Outcome(status="error", detail=reply["error"])
+        grade = Grade(**reply["grade"])
+        return Outcome(status=grade.status, grade=grade)
+
+    async def kill(self) -> None:
+        """SIGKILL to the process and its children; returns when it has been reaped."""
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        try:
+            async with asyncio.timeout(_REAP_LIMIT_S):
+                await self._process.wait()
+        except TimeoutError:  # the kernel holds it, in an uninterruptible sleep; it cannot grade any more
+            log.warning("grader_not_reaped", pid=self.pid, waited_s=_REAP_LIMIT_S)
+
+    async def _send(self, frame: Frame) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(encode(frame))
+            await self._process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise WorkerDied("the grader process is gone") from error
+
+    async def _receive(self) -> Frame:
+        assert self._process.stdout is not None
+        try:
+            return await receive(self._process.stdout)
+        except (asyncio.IncompleteReadError, ConnectionResetError) as error:
+            raise WorkerDied("the grader process ended") from error
+        except ValueError as error:  # a grader found the pipe and wrote to it
+            raise WorkerDied(f"the grader process sent what is not a frame: {error}") from error
+
+
+def _environment() -> dict[str, str]:
+    """Ours, one thread a library, and the modules that we see."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

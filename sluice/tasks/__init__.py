@@ -1,0 +1,1 @@
+"""Procedural tasks that come with Sluice: prompts, verifier and demonstrations as pure functions of a seed."""

@@ -1,0 +1,96 @@
+"""Scoring a group without processes: shaping, statuses, the self-check."""
+
+import importlib
+import math
+
+import pytest
+
+from services.reward.ports import Graded, Job, Outcome, Question
+from services.reward.routing import Router
+from services.reward.scoring import OverlongBuffer, SampleToScore, Scorer
+from services.reward.self_check import KNOWN, GoldRow, gold_check
+
+QUESTION = Question(data_source="mixadd3", prompt_text="67+58=", ground_truth="125", extra_info={})
+
+BUFFER = OverlongBuffer(max_response_length=72, buffer_len=24, penalty_factor=0.5)
+
+
+class InProcess:
+    """Grades with the real verifiers in this process; texts in `failing` get that outcome instead."""
+
+    def __init__(self, failing: dict[str, Outcome] | None = None) -> None:
+        self.failing = failing or {}
+        self.jobs: list[Job] = []
+
+    async def grade(self, job: Job) -> Graded:
+        self.jobs.append(job)
+        verifier = importlib.import_module(job.verifier)
+        outcomes = []
+        for completion in job.completions:
+            grade = verifier.grade(question=job.question, text=completion.text, finished=completion.finished)
+            outcomes.append(self.failing.get(completion.text) or Outcome(status=grade.status, grade=grade))
+        return Graded(outcomes=outcomes, version=verifier.VERSION)
+
+
+def scorer(graders=None, overlong=None, max_answer_chars=1000):
+    return Scorer(graders=graders or InProcess(), router=Router(), max_answer_chars=max_answer_chars, overlong=overlong)
+
+
+def sample(text, response_tokens=10, *, finished=True):
+    return SampleToScore(text=text, response_tokens=response_tokens, finished=finished)
+
+
+async def test_raw_and_shaped_are_apart_and_results_keep_the_order_of_samples():
+    samples = [sample("#125", 48), sample("#124", 60), sample("#125", 72), sample("nothing", 10)]
+    scored = await scorer(overlong=BUFFER).score(question=QUESTION, samples=samples)
+    assert [reward.raw_score for reward in scored.rewards] == [1.0, 0.0, 1.0, 0.0]
+    assert [reward.acc for reward in scored.rewards] == [1.0, 0.0, 1.0, 0.0]
+    assert [reward.overlong_penalty for reward in scored.rewards] == [0.0, -0.25, -0.5, 0.0]
+    assert [reward.shaped_reward for reward in scored.rewards] == [1.0, -0.25, 0.5, 0.0]
+    assert [reward.status for reward in scored.rewards] == ["ok", "ok", "ok", "unparsed"]
+    assert (scored.grader, scored.grader_version) == ("mixadd3", "1")
+
+
+async def test_without_a_buffer_nothing_is_shaped():
+    scored = await scorer().score(question=QUESTION, samples=[sample("#125", 10_000)])
+    assert scored.rewards[0].overlong_penalty == 0.0
+
+
+async def test_what_could_not_be_graded_has_no_score_at_all():
+    failing = {"hang": Outcome(status="timeout", detail="10 s"), "raise": Outcome(status="error", detail="why")}
+    samples = [sample("hang"), sample("#125"), sample("raise")]
+    scored = await scorer(InProcess(failing), overlong=BUFFER).score(question=QUESTION, samples=samples)
+    assert [reward.status for reward in scored.rewards] == ["timeout", "ok", "error"]
+    assert [reward.detail for reward in scored.rewards] == ["10 s", "", "why"]
+    for reward in (scored.rewards[0], scored.rewards[2]):
+        assert all(math.isnan(value) for value in (reward.raw_score, reward.acc, reward.shaped_reward))
+
+
+async def test_long_texts_are_cut_from_the_left_before_they_are_graded():
+    graders = InProcess()
+    await scorer(graders, max_answer_chars=6).score(question=QUESTION, samples=[sample("7+8+0=15#125")])
+    assert graders.jobs[0].completions[0].text == "15#125"
+
+
+async def test_an_unknown_data_source_grades_nothing():
+    graders = InProcess()
+    unknown = Question(data_source="poetry", prompt_text="", ground_truth="", extra_info={})
+    with pytest.raises(ValueError, match="no verifier for 'poetry'"):
+        await scorer(graders).score(question=unknown, samples=[sample("#125")])
+    assert not graders.jobs
+
+
+async def test_the_known_answers_pass_the_self_check():
+    assert await gold_check(KNOWN, scorer()) == []
+
+
+async def test_the_self_check_finds_a_prompt_that_asks_for_another_format_than_the_verifier_reads():
+    problems = await gold_check([GoldRow(question=QUESTION, gold_text="The sum is 125.")], scorer())
+    assert len(problems) == 1
+    assert "must have acc 1, got 0 (unparsed, ground truth '125'" in problems[0]
+
+
+async def test_the_self_check_finds_a_verifier_that_likes_garbage():
+    likes_nothing = Question(data_source="mixadd3", prompt_text="", ground_truth="?", extra_info={})
+    problems = await gold_check([GoldRow(question=likes_nothing, gold_text="#?")], scorer())
+    assert ["must have acc 0, got 1" in problem for problem in problems] == [True]
