@@ -1,0 +1,139 @@
+"""Puts one rank of the learner together and runs it. The only file that names concrete classes.
+
+Order: the coordinator's configuration, the model, what there is to resume from, the snapshot of that version; only then
+rank 0 serves and registers, so that nobody can ask for weights that are not there. Then the loop (see loop.py).
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import structlog
+import torch
+import yaml
+
+from services.learner.checkpoint import CheckpointState
+from services.learner.control_plane import ControlPlane, Options
+from services.learner.export import export_model
+from services.learner.front import SharedFront
+from services.learner.lineage import LineageBook
+from services.learner.loop import Leader, follow
+from services.learner.ranks import Ranks, join_ranks
+from services.learner.servicer import LearnerServicer
+from services.learner.worker import Worker
+from sluice.config.schema import Config
+from sluice.v1.learner_pb2_grpc import add_LearnerServiceServicer_to_server
+from sluice.weights.manifest import PolicyVersion
+from sluice.weights.sender import WeightSender
+
+log = structlog.get_logger(__name__)
+
+_EXIT_GRACE_S = 2.0
+"""What calls that are running get when the learner leaves."""
+
+
+def run(options: Options) -> None:
+    """Runs one rank until the run has ended or the process is asked to stop.
+
+    Raises SluiceError: the coordinator stays away or refuses, another learner took over, or training broke down.
+    """
+    ranks = join_ranks()
+    if ranks.leads:
+        control = ControlPlane(options)
+        try:
+            _lead(ranks, control, options)
+        finally:
+            control.close(grace_s=_EXIT_GRACE_S)
+    else:
+        _follow(ranks)
+    ranks.leave()
+
+
+def _lead(ranks: Ranks, control: ControlPlane, options: Options) -> None:
+    config_yaml, run_dir = control.run_facts()
+    config, worker, state = _worker(ranks, facts=(config_yaml, run_dir))
+    snapshot = worker.gather(_version(state))
+    assert snapshot is not None
+    front = _front(ranks, config, options, Path(run_dir))
+    front.publish(snapshot)
+    _on_signal(lambda: (front.stop(), control.wake()), grace_s=config.launch.grace_s)
+    servicer = LearnerServicer(front, base_model=Path(config.model.path), run_dir=Path(run_dir), wake=control.wake)
+    control.open(config, front, add_servicer=partial(add_LearnerServiceServicer_to_server, servicer))
+    leader = Leader(
+        worker=worker,
+        coordinator=control,
+        front=front,
+        lineages=LineageBook(Path(run_dir) / "lineages"),
+        state=state,
+        snapshot=snapshot,
+        checkpoint_every_steps=config.learner.checkpoint_every_steps,
+    )
+    if leader.run():
+        target = Path(run_dir) / "model"
+        export_model(leader.snapshot, base=Path(config.model.path), target=target)
+        log.info("exported", path=str(target), version=str(leader.snapshot.manifest.version))
+    front.sender.close()
+
+
+def _follow(ranks: Ranks) -> None:
+    config, worker, state = _worker(ranks, facts=())
+    _on_signal(lambda: None, grace_s=config.launch.grace_s)  # the leader says when to stop
+    worker.gather(_version(state))
+    follow(worker)
+
+
+def _worker(ranks: Ranks, *, facts: tuple[str, ...]) -> tuple[Config, Worker, CheckpointState]:
+    """Every rank's share of the model, at the version to start from; followers give no facts."""
+    config_yaml, run_dir = ranks.share_texts(facts)
+    config = Config.model_validate(yaml.safe_load(config_yaml))
+    torch.set_num_threads(config.learner.threads)
+    torch.manual_seed(config.run.seed)
+    worker = Worker(config=config, ranks=ranks, run_dir=Path(run_dir))
+    state = worker.restore()
+    if ranks.leads:
+        log.info("model_ready", path=config.model.path, version=str(_version(state)), ranks=ranks.size)
+    return config, worker, state
+
+
+def _version(state: CheckpointState) -> PolicyVersion:
+    return PolicyVersion(lineage=state.lineage, number=state.step)
+
+
+def _front(ranks: Ranks, config: Config, options: Options, run_dir: Path) -> SharedFront:
+    wanted = config.weights.backend
+    sender = WeightSender(
+        backend=ranks.backend if wanted == "auto" else wanted,
+        host=options.advertise,
+        bind=options.bind,
+        directory=run_dir / "weights",
+    )
+    return SharedFront(sender, world_size=ranks.size, backend=ranks.backend)
+
+
+def _on_signal(stop: Callable[[], object], *, grace_s: float) -> None:
+    """SIGTERM or SIGINT calls `stop`; more of them change nothing, since torchrun repeats them to every rank.
+
+    When the step under way takes longer than the grace time it is abandoned: the last checkpoint stands, and the
+    process leaves.
+    """
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def handle(_: int, __: FrameType | None) -> None:
+        for signum in signals:
+            signal.signal(signum, signal.SIG_IGN)
+        stop()
+        watch = threading.Timer(0.8 * grace_s, _abandon)
+        watch.daemon = True
+        watch.start()
+
+    for signum in signals:
+        signal.signal(signum, handle)
+
+
+def _abandon() -> None:
+    log.warning("step_abandoned", reason="the step under way did not end within the grace time")
+    os._exit(0)

@@ -1,0 +1,102 @@
+"""Checkpoint folders on disk: written aside, sealed by a manifest of sizes and hashes, renamed last, verified on use.
+
+A folder `step-K` exists only when it is complete; a file that changed since is found out. Knows nothing of tensors.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+from blake3 import blake3
+
+log = structlog.get_logger(__name__)
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d+)")
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """Where the complete checkpoint `step` is."""
+    return directory / f"step-{step}"
+
+
+def partial_of(directory: Path, step: int) -> Path:
+    """Where it is written to before it is complete."""
+    return directory / f".step-{step}.partial"
+
+
+def begin(partial: Path) -> None:
+    """An empty folder to write to; what a killed process left there is removed. Raises OSError."""
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def seal(partial: Path, step: int) -> Path:
+    """Hashes and syncs every file, then gives the folder its name; returns the new path. Raises OSError."""
+    facts = {path.name: _facts(path, sync=True) for path in sorted(partial.iterdir())}
+    manifest = partial / MANIFEST
+    manifest.write_text(json.dumps(facts, indent=1))
+    _sync(manifest)
+    _sync(partial)
+    final = path_of(partial.parent, step)
+    shutil.rmtree(final, ignore_errors=True)  # the same step, trained again after a restore
+    os.replace(partial, final)
+    _sync(final.parent)
+    return final
+
+
+def verify(path: Path) -> None:
+    """Raises ValueError, saying what, unless every file is as it was when the folder was sealed."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: no readable {MANIFEST}: {error}") from error
+    for name, facts in manifest.items():
+        if not (path / name).is_file():
+            raise ValueError(f"{path}: {name} is missing")
+        if _facts(path / name) != facts:
+            raise ValueError(f"{path}: {name} is not what was written (size or hash differs)")
+
+
+def newest_that_verifies(directory: Path) -> Path | None:
+    """The checkpoint to resume from; those that do not verify are skipped and logged."""
+    for step in sorted(steps(directory), reverse=True):
+        path = path_of(directory, step)
+        try:
+            verify(path)
+        except ValueError as error:
+            log.warning("checkpoint_skipped", path=str(path), reason=str(error))
+            continue
+        return path
+    return None
+
+
+def retain(directory: Path, *, keep: int) -> None:
+    """Removes all but the newest `keep`; call it when a new one is complete."""
+    for step in sorted(steps(directory), reverse=True)[keep:]:
+        shutil.rmtree(path_of(directory, step))
+
+
+def steps(directory: Path) -> Iterator[int]:
+    """The steps there is a checkpoint of, in no order."""
+    for path in directory.glob("step-*"):
+        if match := _NAME.fullmatch(path.name):
+            yield int(match[1])
+
+
+def _facts(path: Path, *, sync: bool = False) -> dict[str, int | str]:
+    if sync:
+        _sync(path)
+    return {"size_bytes": path.stat().st_size, "blake3": blake3().update_mmap(path).hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,56 @@
+"""A thread with one event loop in it, so that training may block while gRPC goes on."""
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ControlThread:
+    """Runs coroutines for the thread that made it. Close it; a daemon, so that a crash of training ends the process."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        context = contextvars.copy_context()  # the logs' bound keys
+        self._thread = threading.Thread(target=context.run, args=(self._loop.run_forever,), name="control", daemon=True)
+        self._background: list[Future[Any]] = []
+        self._thread.start()
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Blocks until it is done; every coroutine given here has its own deadline. Raises what it raises.
+
+        Raises what a background task has ended with, first.
+        """
+        for task in self._background:
+            if task.done():
+                coroutine.close()
+                task.result()
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Starts a task that should outlive all calls; its failure is raised by the next call."""
+        self._background.append(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
+
+    def soon(self, action: Callable[[], None]) -> None:
+        """Runs a plain function in the loop; safe from any thread and in a signal handler."""
+        self._loop.call_soon_threadsafe(action)
+
+    def close(self, farewell: Callable[[], Awaitable[None]]) -> None:
+        """Ends the kept tasks, runs `farewell`, then ends the thread."""
+        asyncio.run_coroutine_threadsafe(self._end(farewell), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _end(self, farewell: Callable[[], Awaitable[None]]) -> None:
+        for task in self._background:
+            task.cancel()
+        await farewell()
+        rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)

@@ -1,0 +1,81 @@
+"""Which sequences go into which optimizer update, micro-batch and rank. Pure and deterministic.
+
+Every rank computes the same plan from the same lengths, so nothing has to agree at run time. Nothing needs to be
+divisible by anything: a rank with too little work gets empty micro-batches, since FSDP's collectives need equal counts.
+
+Letters: S sequences of a batch, R ranks.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MiniBatch:
+    """One optimizer update."""
+
+    sequences: tuple[int, ...]
+    """Indices into the batch's sequences; whole groups, in batch order."""
+    micro_batches: tuple[tuple[tuple[int, ...], ...], ...]
+    """[R][M]: micro-batch m of rank r as indices into the batch's sequences, longest first; may be empty."""
+
+
+def plan_step(
+    *,
+    group_sizes: Sequence[int],
+    lengths: Sequence[int],
+    trained: Sequence[bool],
+    groups_per_mini_batch: int,
+    ranks: int,
+    max_tokens: int,
+) -> tuple[MiniBatch, ...]:
+    """Cuts a batch into mini-batches of `groups_per_mini_batch` groups, the last one smaller when they do not divide.
+
+    lengths, trained: [S], input tokens of each sequence and whether it is in the loss; one that is not stays in
+    `sequences` but is in no micro-batch. `max_tokens` is the budget of one micro-batch on one rank.
+    """
+    starts = [0]
+    for size in group_sizes:
+        starts.append(starts[-1] + size)
+    mini_batches = []
+    for first in range(0, len(group_sizes), groups_per_mini_batch):
+        last = min(first + groups_per_mini_batch, len(group_sizes))
+        sequences = tuple(range(starts[first], starts[last]))
+        work = [s for s in sequences if trained[s]]
+        micro_batches = _spread(work, lengths=lengths, ranks=ranks, max_tokens=max_tokens)
+        mini_batches.append(MiniBatch(sequences=sequences, micro_batches=micro_batches))
+    return tuple(mini_batches)
+
+
+def _spread(
+    sequences: Sequence[int], *, lengths: Sequence[int], ranks: int, max_tokens: int
+) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """The fewest micro-batches a rank that keep the budget; bins of like size meet at the same collective."""
+    longest_first = sorted(sequences, key=lambda s: (-lengths[s], s))
+    total = sum(lengths[s] for s in sequences)
+    rounds = -(-total // (ranks * max_tokens))
+    while (bins := _fill(longest_first, lengths=lengths, bins=rounds * ranks, max_tokens=max_tokens)) is None:
+        rounds += 1
+    bins.sort(key=lambda one: -sum(lengths[s] for s in one))
+    return tuple(tuple(tuple(bins[r * ranks + rank]) for r in range(rounds)) for rank in range(ranks))
+
+
+def _fill(
+    longest_first: Sequence[int], *, lengths: Sequence[int], bins: int, max_tokens: int
+) -> list[list[int]] | None:
+    """Longest processing time first into the least loaded bin (Graham 1969); None when the budget does not hold.
+
+    A sequence over the budget is allowed alone: it came first, so it found an empty bin.
+    """
+    filled: list[list[int]] = [[] for _ in range(bins)]
+    loads = [(0, index) for index in range(bins)]
+    for sequence in longest_first:
+        if not loads:
+            return None
+        load, index = loads[0]
+        if load and load + lengths[sequence] > max_tokens:
+            return None
+        filled[index].append(sequence)
+        heapq.heapreplace(loads, (load + lengths[sequence], index))
+    return filled

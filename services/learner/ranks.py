@@ -1,0 +1,126 @@
+"""The ranks of one learner: who they are, and what they tell each other. Plain tensors only, never pickled objects.
+
+Control and batches travel on the CPU over gloo, so that they need no device; gradients and shards go where the model
+is. Rank 0 leads. While it has no work it sends IDLE, so that no rank waits longer than one poll of the coordinator;
+a rank that dies is noticed by torchrun, which ends all others.
+"""
+
+import enum
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+LEADER = 0
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+"""Limit of one collective: above any wait of the leader for its coordinator (`Registration.patience_s`)."""
+
+
+class Command(enum.IntEnum):
+    """What the leader has all ranks do next."""
+
+    IDLE = 0
+    TRAIN = 1
+    CHECKPOINT = 2
+    STOP = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """This process among the ranks."""
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh
+    backend: Literal["gloo", "nccl"]
+    """What carries the shards."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == LEADER
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """Sums over ranks, in place; every rank gets the sum."""
+        if self.size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.SUM)
+        return values
+
+    def largest(self, values: Tensor) -> Tensor:
+        """Maximum over ranks, in place; every rank gets it."""
+        if self.size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def join_columns(self, values: Tensor) -> Tensor:
+        """[k, M of this rank] on each rank -> [k, sum of M], in rank order, on every rank."""
+        if self.size == 1:
+            return values
+        widths = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        widths[self.rank] = values.shape[1]
+        counts = self.add_up(widths).tolist()
+        padded = values.new_zeros(values.shape[0], max(counts))
+        padded[:, : values.shape[1]] = values
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:, :count] for part, count in zip(parts, counts, strict=True)], dim=1)
+
+    def agree(self, ok: bool) -> bool:
+        """True when it is true on every rank; also where all ranks meet."""
+        return self.add_up(torch.tensor([0 if ok else 1], device=self.device)).item() == 0
+
+    def command(self, command: Command = Command.IDLE) -> Command:
+        """The leader says what comes next; followers give anything and get what the leader said."""
+        return Command(int(self.share_array(np.array([command], np.int64), dtype=np.int64)[0]))
+
+    def share_array(self, values: np.ndarray | None, *, dtype: type[np.generic]) -> np.ndarray:
+        """The leader's vector on every rank; followers give None (or anything) and its dtype."""
+        if self.size == 1:
+            assert values is not None
+            return values
+        length = torch.tensor([len(values) if self.leads and values is not None else 0])
+        dist.broadcast(length, src=LEADER)
+        wire = np.ascontiguousarray(values) if self.leads and values is not None else np.empty(int(length), dtype)
+        assert wire.dtype == dtype
+        tensor = torch.from_numpy(wire if wire.flags.writeable else wire.copy())
+        dist.broadcast(tensor, src=LEADER)
+        return tensor.numpy()
+
+    def share_texts(self, texts: Sequence[str]) -> list[str]:
+        """The leader's texts on every rank; followers give anything."""
+        joined = np.frombuffer("\0".join(texts).encode(), np.uint8)
+        return self.share_array(joined, dtype=np.uint8).tobytes().decode().split("\0")
+
+    def leave(self) -> None:
+        """Ends the process groups. Every rank calls it, or none."""
+        dist.destroy_process_group()
+
+
+def join_ranks() -> Ranks:
+    """Joins what torchrun started (or a world of one without it). CUDA with NCCL where there is a device, else gloo."""
+    alone = "RANK" not in os.environ
+    rank, size = (0, 1) if alone else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=HashStore() if alone else None,
+        rank=rank if alone else -1,
+        world_size=size if alone else -1,
+        timeout=COLLECTIVE_TIMEOUT,
+    )
+    # An explicit mesh: with a GPU in sight fully_shard would otherwise move a gloo model there.
+    mesh = init_device_mesh(device.type, (size,))
+    return Ranks(rank=rank, size=size, device=device, mesh=mesh, backend="nccl" if cuda else "gloo")

@@ -1,0 +1,147 @@
+"""The learner as a process against a coordinator over gRPC: trains, publishes, saves, stops, resumes, exports."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sluice.rpc.channel import open_channel
+from sluice.telemetry.catalogue import NAMES
+from sluice.v1 import common_pb2, learner_pb2_grpc
+from sluice.v1 import learner_pb2 as pb
+from sluice.weights.manifest import PolicyVersion
+from tests.integration.fake_coordinator import FakeCoordinator
+from tests.unit.learner.learner_cases import make_config, write_tiny_model
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+
+ROOT = Path(__file__).parents[2]
+ALONE = ("-m", "services.learner")
+TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "services.learner")
+
+
+@pytest.fixture
+async def coordinator(tmp_path: Path) -> AsyncIterator[tuple[FakeCoordinator, str]]:
+    model = write_tiny_model(tmp_path / "base")
+    (model / "tokenizer.json").write_text("{}")
+    learner = {"mini_batch_size": 3, "checkpoint_every_steps": 2, "max_tokens_per_micro_batch": 64, "lr": 1e-2}
+    fake = FakeCoordinator(config=make_config(model, learner=learner), run_dir=tmp_path / "run")
+    fake.run_dir.mkdir()
+    server = await fake.serve()
+    yield fake, f"127.0.0.1:{server.port}"
+    await server.stop(grace_s=0)
+
+
+@asynccontextmanager
+async def _learner(address: str, how: tuple[str, ...] = ALONE) -> AsyncIterator[asyncio.subprocess.Process]:
+    arguments = ("--coordinator", address, "--port", "0", "--metrics-port", "0")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = await asyncio.create_subprocess_exec(sys.executable, *how, *arguments, env=environment, cwd=ROOT)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+
+
+async def _exit_code(process: asyncio.subprocess.Process) -> int:
+    async with asyncio.timeout(30):
+        return await process.wait()
+
+
+async def test_two_ranks_train_three_steps_commit_each_and_export_a_model_that_transformers_loads(
+    coordinator: tuple[FakeCoordinator, str],
+) -> None:
+    fake, address = coordinator
+    fake.ready, fake.end = 3, 3
+    async with _learner(address, TWO_RANKS) as process:
+        await fake.until("len(commits) == 3")
+        assert await _exit_code(process) == 0
+    assert [(commit.step, commit.version.lineage, commit.version.number) for commit in fake.commits] == [
+        (0, "a", 1),
+        (1, "a", 2),
+        (2, "a", 3),
+    ]
+    assert set(fake.commits[0].metrics) <= NAMES
+    assert fake.commits[0].metrics["learner/updates"] == 2
+    assert [Path(commit.path).name for commit in fake.checkpoints] == ["step-2", "step-3"]
+    assert fake.registrations[0].version == common_pb2.PolicyVersion(lineage="a", number=0)
+    exported = AutoModelForCausalLM.from_pretrained(fake.run_dir / "model")
+    base = AutoModelForCausalLM.from_pretrained(fake.config.model.path)
+    assert exported.dtype == torch.float32
+    assert not torch.equal(exported.get_input_embeddings().weight, base.get_input_embeddings().weight)
+
+
+async def test_a_stopped_learner_leaves_a_checkpoint_and_the_next_one_goes_on_in_a_new_lineage_when_it_differs(
+    coordinator: tuple[FakeCoordinator, str],
+) -> None:
+    fake, address = coordinator
+    await fake.allow(ready=1)
+    async with _learner(address) as process:
+        await fake.until("len(commits) == 1")
+        stub, channel = _stub(fake)
+        info = await stub.GetInfo(pb.LearnerServiceGetInfoRequest(), timeout=10)
+        assert (info.version.number, info.digest) == (1, fake.commits[0].weights_digest)
+        opened = await stub.OpenTransfer(pb.OpenTransferRequest(rollout_id="r", epoch="e", timeout_s=0.5), timeout=10)
+        assert (opened.new_epoch, opened.manifest.digest) == (True, info.digest)
+        saved = await stub.SaveCheckpoint(pb.LearnerServiceSaveCheckpointRequest(), timeout=20)
+        assert (Path(saved.path).name, saved.version.number) == ("step-1", 1)
+        again = await stub.SaveCheckpoint(pb.LearnerServiceSaveCheckpointRequest(), timeout=20)
+        assert again.path == saved.path
+        exported = await stub.Export(pb.ExportRequest(), timeout=20)
+        assert exported.path == str(fake.run_dir / "model")
+        await channel.close()
+        await fake.allow(ready=2)
+        await fake.until("len(commits) == 2")
+        process.send_signal(signal.SIGTERM)
+        assert await _exit_code(process) == 0
+    assert [Path(commit.path).name for commit in fake.checkpoints] == ["step-1", "step-2"]
+    fake.recorded[2] = "what another GPU computed"
+    await fake.allow(ready=4, end=4)
+    async with _learner(address) as process:
+        await fake.until("len(commits) == 5")
+        assert await _exit_code(process) == 0
+    assert fake.registrations[1].version == common_pb2.PolicyVersion(lineage="a", number=2)
+    versions = [PolicyVersion(lineage=c.version.lineage, number=c.version.number) for c in fake.commits[2:]]
+    assert [str(version) for version in versions] == ["a3", "b3", "b4"]
+    assert np.isfinite(fake.commits[-1].metrics["loss/grad_norm"])
+
+
+async def test_two_ranks_that_are_told_to_stop_leave_a_checkpoint_within_the_grace_time(
+    coordinator: tuple[FakeCoordinator, str],
+) -> None:
+    fake, address = coordinator
+    fake.ready = 1
+    async with _learner(address, TWO_RANKS) as process:
+        await fake.until("len(commits) == 1")
+        process.send_signal(signal.SIGTERM)
+        await fake.until("len(checkpoints) == 1", timeout_s=15)
+        await _exit_code(process)  # torchrun's own: it calls any signal a failure, whatever the ranks returned
+    assert Path(fake.checkpoints[0].path).name == "step-1"
+
+
+async def test_a_learner_that_the_coordinator_has_forgotten_registers_again_and_keeps_training(
+    coordinator: tuple[FakeCoordinator, str],
+) -> None:
+    fake, address = coordinator
+    async with _learner(address) as process:
+        await fake.until("len(registrations) == 1")
+        fake.registrations.clear()  # the next heartbeat is answered `known = false`
+        await fake.until("len(registrations) == 1")
+        await fake.allow(ready=1, end=1)
+        await fake.until("len(commits) == 1")
+        assert await _exit_code(process) == 0
+
+
+def _stub(fake: FakeCoordinator) -> "tuple[learner_pb2_grpc.LearnerServiceAsyncStub, object]":
+    channel = open_channel(fake.registrations[-1].address)
+    return learner_pb2_grpc.LearnerServiceStub(channel), channel  # type: ignore[return-value]

@@ -1,0 +1,100 @@
+"""Small things to train: a two-layer Qwen3, ragged groups, a configuration, and the reference's view of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from services.learner.batch import Batch, TrainGroup, TrainSequence
+from sluice.config.schema import Config
+from tests.reference_dapo import ReferenceGroup, ReferenceSample
+
+VOCABULARY = 40
+
+
+def write_tiny_model(path: Path, *, seed: int = 0, tied: bool = True, kv_heads: int = 1) -> Path:
+    """A random model with weights large enough that its distributions are far from uniform."""
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=kv_heads,
+        head_dim=8,
+        intermediate_size=32,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+        pad_token_id=0,
+        eos_token_id=0,
+    )
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    return path
+
+
+def make_config(model: Path, **overrides: Mapping[str, Any]) -> Config:
+    """Defaults fit for tiny batches; sections are merged over them."""
+    sections: dict[str, dict[str, Any]] = {
+        "model": {"path": str(model), "dtype": "float32"},
+        "data": {"train_files": ["none.jsonl"], "train_batch_size": 6, "max_response_length": 16},
+        "rollout": {"n": 4, "temperature": 0.7},
+        "learner": {
+            "mini_batch_size": 6,
+            "max_tokens_per_micro_batch": 64,
+            "lr": 1e-2,
+            "warmup_steps": 2,
+            "weight_decay": 0.01,
+        },
+    }
+    for name, section in overrides.items():
+        sections[name] = sections.get(name, {}) | dict(section)
+    return Config.model_validate(sections)
+
+
+def make_batch(*, step: int = 0, groups: int = 6, n: int = 4, seed: int = 0) -> Batch:
+    """Ragged random groups; the token 0 (end and padding at once) stands anywhere, some samples are truncated."""
+    rng = np.random.default_rng([seed, step])
+    return Batch(
+        step=step, digest=f"digest-{step}", groups=tuple(_group(rng, f"g{step}-{g}", n, step) for g in range(groups))
+    )
+
+
+def _group(rng: np.random.Generator, group_id: str, n: int, step: int) -> TrainGroup:
+    prompt = rng.integers(0, VOCABULARY, rng.integers(1, 9))
+    rewards = np.resize([1.0, 0.0, 0.3], n)
+    return TrainGroup(group_id=group_id, sequences=tuple(_sequence(rng, prompt, reward, step) for reward in rewards))
+
+
+def _sequence(rng: np.random.Generator, prompt: np.ndarray, reward: float, step: int) -> TrainSequence:
+    completion = rng.integers(0, VOCABULARY, rng.integers(1, 17))
+    return TrainSequence(
+        token_ids=np.concatenate([prompt, completion]).astype(np.int32),
+        prompt_tokens=len(prompt),
+        behaviour_logprobs=rng.normal(-3.5, 1.0, len(completion)).astype(np.float32),
+        versions=np.full(len(completion), max(0, step - int(rng.integers(0, 2))), np.int32),
+        reward=float(reward),
+        truncated=bool(rng.random() < 0.2),
+    )
+
+
+def as_reference(batch: Batch) -> list[ReferenceGroup]:
+    """The same groups for tests/reference_dapo.py."""
+    return [
+        ReferenceGroup(
+            prompt_ids=group.sequences[0].token_ids[: group.sequences[0].prompt_tokens].tolist(),
+            samples=[
+                ReferenceSample(
+                    completion_ids=s.token_ids[s.prompt_tokens :].tolist(),
+                    behaviour_logprobs=s.behaviour_logprobs.tolist(),
+                    reward=s.reward,
+                    truncated=s.truncated,
+                )
+                for s in group.sequences
+            ],
+        )
+        for group in batch.groups
+    ]

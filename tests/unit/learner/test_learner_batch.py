@@ -1,0 +1,48 @@
+"""What a batch may hold."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from services.learner.batch import Batch, TrainGroup, advantages
+from tests.unit.learner.learner_cases import make_batch
+
+
+def test_a_sequence_without_one_logprob_a_completion_token_is_refused() -> None:
+    sequence = make_batch().sequences[0]
+    with pytest.raises(ValueError, match="behaviour_logprobs: must have one value a completion token"):
+        dataclasses.replace(sequence, behaviour_logprobs=sequence.behaviour_logprobs[:-1])
+
+
+def test_a_sequence_whose_versions_do_not_cover_it_is_refused() -> None:
+    sequence = make_batch().sequences[0]
+    with pytest.raises(ValueError, match="versions: must have one value"):
+        dataclasses.replace(sequence, versions=np.append(sequence.versions, 0))
+
+
+@pytest.mark.parametrize(("prompt_tokens", "message"), [(0, "prompt"), (10_000, "completion")])
+def test_a_sequence_needs_a_prompt_and_a_completion(prompt_tokens: int, message: str) -> None:
+    sequence = make_batch().sequences[0]
+    prompt_tokens = min(prompt_tokens, len(sequence.token_ids))
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(sequence, prompt_tokens=prompt_tokens)
+
+
+def test_a_group_of_two_prompts_is_refused() -> None:
+    first, second = make_batch().groups[:2]
+    with pytest.raises(ValueError, match="different prompts"):
+        TrainGroup(group_id="mixed", sequences=(first.sequences[0], second.sequences[0]))
+
+
+def test_tokens_of_a_version_that_the_step_has_yet_to_make_are_refused() -> None:
+    batch = make_batch(step=3)
+    with pytest.raises(ValueError, match="batch 1: has tokens of version"):
+        Batch(step=1, digest="", groups=batch.groups)
+
+
+def test_advantages_follow_the_order_of_the_sequences_and_sum_to_zero_in_each_group() -> None:
+    batch = make_batch(groups=3, n=4)
+    values = advantages(batch.groups, norm_by_std=False).reshape(3, 4)
+    assert np.allclose(values.sum(axis=1), 0)
+    assert np.allclose(values[0], np.array([1, 0, 0.3, 1]) - 0.575)

@@ -1,0 +1,60 @@
+"""Checkpoint folders: complete or absent, verified, retained."""
+
+from pathlib import Path
+
+import pytest
+
+from services.learner import checkpoint
+from services.learner import checkpoint_files as files
+from sluice.errors import ConfigError
+
+
+def _write(directory: Path, step: int) -> Path:
+    partial = files.partial_of(directory, step)
+    files.begin(partial)
+    (partial / "shard").write_bytes(bytes([step]) * 100)
+    (partial / ".metadata").write_bytes(b"plan")
+    return files.seal(partial, step)
+
+
+def test_a_sealed_folder_verifies_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = _write(tmp_path, 3)
+    files.verify(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-3"]
+
+
+@pytest.mark.parametrize("name", ["shard", ".metadata"])
+def test_a_file_cut_short_or_altered_or_missing_is_found(tmp_path: Path, name: str) -> None:
+    path = _write(tmp_path, 3)
+    (path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="size or hash differs"):
+        files.verify(path)
+    (path / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing"):
+        files.verify(path)
+
+
+def test_the_newest_checkpoint_that_verifies_is_chosen(tmp_path: Path) -> None:
+    good, bad = _write(tmp_path, 9), _write(tmp_path, 10)
+    (bad / "shard").write_bytes(b"torn")
+    files.begin(files.partial_of(tmp_path, 11))
+    assert checkpoint.choose("auto", directory=tmp_path) == good
+    assert checkpoint.choose("never", directory=tmp_path) is None
+    assert checkpoint.choose("auto", directory=tmp_path / "empty") is None
+
+
+def test_a_named_checkpoint_that_does_not_verify_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"learner\.resume"):
+        checkpoint.choose(str(tmp_path / "step-1"), directory=tmp_path)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (2, 10, 4):
+        _write(tmp_path, step)
+    files.retain(tmp_path, keep=2)
+    assert sorted(files.steps(tmp_path)) == [4, 10]
+
+
+def test_the_same_step_saved_again_replaces_the_former_one(tmp_path: Path) -> None:
+    _write(tmp_path, 3)
+    files.verify(_write(tmp_path, 3))

@@ -1,0 +1,45 @@
+"""The exported folder is a Hugging Face model: same numbers, same tokenizer files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from services.learner.export import export_model
+from sluice.weights.manifest import PolicyVersion, plan
+from sluice.weights.snapshot import Packer, Snapshot
+from tests.unit.learner.learner_cases import write_tiny_model
+
+
+def _snapshot(model: torch.nn.Module, dtype: str) -> Snapshot:
+    named = dict(model.named_parameters())
+    packer = Packer(plan([(name, dtype, tuple(p.shape)) for name, p in named.items()], bucket_bytes=1 << 20))
+    for name, parameter in named.items():
+        data = parameter.detach().to(getattr(torch, dtype)).reshape(-1).view(torch.uint8)
+        packer.put(name, data.numpy())
+    return packer.seal(PolicyVersion(lineage="a", number=7))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stock_transformers_loads_it_and_computes_identical_logits(tmp_path: Path, dtype: str) -> None:
+    base = write_tiny_model(tmp_path / "base")
+    (base / "tokenizer.json").write_text('{"kept": true}')
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    trained = AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path / "trained", seed=1), dtype=dtype)
+    export_model(_snapshot(trained, dtype), base=base, target=tmp_path / "model")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    ids = torch.arange(12)[None]
+    assert reloaded.dtype == getattr(torch, dtype)
+    assert torch.equal(reloaded(ids).logits, trained(ids).logits)
+    assert json.loads((tmp_path / "model" / "tokenizer.json").read_text()) == {"kept": True}
+    assert (tmp_path / "model" / "chat_template.jinja").exists()
+
+
+def test_a_second_export_replaces_the_first_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    base = write_tiny_model(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    for _ in range(2):
+        export_model(_snapshot(model, "float32"), base=base, target=tmp_path / "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "model"]

@@ -1,0 +1,106 @@
+"""Packing, and the forward pass over packed sequences against one sequence at a time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from services.learner import attention
+from services.learner.batch import TrainSequence
+from services.learner.forward import Policy
+from services.learner.packing import Packed, pack
+from tests.reference_dapo import reference_logprobs
+from tests.unit.learner.learner_cases import make_batch, write_tiny_model
+
+CPU = torch.device("cpu")
+TEMPERATURE = 0.7
+
+
+def _packed(sequences: list[TrainSequence]) -> Packed:
+    sequences = sorted(sequences, key=lambda s: -s.input_tokens)
+    ones = [1.0] * len(sequences)
+    return pack(sequences, step=2, advantages=ones, weights=ones, device=CPU)
+
+
+def _tiny_sequence(token_ids: list[int], prompt_tokens: int) -> TrainSequence:
+    completion = len(token_ids) - prompt_tokens
+    return TrainSequence(
+        token_ids=np.array(token_ids, np.int32),
+        prompt_tokens=prompt_tokens,
+        behaviour_logprobs=-np.arange(completion, dtype=np.float32),
+        versions=np.full(completion, 1, np.int32),
+        reward=0.0,
+        truncated=False,
+    )
+
+
+def test_two_sequences_are_laid_end_to_end_and_only_completions_are_targets() -> None:
+    packed = _packed([_tiny_sequence([5, 6, 7, 0, 0], 2), _tiny_sequence([8, 9, 0], 1)])
+    assert packed.input_ids.tolist() == [[5, 6, 7, 0, 8, 9]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 0, 1]]
+    assert packed.predictors.tolist() == [1, 2, 3, 4, 5]
+    assert packed.targets.tolist() == [7, 0, 0, 9, 0]
+    assert packed.behaviour_logprobs.tolist() == [0, -1, -2, 0, -1]
+    assert packed.ages.tolist() == [1] * 5
+
+
+def test_targets_come_from_lengths_and_not_from_token_values() -> None:
+    padding_everywhere = _tiny_sequence([0, 0, 0, 0], 1)
+    assert _packed([padding_everywhere]).targets.tolist() == [0, 0, 0]
+
+
+def test_blocks_gather_and_scatter_back_every_token() -> None:
+    sequences = [s for s in make_batch(groups=5).sequences if s.input_tokens]
+    packed = _packed(sequences)
+    tokens = torch.arange(packed.input_ids.shape[1])
+    again = torch.cat([tokens[block.gather][block.scatter] for block in packed.blocks])
+    assert torch.equal(again, tokens)
+
+
+@pytest.fixture(scope="module", params=[(True, 1), (False, 3)], ids=["tied-gqa", "untied-mha"])
+def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tied, kv_heads = request.param
+    return write_tiny_model(tmp_path_factory.mktemp("model"), tied=tied, kv_heads=kv_heads)
+
+
+@pytest.mark.parametrize("chunk_tokens", [7, 4096])
+def test_packed_logprobs_and_their_gradients_equal_those_of_one_sequence_at_a_time(
+    model_path: Path, chunk_tokens: int
+) -> None:
+    stock = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    packing = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, attn_implementation=attention.NAME)
+    sequences = sorted(make_batch(groups=4).sequences, key=lambda s: -s.input_tokens)
+    logprobs, entropies = Policy(packing, temperature=TEMPERATURE, chunk_tokens=chunk_tokens)(_packed(sequences))
+    one_by_one = torch.cat(
+        [
+            reference_logprobs(
+                stock, s.token_ids[: s.prompt_tokens].tolist(), s.token_ids[s.prompt_tokens :].tolist(), TEMPERATURE
+            )
+            for s in sequences
+        ]
+    )
+    assert torch.allclose(logprobs, one_by_one, atol=2e-5)
+    assert not entropies.requires_grad
+    assert entropies.shape == logprobs.shape
+    logprobs.sin().sum().backward()
+    one_by_one.sin().sum().backward()
+    for (name, ours), theirs in zip(packing.named_parameters(), stock.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4 * float(theirs.grad.abs().max())), name
+
+
+def test_the_entropy_of_a_uniform_distribution_is_the_logarithm_of_the_vocabulary(model_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation=attention.NAME)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    _, entropies = Policy(model, temperature=1.0, chunk_tokens=64)(_packed(make_batch().sequences))
+    assert torch.allclose(entropies, torch.full_like(entropies, float(np.log(40))))
+
+
+def test_sliding_windows_are_refused() -> None:
+    states = torch.zeros(1, 1, 4, 8)
+    with pytest.raises(ValueError, match="sliding-window"):
+        attention.packed_attention(torch.nn.Identity(), states, states, states, None, sliding_window=2, blocks=())

@@ -1,0 +1,68 @@
+"""Batches from the wire."""
+
+import numpy as np
+import pytest
+
+from services.learner.wire import batch_from_wire
+from sluice.errors import InvalidRequest
+from sluice.rpc.arrays import pack_floats
+from sluice.v1 import common_pb2, coordinator_pb2
+from tests.integration.fake_coordinator import groups_to_wire
+from tests.unit.learner.learner_cases import make_batch
+
+HEADER = coordinator_pb2.BatchHeader(step=3, groups=2, digest="d")
+
+
+def _groups() -> list[common_pb2.Group]:
+    return groups_to_wire(make_batch(step=3, groups=2))
+
+
+def test_a_batch_arrives_as_it_was_sent() -> None:
+    batch, sent = batch_from_wire(HEADER, _groups()), make_batch(step=3, groups=2)
+    assert (batch.step, batch.digest, batch.group_sizes) == (3, "d", sent.group_sizes)
+    for ours, theirs in zip(batch.sequences, sent.sequences, strict=True):
+        assert np.array_equal(ours.token_ids, theirs.token_ids)
+        assert np.array_equal(ours.behaviour_logprobs, theirs.behaviour_logprobs)
+        assert np.array_equal(ours.versions, theirs.versions)
+        assert (ours.prompt_tokens, ours.reward, ours.truncated) == (
+            theirs.prompt_tokens,
+            theirs.reward,
+            theirs.truncated,
+        )
+
+
+def test_each_span_stamps_its_own_tokens() -> None:
+    groups = _groups()
+    sample = groups[0].samples[0]
+    tokens = len(sample.token_ids) // 4
+    del sample.spans[:]
+    for number, (start, end) in enumerate([(0, 1), (1, tokens)]):
+        version = common_pb2.PolicyVersion(lineage="a", number=number)
+        sample.spans.append(common_pb2.VersionSpan(version=version, start_token=start, end_token=end))
+    assert batch_from_wire(HEADER, groups).sequences[0].versions.tolist() == [0] + [1] * (tokens - 1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda group: group.samples[0].spans.pop(), "spans: must cover"),
+        (lambda group: setattr(group.samples[0].spans[0], "start_token", 1), "without gaps"),
+        (lambda group: setattr(group.samples[0], "logprobs", pack_floats([0.0])), "behaviour_logprobs"),
+        (lambda group: setattr(group.samples[0], "finish_reason", common_pb2.FINISH_REASON_ABORT), "finish_reason"),
+        (lambda group: setattr(group.rewards[0], "status", common_pb2.REWARD_STATUS_TIMEOUT), "was not graded"),
+        (lambda group: group.rewards.pop(), "4 samples but 3 rewards"),
+    ],
+)
+def test_a_group_that_contradicts_itself_is_refused_by_name(spoil, message: str) -> None:
+    groups = _groups()
+    groups[0].samples[0].token_ids += b"\0\0\0\0" * 3
+    groups[0].samples[0].logprobs += pack_floats([0.0] * 3)
+    groups[0].samples[0].spans[0].end_token += 3
+    spoil(groups[0])
+    with pytest.raises(InvalidRequest, match=f"group g3-0.*{message}"):
+        batch_from_wire(HEADER, groups)
+
+
+def test_a_batch_that_is_not_whole_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="2 groups were announced, 1 came"):
+        batch_from_wire(HEADER, _groups()[:1])
