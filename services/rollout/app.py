@@ -1,0 +1,227 @@
+"""Puts the rollout service together and runs it: configuration, engine, server, registration, until a signal.
+
+The only file that names concrete classes. The configuration is fetched first, because the model has to be loaded before
+the service can register what it serves. Waits: for the coordinator (`Registration` gives up in time), then for a signal
+or the engine's failure. On SIGTERM it says that it is leaving, lets running samples end for half of the grace time,
+aborts the rest and stops.
+"""
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import structlog
+import yaml
+
+from services.rollout.adapters.environment import set_environment
+from services.rollout.engine import Engine
+from services.rollout.engine_loop import EngineFailed, EngineLoop
+from services.rollout.metrics import RolloutMetrics
+from services.rollout.model_files import ModelFacts, read_model
+from sluice import PROTOCOL_VERSION
+from sluice.config.schema import Config
+from sluice.errors import ConfigError
+from sluice.rpc.registration import Registration
+from sluice.rpc.server import RpcServer, make_server, stop_on_signals
+from sluice.telemetry.prometheus import Exporter
+from sluice.v1 import common_pb2, coordinator_pb2, rollout_pb2, rollout_pb2_grpc
+from sluice.weights.wire import version_to_proto
+
+log = structlog.get_logger(__name__)
+
+SERVICE_NAME = rollout_pb2.DESCRIPTOR.services_by_name["RolloutService"].full_name
+
+WAITING_FACTOR = 128
+"""Samples that may run or wait, over those that run at once: two of DAPO's batches (512 x 16) and some on one engine of
+256. A waiting sample costs its share of the group's prompt, so the bound is against runaway callers only."""
+
+_FAREWELL_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """The command line."""
+
+    coordinator: str
+    """host:port."""
+    bind: str
+    advertise: str
+    """Host that other services reach this one at."""
+    port: int
+    metrics_port: int
+    engine: str
+    """"vllm" or "transformers"; empty for the configuration's."""
+    service_id: str
+    """Empty to be given one."""
+
+
+async def serve(options: Options) -> None:
+    """Runs the service until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: the model cannot serve this configuration.
+        LaunchError: a port is taken.
+        Unavailable: the coordinator did not answer for too long.
+        EngineFailed: the engine is lost.
+    """
+    service = _Service(options)
+    try:
+        config = Config.model_validate(yaml.safe_load(await service.registration.fetch_config()))
+        await service.run(config)
+    finally:
+        await service.registration.close()
+    log.info("stopped")
+
+
+def make_engine(config: Config, model: ModelFacts, *, kind: str) -> Engine:
+    """Loads the model into the engine. Raises ConfigError when prompt and response do not fit its context."""
+    max_model_len = config.data.max_prompt_length + config.data.max_response_length
+    if max_model_len > model.max_position_embeddings:
+        raise ConfigError(
+            f"data.max_prompt_length + data.max_response_length: must be <= {model.max_position_embeddings}, the context "
+            f"of {model.path}, got {max_model_len}"
+        )
+    rollout = config.rollout
+    set_environment(threads=rollout.threads)
+    if kind == "transformers":
+        from services.rollout.adapters.transformers_engine import TransformersEngine
+
+        return TransformersEngine(
+            model, dtype=config.model.dtype, max_model_len=max_model_len, max_num_seqs=rollout.max_num_seqs
+        )
+    from services.rollout.adapters.vllm_engine import VllmEngine
+
+    return VllmEngine(
+        model,
+        dtype=config.model.dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=rollout.max_num_seqs,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        kv_cache_bytes=rollout.kv_cache_bytes,
+    )
+
+
+class _Service:
+    """This process and what it tells the coordinator about itself."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._incarnation = uuid.uuid4().hex
+        self._leaving = False
+        self._port = 0
+        self._metrics_address = ""
+        self._exporter = Exporter(service="rollout")
+        self._metrics = RolloutMetrics(self._exporter, service="rollout")
+        self.registration = Registration(coordinator=options.coordinator, describe=self._describe, beat=self._beat)
+
+    async def run(self, config: Config) -> None:
+        model = read_model(Path(config.model.path))
+        engine = make_engine(config, model, kind=self._options.engine or config.rollout.engine)
+        log.info("engine_ready", engine=engine.name, max_model_len=engine.max_model_len, capacity=engine.capacity)
+        self._model = model
+        self._loop = EngineLoop(engine, max_samples=WAITING_FACTOR * engine.capacity)
+        self._loop.start()
+        server = self._make_server(config)
+        try:
+            if config.network.metrics:
+                port = self._exporter.serve(bind=self._options.bind, port=self._options.metrics_port)
+                self._metrics_address = f"{self._options.advertise}:{port}"
+            self._port = await server.start(bind=self._options.bind, port=self._options.port)
+            await self._hold()
+            await self._leave(grace_s=0.5 * config.launch.grace_s)
+        finally:
+            await server.stop(grace_s=0.1 * config.launch.grace_s)
+            self._weights.close()
+            self._loop.close()
+            self._exporter.close()
+
+    def _make_server(self, config: Config) -> RpcServer:
+        # These import torch, whose threads `make_engine` has bounded by now.
+        from transformers import AutoTokenizer
+
+        from services.rollout.servicer import RolloutServicer
+        from services.rollout.weight_intake import WeightIntake
+        from sluice.weights.receiver import WeightReceiver
+
+        tokenizer = AutoTokenizer.from_pretrained(self._model.path)
+        self._weights = WeightIntake(
+            loop=self._loop,
+            receiver=WeightReceiver(),
+            model=self._model,
+            recompute_kv=config.weights.inflight == "recompute",
+        )
+        servicer = RolloutServicer(
+            loop=self._loop,
+            weights=self._weights,
+            model=self._model,
+            decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+            rollout_id=lambda: self._service_id,
+        )
+
+        def register(server: grpc.aio.Server) -> None:
+            rollout_pb2_grpc.add_RolloutServiceServicer_to_server(servicer, server)
+
+        return make_server(register, services=[SERVICE_NAME])
+
+    async def _hold(self) -> None:
+        """Registers and heartbeats until a signal. Raises EngineFailed when the engine is lost."""
+        stop = asyncio.Event()
+        await self.registration.register()
+        stop_on_signals(stop)
+        async with asyncio.TaskGroup() as group:
+            beating = group.create_task(self.registration.keep_alive())
+            stopping = group.create_task(stop.wait())
+            await asyncio.wait((stopping, self._loop.failed), return_when=asyncio.FIRST_COMPLETED)
+            beating.cancel()
+            stopping.cancel()
+        if self._loop.failed.done():
+            raise EngineFailed("the engine failed; its traceback is in the log above")
+
+    async def _leave(self, *, grace_s: float) -> None:
+        self._leaving = True
+        try:
+            await self.registration.stub.Heartbeat(self._beat(), timeout=_FAREWELL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:  # it will notice by itself
+            log.info("farewell_not_heard", code=error.code().name)
+        aborted = await self._loop.drain(timeout_s=grace_s)
+        log.info("drained", aborted_samples=len(aborted))
+
+    def _describe(self) -> coordinator_pb2.RegisterRequest:
+        engine = self._loop.engine
+        return coordinator_pb2.RegisterRequest(
+            role=coordinator_pb2.SERVICE_ROLE_ROLLOUT,
+            service_id=self._service_id,
+            address=f"{self._options.advertise}:{self._port}",
+            protocol_version=PROTOCOL_VERSION,
+            model_hash=self._model.model_hash,
+            tokenizer_hash=self._model.tokenizer_hash,
+            engine=engine.name,
+            capacity=engine.capacity,
+            max_model_len=engine.max_model_len,
+            version=self._version_message(),
+            incarnation=self._incarnation,
+            metrics_address=self._metrics_address,
+        )
+
+    def _beat(self) -> coordinator_pb2.HeartbeatRequest:
+        self._metrics.refresh(self._loop)
+        return coordinator_pb2.HeartbeatRequest(
+            service_id=self._service_id,
+            incarnation=self._incarnation,
+            running=self._loop.running,
+            version=self._version_message(),
+            generated_tokens=self._loop.engine.generated_tokens,
+            draining=self._leaving,
+        )
+
+    def _version_message(self) -> common_pb2.PolicyVersion | None:
+        version = self._loop.version
+        return None if version is None else version_to_proto(version)
+
+    @property
+    def _service_id(self) -> str:
+        registered = self.registration.registered
+        return registered.service_id if registered else self._options.service_id

@@ -1,0 +1,233 @@
+"""The thread that owns the engine, and the asyncio side's view of it.
+
+    event loop --commands--> engine thread: between two steps takes every waiting command, then steps
+    engine thread --call_soon_threadsafe--> event loop: finished samples, progress, answers
+
+The thread blocks on the command queue while the engine is idle and never otherwise. Admission is bounded in samples
+(`max_samples`), so the queue is too. An exception in the thread is the end of the engine: every running request and
+every later call fails with it, and `failed` resolves, which the app turns into a non-zero exit.
+"""
+
+import asyncio
+import contextvars
+import queue
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import structlog
+
+from services.rollout.engine import Engine, FinishedSample, SampleRequest
+from sluice.errors import InvalidRequest, NotReady, Overloaded, SluiceError
+from sluice.weights.manifest import Manifest, PolicyVersion
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+PROGRESS_INTERVAL_S = 1.0
+"""Between two reports on a running request: often enough to notice a wedged engine, too seldom to cost anything."""
+
+
+class EngineFailed(SluiceError):
+    """The engine is lost; the process is about to end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far one request has come."""
+
+    tokens: int
+    """Generated so far over its samples that still run."""
+
+
+Event = FinishedSample | Progress
+
+
+class EngineLoop:
+    """Made, started and used inside one event loop."""
+
+    def __init__(self, engine: Engine, *, max_samples: int) -> None:
+        """`max_samples` bounds running and waiting samples together."""
+        self.engine = engine
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Resolves, with the exception, only if the engine fails."""
+        self.weights: Manifest | None = None
+        """Of the weights in use; None before the first push."""
+        self.last_stall_ms = 0.0
+        """For how long nothing was generated at the newest push."""
+        self._max_samples = max_samples
+        self._loop = asyncio.get_running_loop()
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._streams: dict[str, asyncio.Queue[Event | EngineFailed]] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+        context = contextvars.copy_context()  # carries the log lines' bound keys into the thread
+        self._thread = threading.Thread(target=context.run, args=(self._run,), name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """Samples running or waiting."""
+        return len(self._streams)
+
+    async def generate(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Event]:
+        """Draws the samples; yields each as it finishes, in any order, and progress in between.
+
+        Leaving the iterator early aborts what still runs. Raises NotReady while draining or before the first weights,
+        Overloaded when there is no room, InvalidRequest when a sample_id is running already, EngineFailed.
+        """
+        self._admit(requests)
+        events: asyncio.Queue[Event | EngineFailed] = asyncio.Queue()
+        pending = {request.sample_id for request in requests}
+        self._streams |= dict.fromkeys(pending, events)
+        self._idle.clear()
+        self._commands.put(lambda: self._add(requests))
+        try:
+            while pending:
+                event = await events.get()
+                if isinstance(event, EngineFailed):
+                    raise event
+                if isinstance(event, FinishedSample):
+                    pending.discard(event.sample_id)
+                yield event
+        finally:
+            if pending:
+                self._post_abort(pending)
+
+    async def abort(self, sample_ids: Collection[str]) -> None:
+        """Ends samples now; their streams yield them with FinishReason.ABORT. Unknown ids are skipped."""
+        known = [sample_id for sample_id in sample_ids if sample_id in self._streams]
+        await self._call(lambda: self._deliver(self.engine.abort(known)))
+
+    async def load_weights(self, manifest: Manifest, buffer: np.ndarray, *, recompute_kv: bool) -> float:
+        """Switches versions between two steps, even if the caller leaves; returns for how many ms nothing was generated.
+
+        Raises EngineFailed.
+        """
+
+        def load() -> float:
+            started = time.monotonic()
+            self.engine.load_weights(manifest, buffer, recompute_kv=recompute_kv)
+            self.weights = manifest
+            self.last_stall_ms = 1e3 * (time.monotonic() - started)
+            return self.last_stall_ms
+
+        return await self._call(load)
+
+    @property
+    def version(self) -> PolicyVersion | None:
+        """Of the weights in use."""
+        return None if self.weights is None else self.weights.version
+
+    async def drain(self, *, timeout_s: float) -> list[str]:
+        """Takes no more requests, waits for the running ones, aborts them after `timeout_s`; returns those."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+            return []
+        except TimeoutError:
+            left = list(self._streams)
+            await self.abort(left)
+            return left
+
+    def close(self) -> None:
+        """Ends the thread after its running step and frees the engine."""
+        self._commands.put(None)
+        self._thread.join()
+
+    # --- event loop side --------------------------------------------------------------------------------------
+
+    def _admit(self, requests: Sequence[SampleRequest]) -> None:
+        if self._draining:
+            raise NotReady("this rollout is draining; generate elsewhere")
+        if self.failed.done():
+            raise EngineFailed("the engine has failed; this rollout is about to end")
+        if self.version is None:
+            raise NotReady("this rollout holds no weights of the run yet; push a version first")
+        if duplicate := [request.sample_id for request in requests if request.sample_id in self._streams]:
+            raise InvalidRequest(f"{duplicate[0]} is running already; a request_id is used once an attempt")
+        if len(self._streams) + len(requests) > self._max_samples:
+            raise Overloaded(f"{len(self._streams)} samples run or wait here, at most {self._max_samples} may")
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        """Runs `function` in the engine thread between two steps."""
+        answer: asyncio.Future[T] = self._loop.create_future()
+
+        def command() -> None:
+            result = function()
+            self._post(lambda: answer.done() or answer.set_result(result))
+
+        if self.failed.done():
+            raise EngineFailed("the engine has failed; this rollout is about to end")
+        self._commands.put(command)
+        await asyncio.wait((answer, self.failed), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise EngineFailed("the engine failed during this call; this rollout is about to end")
+        return answer.result()
+
+    def _post_abort(self, sample_ids: Collection[str]) -> None:
+        self._commands.put(lambda: self._deliver(self.engine.abort(sample_ids)))
+
+    def _on_finished(self, finished: Sequence[FinishedSample]) -> None:
+        for sample in finished:
+            self._streams.pop(sample.sample_id).put_nowait(sample)
+        if not self._streams:
+            self._idle.set()
+
+    def _on_progress(self, tokens: dict[str, int]) -> None:
+        totals: dict[int, tuple[asyncio.Queue[Event | EngineFailed], int]] = {}
+        for sample_id, count in tokens.items():
+            if (events := self._streams.get(sample_id)) is not None:
+                totals[id(events)] = (events, totals.get(id(events), (events, 0))[1] + count)
+        for events, total in totals.values():
+            events.put_nowait(Progress(tokens=total))
+
+    def _on_failure(self, failure: EngineFailed) -> None:
+        self.failed.set_result(None)
+        for events in set(self._streams.values()):
+            events.put_nowait(failure)
+
+    # --- engine thread ----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._step_until_closed()
+            self.engine.close()
+        except BaseException as error:  # whatever it was: the engine's state is unknown, the process has to end
+            log.critical("engine_failed", exc_info=error)
+            failure = EngineFailed(f"the engine failed: {error!r}")
+            self._post(lambda: self._on_failure(failure))
+
+    def _step_until_closed(self) -> None:
+        report_at = time.monotonic() + PROGRESS_INTERVAL_S
+        while True:
+            while not self.engine.running or not self._commands.empty():
+                command = self._commands.get()
+                if command is None:
+                    return
+                command()
+            self._deliver(self.engine.step())
+            if time.monotonic() > report_at:
+                report_at = time.monotonic() + PROGRESS_INTERVAL_S
+                tokens = {sample_id: len(sample.token_ids) for sample_id, sample in self.engine.running.items()}
+                self._post(lambda tokens=tokens: self._on_progress(tokens))
+
+    def _add(self, requests: Sequence[SampleRequest]) -> None:
+        for request in requests:
+            self.engine.add(request)
+
+    def _deliver(self, finished: Sequence[FinishedSample]) -> None:
+        if finished:
+            self._post(lambda: self._on_finished(finished))
+
+    def _post(self, callback: Callable[[], object]) -> None:
+        self._loop.call_soon_threadsafe(callback)

@@ -1,0 +1,27 @@
+"""What this rollout shows on its Prometheus endpoint; refreshed with every heartbeat."""
+
+from services.rollout.engine_loop import EngineLoop
+from sluice.telemetry.prometheus import Exporter
+
+
+class RolloutMetrics:
+    """Gauges and counters of one rollout."""
+
+    def __init__(self, exporter: Exporter, *, service: str) -> None:
+        labels = {"service": service}
+        self._running = exporter.gauge("rollout/running_samples", "samples running or waiting").labels(**labels)
+        self._version = exporter.gauge("rollout/version", "number of the weights in use; -1 before any").labels(
+            **labels
+        )
+        self._stall = exporter.gauge("rollout/stall_ms", "time without generation at the newest push").labels(**labels)
+        self._tokens = exporter.counter("rollout/generated_tokens", "completion tokens since start").labels(**labels)
+        self._counted_tokens = 0
+
+    def refresh(self, loop: EngineLoop) -> None:
+        """Takes the loop's present values."""
+        self._running.set(loop.running)
+        self._version.set(-1 if loop.version is None else loop.version.number)
+        self._stall.set(loop.last_stall_ms)
+        generated = loop.engine.generated_tokens
+        self._tokens.inc(generated - self._counted_tokens)
+        self._counted_tokens = generated

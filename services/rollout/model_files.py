@@ -1,0 +1,101 @@
+"""What a model folder says about itself, read from its JSON and safetensors headers: no torch, no transformers.
+
+Both engines take their limits and end tokens from here, so that they agree, and nothing else from
+generation_config.json: its sampling defaults would silently change the distribution that training assumes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from sluice.errors import ConfigError, TransferError
+from sluice.weights.manifest import Manifest
+
+_TIED_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFacts:
+    """A model folder's limits, names and hashes."""
+
+    path: Path
+    vocab_size: int
+    """Token ids are < this."""
+    max_position_embeddings: int
+    """Longest sequence in tokens."""
+    end_token_ids: frozenset[int]
+    """Sampling one of these ends a completion."""
+    model_hash: str
+    """blake3 of config.json, hex."""
+    tokenizer_hash: str
+    """blake3 of tokenizer.json, hex; empty when there is none."""
+    tensors: Mapping[str, tuple[int, ...]] = field(repr=False)
+    """Shape of every tensor that a snapshot must hold, by Hugging Face name; a tied head is not among them."""
+
+
+def read_model(path: Path) -> ModelFacts:
+    """Reads a model folder. Raises ConfigError when it is not one."""
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"model.path: must be a Hugging Face model folder, but {path} has no config.json")
+    config = _read_json(path / "config.json")
+    text_config = config.get("text_config", config)
+    tensors = _tensor_shapes(path)
+    if config.get("tie_word_embeddings", text_config.get("tie_word_embeddings", False)):
+        tensors.pop(_TIED_HEAD, None)
+    return ModelFacts(
+        path=path,
+        vocab_size=text_config["vocab_size"],
+        max_position_embeddings=text_config["max_position_embeddings"],
+        end_token_ids=_end_token_ids(path, text_config),
+        model_hash=_hash(path / "config.json"),
+        tokenizer_hash=_hash(path / "tokenizer.json"),
+        tensors=tensors,
+    )
+
+
+def check_tensors(manifest: Manifest, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises TransferError unless a snapshot holds exactly the model's tensors with their shapes."""
+    announced = {spec.name: spec.shape for spec in manifest.tensors}
+    missing, unknown = expected.keys() - announced.keys(), announced.keys() - expected.keys() - {_TIED_HEAD}
+    reshaped = [name for name in expected.keys() & announced.keys() if expected[name] != announced[name]]
+    for names, fault in ((missing, "lacks"), (unknown, "has unknown"), (reshaped, "has misshapen")):
+        if names:
+            listed = ", ".join(sorted(names)[:3])
+            raise TransferError(
+                f"snapshot {manifest.version} {fault} {len(names)} tensors ({listed}); are rollout and learner using the "
+                "same model?"
+            )
+
+
+def _end_token_ids(path: Path, config: Mapping[str, Any]) -> frozenset[int]:
+    """As Hugging Face's generate has them: generation_config.json, else config.json."""
+    generation = path / "generation_config.json"
+    ids = _read_json(generation).get("eos_token_id") if generation.is_file() else None
+    if ids is None:
+        ids = config.get("eos_token_id")
+    if ids is None:
+        raise ConfigError(f"{path}: neither generation_config.json nor config.json names an eos_token_id")
+    return frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    if not shapes:
+        raise ConfigError(f"model.path: {path} has no .safetensors file")
+    return shapes
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def _hash(path: Path) -> str:
+    return blake3(path.read_bytes()).hexdigest() if path.is_file() else ""

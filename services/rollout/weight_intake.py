@@ -1,0 +1,80 @@
+"""One version's way into the engine: join, receive in the background, verify, apply between two steps.
+
+Refuses before a byte is sent what could not be applied: another model's tensors, or a number that goes back. A failure
+at any point before the switch leaves the old version serving.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from services.rollout.engine_loop import EngineLoop
+from services.rollout.model_files import ModelFacts, check_tensors
+from sluice.errors import InvalidRequest, NotReady
+from sluice.weights.backends import Collective, Rendezvous
+from sluice.weights.manifest import Manifest, PolicyVersion
+from sluice.weights.receiver import WeightReceiver
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Applied:
+    """What the rollout acknowledges."""
+
+    version: PolicyVersion
+    digest: str
+    """Computed here over the received bytes."""
+    receive_ms: float
+    stall_ms: float
+    """For how long no token was generated."""
+
+
+class WeightIntake:
+    """Verbs of the weight push; one caller, the coordinator, uses them one after the other."""
+
+    def __init__(self, *, loop: EngineLoop, receiver: WeightReceiver, model: ModelFacts, recompute_kv: bool) -> None:
+        self._loop = loop
+        self._receiver = receiver
+        self._model = model
+        self._recompute_kv = recompute_kv
+        self._verbs = asyncio.Lock()
+
+    async def join(self, rendezvous: Rendezvous, *, backend: Collective) -> None:
+        """Joins a fresh membership epoch. Raises TransferError when the learner is not there in time."""
+        async with self._verbs:
+            await asyncio.to_thread(self._receiver.join, rendezvous, backend=backend)
+
+    async def receive(self, *, epoch: str, manifest: Manifest, file_path: str) -> None:
+        """Starts receiving in the background. Raises TransferError, InvalidRequest or NotReady."""
+        check_tensors(manifest, self._model.tensors)
+        held = self._loop.version
+        if held is not None and held.lineage == manifest.version.lineage and manifest.version.number < held.number:
+            raise InvalidRequest(
+                f"version {manifest.version} is older than {held}, which serves; numbers never go back"
+            )
+        async with self._verbs:
+            self._receiver.begin(epoch=epoch, manifest=manifest, file_path=file_path)
+
+    async def apply(self, version: PolicyVersion, *, timeout_s: float) -> Applied:
+        """Waits for the receive, verifies it and switches. Raises TransferError, Expired, NotReady or EngineFailed."""
+        async with self._verbs:
+            received = await asyncio.to_thread(self._receiver.result, timeout_s=timeout_s)
+            if received.manifest.version != version:
+                raise NotReady(f"received version {received.manifest.version}, asked to apply {version}")
+            stall_ms = await self._loop.load_weights(
+                received.manifest, received.buffer, recompute_kv=self._recompute_kv
+            )
+            self._receiver.recycle(received)
+        log.info(
+            "weights_applied",
+            version=str(version),
+            receive_ms=round(received.receive_ms, 1),
+            stall_ms=round(stall_ms, 1),
+        )
+        return Applied(version=version, digest=received.digest, receive_ms=received.receive_ms, stall_ms=stall_ms)
+
+    def close(self) -> None:
+        """Leaves the epoch."""
+        self._receiver.close()

@@ -1,0 +1,225 @@
+"""Transfer groups: the collectives that carry packed bytes, one two-rank world per receiver and membership epoch.
+
+Raw process groups on the learner's TCPStore, never `init_process_group` and never the default group, so a receiver
+that joins or dies touches nobody else. The learner is rank 0 and only sends. Waits: at most `timeout_s` for a join
+and for every broadcast, then TransferError; a gloo operation cannot be unblocked in any other way (abort and shutdown
+do not end a wait), so buckets are small. A group that has failed is closed and never used again.
+
+gloo is exercised by the tests. The NCCL path has not been run: its tests need two GPUs.
+"""
+
+import contextlib
+import ctypes
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import BroadcastOptions, ProcessGroupGloo
+
+from sluice.errors import TransferError
+
+if TYPE_CHECKING:
+    from torch.distributed import Work
+
+Collective = Literal["gloo", "nccl"]
+
+ROOT_RANK = 0
+"""The learner's rank in every group."""
+
+
+class TransferGroup(Protocol):
+    """A joined group. Used by one thread at a time."""
+
+    def broadcast(self, data: np.ndarray) -> None:
+        """Sends (rank 0) or fills (others) contiguous uint8[n] host memory. Raises TransferError at the deadline."""
+        ...
+
+    def close(self) -> None:
+        """Frees the group's sockets or communicator; only after its last broadcast has returned."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rendezvous:
+    """Where and as what to join one epoch's group."""
+
+    host: str
+    port: int
+    secret: str
+    """Prefix of the store keys: a stranger without it finds nothing."""
+    epoch: str
+    """Unique to one membership; never used twice."""
+    rank: int
+    world_size: int
+    timeout_s: float
+    """Limit of the join and of every later broadcast."""
+
+
+class TransferStore:
+    """The learner's TCPStore: where the two ends of every epoch exchange addresses."""
+
+    def __init__(self, *, bind: str, port: int = 0) -> None:
+        """Listens on `bind`:`port` (0: any free port). Raises OSError when it cannot."""
+        family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+        listener = socket.create_server((bind, port), family=family, backlog=128)
+        self.port: int = listener.getsockname()[1]
+        # The store takes the listening socket over, so nobody can grab the port in between.
+        self._store = TCPStore(
+            bind, self.port, None, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+
+
+def join(rendezvous: Rendezvous, *, backend: Collective) -> TransferGroup:
+    """Joins an epoch's group; returns once the peer is there. Raises TransferError at the deadline."""
+    timeout = timedelta(seconds=rendezvous.timeout_s)
+    try:
+        # A client of its own: threads that share one would wait for each other's blocking reads.
+        store = PrefixStore(
+            f"sluice/{rendezvous.secret}/{rendezvous.epoch}",
+            TCPStore(rendezvous.host, rendezvous.port, None, is_master=False, timeout=timeout, wait_for_workers=False),
+        )
+        return _GlooGroup.form(store, rendezvous) if backend == "gloo" else _NcclGroup.form(store, rendezvous)
+    except RuntimeError as error:  # torch's store, network and backend errors have no narrower common base
+        raise TransferError(
+            f"epoch {rendezvous.epoch}: rank {rendezvous.rank} could not join over {backend} at "
+            f"{rendezvous.host}:{rendezvous.port} within {rendezvous.timeout_s:g} s: {error}"
+        ) from error
+
+
+def as_tensor(data: np.ndarray) -> torch.Tensor:
+    """uint8[n] host memory as a tensor over the same bytes, which must outlive it. A sealed snapshot is read-only to
+    numpy; torch has no such notion, so the tensor aliases it and must not be written."""
+    assert data.dtype == np.uint8
+    assert data.flags.c_contiguous
+    if data.flags.writeable:
+        return torch.from_numpy(data)
+    alias = (ctypes.c_uint8 * data.nbytes).from_address(data.ctypes.data)
+    return torch.frombuffer(alias, dtype=torch.uint8)
+
+
+@dataclass(slots=True)
+class _GlooGroup:
+    group: Any
+    """ProcessGroupGloo, whose stub lacks its operations."""
+    epoch: str
+    options: BroadcastOptions = field(repr=False)
+
+    @classmethod
+    def form(cls, store: Store, rendezvous: Rendezvous) -> "_GlooGroup":
+        timeout = timedelta(seconds=rendezvous.timeout_s)
+        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._timeout = timeout
+        options._threads = 1
+        options._devices = [ProcessGroupGloo.create_device(hostname=_local_address(rendezvous))]
+        group = ProcessGroupGloo(store, rendezvous.rank, rendezvous.world_size, options)
+        return cls(group, rendezvous.epoch, _broadcast_options(timeout))
+
+    def broadcast(self, data: np.ndarray) -> None:
+        try:
+            self.group.broadcast([as_tensor(data)], self.options).wait()
+        except RuntimeError as error:  # gloo raises nothing narrower
+            raise TransferError(f"epoch {self.epoch}: {error}") from error
+
+    def close(self) -> None:
+        del self.group
+
+
+@dataclass(slots=True)
+class _NcclGroup:
+    """Stages every bucket in device memory, one bucket at a time."""
+
+    group: Any
+    """ProcessGroupNCCL, whose stub lacks its operations."""
+    epoch: str
+    is_root: bool
+    timeout: timedelta
+    options: BroadcastOptions = field(repr=False)
+    device: torch.device
+    staging: torch.Tensor | None = field(default=None, repr=False)
+
+    @classmethod
+    def form(cls, store: Store, rendezvous: Rendezvous) -> "_NcclGroup":
+        from torch.distributed import ProcessGroupNCCL  # absent from builds without CUDA
+
+        timeout = timedelta(seconds=rendezvous.timeout_s)
+        options = ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        with _no_nccl_watchdog():
+            group = ProcessGroupNCCL(store, rendezvous.rank, rendezvous.world_size, options)
+        made = cls(
+            group=group,
+            epoch=rendezvous.epoch,
+            is_root=rendezvous.rank == ROOT_RANK,
+            timeout=timeout,
+            options=_broadcast_options(timeout),
+            device=torch.device("cuda", torch.cuda.current_device()),
+        )
+        made._finish(made.group.broadcast([torch.zeros(1, device=made.device)], made.options))  # NCCL connects lazily
+        return made
+
+    def broadcast(self, data: np.ndarray) -> None:
+        host = as_tensor(data)
+        if self.staging is None or self.staging.numel() < host.numel():
+            self.staging = torch.empty(host.numel(), dtype=torch.uint8, device=self.device)
+        bucket = self.staging[: host.numel()]
+        try:
+            if self.is_root:
+                bucket.copy_(host)
+            self._finish(self.group.broadcast([bucket], self.options))
+            if not self.is_root:
+                host.copy_(bucket)
+        except RuntimeError as error:  # torch's distributed and accelerator errors share no narrower base
+            raise TransferError(f"epoch {self.epoch}: {error}") from error
+
+    def _finish(self, work: "Work") -> None:
+        """Blocks this thread, not only the stream, until the operation is done. On a failure frees the peer's end."""
+        try:
+            work.wait(self.timeout)
+        except RuntimeError:
+            self.group.abort()
+            raise
+
+    def close(self) -> None:
+        self.group.abort()
+        self.staging = None
+
+
+@contextlib.contextmanager
+def _no_nccl_watchdog() -> Iterator[None]:
+    """A group made within does not end the process when an operation times out: its deadline is ours. Other groups, such
+    as FSDP's, keep torch's default."""
+    name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _broadcast_options(timeout: timedelta) -> BroadcastOptions:
+    options = BroadcastOptions()
+    options.rootRank = ROOT_RANK
+    options.timeout = timeout
+    return options
+
+
+def _local_address(rendezvous: Rendezvous) -> str:
+    """The address of this machine that the other end can reach: the store's own, or the one that routes to it."""
+    found = socket.getaddrinfo(rendezvous.host, rendezvous.port, type=socket.SOCK_DGRAM)
+    family, kind, protocol, _, address = found[0]
+    if rendezvous.rank == ROOT_RANK:
+        return str(ipaddress.ip_address(address[0]))
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)  # sends nothing: the kernel only picks the interface
+        return probe.getsockname()[0]

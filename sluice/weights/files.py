@@ -1,0 +1,61 @@
+"""Snapshots as files, for receivers that no collective reaches: an ordinary safetensors file with the manifest in its
+metadata, written under a temporary name and renamed, verified by digest when read."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import safetensors
+
+from sluice.errors import TransferError
+from sluice.weights.manifest import PolicyVersion, plan
+from sluice.weights.snapshot import Packer, Snapshot
+
+_NAME_OF_SAFETENSORS_DTYPE = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def write_snapshot(directory: Path, snapshot: Snapshot) -> Path:
+    """Writes `<lineage><number>-<digest>.safetensors` unless it is there; returns its path. Raises OSError."""
+    manifest = snapshot.manifest
+    path = directory / f"{manifest.version}-{manifest.digest[:16]}.safetensors"
+    if path.exists():
+        return path
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        # Addresses within the snapshot's buffer, which outlives this call.
+        spec.name: safetensors.TensorSpec(
+            dtype=spec.dtype, shape=list(spec.shape), data_ptr=view.ctypes.data, data_len=view.nbytes
+        )
+        for spec, view in snapshot.tensors()
+    }
+    facts = {
+        "lineage": manifest.version.lineage,
+        "number": manifest.version.number,
+        "bucket_bytes": manifest.bucket_bytes,
+        "digest": manifest.digest,
+    }
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    safetensors.serialize_file(tensors, str(temporary), {"sluice": json.dumps(facts)})
+    os.replace(temporary, path)
+    return path
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """Reads and verifies a snapshot. Raises TransferError when the file is absent, torn, foreign or altered."""
+    try:
+        data = path.read_bytes()
+        entries = safetensors.deserialize(data)
+        facts = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["sluice"])
+        named = [(name, _NAME_OF_SAFETENSORS_DTYPE[entry["dtype"]], entry["shape"]) for name, entry in entries]
+        packer = Packer(plan(named, bucket_bytes=facts["bucket_bytes"]))
+        for name, entry in entries:
+            packer.put(name, np.frombuffer(entry["data"], np.uint8))
+        snapshot = packer.seal(PolicyVersion(lineage=facts["lineage"], number=facts["number"]))
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise TransferError(f"{path}: not a readable weight snapshot: {error!r}") from error
+    if snapshot.manifest.digest != facts["digest"]:
+        raise TransferError(
+            f"{path}: digest is {snapshot.manifest.digest[:16]}..., recorded was {facts['digest'][:16]}..."
+        )
+    return snapshot

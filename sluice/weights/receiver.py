@@ -1,0 +1,174 @@
+"""The rollout's end: receives one version in the background into a staging buffer, verifies it, hands it over.
+
+Applying is the engine's business. Waits: the receiving thread for the learner, at most the epoch's `timeout_s` per
+bucket; `result` for that thread. A transfer that dies changes nothing else: its group and its buffer are dropped, the
+old weights keep serving, and the next transfer needs a fresh epoch.
+
+    (no epoch) --join--> joined --begin--> receiving --ok--> joined
+                                              \\--error--> (no epoch)
+"""
+
+import atexit
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sluice.errors import Expired, NotReady, TransferError
+from sluice.weights import files
+from sluice.weights.backends import Collective, Rendezvous, TransferGroup, join
+from sluice.weights.manifest import Manifest, buckets, new_digest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Received:
+    """One verified version."""
+
+    manifest: Manifest
+    buffer: np.ndarray = field(repr=False)
+    """uint8[total_bytes]."""
+    digest: str
+    """Computed here over the received bytes; equals the manifest's."""
+    receive_ms: float
+    """From `begin` to the last byte."""
+
+
+class WeightReceiver:
+    """Its methods block, so an event loop calls them in threads; a newer `join` outdoes whatever still waits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        """Guards the five fields below; never held while waiting."""
+        self._epoch: str | None = None
+        self._group: TransferGroup | None = None
+        self._pending: Future[Received] | None = None
+        self._spare: np.ndarray | None = None
+        self._threads: list[threading.Thread] = []
+        atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
+
+    def join(self, rendezvous: Rendezvous, *, backend: Collective) -> None:
+        """Joins a fresh epoch, leaving the former. Raises TransferError when the learner is not there in time."""
+        with self._lock:
+            self._leave()
+            self._epoch = rendezvous.epoch
+        group = join(rendezvous, backend=backend)
+        with self._lock:
+            if self._epoch == rendezvous.epoch:
+                self._group = group
+                return
+        group.close()
+        raise TransferError(f"epoch {rendezvous.epoch}: given up for a newer one while joining")
+
+    def begin(self, *, epoch: str, manifest: Manifest, file_path: str = "") -> None:
+        """Starts receiving; with `file_path` reads that file and needs no epoch.
+
+        Raises NotReady when the epoch was not joined (or has failed since) or another receive is under way.
+        """
+        with self._lock:
+            if self._pending is not None and not self._pending.done():
+                raise NotReady("a receive is under way; wait for it, or join a fresh epoch to give it up")
+            if file_path:
+                source: Callable[[], Received] = lambda: _read(Path(file_path), manifest)  # noqa: E731
+            else:
+                group = self._group
+                if group is None or self._epoch != epoch:
+                    raise NotReady(f"epoch {epoch} was not joined or has failed; join a fresh one")
+                buffer = self._take_spare(manifest.total_bytes)
+                source = lambda: _receive(group, manifest, buffer)  # noqa: E731
+            self._pending = Future()
+            thread = threading.Thread(target=_fulfil, args=(self._pending, source), name="weights-receive", daemon=True)
+            self._threads = [*(former for former in self._threads if former.is_alive()), thread]
+            thread.start()
+
+    def result(self, *, timeout_s: float) -> Received:
+        """Waits for the receive that was begun; its buffer is the caller's until `recycle`.
+
+        Raises TransferError when it failed or its digest is wrong, Expired when it takes longer than `timeout_s`, and
+        NotReady when there is none. After the first two the epoch is gone.
+        """
+        with self._lock:
+            pending = self._pending
+        if pending is None:
+            raise NotReady("no receive was begun")
+        try:
+            received = pending.result(timeout_s)
+        except TimeoutError:
+            self._give_up(pending)
+            raise Expired(f"weights were still arriving after {timeout_s:g} s; join a fresh epoch") from None
+        except BaseException:  # whatever ended the receive, its group is out of step with the learner's
+            self._give_up(pending)
+            raise
+        with self._lock:
+            if self._pending is pending:
+                self._pending = None
+        return received
+
+    def recycle(self, received: Received) -> None:
+        """Gives the buffer back for a later receive."""
+        with self._lock:
+            if received.buffer.flags.writeable:
+                self._spare = received.buffer
+
+    def close(self) -> None:
+        """Leaves the epoch; waits for receiving threads, each at most for its running operation."""
+        atexit.unregister(self.close)
+        with self._lock:
+            self._leave()
+            threads = self._threads
+        for thread in threads:
+            thread.join()
+
+    def _give_up(self, pending: "Future[Received]") -> None:
+        with self._lock:
+            if self._pending is pending:
+                self._leave()
+
+    def _leave(self) -> None:
+        """Forgets epoch and group. A receive under way keeps its own references to group and buffer and ends at the
+        latest with its running operation; nobody reads its result."""
+        busy = self._pending is not None and not self._pending.done()
+        if self._group is not None and not busy:
+            self._group.close()
+        self._group = self._epoch = self._pending = None
+
+    def _take_spare(self, total_bytes: int) -> np.ndarray:
+        spare, self._spare = self._spare, None
+        return spare if spare is not None and spare.size == total_bytes else np.empty(total_bytes, np.uint8)
+
+
+def _receive(group: TransferGroup, manifest: Manifest, buffer: np.ndarray) -> Received:
+    started = time.monotonic()
+    hasher = new_digest(manifest.tensors)
+    for part in buckets(manifest.total_bytes, manifest.bucket_bytes):
+        group.broadcast(buffer[part])
+        hasher.update(buffer[part].data)
+    return _verified(manifest, buffer, hasher.hexdigest(), started)
+
+
+def _read(path: Path, manifest: Manifest) -> Received:
+    started = time.monotonic()
+    snapshot = files.read_snapshot(path)
+    if snapshot.manifest.tensors != manifest.tensors:
+        raise TransferError(f"{path}: does not hold the tensors that were announced for {manifest.version}")
+    return _verified(manifest, snapshot.buffer, snapshot.manifest.digest, started)
+
+
+def _verified(manifest: Manifest, buffer: np.ndarray, digest: str, started: float) -> Received:
+    if digest != manifest.digest:
+        raise TransferError(
+            f"{manifest.version}: digest of the received bytes is {digest[:16]}..., announced was "
+            f"{manifest.digest[:16]}...; the old weights stay"
+        )
+    elapsed_ms = 1e3 * (time.monotonic() - started)
+    return Received(manifest=manifest, buffer=buffer, digest=digest, receive_ms=elapsed_ms)
+
+
+def _fulfil(future: Future[Received], source: Callable[[], Received]) -> None:
+    try:
+        future.set_result(source())
+    except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the future, nothing is swallowed
+        future.set_exception(error)

@@ -1,0 +1,216 @@
+"""The learner's end: holds the newest snapshot and feeds each receiver from it, at the receiver's own pace.
+
+One thread per receiver and membership epoch: it joins, sends what was opened, then waits for the next `open` of the
+same epoch, or for being retired. Nothing that happens to a transfer reaches the learner: a failure is logged, counted
+and ends that epoch alone; the coordinator learns of it from the receiver. That a send returned proves nothing, only
+the receiver's acknowledgement does.
+
+    opened --join--> sending --done--> idle --open--> sending ...
+       any state --error or a newer epoch of the same rollout--> ended
+"""
+
+import atexit
+import contextlib
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from sluice.errors import NotReady, Overloaded, TransferError
+from sluice.weights import files
+from sluice.weights.backends import ROOT_RANK, Collective, Rendezvous, TransferGroup, TransferStore, join
+from sluice.weights.manifest import Manifest, buckets
+from sluice.weights.snapshot import Snapshot
+
+log = structlog.get_logger(__name__)
+
+MAX_LINKS = 1024
+"""Sender threads at once, ended epochs that still wait for their last operation included; chosen: 4 x 256 rollouts."""
+
+PAIR = 2
+"""World size of a transfer group: the learner and one receiver."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedTransfer:
+    """What a receiver must know to receive; mirrors the proto `OpenTransferResponse`."""
+
+    manifest: Manifest
+    backend: Literal["gloo", "nccl", "file"]
+    store_host: str = ""
+    store_port: int = 0
+    secret: str = ""
+    file_path: str = ""
+    new_epoch: bool = False
+
+
+class WeightSender:
+    """Thread-safe. `host` is the address receivers reach this machine at, `bind` the one to listen on."""
+
+    def __init__(
+        self,
+        *,
+        backend: Literal["gloo", "nccl", "file"],
+        host: str,
+        bind: str = "127.0.0.1",
+        port: int = 0,
+        directory: Path | None = None,
+    ) -> None:
+        """`directory` is where `file` transfers are written. Raises OSError when the store cannot listen."""
+        if backend == "file" and directory is None:
+            raise ValueError("weights.backend=file needs a directory that rollouts can read")
+        self._backend: Literal["gloo", "nccl", "file"] = backend
+        self._host = host
+        self._directory = directory
+        self._store = TransferStore(bind=bind, port=port) if backend != "file" else None
+        self._lock = threading.Lock()
+        self._newest: Snapshot | None = None
+        self._links: dict[str, _Link] = {}
+        self._retired: list[_Link] = []
+        self._closed = False
+        self._failed = 0
+        atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
+
+    @property
+    def newest(self) -> Snapshot | None:
+        """The snapshot that the next `open` sends."""
+        return self._newest
+
+    @property
+    def failed_transfers(self) -> int:
+        """Epochs that ended with an error so far."""
+        with self._lock:
+            return self._failed
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Makes this the snapshot to send; transfers under way go on with theirs."""
+        self._newest = snapshot
+
+    def open(self, *, rollout_id: str, epoch: str, timeout_s: float) -> OpenedTransfer:
+        """Begins sending the newest snapshot to one receiver; returns at once (`file`: when it is written).
+
+        Raises NotReady when nothing is published yet or the epoch has ended or is busy (then open a fresh one),
+        Overloaded at MAX_LINKS.
+        """
+        snapshot = self._newest
+        if snapshot is None:
+            raise NotReady("the learner has published no weights yet")
+        if self._backend == "file":
+            assert self._directory is not None
+            path = files.write_snapshot(self._directory, snapshot)
+            return OpenedTransfer(manifest=snapshot.manifest, backend="file", file_path=str(path))
+        with self._lock:
+            if self._closed:
+                raise NotReady("the learner is closing")
+            link = self._links.get(rollout_id)
+            new_epoch = link is None or link.epoch != epoch
+            if new_epoch:
+                link = self._start_link(self._backend, rollout_id, epoch, timeout_s)
+            assert link is not None
+            link.send(snapshot)
+        return OpenedTransfer(
+            manifest=snapshot.manifest,
+            backend=self._backend,
+            store_host=self._host,
+            store_port=link.rendezvous.port,
+            secret=link.rendezvous.secret,
+            new_epoch=new_epoch,
+        )
+
+    def close(self) -> None:
+        """Retires every epoch; waits for their threads, each at most for its running operation."""
+        atexit.unregister(self.close)
+        with self._lock:
+            self._closed = True
+            links = [*self._links.values(), *self._retired]
+            self._links.clear()
+        for link in links:
+            link.retire()
+        for link in links:
+            link.thread.join()
+
+    def _start_link(self, backend: Collective, rollout_id: str, epoch: str, timeout_s: float) -> "_Link":
+        assert self._store is not None
+        self._retired = [link for link in self._retired if link.thread.is_alive()]
+        if (former := self._links.pop(rollout_id, None)) is not None:
+            former.retire()
+            self._retired.append(former)
+        if len(self._links) + len(self._retired) >= MAX_LINKS:
+            raise Overloaded(f"{MAX_LINKS} weight transfers are open; wait until some have ended")
+        rendezvous = Rendezvous(
+            host=self._host,
+            port=self._store.port,
+            secret=secrets.token_hex(16),
+            epoch=epoch,
+            rank=ROOT_RANK,
+            world_size=PAIR,
+            timeout_s=timeout_s,
+        )
+        link = _Link(rollout_id, rendezvous, backend, on_failure=self._count_failure)
+        self._links[rollout_id] = link
+        link.thread.start()
+        return link
+
+    def _count_failure(self) -> None:
+        with self._lock:
+            self._failed += 1
+
+
+class _Link:
+    """One epoch of one receiver, and the thread that serves it."""
+
+    def __init__(
+        self, rollout_id: str, rendezvous: Rendezvous, backend: Collective, *, on_failure: Callable[[], None]
+    ) -> None:
+        self.epoch = rendezvous.epoch
+        self.rendezvous = rendezvous
+        self.thread = threading.Thread(target=self._run, name=f"weights-{rollout_id}", daemon=True)
+        self._backend: Collective = backend
+        self._on_failure = on_failure
+        self._inbox: queue.Queue[Snapshot | None] = queue.Queue(maxsize=1)
+        self._ended = threading.Event()
+        self._log = log.bind(rollout_id=rollout_id, epoch=self.epoch)
+
+    def send(self, snapshot: Snapshot) -> None:
+        """Queues one snapshot. Raises NotReady when the epoch has ended or another one still waits."""
+        if self._ended.is_set():
+            raise NotReady(f"epoch {self.epoch} has ended; open a fresh one")
+        try:
+            self._inbox.put_nowait(snapshot)
+        except queue.Full:
+            raise NotReady(f"epoch {self.epoch} has not begun its former transfer; open a fresh one") from None
+
+    def retire(self) -> None:
+        """Ends the thread after its running operation."""
+        self._ended.set()
+        with contextlib.suppress(queue.Full):  # full: not idle, and it looks at `_ended` before the next bucket
+            self._inbox.put_nowait(None)
+
+    def _run(self) -> None:
+        group: TransferGroup | None = None
+        try:
+            group = join(self.rendezvous, backend=self._backend)
+            while not self._ended.is_set() and (snapshot := self._inbox.get()) is not None:
+                self._send_buckets(group, snapshot)
+        except TransferError as error:
+            self._log.warning("weights_transfer_failed", error=str(error))
+            self._on_failure()
+        finally:
+            self._ended.set()
+            if group is not None:
+                group.close()
+
+    def _send_buckets(self, group: TransferGroup, snapshot: Snapshot) -> None:
+        manifest, started = snapshot.manifest, time.monotonic()
+        for part in buckets(manifest.total_bytes, manifest.bucket_bytes):
+            if self._ended.is_set():
+                return
+            group.broadcast(snapshot.buffer[part])
+        elapsed_ms = 1e3 * (time.monotonic() - started)
+        self._log.debug("weights_sent", version=str(manifest.version), send_ms=round(elapsed_ms, 1))

@@ -1,0 +1,72 @@
+"""One version's weights as one immutable buffer: packed once by the learner, read by every sender thread.
+
+Does not know tensors, only their bytes: numpy has no bfloat16, and nobody here computes with weights.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sluice.weights.manifest import Layout, Manifest, PolicyVersion, TensorSpec, new_digest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """A manifest and the bytes it describes."""
+
+    manifest: Manifest
+    buffer: np.ndarray = field(repr=False)
+    """uint8[total_bytes], read-only."""
+
+    def __post_init__(self) -> None:
+        assert self.buffer.dtype == np.uint8
+        assert self.buffer.shape == (self.manifest.total_bytes,)
+        self.buffer.setflags(write=False)
+
+    def tensors(self) -> Iterator[tuple[TensorSpec, np.ndarray]]:
+        """Every tensor's spec and its bytes, uint8[size_bytes], a read-only view."""
+        return tensor_views(self.manifest, self.buffer)
+
+
+class Packer:
+    """Fills the buffer of one version. Use once: `put` every tensor, in any order, then `seal`."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._buffer = np.zeros(layout.total_bytes, np.uint8)
+        self._missing = {spec.name: spec for spec in layout.tensors}
+
+    def put(self, name: str, data: np.ndarray) -> None:
+        """Copies one contiguous tensor of any numpy dtype. Raises ValueError on a wrong, repeated or resized one."""
+        spec = self._missing.get(name)
+        if spec is None:
+            raise ValueError(f"{name}: not in the layout, or put twice")
+        if data.nbytes != spec.size_bytes:
+            raise ValueError(
+                f"{name}: must have {spec.size_bytes} bytes ({spec.dtype} {spec.shape}), got {data.nbytes}"
+            )
+        if spec.size_bytes:
+            self._buffer[spec.offset_bytes : spec.offset_bytes + spec.size_bytes] = data.reshape(-1).view(np.uint8)
+        del self._missing[name]
+
+    def seal(self, version: PolicyVersion) -> Snapshot:
+        """Digests the buffer and hands it over. Raises ValueError when a tensor is missing."""
+        if self._missing:
+            raise ValueError(f"{version}: {len(self._missing)} tensors were never put, first {min(self._missing)}")
+        hasher = new_digest(self._layout.tensors)
+        hasher.update(self._buffer.data)
+        manifest = Manifest(
+            version=version,
+            tensors=self._layout.tensors,
+            total_bytes=self._layout.total_bytes,
+            bucket_bytes=self._layout.bucket_bytes,
+            digest=hasher.hexdigest(),
+        )
+        return Snapshot(manifest=manifest, buffer=self._buffer)
+
+
+def tensor_views(manifest: Manifest, buffer: np.ndarray) -> Iterator[tuple[TensorSpec, np.ndarray]]:
+    """Every tensor's spec and its bytes within `buffer` (uint8[total_bytes]), without copying."""
+    for spec in manifest.tensors:
+        yield spec, buffer[spec.offset_bytes : spec.offset_bytes + spec.size_bytes]

@@ -1,0 +1,257 @@
+"""What every engine promises, checked against plain forward passes of the same weights in float32."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.rollout.adapters.environment import set_environment
+from services.rollout.engine import Engine, FinishedSample, FinishReason, SampleRequest, Span
+from services.rollout.model_files import read_model
+from sluice.weights.manifest import PolicyVersion
+
+CAPACITY = 48
+PROMPT = (5, 6, 7, 8)
+LONG_PROMPT = tuple(3 + index % 40 for index in range(70))
+TOLERANCE_NATS = 1e-4
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    set_environment(threads=1)
+    from tests.tiny_model import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("transformers", marks=pytest.mark.integration), pytest.param("vllm", marks=pytest.mark.e2e)],
+)
+def loaded_engine(request: pytest.FixtureRequest, model_path: Path) -> Iterator[Engine]:
+    model = read_model(model_path)
+    if request.param == "transformers":
+        from services.rollout.adapters.transformers_engine import TransformersEngine
+
+        engine: Engine = TransformersEngine(model, dtype="float32", max_model_len=128, max_num_seqs=CAPACITY)
+    else:
+        from services.rollout.adapters.vllm_engine import VllmEngine
+
+        engine = VllmEngine(
+            model,
+            dtype="float32",
+            max_model_len=128,
+            max_num_seqs=CAPACITY,
+            tensor_parallel_size=1,
+            gpu_memory_utilization=0.5,
+            kv_cache_bytes=64 << 20,
+        )
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine(loaded_engine: Engine, model_path: Path) -> Iterator[Engine]:
+    """Idle, and at version a0 with the folder's weights."""
+    from tests.tiny_model import load, snapshot
+
+    first = snapshot(load(model_path), 0)
+    loaded_engine.load_weights(first.manifest, first.buffer, recompute_kv=False)
+    yield loaded_engine
+    loaded_engine.abort(list(loaded_engine.running))
+
+
+def request(
+    sample_id: str, *, seed: int = 0, temperature: float = 1.0, max_tokens: int = 24, prompt: tuple[int, ...] = PROMPT
+) -> SampleRequest:
+    return SampleRequest(
+        sample_id=sample_id, prompt_token_ids=prompt, seed=seed, temperature=temperature, max_tokens=max_tokens
+    )
+
+
+def finish(engine: Engine) -> dict[str, FinishedSample]:
+    done: dict[str, FinishedSample] = {}
+    while engine.running:
+        done |= {sample.sample_id: sample for sample in engine.step()}
+    return done
+
+
+def draw(engine: Engine, *requests: SampleRequest) -> list[FinishedSample]:
+    for one in requests:
+        engine.add(one)
+    done = finish(engine)
+    return [done[one.sample_id] for one in requests]
+
+
+def until_tokens(engine: Engine, sample_id: str, tokens: int) -> None:
+    while len(engine.running[sample_id].token_ids) < tokens:
+        engine.step()
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4, 0.0])
+def test_logprobs_are_those_of_the_distribution_that_was_sampled_from(
+    engine: Engine, model_path: Path, temperature: float
+) -> None:
+    from tests.tiny_model import load, logprobs
+
+    model = load(model_path)
+    for sample in draw(engine, *(request(f"s{seed}", seed=seed, temperature=temperature) for seed in range(12))):
+        assert sample.logprobs.dtype == np.float32
+        assert sample.token_ids.dtype == np.int32
+        expected = logprobs(model, PROMPT, sample.token_ids.tolist(), temperature=temperature or 1.0)
+        np.testing.assert_allclose(sample.logprobs, expected, atol=TOLERANCE_NATS, rtol=0)
+
+
+def test_samples_of_one_prompt_differ_whatever_the_model_folder_recommends(engine: Engine) -> None:
+    samples = draw(engine, *(request(f"s{seed}", seed=seed) for seed in range(CAPACITY)))
+    assert len({sample.token_ids.tobytes() for sample in samples}) == CAPACITY
+
+
+def test_a_seed_reproduces_its_sample_in_any_company(engine: Engine) -> None:
+    [alone] = draw(engine, request("alone", seed=7))
+    crowd = draw(engine, *(request(f"s{seed}", seed=seed) for seed in range(10)))
+    np.testing.assert_array_equal(crowd[7].token_ids, alone.token_ids)
+    np.testing.assert_allclose(crowd[7].logprobs, alone.logprobs, atol=TOLERANCE_NATS)
+
+
+def test_greedy_completions_equal_plain_forward_passes_under_each_version(engine: Engine, model_path: Path) -> None:
+    from tests.tiny_model import greedy, load, perturbed, snapshot
+
+    model, seen = load(model_path), set()
+    for number in range(3):
+        if number:
+            changed = snapshot(perturbed(model, seed=number), number)
+            engine.load_weights(changed.manifest, changed.buffer, recompute_kv=False)
+        [sample] = draw(engine, request("greedy", temperature=0))
+        assert sample.token_ids.tolist() == greedy(model, PROMPT, max_tokens=24)
+        assert sample.spans == (
+            Span(version=PolicyVersion(lineage="a", number=number), start=0, end=len(sample.token_ids)),
+        )
+        seen.add(sample.token_ids.tobytes())
+    assert len(seen) == 3
+
+
+def test_stopping_keeps_the_end_token_and_length_is_exact(engine: Engine) -> None:
+    from tests.tiny_model import EOS
+
+    samples = draw(engine, *(request(f"s{seed}", seed=seed, max_tokens=40) for seed in range(96)))
+    assert {sample.finish_reason for sample in samples} == {FinishReason.STOP, FinishReason.LENGTH}
+    for sample in samples:
+        assert len(sample.token_ids) == len(sample.logprobs)
+        assert EOS not in sample.token_ids[:-1]
+        assert (sample.token_ids[-1] == EOS) == (sample.finish_reason is FinishReason.STOP)
+        assert len(sample.token_ids) == 40 or sample.finish_reason is FinishReason.STOP
+
+
+def test_an_end_token_at_max_tokens_is_a_stop(engine: Engine) -> None:
+    samples = draw(engine, *(request(f"s{seed}", seed=seed, max_tokens=40) for seed in range(64)))
+    seed, stopped = next((i, s) for i, s in enumerate(samples) if s.finish_reason is FinishReason.STOP)
+    [again] = draw(engine, request("again", seed=seed, max_tokens=len(stopped.token_ids)))
+    assert again.finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("recompute_kv", [False, True])
+def test_spans_are_exact_to_the_token_when_weights_switch_mid_generation(
+    engine: Engine, model_path: Path, recompute_kv: bool
+) -> None:
+    from tests.tiny_model import load, logprobs, perturbed, snapshot
+
+    old, new = load(model_path), perturbed(load(model_path), seed=1)
+    engine.add(long := request("s", temperature=1.0, max_tokens=60, seed=_seed_that_does_not_stop(engine, 60)))
+    until_tokens(engine, "s", 20)
+    changed = snapshot(new, 1)
+    engine.load_weights(changed.manifest, changed.buffer, recompute_kv=recompute_kv)
+    sample = finish(engine)["s"]
+    tokens = sample.token_ids.tolist()
+    assert sample.spans == (
+        Span(version=PolicyVersion(lineage="a", number=0), start=0, end=20),
+        Span(version=PolicyVersion(lineage="a", number=1), start=20, end=len(tokens)),
+    )
+    before, after = logprobs(old, PROMPT, tokens), logprobs(new, PROMPT, tokens)
+    np.testing.assert_allclose(sample.logprobs[:20], before[:20], atol=TOLERANCE_NATS, rtol=0)
+    assert np.abs(sample.logprobs[20:] - before[20:]).max() > 0.1
+    if recompute_kv:
+        np.testing.assert_allclose(sample.logprobs[20:], after[20:], atol=TOLERANCE_NATS, rtol=0)
+    assert long.max_tokens >= len(tokens)
+
+
+def test_no_prefix_of_an_older_version_is_reused(engine: Engine, model_path: Path) -> None:
+    from tests.tiny_model import load, logprobs, perturbed, snapshot
+
+    draw(engine, request("warm", prompt=LONG_PROMPT, max_tokens=4))
+    engine.add(request("added before the switch", prompt=LONG_PROMPT, max_tokens=4))
+    new = perturbed(load(model_path), seed=2, scale=0.2)
+    changed = snapshot(new, 1)
+    engine.load_weights(changed.manifest, changed.buffer, recompute_kv=False)
+    engine.add(request("added after the switch", prompt=LONG_PROMPT, max_tokens=4, seed=1))
+    for sample in finish(engine).values():
+        expected = logprobs(new, LONG_PROMPT, sample.token_ids.tolist())
+        np.testing.assert_allclose(sample.logprobs, expected, atol=TOLERANCE_NATS, rtol=0)
+        assert [span.version.number for span in sample.spans] == [1]
+
+
+def test_requests_that_wait_for_their_prefill_find_no_older_prefix(engine: Engine, model_path: Path) -> None:
+    from tests.tiny_model import load, logprobs, perturbed, snapshot
+
+    warm = {f"warm{index}": (3 + index, *LONG_PROMPT) for index in range(8)}
+    draw(engine, *(request(name, prompt=prompt, max_tokens=2) for name, prompt in warm.items()))
+    # More prompt tokens than one step takes, so that the warmed ones have not started when the weights switch.
+    cold = {f"cold{index}": (20 + index, *LONG_PROMPT) for index in range(CAPACITY - 8)}
+    for name, prompt in (cold | warm).items():
+        engine.add(request(name, prompt=prompt, max_tokens=4))
+    engine.step()
+    unstarted = {name for name, sample in engine.running.items() if not sample.token_ids}
+    assert unstarted >= warm.keys() or engine.name.startswith("transformers")  # it starts what fits in one step
+    new = perturbed(load(model_path), seed=2, scale=0.2)
+    changed = snapshot(new, 1)
+    engine.load_weights(changed.manifest, changed.buffer, recompute_kv=False)
+    done = finish(engine)
+    assert done.keys() == (cold | warm).keys()
+    for name in unstarted:
+        expected = logprobs(new, (cold | warm)[name], done[name].token_ids.tolist())
+        np.testing.assert_allclose(done[name].logprobs, expected, atol=TOLERANCE_NATS, rtol=0)
+
+
+def test_abort_returns_what_is_there_and_spares_the_others(engine: Engine) -> None:
+    seed = _seed_that_does_not_stop(engine, 40)
+    for name in ("victim", "other"):
+        engine.add(request(name, max_tokens=40, seed=seed))
+    until_tokens(engine, "victim", 10)
+    [victim] = engine.abort(["victim", "unknown"])
+    assert victim.finish_reason is FinishReason.ABORT
+    assert len(victim.token_ids) == len(victim.logprobs) == 10
+    assert victim.spans[-1].end == 10
+    other = finish(engine)["other"]
+    assert other.finish_reason is FinishReason.LENGTH
+    np.testing.assert_array_equal(other.token_ids[:10], victim.token_ids)
+
+
+def test_a_request_aborted_before_its_first_token_is_empty(engine: Engine) -> None:
+    engine.add(request("s"))
+    [sample] = engine.abort(["s"])
+    assert (len(sample.token_ids), sample.spans, sample.finish_reason) == (0, (), FinishReason.ABORT)
+    assert not engine.running
+
+
+def test_more_requests_than_fit_all_finish_with_their_own_prompts(engine: Engine, model_path: Path) -> None:
+    from tests.tiny_model import load, logprobs
+
+    model, before = load(model_path), engine.generated_tokens
+    prompts = {f"s{index}": (3 + index % 20, *PROMPT[: index % 4], 9) for index in range(3 * CAPACITY)}
+    samples = draw(
+        engine,
+        *(
+            request(name, prompt=prompt, seed=i, max_tokens=5 + i % 30)
+            for i, (name, prompt) in enumerate(prompts.items())
+        ),
+    )
+    for sample in samples:
+        expected = logprobs(model, prompts[sample.sample_id], sample.token_ids.tolist())
+        np.testing.assert_allclose(sample.logprobs, expected, atol=TOLERANCE_NATS, rtol=0)
+    assert engine.generated_tokens - before == sum(len(sample.token_ids) for sample in samples)
+
+
+def _seed_that_does_not_stop(engine: Engine, tokens: int) -> int:
+    samples = draw(engine, *(request(f"probe{seed}", seed=seed, max_tokens=tokens) for seed in range(32)))
+    return next(i for i, sample in enumerate(samples) if sample.finish_reason is FinishReason.LENGTH)

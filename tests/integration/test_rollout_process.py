@@ -1,0 +1,121 @@
+"""`python -m services.rollout` as a process: configuration from the coordinator, registration, a push, SIGTERM."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+import yaml
+
+from sluice.config.schema import Config
+from sluice.rpc.channel import open_channel
+from sluice.rpc.server import make_server
+from sluice.v1 import coordinator_pb2 as pb
+from sluice.v1 import coordinator_pb2_grpc, rollout_pb2, rollout_pb2_grpc
+from tests.tiny_model import write_tiny_model
+
+ROOT = Path(__file__).parents[2]
+START_S = 90.0
+
+
+@dataclass(kw_only=True, slots=True)
+class _Coordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
+    config: Config
+    registered: asyncio.Queue[pb.RegisterRequest] = field(default_factory=asyncio.Queue)
+    beats: asyncio.Queue[pb.HeartbeatRequest] = field(default_factory=asyncio.Queue)
+    known: bool = True
+
+    async def GetConfig(self, request: pb.GetConfigRequest, context: grpc.aio.ServicerContext) -> pb.GetConfigResponse:
+        return pb.GetConfigResponse(yaml=yaml.safe_dump(self.config.model_dump(mode="json")))
+
+    async def Register(self, request: pb.RegisterRequest, context: grpc.aio.ServicerContext) -> pb.RegisterResponse:
+        self.known = True
+        await self.registered.put(request)
+        return pb.RegisterResponse(service_id=request.service_id or "rollout-0", heartbeat_interval_s=0.1)
+
+    async def Heartbeat(self, request: pb.HeartbeatRequest, context: grpc.aio.ServicerContext) -> pb.HeartbeatResponse:
+        await self.beats.put(request)
+        return pb.HeartbeatResponse(known=self.known)
+
+
+@contextlib.asynccontextmanager
+async def running(config: Config) -> AsyncIterator[tuple[_Coordinator, asyncio.subprocess.Process]]:
+    coordinator = _Coordinator(config=config)
+
+    def register(server: grpc.aio.Server) -> None:
+        coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(coordinator, server)
+
+    server = make_server(register, services=["sluice.v1.CoordinatorService"])
+    port = await server.start(bind="127.0.0.1", port=0)
+    command = ["-m", "services.rollout", "--coordinator", f"127.0.0.1:{port}"]
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, stderr=asyncio.subprocess.PIPE)
+    try:
+        yield coordinator, process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await server.stop(grace_s=0.1)
+
+
+def config_for(model_path: Path, engine: str, *, max_response_length: int = 40) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"path": str(model_path), "dtype": "float32"},
+            "data": {
+                "train_files": ["mixadd3:train"],
+                "max_prompt_length": 8,
+                "max_response_length": max_response_length,
+            },
+            "rollout": {"engine": engine, "max_num_seqs": 32, "kv_cache_bytes": 32 << 20},
+            "launch": {"grace_s": 4.0},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param("transformers", marks=pytest.mark.integration), pytest.param("vllm", marks=pytest.mark.e2e)],
+)
+async def test_it_registers_what_it_serves_registers_again_when_forgotten_and_leaves_on_sigterm(
+    tmp_path: Path, engine: str
+) -> None:
+    async with running(config_for(write_tiny_model(tmp_path), engine)) as (coordinator, process):
+        request = await asyncio.wait_for(coordinator.registered.get(), START_S)
+        assert request.role == pb.SERVICE_ROLE_ROLLOUT
+        assert request.engine.startswith(engine)
+        assert (request.capacity, request.max_model_len) == (32, 48)
+        assert len(request.model_hash) == len(request.tokenizer_hash) == 64
+        assert not request.HasField("version")
+        assert request.metrics_address
+
+        channel = open_channel(request.address)
+        stub = rollout_pb2_grpc.RolloutServiceStub(channel)
+        info = await stub.GetInfo(rollout_pb2.RolloutServiceGetInfoRequest(), timeout=5.0)
+        assert info.rollout_id == "rollout-0"
+        await channel.close()
+
+        coordinator.known = False
+        again = await asyncio.wait_for(coordinator.registered.get(), 10.0)
+        assert (again.service_id, again.incarnation) == ("rollout-0", request.incarnation)
+
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 15.0) == 0
+        beats = [coordinator.beats.get_nowait() for _ in range(coordinator.beats.qsize())]
+        assert beats[-1].draining
+
+
+@pytest.mark.integration
+async def test_a_context_that_is_too_short_ends_it_with_one_message(tmp_path: Path) -> None:
+    config = config_for(write_tiny_model(tmp_path), "transformers", max_response_length=121)
+    async with running(config) as (_, process):
+        assert process.stderr is not None
+        said = (await asyncio.wait_for(process.stderr.read(), START_S)).decode()
+        assert await process.wait() == 1
+        assert "data.max_prompt_length + data.max_response_length: must be <= 128" in said
+        assert "Traceback" not in said

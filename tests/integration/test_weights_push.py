@@ -1,0 +1,198 @@
+"""Weights from a learner's sender to a rollout's receiver over gloo, and everything that can go wrong on the way."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sluice.errors import Expired, NotReady, TransferError
+from sluice.weights.receiver import Received, WeightReceiver
+from sluice.weights.sender import WeightSender
+from sluice.weights.snapshot import Snapshot
+from tests.integration.weight_cases import join_opened, random_snapshot, rendezvous
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def sender() -> Iterator[WeightSender]:
+    made = WeightSender(backend="gloo", host="127.0.0.1")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[WeightReceiver]:
+    made = WeightReceiver()
+    yield made
+    made.close()
+
+
+def push(sender: WeightSender, receiver: WeightReceiver, epoch: str, *, rollout_id: str = "r") -> Received:
+    opened = sender.open(rollout_id=rollout_id, epoch=epoch, timeout_s=5.0)
+    if opened.new_epoch:
+        join_opened(receiver, opened, epoch)
+    receiver.begin(epoch=epoch, manifest=opened.manifest)
+    return receiver.result(timeout_s=10.0)
+
+
+def corrupted(snapshot: Snapshot) -> Snapshot:
+    buffer = snapshot.buffer.copy()
+    buffer[1000] ^= 1
+    return dataclasses.replace(snapshot, buffer=buffer)
+
+
+def test_versions_arrive_whole_over_one_epoch_and_a_newcomer_gets_the_newest(
+    sender: WeightSender, receiver: WeightReceiver
+) -> None:
+    for number in range(3):
+        snapshot = random_snapshot(number)
+        sender.publish(snapshot)
+        received = push(sender, receiver, "e")
+        np.testing.assert_array_equal(received.buffer, snapshot.buffer)
+        assert received.manifest == snapshot.manifest
+        assert received.digest == snapshot.manifest.digest
+        receiver.recycle(received)
+    newcomer = WeightReceiver()
+    assert push(sender, newcomer, "n", rollout_id="newcomer").manifest.version.number == 2
+    newcomer.close()
+    assert sender.failed_transfers == 0
+
+
+def test_nothing_is_sent_before_something_is_published(sender: WeightSender) -> None:
+    with pytest.raises(NotReady, match="published no weights"):
+        sender.open(rollout_id="r", epoch="e", timeout_s=1.0)
+
+
+def test_one_wrong_byte_is_noticed_and_a_fresh_epoch_works(sender: WeightSender, receiver: WeightReceiver) -> None:
+    sender.publish(corrupted(random_snapshot(1)))
+    with pytest.raises(TransferError, match="the old weights stay"):
+        push(sender, receiver, "e1")
+    sender.publish(random_snapshot(1))
+    with pytest.raises(NotReady, match="join a fresh one"):
+        receiver.begin(epoch="e1", manifest=random_snapshot(1).manifest)
+    assert push(sender, receiver, "e2").manifest.version.number == 1
+
+
+@pytest.mark.parametrize(("signum", "limit_s"), [("SIGKILL", 1.0), ("SIGSTOP", 4.0)])
+def test_a_sender_that_dies_or_hangs_mid_transfer_fails_the_receive_in_time(
+    sender: WeightSender, receiver: WeightReceiver, signum: str, limit_s: float
+) -> None:
+    command = [sys.executable, "-m", "tests.integration.weight_sender_process", "e1", "10", signum]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            told = json.loads(process.stdout.readline())
+            where = rendezvous(port=told["port"], secret=told["secret"], epoch="e1", timeout_s=2.0)
+            receiver.join(where, backend="gloo")
+            started = time.monotonic()
+            receiver.begin(epoch="e1", manifest=random_snapshot(1).manifest)
+            with pytest.raises(TransferError, match="e1"):
+                receiver.result(timeout_s=10.0)
+            assert time.monotonic() - started < limit_s
+        finally:
+            process.kill()
+    sender.publish(random_snapshot(2))
+    assert push(sender, receiver, "e2").manifest.version.number == 2
+
+
+def test_a_receiver_that_never_comes_costs_one_epoch_and_delays_nobody(
+    sender: WeightSender, receiver: WeightReceiver
+) -> None:
+    sender.publish(random_snapshot(1))
+    sender.open(rollout_id="absent", epoch="gone", timeout_s=1.0)
+    started = time.monotonic()
+    assert push(sender, receiver, "e").manifest.version.number == 1
+    assert time.monotonic() - started < 0.9
+    _join_threads("weights-absent")
+    assert sender.failed_transfers == 1
+    with pytest.raises(NotReady, match="open a fresh one"):
+        sender.open(rollout_id="absent", epoch="gone", timeout_s=1.0)
+
+
+def test_a_receiver_that_leaves_mid_transfer_is_only_its_own_loss(
+    sender: WeightSender, receiver: WeightReceiver
+) -> None:
+    sender.publish(random_snapshot(1, total_bytes=32 << 20))
+    leaver = WeightReceiver()
+    opened = sender.open(rollout_id="leaver", epoch="l", timeout_s=1.0)
+    join_opened(leaver, opened, "l", timeout_s=1.0)  # joins, receives nothing, goes
+    leaver.close()
+    assert push(sender, receiver, "e").manifest.version.number == 1
+    _join_threads("weights-leaver")
+    assert sender.failed_transfers == 1
+
+
+def test_a_stranger_without_the_secret_finds_nobody(sender: WeightSender, receiver: WeightReceiver) -> None:
+    sender.publish(random_snapshot(1))
+    opened = sender.open(rollout_id="r", epoch="e", timeout_s=1.0)
+    with pytest.raises(TransferError, match="could not join"):
+        receiver.join(rendezvous(port=opened.store_port, secret="guess", epoch="e", timeout_s=0.5), backend="gloo")
+
+
+def test_a_receive_that_takes_too_long_is_given_up_and_a_fresh_epoch_works(
+    sender: WeightSender, receiver: WeightReceiver
+) -> None:
+    sender.publish(random_snapshot(1))
+    opened = sender.open(rollout_id="r", epoch="e1", timeout_s=1.0)
+    join_opened(receiver, opened, "e1", timeout_s=1.0)
+    longer = random_snapshot(1, total_bytes=8 << 20).manifest  # waits for buckets that are never sent
+    receiver.begin(epoch="e1", manifest=longer)
+    with pytest.raises(NotReady, match="under way"):
+        receiver.begin(epoch="e1", manifest=longer)
+    with pytest.raises(Expired, match="still arriving"):
+        receiver.result(timeout_s=0.5)
+    assert push(sender, receiver, "e2").manifest.version.number == 1
+
+
+def test_twenty_epochs_leave_no_threads_and_no_file_descriptors(sender: WeightSender, receiver: WeightReceiver) -> None:
+    sender.publish(random_snapshot(0, total_bytes=1 << 16))
+    push(sender, receiver, "warm")
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    for epoch in range(20):
+        push(sender, receiver, f"e{epoch}")
+    for thread in _threads_named("weights-r")[:-1]:
+        thread.join(5.0)
+    assert threading.active_count() <= threads + 1
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 4
+
+
+def test_closing_the_sender_ends_its_threads(receiver: WeightReceiver) -> None:
+    sender = WeightSender(backend="gloo", host="127.0.0.1")
+    sender.publish(random_snapshot(0))
+    push(sender, receiver, "e")
+    sender.close()
+    assert not _threads_named("weights-r")
+    with pytest.raises(NotReady, match="closing"):
+        sender.open(rollout_id="r", epoch="f", timeout_s=1.0)
+
+
+def test_a_file_takes_the_place_of_a_collective(tmp_path: Path, receiver: WeightReceiver) -> None:
+    sender = WeightSender(backend="file", host="127.0.0.1", directory=tmp_path)
+    snapshot = random_snapshot(5)
+    sender.publish(snapshot)
+    opened = sender.open(rollout_id="r", epoch="", timeout_s=1.0)
+    receiver.begin(epoch="", manifest=opened.manifest, file_path=opened.file_path)
+    received = receiver.result(timeout_s=5.0)
+    np.testing.assert_array_equal(received.buffer, snapshot.buffer)
+    sender.close()
+
+
+def _join_threads(name: str) -> None:
+    for thread in _threads_named(name):
+        thread.join(5.0)
+        assert not thread.is_alive()
+
+
+def _threads_named(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
