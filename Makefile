@@ -1,0 +1,47 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Each sets itself up.
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+export OMP_NUM_THREADS ?= 1
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help setup demo test check static unit protos format bench clean
+
+help:            ## this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup:           ## make .venv (ACCEL=cpu|cuda|none)
+	@scripts/setup.sh
+
+demo: setup      ## teach a small model to add: four services, two cores, a few minutes
+	@.venv/bin/sluice demo $(ARGS)
+
+test: setup static ## every test but chaos and gpu
+	$(PY) -m pytest -m "not chaos and not gpu" $(ARGS)
+
+check: setup static unit ## lint, types, architecture, proto drift and the unit tests, in under a minute
+
+static:
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/codespell sluice services tests docs recipes README.md CHANGELOG.md
+	.venv/bin/lint-imports --no-cache
+	.venv/bin/buf lint
+	.venv/bin/buf format --diff --exit-code
+	$(PY) scripts/protos.py --check
+	.venv/bin/basedpyright --level error
+
+unit:
+	$(PY) -m pytest -q -m "not integration and not e2e and not chaos and not gpu" tests/unit
+
+protos: setup    ## generate sluice/v1 from protos/
+	$(PY) scripts/protos.py
+
+format: setup    ## format and fix what can be fixed
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+bench: setup     ## every benchmark; prints a table, writes benchmarks/results/*.json
+	$(PY) -m benchmarks.run $(ARGS)
+
+clean:           ## remove .venv and everything made by tests and runs
+	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The coordinator process: prompts, admission, fleet, conductor, queue, ledger, weight push, API."""

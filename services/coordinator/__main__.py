@@ -1,0 +1,54 @@
+"""python -m services.coordinator: serves one run."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the flags first, so that --help is instant."""
+    parser = argparse.ArgumentParser(
+        prog="python -m services.coordinator",
+        description="Sluice's coordinator: admission, queue, ledger, batches, weight pushes and the API of one run.",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
+    parser.add_argument("--run-dir", type=Path, required=True, help="run directory; its name is the run id")
+    parser.add_argument("--redis-url", required=True, help="redis://HOST:PORT/0 or unix:///PATH")
+    parser.add_argument("--bind", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=int, default=50050, help="port, 0 for any free one (default %(default)s)")
+    parser.add_argument("--metrics-port", type=int, default=None, help="Prometheus port, 0 for any free one")
+    parser.add_argument("--ready-fd", type=int, default=None, help="write the port to this descriptor once serving")
+    parser.add_argument("--check", action="store_true", help="check data, tokenizer and reward, then end")
+    parser.add_argument("--log-format", choices=["console", "json"], default="console")
+    args = parser.parse_args(argv)
+
+    import os
+
+    import uvloop
+
+    from services.coordinator.app import Options, serve
+    from sluice.config.load import load_config
+    from sluice.errors import SluiceError
+    from sluice.telemetry.logs import configure_logs
+
+    configure_logs(service="coordinator", fmt=args.log_format)
+    try:
+        config = load_config(args.config, overrides=args.overrides, environ=os.environ)
+        options = Options(
+            run_dir=args.run_dir.resolve(),
+            redis_url=args.redis_url,
+            bind=args.bind,
+            port=args.port,
+            metrics_port=args.metrics_port,
+            ready_fd=args.ready_fd,
+            check_only=args.check,
+        )
+        return uvloop.run(serve(config, options))
+    except SluiceError as error:
+        print(f"coordinator: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

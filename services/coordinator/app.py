@@ -1,0 +1,266 @@
+"""Builds the coordinator from its parts, restores what Redis holds of the run, serves until the run has ended."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from services.coordinator.assignment import Assigner
+from services.coordinator.board import Board
+from services.coordinator.clients import Clients
+from services.coordinator.commits import Commits
+from services.coordinator.conductor import Conductor
+from services.coordinator.core import Core
+from services.coordinator.evaluation import Evaluator
+from services.coordinator.events import Events
+from services.coordinator.fleet import Fleet
+from services.coordinator.lifecycle import Lifecycle, evaluations_from_json
+from services.coordinator.model import Group, PromptLike, QueuedGroup, Version
+from services.coordinator.progress import Progress, RunState
+from services.coordinator.prompt_feed import PromptFeed
+from services.coordinator.prompts import PromptStream
+from services.coordinator.reward_check import check_reward
+from services.coordinator.run_files import RunFiles
+from services.coordinator.servicer import SERVICE_NAME, CoordinatorServicer
+from services.coordinator.store import Store
+from services.coordinator.weight_push import WeightPush
+from services.coordinator.wire import ZstdGroups
+from sluice.clock import SystemClock
+from sluice.config.schema import Config
+from sluice.errors import LaunchError
+from sluice.model_identity import model_identity
+from sluice.rpc.server import make_server, stop_on_signals
+from sluice.telemetry.prometheus import Exporter
+from sluice.v1 import coordinator_pb2_grpc
+
+log = structlog.get_logger(__name__)
+
+CHECKED_PROMPTS = 4
+LINGER_S = 120.0
+"""How long a finished coordinator goes on serving, so that learner and launcher hear of the end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What the command line says."""
+
+    run_dir: Path
+    redis_url: str
+    bind: str
+    port: int
+    metrics_port: int | None
+    ready_fd: int | None
+    check_only: bool = False
+    """End after the reward check."""
+
+
+async def serve(config: Config, options: Options) -> int:
+    """Runs one coordinator; returns its exit code."""
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    core = await build(config, options)
+    server = make_server(
+        lambda grpc_server: coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(
+            CoordinatorServicer(core), grpc_server
+        ),
+        services=[SERVICE_NAME],
+    )
+    exporter = Exporter(service="coordinator")
+    try:
+        port = await server.start(bind=options.bind, port=options.port)
+        metrics_port = None
+        if options.metrics_port is not None:
+            metrics_port = exporter.serve(bind=options.bind, port=options.metrics_port)
+        log.info("serving", address=f"{options.bind}:{port}", metrics_port=metrics_port, run_dir=str(options.run_dir))
+        if options.ready_fd is not None:
+            with os.fdopen(options.ready_fd, "w") as ready:
+                ready.write(str(port))
+        return await _until_over(core, stop, exporter)
+    finally:
+        await server.stop(grace_s=2.0)
+        exporter.close()
+        await core.close()
+
+
+async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter) -> int:
+    """The run's life beside the tasks that serve it; then a while to tell everybody."""
+    background = [
+        asyncio.create_task(core.push.run(), name="weight-push"),
+        asyncio.create_task(core.sweep_forever(), name="sweep"),
+        asyncio.create_task(_export(core, exporter), name="metrics"),
+    ]
+    stopped = asyncio.create_task(stop.wait(), name="signal")
+    life = asyncio.create_task(core.lifecycle.run(), name="lifecycle")
+    try:
+        await asyncio.wait([life, stopped, *background], return_when=asyncio.FIRST_COMPLETED)
+        for task in background:
+            if task.done():
+                task.result()
+                raise LaunchError(f"the coordinator's task {task.get_name()} ended by itself")
+        if life.done():
+            state = life.result()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopped, LINGER_S)
+            return {RunState.FINISHED: 0, RunState.STOPPED: 0, RunState.STARVED: 3}.get(state, 1)
+        log.info("stopping_on_signal", state=core.progress.state.value)
+        return 0
+    finally:
+        for task in (life, stopped, *background):
+            task.cancel()
+        await asyncio.gather(life, stopped, *background, return_exceptions=True)
+
+
+async def _export(core: Core, exporter: Exporter) -> None:
+    """Keeps the Prometheus gauges current."""
+    while True:
+        exporter.set(core.progress.metrics | core.live_gauges())
+        await core.board.changed.wait(1.0)
+        await core.clock.sleep(0.5)
+
+
+async def build(config: Config, options: Options) -> Core:
+    """All parts, wired, with what Redis holds of the run."""
+    run_id = options.run_dir.name
+    clock, events, clients, codec = SystemClock(), Events(), Clients(), ZstdGroups()
+    identity = model_identity(config.model.path)
+    training = PromptStream.open(config, split="train")
+    held_out = PromptStream.open(config, split="val") if config.data.val_files else None
+    log.info("data", **training.describe())
+    evaluation_prompts: Sequence[PromptLike] = held_out.take(config.eval.prompts) if held_out else []
+    store = Store(url=options.redis_url, run_id=run_id)
+    await store.open()
+    files = RunFiles(options.run_dir)
+    prompts = PromptFeed(data=training, files=files)
+    meta = await store.meta()
+    progress = _restored_progress(meta)
+    fleet = Fleet()
+    board = Board(
+        train_batch_size=config.data.train_batch_size,
+        gen_batch_size=config.gen_batch_size,
+        max_staleness=config.coordinator.max_staleness,
+        changed=fleet.changed,
+    )
+    conductor = Conductor(
+        config=config,
+        run_id=run_id,
+        board=board,
+        fleet=fleet,
+        store=store,
+        prompts=prompts,
+        rollouts=clients,
+        rewards=clients,
+        codec=codec,
+        clock=clock,
+        admitting=lambda: progress.admitting,
+        cursor=meta.get("cursor", ""),
+        admissions=int(meta.get("admissions", 0)),
+    )
+    assigner = Assigner(
+        config=config, board=board, store=store, files=files, conductor=conductor, events=events, clock=clock
+    )
+    push = WeightPush(fleet=fleet, clients=clients, events=events, clock=clock, timeout_s=config.weights.timeout_s)
+    commits = Commits(
+        store=store,
+        files=files,
+        fleet=fleet,
+        board=board,
+        conductor=conductor,
+        assigner=assigner,
+        push=push,
+        events=events,
+        codec=codec,
+        progress=progress,
+        clock=clock,
+    )
+    evaluator = Evaluator(
+        config=config, fleet=fleet, rollouts=clients, rewards=clients, prompts=evaluation_prompts, clock=clock
+    )
+
+    async def reward_check() -> None:
+        checked = [training.next(position)[0] for position in range(CHECKED_PROMPTS)]
+        await check_reward(fleet=fleet, rewards=clients, prompts=checked, timeout_s=config.coordinator.score_timeout_s)
+
+    lifecycle = Lifecycle(
+        config=config,
+        fleet=fleet,
+        board=board,
+        store=store,
+        files=files,
+        conductor=conductor,
+        assigner=assigner,
+        evaluator=evaluator,
+        events=events,
+        clock=clock,
+        progress=progress,
+        check_reward=reward_check,
+        check_only=options.check_only,
+    )
+    await _restore_groups(store, board, conductor, assigner, prompts, progress)
+    return Core(
+        run_id=run_id,
+        config=config,
+        identity=identity,
+        clock=clock,
+        fleet=fleet,
+        board=board,
+        store=store,
+        files=files,
+        events=events,
+        clients=clients,
+        codec=codec,
+        prompts=prompts,
+        conductor=conductor,
+        assigner=assigner,
+        push=push,
+        commits=commits,
+        evaluator=evaluator,
+        lifecycle=lifecycle,
+        progress=progress,
+        learner_fence=int(meta.get("learner_fence", 0)),
+    )
+
+
+def _restored_progress(meta: dict[str, str]) -> Progress:
+    return Progress(
+        state=RunState(meta.get("state", "starting")),
+        reason=meta.get("reason", ""),
+        train_started_s=float(meta.get("train_started_s", 0)),
+        train_ended_s=float(meta.get("train_ended_s", 0)),
+        evaluations=evaluations_from_json(meta.get("evaluations", "[]")),
+    )
+
+
+async def _restore_groups(
+    store: Store,
+    board: Board,
+    conductor: Conductor,
+    assigner: Assigner,
+    prompts: PromptFeed,
+    progress: Progress,
+) -> None:
+    """Open groups are generated again, accepted ones wait on, assigned ones belong to their batch."""
+    committed = await store.last_step("commit")
+    progress.trained_steps = committed + 1
+    record = await store.record("commit", committed) if committed >= 0 else None
+    if record is not None:
+        progress.version = Version(lineage=record["lineage"], number=record["number"])
+    board.next_step = await store.last_step("batch") + 1
+    live = await store.live()
+    for group_id, (state, info) in sorted(live.items(), key=lambda item: item[1][1]["admission"]):
+        if state == "open":
+            prompt, _ = prompts.next(info["cursor"])
+            board.add(Group(group_id=group_id, admission=info["admission"], prompt=prompt, cursor=info["cursor"]))
+        elif state == "queued":
+            accepted = QueuedGroup(**info)
+            board.restore(accepted)
+            conductor.queued_bytes += accepted.payload_bytes
+    for step in range(committed + 1, board.next_step):
+        batch = await store.record("batch", step)
+        if batch is not None:
+            assigner.assigned[step] = [QueuedGroup(**live[group_id][1]) for group_id in batch["ids"]]
+    if live:
+        log.info("restored", live=len(live), trained_steps=progress.trained_steps, next_step=board.next_step)

@@ -1,0 +1,121 @@
+"""Fixes batch k: the first B accepted groups in admission order, recorded before they are handed out.
+
+Waits: for B groups; then, up to `straggler_deadline_s`, for groups in flight that no later batch could train. Unblocked
+by verdicts. A batch asked for again is read back from the run directory, byte for byte.
+"""
+
+import structlog
+
+from services.coordinator.board import Board, Choice
+from services.coordinator.conductor import Conductor
+from services.coordinator.events import Events
+from services.coordinator.model import QueuedGroup
+from services.coordinator.ports import DurableState
+from services.coordinator.rows import queued_row
+from services.coordinator.run_files import BatchFile, RunFiles
+from sluice.clock import Clock
+from sluice.config.schema import Config
+
+log = structlog.get_logger(__name__)
+
+
+class Assigner:
+    """Hands out batches; one caller at a time (the servicer holds a lock)."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        board: Board,
+        store: DurableState,
+        files: RunFiles,
+        conductor: Conductor,
+        events: Events,
+        clock: Clock,
+    ) -> None:
+        self._config, self._board, self._store, self._files = config, board, store, files
+        self._conductor, self._events, self._clock = conductor, events, clock
+        self._waiting_since: float | None = None
+        self.assigned: dict[int, list[QueuedGroup]] = {}
+        """Batches assigned and not yet trained, for the metrics and rows of their commit."""
+
+    async def batch(self, step: int, *, wait_s: float) -> BatchFile | str:
+        """The payload of batch `step`, or why there is none after `wait_s`."""
+        if await self._store.record("batch", step) is not None:
+            return await self._files.read_batch(step)
+        if step != self._board.next_step:
+            return f"batch {step} was asked for, but the next one is {self._board.next_step}"
+        give_up = self._clock.now() + wait_s
+        while True:
+            choice = self._board.choose()
+            await self._drop(choice.expired)
+            if len(choice.chosen) == self._config.data.train_batch_size and self._stragglers_are_over(choice):
+                return await self._assign(step, choice)
+            left_s = give_up - self._clock.now()
+            if left_s <= 0:
+                return self._why_not(choice)
+            await self._board.changed.wait(min(left_s, 1.0))
+
+    def _stragglers_are_over(self, choice: Choice) -> bool:
+        if not choice.wait_for:
+            return True
+        now = self._clock.now()
+        if self._waiting_since is None:
+            self._waiting_since = now
+        if now - self._waiting_since < self._config.coordinator.straggler_deadline_s:
+            return False
+        names = ", ".join(group.group_id for group in choice.wait_for[:5])
+        self._events.emit(
+            "warning",
+            f"batch {self._board.next_step} goes without {len(choice.wait_for)} slow groups ({names}); they will be stale",
+        )
+        for group in choice.wait_for:
+            group.doomed = True
+        return True
+
+    async def _assign(self, step: int, choice: Choice) -> BatchFile:
+        """Payload file first, then the record in Redis: a recorded batch can always be read."""
+        payloads = []
+        for group in choice.chosen:
+            payload = await self._store.payload(group.group_id)
+            assert payload is not None, f"accepted group {group.group_id} has no payload"
+            payloads.append(payload)
+        ids = [group.group_id for group in choice.chosen]
+        batch = await self._files.write_batch(step, ids=ids, payloads=payloads)
+        await self._store.assign(step, record={"ids": ids, "digest": batch.digest}, group_ids=ids)
+        for group in choice.chosen:
+            self._conductor.queued_bytes -= group.payload_bytes
+            self._board.remove(group)
+        self.assigned[step] = choice.chosen
+        self._waiting_since = None
+        self._board.next_step = step + 1
+        self._board.verdicts = 0
+        await self._drop(self._board.choose().expired)
+        self._board.changed.notify()
+        return batch
+
+    async def _drop(self, expired: list[QueuedGroup]) -> None:
+        term = "surplus" if self._board.max_staleness == 0 else "stale"
+        for group in expired:
+            row = queued_row(group, term=term, step=-1)
+            await self._store.end(group.group_id, was="queued", term=term, row=row)
+            self._conductor.queued_bytes -= group.payload_bytes
+            self._board.remove(group)
+
+    async def abandon_all(self) -> None:
+        """Gives up every accepted group and every batch that was not trained."""
+        for group in list(self._board.queued.values()):
+            row = queued_row(group, term="abandoned", step=-1)
+            await self._store.end(group.group_id, was="queued", term="abandoned", row=row)
+            self._board.remove(group)
+        for step, groups in self.assigned.items():
+            for group in groups:
+                row = queued_row(group, term="abandoned", step=step)
+                await self._store.end(group.group_id, was="assigned", term="abandoned", row=row)
+        self.assigned.clear()
+
+    def _why_not(self, choice: Choice) -> str:
+        have, need = len(choice.chosen), self._config.data.train_batch_size
+        if have < need:
+            return f"{have} of {need} groups with signal; {len(self._board.open)} in flight"
+        return f"waiting for {len(choice.wait_for)} groups in flight that no later batch could train"

@@ -1,0 +1,144 @@
+"""gRPC calls to rollouts, rewards and the learner: one channel per process, every call with a deadline.
+
+A call to a member that is lost ends at once: its channel is closed when `member.gone` is set.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any
+
+import grpc
+
+from services.coordinator.fleet import Member
+from services.coordinator.model import PromptLike, Reward, Sample, Version
+from services.coordinator.ports import Sampling
+from services.coordinator.wire import finish_to, reward_from, sample_from, version_to
+from sluice.errors import SluiceError, Unavailable
+from sluice.rpc.arrays import pack_ids
+from sluice.rpc.channel import open_channel
+from sluice.rpc.errors import error_of
+from sluice.v1 import (
+    common_pb2,
+    learner_pb2_grpc,
+    reward_pb2,
+    reward_pb2_grpc,
+    rollout_pb2,
+    rollout_pb2_grpc,
+)
+
+
+class Clients:
+    """All outgoing calls of the coordinator."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._closers: set[asyncio.Task[None]] = set()
+
+    def rollout(self, member: Member) -> "rollout_pb2_grpc.RolloutServiceAsyncStub":
+        """The rollout's stub."""
+        return rollout_pb2_grpc.RolloutServiceStub(self._channel(member))  # type: ignore[return-value]
+
+    def learner(self, member: Member) -> "learner_pb2_grpc.LearnerServiceAsyncStub":
+        """The learner's stub."""
+        return learner_pb2_grpc.LearnerServiceStub(self._channel(member))  # type: ignore[return-value]
+
+    async def generate(
+        self,
+        member: Member,
+        *,
+        request_id: str,
+        prompt: PromptLike,
+        seeds: Mapping[int, int],
+        sampling: Sampling,
+        timeout_s: float,
+        required_version: Version | None = None,
+    ) -> AsyncIterator[Sample]:
+        """RolloutClient.generate."""
+        request = rollout_pb2.GenerateRequest(
+            request_id=request_id,
+            prompt_token_ids=pack_ids(prompt.token_ids),
+            samples=[rollout_pb2.SampleSpec(index=index, seed=seed) for index, seed in seeds.items()],
+            sampling=common_pb2.SamplingParams(
+                temperature=sampling.temperature, top_p=1.0, top_k=-1, max_tokens=sampling.max_tokens
+            ),
+            required_version=None if required_version is None else version_to(required_version),
+        )
+        with _as_sluice_errors(member):
+            async for response in self.rollout(member).Generate(request, timeout=timeout_s):
+                if response.WhichOneof("event") == "sample":
+                    yield sample_from(response.sample)
+
+    async def score(
+        self, member: Member, *, group_id: str, prompt: PromptLike, samples: Sequence[Sample], timeout_s: float
+    ) -> list[Reward]:
+        """RewardClient.score."""
+        request = reward_pb2.ScoreRequest(
+            group_id=group_id,
+            data_source=prompt.data_source,
+            prompt_text=prompt.text,
+            ground_truth=prompt.ground_truth,
+            extra_info_json=prompt.extra_info_json,
+            items=[
+                reward_pb2.ScoreItem(
+                    index=sample.index,
+                    text=sample.text,
+                    response_tokens=len(sample.token_ids),
+                    finish_reason=finish_to(sample.finish_reason),
+                )
+                for sample in samples
+            ],
+        )
+        stub: Any = reward_pb2_grpc.RewardServiceStub(self._channel(member))
+        with _as_sluice_errors(member):
+            response = await stub.Score(request, timeout=timeout_s)
+        if len(response.results) != len(samples):
+            raise SluiceError(f"{member.service_id}: {len(response.results)} results for {len(samples)} samples")
+        return [reward_from(result) for result in response.results]
+
+    async def close(self) -> None:
+        """Closes every channel."""
+        for task in self._closers:
+            task.cancel()
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+        self._channels.clear()
+
+    def _channel(self, member: Member) -> grpc.aio.Channel:
+        if member.gone.is_set():
+            raise Unavailable(f"{member.service_id} at {member.address} is gone")
+        if member.incarnation not in self._channels:
+            self._channels[member.incarnation] = open_channel(member.address)
+            task = asyncio.create_task(self._close_when_gone(member))
+            self._closers.add(task)
+            task.add_done_callback(self._closers.discard)
+        return self._channels[member.incarnation]
+
+    async def _close_when_gone(self, member: Member) -> None:
+        await member.gone.wait()
+        await self._channels.pop(member.incarnation).close()
+
+
+@contextlib.contextmanager
+def _as_sluice_errors(member: Member) -> Iterator[None]:
+    """Failed calls become SluiceErrors; a channel closed under a call (grpc cancels it) too, our own cancellation not."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error, peer=member.service_id) from error
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if member.gone.is_set() and task is not None and not task.cancelling():
+            raise Unavailable(f"{member.service_id} at {member.address} is gone") from None
+        raise
+    except grpc.aio.UsageError as error:
+        raise Unavailable(f"{member.service_id} at {member.address} is gone") from error
+
+
+def gold_forms(ground_truth: str) -> list[str]:
+    """Texts that state a gold answer in the ways the built-in graders read: bare, `#`, `Answer:`, boxed."""
+    with contextlib.suppress(ValueError):
+        entry = json.loads(ground_truth)
+        if isinstance(entry, dict) and "answer" in entry:
+            ground_truth = str(entry["answer"])
+    return [ground_truth, f"#{ground_truth}", f"Answer: {ground_truth}", f"\\boxed{{{ground_truth}}}"]

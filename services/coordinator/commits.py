@@ -1,0 +1,144 @@
+"""A learner's commits: step k is trained and version k + 1 is published; a checkpoint is complete.
+
+A commit that is repeated - after a lost answer, or by a learner that replays from a checkpoint - changes nothing and is
+told what was recorded the first time.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+
+import structlog
+
+from services.coordinator.assignment import Assigner
+from services.coordinator.board import Board
+from services.coordinator.conductor import Conductor
+from services.coordinator.events import Events
+from services.coordinator.fleet import Fleet
+from services.coordinator.model import Phase, QueuedGroup, Version
+from services.coordinator.progress import Progress
+from services.coordinator.rows import queued_row
+from services.coordinator.run_files import RunFiles
+from services.coordinator.store import Store
+from services.coordinator.weight_push import WeightPush
+from services.coordinator.window import StepWindow
+from services.coordinator.wire import ZstdGroups
+from sluice.clock import Clock
+from sluice.errors import InvalidRequest
+from sluice.telemetry.catalogue import NAMES
+
+log = structlog.get_logger(__name__)
+
+LEDGER_FLUSH_STEPS = 20
+
+
+class Commits:
+    """Books what the learner has done."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        files: RunFiles,
+        fleet: Fleet,
+        board: Board,
+        conductor: Conductor,
+        assigner: Assigner,
+        push: WeightPush,
+        events: Events,
+        codec: ZstdGroups,
+        progress: Progress,
+        clock: Clock,
+    ) -> None:
+        self._store, self._files, self._fleet, self._board = store, files, fleet, board
+        self._conductor, self._assigner, self._push = conductor, assigner, push
+        self._events, self._codec, self._progress, self._clock = events, codec, progress, clock
+
+    async def step(
+        self, step: int, *, version: Version, weights_digest: str, batch_digest: str, metrics: Mapping[str, float]
+    ) -> str:
+        """Books step `step`; returns the weights digest recorded for it. Raises InvalidRequest on a foreign batch."""
+        batch = await self._store.record("batch", step)
+        if batch is None or batch["digest"] != batch_digest:
+            raise InvalidRequest(f"step {step}: trained on batch digest {batch_digest[:12]}, which was never assigned")
+        unknown = set(metrics) - NAMES
+        if unknown:
+            raise InvalidRequest(f"step {step}: metrics not in the catalogue: {sorted(unknown)}")
+        trained = self._assigner.assigned.get(step, [])
+        record = {"lineage": version.lineage, "number": version.number, "digest": weights_digest}
+        rows = {group.group_id: queued_row(group, term="trained", step=step) for group in trained}
+        tokens = sum(group.tokens for group in trained)
+        recorded = await self._store.commit(step, record=record, tokens=tokens, rows=rows)
+        self._newest(version)
+        if trained:
+            del self._assigner.assigned[step]
+            await self._report(step, trained, metrics)
+        return recorded["digest"]
+
+    async def checkpoint(self, version: Version, path: str) -> None:
+        """A checkpoint is complete; batches before the oldest kept one are no longer needed."""
+        await self._store.set_meta({"checkpoint": json.dumps({"number": version.number, "path": path})})
+        kept = sorted(int(folder.name.removeprefix("step-")) for folder in self._checkpoints())
+        if kept:
+            self._files.drop_batches_before(kept[0])
+        self._events.emit("checkpoint_saved", path, values={"version": float(version.number)})
+
+    def _checkpoints(self) -> list:
+        return [folder for folder in (self._files.run_dir / "checkpoints").glob("step-*") if folder.is_dir()]
+
+    def _newest(self, version: Version) -> None:
+        learner = self._fleet.learner
+        if learner is not None:
+            learner.version = version
+        if self._progress.version is None or version.number >= self._progress.version.number:
+            self._progress.version = version
+        self._fleet.changed.notify()
+
+    async def _report(self, step: int, trained: list[QueuedGroup], metrics: Mapping[str, float]) -> None:
+        now = self._clock.now()
+        window, self._conductor.window = self._conductor.window, StepWindow(started_s=now)
+        values = {**window.metrics(now_s=now, step=step, trained=trained), **self._gauges(), **metrics}
+        self._progress.metrics.update(values)
+        self._progress.trained_steps = step + 1
+        self._progress.last_commit_s = now
+        self._progress.train_ended_s = time.time()
+        await self._store.set_meta({"train_ended_s": str(self._progress.train_ended_s)})
+        await self._files.append("metrics.jsonl", {"kind": "step", "step": step, "time_s": time.time(), **values})
+        await self._files.append("samples.jsonl", await self._example(step))
+        self._events.emit("step_trained", f"step {step} trained", values={"step": float(step), **values})
+        self._board.changed.notify()
+
+    def _gauges(self) -> dict[str, float]:
+        open_groups = self._board.count(Phase.IN_FLIGHT) + self._board.count(Phase.SCORED)
+        values = {
+            "queue/groups": float(len(self._board.queued)),
+            "queue/in_flight_groups": float(open_groups),
+            "sampling/gen_batches": self._board.verdicts / self._board.gen_batch_size,
+        }
+        times, self._push.times = self._push.times, []
+        if times:
+            values["weights/push_ms"] = max(t.push_ms for t in times)
+            values["weights/receive_ms"] = max(t.receive_ms for t in times)
+            values["weights/stall_ms"] = max(t.stall_ms for t in times)
+        return values
+
+    async def _example(self, step: int) -> dict[str, object]:
+        """One group of the batch, for people to read."""
+        batch = await self._files.read_batch(step)
+        group = self._codec.decode(batch.payloads[step % len(batch.payloads)])
+        return {
+            "group_id": group.group_id,
+            "step": step,
+            "prompt": group.prompt.text,
+            "samples": [
+                {
+                    "text": sample.text,
+                    "raw_score": reward.raw_score,
+                    "shaped_reward": reward.shaped_reward,
+                    "acc": reward.acc,
+                    "finish_reason": "stop" if sample.finish_reason == 1 else "length",
+                    "tokens": len(sample.token_ids) // 4,
+                }
+                for sample, reward in zip(group.samples, group.rewards, strict=True)
+            ],
+        }

@@ -1,0 +1,163 @@
+"""All parts of one run's coordinator in one place, wired; what the servicer speaks to. Decides nothing itself."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import structlog
+
+from services.coordinator.assignment import Assigner
+from services.coordinator.board import Board
+from services.coordinator.clients import Clients
+from services.coordinator.commits import Commits
+from services.coordinator.conductor import Conductor
+from services.coordinator.evaluation import Evaluator
+from services.coordinator.events import Events
+from services.coordinator.fleet import Fleet, Member
+from services.coordinator.lifecycle import Lifecycle
+from services.coordinator.model import Phase, Version
+from services.coordinator.progress import Progress
+from services.coordinator.prompt_feed import PromptFeed
+from services.coordinator.run_files import BatchFile, RunFiles
+from services.coordinator.store import Store
+from services.coordinator.weight_push import WeightPush
+from services.coordinator.wire import ZstdGroups, group_to
+from sluice.clock import Clock
+from sluice.config.schema import Config
+from sluice.model_identity import ModelIdentity
+from sluice.v1 import common_pb2
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupLine:
+    """What ListGroups shows of a group."""
+
+    group_id: str
+    state: str
+    admission: int
+    prompt_id: str
+    attempt: int
+    oldest_version: int
+    step: int
+
+
+@dataclass(kw_only=True, slots=True)
+class Core:
+    """The parts of one run."""
+
+    run_id: str
+    config: Config
+    identity: ModelIdentity
+    clock: Clock
+    fleet: Fleet
+    board: Board
+    store: Store
+    files: RunFiles
+    events: Events
+    clients: Clients
+    codec: ZstdGroups
+    prompts: PromptFeed
+    conductor: Conductor
+    assigner: Assigner
+    push: WeightPush
+    commits: Commits
+    evaluator: Evaluator
+    lifecycle: Lifecycle
+    progress: Progress
+    learner_fence: int = 0
+    launchers: int = 0
+    recent: deque[GroupLine] = field(default_factory=lambda: deque(maxlen=10_000))
+
+    @property
+    def ended(self) -> bool:
+        """Whether the learner may leave: no batch will come, and nobody needs its weights any more."""
+        return self.progress.state.final or (self.progress.stop_requested and not self.assigner.assigned)
+
+    async def learner_arrived(self, member: Member, version: Version) -> None:
+        """A learner registered: it gets the next fence, which shuts out any other."""
+        self.learner_fence += 1
+        await self.store.set_meta({"learner_fence": str(self.learner_fence)})
+        member.version = version
+        if self.progress.version is None:
+            self.progress.version = version
+        behind = self.progress.trained_steps - version.number
+        if behind > 0:
+            self.events.emit("warning", f"the learner came back at version {version.number}; it replays {behind} steps")
+        self.fleet.changed.notify()
+
+    async def batch_for_learner(self, step: int, *, wait_s: float) -> BatchFile | str:
+        """Batch `step`, or why there is none yet."""
+        if self.ended:
+            return f"the run has ended ({self.progress.state.value})"
+        if step >= self.config.run.total_steps:
+            await self.board.changed.wait(wait_s)
+            return "all steps are trained; the last evaluation is under way"
+        return await self.assigner.batch(step, wait_s=wait_s)
+
+    def live_gauges(self) -> dict[str, float]:
+        """Metrics that are read, not accumulated."""
+        in_flight = self.board.count(Phase.IN_FLIGHT) + self.board.count(Phase.SCORED)
+        return {
+            "queue/groups": float(len(self.board.queued)),
+            "queue/in_flight_groups": float(in_flight),
+            "sampling/gen_batches": self.board.verdicts / self.board.gen_batch_size,
+        }
+
+    def group_lines(self) -> Iterator[GroupLine]:
+        """Live groups and those that ended lately, newest first."""
+        for group in reversed(list(self.board.open.values())):
+            oldest = group.oldest_version
+            yield GroupLine(
+                group_id=group.group_id,
+                state=group.phase.value,
+                admission=group.admission,
+                prompt_id=group.prompt.prompt_id,
+                attempt=group.attempt,
+                oldest_version=-1 if oldest is None else oldest,
+                step=-1,
+            )
+        queued = [(group, "queued", -1) for group in self.board.queued.values()]
+        assigned = [(group, "assigned", step) for step, groups in self.assigner.assigned.items() for group in groups]
+        for group, state, step in reversed(assigned + queued):
+            yield GroupLine(
+                group_id=group.group_id,
+                state=state,
+                admission=group.admission,
+                prompt_id=group.prompt_id,
+                attempt=group.attempt,
+                oldest_version=group.oldest_version,
+                step=step,
+            )
+        yield from reversed(self.recent)
+
+    async def find_payload(self, line: GroupLine) -> common_pb2.Group | None:
+        """The group behind a line while it is kept: in memory, in the queue, or in its batch file."""
+        if line.group_id in self.board.open:
+            return group_to(self.board.open[line.group_id])
+        if line.state == "queued":
+            payload = await self.store.payload(line.group_id)
+            return None if payload is None else self.codec.decode(payload)
+        if line.step >= 0:
+            batch = await self.files.read_batch(line.step)
+            groups = (self.codec.decode(payload) for payload in batch.payloads)
+            return next((group for group in groups if group.group_id == line.group_id), None)
+        return None
+
+    async def sweep_forever(self) -> None:
+        """Declares services lost that have gone silent."""
+        settings = self.config.coordinator
+        while True:
+            await self.clock.sleep(settings.heartbeat_interval_s)
+            for member in self.fleet.sweep(now_s=self.clock.now(), timeout_s=settings.heartbeat_timeout_s):
+                text = f"{member.service_id}: no heartbeat for {settings.heartbeat_timeout_s:.0f} s"
+                self.events.emit("service_lost", text, labels={"service_id": member.service_id})
+
+    async def close(self) -> None:
+        """Ends watches, channels and connections."""
+        self.events.close()
+        await self.clients.close()
+        await self.store.close()
+        await asyncio.sleep(0)

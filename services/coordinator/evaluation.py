@@ -1,0 +1,170 @@
+"""Accuracy on held-out prompts, all under one version: the rollout is pinned while its samples are drawn.
+
+Evaluation samples never enter queue or ledger. Waits: for a rollout on the newest version, then for the samples; all of
+it at most `eval.timeout_s`.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import blake3
+import numpy as np
+
+from services.coordinator.fleet import Fleet, Member, Role
+from services.coordinator.model import PromptLike, Reward, Sample, Version
+from services.coordinator.ports import RewardClient, RolloutClient, Sampling
+from sluice.clock import Clock
+from sluice.config.schema import Config
+from sluice.errors import Expired, NotReady, SluiceError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationResult:
+    """One evaluation; fractions in [0, 1]."""
+
+    version: Version
+    avg_at_n: float
+    pass_at_n: float
+    greedy: float
+    n: int
+    prompts: int
+    mean_response_tokens: float
+    wall_s: float
+
+
+class Evaluator:
+    """Runs one evaluation at a time."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        fleet: Fleet,
+        rollouts: RolloutClient,
+        rewards: RewardClient,
+        prompts: Sequence[PromptLike],
+        clock: Clock,
+    ) -> None:
+        self._config, self._fleet, self._clock = config, fleet, clock
+        self._rollouts, self._rewards, self._prompts = rollouts, rewards, prompts
+        self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def possible(self) -> bool:
+        """Whether there are held-out prompts at all."""
+        return bool(self._prompts)
+
+    async def evaluate(self, *, prompts: int = 0, n: int = 0) -> EvaluationResult:
+        """avg@n, pass@n and greedy accuracy of the newest version. Raises NotReady, Expired or the failure of a call."""
+        if not self._prompts:
+            raise NotReady("evaluation: data.val_files is empty; name held-out prompts there")
+        settings = self._config.eval
+        chosen = self._prompts[: prompts or settings.prompts]
+        async with self._one_at_a_time:
+            started = self._clock.now()
+            try:
+                async with asyncio.timeout(settings.timeout_s):
+                    member = await self._pin()
+                    try:
+                        return await self._run(member, chosen, n or settings.n, started)
+                    finally:
+                        member.weights.release()
+                        self._fleet.changed.notify()
+            except* SluiceError as failures:
+                raise first_error(failures) from None
+            except* TimeoutError as error:
+                raise Expired(f"evaluation: not done after eval.timeout_s = {settings.timeout_s:.0f} s") from error
+
+    async def _pin(self) -> Member:
+        """Takes the weights lock of a rollout that holds the newest version."""
+        while True:
+            learner = self._fleet.learner
+            ready = [
+                member
+                for member in self._fleet.of(Role.ROLLOUT)
+                if not member.weights.locked() and learner is not None and member.version == learner.version
+            ]
+            member = self._fleet.least_loaded(ready)
+            if member is not None:
+                await member.weights.acquire()
+                return member
+            await self._fleet.changed.wait()
+
+    async def _run(self, member: Member, prompts: Sequence[PromptLike], n: int, started: float) -> EvaluationResult:
+        version = member.version
+        assert version is not None
+        settings = self._config.eval
+        room = asyncio.Semaphore(max(1, member.capacity // n))
+        async with asyncio.TaskGroup() as tasks:
+            sampled = [
+                tasks.create_task(self._score(room, member, version, prompt, n, settings.temperature, f"{position}"))
+                for position, prompt in enumerate(prompts)
+            ]
+            greedy = [
+                tasks.create_task(self._score(room, member, version, prompt, 1, 0.0, f"{position}-greedy"))
+                for position, prompt in enumerate(prompts)
+                if settings.greedy
+            ]
+        accs = np.array([[reward.acc for reward in task.result()[1]] for task in sampled])
+        best = np.array([task.result()[1][0].acc for task in greedy])
+        lengths = [len(sample.token_ids) for task in sampled for sample in task.result()[0]]
+        return EvaluationResult(
+            version=version,
+            avg_at_n=float(accs.mean()),
+            pass_at_n=float((accs.max(axis=1) > 0).mean()),
+            greedy=float(best.mean()) if len(best) else float("nan"),
+            n=n,
+            prompts=len(prompts),
+            mean_response_tokens=float(np.mean(lengths)),
+            wall_s=self._clock.now() - started,
+        )
+
+    async def _score(
+        self,
+        room: asyncio.Semaphore,
+        member: Member,
+        version: Version,
+        prompt: PromptLike,
+        n: int,
+        temperature: float,
+        name: str,
+    ) -> tuple[list[Sample], list[Reward]]:
+        limit = self._config.eval.timeout_s
+        request_id = f"eval-{version.lineage}{version.number}-{name}"
+        async with room:
+            samples: Mapping[int, Sample] = {
+                sample.index: sample
+                async for sample in self._rollouts.generate(
+                    member,
+                    request_id=request_id,
+                    prompt=prompt,
+                    seeds={index: _seed(prompt.prompt_id, index) for index in range(n)},
+                    sampling=Sampling(temperature=temperature, max_tokens=self._config.data.max_response_length),
+                    timeout_s=limit,
+                    required_version=version,
+                )
+            }
+        ordered = [samples[index] for index in sorted(samples)]
+        if len(ordered) != n:
+            raise SluiceError(f"evaluation: {member.service_id} returned {len(ordered)} of {n} samples")
+        reward = self._fleet.least_loaded(self._fleet.of(Role.REWARD))
+        if reward is None:
+            raise NotReady("evaluation: no reward service is ready")
+        results = await self._rewards.score(
+            reward, group_id=request_id, prompt=prompt, samples=ordered, timeout_s=limit
+        )
+        return ordered, results
+
+
+def first_error(group: BaseExceptionGroup) -> BaseException:
+    """The first exception inside nested groups: what to tell when tasks that belong together failed together."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _seed(prompt_id: str, index: int) -> int:
+    """The same in every evaluation, so that two versions are compared on equal luck."""
+    return int.from_bytes(blake3.blake3(f"eval/{prompt_id}/{index}".encode()).digest(4), "little") >> 1

@@ -1,0 +1,154 @@
+"""Who is registered, in which state, how loaded. Pure bookkeeping: no sockets; time comes in as an argument.
+
+REGISTERED -> SYNCING -> READY -> (DRAINING | QUARANTINED | LOST); a lost service that comes back registers anew.
+Rollouts become READY only through `applied` of the weight push; rewards are READY when registered.
+"""
+
+import asyncio
+import enum
+from dataclasses import dataclass, field
+
+from services.coordinator.model import Version
+
+
+class Role(enum.Enum):
+    """What a process is."""
+
+    ROLLOUT = "rollout"
+    REWARD = "reward"
+    LEARNER = "learner"
+
+
+class State(enum.Enum):
+    """Where a service stands."""
+
+    REGISTERED = "registered"
+    SYNCING = "syncing"
+    READY = "ready"
+    DRAINING = "draining"
+    QUARANTINED = "quarantined"
+    LOST = "lost"
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Member:
+    """One registered process."""
+
+    service_id: str
+    role: Role
+    address: str
+    incarnation: str
+    capacity: int
+    last_beat_s: float
+    state: State = State.REGISTERED
+    version: Version | None = None
+    """What it is known to hold."""
+    granted: int = -1
+    """The largest version number that was ever pushed to this process; its samples may carry no larger one."""
+    running: int = 0
+    """What it reports in heartbeats."""
+    outstanding: int = 0
+    """What this coordinator has given it and not got back: samples (rollout) or groups (reward)."""
+    weights: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by a weight push, and by an evaluation to pin the version."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it is lost or replaced: whoever waits on a call to it stops waiting."""
+
+
+class Fleet:
+    """All members, and an event that says that something about them changed."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+        self.changed = Signal()
+        self._minted = 0
+
+    def register(self, member: Member) -> Member | None:
+        """Adds a process, or replaces the one of the same id, which is returned as gone."""
+        if not member.service_id:
+            self._minted += 1
+            member.service_id = f"{member.role.value}-{self._minted}"
+        replaced = self.members.get(member.service_id)
+        if replaced is not None:
+            replaced.state = State.LOST
+            replaced.gone.set()
+        if member.role is Role.REWARD:
+            member.state = State.READY
+        self.members[member.service_id] = member
+        self.changed.notify()
+        return replaced
+
+    def beat(self, *, service_id: str, incarnation: str, running: int, draining: bool, now_s: float) -> bool:
+        """A heartbeat; False when this process is not known and must register again."""
+        member = self.members.get(service_id)
+        if member is None or member.incarnation != incarnation or member.state is State.LOST:
+            return False
+        member.last_beat_s, member.running = now_s, running
+        if draining and member.state is not State.DRAINING:
+            self.set_state(member, State.DRAINING)
+        return True
+
+    def sweep(self, *, now_s: float, timeout_s: float) -> list[Member]:
+        """Declares everybody lost whose last heartbeat is older than `timeout_s`; returns them."""
+        lost = [
+            member
+            for member in self.members.values()
+            if member.state is not State.LOST and now_s - member.last_beat_s > timeout_s
+        ]
+        for member in lost:
+            self.lose(member)
+        return lost
+
+    def lose(self, member: Member) -> None:
+        """The member is gone; calls to it end."""
+        member.gone.set()
+        self.set_state(member, State.LOST)
+
+    def set_state(self, member: Member, state: State) -> None:
+        """Moves a member and tells whoever waits."""
+        member.state = state
+        self.changed.notify()
+
+    def of(self, role: Role, *, state: State | None = State.READY) -> list[Member]:
+        """Members of a role in a state (READY by default, None for all that are not lost)."""
+        return [
+            member
+            for member in self.members.values()
+            if member.role is role and (member.state is state if state else member.state is not State.LOST)
+        ]
+
+    @property
+    def learner(self) -> Member | None:
+        """The learner that registered last, when it is not lost."""
+        found = self.of(Role.LEARNER, state=None)
+        return found[-1] if found else None
+
+    def least_loaded(self, candidates: list[Member]) -> Member | None:
+        """The member with the smallest share of its capacity in use; ties go to the one that was idle longest."""
+        if not candidates:
+            return None
+        chosen = min(candidates, key=lambda member: member.outstanding / member.capacity)
+        # Rotating the dictionary order spreads ties over the fleet.
+        self.members[chosen.service_id] = self.members.pop(chosen.service_id)
+        return chosen
+
+
+class Signal:
+    """A condition many may wait for: `wait` returns at the next `notify`."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def notify(self) -> None:
+        """Wakes everyone who waits now."""
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """True at the next notify, False when `timeout_s` passes first."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,244 @@
+"""The life of a run: services arrive, the reward is checked, the base is evaluated, steps are trained, the end is
+evaluated. And every reason a run ends: finished, stopped, starved, failed.
+
+Waits: for the services (launch.ready_timeout_s, then it names who is missing); for the last step. Unblocked by
+registrations, commits, `stop`, and by the watch that ends a run nothing can move any more.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+
+import structlog
+
+from services.coordinator.assignment import Assigner
+from services.coordinator.board import Board
+from services.coordinator.conductor import Conductor
+from services.coordinator.evaluation import EvaluationResult, Evaluator, first_error
+from services.coordinator.events import Events
+from services.coordinator.fleet import Fleet, Role
+from services.coordinator.model import Version
+from services.coordinator.ports import DurableState
+from services.coordinator.progress import Progress, RunState
+from services.coordinator.run_files import RunFiles
+from sluice.clock import Clock
+from sluice.config.schema import Config
+from sluice.dapo.dynamic_sampling import starved
+from sluice.errors import Expired, Fenced, LaunchError, SluiceError
+
+log = structlog.get_logger(__name__)
+
+STOP_GRACE_S = 60.0
+"""How long a stop waits for the step under way."""
+
+
+class Lifecycle:
+    """Drives one run through its states; `progress` is what the API shows."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        fleet: Fleet,
+        board: Board,
+        store: DurableState,
+        files: RunFiles,
+        conductor: Conductor,
+        assigner: Assigner,
+        evaluator: Evaluator,
+        events: Events,
+        clock: Clock,
+        progress: Progress,
+        check_reward: Callable[[], Awaitable[None]],
+        check_only: bool = False,
+    ) -> None:
+        self._config, self._fleet, self._board, self._store = config, fleet, board, store
+        self._files, self._conductor, self._assigner = files, conductor, assigner
+        self._evaluator, self._events, self._clock = evaluator, events, clock
+        self._progress, self._check_reward, self._check_only = progress, check_reward, check_only
+
+    async def run(self) -> RunState:
+        """Until the run has ended; returns the final state. The reason is in `progress.reason`."""
+        try:
+            await self._start()
+            try:
+                await self._train()
+            except BaseExceptionGroup as group:
+                raise first_error(group) from group
+            state = await self._finish()
+        except _Ended as ended:
+            state = ended.state
+            self._progress.reason = ended.reason
+        except Fenced:
+            raise
+        except SluiceError as error:
+            log.error("run_failed", reason=str(error))
+            state, self._progress.reason = RunState.FAILED, str(error)
+        await self._close_books()
+        await self._enter(state)
+        return state
+
+    async def _start(self) -> None:
+        await self._everyone_is_here()
+        if self._progress.state is not RunState.STARTING:
+            return  # a coordinator that was restarted goes on where it was
+        if self._config.launch.check_reward or self._check_only:
+            await self._check_reward()
+        if self._check_only:
+            raise _Ended(RunState.FINISHED, "")
+        if self._evaluator.possible:
+            await self._evaluate(full=True)
+        await self._store.set_meta({"train_started_s": str(time.time())})
+        self._progress.train_started_s = time.time()
+        await self._enter(RunState.RUNNING)
+
+    async def _everyone_is_here(self) -> None:
+        limit = self._config.launch.ready_timeout_s
+        give_up = self._clock.now() + limit
+        while missing := self._missing():
+            self._raise_if_stopped()
+            left = give_up - self._clock.now()
+            if left <= 0:
+                raise LaunchError(f"no {' and no '.join(missing)} became ready within {limit:.0f} s; see its log")
+            await self._fleet.changed.wait(left)
+
+    def _missing(self) -> list[str]:
+        needed = (Role.REWARD,) if self._check_only else (Role.ROLLOUT, Role.REWARD)
+        missing = [role.value for role in needed if not self._fleet.of(role)]
+        return missing if self._fleet.learner or self._check_only else [*missing, "learner"]
+
+    async def _train(self) -> None:
+        """Until the last step is committed; small evaluations run beside it."""
+        evaluated = self._progress.trained_steps
+        async with asyncio.TaskGroup() as tasks:
+            conducting = tasks.create_task(self._conductor.run(), name="conductor")
+            try:
+                while self._progress.trained_steps < self._config.run.total_steps:
+                    self._raise_if_stopped()
+                    self._raise_if_stuck()
+                    if self._evaluation_is_due(evaluated):
+                        evaluated = self._progress.trained_steps
+                        tasks.create_task(self._evaluate(full=False), name="evaluation")
+                    await self._board.changed.wait(1.0)
+            finally:
+                conducting.cancel()
+
+    def _evaluation_is_due(self, evaluated: int) -> bool:
+        every, done = self._config.eval.every_steps, self._progress.trained_steps
+        return (
+            self._evaluator.possible
+            and every > 0
+            and done // every > evaluated // every
+            and done < self._config.run.total_steps
+        )
+
+    def _raise_if_stopped(self) -> None:
+        if self._progress.stop_requested:
+            raise _Ended(RunState.STOPPED, self._progress.stop_reason)
+
+    def _raise_if_stuck(self) -> None:
+        filters, board = self._config.algorithm.filter_groups, self._board
+        batches = filters.max_num_gen_batches
+        if starved(
+            verdicts_since_assignment=board.verdicts,
+            gen_batch_size=board.gen_batch_size,
+            max_num_gen_batches=batches,
+        ):
+            shares = self._conductor.window.verdicts
+            split = ", ".join(f"{verdict.value} {count}" for verdict, count in shares.most_common())
+            raise _Ended(
+                RunState.STARVED,
+                f"{board.verdicts} groups judged ({batches} generation batches) without a full batch: {split}; the data "
+                "is too easy or too hard for the model. Change the data, or raise algorithm.filter_groups.max_num_gen_batches",
+            )
+        if self._conductor.failures_in_a_row >= max(16, 2 * board.train_batch_size):
+            raise SluiceError(
+                f"{self._conductor.failures_in_a_row} groups failed in a row; see the coordinator's log for the reasons"
+            )
+        limit = self._config.coordinator.no_service_timeout_s
+        idle_s = self._clock.now() - max(self._conductor.last_progress_s, self._progress.last_commit_s)
+        missing = self._missing()
+        if missing and idle_s > limit:
+            raise Expired(f"no {' and no '.join(missing)} for {limit:.0f} s (coordinator.no_service_timeout_s)")
+
+    async def _finish(self) -> RunState:
+        await self._enter(RunState.FINISHING)
+        if self._evaluator.possible:
+            await self._evaluate(full=True)
+        return RunState.FINISHED
+
+    async def _evaluate(self, *, full: bool) -> EvaluationResult | None:
+        """An evaluation that fails in between is a warning; the full ones fail the run."""
+        settings = self._config.eval
+        try:
+            result = (
+                await self._evaluator.evaluate()
+                if full
+                else await self._evaluator.evaluate(prompts=settings.small_prompts, n=settings.small_n)
+            )
+        except SluiceError as error:
+            if full:
+                raise
+            self._events.emit("warning", f"evaluation skipped: {error}")
+            return None
+        await self.record_evaluation(result, full=full)
+        return result
+
+    async def record_evaluation(self, result: EvaluationResult, *, full: bool) -> None:
+        """Into progress, metrics.jsonl, Redis and the event stream."""
+        self._progress.evaluations.append(result)
+        await self._store.set_meta({"evaluations": _evaluations_json(self._progress.evaluations)})
+        values = {"eval/avg_at_n": result.avg_at_n, "eval/pass_at_n": result.pass_at_n, "eval/greedy": result.greedy}
+        self._progress.metrics.update(values)
+        line = {"kind": "eval", "version": result.version.number, "time_s": time.time(), "full": full, "n": result.n}
+        await self._files.append("metrics.jsonl", line | values)
+        self._events.emit(
+            "evaluated",
+            f"version {result.version.number}: avg@{result.n} {result.avg_at_n:.3f}, greedy {result.greedy:.3f}",
+            values=values | {"version": float(result.version.number), "n": float(result.n)},
+        )
+
+    async def _close_books(self) -> None:
+        """After the last step: the step under way is given its time, then what is live is given up, by name."""
+        if self._progress.stop_requested:
+            await self._step_under_way()
+        await self._conductor.abandon_all()
+        await self._assigner.abandon_all()
+        await self.flush_ledger()
+
+    async def _step_under_way(self) -> None:
+        give_up = self._clock.now() + STOP_GRACE_S
+        while self._assigner.assigned and self._fleet.learner and self._clock.now() < give_up:
+            await self._board.changed.wait(1.0)
+
+    async def flush_ledger(self) -> None:
+        """Moves ledger rows from Redis into Parquet files."""
+        while rows := await self._store.rows(5_000):
+            first, last = rows[0]["admission"], rows[-1]["admission"]
+            await self._files.write_ledger(rows, part=f"{first:08d}-{last:08d}-{len(rows)}")
+            await self._store.drop_rows(len(rows))
+
+    async def _enter(self, state: RunState) -> None:
+        self._progress.state = state
+        await self._store.set_meta({"state": state.value, "reason": self._progress.reason})
+        self._events.emit("run_state", self._progress.reason or state.value, labels={"state": state.value})
+        self._board.changed.notify()
+
+
+class _Ended(Exception):
+    """The run ends here, as planned or asked."""
+
+    def __init__(self, state: RunState, reason: str) -> None:
+        super().__init__(reason)
+        self.state, self.reason = state, reason
+
+
+def _evaluations_json(evaluations: list[EvaluationResult]) -> str:
+    return json.dumps([asdict(evaluation) for evaluation in evaluations])
+
+
+def evaluations_from_json(text: str) -> list[EvaluationResult]:
+    """The evaluations of a run as `record_evaluation` stored them."""
+    return [EvaluationResult(**(entry | {"version": Version(**entry["version"])})) for entry in json.loads(text)]

@@ -1,0 +1,78 @@
+"""What the coordinator's core needs of the outside. adapters: clients.py (gRPC) and store.py (Redis)."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from services.coordinator.fleet import Member
+from services.coordinator.model import Group, PromptLike, Reward, Sample, Version
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How tokens are drawn; neutral but for the temperature."""
+
+    temperature: float
+    max_tokens: int
+
+
+class RolloutClient(Protocol):
+    """Calls one rollout."""
+
+    def generate(
+        self,
+        member: Member,
+        *,
+        request_id: str,
+        prompt: PromptLike,
+        seeds: Mapping[int, int],
+        sampling: Sampling,
+        timeout_s: float,
+        required_version: Version | None = None,
+    ) -> AsyncIterator[Sample]:
+        """Yields one sample per entry of `seeds` (index -> seed) as each finishes. Raises SluiceError."""
+        ...
+
+
+class RewardClient(Protocol):
+    """Calls one reward service."""
+
+    async def score(
+        self, member: Member, *, group_id: str, prompt: PromptLike, samples: Sequence[Sample], timeout_s: float
+    ) -> list[Reward]:
+        """Grades the samples, in order. Raises SluiceError."""
+        ...
+
+
+class GroupCodec(Protocol):
+    """Groups to bytes, for the queue and the batch files."""
+
+    def encode(self, group: Group) -> bytes:
+        """A compressed, self-contained group."""
+        ...
+
+
+class Prompts(Protocol):
+    """The order of prompts; a pure function of seed and epoch."""
+
+    def next(self, cursor: str) -> tuple[PromptLike, str]:
+        """The prompt at `cursor` and the cursor after it."""
+        ...
+
+
+class DurableState(Protocol):
+    """What survives the coordinator (store.py): transitions, records of batches and commits, rows, meta."""
+
+    async def admit(self, group_id: str, *, info: Mapping[str, Any], cursor: str, admissions: int) -> None: ...
+    async def accept(
+        self, group_id: str, *, info: Mapping[str, Any], payload: bytes, generated: int, lost: int
+    ) -> bool: ...
+    async def end(
+        self, group_id: str, *, was: str, term: str, row: Mapping[str, Any], generated: int = 0, lost: int = 0
+    ) -> bool: ...
+    async def payload(self, group_id: str) -> bytes | None: ...
+    async def assign(self, step: int, *, record: Mapping[str, Any], group_ids: Sequence[str]) -> dict[str, Any]: ...
+    async def record(self, kind: str, step: int) -> dict[str, Any] | None: ...
+    async def rows(self, limit: int) -> list[dict[str, Any]]: ...
+    async def drop_rows(self, count: int) -> None: ...
+    async def set_meta(self, values: Mapping[str, str]) -> None: ...

@@ -1,0 +1,52 @@
+"""What the conductor draws from: prompts that users submit while the run is on come first, then the data set.
+
+The cursor says where each came from (`data:17`, `submitted:3`), so that a restarted coordinator finds an open group's
+prompt again. Submitted prompts are kept in the run directory.
+"""
+
+import json
+from collections.abc import Sequence
+
+from services.coordinator.model import PromptLike
+from services.coordinator.prompts import PromptStream
+from services.coordinator.run_files import RunFiles
+from sluice.errors import InvalidRequest
+
+SUBMITTED_FILE = "submitted.jsonl"
+
+
+class PromptFeed:
+    """Prompts by cursor: `<data position>:<submitted position>`."""
+
+    def __init__(self, *, data: PromptStream, files: RunFiles) -> None:
+        self._data, self._files = data, files
+        self._submitted: list[PromptLike] = []
+        path = files.run_dir / SUBMITTED_FILE
+        if path.exists():
+            for line in path.read_text().splitlines():
+                self._submitted.append(self._render(json.loads(line)))
+
+    def next(self, cursor: str) -> tuple[PromptLike, str]:
+        """The prompt at `cursor` ("" is the start) and the cursor after it."""
+        position, submitted = (int(part) for part in (cursor or "0:0").split(":"))
+        if submitted < len(self._submitted):
+            return self._submitted[submitted], f"{position}:{submitted + 1}"
+        prompt, after = self._data.next(position)
+        return prompt, f"{after}:{submitted}"
+
+    async def submit(self, prompts: Sequence[tuple[str, str, str, str]]) -> list[str]:
+        """Adds (data_source, prompt, ground_truth, extra_info_json); returns their ids. All or none: InvalidRequest."""
+        rows = [
+            {"data_source": source, "prompt": text, "ground_truth": truth, "extra_info": extra}
+            for source, text, truth, extra in prompts
+        ]
+        rendered = [self._render(row) for row in rows]
+        for row in rows:
+            await self._files.append(SUBMITTED_FILE, row)
+        self._submitted += rendered
+        return [prompt.prompt_id for prompt in rendered]
+
+    def _render(self, row: dict[str, str]) -> PromptLike:
+        if not row["data_source"] or not row["prompt"]:
+            raise InvalidRequest("submit: data_source and prompt must be set")
+        return self._data.render(row)

@@ -1,0 +1,147 @@
+"""Between the coordinator's dataclasses and the wire: samples, rewards, groups (compressed for queue and files)."""
+
+import zstandard
+
+from services.coordinator.model import Group, Reward, Sample, Span, Version
+from sluice.errors import InvalidRequest, SluiceError
+from sluice.rpc.arrays import pack_floats, pack_ids, unpack_floats, unpack_ids
+from sluice.v1 import common_pb2 as pb
+
+_FINISH = {
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_LENGTH: "length",
+    pb.FINISH_REASON_ABORT: "abort",
+    pb.FINISH_REASON_ERROR: "error",
+}
+_FINISH_OF = {name: value for value, name in _FINISH.items()}
+_STATUS = {
+    pb.REWARD_STATUS_OK: "ok",
+    pb.REWARD_STATUS_UNPARSED: "unparsed",
+    pb.REWARD_STATUS_TIMEOUT: "timeout",
+    pb.REWARD_STATUS_ERROR: "error",
+}
+_STATUS_OF = {name: value for value, name in _STATUS.items()}
+
+
+def version_from(message: pb.PolicyVersion) -> Version:
+    """Wire -> core."""
+    return Version(lineage=message.lineage, number=message.number)
+
+
+def version_to(version: Version) -> pb.PolicyVersion:
+    """Core -> wire."""
+    return pb.PolicyVersion(lineage=version.lineage, number=version.number)
+
+
+def sample_from(message: pb.Sample) -> Sample:
+    """Wire -> core. Raises SluiceError when arrays or spans do not fit together."""
+    try:
+        ids, logprobs = unpack_ids(message.token_ids), unpack_floats(message.logprobs)
+    except InvalidRequest as error:
+        raise SluiceError(f"{message.rollout_id}: sample {message.index}: {error}") from error
+    spans = tuple(
+        Span(version=version_from(span.version), start=span.start_token, end=span.end_token) for span in message.spans
+    )
+    edges = [0, *(span.end for span in spans)]
+    covered = bool(spans) and edges[-1] == len(ids) and [span.start for span in spans] == edges[:-1]
+    if len(ids) == 0 or len(ids) != len(logprobs) or not covered:
+        raise SluiceError(
+            f"{message.rollout_id}: sample {message.index} has {len(ids)} tokens, {len(logprobs)} log-probabilities "
+            f"and version spans {[(span.start, span.end) for span in spans]}; they must cover the tokens one to one"
+        )
+    return Sample(
+        index=message.index,
+        token_ids=ids,
+        logprobs=logprobs,
+        spans=spans,
+        finish_reason=_FINISH.get(message.finish_reason, "error"),
+        text=message.text,
+        rollout_id=message.rollout_id,
+        seed=message.seed,
+    )
+
+
+def reward_from(message: pb.SampleReward) -> Reward:
+    """Wire -> core."""
+    return Reward(
+        status=_STATUS.get(message.status, "error"),
+        raw_score=message.raw_score,
+        acc=message.acc,
+        extracted=message.extracted,
+        shaped_reward=message.shaped_reward,
+        overlong_penalty=message.overlong_penalty,
+        grader=message.grader,
+        grader_version=message.grader_version,
+        detail=message.detail,
+    )
+
+
+def group_to(group: Group) -> pb.Group:
+    """Core -> wire."""
+    prompt = group.prompt
+    return pb.Group(
+        group_id=group.group_id,
+        admission=group.admission,
+        attempt=group.attempt,
+        prompt=pb.Prompt(
+            prompt_id=prompt.prompt_id,
+            data_source=prompt.data_source,
+            token_ids=pack_ids(prompt.token_ids),
+            text=prompt.text,
+            ground_truth=prompt.ground_truth,
+            extra_info_json=prompt.extra_info_json,
+        ),
+        samples=[_sample_to(group.samples[index]) for index in sorted(group.samples)],
+        rewards=[_reward_to(reward) for reward in group.rewards],
+    )
+
+
+def finish_to(reason: str) -> "pb.FinishReason.ValueType":
+    """Core -> wire."""
+    return _FINISH_OF[reason]
+
+
+def _sample_to(sample: Sample) -> pb.Sample:
+    return pb.Sample(
+        index=sample.index,
+        token_ids=pack_ids(sample.token_ids),
+        logprobs=pack_floats(sample.logprobs),
+        spans=[
+            pb.VersionSpan(version=version_to(span.version), start_token=span.start, end_token=span.end)
+            for span in sample.spans
+        ],
+        finish_reason=_FINISH_OF[sample.finish_reason],
+        text=sample.text,
+        rollout_id=sample.rollout_id,
+        seed=sample.seed,
+    )
+
+
+def _reward_to(reward: Reward) -> pb.SampleReward:
+    return pb.SampleReward(
+        status=_STATUS_OF[reward.status],
+        raw_score=reward.raw_score,
+        acc=reward.acc,
+        extracted=reward.extracted,
+        shaped_reward=reward.shaped_reward,
+        overlong_penalty=reward.overlong_penalty,
+        grader=reward.grader,
+        grader_version=reward.grader_version,
+        detail=reward.detail,
+    )
+
+
+class ZstdGroups:
+    """The codec of queue and batch files: a Group message, zstd level 1."""
+
+    def __init__(self) -> None:
+        self._compressor = zstandard.ZstdCompressor(level=1)
+        self._decompressor = zstandard.ZstdDecompressor()
+
+    def encode(self, group: Group) -> bytes:
+        """A compressed, self-contained group."""
+        return self._compressor.compress(group_to(group).SerializeToString())
+
+    def decode(self, payload: bytes) -> pb.Group:
+        """The message behind a payload."""
+        return pb.Group.FromString(self._decompressor.decompress(payload))

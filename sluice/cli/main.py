@@ -1,0 +1,36 @@
+"""The `sluice` command. Flags are parsed before anything heavy is imported, so that --help is instant."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sluice import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns the exit code of DESIGN's contract (0, 1, 2, 3, 130)."""
+    parser = argparse.ArgumentParser(
+        prog="sluice", description="DAPO training of language models as an asynchronous service system."
+    )
+    parser.add_argument("--version", action="version", version=f"sluice {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    from sluice.cli import config, control, up
+
+    for module in (up, control, config):
+        module.add_parser(commands)
+    args = parser.parse_args(argv)
+
+    from sluice.errors import SluiceError
+
+    try:
+        return args.run(args)
+    except SluiceError as error:
+        print(f"sluice: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

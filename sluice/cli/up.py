@@ -1,0 +1,153 @@
+"""`sluice up`: a whole run on this machine. `sluice demo`: the same for the demo task, base model included."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sluice.errors import ConfigError, LaunchError
+
+DEMO_RECIPE = "cpu-demo.yaml"
+
+
+def add_parser(commands: Any) -> None:
+    """Adds `up` and `demo`."""
+    up = commands.add_parser("up", help="run a recipe on this machine", description="Runs a recipe on this machine.")
+    up.add_argument("-c", "--config", type=Path, required=True, help="recipe (YAML)")
+    up.add_argument("--dry-run", action="store_true", help="check the recipe, print the derived numbers and end")
+    _add_run_flags(up)
+    up.set_defaults(run=run_up)
+    demo = commands.add_parser(
+        "demo",
+        help="teach a small model to add, on 2 CPU cores",
+        description="Builds the demo's base model (cached), then runs the CPU demo recipe on it.",
+    )
+    demo.add_argument("--seed", type=int, default=0, help="seed of the run (default %(default)s)")
+    demo.add_argument("--steps", type=int, default=None, help="steps to train (default: the recipe's)")
+    _add_run_flags(demo)
+    demo.set_defaults(run=run_demo)
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
+    parser.add_argument("--run-dir", type=Path, default=None, help="run directory; an existing one is resumed")
+    parser.add_argument("--rollout-replicas", type=int, default=None, metavar="N", help="rollout services")
+    parser.add_argument("--reward-replicas", type=int, default=None, metavar="N", help="reward services")
+    parser.add_argument("--learner-nproc-per-node", type=int, default=None, metavar="N", help="learner ranks")
+    parser.add_argument("--plain", action="store_true", help="plain lines instead of the live view")
+
+
+def run_up(args: argparse.Namespace) -> int:
+    """Runs a recipe, or only checks it."""
+    from sluice.config.load import load_config
+
+    overrides = [*args.overrides, *_replica_overrides(args)]
+    config = load_config(args.config, overrides=overrides, environ=os.environ)
+    if args.dry_run:
+        return _dry_run(config)
+    return _run(config, args)
+
+
+def _dry_run(config: Any) -> int:
+    """Prints what follows from the recipe, then has data, tokenizer and reward checked by the real services."""
+    import asyncio
+    import tempfile
+
+    from sluice.cli.config import print_derived
+    from sluice.cli.view import make_view
+    from sluice.launch.local import LocalRun
+
+    print_derived(config)
+    with tempfile.TemporaryDirectory(prefix="sluice-dry-run-") as folder:
+        run_dir = Path(folder) / "dry-run"
+        view = make_view(sys.stdout, plain=True)
+        outcome = asyncio.run(LocalRun(config=config, run_dir=run_dir, view=view, check_only=True).run())
+        if outcome.exit_code:
+            print(f"sluice: {outcome.message}", file=sys.stderr)
+            return outcome.exit_code
+    print("data, tokenizer and reward are fine: gold answers score right, garbage scores wrong")
+    return 0
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Builds the base model when it is not cached, then runs the demo recipe."""
+    from sluice.config.load import load_config
+
+    recipe = find_recipe(DEMO_RECIPE)
+    base = demo_base_dir()
+    overrides = [f"model.path={base}", f"run.seed={args.seed}", *args.overrides, *_replica_overrides(args)]
+    if args.steps is not None:
+        overrides.append(f"run.total_steps={args.steps}")
+    config = load_config(recipe, overrides=overrides, environ=os.environ)
+    warm_up = [sys.executable, "-m", "services.learner.warmup", "--out", str(base)]
+    try:
+        subprocess.run(warm_up, check=True)
+    except subprocess.CalledProcessError as error:
+        raise LaunchError(f"building the base model failed with code {error.returncode}: see above") from error
+    return _run(config, args)
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe that ships with Sluice: in the repository, else in the installed package."""
+    package = Path(__file__).parent.parent
+    for folder in (package.parent / "recipes", package / "recipes"):
+        if (folder / name).exists():
+            return folder / name
+    raise ConfigError(
+        f"recipe {name} is neither in recipes/ nor in the installed package; give one with `sluice up -c`"
+    )
+
+
+def demo_base_dir() -> Path:
+    """Where the demo's base model is cached: SLUICE_CACHE, else the user's cache directory."""
+    root = os.environ.get("SLUICE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sluice"
+    return Path(root) / "mixadd3-base"
+
+
+def _replica_overrides(args: argparse.Namespace) -> list[str]:
+    flags = {
+        "launch.rollout_replicas": args.rollout_replicas,
+        "launch.reward_replicas": args.reward_replicas,
+        "launch.learner_nproc_per_node": args.learner_nproc_per_node,
+    }
+    return [f"{key}={value}" for key, value in flags.items() if value is not None]
+
+
+def _run(config: Any, args: argparse.Namespace) -> int:
+    import asyncio
+
+    from sluice.cli.view import make_view
+    from sluice.launch.local import LocalRun, new_run_dir
+    from sluice.model_identity import model_identity
+
+    model_identity(config.model.path)
+    run_dir = (args.run_dir or new_run_dir(config)).resolve()
+    view = make_view(sys.stdout, plain=args.plain)
+    view.message(f"run directory {run_dir}")
+    try:
+        outcome = asyncio.run(LocalRun(config=config, run_dir=run_dir, view=view).run())
+    finally:
+        view.close()
+    if outcome.message:
+        print(f"sluice: {outcome.message}", file=sys.stderr)
+    if outcome.status is not None:
+        _report(config, run_dir, outcome.status, outcome.wall_s)
+    return outcome.exit_code
+
+
+def _report(config: Any, run_dir: Path, status: Any, wall_s: float) -> None:
+    """curves.png, summary.json, and the closing table."""
+    from rich.console import Console
+
+    from sluice.report.curves import draw_curves
+    from sluice.report.samples import print_samples, read_samples
+    from sluice.report.summary import build_summary, print_summary, write_summary
+
+    console = Console()
+    draw_curves(run_dir)
+    summary = build_summary(status=status, run_dir=run_dir, wall_s=wall_s, exact_dapo=config.exact_dapo)
+    write_summary(summary, run_dir=run_dir)
+    print_samples(console, read_samples(run_dir), groups_shown=2, samples_shown=3)
+    print_summary(console, status=status, summary=summary, run_dir=run_dir)

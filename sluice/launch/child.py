@@ -1,0 +1,25 @@
+"""python -m sluice.launch.child PARENT COMMAND...: becomes COMMAND, and gets SIGTERM when process PARENT dies.
+
+So that even `kill -9` of a launcher leaves no process behind (Linux only; elsewhere it just becomes COMMAND).
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Arms the parent-death signal, then replaces this process."""
+    parent, command = int(sys.argv[1]), sys.argv[2:]
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            sys.exit("sluice.launch.child: the launcher is already gone")
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main()

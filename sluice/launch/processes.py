@@ -1,0 +1,98 @@
+"""One child process: its own session, its own log file, gone when the launcher is gone.
+
+Waits: for its exit, as long as it lives. `stop` bounds that: SIGTERM, then after the grace time SIGKILL to the session.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sluice.errors import LaunchError
+
+LOG_TAIL_LINES = 15
+
+
+@dataclass(kw_only=True, slots=True)
+class Child:
+    """A process that the launcher started."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    log_path: Path
+    ready: asyncio.Future[str] | None = field(default=None)
+    """With `ready_fd`: what the child wrote there."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not been reaped yet."""
+        return self.process.returncode is None
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Ends the whole session; returns when the child is reaped."""
+        if self.alive:
+            _signal_session(self.process.pid, signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.process.wait(), grace_s)
+        _signal_session(self.process.pid, signal.SIGKILL)
+        await self.process.wait()
+
+    def log_tail(self) -> str:
+        """The last lines of its log, for an error message."""
+        try:
+            lines = self.log_path.read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return ""
+        return "\n".join(lines[-LOG_TAIL_LINES:])
+
+
+async def start(
+    name: str, command: Sequence[str], *, log_path: Path, environ: Mapping[str, str], pass_fds: Sequence[int] = ()
+) -> Child:
+    """Starts `command`; stdout and stderr go to the end of `log_path`. Raises LaunchError when it cannot be started."""
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    wrapped = [sys.executable, "-S", "-m", "sluice.launch.child", str(os.getpid()), *command]
+    with log_path.open("ab") as log:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *wrapped,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=dict(environ),
+                start_new_session=True,
+                pass_fds=pass_fds,
+            )
+        except OSError as error:
+            raise LaunchError(f"{name}: cannot start {command[0]}: {error}") from error
+    return Child(name=name, process=process, log_path=log_path)
+
+
+async def read_ready(read_fd: int, child: Child, *, timeout_s: float) -> str:
+    """What the child writes to its ready pipe. Raises LaunchError with its log when it dies or stays silent."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb")
+    )
+    try:
+        text = await asyncio.wait_for(reader.read(1024), timeout_s)
+    except TimeoutError:
+        raise LaunchError(
+            f"{child.name} was not ready after {timeout_s:.0f} s; its log ends:\n{child.log_tail()}"
+        ) from None
+    finally:
+        transport.close()
+    if not text:
+        code = await child.process.wait()
+        raise LaunchError(f"{child.name} ended with code {code} while starting; its log ends:\n{child.log_tail()}")
+    return text.decode()
+
+
+def _signal_session(pid: int, signum: signal.Signals) -> None:
+    """To the child's whole process group; nothing when it is gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signum)

@@ -1,0 +1,103 @@
+"""The four real processes, real vLLM, real Redis, real FSDP2: a few steps of the demo, with and without accidents."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.e2e.conftest import Run
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+SHORT = ("run.total_steps=6", "eval.every_steps=3", "eval.small_prompts=32", "eval.small_n=2")
+TINY = ("eval.prompts=16", "eval.n=2", "eval.every_steps=0", "learner.checkpoint_every_steps=2")
+
+
+def until(run: Run, condition: Callable[[], bool], *, within_s: float = 180.0) -> None:
+    """Returns when the condition holds; fails with the run's output when it ends first or the time is over."""
+    give_up = time.monotonic() + within_s
+    while not condition():
+        assert run.process.poll() is None, run.output()
+        assert time.monotonic() < give_up, run.output()
+        time.sleep(0.1)
+
+
+def steps_trained(run: Run) -> int:
+    path = run.run_dir / "metrics.jsonl"
+    return path.read_text().count('"kind":"step"') if path.exists() else 0
+
+
+def read(run_dir: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / name).read_text().splitlines()]
+
+
+def test_a_short_run_learns_closes_its_ledger_and_leaves_nothing_behind(start_run) -> None:
+    run = start_run(*SHORT)
+    assert run.wait(timeout_s=300) == 0, run.output()
+    summary = json.loads((run.run_dir / "summary.json").read_text())
+    assert summary["steps"] == 6
+    assert summary["versions"] == 6
+    assert summary["exact_dapo"] is True
+    assert summary["accuracy"]["before"]["n"] == 8
+    assert summary["accuracy"]["after"]["avg"] > summary["accuracy"]["before"]["avg"] + 0.03
+    groups = summary["groups"]
+    assert groups["closed"] is True
+    assert groups["trained"] == 6 * 32
+    assert groups["queued"] == groups["assigned"] == groups["in_flight"] == groups["pending"] == 0
+    assert summary["staleness"]["max"] <= 1
+    assert 0 < summary["tokens"]["trained"] < summary["tokens"]["generated"]
+
+    steps = [line for line in read(run.run_dir, "metrics.jsonl") if line["kind"] == "step"]
+    assert [line["step"] for line in steps] == list(range(6))
+    assert steps[0]["mismatch/abs_diff_max"] < 1e-3, "version 0 on both sides: kernels alone"
+    assert all(line["staleness/age_max_steps"] <= 1 for line in steps)
+    evaluated = [line["version"] for line in read(run.run_dir, "metrics.jsonl") if line["kind"] == "eval"]
+    assert (evaluated[0], evaluated[-1]) == (0, 6)
+
+    rows = pq.read_table(run.run_dir / "ledger").to_pylist()
+    assert len({row["group_id"] for row in rows}) == len(rows) == groups["admitted"]
+    assert sum(row["term"] == "trained" for row in rows) == groups["trained"]
+
+    tokenizer = AutoTokenizer.from_pretrained(run.run_dir / "model")
+    model = AutoModelForCausalLM.from_pretrained(run.run_dir / "model")
+    prompt = tokenizer("2+3=", return_tensors="pt")
+    text = tokenizer.decode(model.generate(**prompt, max_new_tokens=40, do_sample=False)[0])
+    assert "#" in text
+    for name in ("config.yaml", "curves.png", "samples.jsonl", "logs/coordinator.log"):
+        assert (run.run_dir / name).stat().st_size > 0
+    assert run.left_behind() == []
+
+
+def test_services_that_are_killed_are_started_again_and_no_group_is_lost(start_run) -> None:
+    run = start_run("run.total_steps=10", *TINY)
+    until(run, lambda: steps_trained(run) >= 2)
+    for words in (["services.rollout"], ["services.reward"]):
+        os.kill(run.pids("-m", *words)[0], signal.SIGKILL)
+    until(run, lambda: steps_trained(run) >= 4)
+    os.kill(run.pids("-m", "services.coordinator")[0], signal.SIGKILL)
+    until(run, lambda: steps_trained(run) >= 6)
+    os.kill(run.pids("-m", "services.learner", "-u")[0], signal.SIGKILL)
+    assert run.wait(timeout_s=300) == 0, run.output()
+    summary = json.loads((run.run_dir / "summary.json").read_text())
+    assert summary["groups"]["closed"] is True
+    assert summary["groups"]["trained"] == 10 * 32
+    steps = [line["step"] for line in read(run.run_dir, "metrics.jsonl") if line["kind"] == "step"]
+    assert steps == sorted(steps), "a step that is trained again is not reported again"
+    rows = pq.read_table(run.run_dir / "ledger").to_pylist()
+    trained = [row["group_id"] for row in rows if row["term"] == "trained"]
+    assert len(set(trained)) == len(trained) == 10 * 32
+    assert run.left_behind() == []
+
+
+def test_control_c_stops_the_run_in_order_and_leaves_nothing_behind(start_run) -> None:
+    run = start_run("run.total_steps=1000", *TINY)
+    until(run, lambda: steps_trained(run) >= 1)
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait(timeout_s=90) == 130, run.output()
+    assert run.left_behind() == []

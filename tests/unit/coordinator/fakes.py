@@ -1,0 +1,210 @@
+"""Small hand-written fakes of the coordinator's ports."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from services.coordinator.board import Board
+from services.coordinator.conductor import Conductor
+from services.coordinator.fleet import Fleet, Member, Role, State
+from services.coordinator.model import Group, PromptLike, Reward, Sample, Span, Version
+from services.coordinator.ports import Sampling
+from sluice.config.schema import Config
+from sluice.testing import ManualClock
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakePrompt:
+    prompt_id: str
+    data_source: str = "fake"
+    text: str = "1+1="
+    ground_truth: str = "2"
+    extra_info_json: str = ""
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        return np.array([1, 2, 3], dtype=np.int32)
+
+
+class FakePrompts:
+    """Prompt i is `p<i>`."""
+
+    def next(self, cursor: str) -> tuple[PromptLike, str]:
+        position = int(cursor or 0)
+        return FakePrompt(prompt_id=f"p{position}"), str(position + 1)
+
+
+@dataclass
+class FakeRollouts:
+    """Answers when `release` allows it; `script` may raise for a request."""
+
+    gate: asyncio.Semaphore | None = None
+    failures: dict[str, Exception] = field(default_factory=dict)
+    """request id -> raised after the first sample."""
+    requests: list[str] = field(default_factory=list)
+    tokens: int = 4
+    lie: int = 0
+    """Added to the stamped version."""
+
+    async def generate(
+        self,
+        member: Member,
+        *,
+        request_id: str,
+        prompt: PromptLike,
+        seeds: Mapping[int, int],
+        sampling: Sampling,
+        timeout_s: float,
+        required_version: Version | None = None,
+    ) -> AsyncIterator[Sample]:
+        self.requests.append(request_id)
+        version = member.version
+        assert version is not None
+        if self.gate is not None:
+            await self.gate.acquire()
+        for count, (index, seed) in enumerate(seeds.items()):
+            if count == 1 and request_id in self.failures:
+                raise self.failures[request_id]
+            yield make_sample(index, version=version.number + self.lie, tokens=self.tokens, seed=seed)
+
+
+@dataclass
+class FakeRewards:
+    """Accuracies by prompt id; default: the first sample of each group is right."""
+
+    acc: dict[str, list[float]] = field(default_factory=dict)
+    status: str = "ok"
+
+    async def score(
+        self, member: Member, *, group_id: str, prompt: PromptLike, samples: Sequence[Sample], timeout_s: float
+    ) -> list[Reward]:
+        accs = self.acc.get(prompt.prompt_id, [1.0] + [0.0] * (len(samples) - 1))
+        return [make_reward(acc, status=self.status) for acc in accs]
+
+
+class FakeStore:
+    """The durable transitions, in memory, with the counters Redis would hold."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, str] = {}
+        self.counters: Counter[str] = Counter()
+        self.rows_: list[dict[str, Any]] = []
+        self.payloads: dict[str, bytes] = {}
+
+    async def admit(self, group_id: str, *, info: Mapping[str, Any], cursor: str, admissions: int) -> None:
+        self.state[group_id] = "open"
+        self.counters.update(admitted=1, open=1)
+
+    async def accept(
+        self, group_id: str, *, info: Mapping[str, Any], payload: bytes, generated: int, lost: int
+    ) -> bool:
+        assert self.state[group_id] == "open"
+        json.dumps(dict(info))
+        self.state[group_id], self.payloads[group_id] = "queued", payload
+        self.counters.update(open=-1, queued=1, generated_tokens=generated, lost_tokens=lost)
+        return True
+
+    async def end(
+        self, group_id: str, *, was: str, term: str, row: Mapping[str, Any], generated: int = 0, lost: int = 0
+    ) -> bool:
+        assert self.state.pop(group_id) == was
+        self.rows_.append(dict(row))
+        self.counters.update({was: -1, term: 1, "generated_tokens": generated, "lost_tokens": lost})
+        return True
+
+
+class FakeCodec:
+    def encode(self, group: Group) -> bytes:
+        return group.group_id.encode()
+
+
+def make_sample(index: int, *, version: int = 0, tokens: int = 4, seed: int = 0) -> Sample:
+    return Sample(
+        index=index,
+        token_ids=np.full(tokens, index, dtype=np.int32),
+        logprobs=np.zeros(tokens, dtype=np.float32),
+        spans=(Span(version=Version(lineage="a", number=version), start=0, end=tokens),),
+        finish_reason="stop",
+        text="x",
+        rollout_id="rollout-0",
+        seed=seed,
+    )
+
+
+def make_reward(acc: float, *, status: str = "ok") -> Reward:
+    return Reward(
+        status=status,
+        raw_score=acc,
+        acc=acc,
+        extracted="",
+        shaped_reward=acc,
+        overlong_penalty=0.0,
+        grader="fake",
+        grader_version="1",
+    )
+
+
+def make_config(**changes: Any) -> Config:
+    """train_batch_size 4, n 2, max_staleness 1, unless changed by dotted names with __."""
+    tree: dict[str, Any] = {
+        "model": {"path": "unused"},
+        "data": {"train_files": ["unused"], "train_batch_size": 4, "max_response_length": 8},
+        "rollout": {"n": 2},
+        "learner": {"mini_batch_size": 4},
+        "coordinator": {"max_staleness": 1},
+        "run": {"total_steps": 1000},
+    }
+    for name, value in changes.items():
+        section, key = name.split("__", 1)
+        tree.setdefault(section, {})[key] = value
+    return Config(**tree)
+
+
+@dataclass
+class Stage:
+    """A conductor with fakes around it."""
+
+    config: Config
+    rollouts: FakeRollouts = field(default_factory=FakeRollouts)
+    rewards: FakeRewards = field(default_factory=FakeRewards)
+
+    def __post_init__(self) -> None:
+        self.clock, self.fleet, self.store = ManualClock(), Fleet(), FakeStore()
+        self.board = Board(
+            train_batch_size=self.config.data.train_batch_size,
+            gen_batch_size=self.config.gen_batch_size,
+            max_staleness=self.config.coordinator.max_staleness,
+            changed=self.fleet.changed,
+        )
+        self.open = True
+        self.conductor = Conductor(
+            config=self.config,
+            run_id="r",
+            board=self.board,
+            fleet=self.fleet,
+            store=self.store,  # type: ignore[arg-type]
+            prompts=FakePrompts(),
+            rollouts=self.rollouts,
+            rewards=self.rewards,
+            codec=FakeCodec(),
+            clock=self.clock,
+            admitting=lambda: self.open,
+            cursor="",
+            admissions=0,
+        )
+        self.add_member(Role.REWARD, "reward-0")
+
+    def add_member(self, role: Role, name: str, *, version: int | None = None, capacity: int = 1000) -> Member:
+        member = Member(
+            service_id=name, role=role, address="-", incarnation=name, capacity=capacity, last_beat_s=self.clock.now()
+        )
+        self.fleet.register(member)
+        if version is not None:
+            member.version, member.granted = Version(lineage="a", number=version), version
+            self.fleet.set_state(member, State.READY)
+        return member

@@ -1,0 +1,189 @@
+"""The path of a group, with fakes: what is admitted, kept, dropped, tried again."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.coordinator.fleet import Role, State
+from services.coordinator.ledger import count
+from services.coordinator.model import Version
+from sluice.errors import InvalidRequest, Overloaded, Unavailable
+from sluice.testing import assert_eventually
+from tests.unit.coordinator.fakes import FakeRewards, FakeRollouts, Stage, make_config
+
+
+@contextlib.asynccontextmanager
+async def running(stage: Stage) -> AsyncIterator[Stage]:
+    task = asyncio.create_task(stage.conductor.run())
+    try:
+        yield stage
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert count(stage.store.counters, stage.board).closed
+
+
+async def settle() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def test_with_max_staleness_1_exactly_one_batch_is_generated_ahead() -> None:
+    stage = Stage(make_config())
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert len(stage.board.queued) == 8, "next_step 0 at version 0: ranks 0..7 may start"
+
+
+async def test_nothing_starts_on_a_rollout_that_is_too_far_behind() -> None:
+    stage = Stage(make_config())
+    stage.board.next_step = 2
+    member = stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert not stage.rollouts.requests
+        member.version, member.granted = Version(lineage="a", number=1), 1
+        stage.fleet.changed.notify()
+        await settle()
+        assert len(stage.board.queued) == 4
+
+
+async def test_groups_in_flight_never_exceed_gen_batch_size() -> None:
+    stage = Stage(make_config(data__gen_batch_size=5), rollouts=FakeRollouts(gate=asyncio.Semaphore(0)))
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert len(stage.board.open) == 5
+
+
+async def test_rejected_groups_are_replaced_one_for_one_and_counted_by_reason() -> None:
+    rewards = FakeRewards(acc={"p0": [1.0, 1.0], "p1": [0.0, 0.0]})
+    stage = Stage(make_config(), rewards=rewards)
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert len(stage.board.queued) == 8
+        assert stage.store.counters["filtered_all_right"] == 1
+        assert stage.store.counters["filtered_all_wrong"] == 1
+        assert stage.board.verdicts == 10
+
+
+async def test_a_member_that_cannot_be_reached_is_lost_at_once_and_gets_no_more_work() -> None:
+    rollouts = FakeRollouts(failures={"r-0000000.1": Unavailable("gone")})
+    stage = Stage(make_config(), rollouts=rollouts)
+    first = stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert first.state is State.LOST
+        assert "r-0000000.2" not in rollouts.requests
+        stage.add_member(Role.ROLLOUT, "rollout-1", version=0)
+        await settle()
+        assert "r-0000000.2" in rollouts.requests
+        assert "r-0000000" in stage.board.queued
+
+
+async def test_a_failed_attempt_keeps_its_samples_and_asks_only_for_the_missing_ones() -> None:
+    rollouts = FakeRollouts(failures={"r-0000000.1": Overloaded("full")})
+    stage = Stage(make_config(rollout__n=3), rollouts=rollouts)
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert "r-0000000.2" in rollouts.requests
+        assert "r-0000000" in stage.board.queued
+        assert stage.board.queued["r-0000000"].tokens == 12
+        assert stage.store.counters["lost_tokens"] == 0
+
+
+async def test_a_group_that_keeps_failing_is_failed_and_its_rank_is_freed() -> None:
+    failures = {f"r-0000000.{attempt}": Overloaded("full") for attempt in (1, 2, 3)}
+    stage = Stage(make_config(rollout__n=5), rollouts=FakeRollouts(failures=failures))
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert stage.store.counters["failed:generation"] == 1
+        assert len(stage.board.queued) == 8
+
+
+async def test_a_refused_request_is_not_tried_again() -> None:
+    rollouts = FakeRollouts(failures={"r-0000000.1": InvalidRequest("prompt too long")})
+    stage = Stage(make_config(), rollouts=rollouts)
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert stage.store.counters["failed:refused"] == 1
+        assert "r-0000000.2" not in rollouts.requests
+
+
+@pytest.mark.parametrize("lie", [-1, 1])
+async def test_samples_stamped_with_a_version_never_granted_are_refused(lie: int) -> None:
+    stage = Stage(make_config(), rollouts=FakeRollouts(lie=lie))
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=3)
+    stage.board.next_step = 3
+    stage.open = True
+    async with running(stage):
+        await assert_eventually(lambda: stage.conductor.failures_in_a_row >= 4)
+        assert not stage.board.queued
+
+
+async def test_a_sample_that_could_not_be_graded_is_a_failure_never_a_zero() -> None:
+    stage = Stage(make_config(), rewards=FakeRewards(status="timeout"))
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await assert_eventually(lambda: stage.store.counters["failed:reward_timeout"] >= 1)
+        assert not stage.board.queued
+        assert stage.store.counters["filtered_all_wrong"] == 0
+
+
+async def test_a_kept_group_that_comes_too_late_is_stale() -> None:
+    gate = asyncio.Semaphore(0)
+    stage = Stage(make_config(), rollouts=FakeRollouts(gate=gate))
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        stage.board.next_step = 2
+        for _ in range(4):
+            gate.release()
+        await settle()
+        assert stage.store.counters["stale"] == 4
+
+
+async def test_at_staleness_0_the_rest_of_an_over_generated_wave_is_surplus() -> None:
+    gate = asyncio.Semaphore(0)
+    stage = Stage(make_config(coordinator__max_staleness=0, data__gen_batch_size=6), rollouts=FakeRollouts(gate=gate))
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert len(stage.board.open) == 6
+        stage.board.next_step = 1
+        for _ in range(6):
+            gate.release()
+        await settle()
+        assert stage.store.counters["surplus"] == 6
+
+
+async def test_nothing_is_admitted_for_steps_that_will_not_come() -> None:
+    stage = Stage(make_config(run__total_steps=1))
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert stage.store.counters["admitted"] == 4
+
+
+async def test_no_group_starts_while_no_reward_is_ready() -> None:
+    stage = Stage(make_config())
+    stage.fleet.set_state(stage.fleet.members["reward-0"], State.LOST)
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert not stage.rollouts.requests
+
+
+async def test_work_goes_to_the_least_loaded_rollout() -> None:
+    stage = Stage(make_config(), rollouts=FakeRollouts(gate=asyncio.Semaphore(0)))
+    members = [stage.add_member(Role.ROLLOUT, f"rollout-{i}", version=0, capacity=10) for i in range(2)]
+    async with running(stage):
+        await settle()
+        assert [member.outstanding for member in members] == [4, 4]
