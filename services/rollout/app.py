@@ -7,6 +7,7 @@ aborts the rest and stops.
 """
 
 import asyncio
+import sys
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,10 @@ SERVICE_NAME = rollout_pb2.DESCRIPTOR.services_by_name["RolloutService"].full_na
 WAITING_FACTOR = 128
 """Samples that may run or wait, over those that run at once: two of DAPO's batches (512 x 16) and some on one engine of
 256. A waiting sample costs its share of the group's prompt, so the bound is against runaway callers only."""
+
+THREAD_SWITCH_S = 0.0005
+"""How long the engine's thread may keep Python from the event loop's. Measured on 2 cores, 256 running samples of the
+demo model: 1.02 x the tokens/s of the bare engine, against 0.96 x at Python's default of 5 ms."""
 
 _FAREWELL_TIMEOUT_S = 2.0
 
@@ -121,6 +126,7 @@ class _Service:
         model = read_model(Path(config.model.path))
         engine = make_engine(config, model, kind=self._options.engine or config.rollout.engine)
         log.info("engine_ready", engine=engine.name, max_model_len=engine.max_model_len, capacity=engine.capacity)
+        sys.setswitchinterval(THREAD_SWITCH_S)
         self._model = model
         self._loop = EngineLoop(engine, max_samples=WAITING_FACTOR * engine.capacity)
         self._loop.start()

@@ -34,6 +34,9 @@ _SMOOTHED_SHARE = 20
 _HEADROOM = 1.2
 """Room above the largest value of a panel that starts at zero: the legend goes there."""
 
+_LOG_FLOOR = 1e-9
+"""Below this a divergence is float noise; drawn, it would squeeze everything else into one line."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Panel:
@@ -156,7 +159,7 @@ def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
     trained = column(rows, "step") + 1
     for name, label, colour in panel.lines:
         values = column(rows, name)
-        there = np.isfinite(values) & ((values > 0) | (panel.scale != "log"))
+        there = np.isfinite(values) & ((values >= _LOG_FLOOR) | (panel.scale != "log"))
         if not there.any():
             continue
         axes.plot(trained[there], values[there], color=colour, lw=0.8, alpha=0.35)

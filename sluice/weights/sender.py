@@ -33,6 +33,9 @@ log = structlog.get_logger(__name__)
 MAX_LINKS = 1024
 """Sender threads at once, ended epochs that still wait for their last operation included; chosen: 4 x 256 rollouts."""
 
+KEPT_FILES = 2
+"""Snapshot files at once: the newest, and the one before, which somebody may still be reading."""
+
 PAIR = 2
 """World size of a transfer group: the learner and one receiver."""
 
@@ -73,6 +76,7 @@ class WeightSender:
         self._newest: Snapshot | None = None
         self._links: dict[str, _Link] = {}
         self._retired: list[_Link] = []
+        self._written: list[Path] = []
         self._closed = False
         self._failed = 0
         atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
@@ -102,8 +106,8 @@ class WeightSender:
         if snapshot is None:
             raise NotReady("the learner has published no weights yet")
         if self._backend == "file":
-            assert self._directory is not None
-            path = files.write_snapshot(self._directory, snapshot)
+            with self._lock:
+                path = self._write(snapshot)
             return OpenedTransfer(manifest=snapshot.manifest, backend="file", file_path=str(path))
         with self._lock:
             if self._closed:
@@ -134,6 +138,16 @@ class WeightSender:
             link.retire()
         for link in links:
             link.thread.join()
+
+    def _write(self, snapshot: Snapshot) -> Path:
+        """The snapshot's file; of those written here the newest KEPT_FILES stay."""
+        assert self._directory is not None
+        path = files.write_snapshot(self._directory, snapshot)
+        if path not in self._written:
+            self._written.append(path)
+        while len(self._written) > KEPT_FILES:
+            self._written.pop(0).unlink(missing_ok=True)
+        return path
 
     def _start_link(self, backend: Collective, rollout_id: str, epoch: str, timeout_s: float) -> "_Link":
         assert self._store is not None

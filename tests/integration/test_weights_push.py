@@ -185,6 +185,10 @@ def test_a_file_takes_the_place_of_a_collective(tmp_path: Path, receiver: Weight
     receiver.begin(epoch="", manifest=opened.manifest, file_path=opened.file_path)
     received = receiver.result(timeout_s=5.0)
     np.testing.assert_array_equal(received.buffer, snapshot.buffer)
+    for number in range(6, 9):
+        sender.publish(random_snapshot(number))
+        sender.open(rollout_id="r", epoch="", timeout_s=1.0)
+    assert sorted(file.name[:2] for file in tmp_path.iterdir()) == ["a7", "a8"]
     sender.close()
 
 

@@ -8,6 +8,8 @@ _VLLM = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "HF_HUB_OFFLINE": "1",
+    # Workers of tensor parallelism on a CPU are not pinned: vLLM wants a NUMA node for each.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
 

@@ -3,7 +3,8 @@
 The same code on CUDA and CPU. On a CPU vLLM packs each linear layer's weight for oneDNN once, after loading, and then
 drops the plain weight, so new weights could neither be loaded nor be seen (a tied head keeps its own stale copy).
 Importing this module, which vLLM does before it builds the model, keeps the plain weight, and `sl_load_weights` packs
-again. Measured on a 338k-parameter model: as fast as vLLM alone, 2 MB more, and a failed load can simply be repeated.
+again. It costs a second copy of the weights; doing without the packing is as fast on a model of 338k parameters, but
+18 % slower on one of 3 million. A load of the former takes 4 ms.
 """
 
 from pathlib import Path

@@ -1,0 +1,47 @@
+"""vLLM over two worker processes: both get the whole snapshot and take their shard of it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.rollout.adapters.environment import set_environment
+from services.rollout.engine import SampleRequest
+from services.rollout.model_files import read_model
+
+PROMPT = (5, 6, 7)
+
+
+@pytest.mark.e2e
+def test_two_workers_serve_each_version_exactly(tmp_path: Path) -> None:
+    set_environment(threads=1)
+    from services.rollout.adapters.vllm_engine import VllmEngine
+    from tests.tiny_model import load, logprobs, perturbed, snapshot, write_tiny_model
+
+    model = load(write_tiny_model(tmp_path, heads=4))
+    engine = VllmEngine(
+        read_model(tmp_path),
+        dtype="float32",
+        max_model_len=128,
+        max_num_seqs=8,
+        tensor_parallel_size=2,
+        gpu_memory_utilization=0.5,
+        kv_cache_bytes=32 << 20,
+    )
+    try:
+        for number in range(2):
+            weights = snapshot(perturbed(model, seed=number), number)
+            engine.load_weights(weights.manifest, weights.buffer, recompute_kv=False)
+            for seed in range(4):
+                engine.add(
+                    SampleRequest(
+                        sample_id=str(seed), prompt_token_ids=PROMPT, seed=seed, temperature=1.0, max_tokens=20
+                    )
+                )
+            while engine.running:
+                for sample in engine.step():
+                    expected = logprobs(model, PROMPT, sample.token_ids.tolist())
+                    np.testing.assert_allclose(sample.logprobs, expected, atol=1e-4)
+                    assert [span.version.number for span in sample.spans] == [number]
+    finally:
+        engine.close()
