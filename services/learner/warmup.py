@@ -26,24 +26,18 @@ RECORD: Final = "warmup.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """One supervised stage. It ends at the first check that reaches `target_accuracy`."""
+    """One supervised stage."""
 
     name: str
     lr: float
-    first_check_step: int
-    """Not before the stage's own style has been learned: at step 100 a model may still be accurate in the previous one."""
-    check_every_steps: int
-    target_accuracy: float
-    """Greedy accuracy of the averaged weights on training prompts, in [0, 1]."""
-    max_steps: int
-    """By then the target must have been reached."""
+    steps: int
 
 
-STAGES: Final = (
-    Stage(name="addcot3", lr=4e-3, first_check_step=300, check_every_steps=20, target_accuracy=0.5, max_steps=1200),
-    Stage(name="mixadd3", lr=2e-3, first_check_step=180, check_every_steps=10, target_accuracy=0.64, max_steps=800),
-)
-"""Chosen by measurement so that the base solves about .72 of held-out prompts greedily and .23 at temperature 1."""
+STAGES: Final = (Stage(name="addcot3", lr=4e-3, steps=500), Stage(name="mixadd3", lr=2e-3, steps=250))
+"""Chosen by measurement so that the base solves about .70 of held-out prompts greedily and .28 at temperature 1."""
+
+MIN_GREEDY_ACCURACY: Final = 0.3
+"""On training prompts. Far below what other seeds or roundings gave (.54 to .70 of held-out prompts, 4 bases)."""
 
 ARCHITECTURE: Final[Mapping[str, int]] = {
     "vocab_size": len(mixadd3.VOCABULARY),
@@ -63,7 +57,7 @@ def build(out: Path, *, seed: int = 0, force: bool = False) -> bool:
 
     Raises:
         ValueError: `out` is in the way: not a folder that this function made.
-        RuntimeError: a stage did not reach its target.
+        RuntimeError: the base is less accurate than MIN_GREEDY_ACCURACY.
     """
     key = cache_key(seed)
     if not force and _recorded_key(out) == key:
@@ -74,13 +68,14 @@ def build(out: Path, *, seed: int = 0, force: bool = False) -> bool:
 
     from services.learner.warmup_training import save_model, train_base
 
-    model, steps = train_base(
+    model = train_base(
         seed=seed,
         architecture=ARCHITECTURE,
         stages=STAGES,
+        min_accuracy=MIN_GREEDY_ACCURACY,
         report=lambda line: print(f"warm-up {line}", flush=True),
     )
-    record = {"key": key, "seed": seed, "steps": steps, "stages": [asdict(stage) for stage in STAGES]}
+    record = {"key": key, "seed": seed, "stages": [asdict(stage) for stage in STAGES]}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         made = Path(scratch) / "made"

@@ -118,6 +118,8 @@ class WorkerProcess:
 
     async def _send(self, frame: Frame) -> None:
         assert self._process.stdin is not None
+        if self._process.stdin.is_closing():  # uvloop has noticed the death, and would raise RuntimeError
+            raise WorkerDied("the grader process is gone")
         try:
             self._process.stdin.write(encode(frame))
             await self._process.stdin.drain()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from services.reward.ports import Completion, Job, Question
 from services.reward.sandbox import GraderPool
@@ -21,6 +22,12 @@ QUESTION = Question(data_source="nasty", prompt_text="", ground_truth="", extra_
 @pytest.fixture(autouse=True)
 def _nasty_verifier_is_importable(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+@pytest.fixture
+def event_loop_policy():
+    """The service runs on uvloop, whose pipes and processes fail in their own way."""
+    return uvloop.EventLoopPolicy()
 
 
 def pool(*, workers=2, timeout_s=1.0, memory_bytes=1 << 30, recycle_after=10_000):

@@ -13,16 +13,14 @@ from sluice.tasks import mixadd3
 
 pytestmark = pytest.mark.integration
 
-QUICK = tuple(
-    warmup.Stage(name=name, lr=2e-3, first_check_step=2, check_every_steps=1, target_accuracy=0.0, max_steps=2)
-    for name in ("addcot3", "mixadd3")
-)
+QUICK = tuple(warmup.Stage(name=name, lr=2e-3, steps=2) for name in ("addcot3", "mixadd3"))
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Two steps a stage instead of hundreds; and no wider effects of torch's settings."""
     monkeypatch.setattr(warmup, "STAGES", QUICK)
+    monkeypatch.setattr(warmup, "MIN_GREEDY_ACCURACY", 0.0)
     monkeypatch.setattr(warmup, "cache_key", lambda seed: f"quick-{seed}")
     threads = torch.get_num_threads()
     yield
@@ -45,7 +43,7 @@ def test_the_folder_loads_with_the_auto_classes_and_encodes_a_prompt_as_its_char
     text = "67+58=7+8+0=15;6+5+1=12#125"
     assert tokenizer(text).input_ids == [mixadd3.VOCABULARY.index(character) for character in text]
     assert tokenizer.decode([*tokenizer(text).input_ids, 2], skip_special_tokens=True) == text
-    assert json.loads((out / "warmup.json").read_text())["steps"] == {"addcot3": 2, "mixadd3": 2}
+    assert [stage["steps"] for stage in json.loads((out / "warmup.json").read_text())["stages"]] == [2, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
@@ -69,12 +67,19 @@ def test_somebody_elses_folder_is_never_replaced(tmp_path):
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_stage_that_misses_its_target_fails_by_name():
-    hopeless = warmup.Stage(
-        name="addcot3", lr=1e-9, first_check_step=1, check_every_steps=1, target_accuracy=1.0, max_steps=1
-    )
-    with pytest.raises(RuntimeError, match=r"addcot3: greedy accuracy 1\.0 was not reached within 1 steps"):
-        train_base(seed=0, architecture=warmup.ARCHITECTURE, stages=[hopeless], report=lambda line: None)
+def test_a_base_that_has_learned_too_little_is_refused_and_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(warmup, "MIN_GREEDY_ACCURACY", 0.3)
+    with pytest.raises(RuntimeError, match=r"base: greedy accuracy 0\.\d+ is below 0\.3"):
+        warmup.build(tmp_path / "base")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_stage_takes_its_number_of_steps_and_says_so():
+    lines = []
+    train_base(seed=0, architecture=warmup.ARCHITECTURE, stages=QUICK, min_accuracy=0.0, report=lines.append)
+    assert [line.partition(",")[0] for line in lines[:2]] == ["addcot3: step 2 of 2", "mixadd3: step 2 of 2"]
+    assert len(lines) == 3
 
 
 def test_the_recipe_and_the_seed_are_in_the_key(monkeypatch):
