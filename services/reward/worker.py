@@ -65,7 +65,9 @@ def _describe(error: Exception) -> str:
 
 
 def _end_with(parent_pid: int) -> None:
-    """Asks the kernel for SIGKILL at the parent's death, and covers the parent that is dead already."""
+    """Asks the kernel for SIGKILL at the parent's death (Linux), and covers the parent that is dead already."""
+    if sys.platform != "linux":
+        return  # there the end of standard input has to do
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")

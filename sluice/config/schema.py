@@ -69,7 +69,7 @@ class RolloutConfig(Section):
     n: PositiveInt = Field(default=16, description="samples a group")
     temperature: PositiveFloat = Field(default=1.0, description="sampling temperature of training")
     engine: Literal["vllm", "transformers"] = Field(default="vllm", description="inference engine")
-    tensor_parallel_size: PositiveInt = 1
+    tensor_parallel_size: PositiveInt = Field(default=1, description="devices one vLLM engine is spread over")
     max_num_seqs: PositiveInt = Field(default=256, description="samples an engine runs at once")
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="CUDA only")
     kv_cache_bytes: PositiveInt | None = Field(default=128 << 20, description="KV cache of a CPU engine in bytes")
@@ -79,8 +79,13 @@ class RolloutConfig(Section):
 class FilterGroupsConfig(Section):
     """Dynamic sampling (DAPO eq. 11)."""
 
-    enable: bool = True
-    metric: Literal["acc", "score", "seq_reward", "seq_final_reward"] = "acc"
+    enable: bool = Field(
+        default=True, description="drop groups whose samples all score the same; false trains every group"
+    )
+    metric: Literal["acc", "score", "seq_reward", "seq_final_reward"] = Field(
+        default="acc",
+        description="what has to vary within a group: accuracy, raw score, or shaped reward (the two `seq_`)",
+    )
     max_num_gen_batches: int = Field(
         default=0, description="generation batches without a full batch before the run stops; <= 0: never"
     )
@@ -95,7 +100,7 @@ class AlgorithmConfig(Section):
         default=10.0, gt=1, description="dual clip for negative advantages; null switches it off"
     )
     loss_agg_mode: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"] = (
-        "token-mean"
+        Field(default="token-mean", description="how token losses become one loss (eq. 12); DAPO's is token-mean")
     )
     loss_scale_factor: PositiveFloat | None = Field(
         default=None, description="divisor of seq-mean-token-sum-norm; default data.max_response_length"
@@ -111,9 +116,11 @@ class AlgorithmConfig(Section):
 class OverlongBufferConfig(Section):
     """Soft overlong punishment (DAPO eq. 13)."""
 
-    enable: bool = False
+    enable: bool = Field(default=False, description="punish completions that come near max_response_length")
     len: PositiveInt = Field(default=4096, description="tokens before max_response_length in which the penalty grows")
-    penalty_factor: NonNegativeFloat = 1.0
+    penalty_factor: NonNegativeFloat = Field(
+        default=1.0, description="punishment at max_response_length, subtracted from the raw score"
+    )
 
 
 class RewardConfig(Section):
@@ -140,16 +147,22 @@ class LearnerConfig(Section):
     mini_batch_size: PositiveInt | None = Field(
         default=None, description="groups an optimizer update; default data.train_batch_size"
     )
-    lr: PositiveFloat = 1e-6
+    lr: PositiveFloat = Field(default=1e-6, description="AdamW's learning rate, constant after the warm-up")
     warmup_steps: NonNegativeInt = Field(default=20, description="linear warm-up in steps")
-    weight_decay: NonNegativeFloat = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = Field(default=0.1, description="AdamW's")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's")
     grad_clip: PositiveFloat = Field(default=1.0, description="largest global gradient norm")
     max_tokens_per_micro_batch: PositiveInt = Field(default=32768, description="the one memory knob, per rank")
     logprob_chunk_tokens: PositiveInt = Field(default=2048, description="tokens whose logits exist at once")
-    gradient_checkpointing: bool = False
-    checkpoint_every_steps: PositiveInt = 20
-    keep_checkpoints: PositiveInt = 2
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations again in the backward pass to save memory"
+    )
+    checkpoint_every_steps: PositiveInt = Field(
+        default=20, description="steps between checkpoints; a checkpoint is the commit point of a run"
+    )
+    keep_checkpoints: PositiveInt = Field(
+        default=2, description="newest checkpoints kept; batches older than the oldest one are removed"
+    )
     resume: str = Field(default="auto", description="auto | never | path of a checkpoint")
     max_skipped_updates: PositiveInt = Field(default=5, description="non-finite updates in a row before the run stops")
     threads: PositiveInt = Field(default=1, description="OMP threads a rank on a CPU")
@@ -164,8 +177,8 @@ class CoordinatorConfig(Section):
     straggler_deadline_s: PositiveFloat = Field(
         default=60.0, description="how long a batch waits for groups that would expire"
     )
-    heartbeat_interval_s: PositiveFloat = 1.0
-    heartbeat_timeout_s: PositiveFloat = 10.0
+    heartbeat_interval_s: PositiveFloat = Field(default=1.0, description="how often a service says that it is alive")
+    heartbeat_timeout_s: PositiveFloat = Field(default=10.0, description="silence after which a service is lost")
     generate_timeout_s: PositiveFloat = Field(default=600.0, description="limit of one generation call")
     score_timeout_s: PositiveFloat = Field(default=120.0, description="limit of one scoring call")
     max_attempts: PositiveInt = Field(default=3, description="tries a group gets before it counts as failed")
@@ -198,7 +211,7 @@ class EvalConfig(Section):
     n: PositiveInt = Field(default=8, description="samples a prompt of the full evaluation")
     small_prompts: PositiveInt = Field(default=64, description="prompts of an evaluation in between")
     small_n: PositiveInt = Field(default=4, description="samples a prompt of an evaluation in between")
-    temperature: PositiveFloat = 1.0
+    temperature: PositiveFloat = Field(default=1.0, description="sampling temperature of evaluations")
     greedy: bool = Field(default=True, description="also one greedy completion a prompt")
     timeout_s: PositiveFloat = Field(default=600.0, description="longest time a rollout stays pinned")
 
@@ -206,9 +219,9 @@ class EvalConfig(Section):
 class LaunchConfig(Section):
     """What `sluice up` starts on this machine."""
 
-    rollout_replicas: NonNegativeInt = 1
-    reward_replicas: NonNegativeInt = 1
-    learner_nproc_per_node: PositiveInt = 1
+    rollout_replicas: NonNegativeInt = Field(default=1, description="rollout services; 0: all are started by hand")
+    reward_replicas: NonNegativeInt = Field(default=1, description="reward services; 0: all are started by hand")
+    learner_nproc_per_node: PositiveInt = Field(default=1, description="ranks of the learner, all on this machine")
     max_restarts: NonNegativeInt = Field(default=3, description="restarts of one service before the run is stopped")
     ready_timeout_s: PositiveFloat = Field(default=300.0, description="limit for a service to become ready")
     grace_s: PositiveFloat = Field(default=15.0, description="time between SIGTERM and SIGKILL")
@@ -220,7 +233,7 @@ class LaunchConfig(Section):
 class NetworkConfig(Section):
     """Addresses. Everything binds loopback unless told otherwise."""
 
-    bind: str = "127.0.0.1"
+    bind: str = Field(default="127.0.0.1", description="address every server of this machine listens on")
     advertise: str = Field(default="127.0.0.1", description="host other services reach this machine at")
     coordinator_port: NonNegativeInt = Field(default=50050, description="0: any free port")
     metrics: bool = Field(default=True, description="a Prometheus endpoint a service")
@@ -307,7 +320,8 @@ class Config(Section):
     @field_validator("data")
     @classmethod
     def _evaluation_is_held_out(cls, data: DataConfig) -> DataConfig:
-        shared = set(data.train_files) & set(data.val_files)
+        # A reasoning-gym task holds out an eighth of its prompts by itself.
+        shared = {name for name in data.train_files if not name.startswith("reasoning-gym:")} & set(data.val_files)
         if shared:
             raise ValueError(f"val_files: must not share files with train_files, both name {sorted(shared)}")
         return data

@@ -28,7 +28,7 @@ _FSDP = "the learner shards with FSDP2 and plans memory by learner.max_tokens_pe
 _MICRO = "micro-batches are planned by tokens (learner.max_tokens_per_micro_batch) and always packed"
 _LOGPROBS = "the ratio is learner over behaviour log-probabilities, which rollouts return; nothing is recomputed"
 _ENGINE = "the rollout's engine is set up by Sluice"
-_RAY = "there is no Ray: services are processes, see `launch` and docker-compose.yml"
+_RAY = "there is no Ray: services are processes, see `launch`"
 _NO_CRITIC = "group advantages need no critic"
 _NO_PARTS = "this part of verl has no counterpart"
 _NEVER_CUT = "prompts longer than data.max_prompt_length are skipped and counted, never truncated"
@@ -317,7 +317,7 @@ _TRAINER: dict[str, Rule] = {
     "experiment_name": move("run.name", run_name),
     "resume_mode": move("learner.resume", resume),
     "max_actor_ckpt_to_keep": move("learner.keep_checkpoints"),
-    "val_only": Only(values=(False,), why="a run trains; evaluate a running one with `sluice eval`"),
+    "val_only": Only(values=(False,), why="a run trains; evaluate a running one with `sluice evaluate`"),
     "resume_from_path": Only(values=(None, False), why="set learner.resume to the checkpoint's path in the new recipe"),
     "total_epochs": Ignore(why="the length of a run is run.total_steps, set by trainer.total_training_steps"),
     "project_name": Ignore(why="runs are told apart by run.name"),

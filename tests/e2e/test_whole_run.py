@@ -15,6 +15,7 @@ from tests.e2e.conftest import Run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
+GROUPS = 20  # data.train_batch_size of the demo recipe
 SHORT = ("run.total_steps=6", "eval.every_steps=3", "eval.small_prompts=32", "eval.small_n=2")
 TINY = ("eval.prompts=16", "eval.n=2", "eval.every_steps=0", "learner.checkpoint_every_steps=2")
 
@@ -45,10 +46,10 @@ def test_a_short_run_learns_closes_its_ledger_and_leaves_nothing_behind(start_ru
     assert summary["versions"] == 6
     assert summary["exact_dapo"] is True
     assert summary["accuracy"]["before"]["n"] == 8
-    assert summary["accuracy"]["after"]["avg"] > summary["accuracy"]["before"]["avg"] + 0.03
+    assert summary["accuracy"]["after"]["avg"] > summary["accuracy"]["before"]["avg"] + 0.05
     groups = summary["groups"]
     assert groups["closed"] is True
-    assert groups["trained"] == 6 * 32
+    assert groups["trained"] == 6 * GROUPS
     assert groups["queued"] == groups["assigned"] == groups["in_flight"] == groups["pending"] == 0
     assert summary["staleness"]["max"] <= 1
     assert 0 < summary["tokens"]["trained"] < summary["tokens"]["generated"]
@@ -86,12 +87,12 @@ def test_services_that_are_killed_are_started_again_and_no_group_is_lost(start_r
     assert run.wait(timeout_s=300) == 0, run.output()
     summary = json.loads((run.run_dir / "summary.json").read_text())
     assert summary["groups"]["closed"] is True
-    assert summary["groups"]["trained"] == 10 * 32
+    assert summary["groups"]["trained"] == 10 * GROUPS
     steps = [line["step"] for line in read(run.run_dir, "metrics.jsonl") if line["kind"] == "step"]
     assert steps == sorted(steps), "a step that is trained again is not reported again"
     rows = pq.read_table(run.run_dir / "ledger").to_pylist()
     trained = [row["group_id"] for row in rows if row["term"] == "trained"]
-    assert len(set(trained)) == len(trained) == 10 * 32
+    assert len(set(trained)) == len(trained) == 10 * GROUPS
     assert run.left_behind() == []
 
 
