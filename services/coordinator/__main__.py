@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=50050, help="port, 0 for any free one (default %(default)s)")
     parser.add_argument("--metrics-port", type=int, default=None, help="Prometheus port, 0 for any free one")
     parser.add_argument("--ready-fd", type=int, default=None, help="write the port to this descriptor once serving")
+    parser.add_argument("--reopen", action="store_true", help="go on with a run that was stopped or has failed")
     parser.add_argument("--check", action="store_true", help="check data, tokenizer and reward, then end")
     parser.add_argument("--log-format", choices=["console", "json"], default="console")
     args = parser.parse_args(argv)
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             metrics_port=args.metrics_port,
             ready_fd=args.ready_fd,
             check_only=args.check,
+            reopen=args.reopen,
         )
         return uvloop.run(serve(config, options))
     except SluiceError as error:

@@ -18,7 +18,8 @@ from services.coordinator.core import Core
 from services.coordinator.evaluation import Evaluator
 from services.coordinator.events import Events
 from services.coordinator.fleet import Fleet
-from services.coordinator.lifecycle import Lifecycle, evaluations_from_json
+from services.coordinator.ledger_files import LedgerFiles
+from services.coordinator.lifecycle import Lifecycle
 from services.coordinator.model import Group, PromptLike, QueuedGroup, Version
 from services.coordinator.progress import Progress, RunState
 from services.coordinator.prompt_feed import PromptFeed
@@ -56,6 +57,8 @@ class Options:
     ready_fd: int | None
     check_only: bool = False
     """End after the reward check."""
+    reopen: bool = False
+    """Go on with a run that was stopped or has failed."""
 
 
 async def serve(config: Config, options: Options) -> int:
@@ -81,6 +84,7 @@ async def serve(config: Config, options: Options) -> int:
                 ready.write(str(port))
         return await _until_over(core, stop, exporter)
     finally:
+        core.events.close()  # else watchers would use up the grace
         await server.stop(grace_s=2.0)
         exporter.close()
         await core.close()
@@ -136,7 +140,10 @@ async def build(config: Config, options: Options) -> Core:
     files = RunFiles(options.run_dir)
     prompts = PromptFeed(data=training, files=files)
     meta = await store.meta()
-    progress = _restored_progress(meta)
+    progress = await _restored_progress(store, meta)
+    if options.reopen:
+        progress.reopen(total_steps=config.run.total_steps)
+        await store.set_meta(progress.to_meta())
     fleet = Fleet()
     board = Board(
         train_batch_size=config.data.train_batch_size,
@@ -162,6 +169,7 @@ async def build(config: Config, options: Options) -> Core:
     assigner = Assigner(
         config=config, board=board, store=store, files=files, conductor=conductor, events=events, clock=clock
     )
+    ledger = LedgerFiles(store=store, files=files)
     push = WeightPush(fleet=fleet, clients=clients, events=events, clock=clock, timeout_s=config.weights.timeout_s)
     commits = Commits(
         store=store,
@@ -174,10 +182,17 @@ async def build(config: Config, options: Options) -> Core:
         events=events,
         codec=codec,
         progress=progress,
+        ledger=ledger,
         clock=clock,
     )
     evaluator = Evaluator(
-        config=config, fleet=fleet, rollouts=clients, rewards=clients, prompts=evaluation_prompts, clock=clock
+        config=config,
+        fleet=fleet,
+        rollouts=clients,
+        rewards=clients,
+        prompts=evaluation_prompts,
+        newest=lambda: progress.version,
+        clock=clock,
     )
 
     async def reward_check() -> None:
@@ -196,6 +211,7 @@ async def build(config: Config, options: Options) -> Core:
         events=events,
         clock=clock,
         progress=progress,
+        ledger=ledger,
         check_reward=reward_check,
         check_only=options.check_only,
     )
@@ -221,17 +237,15 @@ async def build(config: Config, options: Options) -> Core:
         lifecycle=lifecycle,
         progress=progress,
         learner_fence=int(meta.get("learner_fence", 0)),
+        learner_incarnation=meta.get("learner_incarnation", ""),
     )
 
 
-def _restored_progress(meta: dict[str, str]) -> Progress:
-    return Progress(
-        state=RunState(meta.get("state", "starting")),
-        reason=meta.get("reason", ""),
-        train_started_s=float(meta.get("train_started_s", 0)),
-        train_ended_s=float(meta.get("train_ended_s", 0)),
-        evaluations=evaluations_from_json(meta.get("evaluations", "[]")),
-    )
+async def _restored_progress(store: Store, meta: dict[str, str]) -> Progress:
+    committed = await store.last_step("commit")
+    record = await store.record("commit", committed) if committed >= 0 else None
+    version = None if record is None else Version(lineage=record["lineage"], number=record["number"])
+    return Progress.from_meta(meta, trained_steps=committed + 1, version=version)
 
 
 async def _restore_groups(
@@ -243,11 +257,6 @@ async def _restore_groups(
     progress: Progress,
 ) -> None:
     """Open groups are generated again, accepted ones wait on, assigned ones belong to their batch."""
-    committed = await store.last_step("commit")
-    progress.trained_steps = committed + 1
-    record = await store.record("commit", committed) if committed >= 0 else None
-    if record is not None:
-        progress.version = Version(lineage=record["lineage"], number=record["number"])
     board.next_step = await store.last_step("batch") + 1
     live = await store.live()
     for group_id, (state, info) in sorted(live.items(), key=lambda item: item[1][1]["admission"]):
@@ -258,7 +267,7 @@ async def _restore_groups(
             accepted = QueuedGroup(**info)
             board.restore(accepted)
             conductor.queued_bytes += accepted.payload_bytes
-    for step in range(committed + 1, board.next_step):
+    for step in range(progress.trained_steps, board.next_step):
         batch = await store.record("batch", step)
         if batch is not None:
             assigner.assigned[step] = [QueuedGroup(**live[group_id][1]) for group_id in batch["ids"]]

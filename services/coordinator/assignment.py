@@ -1,8 +1,10 @@
 """Fixes batch k: the first B accepted groups in admission order, recorded before they are handed out.
 
 Waits: for B groups; then, up to `straggler_deadline_s`, for groups in flight that no later batch could train. Unblocked
-by verdicts. A batch asked for again is read back from the run directory, byte for byte.
+by verdicts and by `close`. A batch asked for again is read back from the run directory, byte for byte.
 """
+
+import asyncio
 
 import structlog
 
@@ -13,14 +15,16 @@ from services.coordinator.model import QueuedGroup
 from services.coordinator.ports import DurableState
 from services.coordinator.rows import queued_row
 from services.coordinator.run_files import BatchFile, RunFiles
+from services.coordinator.unbroken import unbroken
 from sluice.clock import Clock
 from sluice.config.schema import Config
+from sluice.errors import DataError
 
 log = structlog.get_logger(__name__)
 
 
 class Assigner:
-    """Hands out batches; one caller at a time (the servicer holds a lock)."""
+    """Hands out batches, one call at a time."""
 
     def __init__(
         self,
@@ -36,25 +40,35 @@ class Assigner:
         self._config, self._board, self._store, self._files = config, board, store, files
         self._conductor, self._events, self._clock = conductor, events, clock
         self._waiting_since: float | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._closed = False
         self.assigned: dict[int, list[QueuedGroup]] = {}
         """Batches assigned and not yet trained, for the metrics and rows of their commit."""
 
     async def batch(self, step: int, *, wait_s: float) -> BatchFile | str:
         """The payload of batch `step`, or why there is none after `wait_s`."""
-        if await self._store.record("batch", step) is not None:
-            return await self._files.read_batch(step)
-        if step != self._board.next_step:
-            return f"batch {step} was asked for, but the next one is {self._board.next_step}"
         give_up = self._clock.now() + wait_s
-        while True:
-            choice = self._board.choose()
-            await self._drop(choice.expired)
-            if len(choice.chosen) == self._config.data.train_batch_size and self._stragglers_are_over(choice):
-                return await self._assign(step, choice)
-            left_s = give_up - self._clock.now()
-            if left_s <= 0:
-                return self._why_not(choice)
-            await self._board.changed.wait(min(left_s, 1.0))
+        async with self._one_at_a_time:
+            if (record := await self._store.record("batch", step)) is not None:
+                return await self._recorded(step, record["digest"])
+            if step != self._board.next_step:
+                return f"batch {step} was asked for, but the next one is {self._board.next_step}"
+            while not self._closed:
+                choice = self._board.choose()
+                await self._drop(choice.expired)
+                if len(choice.chosen) == self._config.data.train_batch_size and self._stragglers_are_over(choice):
+                    return await unbroken(self._assign(step, choice))
+                left_s = give_up - self._clock.now()
+                if left_s <= 0:
+                    return self._why_not(choice)
+                await self._board.changed.wait(min(left_s, 1.0))
+            return "the run is being stopped"
+
+    async def _recorded(self, step: int, digest: str) -> BatchFile:
+        batch = await self._files.read_batch(step)
+        if batch.digest != digest:
+            raise DataError(f"batch {step}: its file in {self._files.run_dir}/batches is not what was assigned")
+        return batch
 
     def _stragglers_are_over(self, choice: Choice) -> bool:
         if not choice.wait_for:
@@ -97,22 +111,24 @@ class Assigner:
     async def _drop(self, expired: list[QueuedGroup]) -> None:
         term = "surplus" if self._board.max_staleness == 0 else "stale"
         for group in expired:
-            row = queued_row(group, term=term, step=-1)
-            await self._store.end(group.group_id, was="queued", term=term, row=row)
-            self._conductor.queued_bytes -= group.payload_bytes
-            self._board.remove(group)
+            await unbroken(self._end(group, term))
 
-    async def abandon_all(self) -> None:
-        """Gives up every accepted group and every batch that was not trained."""
+    async def _end(self, group: QueuedGroup, term: str) -> None:
+        await self._store.end(group.group_id, was="queued", term=term, row=queued_row(group, term=term, step=-1))
+        self._conductor.queued_bytes -= group.payload_bytes
+        self._board.remove(group)
+
+    async def close(self) -> None:
+        """No batch is assigned from now on; those that are assigned can still be asked for."""
+        self._closed = True
+        self._board.changed.notify()
+        async with self._one_at_a_time:
+            pass  # an assignment under way has ended
+
+    async def abandon_queued(self) -> None:
+        """Gives up every accepted group: the last step is trained. Call it after `close`."""
         for group in list(self._board.queued.values()):
-            row = queued_row(group, term="abandoned", step=-1)
-            await self._store.end(group.group_id, was="queued", term="abandoned", row=row)
-            self._board.remove(group)
-        for step, groups in self.assigned.items():
-            for group in groups:
-                row = queued_row(group, term="abandoned", step=step)
-                await self._store.end(group.group_id, was="assigned", term="abandoned", row=row)
-        self.assigned.clear()
+            await unbroken(self._end(group, "abandoned"))
 
     def _why_not(self, choice: Choice) -> str:
         have, need = len(choice.chosen), self._config.data.train_batch_size

@@ -33,7 +33,7 @@ class Clients:
     """All outgoing calls of the coordinator."""
 
     def __init__(self) -> None:
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[Member, grpc.aio.Channel] = {}
         self._closers: set[asyncio.Task[None]] = set()
 
     def rollout(self, member: Member) -> "rollout_pb2_grpc.RolloutServiceAsyncStub":
@@ -65,7 +65,7 @@ class Clients:
             ),
             required_version=None if required_version is None else version_to(required_version),
         )
-        with _as_sluice_errors(member):
+        with as_sluice_errors(member):
             async for response in self.rollout(member).Generate(request, timeout=timeout_s):
                 if response.WhichOneof("event") == "sample":
                     yield sample_from(response.sample)
@@ -91,7 +91,7 @@ class Clients:
             ],
         )
         stub: Any = reward_pb2_grpc.RewardServiceStub(self._channel(member))
-        with _as_sluice_errors(member):
+        with as_sluice_errors(member):
             response = await stub.Score(request, timeout=timeout_s)
         if len(response.results) != len(samples):
             raise SluiceError(f"{member.service_id}: {len(response.results)} results for {len(samples)} samples")
@@ -107,20 +107,20 @@ class Clients:
     def _channel(self, member: Member) -> grpc.aio.Channel:
         if member.gone.is_set():
             raise Unavailable(f"{member.service_id} at {member.address} is gone")
-        if member.incarnation not in self._channels:
-            self._channels[member.incarnation] = open_channel(member.address)
+        if member not in self._channels:
+            self._channels[member] = open_channel(member.address)
             task = asyncio.create_task(self._close_when_gone(member))
             self._closers.add(task)
             task.add_done_callback(self._closers.discard)
-        return self._channels[member.incarnation]
+        return self._channels[member]
 
     async def _close_when_gone(self, member: Member) -> None:
         await member.gone.wait()
-        await self._channels.pop(member.incarnation).close()
+        await self._channels.pop(member).close()
 
 
 @contextlib.contextmanager
-def _as_sluice_errors(member: Member) -> Iterator[None]:
+def as_sluice_errors(member: Member) -> Iterator[None]:
     """Failed calls become SluiceErrors; a channel closed under a call (grpc cancels it) too, our own cancellation not."""
     try:
         yield

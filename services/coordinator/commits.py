@@ -4,6 +4,7 @@ A commit that is repeated - after a lost answer, or by a learner that replays fr
 told what was recorded the first time.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -15,11 +16,13 @@ from services.coordinator.board import Board
 from services.coordinator.conductor import Conductor
 from services.coordinator.events import Events
 from services.coordinator.fleet import Fleet
+from services.coordinator.ledger_files import LedgerFiles
 from services.coordinator.model import Phase, QueuedGroup, Version
 from services.coordinator.progress import Progress
 from services.coordinator.rows import queued_row
 from services.coordinator.run_files import RunFiles
 from services.coordinator.store import Store
+from services.coordinator.unbroken import unbroken
 from services.coordinator.weight_push import WeightPush
 from services.coordinator.window import StepWindow
 from services.coordinator.wire import ZstdGroups
@@ -30,6 +33,7 @@ from sluice.telemetry.catalogue import NAMES
 log = structlog.get_logger(__name__)
 
 LEDGER_FLUSH_STEPS = 20
+"""How often ledger rows leave Redis for a file. Chosen: some hundred to ten thousand rows a file."""
 
 
 class Commits:
@@ -48,16 +52,29 @@ class Commits:
         events: Events,
         codec: ZstdGroups,
         progress: Progress,
+        ledger: LedgerFiles,
         clock: Clock,
     ) -> None:
         self._store, self._files, self._fleet, self._board = store, files, fleet, board
         self._conductor, self._assigner, self._push = conductor, assigner, push
         self._events, self._codec, self._progress, self._clock = events, codec, progress, clock
+        self._ledger = ledger
+        self._one_at_a_time = asyncio.Lock()
 
     async def step(
         self, step: int, *, version: Version, weights_digest: str, batch_digest: str, metrics: Mapping[str, float]
     ) -> str:
-        """Books step `step`; returns the weights digest recorded for it. Raises InvalidRequest on a foreign batch."""
+        """Books step `step`; returns the weights digest recorded for it. Raises InvalidRequest on a foreign batch.
+
+        A learner that lost patience asks again while the first call is still at it: that one is ended, not broken off.
+        """
+        async with self._one_at_a_time:
+            return await unbroken(self._book(step, version, weights_digest, batch_digest, metrics))
+
+    async def _book(
+        self, step: int, version: Version, weights_digest: str, batch_digest: str, metrics: Mapping[str, float]
+    ) -> str:
+        """Metrics first, then the record in Redis: killed in between, the step is booked and its line written again."""
         batch = await self._store.record("batch", step)
         if batch is None or batch["digest"] != batch_digest:
             raise InvalidRequest(f"step {step}: trained on batch digest {batch_digest[:12]}, which was never assigned")
@@ -65,6 +82,7 @@ class Commits:
         if unknown:
             raise InvalidRequest(f"step {step}: metrics not in the catalogue: {sorted(unknown)}")
         trained = self._assigner.assigned.get(step, [])
+        values = await self._report(step, trained, metrics) if trained else {}
         record = {"lineage": version.lineage, "number": version.number, "digest": weights_digest}
         rows = {group.group_id: queued_row(group, term="trained", step=step) for group in trained}
         tokens = sum(group.tokens for group in trained)
@@ -72,19 +90,18 @@ class Commits:
         self._newest(version)
         if trained:
             del self._assigner.assigned[step]
-            await self._report(step, trained, metrics)
+            self._advance(step, values)
+        if trained and (step + 1) % LEDGER_FLUSH_STEPS == 0:
+            await self._ledger.flush()
         return recorded["digest"]
 
     async def checkpoint(self, version: Version, path: str) -> None:
         """A checkpoint is complete; batches before the oldest kept one are no longer needed."""
         await self._store.set_meta({"checkpoint": json.dumps({"number": version.number, "path": path})})
-        kept = sorted(int(folder.name.removeprefix("step-")) for folder in self._checkpoints())
+        kept = self._files.kept_checkpoints()
         if kept:
             self._files.drop_batches_before(kept[0])
         self._events.emit("checkpoint_saved", path, values={"version": float(version.number)})
-
-    def _checkpoints(self) -> list:
-        return [folder for folder in (self._files.run_dir / "checkpoints").glob("step-*") if folder.is_dir()]
 
     def _newest(self, version: Version) -> None:
         learner = self._fleet.learner
@@ -94,17 +111,23 @@ class Commits:
             self._progress.version = version
         self._fleet.changed.notify()
 
-    async def _report(self, step: int, trained: list[QueuedGroup], metrics: Mapping[str, float]) -> None:
+    async def _report(self, step: int, trained: list[QueuedGroup], metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Writes what people read about the step; returns its metrics."""
+        window = self._conductor.window.metrics(now_s=self._clock.now(), step=step, trained=trained)
+        values = {**window, **self._gauges(), **metrics}
+        await self._store.set_meta({"train_ended_s": str(time.time())})
+        await self._files.append("metrics.jsonl", {"kind": "step", "step": step, "time_s": time.time(), **values})
+        await self._files.append("samples.jsonl", await self._example(step))
+        return values
+
+    def _advance(self, step: int, values: Mapping[str, float]) -> None:
+        """The step counts: whoever waits for it goes on."""
         now = self._clock.now()
-        window, self._conductor.window = self._conductor.window, StepWindow(started_s=now)
-        values = {**window.metrics(now_s=now, step=step, trained=trained), **self._gauges(), **metrics}
+        self._conductor.window, self._push.times = StepWindow(started_s=now), []
         self._progress.metrics.update(values)
         self._progress.trained_steps = step + 1
         self._progress.last_commit_s = now
         self._progress.train_ended_s = time.time()
-        await self._store.set_meta({"train_ended_s": str(self._progress.train_ended_s)})
-        await self._files.append("metrics.jsonl", {"kind": "step", "step": step, "time_s": time.time(), **values})
-        await self._files.append("samples.jsonl", await self._example(step))
         self._events.emit("step_trained", f"step {step} trained", values={"step": float(step), **values})
         self._board.changed.notify()
 
@@ -115,8 +138,7 @@ class Commits:
             "queue/in_flight_groups": float(open_groups),
             "sampling/gen_batches": self._board.verdicts / self._board.gen_batch_size,
         }
-        times, self._push.times = self._push.times, []
-        if times:
+        if times := self._push.times:
             values["weights/push_ms"] = max(t.push_ms for t in times)
             values["weights/receive_ms"] = max(t.receive_ms for t in times)
             values["weights/stall_ms"] = max(t.stall_ms for t in times)

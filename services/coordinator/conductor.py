@@ -19,11 +19,12 @@ from services.coordinator.fleet import Fleet, Member, Role
 from services.coordinator.model import Group, Phase, QueuedGroup, Sample
 from services.coordinator.ports import DurableState, GroupCodec, Prompts, RewardClient, RolloutClient, Sampling
 from services.coordinator.rows import accepted_info, ledger_row
+from services.coordinator.unbroken import unbroken
 from services.coordinator.window import StepWindow
 from sluice.clock import Clock
 from sluice.config.schema import Config
 from sluice.dapo.dynamic_sampling import Verdict, group_metric, judge
-from sluice.errors import Expired, InvalidRequest, SluiceError, Unavailable
+from sluice.errors import Expired, InvalidRequest, SluiceError
 
 log = structlog.get_logger(__name__)
 
@@ -117,7 +118,7 @@ class Conductor:
         info = {"admission": group.admission, "cursor": group.cursor, "prompt_id": prompt.prompt_id}
         self._cursor, self._admissions = after, self._admissions + 1
         self._board.add(group)
-        await self._store.admit(group.group_id, info=info, cursor=after, admissions=self._admissions)
+        await unbroken(self._store.admit(group.group_id, info=info, cursor=after, admissions=self._admissions))
         return group
 
     async def _carry(self, group: Group, member: Member | None = None) -> None:
@@ -136,7 +137,7 @@ class Conductor:
         self.window.add_verdict(verdict)
         self._board.verdicts += 1
         if verdict is Verdict.KEPT and not self._too_late(group):
-            await self._accept(group)
+            await unbroken(self._accept(group))
         elif verdict is Verdict.KEPT:
             await self.end(group, "surplus" if self._board.max_staleness == 0 else "stale")
         else:
@@ -199,22 +200,14 @@ class Conductor:
         except TimeoutError:
             return Expired(f"{member.service_id} did not finish {group.group_id} in {limit:.0f} s")
         except SluiceError as error:
-            self._lose_if_gone(member, error)
+            self._fleet.lose_if_unreachable(member, error)
             return error
         finally:
             member.outstanding -= settings.n
             self._fleet.changed.notify()
             self.window.add_tokens(received)
-        return None
-
-    def _lose_if_gone(self, member: Member, error: SluiceError) -> None:
-        """A call that could not reach its member: waiting for the heartbeat to run out would burn every group's tries.
-
-        If it was only the link, the member's next heartbeat is refused, it registers again and gets current weights.
-        """
-        if isinstance(error, Unavailable) and not member.gone.is_set():
-            log.warning("member_unreachable", service_id=member.service_id, reason=str(error))
-            self._fleet.lose(member)
+        left = settings.n - len(group.samples)
+        return SluiceError(f"{member.service_id} ended {group.group_id} {left} samples short") if left else None
 
     def _check(self, group: Group, sample: Sample, *, granted: int) -> None:
         """What a rollout returns is not trusted: wrong index, age or reason is a failed attempt."""
@@ -253,7 +246,7 @@ class Conductor:
                 raise Failure(reason="reward_refused") from error
             except SluiceError as error:
                 log.warning("scoring_failed", group_id=group.group_id, reason=str(error))
-                self._lose_if_gone(member, error)
+                self._fleet.lose_if_unreachable(member, error)
                 continue
             finally:
                 member.outstanding -= 1
@@ -328,6 +321,9 @@ class Conductor:
 
     async def end(self, group: Group, term: str) -> None:
         """An open group leaves: recorded first, then its rank is free."""
+        await unbroken(self._end(group, term))
+
+    async def _end(self, group: Group, term: str) -> None:
         await self._store.end(
             group.group_id,
             was="open",

@@ -1,9 +1,7 @@
 """All parts of one run's coordinator in one place, wired; what the servicer speaks to. Decides nothing itself."""
 
-import asyncio
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
@@ -14,10 +12,10 @@ from services.coordinator.commits import Commits
 from services.coordinator.conductor import Conductor
 from services.coordinator.evaluation import Evaluator
 from services.coordinator.events import Events
-from services.coordinator.fleet import Fleet, Member
+from services.coordinator.fleet import Fleet, Member, State
 from services.coordinator.lifecycle import Lifecycle
 from services.coordinator.model import Phase, Version
-from services.coordinator.progress import Progress
+from services.coordinator.progress import Progress, RunState
 from services.coordinator.prompt_feed import PromptFeed
 from services.coordinator.run_files import BatchFile, RunFiles
 from services.coordinator.store import Store
@@ -25,6 +23,7 @@ from services.coordinator.weight_push import WeightPush
 from services.coordinator.wire import ZstdGroups, group_to
 from sluice.clock import Clock
 from sluice.config.schema import Config
+from sluice.errors import NotFound, NotReady
 from sluice.model_identity import ModelIdentity
 from sluice.v1 import common_pb2
 
@@ -68,29 +67,47 @@ class Core:
     lifecycle: Lifecycle
     progress: Progress
     learner_fence: int = 0
+    learner_incarnation: str = ""
+    """The process that holds the fence."""
     launchers: int = 0
-    recent: deque[GroupLine] = field(default_factory=lambda: deque(maxlen=10_000))
 
-    @property
-    def ended(self) -> bool:
-        """Whether the learner may leave: no batch will come, and nobody needs its weights any more."""
+    def ended(self, step: int) -> bool:
+        """Whether the learner may leave: no batch will come, and nobody needs its weights any more.
+
+        One that was restored behind the end of a finished run first makes the last version again: that is the model.
+        """
+        if self.progress.state is RunState.FINISHED:
+            return step >= self.progress.trained_steps
         return self.progress.state.final or (self.progress.stop_requested and not self.assigner.assigned)
 
-    async def learner_arrived(self, member: Member, version: Version) -> None:
-        """A learner registered: it gets the next fence, which shuts out any other."""
-        self.learner_fence += 1
-        await self.store.set_meta({"learner_fence": str(self.learner_fence)})
+    def check_learner(self, version: Version) -> None:
+        """Raises NotReady for a learner that is ahead of what Redis knows, for which there will never be a batch."""
+        known = self.progress.trained_steps
+        if version.number > known + 1:  # + 1: it may have published a version that it has not committed yet
+            raise NotReady(
+                f"register: the learner holds version {version.number}, but this run's Redis knows of {known} trained "
+                f"steps; its data was lost. Put it back, or start a new run directory"
+            )
+
+    async def learner_arrived(self, member: Member, version: Version) -> int:
+        """A learner registered; returns its fence. A new process gets a new one, which shuts out any other."""
+        if member.incarnation != self.learner_incarnation:
+            self.learner_fence, self.learner_incarnation = self.learner_fence + 1, member.incarnation
+        fence = self.learner_fence
+        await self.store.set_meta({"learner_fence": str(fence), "learner_incarnation": member.incarnation})
         member.version = version
+        self.fleet.set_state(member, State.READY)
         if self.progress.version is None:
             self.progress.version = version
         behind = self.progress.trained_steps - version.number
         if behind > 0:
             self.events.emit("warning", f"the learner came back at version {version.number}; it replays {behind} steps")
         self.fleet.changed.notify()
+        return fence
 
     async def batch_for_learner(self, step: int, *, wait_s: float) -> BatchFile | str:
         """Batch `step`, or why there is none yet."""
-        if self.ended:
+        if self.ended(step):
             return f"the run has ended ({self.progress.state.value})"
         if step >= self.config.run.total_steps:
             await self.board.changed.wait(wait_s)
@@ -131,7 +148,16 @@ class Core:
                 oldest_version=group.oldest_version,
                 step=step,
             )
-        yield from reversed(self.recent)
+        for row in reversed(self.store.recent):
+            yield GroupLine(
+                group_id=row["group_id"],
+                state=row["term"],
+                admission=row["admission"],
+                prompt_id=row["prompt_id"],
+                attempt=row["attempt"],
+                oldest_version=row["oldest_version"],
+                step=row["step"],
+            )
 
     async def find_payload(self, line: GroupLine) -> common_pb2.Group | None:
         """The group behind a line while it is kept: in memory, in the queue, or in its batch file."""
@@ -141,7 +167,10 @@ class Core:
             payload = await self.store.payload(line.group_id)
             return None if payload is None else self.codec.decode(payload)
         if line.step >= 0:
-            batch = await self.files.read_batch(line.step)
+            try:
+                batch = await self.files.read_batch(line.step)
+            except NotFound:
+                return None  # no longer kept: no checkpoint can ask for it
             groups = (self.codec.decode(payload) for payload in batch.payloads)
             return next((group for group in groups if group.group_id == line.group_id), None)
         return None
@@ -156,8 +185,6 @@ class Core:
                 self.events.emit("service_lost", text, labels={"service_id": member.service_id})
 
     async def close(self) -> None:
-        """Ends watches, channels and connections."""
-        self.events.close()
+        """Ends channels and connections."""
         await self.clients.close()
         await self.store.close()
-        await asyncio.sleep(0)

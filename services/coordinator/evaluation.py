@@ -5,18 +5,21 @@ it at most `eval.timeout_s`.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import blake3
 import numpy as np
+import structlog
 
 from services.coordinator.fleet import Fleet, Member, Role
 from services.coordinator.model import PromptLike, Reward, Sample, Version
 from services.coordinator.ports import RewardClient, RolloutClient, Sampling
 from sluice.clock import Clock
 from sluice.config.schema import Config
-from sluice.errors import Expired, NotReady, SluiceError
+from sluice.errors import Expired, NotReady, SluiceError, Unavailable
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,10 +47,12 @@ class Evaluator:
         rollouts: RolloutClient,
         rewards: RewardClient,
         prompts: Sequence[PromptLike],
+        newest: Callable[[], Version | None],
         clock: Clock,
     ) -> None:
         self._config, self._fleet, self._clock = config, fleet, clock
         self._rollouts, self._rewards, self._prompts = rollouts, rewards, prompts
+        self._newest = newest
         self._one_at_a_time = asyncio.Lock()
 
     @property
@@ -65,25 +70,39 @@ class Evaluator:
             started = self._clock.now()
             try:
                 async with asyncio.timeout(settings.timeout_s):
-                    member = await self._pin()
-                    try:
-                        return await self._run(member, chosen, n or settings.n, started)
-                    finally:
-                        member.weights.release()
-                        self._fleet.changed.notify()
-            except* SluiceError as failures:
-                raise first_error(failures) from None
-            except* TimeoutError as error:
-                raise Expired(f"evaluation: not done after eval.timeout_s = {settings.timeout_s:.0f} s") from error
+                    while True:
+                        result = await self._attempt(chosen, n or settings.n, started)
+                        if result is not None:
+                            return result
+            except TimeoutError:
+                raise Expired(
+                    f"evaluation: not done after eval.timeout_s = {settings.timeout_s:.0f} s (it waits for a rollout that "
+                    "holds the newest version, then for its samples and a reward)"
+                ) from None
+
+    async def _attempt(self, prompts: Sequence[PromptLike], n: int, started: float) -> EvaluationResult | None:
+        """The whole of it on one rollout; None when that rollout died meanwhile: all samples are of one version."""
+        member = await self._pin()
+        try:
+            return await self._run(member, prompts, n, started)
+        except BaseExceptionGroup as failures:
+            error = first_error(failures)
+            if isinstance(error, Unavailable) and member.gone.is_set():
+                log.warning("evaluation_repeated", service_id=member.service_id, reason=str(error))
+                return None
+            raise error from failures
+        finally:
+            member.weights.release()
+            self._fleet.changed.notify()
 
     async def _pin(self) -> Member:
         """Takes the weights lock of a rollout that holds the newest version."""
         while True:
-            learner = self._fleet.learner
+            newest = self._newest()
             ready = [
                 member
                 for member in self._fleet.of(Role.ROLLOUT)
-                if not member.weights.locked() and learner is not None and member.version == learner.version
+                if not member.weights.locked() and _holds(member, newest)
             ]
             member = self._fleet.least_loaded(ready)
             if member is not None:
@@ -133,28 +152,40 @@ class Evaluator:
         limit = self._config.eval.timeout_s
         request_id = f"eval-{version.lineage}{version.number}-{name}"
         async with room:
-            samples: Mapping[int, Sample] = {
-                sample.index: sample
-                async for sample in self._rollouts.generate(
-                    member,
-                    request_id=request_id,
-                    prompt=prompt,
-                    seeds={index: _seed(prompt.prompt_id, index) for index in range(n)},
-                    sampling=Sampling(temperature=temperature, max_tokens=self._config.data.max_response_length),
-                    timeout_s=limit,
-                    required_version=version,
-                )
-            }
+            try:
+                samples: Mapping[int, Sample] = {
+                    sample.index: sample
+                    async for sample in self._rollouts.generate(
+                        member,
+                        request_id=request_id,
+                        prompt=prompt,
+                        seeds={index: _seed(prompt.prompt_id, index) for index in range(n)},
+                        sampling=Sampling(temperature=temperature, max_tokens=self._config.data.max_response_length),
+                        timeout_s=limit,
+                        required_version=version,
+                    )
+                }
+            except Unavailable as error:
+                self._fleet.lose_if_unreachable(member, error)
+                raise
         ordered = [samples[index] for index in sorted(samples)]
         if len(ordered) != n:
             raise SluiceError(f"evaluation: {member.service_id} returned {len(ordered)} of {n} samples")
-        reward = self._fleet.least_loaded(self._fleet.of(Role.REWARD))
-        if reward is None:
-            raise NotReady("evaluation: no reward service is ready")
-        results = await self._rewards.score(
-            reward, group_id=request_id, prompt=prompt, samples=ordered, timeout_s=limit
-        )
-        return ordered, results
+        return ordered, await self._grade(request_id, prompt, ordered)
+
+    async def _grade(self, group_id: str, prompt: PromptLike, samples: Sequence[Sample]) -> list[Reward]:
+        """Scores by any reward; by another one when it dies."""
+        while True:
+            reward = self._fleet.least_loaded(self._fleet.of(Role.REWARD))
+            if reward is None:
+                await self._fleet.changed.wait()
+                continue
+            try:
+                return await self._rewards.score(
+                    reward, group_id=group_id, prompt=prompt, samples=samples, timeout_s=self._config.eval.timeout_s
+                )
+            except Unavailable as error:
+                self._fleet.lose_if_unreachable(reward, error)
 
 
 def first_error(group: BaseExceptionGroup) -> BaseException:
@@ -163,6 +194,11 @@ def first_error(group: BaseExceptionGroup) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _holds(member: Member, newest: Version | None) -> bool:
+    """By number: after a restore the learner may still be behind what the rollouts hold."""
+    return newest is not None and member.version is not None and member.version.number >= newest.number
 
 
 def _seed(prompt_id: str, index: int) -> int:

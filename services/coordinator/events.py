@@ -59,8 +59,11 @@ class Events:
         self._more.notify()
 
     async def watch(self, *, after: int) -> AsyncIterator[Event]:
-        """Events after sequence number `after` (0: from now on) until closed."""
-        seen = after or self._sequence
+        """Events after sequence number `after` (0: from now on) until closed.
+
+        A number that was never given out is one of a former process: everything kept is new then.
+        """
+        seen = after if 0 < after <= self._sequence else 0 if after > 0 else self._sequence
         while True:
             for event in [event for event in self._kept if event.sequence > seen]:
                 seen = event.sequence

@@ -9,6 +9,10 @@ import enum
 from dataclasses import dataclass, field
 
 from services.coordinator.model import Version
+from sluice.errors import Fenced, SluiceError, Unavailable
+
+FORGET_LOST_S = 600.0
+"""How long a lost process is still shown."""
 
 
 class Role(enum.Enum):
@@ -61,17 +65,24 @@ class Fleet:
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
         self.changed = Signal()
-        self._minted = 0
+        self._replaced: set[str] = set()
 
     def register(self, member: Member) -> Member | None:
-        """Adds a process, or replaces the one of the same id, which is returned as gone."""
+        """Adds a process, or replaces the one of the same id, which is returned as gone.
+
+        Raises Fenced for a process that was replaced before: two under one id would replace each other for ever.
+        """
+        if member.incarnation in self._replaced:
+            raise Fenced(f"{member.service_id}: a newer process runs under this id; end this one or give it another id")
         if not member.service_id:
-            self._minted += 1
-            member.service_id = f"{member.role.value}-{self._minted}"
+            # From the process, not from a count: a count would start again with the coordinator, and collide.
+            member.service_id = f"{member.role.value}-{member.incarnation[:8]}"
         replaced = self.members.get(member.service_id)
         if replaced is not None:
             replaced.state = State.LOST
             replaced.gone.set()
+            if replaced.incarnation != member.incarnation:
+                self._replaced.add(replaced.incarnation)
         if member.role is Role.REWARD:
             member.state = State.READY
         self.members[member.service_id] = member
@@ -97,7 +108,20 @@ class Fleet:
         ]
         for member in lost:
             self.lose(member)
+        for member in list(self.members.values()):
+            if member.state is State.LOST and now_s - member.last_beat_s > timeout_s + FORGET_LOST_S:
+                del self.members[member.service_id]
         return lost
+
+    def lose_if_unreachable(self, member: Member, error: SluiceError) -> bool:
+        """After a failed call: waiting for the heartbeat to run out would burn every group's tries.
+
+        If it was only the link, the member's next heartbeat is refused, it registers again and gets current weights.
+        """
+        if not isinstance(error, Unavailable) or member.gone.is_set():
+            return False
+        self.lose(member)
+        return True
 
     def lose(self, member: Member) -> None:
         """The member is gone; calls to it end."""

@@ -28,13 +28,15 @@ class LedgerCounts:
 def count(counters: Mapping[str, int], board: Board) -> LedgerCounts:
     """Reads the durable counters; where an open group is on its way comes from the board.
 
-    A group admitted in Redis and not yet on the board, or the other way round, would show as not closed: both change
-    within one step of the event loop, so neither can be seen from outside.
+    Redis changes an answer earlier than the board: a group that just left may still be in flight there. `open` of Redis
+    is the measure, so that no term is ever negative and the sum holds at any moment.
     """
     terms = {name: counters.get(name, 0) for name in ("queued", "assigned", *TERMINAL)}
-    terms["in_flight"] = board.count(Phase.IN_FLIGHT)
-    terms["scored"] = board.count(Phase.SCORED)
-    terms["pending"] = counters.get("open", 0) - terms["in_flight"] - terms["scored"]
+    left = counters.get("open", 0)
+    for term, phase in (("in_flight", Phase.IN_FLIGHT), ("scored", Phase.SCORED)):
+        terms[term] = min(board.count(phase), left)
+        left -= terms[term]
+    terms["pending"] = left
     open_tokens = sum(group.response_tokens + group.lost_tokens for group in board.open.values())
     return LedgerCounts(
         admitted=counters.get("admitted", 0),

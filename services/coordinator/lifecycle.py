@@ -6,10 +6,9 @@ registrations, commits, `stop`, and by the watch that ends a run nothing can mov
 """
 
 import asyncio
-import json
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 
@@ -19,7 +18,7 @@ from services.coordinator.conductor import Conductor
 from services.coordinator.evaluation import EvaluationResult, Evaluator, first_error
 from services.coordinator.events import Events
 from services.coordinator.fleet import Fleet, Role
-from services.coordinator.model import Version
+from services.coordinator.ledger_files import LedgerFiles
 from services.coordinator.ports import DurableState
 from services.coordinator.progress import Progress, RunState
 from services.coordinator.run_files import RunFiles
@@ -29,6 +28,8 @@ from sluice.dapo.dynamic_sampling import starved
 from sluice.errors import Expired, Fenced, LaunchError, SluiceError
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 STOP_GRACE_S = 60.0
 """How long a stop waits for the step under way."""
@@ -51,16 +52,23 @@ class Lifecycle:
         events: Events,
         clock: Clock,
         progress: Progress,
-        check_reward: Callable[[], Awaitable[None]],
+        ledger: LedgerFiles,
+        check_reward: Callable[[], Coroutine[Any, Any, None]],
         check_only: bool = False,
     ) -> None:
         self._config, self._fleet, self._board, self._store = config, fleet, board, store
         self._files, self._conductor, self._assigner = files, conductor, assigner
         self._evaluator, self._events, self._clock = evaluator, events, clock
         self._progress, self._check_reward, self._check_only = progress, check_reward, check_only
+        self._ledger = ledger
+        self._stopping = asyncio.Event()
+        if progress.stop_requested:
+            self._stopping.set()
 
     async def run(self) -> RunState:
         """Until the run has ended; returns the final state. The reason is in `progress.reason`."""
+        if self._progress.state.final:
+            return self._progress.state  # it had ended when this process was started: only to be told once more
         try:
             await self._start()
             try:
@@ -76,38 +84,55 @@ class Lifecycle:
         except SluiceError as error:
             log.error("run_failed", reason=str(error))
             state, self._progress.reason = RunState.FAILED, str(error)
-        await self._close_books()
+        await self._close_books(state)
         await self._enter(state)
         return state
 
+    async def stop(self, reason: str) -> None:
+        """Ends the run after the step under way; remembered over a restart. Nothing happens to one that has ended."""
+        if self._progress.state.final:
+            return
+        self._progress.stop_requested, self._progress.stop_reason = True, reason
+        self._stopping.set()
+        self._board.changed.notify()
+        await self.save()
+
+    async def save(self) -> None:
+        """What the run's state is, into Redis."""
+        await self._store.set_meta(self._progress.to_meta())
+
     async def _start(self) -> None:
-        await self._everyone_is_here()
-        if self._progress.state is not RunState.STARTING:
-            return  # a coordinator that was restarted goes on where it was
-        if self._config.launch.check_reward or self._check_only:
-            await self._check_reward()
+        starting = self._progress.state is RunState.STARTING
+        if self._check_only or (starting and self._config.launch.check_reward):
+            await self._are_here(Role.REWARD)  # before a rollout has loaded a large model
+            await self._unless_stopped(self._check_reward())
         if self._check_only:
             raise _Ended(RunState.FINISHED, "")
+        await self._are_here(*Role)
+        if not starting:
+            self._progress.go_on(now_s=time.time())
+            await self.save()
+            return  # a coordinator that was restarted goes on where it was
         if self._evaluator.possible:
-            await self._evaluate(full=True)
-        await self._store.set_meta({"train_started_s": str(time.time())})
+            await self._unless_stopped(self._evaluate(full=True))
         self._progress.train_started_s = time.time()
         await self._enter(RunState.RUNNING)
 
-    async def _everyone_is_here(self) -> None:
+    async def _are_here(self, *roles: Role) -> None:
+        """Returns when there is one of each that is ready. Raises LaunchError naming who is missing."""
         limit = self._config.launch.ready_timeout_s
         give_up = self._clock.now() + limit
-        while missing := self._missing():
+        while missing := self._missing(*roles):
             self._raise_if_stopped()
             left = give_up - self._clock.now()
             if left <= 0:
                 raise LaunchError(f"no {' and no '.join(missing)} became ready within {limit:.0f} s; see its log")
             await self._fleet.changed.wait(left)
 
-    def _missing(self) -> list[str]:
-        needed = (Role.REWARD,) if self._check_only else (Role.ROLLOUT, Role.REWARD)
-        missing = [role.value for role in needed if not self._fleet.of(role)]
-        return missing if self._fleet.learner or self._check_only else [*missing, "learner"]
+    def _missing(self, *roles: Role) -> list[str]:
+        """Roles without a ready process; the learner is ready when it is registered."""
+        here = {Role.LEARNER: self._fleet.learner is not None}
+        return [role.value for role in roles if not here.get(role, bool(self._fleet.of(role)))]
 
     async def _train(self) -> None:
         """Until the last step is committed; small evaluations run beside it."""
@@ -134,6 +159,19 @@ class Lifecycle:
             and done < self._config.run.total_steps
         )
 
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which is broken off when the run is to be stopped."""
+        task, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self._raise_if_stopped()
+            return task.result()
+        finally:
+            task.cancel()
+            stopping.cancel()
+            await asyncio.gather(task, stopping, return_exceptions=True)
+
     def _raise_if_stopped(self) -> None:
         if self._progress.stop_requested:
             raise _Ended(RunState.STOPPED, self._progress.stop_reason)
@@ -159,14 +197,14 @@ class Lifecycle:
             )
         limit = self._config.coordinator.no_service_timeout_s
         idle_s = self._clock.now() - max(self._conductor.last_progress_s, self._progress.last_commit_s)
-        missing = self._missing()
+        missing = self._missing(*Role)
         if missing and idle_s > limit:
             raise Expired(f"no {' and no '.join(missing)} for {limit:.0f} s (coordinator.no_service_timeout_s)")
 
     async def _finish(self) -> RunState:
         await self._enter(RunState.FINISHING)
         if self._evaluator.possible:
-            await self._evaluate(full=True)
+            await self._unless_stopped(self._evaluate(full=True))
         return RunState.FINISHED
 
     async def _evaluate(self, *, full: bool) -> EvaluationResult | None:
@@ -189,7 +227,7 @@ class Lifecycle:
     async def record_evaluation(self, result: EvaluationResult, *, full: bool) -> None:
         """Into progress, metrics.jsonl, Redis and the event stream."""
         self._progress.evaluations.append(result)
-        await self._store.set_meta({"evaluations": _evaluations_json(self._progress.evaluations)})
+        await self.save()
         values = {"eval/avg_at_n": result.avg_at_n, "eval/pass_at_n": result.pass_at_n, "eval/greedy": result.greedy}
         self._progress.metrics.update(values)
         line = {"kind": "eval", "version": result.version.number, "time_s": time.time(), "full": full, "n": result.n}
@@ -200,29 +238,25 @@ class Lifecycle:
             values=values | {"version": float(result.version.number), "n": float(result.n)},
         )
 
-    async def _close_books(self) -> None:
-        """After the last step: the step under way is given its time, then what is live is given up, by name."""
-        if self._progress.stop_requested:
+    async def _close_books(self, state: RunState) -> None:
+        """The step under way is given its time; groups in flight are given up, by name. What was accepted or assigned
+        waits for the run to be started again, unless it is finished."""
+        await self._assigner.close()
+        if state is RunState.STOPPED:
             await self._step_under_way()
         await self._conductor.abandon_all()
-        await self._assigner.abandon_all()
-        await self.flush_ledger()
+        if state is RunState.FINISHED:
+            await self._assigner.abandon_queued()
+        await self._ledger.flush()
 
     async def _step_under_way(self) -> None:
         give_up = self._clock.now() + STOP_GRACE_S
         while self._assigner.assigned and self._fleet.learner and self._clock.now() < give_up:
             await self._board.changed.wait(1.0)
 
-    async def flush_ledger(self) -> None:
-        """Moves ledger rows from Redis into Parquet files."""
-        while rows := await self._store.rows(5_000):
-            first, last = rows[0]["admission"], rows[-1]["admission"]
-            await self._files.write_ledger(rows, part=f"{first:08d}-{last:08d}-{len(rows)}")
-            await self._store.drop_rows(len(rows))
-
     async def _enter(self, state: RunState) -> None:
         self._progress.state = state
-        await self._store.set_meta({"state": state.value, "reason": self._progress.reason})
+        await self.save()
         self._events.emit("run_state", self._progress.reason or state.value, labels={"state": state.value})
         self._board.changed.notify()
 
@@ -233,12 +267,3 @@ class _Ended(Exception):
     def __init__(self, state: RunState, reason: str) -> None:
         super().__init__(reason)
         self.state, self.reason = state, reason
-
-
-def _evaluations_json(evaluations: list[EvaluationResult]) -> str:
-    return json.dumps([asdict(evaluation) for evaluation in evaluations])
-
-
-def evaluations_from_json(text: str) -> list[EvaluationResult]:
-    """The evaluations of a run as `record_evaluation` stored them."""
-    return [EvaluationResult(**(entry | {"version": Version(**entry["version"])})) for entry in json.loads(text)]

@@ -4,12 +4,15 @@ The cursor says where each came from (`data:17`, `submitted:3`), so that a resta
 prompt again. Submitted prompts are kept in the run directory.
 """
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Sequence
 
 from services.coordinator.model import PromptLike
 from services.coordinator.prompts import PromptStream
 from services.coordinator.run_files import RunFiles
+from services.coordinator.unbroken import unbroken
 from sluice.errors import InvalidRequest
 
 SUBMITTED_FILE = "submitted.jsonl"
@@ -21,9 +24,10 @@ class PromptFeed:
     def __init__(self, *, data: PromptStream, files: RunFiles) -> None:
         self._data, self._files = data, files
         self._submitted: list[PromptLike] = []
+        self._one_at_a_time = asyncio.Lock()
         path = files.run_dir / SUBMITTED_FILE
-        if path.exists():
-            for line in path.read_text().splitlines():
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with contextlib.suppress(json.JSONDecodeError):  # torn by a kill: nobody was told that it was taken
                 self._submitted.append(self._render(json.loads(line)))
 
     def next(self, cursor: str) -> tuple[PromptLike, str]:
@@ -41,10 +45,15 @@ class PromptFeed:
             for source, text, truth, extra in prompts
         ]
         rendered = [self._render(row) for row in rows]
-        for row in rows:
-            await self._files.append(SUBMITTED_FILE, row)
-        self._submitted += rendered
+        async with self._one_at_a_time:
+            await unbroken(self._keep(rows, rendered))
         return [prompt.prompt_id for prompt in rendered]
+
+    async def _keep(self, rows: list[dict[str, str]], rendered: list[PromptLike]) -> None:
+        """In the file and in memory in the same order: a cursor must mean the same prompt after a restart."""
+        for row, prompt in zip(rows, rendered, strict=True):
+            await self._files.append(SUBMITTED_FILE, row)
+            self._submitted.append(prompt)
 
     def _render(self, row: dict[str, str]) -> PromptLike:
         if not row["data_source"] or not row["prompt"]:

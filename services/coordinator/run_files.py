@@ -86,6 +86,11 @@ class RunFiles:
             if int(path.stem.removeprefix("step-")) < step:
                 path.unlink(missing_ok=True)
 
+    def kept_checkpoints(self) -> list[int]:
+        """Versions of the checkpoints there are, oldest first."""
+        names = (folder.name.removeprefix("step-") for folder in (self.run_dir / "checkpoints").glob("step-*"))
+        return sorted(int(name) for name in names if name.isdigit())
+
     async def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Appends one JSON line to RUN/<name>."""
         text = json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n"

@@ -5,15 +5,15 @@ from collections.abc import AsyncIterator
 
 import grpc
 import structlog
-from sluice.config.load import dump_config
 
 from services.coordinator import status_wire
+from services.coordinator.clients import as_sluice_errors
 from services.coordinator.core import Core
 from services.coordinator.fleet import Member, Role, State
 from services.coordinator.wire import version_from
 from sluice import PROTOCOL_VERSION
+from sluice.config.load import dump_config
 from sluice.errors import Expired, Fenced, InvalidRequest, NotFound, NotReady
-from sluice.rpc.errors import error_of
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc, learner_pb2
 
@@ -35,7 +35,6 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._one_batch_at_a_time = asyncio.Lock()
 
     # --- for people ----------------------------------------------------------------------------------------------
 
@@ -61,13 +60,13 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             core.launchers -= request.launcher
 
     async def Pause(self, request: pb.PauseRequest, context: grpc.aio.ServicerContext) -> pb.PauseResponse:
-        return pb.PauseResponse(state=self._set_admission("paused"))
+        return pb.PauseResponse(state=await self._set_admission("paused"))
 
     async def Resume(self, request: pb.ResumeRequest, context: grpc.aio.ServicerContext) -> pb.ResumeResponse:
-        return pb.ResumeResponse(state=self._set_admission("open"))
+        return pb.ResumeResponse(state=await self._set_admission("open"))
 
     async def Drain(self, request: pb.DrainRequest, context: grpc.aio.ServicerContext) -> pb.DrainResponse:
-        state = self._set_admission("draining")
+        state = await self._set_admission("draining")
         board, limit = self._core.board, request.timeout_s or 600.0
         try:
             async with asyncio.timeout(limit):
@@ -78,11 +77,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         return pb.DrainResponse(state=state)
 
     async def Stop(self, request: pb.StopRequest, context: grpc.aio.ServicerContext) -> pb.StopResponse:
-        progress = self._core.progress
-        if not progress.state.final:
-            progress.stop_requested, progress.stop_reason = True, request.reason or "stopped on request"
-            self._core.board.changed.notify()
-        return pb.StopResponse(state=status_wire.run_state(progress))
+        await self._core.lifecycle.stop(request.reason or "stopped on request")
+        return pb.StopResponse(state=status_wire.run_state(self._core.progress))
 
     async def Scale(self, request: pb.ScaleRequest, context: grpc.aio.ServicerContext) -> pb.ScaleResponse:
         role = _ROLE.get(request.role)
@@ -94,6 +90,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 f"`docker compose up -d --no-recreate --scale {role.value}={request.replicas}`"
             )
         self._core.progress.scale[role.value] = request.replicas
+        await self._core.lifecycle.save()
         self._core.events.emit(
             "scale",
             f"{request.replicas} {role.value} replicas wished for",
@@ -110,12 +107,10 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             raise NotReady("checkpoint: no learner is registered")
         left_s = context.time_remaining()
         limit_s = 300.0 if left_s is None else left_s
-        try:
+        with as_sluice_errors(learner):
             saved = await self._core.clients.learner(learner).SaveCheckpoint(
                 learner_pb2.LearnerServiceSaveCheckpointRequest(), timeout=limit_s
             )
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error, peer=learner.service_id) from error
         return pb.SaveCheckpointResponse(path=saved.path, version=saved.version)
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: grpc.aio.ServicerContext) -> pb.EvaluateResponse:
@@ -163,6 +158,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 f"{PROTOCOL_VERSION}; run one version of sluice everywhere"
             )
         self._check_model(request, role)
+        if role is Role.LEARNER:
+            core.check_learner(version_from(request.version))
         member = Member(
             service_id=request.service_id,
             role=role,
@@ -172,12 +169,11 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             last_beat_s=core.clock.now(),
         )
         replaced = core.fleet.register(member)
-        if role is Role.LEARNER:
-            await core.learner_arrived(member, version_from(request.version))
+        fence = await core.learner_arrived(member, version_from(request.version)) if role is Role.LEARNER else 0
         core.events.emit(
             "service_registered",
             f"{member.service_id} at {member.address} ({request.engine or role.value})"
-            + (", replacing its former process" if replaced else ""),
+            + (", replacing its former process" if replaced and replaced.incarnation != member.incarnation else ""),
             labels={"service_id": member.service_id, "role": role.value},
         )
         if member.state is State.READY:
@@ -188,7 +184,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             run_dir=str(core.files.run_dir),
             config_yaml=dump_config(core.config),
             heartbeat_interval_s=core.config.coordinator.heartbeat_interval_s,
-            fence=core.learner_fence if role is Role.LEARNER else 0,
+            fence=fence,
         )
 
     def _check_model(self, request: pb.RegisterRequest, role: Role) -> None:
@@ -227,10 +223,10 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     ) -> AsyncIterator[pb.GetBatchResponse]:
         core = self._core
         self._check_fence(request.fence)
-        async with self._one_batch_at_a_time:
-            found = await core.batch_for_learner(request.step, wait_s=min(request.wait_s, LONGEST_POLL_S))
+        found = await core.batch_for_learner(request.step, wait_s=min(request.wait_s, LONGEST_POLL_S))
+        self._check_fence(request.fence)
         if isinstance(found, str):
-            yield pb.GetBatchResponse(not_ready=pb.BatchNotReady(reason=found, ended=core.ended))
+            yield pb.GetBatchResponse(not_ready=pb.BatchNotReady(reason=found, ended=core.ended(request.step)))
             return
         header = pb.BatchHeader(step=found.step, groups=len(found.payloads), digest=found.digest)
         yield pb.GetBatchResponse(header=header)
@@ -265,11 +261,12 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 f"this learner holds fence {fence}, a newer one holds {self._core.learner_fence}: it was replaced and must end"
             )
 
-    def _set_admission(self, admission: str) -> "pb.RunState.ValueType":
+    async def _set_admission(self, admission: str) -> "pb.RunState.ValueType":
         progress = self._core.progress
         if progress.state.final:
             raise NotReady(f"the run has ended ({progress.state.value})")
         progress.admission = admission
         self._core.board.changed.notify()
+        await self._core.lifecycle.save()
         self._core.events.emit("run_state", f"admission {admission}", labels={"state": admission})
         return status_wire.run_state(progress)

@@ -15,7 +15,9 @@ Keys, all under `sluice:{run}:`
   meta         hash  cursor, admissions, run state ...
 """
 
+import asyncio
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -126,20 +128,29 @@ return ARGV[3]
 )
 
 
+# ARGV: fence, rows dropped before, rows to drop
+_DROP_ROWS = (
+    _FENCE
+    + """
+if (redis.call('HGET', KEYS[9], 'rows_in_files') or '0') ~= ARGV[2] then return 0 end
+redis.call('LTRIM', KEYS[8], ARGV[3], -1)
+redis.call('HINCRBY', KEYS[9], 'rows_in_files', ARGV[3])
+return 1
+"""
+)
+
+RECENT_ROWS = 10_000
+
+OPEN_TIMEOUT_S, OPEN_RETRIES = 15.0, 4
+"""How long `open` waits for a Redis that may be starting beside it: 15 s for an answer, some seconds while it is refused."""
+
+
 class Store:
     """Redis behind the coordinator. Methods raise Fenced, Unavailable (Redis is away) or Overloaded (it is full)."""
 
     def __init__(self, *, url: str, run_id: str, patience: int = 30) -> None:
         # Every command may be repeated without effect, so a Redis that restarts is waited for (about a minute).
-        self._redis = aioredis.Redis.from_url(
-            url,
-            socket_timeout=10.0,
-            socket_connect_timeout=5.0,
-            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
-            health_check_interval=15,
-            retry=Retry(ExponentialBackoff(cap=2.0, base=0.1), retries=patience),
-            retry_on_error=[RedisConnectionError, RedisTimeoutError, BusyLoadingError],
-        )
+        self._url, self._redis = url, _connect(url, retries=patience)
         prefix = f"sluice:{{{run_id}}}:"
         names = ("fence", "state", "info", "groups", "entry", "batch", "counter", "rows", "meta", "commit")
         self._keys = [prefix + name for name in names]
@@ -152,19 +163,24 @@ class Store:
                 "end": _END,
                 "assign": _ASSIGN,
                 "commit": _COMMIT,
+                "drop_rows": _DROP_ROWS,
             }.items()
         }
         self.fence = 0
+        self.recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT_ROWS)
+        """Rows of the groups that ended last, oldest first, since this process started."""
 
     async def open(self) -> None:
         """Checks the server and takes over the run. Raises LaunchError or ConfigError with the fix."""
         try:
-            info = await self._redis.info("server")
-            memory = await self._redis.config_get("maxmemory*")
-            persistence = await self._redis.config_get("appendonly")
-        except RedisError as error:
+            async with asyncio.timeout(OPEN_TIMEOUT_S), _connect(self._url, retries=OPEN_RETRIES) as connection:
+                info = await connection.info("server")
+                memory = await connection.config_get("maxmemory*")
+                persistence = await connection.config_get("appendonly")
+        except (RedisError, OSError) as error:
+            why = str(error) or f"no answer in {OPEN_TIMEOUT_S:.0f} s"
             raise LaunchError(
-                f"redis: cannot use the server: {error}; is it running, and does network.redis_url name it?"
+                f"redis: cannot use the server: {why} Is it running, and does network.redis_url name it?"
             ) from error
         version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
         if version < MINIMUM_VERSION:
@@ -196,7 +212,10 @@ class Store:
         self, group_id: str, *, was: str, term: str, row: Mapping[str, Any], generated: int = 0, lost: int = 0
     ) -> bool:
         """A live group leaves under a terminal term, with tokens not counted yet; False when it was not in state `was`."""
-        return bool(await self._run("end", group_id, was, term, json.dumps(row), generated, lost))
+        ended = bool(await self._run("end", group_id, was, term, json.dumps(row), generated, lost))
+        if ended:
+            self.recent.append(row)
+        return ended
 
     async def assign(self, step: int, *, record: Mapping[str, Any], group_ids: Sequence[str]) -> dict[str, Any]:
         """Fixes batch `step`; returns what is recorded, which is the older record when there is one."""
@@ -207,7 +226,9 @@ class Store:
     ) -> dict[str, Any]:
         """assigned -> trained for the batch of `step`; returns what is recorded, the older record when there is one."""
         pairs = [part for group_id, row in rows.items() for part in (group_id, json.dumps(row))]
-        return json.loads(await self._run("commit", step, json.dumps(record), tokens, *pairs))
+        recorded = json.loads(await self._run("commit", step, json.dumps(record), tokens, *pairs))
+        self.recent.extend(rows.values())
+        return recorded
 
     async def payload(self, group_id: str) -> bytes | None:
         """The payload of a queued group, None when it is not queued."""
@@ -246,14 +267,15 @@ class Store:
         """Sets entries of `meta`."""
         await self._call(self._redis.hset(self._key["meta"], mapping={**values}))
 
-    async def rows(self, limit: int) -> list[dict[str, Any]]:
-        """The oldest ledger rows not yet in a file."""
+    async def rows(self, limit: int) -> tuple[int, list[dict[str, Any]]]:
+        """How many rows are in files already, and the oldest `limit` that are not."""
+        before = await self._call(self._redis.hget(self._key["meta"], "rows_in_files"))
         found = await self._call(self._redis.lrange(self._key["rows"], 0, limit - 1))
-        return [json.loads(row) for row in found]
+        return int(before or 0), [json.loads(row) for row in found]
 
-    async def drop_rows(self, count: int) -> None:
-        """Forgets the oldest rows, once they are in a file."""
-        await self._call(self._redis.ltrim(self._key["rows"], count, -1))
+    async def drop_rows(self, before: int, count: int) -> None:
+        """Forgets the oldest `count` rows, once they are in a file; nothing unless `before` is still what `rows` said."""
+        await self._run("drop_rows", before, count)
 
     async def _run(self, name: str, *args: str | int | bytes) -> Any:
         return await self._call(self._scripts[name](keys=self._keys, args=[self.fence, *args]))
@@ -269,3 +291,19 @@ class Store:
             if "OOM" in str(error):
                 raise Overloaded(f"redis: {error}; raise its maxmemory or lower coordinator.queue_max_bytes") from error
             raise
+
+
+def _connect(url: str, *, retries: int) -> aioredis.Redis:
+    """A client that repeats a command up to `retries` times, at most 2 s apart. Raises ConfigError."""
+    try:
+        return aioredis.Redis.from_url(
+            url,
+            socket_timeout=10.0,
+            socket_connect_timeout=5.0,
+            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
+            health_check_interval=15,
+            retry=Retry(ExponentialBackoff(cap=2.0, base=0.1), retries=retries),
+            retry_on_error=[RedisConnectionError, RedisTimeoutError, BusyLoadingError],
+        )
+    except ValueError as error:
+        raise ConfigError(f"network.redis_url: must be redis://HOST:PORT/DB or unix:///PATH, got {url!r}") from error

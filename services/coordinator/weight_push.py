@@ -11,17 +11,15 @@ import asyncio
 import secrets
 from dataclasses import dataclass
 
-import grpc
 import structlog
 
-from services.coordinator.clients import Clients
+from services.coordinator.clients import Clients, as_sluice_errors
 from services.coordinator.events import Events
 from services.coordinator.fleet import Fleet, Member, Role, State
 from services.coordinator.model import Version
 from services.coordinator.wire import version_from
 from sluice.clock import Clock
 from sluice.errors import SluiceError, TransferError, Unavailable
-from sluice.rpc.errors import error_of
 from sluice.v1 import learner_pb2, rollout_pb2
 
 log = structlog.get_logger(__name__)
@@ -58,12 +56,13 @@ class WeightPush:
 
     async def run(self) -> None:
         """Serves every rollout that registers, until cancelled."""
-        served: set[str] = set()
+        served: set[Member] = set()  # not processes: one that was lost and registers again is a new member
         async with asyncio.TaskGroup() as tasks:
             while True:
+                served = {member for member in served if not member.gone.is_set()}
                 for member in self._fleet.of(Role.ROLLOUT, state=None):
-                    if member.incarnation not in served:
-                        served.add(member.incarnation)
+                    if member not in served:
+                        served.add(member)
                         tasks.create_task(self._keep_current(member), name=f"push-{member.service_id}")
                 await self._fleet.changed.wait()
 
@@ -111,21 +110,17 @@ class WeightPush:
         self._announce(member, times)
 
     async def _open(self, member: Member, learner: Member, epoch: str) -> learner_pb2.OpenTransferResponse:
-        try:
+        with as_sluice_errors(learner):
             return await self._clients.learner(learner).OpenTransfer(
                 learner_pb2.OpenTransferRequest(rollout_id=member.service_id, epoch=epoch, timeout_s=self._timeout_s),
                 timeout=self._timeout_s,
             )
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error, peer=learner.service_id) from error
-        except grpc.aio.UsageError as error:
-            raise Unavailable(f"{learner.service_id} is gone") from error
 
     async def _receive(
         self, member: Member, epoch: str, opened: learner_pb2.OpenTransferResponse
     ) -> rollout_pb2.ApplyWeightsResponse:
         rollout, limit = self._clients.rollout(member), self._timeout_s
-        try:
+        with as_sluice_errors(member):
             if opened.new_epoch and opened.backend != "file":
                 join = rollout_pb2.JoinEpochRequest(
                     epoch=epoch,
@@ -146,10 +141,6 @@ class WeightPush:
             whole_s = limit + opened.manifest.total_bytes / SLOWEST_BYTES_PER_S
             apply = rollout_pb2.ApplyWeightsRequest(version=opened.manifest.version, timeout_s=whole_s)
             return await rollout.ApplyWeights(apply, timeout=whole_s + 2)
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error, peer=member.service_id) from error
-        except grpc.aio.UsageError as error:
-            raise Unavailable(f"{member.service_id} is gone") from error
 
     def _quarantine(self, member: Member, error: SluiceError) -> None:
         log.warning("weight_push_failed", service_id=member.service_id, reason=str(error))

@@ -1,5 +1,7 @@
 """Between the coordinator's dataclasses and the wire: samples, rewards, groups (compressed for queue and files)."""
 
+import math
+
 import zstandard
 
 from services.coordinator.model import Group, Reward, Sample, Span, Version
@@ -62,9 +64,11 @@ def sample_from(message: pb.Sample) -> Sample:
 
 
 def reward_from(message: pb.SampleReward) -> Reward:
-    """Wire -> core."""
+    """Wire -> core; a score that is not a finite number is a sample that could not be graded."""
+    scores = (message.raw_score, message.acc, message.shaped_reward, message.overlong_penalty)
+    finite = all(map(math.isfinite, scores))
     return Reward(
-        status=_STATUS.get(message.status, "error"),
+        status=_STATUS.get(message.status, "error") if finite else "error",
         raw_score=message.raw_score,
         acc=message.acc,
         extracted=message.extracted,
@@ -72,7 +76,7 @@ def reward_from(message: pb.SampleReward) -> Reward:
         overlong_penalty=message.overlong_penalty,
         grader=message.grader,
         grader_version=message.grader_version,
-        detail=message.detail,
+        detail=message.detail if finite else f"the grader returned {scores}; scores must be finite",
     )
 
 

@@ -1,6 +1,7 @@
 """`sluice up`: a whole run on this machine. `sluice demo`: the same for the demo task, base model included."""
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -78,6 +79,9 @@ def run_demo(args: argparse.Namespace) -> int:
     recipe = find_recipe(DEMO_RECIPE)
     base = demo_base_dir()
     overrides = [f"model.path={base}", f"run.seed={args.seed}", *args.overrides, *_replica_overrides(args)]
+    if importlib.util.find_spec("vllm") is None:
+        print("vLLM is not installed: rollouts use the transformers engine", file=sys.stderr)
+        overrides.append("rollout.engine=transformers")
     if args.steps is not None:
         overrides.append(f"run.total_steps={args.steps}")
     config = load_config(recipe, overrides=overrides, environ=os.environ)
@@ -130,15 +134,15 @@ def _run(config: Any, args: argparse.Namespace) -> int:
         outcome = asyncio.run(LocalRun(config=config, run_dir=run_dir, view=view).run())
     finally:
         view.close()
+    if outcome.status is not None and outcome.status.step:
+        _report(config, run_dir, outcome.status, outcome.wall_s)
     if outcome.message:
         print(f"sluice: {outcome.message}", file=sys.stderr)
-    if outcome.status is not None:
-        _report(config, run_dir, outcome.status, outcome.wall_s)
     return outcome.exit_code
 
 
 def _report(config: Any, run_dir: Path, status: Any, wall_s: float) -> None:
-    """curves.png, summary.json, and the closing table."""
+    """curves.png, summary.json, and the closing table of a run that trained at least one step."""
     from rich.console import Console
 
     from sluice.report.curves import draw_curves

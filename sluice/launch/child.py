@@ -1,4 +1,4 @@
-"""python -m sluice.launch.child PARENT COMMAND...: becomes COMMAND, and gets SIGTERM when process PARENT dies.
+"""python child.py PARENT COMMAND...: becomes COMMAND, and gets SIGTERM when process PARENT dies.
 
 So that even `kill -9` of a launcher leaves no process behind (Linux only; elsewhere it just becomes COMMAND).
 """

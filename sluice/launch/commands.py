@@ -22,12 +22,16 @@ class Command:
 def coordinator_command(
     config: Config, *, run_dir: Path, redis_url: str, port: int, ready_fd: int | None, check_only: bool = False
 ) -> Command:
-    """The coordinator on `port`; it writes its port to `ready_fd`."""
+    """The coordinator on `port`; it writes its port to `ready_fd`.
+
+    With `ready_fd` it is the first one of this launcher, which goes on with a run that was stopped or has failed; a later
+    one takes the state of the run as it is.
+    """
     argv = [sys.executable, "-m", "services.coordinator", "--config", str(run_dir / "config.yaml")]
     argv += ["--run-dir", str(run_dir), "--redis-url", redis_url, "--bind", config.network.bind, "--port", str(port)]
     argv += ["--metrics-port", "0"] if config.network.metrics else []
     argv += ["--check"] if check_only else []
-    argv += ["--ready-fd", str(ready_fd)] if ready_fd is not None else []
+    argv += ["--ready-fd", str(ready_fd), "--reopen"] if ready_fd is not None else []
     return Command(name="coordinator", argv=argv, environ=_environ(threads=1))
 
 
@@ -51,4 +55,6 @@ def _environ(*, threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
+        # Nobody forks without exec; gRPC would log a warning for each process started.
+        "GRPC_ENABLE_FORK_SUPPORT": "0",
     }

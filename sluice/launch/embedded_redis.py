@@ -47,17 +47,21 @@ def find_server() -> str:
     )
 
 
-async def start_redis(directory: Path, *, log_path: Path, socket_dir: Path | None = None) -> EmbeddedRedis:
-    """Starts a server on the data in `directory` and waits until it answers. Raises LaunchError with its log."""
-    directory.mkdir(parents=True, exist_ok=True)
+async def start_redis(
+    directory: Path, *, log_path: Path, socket_dir: Path | None = None, lock_fd: int | None = None
+) -> EmbeddedRedis:
+    """Starts a server on the data in `directory` and waits until it answers. Raises LaunchError with its log.
+
+    The server keeps `lock_fd` open as long as it lives.
+    """
+    server = find_server()
     # A unix socket's path may have at most ~107 bytes, so it cannot live in the run directory.
     socket_dir = socket_dir or Path(tempfile.mkdtemp(prefix="sluice-redis-"))
     socket = socket_dir / "redis.sock"
-    socket.unlink(missing_ok=True)
-    command = [find_server(), "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
-    command += ["--dir", str(directory.resolve()), "--appendonly", "yes", "--appendfsync", "always"]
-    command += ["--maxmemory-policy", "noeviction", "--save", "", "--daemonize", "no"]
-    child = await start("redis", command, log_path=log_path, environ=dict(os.environ))
+    held = [] if lock_fd is None else [lock_fd]
+    child = await start(
+        "redis", _command(server, directory, socket), log_path=log_path, environ=dict(os.environ), pass_fds=held
+    )
     redis = EmbeddedRedis(child=child, url=f"unix://{socket}", socket_dir=socket_dir)
     try:
         await asyncio.wait_for(_answers(socket, child), START_TIMEOUT_S)
@@ -69,6 +73,14 @@ async def start_redis(directory: Path, *, log_path: Path, socket_dir: Path | Non
             ) from None
         raise
     return redis
+
+
+def _command(server: str, directory: Path, socket: Path) -> list[str]:
+    directory.mkdir(parents=True, exist_ok=True)
+    socket.unlink(missing_ok=True)
+    command = [server, "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
+    command += ["--dir", str(directory.resolve()), "--appendonly", "yes", "--appendfsync", "always"]
+    return [*command, "--maxmemory-policy", "noeviction", "--save", "", "--daemonize", "no"]
 
 
 async def _answers(socket: Path, child: Child) -> None:

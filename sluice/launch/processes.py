@@ -9,12 +9,18 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from sluice.errors import LaunchError
+from sluice.errors import ConfigError, LaunchError
+
+EXIT_BAD_USAGE = 2
+"""How a process says that it was started or configured wrongly: starting it again would not help."""
 
 LOG_TAIL_LINES = 15
+
+_CHILD = Path(__file__).with_name("child.py")
+"""Run as a file and without site-packages: it needs the standard library alone and costs 10 ms."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -24,20 +30,21 @@ class Child:
     name: str
     process: asyncio.subprocess.Process
     log_path: Path
-    ready: asyncio.Future[str] | None = field(default=None)
-    """With `ready_fd`: what the child wrote there."""
 
     @property
     def alive(self) -> bool:
         """Whether it has not been reaped yet."""
         return self.process.returncode is None
 
-    async def stop(self, *, grace_s: float) -> None:
-        """Ends the whole session; returns when the child is reaped."""
+    async def stop(self, *, grace_s: float, at_once: asyncio.Event | None = None) -> None:
+        """Ends the whole session, without grace once `at_once` is set; returns when the child is reaped."""
         if self.alive:
             _signal_session(self.process.pid, signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.process.wait(), grace_s)
+            waits = [asyncio.ensure_future(self.process.wait())]
+            waits += [asyncio.ensure_future(at_once.wait())] if at_once else []  # type: ignore[list-item]
+            await asyncio.wait(waits, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
         _signal_session(self.process.pid, signal.SIGKILL)
         await self.process.wait()
 
@@ -49,13 +56,19 @@ class Child:
             return ""
         return "\n".join(lines[-LOG_TAIL_LINES:])
 
+    def last_words(self) -> str:
+        """What it said in its own name before it ended (`name: ...` and what follows), else the end of its log."""
+        tail = self.log_tail().splitlines()
+        said = [number for number, line in enumerate(tail) if line.startswith(f"{self.name}: ")]
+        return "\n".join(tail[said[-1] :]) if said else f"{self.name}: {self.log_path} ends:\n" + "\n".join(tail)
+
 
 async def start(
     name: str, command: Sequence[str], *, log_path: Path, environ: Mapping[str, str], pass_fds: Sequence[int] = ()
 ) -> Child:
     """Starts `command`; stdout and stderr go to the end of `log_path`. Raises LaunchError when it cannot be started."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    wrapped = [sys.executable, "-S", "-m", "sluice.launch.child", str(os.getpid()), *command]
+    wrapped = [sys.executable, "-I", "-S", str(_CHILD), str(os.getpid()), *command]
     with log_path.open("ab") as log:
         try:
             process = await asyncio.create_subprocess_exec(
@@ -73,7 +86,10 @@ async def start(
 
 
 async def read_ready(read_fd: int, child: Child, *, timeout_s: float) -> str:
-    """What the child writes to its ready pipe. Raises LaunchError with its log when it dies or stays silent."""
+    """What the child writes to its ready pipe.
+
+    Raises LaunchError with its log when it dies or stays silent, ConfigError when it says that it was started wrongly.
+    """
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb")
@@ -88,7 +104,7 @@ async def read_ready(read_fd: int, child: Child, *, timeout_s: float) -> str:
         transport.close()
     if not text:
         code = await child.process.wait()
-        raise LaunchError(f"{child.name} ended with code {code} while starting; its log ends:\n{child.log_tail()}")
+        raise (ConfigError if code == EXIT_BAD_USAGE else LaunchError)(child.last_words())
     return text.decode()
 
 

@@ -39,7 +39,8 @@ class RpcServer:
             self.port = self.server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
             raise LaunchError(
-                f"cannot listen on {host}:{port}: {error}; is another process using the port? 0 takes any free one"
+                f"cannot listen on {host}:{port}: another process uses the port, or this machine has no such address; "
+                "choose another port, 0 takes any free one"
             ) from error
         await self.server.start()
         for service in (*self.services, ""):

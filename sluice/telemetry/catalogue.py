@@ -36,7 +36,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "accuracy over held-out prompts and n samples each at temperature 1",
         "rises; the standard error at 256 prompts is 1.5 to 3 points",
         "flat: look at `sampling/acceptance` (no signal), then `loss/clip_fraction_*` and `learner.lr`; "
-        "falling: look at `mismatch/k3_nats` and `loss/entropy_nats`, and start again from an earlier checkpoint (learner.resume)",
+        "falling: look at `mismatch/k3_nats` and `loss/entropy_nats`; `learner.resume` takes an earlier checkpoint",
     ),
     _m(
         "eval/pass_at_n",

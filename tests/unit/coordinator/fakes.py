@@ -50,6 +50,8 @@ class FakeRollouts:
     tokens: int = 4
     lie: int = 0
     """Added to the stamped version."""
+    short: bool = False
+    """Ends every answer without an error before the last sample."""
 
     async def generate(
         self,
@@ -70,6 +72,8 @@ class FakeRollouts:
         for count, (index, seed) in enumerate(seeds.items()):
             if count == 1 and request_id in self.failures:
                 raise self.failures[request_id]
+            if self.short and count == len(seeds) - 1:
+                return
             yield make_sample(index, version=version.number + self.lie, tokens=self.tokens, seed=seed)
 
 
@@ -95,6 +99,10 @@ class FakeStore:
         self.counters: Counter[str] = Counter()
         self.rows_: list[dict[str, Any]] = []
         self.payloads: dict[str, bytes] = {}
+        self.batches: dict[int, dict[str, Any]] = {}
+        self.answers = asyncio.Event()
+        """Cleared: what is written is done, but the answer does not come."""
+        self.answers.set()
 
     async def admit(self, group_id: str, *, info: Mapping[str, Any], cursor: str, admissions: int) -> None:
         self.state[group_id] = "open"
@@ -107,6 +115,7 @@ class FakeStore:
         json.dumps(dict(info))
         self.state[group_id], self.payloads[group_id] = "queued", payload
         self.counters.update(open=-1, queued=1, generated_tokens=generated, lost_tokens=lost)
+        await self.answers.wait()
         return True
 
     async def end(
@@ -115,7 +124,22 @@ class FakeStore:
         assert self.state.pop(group_id) == was
         self.rows_.append(dict(row))
         self.counters.update({was: -1, term: 1, "generated_tokens": generated, "lost_tokens": lost})
+        await self.answers.wait()
         return True
+
+    async def payload(self, group_id: str) -> bytes | None:
+        return self.payloads.get(group_id) if self.state.get(group_id) == "queued" else None
+
+    async def record(self, kind: str, step: int) -> dict[str, Any] | None:
+        return self.batches.get(step)
+
+    async def assign(self, step: int, *, record: Mapping[str, Any], group_ids: Sequence[str]) -> dict[str, Any]:
+        assert all(self.state[group_id] == "queued" for group_id in group_ids)
+        self.state.update(dict.fromkeys(group_ids, "assigned"))
+        self.batches[step] = dict(record)
+        self.counters.update(queued=-len(group_ids), assigned=len(group_ids))
+        await self.answers.wait()
+        return dict(record)
 
 
 class FakeCodec:

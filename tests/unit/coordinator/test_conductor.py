@@ -107,6 +107,16 @@ async def test_a_group_that_keeps_failing_is_failed_and_its_rank_is_freed() -> N
         assert len(stage.board.queued) == 8
 
 
+async def test_an_answer_that_ends_short_of_samples_is_a_failed_attempt_and_not_asked_for_ever() -> None:
+    stage = Stage(make_config(rollout__n=5), rollouts=FakeRollouts(short=True))
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await assert_eventually(lambda: "r-0000000.3" in stage.rollouts.requests)
+        await settle()
+        assert stage.rollouts.requests.count("r-0000000.1") == 1
+        assert stage.store.counters["failed:generation"] >= 1
+
+
 async def test_a_refused_request_is_not_tried_again() -> None:
     rollouts = FakeRollouts(failures={"r-0000000.1": InvalidRequest("prompt too long")})
     stage = Stage(make_config(), rollouts=rollouts)

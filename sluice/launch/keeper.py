@@ -1,0 +1,115 @@
+"""Keeps the services of a run alive on this machine.
+
+ who waits            for what                       unblocked by
+ a service's keeper   the exit of its process        the exit, or `stop`
+A service that dies is started again, up to `launch.max_restarts` times; one that dies before it was ever registered, or
+ends with code 2 (it was started wrongly), fails the run: `failed` then holds a LaunchError with the end of its log.
+"""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from sluice.config.schema import LaunchConfig
+from sluice.errors import LaunchError
+from sluice.launch.commands import Command
+from sluice.launch.processes import EXIT_BAD_USAGE, Child, start
+
+
+class Keeper:
+    """The processes of one run and the tasks that keep them. Use inside one event loop."""
+
+    def __init__(
+        self, *, launch: LaunchConfig, log_dir: Path, say: Callable[[str], None], is_over: Callable[[], Awaitable[bool]]
+    ) -> None:
+        self._launch, self._log_dir, self._say, self._is_over = launch, log_dir, say, is_over
+        self._children: dict[str, Child] = {}
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self.ending = False
+        self.known: set[str] = set()
+        """Services that were registered at least once."""
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Raises when the run cannot go on."""
+
+    def keep(self, command: Command, *, running: Child | None = None, wished: bool = False) -> None:
+        """Has a service kept alive; `wished`: one that somebody asked for meanwhile, without which the run goes on."""
+        work = self._keep_wished(command) if wished else self._keep_alive(command, running)
+        self.supervise(command.name, work)
+        if running is not None:
+            self._children[command.name] = running
+
+    def supervise(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Runs `work` until the end of the run; what it raises fails the run."""
+        task = self._keepers[name] = asyncio.create_task(work, name=f"keep-{name}")
+        task.add_done_callback(self._ended)
+
+    def judge(self, child: Child, code: int, *, restarts: int) -> None:
+        """Says that a process is started again, or raises LaunchError when it must not be."""
+        limit = self._launch.max_restarts
+        if child.name not in self.known:
+            why = "while starting"
+        elif code == EXIT_BAD_USAGE:
+            why = "because it was started wrongly"
+        elif restarts >= limit:
+            why = f"once more after {limit} restarts (launch.max_restarts)"
+        else:
+            self._say(f"{child.name} ended with {_how(code)}; restart {restarts + 1} of {limit}")
+            return
+        raise LaunchError(f"{child.name} ended with {_how(code)} {why}; {child.log_path} ends:\n{child.log_tail()}")
+
+    def names(self, role: str) -> set[str]:
+        """Replicas of a role that are kept."""
+        return {name for name, task in self._keepers.items() if name.startswith(f"{role}-") and not task.done()}
+
+    async def end(self, name: str) -> None:
+        """Ends one service for good."""
+        self._keepers.pop(name).cancel()
+        if child := self._children.pop(name, None):
+            await child.stop(grace_s=self._launch.grace_s)
+
+    async def left(self, name: str, *, within_s: float) -> None:
+        """Returns when a service has left by itself, or after `within_s`."""
+        if task := self._keepers.get(name):
+            await asyncio.wait([task], timeout=within_s)
+
+    async def stop(self, *, last: str, at_once: asyncio.Event) -> None:
+        """Ends everything, the service `last` after the others; without grace once `at_once` is set."""
+        self.ending = True
+        for task in self._keepers.values():
+            task.cancel()
+        await asyncio.gather(*self._keepers.values(), return_exceptions=True)
+        grace_s = self._launch.grace_s
+        others = [child for name, child in self._children.items() if name != last]
+        await asyncio.gather(*(child.stop(grace_s=grace_s, at_once=at_once) for child in others))
+        if child := self._children.get(last):
+            await child.stop(grace_s=grace_s, at_once=at_once)
+        self.failed.cancel()
+
+    async def _keep_wished(self, command: Command) -> None:
+        try:
+            await self._keep_alive(command, None)
+        except LaunchError as error:
+            self._say(str(error))
+
+    async def _keep_alive(self, command: Command, running: Child | None) -> None:
+        """Starts and restarts one service until the run ends."""
+        restarts = 0
+        while not self.ending:
+            log_path = self._log_dir / f"{command.name}.log"
+            child = running or await start(command.name, command.argv, log_path=log_path, environ=command.environ)
+            running, self._children[command.name] = None, child
+            code = await child.process.wait()
+            if code == 0 and command.name == "learner" and await self._is_over():
+                return  # it leaves by itself when the run has ended, and also when somebody sends it SIGTERM
+            self.judge(child, code, restarts=restarts)
+            restarts += 1
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) and not self.failed.done():
+            self.failed.set_exception(error)
+
+
+def _how(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"

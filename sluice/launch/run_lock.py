@@ -1,0 +1,33 @@
+"""One launcher a run directory: two would run two Redis servers on one append-only file.
+
+The lock belongs to an open file, which the run's Redis inherits: after a `kill -9` of the launcher the directory is free
+again only when that Redis has ended.
+"""
+
+import asyncio
+import fcntl
+import os
+from pathlib import Path
+
+from sluice.errors import LaunchError
+
+PATIENCE_S = 10.0
+"""Chosen: a Redis that lost its launcher ends within a second; a minute-old one has somebody behind it."""
+
+
+async def lock_run_dir(run_dir: Path) -> int:
+    """The descriptor that holds the lock of `run_dir`; close it to let go. Raises LaunchError when it stays taken."""
+    descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    give_up = asyncio.get_running_loop().time() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if asyncio.get_running_loop().time() > give_up:
+                os.close(descriptor)
+                raise LaunchError(
+                    f"{run_dir} is in use by another `sluice up`; stop that one first, or give another --run-dir"
+                ) from None
+            await asyncio.sleep(0.1)  # flock cannot wait with a deadline
+        else:
+            return descriptor

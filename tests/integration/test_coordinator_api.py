@@ -1,0 +1,391 @@
+"""The coordinator's whole API over real gRPC and a real Redis, with services that speak the protocol and do no work."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pyarrow.parquet as pq
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from sluice.config.load import parse_config
+from sluice.launch.embedded_redis import EmbeddedRedis
+from sluice.v1 import coordinator_pb2 as pb
+from tests.integration.coordinator_cases import (
+    Coordinator,
+    FakeLearner,
+    FakeReward,
+    FakeRollout,
+    coordinator,
+    digest,
+    small_config,
+)
+from tests.tiny_model import write_tiny_model
+
+pytestmark = pytest.mark.integration
+
+Serve = Callable[..., AbstractAsyncContextManager[Coordinator]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def serve(model: Path, tmp_path: Path, redis_server: EmbeddedRedis) -> Serve:
+    """Starts a coordinator of the one run of this test; again after it has ended, it goes on with that run."""
+
+    def start(*, reopen: bool = False, **changes: Any) -> AbstractAsyncContextManager[Coordinator]:
+        return coordinator(small_config(model, **changes), tmp_path / "run", redis_server.url, reopen=reopen)
+
+    return start
+
+
+class Cast:
+    """The other services of a run."""
+
+    def __init__(self, model: Path) -> None:
+        self.rollout = FakeRollout(
+            role=pb.SERVICE_ROLE_ROLLOUT, service_id="rollout-0", incarnation="rollout-0-a", model=model
+        )
+        self.reward = FakeReward(
+            role=pb.SERVICE_ROLE_REWARD, service_id="reward-0", incarnation="reward-0-a", model=model
+        )
+        self.learner = FakeLearner(
+            role=pb.SERVICE_ROLE_LEARNER, service_id="learner", incarnation="learner-a", model=model
+        )
+
+    async def register(self, to: Coordinator) -> None:
+        for service in (self.reward, self.rollout, self.learner):
+            await service.register(to)
+
+
+@pytest.fixture
+async def cast(model: Path) -> AsyncIterator[Cast]:
+    made = Cast(model)
+    services = (made.rollout, made.reward, made.learner)
+    for service in services:
+        await service.start()
+    yield made
+    for service in services:
+        assert service.server is not None
+        await service.server.stop(grace_s=0)
+
+
+def state_is(state: "pb.RunState.ValueType") -> Callable[[pb.GetStatusResponse], bool]:
+    return lambda status: status.state == state
+
+
+async def code_of(call: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code()
+
+
+async def test_three_steps_from_registration_to_a_closed_ledger(serve: Serve, cast: Cast, tmp_path: Path) -> None:
+    async with serve() as run:
+        await cast.register(run)
+        await run.until(lambda status: len(status.evaluations) == 1)
+        await cast.learner.train(run, range(3))
+        last = await cast.learner.batch(run, 3)
+        assert [part.WhichOneof("part") for part in last] == ["not_ready"]
+        status = await run.until(state_is(pb.RUN_STATE_FINISHED))
+        assert (status.step, status.version.number, len(status.evaluations)) == (3, 3, 2)
+        assert status.evaluations[1].avg_at_n == 0.5
+        ended = await cast.learner.batch(run, 3)
+        assert ended[0].not_ready.ended
+        ledger = status.ledger
+        assert ledger.closed
+        assert ledger.trained == 12
+        assert ledger.filtered_all_wrong >= 2
+        assert ledger.trained_tokens == 12 * 2 * 3
+        assert ledger.pending == ledger.in_flight == ledger.queued == ledger.assigned == 0
+    rows = pq.read_table(tmp_path / "run" / "ledger").to_pylist()
+    assert len({row["group_id"] for row in rows}) == len(rows) == ledger.admitted
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "step"] == [0, 1, 2]
+    assert cast.rollout.applied[0] == 0
+    assert cast.rollout.applied[-1] == 3
+
+
+async def test_a_batch_is_the_same_however_often_it_is_asked_for_and_committed_once(serve: Serve, cast: Cast) -> None:
+    async with serve() as run:
+        await cast.register(run)
+        first, again = [await cast.learner.batch(run, 0) for _ in range(2)]
+        assert first == again
+        assert first[0].header.groups == len(first) - 1 == 4
+        for _ in range(2):
+            assert (await cast.learner.commit(run, 0, first)).recorded_digest == digest(1)
+        status = await run.until(lambda status: status.step == 1)
+        assert status.ledger.trained == 4
+
+
+async def test_calls_of_learners_with_another_fence_or_batch_are_refused(serve: Serve, cast: Cast) -> None:
+    async with serve() as run:
+        await cast.register(run)
+        batch = await cast.learner.batch(run, 0)
+        cast.learner.fence += 1
+        assert await code_of(cast.learner.batch(run, 0)) is grpc.StatusCode.ABORTED
+        assert await code_of(cast.learner.commit(run, 0, batch)) is grpc.StatusCode.ABORTED
+        cast.learner.fence -= 1
+        batch[0].header.digest = "of another run"
+        assert await code_of(cast.learner.commit(run, 0, batch)) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_new_learner_shuts_out_the_former_one_for_good(serve: Serve, cast: Cast) -> None:
+    async with serve() as run:
+        await cast.register(run)
+        old = cast.learner.fence
+        cast.learner.incarnation = "learner-b"
+        await cast.learner.register(run)
+        assert cast.learner.fence > old
+        await cast.learner.register(run)
+        assert cast.learner.fence == old + 1, "the same process keeps its fence"
+        refused = cast.learner.register(run, incarnation="learner-a")
+        assert await code_of(refused) is grpc.StatusCode.ABORTED
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_hash": "other"},
+        {"tokenizer_hash": "other"},
+        {"protocol_version": 999},
+        {"max_model_len": 23},
+    ],
+)
+async def test_a_rollout_that_does_not_fit_the_run_is_refused(serve: Serve, cast: Cast, change: Any) -> None:
+    async with serve() as run:
+        assert await code_of(cast.rollout.register(run, **change)) is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_a_learner_that_is_ahead_of_redis_is_refused(serve: Serve, cast: Cast) -> None:
+    cast.learner.version = 2
+    async with serve() as run:
+        assert await code_of(cast.learner.register(run)) is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_a_coordinator_that_is_started_again_goes_on_where_it_was(serve: Serve, cast: Cast) -> None:
+    async with serve() as run:
+        await cast.register(run)
+        await cast.learner.train(run, range(1))
+        handed_out = await cast.learner.batch(run, 1)
+        fence = cast.learner.fence
+    async with serve() as run:
+        await cast.register(run)
+        assert cast.learner.fence == fence
+        assert await cast.learner.batch(run, 1) == handed_out
+        await cast.learner.train(run, range(3))
+        await cast.learner.batch(run, 3)
+        status = await run.until(state_is(pb.RUN_STATE_FINISHED))
+        assert status.ledger.closed
+        assert status.ledger.trained == 12
+
+
+async def test_a_stopped_run_goes_on_when_it_is_opened_again_and_a_finished_one_does_not(
+    serve: Serve, cast: Cast, tmp_path: Path
+) -> None:
+    async with serve() as run:
+        await cast.register(run)
+        await cast.learner.train(run, range(1))
+        batch = await cast.learner.batch(run, 1)
+        await run.stub.Stop(pb.StopRequest(reason="enough"), timeout=5)
+        await cast.learner.commit(run, 1, batch)
+        status = await run.until(state_is(pb.RUN_STATE_STOPPED))
+        assert (status.reason, status.step, status.ledger.closed) == ("enough", 2, True)
+        assert status.ledger.pending == status.ledger.in_flight == status.ledger.assigned == 0
+        assert (await cast.learner.batch(run, 2))[0].not_ready.ended
+    async with serve() as run:
+        assert (await run.status()).state == pb.RUN_STATE_STOPPED, "only started again, not opened again"
+    async with serve(reopen=True) as run:
+        assert (await run.status()).state == pb.RUN_STATE_RUNNING
+        await cast.register(run)
+        await cast.learner.train(run, range(2, 3))
+        await cast.learner.batch(run, 3)
+        status = await run.until(state_is(pb.RUN_STATE_FINISHED))
+        assert (status.ledger.closed, status.ledger.trained) == (True, 12)
+    async with serve(reopen=True) as run:
+        assert (await run.status()).state == pb.RUN_STATE_FINISHED
+    async with serve(reopen=True, run__total_steps=4) as run:
+        await cast.register(run)
+        await cast.learner.train(run, range(3, 4))
+        await cast.learner.batch(run, 4)
+        assert (await run.until(state_is(pb.RUN_STATE_FINISHED))).ledger.trained == 16
+    rows = pq.read_table(tmp_path / "run" / "ledger").to_pylist()
+    assert len({row["group_id"] for row in rows}) == len(rows)
+
+
+async def test_a_batch_that_was_not_trained_when_the_run_was_stopped_is_trained_after_it_is_opened_again(
+    serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.coordinator.lifecycle.STOP_GRACE_S", 0.1)
+    async with serve() as run:
+        await cast.register(run)
+        batch = await cast.learner.batch(run, 0)
+        await run.stub.Stop(pb.StopRequest(), timeout=5)
+        status = await run.until(state_is(pb.RUN_STATE_STOPPED))
+        assert (status.ledger.assigned, status.ledger.closed) == (4, True)
+    async with serve(reopen=True) as run:
+        await cast.register(run)
+        assert await cast.learner.batch(run, 0) == batch
+        await cast.learner.train(run, range(3))
+        await cast.learner.batch(run, 3)
+        status = await run.until(state_is(pb.RUN_STATE_FINISHED))
+        assert (status.ledger.closed, status.ledger.trained) == (True, 12)
+
+
+async def test_a_finished_run_hands_a_learner_that_fell_behind_its_batches_before_it_may_leave(
+    serve: Serve, cast: Cast
+) -> None:
+    async with serve() as run:
+        await cast.register(run)
+        await cast.learner.train(run, range(3))
+        await cast.learner.batch(run, 3)
+        await run.until(state_is(pb.RUN_STATE_FINISHED))
+        cast.learner.incarnation, cast.learner.version = "learner-b", 2
+        await cast.learner.register(run)
+        await cast.learner.train(run, range(2, 3))
+        assert (await cast.learner.batch(run, 3))[0].not_ready.ended
+
+
+async def test_a_rollout_that_was_lost_for_a_moment_gets_weights_again(serve: Serve, cast: Cast) -> None:
+    """It registers again as the same process: it must be served like a new one."""
+    async with serve(coordinator__heartbeat_timeout_s=0.5, coordinator__heartbeat_interval_s=0.1) as run:
+        await cast.register(run)
+        await run.until(lambda status: any(member.state == pb.SERVICE_STATE_LOST for member in status.services))
+        applied = len(cast.rollout.applied)
+        await cast.register(run)
+        await run.until(lambda _: len(cast.rollout.applied) > applied, within_s=0.4)
+
+
+async def test_a_learner_that_is_replaced_in_the_middle_of_a_push_does_not_cost_the_rollout_its_weights(
+    serve: Serve, cast: Cast, model: Path
+) -> None:
+    """The call to the hanging learner is cancelled with its channel: that must not end the task that serves the rollout."""
+    cast.learner.may_open.clear()
+    second = FakeLearner(role=pb.SERVICE_ROLE_LEARNER, service_id="learner", incarnation="learner-b", model=model)
+    await second.start()
+    async with serve() as run:
+        await cast.register(run)
+        await run.until(lambda _: cast.learner.transfers == 1)
+        await second.register(run)
+        await run.until(lambda _: cast.rollout.applied == [0])
+    assert second.server is not None
+    await second.server.stop(grace_s=0)
+
+
+async def test_an_evaluation_is_repeated_on_another_rollout_when_its_rollout_dies(
+    serve: Serve, cast: Cast, model: Path
+) -> None:
+    second = FakeRollout(role=pb.SERVICE_ROLE_ROLLOUT, service_id="rollout-1", incarnation="rollout-1-a", model=model)
+    await second.start()
+    cast.rollout.die_on = "eval"
+    async with serve() as run:
+        await cast.register(run)
+        await run.until(lambda _: bool(cast.rollout.generated))
+        await second.register(run)
+        status = await run.until(lambda status: len(status.evaluations) == 1)
+        assert status.evaluations[0].avg_at_n == 0.5
+        assert status.evaluations[0].prompts == 3
+    assert second.server is not None
+    await second.server.stop(grace_s=0)
+
+
+async def test_a_grader_that_answers_nan_fails_the_group_and_not_the_coordinator(serve: Serve, cast: Cast) -> None:
+    cast.reward.nan_of = "run-0000001"
+    async with serve() as run:
+        await cast.register(run)
+        await cast.learner.train(run, range(3))
+        await cast.learner.batch(run, 3)
+        status = await run.until(state_is(pb.RUN_STATE_FINISHED))
+        assert dict(status.ledger.failed) == {"reward_error": 1}
+        assert status.ledger.closed
+
+
+async def test_pause_outlives_the_coordinator_and_resume_ends_it(serve: Serve, cast: Cast) -> None:
+    async with serve() as run:
+        await cast.register(run)
+        await run.until(lambda status: status.ledger.queued == 8)
+        assert (await run.stub.Pause(pb.PauseRequest(), timeout=5)).state == pb.RUN_STATE_PAUSED
+        await run.stub.Drain(pb.DrainRequest(timeout_s=10), timeout=11)
+        await run.stub.Pause(pb.PauseRequest(), timeout=5)
+    async with serve() as run:
+        await cast.register(run)
+        assert (await run.status()).state == pb.RUN_STATE_PAUSED
+        admitted = (await run.status()).ledger.admitted
+        await cast.learner.commit(run, 0, await cast.learner.batch(run, 0))
+        await run.until(lambda status: status.step == 1)
+        assert (await run.status()).ledger.admitted == admitted
+        assert (await run.stub.Resume(pb.ResumeRequest(), timeout=5)).state == pb.RUN_STATE_RUNNING
+        await run.until(lambda status: status.ledger.admitted > admitted)
+
+
+async def test_groups_live_and_ended_can_be_listed_and_looked_at(serve: Serve, cast: Cast) -> None:
+    async with serve() as run:
+        await cast.register(run)
+        await cast.learner.train(run, range(1))
+        trained = await run.stub.ListGroups(pb.ListGroupsRequest(state="trained"), timeout=5)
+        assert [group.step for group in trained.groups] == [0] * 4
+        dropped = await run.stub.ListGroups(pb.ListGroupsRequest(state="filtered_all_wrong"), timeout=5)
+        assert dropped.groups[-1].group_id == "run-0000004"
+        found = await run.stub.GetGroup(pb.GetGroupRequest(group_id=trained.groups[0].group_id), timeout=5)
+        assert [sample.text for sample in found.group.samples] == ["right", "wrong"]
+        assert await code_of(run.stub.GetGroup(pb.GetGroupRequest(group_id="?"))) is grpc.StatusCode.NOT_FOUND
+
+
+async def test_submitted_prompts_come_first_and_a_bad_one_is_refused_by_name(serve: Serve, cast: Cast) -> None:
+    async with serve() as run:
+        prompt = pb.UserPrompt(data_source="mine", prompt="1+1=", ground_truth="2")
+        ids = (await run.stub.SubmitPrompts(pb.SubmitPromptsRequest(prompts=[prompt]), timeout=5)).prompt_ids
+        bad = pb.SubmitPromptsRequest(prompts=[prompt, pb.UserPrompt(data_source="mine", prompt="1" * 99)])
+        assert await code_of(run.stub.SubmitPrompts(bad)) is grpc.StatusCode.INVALID_ARGUMENT
+    async with serve() as run:
+        await cast.register(run)
+        await cast.learner.batch(run, 0)
+        groups = (await run.stub.ListGroups(pb.ListGroupsRequest(state="assigned"), timeout=5)).groups
+        assert ids[0] in [group.prompt_id for group in groups]
+
+
+async def test_events_are_streamed_and_config_scale_evaluate_and_checkpoint_answer(serve: Serve, cast: Cast) -> None:
+    async with serve() as run:
+        scale = pb.ScaleRequest(role=pb.SERVICE_ROLE_ROLLOUT, replicas=2)
+        assert await code_of(run.stub.Scale(scale)) is grpc.StatusCode.FAILED_PRECONDITION
+        assert await code_of(run.stub.SaveCheckpoint(pb.SaveCheckpointRequest())) is grpc.StatusCode.FAILED_PRECONDITION
+        events: list[pb.WatchEventsResponse] = []
+
+        async def watch() -> None:
+            async for event in run.stub.WatchEvents(pb.WatchEventsRequest(launcher=True)):
+                events.append(event)  # noqa: PERF401 - the list is read while the stream goes on
+
+        watching = asyncio.create_task(watch())
+        await cast.register(run)
+        await run.until(lambda _: any(event.kind == "weights_pushed" for event in events))
+        assert (await run.stub.Scale(scale, timeout=5)).replicas == 2
+        evaluated = await run.stub.Evaluate(pb.EvaluateRequest(prompts=2, n=1), timeout=15)
+        assert (evaluated.evaluation.prompts, evaluated.evaluation.avg_at_n) == (2, 1.0)
+        saved = await run.stub.SaveCheckpoint(pb.SaveCheckpointRequest(), timeout=5)
+        assert saved.path == "step-0"
+        config = (await run.stub.GetConfig(pb.GetConfigRequest(), timeout=5)).yaml
+        assert parse_config(config, where="GetConfig").data.train_batch_size == 4
+        await cast.learner.train(run, range(1))
+        await run.until(lambda _: any(event.kind == "step_trained" for event in events))
+        assert [event.sequence for event in events] == sorted({event.sequence for event in events})
+        watching.cancel()
+
+
+async def test_health_and_reflection_answer(serve: Serve) -> None:
+    async with serve() as run, grpc.aio.insecure_channel(run.address) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)  # type: ignore[arg-type]
+        answer = await health.Check(health_pb2.HealthCheckRequest(service="sluice.v1.CoordinatorService"))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        asked = reflection_pb2.ServerReflectionRequest(list_services="")
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]
+        stream = reflection.ServerReflectionInfo(iter([asked]))
+        names = [service.name async for part in stream for service in part.list_services_response.service]
+        assert "sluice.v1.CoordinatorService" in names

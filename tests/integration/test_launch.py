@@ -1,0 +1,186 @@
+"""The launcher's parts with real processes: nothing outlives it, nothing is restarted for ever, one launcher a directory."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sluice.config.schema import LaunchConfig
+from sluice.errors import ConfigError, LaunchError
+from sluice.launch.commands import Command
+from sluice.launch.embedded_redis import find_server, start_redis
+from sluice.launch.keeper import Keeper
+from sluice.launch.processes import read_ready, start
+from sluice.launch.run_lock import lock_run_dir
+from sluice.testing import assert_eventually
+
+pytestmark = pytest.mark.integration
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def command(name: str, code: str) -> Command:
+    return Command(name=name, argv=python(code), environ=dict(os.environ))
+
+
+async def answer(over: bool) -> bool:
+    return over
+
+
+@pytest.fixture
+async def make_keeper(tmp_path: Path) -> AsyncIterator[Callable[..., Keeper]]:
+    made: list[Keeper] = []
+
+    def make(*, max_restarts: int = 2, over: bool = False, say: Callable[[str], None] = print) -> Keeper:
+        launch = LaunchConfig(max_restarts=max_restarts, grace_s=5.0)
+        made.append(Keeper(launch=launch, log_dir=tmp_path, say=say, is_over=lambda: answer(over)))
+        return made[-1]
+
+    yield make
+    for keeper in made:
+        await keeper.stop(last="", at_once=asyncio.Event())
+
+
+async def test_an_embedded_redis_starts_answers_and_leaves_no_socket_and_no_process(tmp_path: Path) -> None:
+    redis = await start_redis(tmp_path / "redis", log_path=tmp_path / "redis.log")
+    assert (redis.socket_dir / "redis.sock").is_socket()
+    await redis.stop()
+    assert not redis.socket_dir.exists()
+    assert not psutil.pid_exists(redis.child.process.pid)
+
+
+def test_without_any_redis_the_message_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr("sluice.launch.embedded_redis.find_spec", lambda _: None)
+    with pytest.raises(LaunchError, match="install redis-server"):
+        find_server()
+
+
+def test_a_child_dies_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    code = f"""
+import asyncio, os, pathlib
+from sluice.launch.processes import start
+async def main():
+    child = await start("x", ["sleep", "1000"], log_path=pathlib.Path({str(tmp_path / "log")!r}), environ=os.environ)
+    await asyncio.sleep(0.5)
+    print(child.process.pid, flush=True)
+    await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+    with subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        child = psutil.Process(int(launcher.stdout.readline()))
+        assert child.name() == "sleep"
+        launcher.send_signal(signal.SIGKILL)
+    give_up = time.monotonic() + 10
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < give_up, "the child outlived its launcher"
+        time.sleep(0.05)
+
+
+async def test_a_service_that_dies_too_often_ends_the_run_by_name_with_its_log(
+    tmp_path: Path, make_keeper: Callable[..., Keeper]
+) -> None:
+    said: list[str] = []
+    keeper = make_keeper(max_restarts=2, say=said.append)
+    keeper.known.add("rollout-0")
+    keeper.keep(command("rollout-0", "print('out of memory'); raise SystemExit(7)"))
+    with pytest.raises(LaunchError) as caught:
+        await asyncio.wait_for(keeper.failed, 20)
+    assert said == [f"rollout-0 ended with code 7; restart {n} of 2" for n in (1, 2)]
+    for part in (
+        "rollout-0 ended with code 7",
+        "launch.max_restarts",
+        str(tmp_path / "rollout-0.log"),
+        "out of memory",
+    ):
+        assert part in str(caught.value)
+
+
+async def test_a_service_that_dies_before_it_was_registered_or_was_started_wrongly_is_not_restarted(
+    make_keeper: Callable[..., Keeper],
+) -> None:
+    keeper = make_keeper()
+    keeper.keep(command("rollout-0", "raise SystemExit(7)"))
+    with pytest.raises(LaunchError, match="while starting"):
+        await asyncio.wait_for(keeper.failed, 20)
+    keeper = make_keeper()
+    keeper.known.add("reward-0")
+    keeper.keep(command("reward-0", "raise SystemExit(2)"))
+    with pytest.raises(LaunchError, match="started wrongly"):
+        await asyncio.wait_for(keeper.failed, 20)
+
+
+async def test_a_replica_that_was_wished_for_and_cannot_start_does_not_end_the_run(
+    make_keeper: Callable[..., Keeper],
+) -> None:
+    said: list[str] = []
+    keeper = make_keeper(say=said.append)
+    keeper.keep(command("rollout-1", "raise SystemExit(7)"), wished=True)
+    await assert_eventually(lambda: bool(said))
+    assert "rollout-1 ended with code 7" in said[0]
+    assert not keeper.failed.done()
+
+
+@pytest.mark.parametrize("over", [True, False])
+async def test_a_learner_that_leaves_is_started_again_unless_the_run_is_over(
+    over: bool, make_keeper: Callable[..., Keeper]
+) -> None:
+    said: list[str] = []
+    keeper = make_keeper(over=over, max_restarts=1, say=said.append)
+    keeper.known.add("learner")
+    keeper.keep(command("learner", ""))
+    await keeper.left("learner", within_s=20)
+    assert keeper.failed.done() is not over
+    assert bool(said) is not over
+    if not over:
+        keeper.failed.exception()
+
+
+async def test_a_second_signal_kills_what_does_not_hear(tmp_path: Path) -> None:
+    deaf = python("import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(1000)")
+    child = await start("deaf", deaf, log_path=tmp_path / "deaf.log", environ=dict(os.environ))
+    await assert_eventually(lambda: "deaf" in child.log_tail())
+    at_once = asyncio.Event()
+    stopping = asyncio.create_task(child.stop(grace_s=1000, at_once=at_once))
+    await asyncio.sleep(0.1)
+    assert child.alive
+    at_once.set()
+    await asyncio.wait_for(stopping, 5)
+    assert not child.alive
+
+
+async def test_what_a_process_says_when_it_was_started_wrongly_becomes_the_message(tmp_path: Path) -> None:
+    for code, error in ((2, ConfigError), (1, LaunchError)):
+        read_fd, write_fd = os.pipe()
+        says = python(f"print('noise'); print('coordinator: no prompts'); raise SystemExit({code})")
+        child = await start(
+            "coordinator", says, log_path=tmp_path / f"{code}.log", environ=dict(os.environ), pass_fds=[write_fd]
+        )
+        os.close(write_fd)
+        with pytest.raises(error, match=r"^coordinator: no prompts$"):
+            await read_ready(read_fd, child, timeout_s=10)
+
+
+async def test_a_run_directory_has_one_launcher_until_its_redis_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sluice.launch.run_lock.PATIENCE_S", 0.2)
+    lock = await lock_run_dir(tmp_path)
+    with pytest.raises(LaunchError, match="in use"):
+        await lock_run_dir(tmp_path)
+    redis = await start_redis(tmp_path / "redis", log_path=tmp_path / "redis.log", lock_fd=lock)
+    os.close(lock)
+    with pytest.raises(LaunchError, match="in use"):
+        await lock_run_dir(tmp_path)
+    await redis.stop()
+    os.close(await lock_run_dir(tmp_path))

@@ -1,0 +1,75 @@
+"""Who is registered: replacement, loss, and coming back."""
+
+import pytest
+
+from services.coordinator.fleet import FORGET_LOST_S, Fleet, Member, Role, State
+from sluice.errors import Expired, Fenced, Unavailable
+
+
+def member(incarnation: str, *, service_id: str = "rollout-0", role: Role = Role.ROLLOUT) -> Member:
+    return Member(service_id=service_id, role=role, address="-", incarnation=incarnation, capacity=4, last_beat_s=0.0)
+
+
+def beat(fleet: Fleet, incarnation: str) -> bool:
+    return fleet.beat(service_id="rollout-0", incarnation=incarnation, running=0, draining=False, now_s=0.0)
+
+
+def test_a_new_process_replaces_the_former_one_of_its_id() -> None:
+    fleet, first, second = Fleet(), member("a"), member("b")
+    fleet.register(first)
+    assert fleet.register(second) is first
+    assert first.gone.is_set()
+    assert (beat(fleet, "a"), beat(fleet, "b")) == (False, True)
+
+
+def test_two_processes_under_one_id_do_not_replace_each_other_for_ever() -> None:
+    fleet = Fleet()
+    fleet.register(member("a"))
+    fleet.register(member("b"))
+    with pytest.raises(Fenced, match="rollout-0"):
+        fleet.register(member("a"))
+
+
+def test_a_process_that_was_lost_may_register_again() -> None:
+    fleet = Fleet()
+    fleet.register(member("a"))
+    assert [lost.incarnation for lost in fleet.sweep(now_s=11, timeout_s=10)] == ["a"]
+    assert not beat(fleet, "a")
+    fleet.register(member("a"))
+    fleet.register(member("a"))
+    assert beat(fleet, "a")
+
+
+def test_ids_that_are_given_out_differ_between_processes_and_coordinators() -> None:
+    ids = []
+    for incarnation in ("1234567890", "abcdefghij"):
+        newcomer = member(incarnation, service_id="")
+        Fleet().register(newcomer)
+        ids.append(newcomer.service_id)
+    assert ids == ["rollout-12345678", "rollout-abcdefgh"]
+
+
+def test_the_lost_are_forgotten_in_the_end() -> None:
+    fleet = Fleet()
+    fleet.register(member("a"))
+    fleet.sweep(now_s=11, timeout_s=10)
+    assert list(fleet.members) == ["rollout-0"]
+    fleet.sweep(now_s=FORGET_LOST_S + 11, timeout_s=10)
+    assert not fleet.members
+
+
+def test_only_a_member_that_cannot_be_reached_is_lost_after_a_failed_call() -> None:
+    fleet, first = Fleet(), member("a")
+    fleet.register(first)
+    assert not fleet.lose_if_unreachable(first, Expired("slow"))
+    assert fleet.lose_if_unreachable(first, Unavailable("reset"))
+    assert first.state is State.LOST
+    assert not fleet.lose_if_unreachable(first, Unavailable("reset")), "only once"
+
+
+def test_rewards_are_ready_when_they_register_and_rollouts_are_not() -> None:
+    fleet = Fleet()
+    fleet.register(member("a"))
+    fleet.register(member("b", service_id="reward-0", role=Role.REWARD))
+    assert not fleet.of(Role.ROLLOUT)
+    assert [found.service_id for found in fleet.of(Role.REWARD)] == ["reward-0"]
