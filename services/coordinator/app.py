@@ -133,7 +133,8 @@ async def build(config: Config, options: Options) -> Core:
     identity = model_identity(config.model.path)
     training = PromptStream.open(config, split="train")
     held_out = PromptStream.open(config, split="val") if config.data.val_files else None
-    log.info("data", **training.describe())
+    data_facts = training.describe()
+    log.info("data", **data_facts)
     evaluation_prompts: Sequence[PromptLike] = held_out.take(config.eval.prompts) if held_out else []
     store = Store(url=options.redis_url, run_id=run_id)
     await store.open()
@@ -196,6 +197,7 @@ async def build(config: Config, options: Options) -> Core:
     )
 
     async def reward_check() -> None:
+        events.emit("data", ", ".join(f"{name} {value!r}" for name, value in data_facts.items()))
         checked = [training.next(position)[0] for position in range(CHECKED_PROMPTS)]
         await check_reward(fleet=fleet, rewards=clients, prompts=checked, timeout_s=config.coordinator.score_timeout_s)
 

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         run(options)
     except SluiceError as error:
         structlog.get_logger().error("failed", reason=str(error))
-        return 1
+        return 2 if isinstance(error, ValueError) else 1
     return 0
 
 

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         uvloop.run(serve(options))
     except* SluiceError as failures:
-        code = 1
+        code = 2 if any(isinstance(failure, ValueError) for failure in failures.exceptions) else 1
         for failure in failures.exceptions:
             structlog.get_logger().error("failed", reason=str(failure))
     except* KeyboardInterrupt:

@@ -85,12 +85,23 @@ def _end_token_ids(path: Path, config: Mapping[str, Any]) -> frozenset[int]:
 def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(path.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        shapes |= _shapes_in(file)
     if not shapes:
         raise ConfigError(f"model.path: {path} has no .safetensors file")
     return shapes
+
+
+def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes from one file's header: 8 bytes of length, then JSON. Raises ConfigError when it is broken."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > file.stat().st_size:
+                raise ValueError(f"a header of {length} bytes in a file of {file.stat().st_size}")
+            header = json.loads(stream.read(length))
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"model.path: {file} is not a safetensors file: {error}; copy the model again") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

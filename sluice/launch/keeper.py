@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice.config.schema import LaunchConfig
-from sluice.errors import LaunchError
+from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Command
 from sluice.launch.processes import EXIT_BAD_USAGE, Child, start
 
@@ -57,7 +57,8 @@ class Keeper:
         else:
             self._say(f"{child.name} ended with {_how(code)}; restart {restarts + 1} of {limit}")
             return
-        raise LaunchError(f"{child.name} ended with {_how(code)} {why}; {child.log_path} ends:\n{child.log_tail()}")
+        kind = ConfigError if code == EXIT_BAD_USAGE else LaunchError
+        raise kind(f"{child.name} ended with {_how(code)} {why}; {child.log_path} ends:\n{child.log_tail()}")
 
     def names(self, role: str) -> set[str]:
         """Replicas of a role that are kept."""

@@ -153,7 +153,7 @@ def test_a_route_to_no_grader_is_named_with_those_there_are(up: Up) -> None:
 
 def test_a_context_that_is_too_short_is_named_with_its_length(up: Up) -> None:
     ended = up("data.max_response_length=500")
-    assert ended.code != 0
+    assert ended.code == 2
     assert "max_response_length" in ended.message
     assert "128" in ended.message
 
@@ -191,7 +191,8 @@ def test_weights_that_cannot_be_read_end_the_run_with_the_log_of_the_service(
     for file in model.iterdir():
         (broken / file.name).write_bytes(b"?" if file.suffix == ".safetensors" else file.read_bytes())
     ended = up(f"model.path={broken}")
-    assert ended.code == 1
+    assert ended.code in (1, 2)
+    assert "safetensors" in ended.output
     assert "rollout-0.log" in ended.output or "learner.log" in ended.output
 
 

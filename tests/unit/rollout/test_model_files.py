@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.rollout.model_files import check_tensors, read_model
+from services.rollout.model_files import _tensor_shapes, check_tensors, read_model
 from sluice.errors import ConfigError, TransferError
 from sluice.weights.manifest import Manifest, PolicyVersion, plan
 
@@ -79,3 +79,10 @@ def test_the_models_own_tensors_fit_and_a_tied_head_may_come_along() -> None:
 def test_another_models_tensors_are_refused_by_name(announced: dict[str, tuple[int, ...]], fault: str) -> None:
     with pytest.raises(TransferError, match=fault):
         check_tensors(manifest(announced), {"embed.weight": (64, 8), "norm.weight": (8,)})
+
+
+@pytest.mark.parametrize("content", [b"", b"?", b"\xff" * 64, (2).to_bytes(8, "little") + b"{]"])
+def test_a_broken_weights_file_is_named(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"model\.safetensors is not a safetensors file"):
+        _tensor_shapes(tmp_path)
