@@ -8,32 +8,21 @@ Nothing waits for a group's task but the batch that would otherwise lose it (ass
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import blake3
 import numpy as np
-import structlog
 
 from services.coordinator.board import Board
 from services.coordinator.fleet import Fleet, Member, Role
-from services.coordinator.model import Group, Phase, QueuedGroup, Sample
-from services.coordinator.ports import DurableState, GroupCodec, Prompts, RewardClient, RolloutClient, Sampling
+from services.coordinator.generation import Generation
+from services.coordinator.model import Group, GroupFailed, Phase, QueuedGroup
+from services.coordinator.ports import DurableState, GroupCodec, Prompts, RewardClient, RolloutClient
 from services.coordinator.rows import accepted_info, ledger_row
+from services.coordinator.scoring import Scoring
 from services.coordinator.unbroken import unbroken
 from services.coordinator.window import StepWindow
 from sluice.clock import Clock
 from sluice.config.schema import Config
 from sluice.dapo.dynamic_sampling import Verdict, group_metric, judge
-from sluice.errors import Expired, InvalidRequest, SluiceError
-
-log = structlog.get_logger(__name__)
-
-
-@dataclass(kw_only=True, slots=True)
-class Failure(Exception):
-    """This group cannot go on; `reason` is its ledger term after `failed:`."""
-
-    reason: str
 
 
 class Conductor:
@@ -58,7 +47,15 @@ class Conductor:
     ) -> None:
         self._config, self._run_id, self._clock = config, run_id, clock
         self._board, self._fleet, self._store = board, fleet, store
-        self._prompts, self._rollouts, self._rewards, self._codec = prompts, rollouts, rewards, codec
+        self._prompts, self._codec = prompts, codec
+        self._generation = Generation(
+            config=config,
+            board=board,
+            fleet=fleet,
+            rollouts=rollouts,
+            report_tokens=lambda tokens: self.window.add_tokens(tokens),
+        )
+        self._scoring = Scoring(config=config, fleet=fleet, rewards=rewards)
         self._admitting = admitting
         self._cursor, self._admissions = cursor, admissions
         self.window = StepWindow(started_s=clock.now())
@@ -74,7 +71,7 @@ class Conductor:
             for group in list(self._board.open.values()):
                 tasks.create_task(self._carry(group), name=group.group_id)
             while True:
-                member = self._start_on(self._admissions) if self._may_admit() else None
+                member = self._generation.start_on(self._admissions) if self._may_admit() else None
                 if member is None:
                     await self._board.changed.wait()
                     continue
@@ -95,18 +92,6 @@ class Conductor:
         batches_ahead = self._board.rank(self._admissions) // self._config.data.train_batch_size
         return self._board.next_step + batches_ahead < self._config.run.total_steps
 
-    def _start_on(self, admission: int) -> Member | None:
-        """The rollout on which a group of this admission may start now."""
-        ready = [
-            member
-            for member in self._fleet.of(Role.ROLLOUT)
-            if member.version is not None and self._board.may_start(admission=admission, version=member.version.number)
-        ]
-        member = self._fleet.least_loaded(ready)
-        if member is not None:
-            member.outstanding += self._config.rollout.n
-        return member
-
     async def _admit(self) -> Group:
         prompt, after = self._prompts.next(self._cursor)
         group = Group(
@@ -123,11 +108,14 @@ class Conductor:
 
     async def _carry(self, group: Group, member: Member | None = None) -> None:
         """One group, from admission to the queue or out."""
+        self.last_progress_s = self._clock.now()
         try:
-            await self._generate(group, member)
-            await self._score(group)
-        except Failure as failure:
+            await self._generation.fill(group, member)
+            await self._scoring.fill(group)
+        except GroupFailed as failure:
             self.failures_in_a_row += 1
+            if group.rewards:
+                self.window.add_scored(group)
             await self.end(group, f"failed:{failure.reason}")
             return
         self.failures_in_a_row = 0
@@ -142,133 +130,6 @@ class Conductor:
             await self.end(group, "surplus" if self._board.max_staleness == 0 else "stale")
         else:
             await self.end(group, f"filtered_{verdict.value}")
-
-    # --- generation ----------------------------------------------------------------------------------------------
-
-    async def _generate(self, group: Group, member: Member | None) -> None:
-        """Fills `group.samples`; samples that survive a failed attempt are kept while they can still be trained."""
-        while len(group.samples) < self._config.rollout.n:
-            if member is None:
-                member = await self._place(group)
-            failed = await self._generate_on(group, member)
-            member = None
-            if failed is None:
-                continue
-            log.warning("generation_failed", group_id=group.group_id, attempt=group.attempt, reason=str(failed))
-            if isinstance(failed, InvalidRequest):
-                raise Failure(reason="refused")
-            if group.attempt >= self._config.coordinator.max_attempts:
-                raise Failure(reason="generation")
-            group.attempt += 1
-
-    async def _place(self, group: Group) -> Member:
-        """Waits until a rollout may start it."""
-        group.phase, group.start_version = Phase.PENDING, None
-        while True:
-            oldest = group.oldest_version
-            if oldest is not None and not self._board.may_start(admission=group.admission, version=oldest):
-                group.lost_tokens += group.response_tokens
-                group.samples.clear()
-            member = self._start_on(group.admission)
-            if member is not None:
-                return member
-            await self._board.changed.wait()
-
-    async def _generate_on(self, group: Group, member: Member) -> SluiceError | None:
-        """One attempt on one rollout, which already carries n outstanding samples for it; what went wrong, or None."""
-        assert member.version is not None
-        group.phase, group.start_version = Phase.IN_FLIGHT, member.version.number
-        self.last_progress_s = self._clock.now()
-        settings, limit = self._config.rollout, self._config.coordinator.generate_timeout_s
-        missing = [index for index in range(settings.n) if index not in group.samples]
-        received = 0
-        try:
-            async with asyncio.timeout(limit):
-                async for sample in self._rollouts.generate(
-                    member,
-                    request_id=f"{group.group_id}.{group.attempt}",
-                    prompt=group.prompt,
-                    seeds={index: self._seed(group, index) for index in missing},
-                    sampling=Sampling(
-                        temperature=settings.temperature, max_tokens=self._config.data.max_response_length
-                    ),
-                    timeout_s=limit,
-                ):
-                    self._check(group, sample, granted=member.granted)
-                    group.samples[sample.index] = sample
-                    received += len(sample.token_ids)
-        except TimeoutError:
-            return Expired(f"{member.service_id} did not finish {group.group_id} in {limit:.0f} s")
-        except SluiceError as error:
-            self._fleet.lose_if_unreachable(member, error)
-            return error
-        finally:
-            member.outstanding -= settings.n
-            self._fleet.changed.notify()
-            self.window.add_tokens(received)
-        left = settings.n - len(group.samples)
-        return SluiceError(f"{member.service_id} ended {group.group_id} {left} samples short") if left else None
-
-    def _check(self, group: Group, sample: Sample, *, granted: int) -> None:
-        """What a rollout returns is not trusted: wrong index, age or reason is a failed attempt."""
-        if sample.index in group.samples or not 0 <= sample.index < self._config.rollout.n:
-            raise SluiceError(f"{sample.rollout_id} returned sample {sample.index} of {group.group_id} unasked")
-        if sample.finish_reason not in ("stop", "length"):
-            raise SluiceError(f"{sample.rollout_id} ended a sample of {group.group_id}: {sample.finish_reason}")
-        assert group.start_version is not None
-        newest = max(span.version.number for span in sample.spans)
-        if sample.oldest_version < group.start_version or newest > granted:
-            raise SluiceError(
-                f"{sample.rollout_id} stamped versions {sample.oldest_version} to {newest} on {group.group_id}; "
-                f"it was granted {group.start_version} to {granted}"
-            )
-
-    def _seed(self, group: Group, index: int) -> int:
-        """A seed of 31 bits from the run's seed, the group and its attempt: reproducible, never shared by two samples."""
-        text = f"{self._config.run.seed}/{group.prompt.prompt_id}/{group.admission}/{group.attempt}/{index}"
-        return int.from_bytes(blake3.blake3(text.encode()).digest(4), "little") >> 1
-
-    # --- scoring, verdict, queue ---------------------------------------------------------------------------------
-
-    async def _score(self, group: Group) -> None:
-        """Fills `group.rewards`; a sample that could not be graded is an error, never a zero."""
-        samples = [group.samples[index] for index in sorted(group.samples)]
-        limit = self._config.coordinator.score_timeout_s
-        reason = "reward_unavailable"
-        for _ in range(self._config.coordinator.max_attempts):
-            member = await self._reward()
-            try:
-                group.rewards = await self._rewards.score(
-                    member, group_id=group.group_id, prompt=group.prompt, samples=samples, timeout_s=limit
-                )
-            except InvalidRequest as error:
-                log.warning("scoring_refused", group_id=group.group_id, reason=str(error))
-                raise Failure(reason="reward_refused") from error
-            except SluiceError as error:
-                log.warning("scoring_failed", group_id=group.group_id, reason=str(error))
-                self._fleet.lose_if_unreachable(member, error)
-                continue
-            finally:
-                member.outstanding -= 1
-                self._fleet.changed.notify()
-            ungraded = [reward for reward in group.rewards if not reward.graded]
-            if not ungraded:
-                return
-            reason = f"reward_{ungraded[0].status}"
-            log.warning("sample_not_graded", group_id=group.group_id, status=ungraded[0].status, why=ungraded[0].detail)
-        if group.rewards:
-            self.window.add_scored(group)
-        raise Failure(reason=reason)
-
-    async def _reward(self) -> Member:
-        """Waits until a reward has room."""
-        while True:
-            free = [member for member in self._fleet.of(Role.REWARD) if member.outstanding < member.capacity]
-            member = self._fleet.least_loaded(free)
-            if member is not None:
-                member.outstanding += 1
-                return member
-            await self._fleet.changed.wait()
 
     def _judge(self, group: Group) -> Verdict:
         """Dynamic sampling (eq. 11); with the filter off every group is kept."""

@@ -160,3 +160,11 @@ class QueuedGroup:
     prompt_id: str
     attempt: int
     shaped_mean: float
+
+
+class GroupFailed(Exception):
+    """This group cannot go on; `reason` is its ledger term after `failed:`."""
+
+    def __init__(self, *, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

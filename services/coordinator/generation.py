@@ -1,0 +1,133 @@
+"""Fills a group with samples: places it on a rollout that may start it, asks for what is missing, tries again elsewhere.
+
+Waits: for a rollout that the admission gate allows, unblocked by weight pushes, registrations and freed ranks; for the
+samples, at most `generate_timeout_s`. What a rollout returns is checked before it is believed.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import blake3
+import structlog
+
+from services.coordinator.board import Board
+from services.coordinator.fleet import Fleet, Member, Role
+from services.coordinator.model import Group, GroupFailed, Phase, Sample
+from services.coordinator.ports import RolloutClient, Sampling
+from sluice.config.schema import Config
+from sluice.errors import Expired, InvalidRequest, SluiceError
+
+log = structlog.get_logger(__name__)
+
+
+class Generation:
+    """The first half of a group's path."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        board: Board,
+        fleet: Fleet,
+        rollouts: RolloutClient,
+        report_tokens: Callable[[int], None],
+    ) -> None:
+        self._config, self._board, self._fleet, self._rollouts = config, board, fleet, rollouts
+        self._report_tokens = report_tokens
+
+    def start_on(self, admission: int) -> Member | None:
+        """The rollout on which a group of this admission may start now."""
+        ready = [
+            member
+            for member in self._fleet.of(Role.ROLLOUT)
+            if member.version is not None and self._board.may_start(admission=admission, version=member.version.number)
+        ]
+        member = self._fleet.least_loaded(ready)
+        if member is not None:
+            member.outstanding += self._config.rollout.n
+        return member
+
+    async def fill(self, group: Group, member: Member | None) -> None:
+        """Fills `group.samples`, first on `member` if given; what survives a failed try is kept while young enough.
+
+        Raises GroupFailed when the request is refused, or after `max_attempts`.
+        """
+        while len(group.samples) < self._config.rollout.n:
+            if member is None:
+                member = await self._place(group)
+            failed = await self._generate_on(group, member)
+            member = None
+            if failed is None:
+                continue
+            log.warning("generation_failed", group_id=group.group_id, attempt=group.attempt, reason=str(failed))
+            if isinstance(failed, InvalidRequest):
+                raise GroupFailed(reason="refused")
+            if group.attempt >= self._config.coordinator.max_attempts:
+                raise GroupFailed(reason="generation")
+            group.attempt += 1
+
+    async def _place(self, group: Group) -> Member:
+        """Waits until a rollout may start it."""
+        group.phase, group.start_version = Phase.PENDING, None
+        while True:
+            oldest = group.oldest_version
+            if oldest is not None and not self._board.may_start(admission=group.admission, version=oldest):
+                group.lost_tokens += group.response_tokens
+                group.samples.clear()
+            member = self.start_on(group.admission)
+            if member is not None:
+                return member
+            await self._board.changed.wait()
+
+    async def _generate_on(self, group: Group, member: Member) -> SluiceError | None:
+        """One attempt on one rollout, which already carries n outstanding samples for it; what went wrong, or None."""
+        assert member.version is not None
+        group.phase, group.start_version = Phase.IN_FLIGHT, member.version.number
+        settings, limit = self._config.rollout, self._config.coordinator.generate_timeout_s
+        missing = [index for index in range(settings.n) if index not in group.samples]
+        received = 0
+        try:
+            async with asyncio.timeout(limit):
+                async for sample in self._rollouts.generate(
+                    member,
+                    request_id=f"{group.group_id}.{group.attempt}",
+                    prompt=group.prompt,
+                    seeds={index: self._seed(group, index) for index in missing},
+                    sampling=Sampling(
+                        temperature=settings.temperature, max_tokens=self._config.data.max_response_length
+                    ),
+                    timeout_s=limit,
+                ):
+                    self._check(group, sample, granted=member.granted)
+                    group.samples[sample.index] = sample
+                    received += len(sample.token_ids)
+        except TimeoutError:
+            return Expired(f"{member.service_id} did not finish {group.group_id} in {limit:.0f} s")
+        except SluiceError as error:
+            self._fleet.lose_if_unreachable(member, error)
+            return error
+        finally:
+            member.outstanding -= settings.n
+            self._fleet.changed.notify()
+            self._report_tokens(received)
+        left = settings.n - len(group.samples)
+        return SluiceError(f"{member.service_id} ended {group.group_id} {left} samples short") if left else None
+
+    def _check(self, group: Group, sample: Sample, *, granted: int) -> None:
+        """What a rollout returns is not trusted: wrong index, age or reason is a failed attempt."""
+        if sample.index in group.samples or not 0 <= sample.index < self._config.rollout.n:
+            raise SluiceError(f"{sample.rollout_id} returned sample {sample.index} of {group.group_id} unasked")
+        if sample.finish_reason not in ("stop", "length"):
+            raise SluiceError(f"{sample.rollout_id} ended a sample of {group.group_id}: {sample.finish_reason}")
+        assert group.start_version is not None
+        newest = max(span.version.number for span in sample.spans)
+        if sample.oldest_version < group.start_version or newest > granted:
+            raise SluiceError(
+                f"{sample.rollout_id} stamped versions {sample.oldest_version} to {newest} on {group.group_id}; "
+                f"it was granted {group.start_version} to {granted}"
+            )
+
+    def _seed(self, group: Group, index: int) -> int:
+        """A seed of 31 bits from the run's seed, the group and its attempt: reproducible, never shared by two samples."""
+        text = f"{self._config.run.seed}/{group.prompt.prompt_id}/{group.admission}/{group.attempt}/{index}"
+        return int.from_bytes(blake3.blake3(text.encode()).digest(4), "little") >> 1
