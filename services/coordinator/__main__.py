@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from sluice.rpc.service import COORDINATOR_PORT, metrics_port
+
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags first, so that --help is instant."""
@@ -16,8 +18,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, required=True, help="run directory; its name is the run id")
     parser.add_argument("--redis-url", required=True, help="redis://HOST:PORT/0 or unix:///PATH")
     parser.add_argument("--bind", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=50050, help="port, 0 for any free one (default %(default)s)")
-    parser.add_argument("--metrics-port", type=int, default=None, help="Prometheus port, 0 for any free one")
+    parser.add_argument(
+        "--port", type=int, default=COORDINATOR_PORT, help="port, 0 for any free one (default %(default)s)"
+    )
+    parser.add_argument("--metrics-port", type=int, help="Prometheus port, 0 for any free one (default: port + 1000)")
     parser.add_argument("--ready-fd", type=int, default=None, help="write the port to this descriptor once serving")
     parser.add_argument("--reopen", action="store_true", help="go on with a run that was stopped or has failed")
     parser.add_argument("--check", action="store_true", help="check data, tokenizer and reward, then end")
@@ -41,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
             redis_url=args.redis_url,
             bind=args.bind,
             port=args.port,
-            metrics_port=args.metrics_port,
+            metrics_port=metrics_port(args),
             ready_fd=args.ready_fd,
             check_only=args.check,
             reopen=args.reopen,

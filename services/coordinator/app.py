@@ -53,7 +53,7 @@ class Options:
     redis_url: str
     bind: str
     port: int
-    metrics_port: int | None
+    metrics_port: int
     ready_fd: int | None
     check_only: bool = False
     """End after the reward check."""
@@ -76,7 +76,7 @@ async def serve(config: Config, options: Options) -> int:
     try:
         port = await server.start(bind=options.bind, port=options.port)
         metrics_port = None
-        if options.metrics_port is not None:
+        if config.network.metrics:
             metrics_port = exporter.serve(bind=options.bind, port=options.metrics_port)
         log.info("serving", address=f"{options.bind}:{port}", metrics_port=metrics_port, run_dir=str(options.run_dir))
         if options.ready_fd is not None:

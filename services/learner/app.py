@@ -14,10 +14,9 @@ from types import FrameType
 
 import structlog
 import torch
-import yaml
 
 from services.learner.checkpoint import CheckpointState
-from services.learner.control_plane import ControlPlane, Options
+from services.learner.control_plane import ControlPlane
 from services.learner.export import export_model
 from services.learner.front import SharedFront
 from services.learner.lineage import LineageBook
@@ -25,7 +24,9 @@ from services.learner.loop import Leader, follow
 from services.learner.ranks import Ranks, join_ranks
 from services.learner.servicer import LearnerServicer
 from services.learner.worker import Worker
+from sluice.config.load import parse_config
 from sluice.config.schema import Config
+from sluice.rpc.service import ServiceOptions
 from sluice.v1.learner_pb2_grpc import add_LearnerServiceServicer_to_server
 from sluice.weights.manifest import PolicyVersion
 from sluice.weights.sender import WeightSender
@@ -36,7 +37,7 @@ _EXIT_GRACE_S = 2.0
 """What calls that are running get when the learner leaves."""
 
 
-def run(options: Options) -> None:
+def run(options: ServiceOptions) -> None:
     """Runs one rank until the run has ended or the process is asked to stop.
 
     Raises SluiceError: the coordinator stays away or refuses, another learner took over, or training broke down.
@@ -53,7 +54,7 @@ def run(options: Options) -> None:
     ranks.leave()
 
 
-def _lead(ranks: Ranks, control: ControlPlane, options: Options) -> None:
+def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> None:
     config_yaml, run_dir = control.run_facts()
     config, worker, state = _worker(ranks, facts=(config_yaml, run_dir))
     snapshot = worker.gather(_version(state))
@@ -89,7 +90,7 @@ def _follow(ranks: Ranks) -> None:
 def _worker(ranks: Ranks, *, facts: tuple[str, ...]) -> tuple[Config, Worker, CheckpointState]:
     """Every rank's share of the model, at the version to start from; followers give no facts."""
     config_yaml, run_dir = ranks.share_texts(facts)
-    config = Config.model_validate(yaml.safe_load(config_yaml))
+    config = parse_config(config_yaml, where="the coordinator's configuration")
     torch.set_num_threads(config.learner.threads)
     torch.manual_seed(config.run.seed)
     worker = Worker(config=config, ranks=ranks, run_dir=Path(run_dir))
@@ -103,7 +104,7 @@ def _version(state: CheckpointState) -> PolicyVersion:
     return PolicyVersion(lineage=state.lineage, number=state.step)
 
 
-def _front(ranks: Ranks, config: Config, options: Options, run_dir: Path) -> SharedFront:
+def _front(ranks: Ranks, config: Config, options: ServiceOptions, run_dir: Path) -> SharedFront:
     wanted = config.weights.backend
     sender = WeightSender(
         backend=ranks.backend if wanted == "auto" else wanted,

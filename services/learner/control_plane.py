@@ -5,7 +5,6 @@ Blocking on the training side (`Coordinator` of ports.py), asynchronous inside.
 
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -23,6 +22,7 @@ from sluice.config.schema import Config
 from sluice.model_identity import ModelIdentity, model_identity
 from sluice.rpc.registration import Registration
 from sluice.rpc.server import RpcServer, make_server
+from sluice.rpc.service import ServiceOptions
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import learner_pb2
@@ -34,26 +34,13 @@ log = structlog.get_logger(__name__)
 SERVICE_NAME = learner_pb2.DESCRIPTOR.services_by_name["LearnerService"].full_name
 
 SERVICE_ID = "learner"
-"""There is one a run; a new process under this name replaces the former one."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """The command line."""
-
-    coordinator: str
-    """host:port."""
-    bind: str
-    advertise: str
-    """Host that other services reach this one at."""
-    port: int
-    metrics_port: int
+"""Unless told otherwise: there is one a run; a new process under this name replaces the former one."""
 
 
 class ControlPlane:
     """One process's standing in the run."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ServiceOptions) -> None:
         self._options = options
         self._thread = ControlThread()
         self._incarnation = uuid.uuid4().hex
@@ -134,7 +121,7 @@ class ControlPlane:
         assert self._server is not None
         return pb.RegisterRequest(
             role=pb.SERVICE_ROLE_LEARNER,
-            service_id=SERVICE_ID,
+            service_id=self._options.service_id or SERVICE_ID,
             address=f"{self._options.advertise}:{self._server.port}",
             protocol_version=PROTOCOL_VERSION,
             model_hash=self._identity.model_hash,
@@ -149,7 +136,7 @@ class ControlPlane:
     def _beat(self) -> pb.HeartbeatRequest:
         assert self._front is not None
         return pb.HeartbeatRequest(
-            service_id=SERVICE_ID,
+            service_id=self._options.service_id or SERVICE_ID,
             incarnation=self._incarnation,
             version=version_to_proto(self._front.newest.manifest.version),
             draining=self._front.stopping,

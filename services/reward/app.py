@@ -6,7 +6,6 @@ a signal. On SIGTERM it tells the coordinator that it is leaving, lets running c
 
 import asyncio
 import uuid
-from dataclasses import dataclass
 
 import grpc
 import structlog
@@ -23,6 +22,7 @@ from sluice.config.schema import Config
 from sluice.errors import LaunchError
 from sluice.rpc.registration import Registration
 from sluice.rpc.server import RpcServer, make_server, stop_on_signals
+from sluice.rpc.service import ServiceOptions
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import coordinator_pb2, reward_pb2, reward_pb2_grpc
 
@@ -33,22 +33,7 @@ SERVICE_NAME = reward_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
 _FAREWELL_TIMEOUT_S = 2.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """The command line."""
-
-    coordinator: str
-    """host:port."""
-    bind: str
-    advertise: str
-    """Host that other services reach this one at."""
-    port: int
-    metrics_port: int
-    service_id: str
-    """Empty to be given one."""
-
-
-async def serve(options: Options) -> None:
+async def serve(options: ServiceOptions) -> None:
     """Runs the service until SIGTERM or SIGINT.
 
     Raises:
@@ -100,7 +85,7 @@ async def make_reward_server(config: Config, pool: GraderPool, exporter: Exporte
 class _Standing:
     """What this process tells the coordinator about itself."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ServiceOptions) -> None:
         self._options = options
         self._incarnation = uuid.uuid4().hex
         self._leaving = False

@@ -1,14 +1,19 @@
 """`python -m services.rollout --coordinator HOST:PORT`: see --help."""
 
-import argparse
 import sys
+
+from sluice.rpc.service import ROLLOUT_PORT, exit_code, options_from, service_parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the service; returns the exit code."""
-    args = _parser().parse_args(argv)
+    description = "Sluice's rollout service: draws completions, takes new weights."
+    parser = service_parser("rollout", description, port=ROLLOUT_PORT)
+    parser.add_argument(
+        "--engine", choices=("vllm", "transformers"), default="", help="instead of the configuration's rollout.engine"
+    )
+    args = parser.parse_args(argv)
 
-    import structlog
     import uvloop
 
     from services.rollout.app import Options, serve
@@ -16,42 +21,13 @@ def main(argv: list[str] | None = None) -> int:
     from sluice.telemetry.logs import configure_logs
 
     configure_logs(service="rollout", fmt=args.log_format)
-    options = Options(
-        coordinator=args.coordinator,
-        bind=args.bind,
-        advertise=args.advertise or args.bind,
-        port=args.port,
-        metrics_port=args.metrics_port,
-        engine=args.engine,
-        service_id=args.service_id,
-    )
-    code = 0
     try:
-        uvloop.run(serve(options))
-    except* SluiceError as failures:
-        code = 2 if any(isinstance(failure, ValueError) for failure in failures.exceptions) else 1
-        for failure in failures.exceptions:
-            structlog.get_logger().error("failed", reason=str(failure))
-    except* KeyboardInterrupt:
-        code = 130
-    return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m services.rollout", description="Sluice's rollout service: draws completions, takes new weights."
-    )
-    parser.add_argument("--coordinator", required=True, metavar="HOST:PORT", help="where the run is conducted")
-    parser.add_argument("--bind", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--advertise", metavar="HOST", help="host others reach it at (default: that of --bind)")
-    parser.add_argument("--port", type=int, default=0, help="gRPC port; 0 takes any free one (default: %(default)s)")
-    parser.add_argument("--metrics-port", type=int, default=0, help="Prometheus port (default: any free one)")
-    parser.add_argument(
-        "--engine", choices=("vllm", "transformers"), default="", help="instead of the configuration's rollout.engine"
-    )
-    parser.add_argument("--service-id", default="", help="name that outlives restarts (default: the coordinator's)")
-    parser.add_argument("--log-format", choices=("console", "json"), default="console")
-    return parser
+        uvloop.run(serve(options_from(Options, args, engine=args.engine)))
+    except (SluiceError, ExceptionGroup) as failure:
+        return exit_code(failure)
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import grpc
 import structlog
-import yaml
 
 from services.rollout.adapters.environment import set_environment
 from services.rollout.engine import Engine
@@ -22,10 +21,12 @@ from services.rollout.engine_loop import EngineFailed, EngineLoop
 from services.rollout.metrics import RolloutMetrics
 from services.rollout.model_files import ModelFacts, read_model
 from sluice import PROTOCOL_VERSION
+from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.errors import ConfigError
 from sluice.rpc.registration import Registration
 from sluice.rpc.server import RpcServer, make_server, stop_on_signals
+from sluice.rpc.service import ServiceOptions
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import common_pb2, coordinator_pb2, rollout_pb2, rollout_pb2_grpc
 from sluice.weights.wire import version_to_proto
@@ -46,20 +47,11 @@ _FAREWELL_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class Options(ServiceOptions):
     """The command line."""
 
-    coordinator: str
-    """host:port."""
-    bind: str
-    advertise: str
-    """Host that other services reach this one at."""
-    port: int
-    metrics_port: int
     engine: str
     """"vllm" or "transformers"; empty for the configuration's."""
-    service_id: str
-    """Empty to be given one."""
 
 
 async def serve(options: Options) -> None:
@@ -73,7 +65,7 @@ async def serve(options: Options) -> None:
     """
     service = _Service(options)
     try:
-        config = Config.model_validate(yaml.safe_load(await service.registration.fetch_config()))
+        config = parse_config(await service.registration.fetch_config(), where=f"coordinator {options.coordinator}")
         await service.run(config)
     finally:
         await service.registration.close()

@@ -29,7 +29,7 @@ def coordinator_command(
     """
     argv = [sys.executable, "-m", "services.coordinator", "--config", str(run_dir / "config.yaml")]
     argv += ["--run-dir", str(run_dir), "--redis-url", redis_url, "--bind", config.network.bind, "--port", str(port)]
-    argv += ["--metrics-port", "0"] if config.network.metrics else []
+    argv += ["--metrics-port", "0"]
     argv += ["--check"] if check_only else []
     argv += ["--ready-fd", str(ready_fd), "--reopen"] if ready_fd is not None else []
     return Command(name="coordinator", argv=argv, environ=_environ(threads=1))
@@ -38,7 +38,7 @@ def coordinator_command(
 def service_command(config: Config, role: str, *, index: int, coordinator: str) -> Command:
     """A reward, a rollout or the learner."""
     common = ["--coordinator", coordinator, "--bind", config.network.bind, "--advertise", config.network.advertise]
-    common += ["--port", "0"] + (["--metrics-port", "0"] if config.network.metrics else [])
+    common += ["--port", "0", "--metrics-port", "0"]
     if role == "learner":
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes", "1"]
         torchrun += ["--nproc-per-node", str(config.launch.learner_nproc_per_node), "-m", "services.learner"]

@@ -1,6 +1,6 @@
 """For tests, Sluice's own and a user's: a clock that is told the time, waiting with a deadline, an embedded Redis."""
 
 from sluice.testing.clock import ManualClock
-from sluice.testing.waiting import assert_eventually
+from sluice.testing.waiting import assert_eventually, assert_eventually_blocking
 
-__all__ = ["ManualClock", "assert_eventually"]
+__all__ = ["ManualClock", "assert_eventually", "assert_eventually_blocking"]

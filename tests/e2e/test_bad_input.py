@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sluice.testing import assert_eventually_blocking
 from tests.tiny_model import write_tiny_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
@@ -198,10 +198,8 @@ def test_weights_that_cannot_be_read_end_the_run_with_the_log_of_the_service(
 
 def test_control_c_while_services_are_starting_ends_them(model: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(command(model, tmp_path / "run"), cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    give_up = time.monotonic() + 30
-    while not (tmp_path / "run" / "logs" / "rollout-0.log").exists():
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
+    log = tmp_path / "run" / "logs" / "rollout-0.log"
+    assert_eventually_blocking(log.exists, within_s=30.0)
     process.send_signal(signal.SIGINT)
     assert process.wait(40) == 130
     assert left_behind(tmp_path) == []

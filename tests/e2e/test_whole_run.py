@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sluice.testing import assert_eventually_blocking
 from tests.e2e.conftest import Run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -22,11 +22,12 @@ TINY = ("eval.prompts=16", "eval.n=2", "eval.every_steps=0", "learner.checkpoint
 
 def until(run: Run, condition: Callable[[], bool], *, within_s: float = 180.0) -> None:
     """Returns when the condition holds; fails with the run's output when it ends first or the time is over."""
-    give_up = time.monotonic() + within_s
-    while not condition():
+
+    def holds() -> bool:
         assert run.process.poll() is None, run.output()
-        assert time.monotonic() < give_up, run.output()
-        time.sleep(0.1)
+        return condition()
+
+    assert_eventually_blocking(holds, within_s=within_s)
 
 
 def steps_trained(run: Run) -> int:

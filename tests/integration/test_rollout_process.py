@@ -116,6 +116,6 @@ async def test_a_context_that_is_too_short_ends_it_with_one_message(tmp_path: Pa
     async with running(config) as (_, process):
         assert process.stderr is not None
         said = (await asyncio.wait_for(process.stderr.read(), START_S)).decode()
-        assert await process.wait() == 1
+        assert await process.wait() == 2
         assert "data.max_prompt_length + data.max_response_length: must be <= 128" in said
         assert "Traceback" not in said

@@ -1,0 +1,94 @@
+"""What the command lines of reward, rollout and learner share: the same flags, and one way to end.
+
+Standard library alone, so that --help is instant.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sluice.errors import SluiceError
+
+COORDINATOR_PORT, ROLLOUT_PORT, REWARD_PORT, LEARNER_PORT = 50050, 50051, 50052, 50053
+"""Default ports; 0 takes any free one, which is registered with the coordinator."""
+
+METRICS_PORT_OFFSET = 1000
+"""The Prometheus port is the gRPC port plus this, unless told otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceOptions:
+    """The flags every service has."""
+
+    coordinator: str
+    """host:port."""
+    bind: str
+    advertise: str
+    """Host that other services reach this one at."""
+    port: int
+    metrics_port: int
+    service_id: str
+    """Empty to be given one."""
+
+
+Options = TypeVar("Options", bound=ServiceOptions)
+
+
+def service_parser(name: str, description: str, *, port: int) -> argparse.ArgumentParser:
+    """A parser with the flags of ServiceOptions and --log-format; `port` is the default of --port."""
+    parser = argparse.ArgumentParser(prog=f"python -m services.{name}", description=description)
+    parser.add_argument("--coordinator", required=True, metavar="HOST:PORT", help="where the run is conducted")
+    parser.add_argument("--bind", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--advertise", metavar="HOST", help="host others reach it at (default: that of --bind)")
+    parser.add_argument("--port", type=int, default=port, help="gRPC port; 0: any free one (default: %(default)s)")
+    parser.add_argument("--metrics-port", type=int, help="Prometheus port; 0: any free one (default: port + 1000)")
+    parser.add_argument(
+        "--service-id", default="", help="name that outlives restarts (default: given by the coordinator)"
+    )
+    parser.add_argument("--log-format", choices=("console", "json"), default="console")
+    return parser
+
+
+def options_from(kind: type[Options], args: argparse.Namespace, **more: Any) -> Options:
+    """The options that `service_parser` read, as `kind`; `more` are fields it adds."""
+    return kind(
+        coordinator=args.coordinator,
+        bind=args.bind,
+        advertise=args.advertise or args.bind,
+        port=args.port,
+        metrics_port=metrics_port(args),
+        service_id=args.service_id,
+        **more,
+    )
+
+
+def metrics_port(args: argparse.Namespace) -> int:
+    """--metrics-port, else --port + 1000, else (port 0) any free one."""
+    if args.metrics_port is not None:
+        return args.metrics_port
+    return args.port + METRICS_PORT_OFFSET if args.port else 0
+
+
+def exit_code(failure: BaseException) -> int:
+    """Logs what ended a service and returns its exit code: 2 for a bad configuration, 1 for anything else.
+
+    A failure that is not a SluiceError is a bug of ours and is raised again, with its traceback.
+    """
+    import structlog
+
+    leaves = list(_leaves(failure))
+    if not all(isinstance(leaf, SluiceError) for leaf in leaves):
+        raise failure
+    for leaf in leaves:
+        structlog.get_logger().error("failed", reason=str(leaf))
+    return 2 if any(isinstance(leaf, ValueError) for leaf in leaves) else 1
+
+
+def _leaves(failure: BaseException) -> Iterator[BaseException]:
+    """The errors within nested exception groups."""
+    if isinstance(failure, BaseExceptionGroup):
+        for inner in failure.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield failure
