@@ -383,9 +383,9 @@ CATALOGUE: tuple[Metric, ...] = (
         "mismatch/k3_age0_nats",
         "nats",
         "learner",
-        "k3 over tokens of age 0: kernels and precision alone",
+        "k3 over tokens of age 0: kernels, precision, and old KV under tokens sampled after a push (`weights.inflight: keep`)",
         "< 0.001",
-        "no staleness here, so precision or kernels: run the rollout in float32 to see the floor, then "
+        "try `weights.inflight: recompute`; if that changes nothing, run the rollout in float32 to see the floor and "
         "compare dtypes and engine versions",
     ),
     _m(
