@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.report import show, write
+from sluice.telemetry.logs import configure_logs
 
 NAMES = sorted(
     path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "report", "run")
@@ -19,6 +20,7 @@ def main() -> int:
     names = parser.parse_args().names or NAMES
     if unknown := set(names) - set(NAMES):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    configure_logs(service="benchmark", level="warning")
     missed = 0
     for name in names:
         rows = importlib.import_module(f"benchmarks.{name}").run()

