@@ -88,7 +88,7 @@ async def coordinator(
         redis_url=redis_url,
         bind="127.0.0.1",
         port=0,
-        metrics_port=None,
+        metrics_port=0,
         ready_fd=write_fd,
         reopen=reopen,
     )
