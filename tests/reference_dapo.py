@@ -1,7 +1,8 @@
 """DAPO on one page: the reference that the learner is held to (arXiv:2503.14476, eq. 8-10 and 12).
 
 One process, one sequence at a time, no packing, no padding, no micro-batches, and none of `sluice.dapo`: every formula
-is written out a second time. Groups are taken as kept by dynamic sampling (eq. 11), rewards as shaped (eq. 13).
+is written out a second time, those of the variants and corrections too. Groups are taken as kept by dynamic sampling
+(eq. 11), rewards as shaped (eq. 13).
 """
 
 import statistics
@@ -42,6 +43,18 @@ class ReferenceUpdate:
     """Before clipping."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceVariant:
+    """What may differ from DAPO, by the names of the configuration."""
+
+    loss_mode: str = "vanilla"
+    proximal: str = "rollout"
+    rollout_is: str = "none"
+    rollout_is_threshold: float = 2.0
+    rollout_rs: str = "none"
+    rollout_rs_threshold: float = 2.0
+
+
 def reference_update(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -57,8 +70,16 @@ def reference_update(
     grad_clip: float,
     loss_scale_factor: float | None = None,
     overlong_filtering: bool = False,
+    variant: ReferenceVariant = ReferenceVariant(),
 ) -> list[ReferenceUpdate]:
     """One step: an optimizer update for every `mini_batch_size` groups, in order. The last gradients stay."""
+    first = {}
+    if variant.proximal == "recompute":
+        with torch.no_grad():
+            for group in groups:
+                for sample in group.samples:
+                    logprobs = reference_logprobs(model, group.prompt_ids, sample.completion_ids, temperature)
+                    first[id(sample)] = logprobs
     updates = []
     for start in range(0, len(groups), mini_batch_size):
         token_losses = []
@@ -68,10 +89,13 @@ def reference_update(
                 if overlong_filtering and sample.truncated:
                     continue
                 logprobs = reference_logprobs(model, group.prompt_ids, sample.completion_ids, temperature)
-                ratios = torch.exp(logprobs - torch.tensor(sample.behaviour_logprobs))
-                token_losses.append(
-                    reference_token_losses(ratios, advantage, clip_ratio_low, clip_ratio_high, clip_ratio_c)
+                rollout = torch.tensor(sample.behaviour_logprobs)
+                proximal = first[id(sample)] if variant.proximal == "recompute" else rollout
+                losses = reference_token_losses(
+                    logprobs, proximal, advantage, clip_ratio_low, clip_ratio_high, clip_ratio_c, variant.loss_mode
                 )
+                compared = proximal if variant.proximal == "recompute" else logprobs.detach()
+                token_losses.append(losses * reference_correction(compared - rollout, variant))
         loss = reference_aggregate(token_losses, loss_agg_mode, loss_scale_factor)
         optimizer.zero_grad()
         loss.backward()
@@ -99,14 +123,42 @@ def reference_logprobs(
 
 
 def reference_token_losses(
-    ratios: Tensor, advantage: float, clip_ratio_low: float, clip_ratio_high: float, clip_ratio_c: float | None
+    logprobs: Tensor,
+    proximal: Tensor,
+    advantage: float,
+    clip_ratio_low: float,
+    clip_ratio_high: float,
+    clip_ratio_c: float | None,
+    loss_mode: str = "vanilla",
 ) -> Tensor:
     """Eq. 8 and 10 of the [T] tokens of one sample, negated, with the dual clip (arXiv:1912.09729) if advantage < 0."""
+    ratios = torch.exp(logprobs - proximal)
+    if loss_mode == "cispo":  # arXiv:2506.13585, eq. 4
+        return -torch.clamp(ratios.detach(), 1 - clip_ratio_low, 1 + clip_ratio_high) * advantage * logprobs
+    if loss_mode == "gspo":  # arXiv:2507.18071, eq. 14: the sequence's ratio in value, the token's in gradient
+        sequence = torch.exp((logprobs - proximal).mean()).detach()
+        ratios = sequence * torch.exp(logprobs - logprobs.detach())
     clipped = torch.clamp(ratios, 1 - clip_ratio_low, 1 + clip_ratio_high)
     objective = torch.minimum(ratios * advantage, clipped * advantage)
     if advantage < 0 and clip_ratio_c is not None:
         objective = torch.clamp(objective, min=clip_ratio_c * advantage)
     return -objective
+
+
+def reference_correction(log_ratios: Tensor, variant: ReferenceVariant) -> Tensor:
+    """[T] factors of the token losses: truncated importance weight, or 0 where the ratio to the rollout is out of bounds."""
+
+    def ratios(level: str) -> Tensor:
+        whole = {"token": log_ratios, "sequence": log_ratios.sum(), "geometric": log_ratios.mean()}[level]
+        return torch.exp(whole).expand_as(log_ratios)
+
+    factors = torch.ones_like(log_ratios)
+    if variant.rollout_is != "none":
+        factors = torch.clamp(ratios(variant.rollout_is), max=variant.rollout_is_threshold)
+    if variant.rollout_rs != "none":
+        upper, found = variant.rollout_rs_threshold, ratios(variant.rollout_rs)
+        factors = torch.where((found >= 1 / upper) & (found <= upper), factors, 0.0)
+    return factors
 
 
 def reference_aggregate(token_losses: list[Tensor], mode: str, loss_scale_factor: float | None) -> Tensor:

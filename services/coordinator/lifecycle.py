@@ -120,7 +120,9 @@ class Lifecycle:
 
     async def _are_here(self, *roles: Role) -> None:
         """Returns when there is one of each that is ready. Raises LaunchError naming who is missing."""
-        limit = self._config.launch.ready_timeout_s
+        launch = self._config.launch
+        # A learner's machines may take that long to meet; one that does not come is named by the learner, not here.
+        limit = launch.ready_timeout_s * (2 if launch.learner_nnodes > 1 else 1)
         give_up = self._clock.now() + limit
         while missing := self._missing(*roles):
             self._raise_if_stopped()

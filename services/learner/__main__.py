@@ -1,6 +1,8 @@
 """`python -m services.learner --coordinator HOST:PORT`, alone or on every rank under torchrun: see --help."""
 
+import os
 import sys
+from pathlib import Path
 
 from sluice.rpc.service import LEARNER_PORT, ServiceOptions, exit_code, options_from, service_parser
 
@@ -12,7 +14,9 @@ def main(argv: list[str] | None = None) -> int:
         "Sluice's learner: FSDP2 training. Several ranks: python -m torch.distributed.run --nproc-per-node N "
         "-m services.learner ...",
         port=LEARNER_PORT,
+        needs_coordinator=os.environ.get("RANK", "0") == "0",  # the others hear everything from rank 0
     )
+    parser.add_argument("--ended-file", type=Path, help="file to make when the run has ended")
     args = parser.parse_args(argv)
 
     from services.learner.app import run
@@ -21,9 +25,11 @@ def main(argv: list[str] | None = None) -> int:
 
     configure_logs(service="learner", fmt=args.log_format)
     try:
-        run(options_from(ServiceOptions, args))
+        ended = run(options_from(ServiceOptions, args))
     except (SluiceError, ExceptionGroup) as failure:
         return exit_code(failure)
+    if ended and args.ended_file is not None:
+        args.ended_file.touch()
     return 0
 
 

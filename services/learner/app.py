@@ -17,12 +17,15 @@ import torch
 
 from services.learner.checkpoint import CheckpointState
 from services.learner.control_plane import ControlPlane
-from services.learner.export import export_model
+from services.learner.export import export_version
+from services.learner.exports import BackgroundExports
 from services.learner.front import SharedFront
 from services.learner.lineage import LineageBook
 from services.learner.loop import Leader, follow
-from services.learner.ranks import Ranks, join_ranks
+from services.learner.lora import export_adapter
+from services.learner.ranks import Ranks, join_ranks, naming_lost_ranks
 from services.learner.servicer import LearnerServicer
+from services.learner.shared_folders import check_shared_folders
 from services.learner.worker import Worker
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
@@ -37,24 +40,27 @@ _EXIT_GRACE_S = 2.0
 """What calls that are running get when the learner leaves."""
 
 
-def run(options: ServiceOptions) -> None:
-    """Runs one rank until the run has ended or the process is asked to stop.
+def run(options: ServiceOptions) -> bool:
+    """Runs one rank until the run has ended (True) or the process is asked to stop (False).
 
-    Raises SluiceError: the coordinator stays away or refuses, another learner took over, or training broke down.
+    Raises SluiceError: the coordinator stays away or refuses, another learner took over, a rank was lost, or training
+    broke down.
     """
-    ranks = join_ranks()
-    if ranks.leads:
-        control = ControlPlane(options)
-        try:
-            _lead(ranks, control, options)
-        finally:
-            control.close(grace_s=_EXIT_GRACE_S)
-    else:
-        _follow(ranks)
-    ranks.leave()
+    with naming_lost_ranks():
+        ranks = join_ranks()
+        if ranks.leads:
+            control = ControlPlane(options)
+            try:
+                ended = _lead(ranks, control, options)
+            finally:
+                control.close(grace_s=_EXIT_GRACE_S)
+        else:
+            ended = _follow(ranks)
+        ranks.leave()
+    return ended
 
 
-def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> None:
+def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> bool:
     config_yaml, run_dir = control.run_facts()
     config, worker, state = _worker(ranks, facts=(config_yaml, run_dir))
     snapshot = worker.gather(_version(state))
@@ -62,8 +68,9 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> None:
     front = _front(ranks, config, options, Path(run_dir))
     front.publish(snapshot)
     _on_signal(lambda: (front.stop(), control.wake()), grace_s=config.launch.grace_s)
-    servicer = LearnerServicer(front, base_model=Path(config.model.path), run_dir=Path(run_dir), wake=control.wake)
+    servicer = LearnerServicer(front, config=config, run_dir=Path(run_dir), wake=control.wake)
     control.open(config, front, add_servicer=partial(add_LearnerServiceServicer_to_server, servicer))
+    exports = BackgroundExports(config=config, directory=Path(run_dir) / "exports")
     leader = Leader(
         worker=worker,
         coordinator=control,
@@ -72,19 +79,31 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> None:
         state=state,
         snapshot=snapshot,
         checkpoint_every_steps=config.learner.checkpoint_every_steps,
+        export=exports.offer,
     )
-    if leader.run():
+    try:
+        ended = leader.run()
+    finally:
+        worker.close()
+    exports.close()
+    if ended:
         target = Path(run_dir) / "model"
-        export_model(leader.snapshot, base=Path(config.model.path), target=target)
+        export_version(leader.snapshot, config=config, target=target)
         log.info("exported", path=str(target), version=str(leader.snapshot.manifest.version))
+        if worker.adapters is not None:
+            export_adapter(worker.adapters, config=config, target=Path(run_dir) / "adapter")
     front.sender.close()
+    return ended
 
 
-def _follow(ranks: Ranks) -> None:
+def _follow(ranks: Ranks) -> bool:
     config, worker, state = _worker(ranks, facts=())
     _on_signal(lambda: None, grace_s=config.launch.grace_s)  # the leader says when to stop
     worker.gather(_version(state))
-    follow(worker)
+    try:
+        return follow(worker)
+    finally:
+        worker.close()
 
 
 def _worker(ranks: Ranks, *, facts: tuple[str, ...]) -> tuple[Config, Worker, CheckpointState]:
@@ -93,6 +112,7 @@ def _worker(ranks: Ranks, *, facts: tuple[str, ...]) -> tuple[Config, Worker, Ch
     config = parse_config(config_yaml, where="the coordinator's configuration")
     torch.set_num_threads(config.learner.threads)
     torch.manual_seed(config.run.seed)
+    check_shared_folders(ranks, run_dir=Path(run_dir), model_path=config.model.path)
     worker = Worker(config=config, ranks=ranks, run_dir=Path(run_dir))
     state = worker.restore()
     if ranks.leads:

@@ -1,30 +1,23 @@
-"""Saving and restoring the training state with torch.distributed.checkpoint: any number of ranks reads what any wrote.
+"""The training state as torch.distributed.checkpoint keeps it: any number of ranks reads what any number wrote.
 
 `RUN/checkpoints/step-K` holds version K: sharded weights, AdamW's state, the generator, and `state.json` with lineage
-and the groups trained since the run began its previous checkpoint. The learning rate is a function of K. Collective:
-every rank calls the same function; whether it worked is agreed on at the end, so one full disk cannot part the ranks.
+and the groups trained since the run completed its previous checkpoint. The learning rate is a function of K. Weights
+that are not trained are not in it: they are those of `model.path`. Who writes it: checkpoint_writer.py.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
-from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from services.learner import checkpoint_files as files
-from services.learner.ranks import Ranks
 from services.learner.train_step import Trainer
 from sluice.errors import ConfigError
-
-log = structlog.get_logger(__name__)
 
 STATE = "state.json"
 
@@ -45,20 +38,32 @@ class CheckpointState:
     step: int
     lineage: str
     trained: list[TrainedBatch] = field(default_factory=list)
-    """Batches since the previous checkpoint."""
+    """Batches since the previous complete checkpoint."""
 
 
-def save(trainer: Trainer, state: CheckpointState, *, directory: Path, keep: int, ranks: Ranks) -> Path | None:
-    """Writes checkpoint `trainer.step`, then removes old ones. None when the disk refused: the former ones stand."""
-    step, partial = trainer.step, files.partial_of(directory, trainer.step)
-    if not ranks.agree(not ranks.leads or _succeeds(lambda: files.begin(partial), step)):
-        return None
-    write = lambda: save_shards(_tensors(trainer), storage_writer=FileSystemWriter(partial))  # noqa: E731
-    if not ranks.agree(_succeeds(write, step)):
-        return None
-    if not ranks.agree(not ranks.leads or _succeeds(lambda: _finish(partial, state, keep), step)):
-        return None
-    return files.path_of(directory, step)
+def training_state(trainer: Trainer) -> dict[str, Any]:
+    """Weights, optimizer and generator of this rank: the live tensors, not copies. Collective."""
+    fresh = not trainer.optimizer.state
+    if fresh:  # no update yet, or all were skipped; with a gradient in place torch would leave the moments out
+        trainer.optimizer.zero_grad()
+    model, optimizer = get_state_dict(trainer.policy, trainer.optimizer)
+    if fresh:
+        for moments in trainer.optimizer.state.values():
+            moments["step"].zero_()  # torch made them by an update of zero, which does not count
+    if frozen := _frozen(trainer):
+        model = {name: tensor for name, tensor in model.items() if name not in frozen}
+    return {"model": model, "optimizer": optimizer, "generator": torch.get_rng_state()}
+
+
+def write_state(state: CheckpointState, directory: Path) -> None:
+    """Writes `state.json`. Raises OSError."""
+    (directory / STATE).write_text(json.dumps(asdict(state)))
+
+
+def read_state(directory: Path) -> CheckpointState:
+    """What `write_state` wrote; the folder has been verified."""
+    raw = json.loads((directory / STATE).read_text())
+    return CheckpointState(**raw | {"trained": [TrainedBatch(**batch) for batch in raw["trained"]]})
 
 
 def choose(resume: str, *, directory: Path) -> Path | None:
@@ -75,34 +80,23 @@ def choose(resume: str, *, directory: Path) -> Path | None:
 
 
 def load(trainer: Trainer, path: Path) -> CheckpointState:
-    """Restores weights, optimizer, generator and step on every rank; returns the rest."""
-    tensors = _tensors(trainer)
+    """Restores weights, optimizer, generator and step on every rank; returns the rest. Collective."""
+    tensors = training_state(trainer)
     load_shards(tensors, storage_reader=FileSystemReader(path))
     set_state_dict(
-        trainer.policy, trainer.optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"]
+        trainer.policy,
+        trainer.optimizer,
+        model_state_dict=tensors["model"],
+        optim_state_dict=tensors["optimizer"],
+        options=StateDictOptions(strict=not _frozen(trainer)),
     )
     torch.set_rng_state(tensors["generator"])
-    raw = json.loads((path / STATE).read_text())
-    trainer.step = raw["step"]
-    return CheckpointState(**raw | {"trained": [TrainedBatch(**batch) for batch in raw["trained"]]})
+    state = read_state(path)
+    trainer.step = state.step
+    return state
 
 
-def _finish(partial: Path, state: CheckpointState, keep: int) -> None:
-    (partial / STATE).write_text(json.dumps(asdict(state)))
-    final = files.seal(partial, state.step)
-    files.retain(final.parent, keep=keep)
-
-
-def _succeeds(write: Callable[[], object], step: int) -> bool:
-    """False, logged, when the disk refuses."""
-    try:
-        write()
-    except (OSError, CheckpointException) as error:
-        log.error("checkpoint_failed", step=step, error=str(error))
-        return False
-    return True
-
-
-def _tensors(trainer: Trainer) -> dict[str, Any]:
-    model, optimizer = get_state_dict(trainer.policy, trainer.optimizer)
-    return {"model": model, "optimizer": optimizer, "generator": torch.get_rng_state()}
+def _frozen(trainer: Trainer) -> set[str]:
+    """Names of what is not trained, all names of a shared tensor; torch's own option keeps a tied head."""
+    named = trainer.policy.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if not parameter.requires_grad}

@@ -3,6 +3,7 @@
 A folder `step-K` exists only when it is complete; a file that changed since is found out. Knows nothing of tensors.
 """
 
+import errno
 import json
 import os
 import re
@@ -29,10 +30,24 @@ def partial_of(directory: Path, step: int) -> Path:
     return directory / f".step-{step}.partial"
 
 
-def begin(partial: Path) -> None:
-    """An empty folder to write to; what a killed process left there is removed. Raises OSError."""
+def begin(partial: Path, *, needed_bytes: int = 0) -> None:
+    """An empty folder to write to; what killed processes left beside it is removed.
+
+    Raises OSError, also when the disk has no room for `needed_bytes`: better to refuse than to fill the disk of others.
+    """
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in partial.parent.glob(".step-*.partial"):
+        discard(leftover)
+    free_bytes = shutil.disk_usage(partial.parent).free
+    if free_bytes < needed_bytes:
+        reason = f"a checkpoint needs about {needed_bytes} bytes, the disk has {free_bytes} free"
+        raise OSError(errno.ENOSPC, reason, str(partial.parent))
+    partial.mkdir()
+
+
+def discard(partial: Path) -> None:
+    """Gives the room of an unfinished checkpoint back, as far as the disk lets it."""
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
 
 
 def seal(partial: Path, step: int) -> Path:
@@ -55,6 +70,8 @@ def verify(path: Path) -> None:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable {MANIFEST}: {error}") from error
+    if not isinstance(manifest, dict) or not manifest:
+        raise ValueError(f"{path}: {MANIFEST} names no file")
     for name, facts in manifest.items():
         if not (path / name).is_file():
             raise ValueError(f"{path}: {name} is missing")
@@ -75,10 +92,16 @@ def newest_that_verifies(directory: Path) -> Path | None:
     return None
 
 
-def retain(directory: Path, *, keep: int) -> None:
-    """Removes all but the newest `keep`; call it when a new one is complete."""
-    for step in sorted(steps(directory), reverse=True)[keep:]:
-        shutil.rmtree(path_of(directory, step))
+def retain(directory: Path, *, newest: int, keep: int) -> None:
+    """Removes all but the newest `keep` up to `newest`, which has just been completed; logs what cannot be removed.
+
+    Later ones were passed over at the start (they do not verify, or another was asked for): they do not count.
+    """
+    for step in sorted((step for step in steps(directory) if step <= newest), reverse=True)[keep:]:
+        try:
+            shutil.rmtree(path_of(directory, step))
+        except OSError as error:
+            log.warning("checkpoint_not_removed", path=str(path_of(directory, step)), reason=str(error))
 
 
 def steps(directory: Path) -> Iterator[int]:

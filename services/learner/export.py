@@ -7,6 +7,9 @@ from pathlib import Path
 
 import safetensors
 
+from services.learner.lora import whole_model
+from sluice.config.schema import Config
+from sluice.errors import SluiceError
 from sluice.weights.snapshot import Snapshot
 
 _COPIED = (
@@ -22,24 +25,41 @@ _COPIED = (
 """What is taken from the base model's folder as it is, where it exists."""
 
 
-def export_model(snapshot: Snapshot, *, base: Path, target: Path) -> None:
-    """Writes weights, configuration and tokenizer to `target`, replacing it whole. Raises OSError.
+SHARD_BYTES = 5_000_000_000
+"""Limit of one file of weights, as transformers' own."""
+
+
+def export_version(snapshot: Snapshot, *, config: Config, target: Path) -> None:
+    """A run's snapshot as a whole model, adapters merged in. Raises SluiceError when it cannot be written."""
+    try:
+        export_model(whole_model(snapshot, config), base=Path(config.model.path), target=target)
+    except (OSError, safetensors.SafetensorError) as error:
+        version = snapshot.manifest.version
+        raise SluiceError(
+            f"export of {version} to {target} failed: {error}; `sluice export RUN_DIR` writes a folder from a checkpoint"
+        ) from error
+
+
+def export_model(snapshot: Snapshot, *, base: Path, target: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes weights, configuration and tokenizer to `target`, replacing it whole. Raises OSError, SafetensorError.
 
     Written beside the target first, so that a reader never sees half a model.
     """
-    partial = target.with_name(f".{target.name}.partial")
+    partial, former = (target.with_name(f".{target.name}.{role}") for role in ("partial", "former"))
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for pattern in _COPIED:
-        for file in base.glob(pattern):
-            shutil.copy2(file, partial / file.name)
-    _write_config(snapshot, base=base, target=partial)
-    _write_weights(snapshot, partial / "model.safetensors")
-    former = target.with_name(f".{target.name}.former")
-    shutil.rmtree(former, ignore_errors=True)
-    if target.exists():
-        os.replace(target, former)
-    os.replace(partial, target)
+    try:
+        partial.mkdir(parents=True)
+        for pattern in _COPIED:
+            for file in base.glob(pattern):
+                shutil.copy2(file, partial / file.name)
+        _write_config(snapshot, base=base, target=partial)
+        _write_weights(snapshot, partial, shard_bytes=shard_bytes)
+        shutil.rmtree(former, ignore_errors=True)
+        if target.exists():
+            os.replace(target, former)
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(former, ignore_errors=True)
 
 
@@ -50,13 +70,32 @@ def _write_config(snapshot: Snapshot, *, base: Path, target: Path) -> None:
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _write_weights(snapshot: Snapshot, path: Path) -> None:
-    tensors = {
-        # Addresses within the snapshot's buffer, which outlives this call.
-        spec.name: safetensors.TensorSpec(
+def _write_weights(snapshot: Snapshot, folder: Path, *, shard_bytes: int) -> None:
+    """One file, or several and their index, named as transformers names them."""
+    shards = _shards(snapshot, shard_bytes=shard_bytes)
+    facts = {"format": "pt", "sluice_version": str(snapshot.manifest.version)}
+    weight_map: dict[str, str] = {}
+    for number, tensors in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+        safetensors.serialize_file(tensors, str(folder / name), facts)
+        weight_map |= dict.fromkeys(tensors, name)
+    if len(shards) > 1:
+        total_bytes = sum(spec.size_bytes for spec in snapshot.manifest.tensors)
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(snapshot: Snapshot, *, shard_bytes: int) -> list[dict[str, safetensors.TensorSpec]]:
+    """The tensors in their order, cut where a file would pass the limit; one that is larger has a file of its own."""
+    shards: list[dict[str, safetensors.TensorSpec]] = [{}]
+    held_bytes = 0
+    for spec, view in snapshot.tensors():
+        if held_bytes and held_bytes + spec.size_bytes > shard_bytes:
+            shards.append({})
+            held_bytes = 0
+        held_bytes += spec.size_bytes
+        # An address within the snapshot's buffer, which outlives the writing.
+        shards[-1][spec.name] = safetensors.TensorSpec(
             dtype=spec.dtype, shape=spec.shape, data_ptr=view.ctypes.data, data_len=view.nbytes
         )
-        for spec, view in snapshot.tensors()
-    }
-    version = snapshot.manifest.version
-    safetensors.serialize_file(tensors, str(path), {"format": "pt", "sluice_version": str(version)})
+    return shards

@@ -1,56 +1,67 @@
-"""Log-probabilities and entropies of packed sequences under the policy.
+"""The policy as a function of packed sequences: their loss with its gradients, or their scores without.
 
-The [tokens, vocabulary] logits are the largest thing a step could hold. They are made in chunks of `chunk_tokens`, in
-float32, and made again in the backward pass, so that never more than one chunk exists.
-
-Letters: N packed tokens, M targets, C tokens of a chunk, V vocabulary, D hidden size.
+Trunk and head stand in one module, so that FSDP gathers a tied head's weight once for both.
 """
+
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from services.learner.head import Head
 from services.learner.packing import Packed
 
 
+class Loss(Protocol):
+    """What turns log-probabilities of one micro-batch into its part of the loss."""
+
+    @property
+    def wants_preview(self) -> bool:
+        """Whether a token's loss depends on other tokens, so that all log-probabilities must be known first."""
+        ...
+
+    def preview(self, logprobs: Tensor) -> None:
+        """All float32[M] log-probabilities, without gradient, before the first chunk is asked for."""
+        ...
+
+    def __call__(self, logprobs: Tensor, where: slice) -> Tensor:
+        """The part of some targets as a scalar: float32[C] log-probabilities with gradient, and which targets they are."""
+        ...
+
+
 class Policy(nn.Module):
-    """A causal language model as a function from packed sequences to scores of their targets.
+    """A causal language model without its logits. Log-probabilities are those of softmax(logits / temperature)."""
 
-    One module around trunk and head, so that FSDP gathers the (tied) head's weight for both.
-    """
-
-    def __init__(self, causal_lm: PreTrainedModel, *, temperature: float, chunk_tokens: int) -> None:
+    def __init__(self, causal_lm: PreTrainedModel, head: Head) -> None:
         super().__init__()
         self.causal_lm = causal_lm
-        self._temperature = temperature
-        self._chunk_tokens = chunk_tokens
+        self._head = head
 
-    def forward(self, packed: Packed) -> tuple[Tensor, Tensor]:
-        """float32[M] log-probabilities (nats, with gradient) and float32[M] entropies (nats, without).
+    def forward(self, packed: Packed, loss: Loss | None) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The loss of a micro-batch (a scalar with gradient), float32[M] log-probabilities and float32[M] entropies.
 
-        Both are those of softmax(logits / temperature), the distribution that rollouts sample from.
+        Without a loss only the last two, which never carry a gradient; nats. Entropies cost next to nothing here and are
+        always measured.
         """
-        trunk = self.causal_lm.base_model(
-            input_ids=packed.input_ids, position_ids=packed.position_ids, blocks=packed.blocks, use_cache=False
-        )
-        hidden = trunk.last_hidden_state[0, packed.predictors]
-        if len(hidden) <= self._chunk_tokens:
-            return self._score(hidden, packed.targets)
-        pieces = [
-            checkpoint(self._score, h, y, use_reentrant=False, preserve_rng_state=False)
-            for h, y in zip(hidden.split(self._chunk_tokens), packed.targets.split(self._chunk_tokens), strict=True)
-        ]
-        logprobs, entropies = zip(*pieces, strict=True)
-        return torch.cat(logprobs), torch.cat(entropies)
+        with torch.set_grad_enabled(loss is not None):
+            trunk = self.causal_lm.base_model(
+                input_ids=packed.input_ids,
+                position_ids=packed.position_ids,
+                layout=packed.layout,
+                use_cache=False,
+            )
+            hidden = trunk.last_hidden_state[0, packed.predictors]
+        weight = self._head_weight()
+        if loss is None:
+            return None, *self._head.score(hidden, weight, packed.targets)
+        if loss.wants_preview:
+            logprobs, _ = self._head.score(hidden, weight, packed.targets)
+            loss.preview(logprobs)
+        return self._head.loss(hidden, weight, packed.targets, loss)
 
-    def _score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """[C, D] hidden states and [C] token ids -> [C] log-probabilities and [C] entropies."""
+    def _head_weight(self) -> Tensor:
         head = self.causal_lm.get_output_embeddings()
-        assert head is not None
-        logits = head(hidden).float() / self._temperature  # [C, V]
-        normaliser = logits.logsumexp(-1)
-        logprobs = logits.gather(-1, targets[:, None])[:, 0] - normaliser
-        with torch.no_grad():  # last, because a chunk that is made again stops at what the gradient needs
-            entropies = normaliser - (torch.exp(logits - normaliser[:, None]) * logits).sum(-1)
-        return logprobs, entropies
+        assert isinstance(head, nn.Linear)
+        assert head.bias is None
+        return head.weight

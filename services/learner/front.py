@@ -29,6 +29,7 @@ class SharedFront:
         self.backend = backend
         self._lock = threading.Lock()
         self._wishes: list[Future[SavedCheckpoint]] = []
+        self._served: list[Future[SavedCheckpoint]] = []
         self._stopping = threading.Event()
 
     # --- the training thread's side: Front ---------------------------------------------------------------------
@@ -48,11 +49,16 @@ class SharedFront:
         with self._lock:
             return bool(self._wishes)
 
+    def checkpoint_begun(self) -> None:
+        """Front.checkpoint_begun."""
+        with self._lock:
+            self._served += self._wishes
+            self._wishes = []
+
     def checkpoint_saved(self, version: PolicyVersion, path: Path | None) -> None:
         """Front.checkpoint_saved."""
-        with self._lock:
-            wishes, self._wishes = self._wishes, []
-        for wish in wishes:
+        served, self._served = self._served, []
+        for wish in served:
             if not wish.set_running_or_notify_cancel():
                 continue
             if path is not None:
@@ -72,7 +78,7 @@ class SharedFront:
         return self.sender.newest
 
     def wish_checkpoint(self) -> "Future[SavedCheckpoint]":
-        """Resolves at the next step boundary."""
+        """Resolves when the weights of the next step boundary are saved."""
         wish: Future[SavedCheckpoint] = Future()
         with self._lock:
             self._wishes.append(wish)

@@ -1,16 +1,21 @@
 """The run as the learner lives it: get batch k, train, publish version k + 1, commit, now and then save.
 
 Rank 0 leads and is the only one that knows of coordinator, lineage and publication; the others follow its commands.
-Waits: the leader for its batch, at most one long poll at a time, unblocked by the coordinator or by a signal; the
-followers for the leader, which speaks after every poll.
+Waits: the leader for its batch, at most one long poll at a time, unblocked by the coordinator, by a signal or by a
+checkpoint that is complete; the leader for a checkpoint before it begins the next one or leaves, unblocked by the thread
+that writes it; the followers for the leader, which speaks after every poll.
 """
 
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from pathlib import Path
 
 import structlog
 
 from services.learner.batch import Batch
 from services.learner.checkpoint import CheckpointState, TrainedBatch
+from services.learner.checkpoint_writer import WRITE_LIMIT_S, still_writing
 from services.learner.lineage import LineageBook
 from services.learner.ports import Coordinator, Front
 from services.learner.publish import renamed
@@ -21,15 +26,19 @@ from sluice.weights.snapshot import Snapshot
 
 log = structlog.get_logger(__name__)
 
+SETTLE_POLL_S = 20.0
+"""How often the other ranks hear of a leader that waits for a checkpoint to be written."""
 
-def follow(worker: Worker) -> None:
-    """Does what the leader says until it says stop."""
-    while (command := worker.ranks.command()) is not Command.STOP:
+
+def follow(worker: Worker) -> bool:
+    """Does what the leader says until the run has ended (True) or the learner leaves it (False)."""
+    while (command := worker.ranks.command()) not in (Command.STOP, Command.LEAVE):
         if command is Command.TRAIN:
             worker.train(None)
             worker.gather(PolicyVersion(lineage="", number=worker.step))
         elif command is Command.CHECKPOINT:
             worker.save(CheckpointState(step=worker.step, lineage=""))
+    return command is Command.STOP
 
 
 class Leader:
@@ -45,12 +54,19 @@ class Leader:
         state: CheckpointState,
         snapshot: Snapshot,
         checkpoint_every_steps: int,
+        export: Callable[[Snapshot], None],
     ) -> None:
         self._worker, self._coordinator, self._front = worker, coordinator, front
         self._lineages, self._lineage = lineages, state.lineage
         self._every = checkpoint_every_steps
+        self._export = export
         self._waited_s = 0.0
         self._trained: list[TrainedBatch] = []
+        """Since the newest complete checkpoint."""
+        self._saved = (self._version, worker.restored)
+        """The newest complete checkpoint; version 0 is `model.path` itself."""
+        self._saving: tuple[PolicyVersion, Future[Path | None]] | None = None
+        """The checkpoint that is being written."""
         self._parted = False
         self.snapshot = snapshot
         """The newest version."""
@@ -62,13 +78,15 @@ class Leader:
             if self._worker.step % self._every == 0:
                 self._save()
         self._save()
-        self._worker.ranks.command(Command.STOP)
+        self._settle()
+        self._worker.ranks.command(Command.STOP if found else Command.LEAVE)
         return found
 
     def _next_batch(self) -> Batch | bool:
-        """The next batch, or whether the run has ended. Waiting is a step boundary: wished checkpoints are saved here."""
+        """The next batch, or whether the run has ended. Waiting is a step boundary: wished checkpoints begin here."""
         started, reason = time.perf_counter(), ""
         while not self._front.stopping:
+            self._book_when_complete()
             if self._front.checkpoint_wanted:
                 self._save()
             found = self._coordinator.batch(self._worker.step)
@@ -94,6 +112,7 @@ class Leader:
         self._commit(batch, metrics)
         ids = [group.group_id for group in batch.groups]
         self._trained.append(TrainedBatch(step=batch.step, digest=batch.digest, group_ids=ids))
+        self._export(self.snapshot)
 
     def _commit(self, batch: Batch, metrics: dict[str, float]) -> None:
         """Books the step. A digest other than the recorded one means that this replay is not exact: a new lineage."""
@@ -112,14 +131,43 @@ class Leader:
         self._front.publish(snapshot)
 
     def _save(self) -> None:
-        """Saves what is held unless it is saved already; version 0 is `model.path` itself."""
-        if self._worker.step > 0 and self._worker.saved is None:
+        """Has what is held saved, unless it is saved or being saved already. A former write is waited for."""
+        version = self._version
+        if self._saving is not None and self._saving[0] != version:
+            self._settle()
+        self._front.checkpoint_begun()
+        if version.number == 0 or self._saved[0] == version:
+            self._front.checkpoint_saved(*self._saved)
+        elif self._saving is None:
             self._worker.ranks.command(Command.CHECKPOINT)
-            self._worker.save(CheckpointState(step=self._worker.step, lineage=self._lineage, trained=self._trained))
-            if self._worker.saved is not None:
-                self._trained = []
-                self._coordinator.commit_checkpoint(self._version, self._worker.saved)
-        self._front.checkpoint_saved(self._version, self._worker.saved)
+            state = CheckpointState(step=version.number, lineage=version.lineage, trained=list(self._trained))
+            writing = self._worker.save(state)
+            self._saving = (version, writing)
+            self._book_when_complete()  # at once without learner.async_checkpoint
+            writing.add_done_callback(lambda _: self._coordinator.wake())
+
+    def _settle(self) -> None:
+        """Waits until nothing is being written; the other ranks hear of it. Raises Expired after WRITE_LIMIT_S."""
+        deadline = time.perf_counter() + WRITE_LIMIT_S
+        while self._saving is not None:
+            wait([self._saving[1]], timeout=SETTLE_POLL_S)
+            self._book_when_complete()
+            if self._saving is not None:
+                self._worker.ranks.command(Command.IDLE)
+                if time.perf_counter() > deadline:
+                    raise still_writing(f"checkpoint of {self._saving[0]}")
+
+    def _book_when_complete(self) -> None:
+        """A checkpoint is committed only now, when it is on disk; one that the disk refused leaves all as it was."""
+        if self._saving is None or not self._saving[1].done():
+            return
+        version, path = self._saving[0], self._saving[1].result()
+        self._saving = None
+        if path is not None:
+            self._saved = (version, path)
+            self._trained = [batch for batch in self._trained if batch.step >= version.number]
+            self._coordinator.commit_checkpoint(version, path)
+        self._front.checkpoint_saved(version, path)
 
     @property
     def _version(self) -> PolicyVersion:

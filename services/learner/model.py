@@ -1,45 +1,59 @@
-"""The policy and its optimizer, loaded from a Hugging Face folder and sharded with FSDP2.
+"""The policy, loaded from a Hugging Face folder and sharded with FSDP2.
 
 Master weights and AdamW's moments are float32; layers compute in `model.dtype`, gradients are summed in float32.
 Every rank reads the folder and holds the whole float32 model on the host until it is sharded.
 """
 
 import torch
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from transformers import AutoModelForCausalLM
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from services.learner import attention
+from services.learner import attention, lora
 from services.learner.forward import Policy
+from services.learner.head import Head
 from services.learner.ranks import Ranks
 from sluice.config.schema import Config
+from sluice.errors import ConfigError
+
+_LOGIT_CHANGES = {"final_logit_softcapping": None, "logit_scale": None, "logits_scaling": 1.0}
+"""Settings of models that do more to logits than a head and a temperature, and the value that does nothing."""
 
 
 def load_policy(config: Config, ranks: Ranks) -> Policy:
-    """Version 0: the weights of `model.path`, sharded over all ranks, on their device."""
+    """Version 0: the weights of `model.path`, sharded over all ranks, on their device. Raises ConfigError."""
     disable_progress_bar()
     causal_lm = AutoModelForCausalLM.from_pretrained(
         config.model.path, dtype=torch.float32, attn_implementation=attention.NAME
     )
+    _check_head(causal_lm, path=config.model.path)
+    lora.attach(causal_lm, config)
     causal_lm.train()
     if config.learner.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-    policy = Policy(
-        causal_lm,
+    head = Head(
         temperature=config.rollout.temperature,
         chunk_tokens=config.learner.logprob_chunk_tokens,
+        float32=config.learner.fp32_lm_head,
     )
-    return shard(policy, ranks, dtype=getattr(torch, config.model.dtype))
+    return shard(Policy(causal_lm, head), ranks, config=config)
 
 
-def shard(policy: Policy, ranks: Ranks, *, dtype: torch.dtype) -> Policy:
+def shard(policy: Policy, ranks: Ranks, *, config: Config) -> Policy:
     """Shards each decoder layer, then the rest (embedding, final norm and head, which may be tied), in place."""
-    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     layers = policy.causal_lm.base_model.layers
     assert isinstance(layers, torch.nn.ModuleList)
-    for layer in layers:
-        fully_shard(layer, mesh=ranks.mesh, mp_policy=precision)
-    fully_shard(policy, mesh=ranks.mesh, mp_policy=precision)
+    for module in (*layers, policy):
+        fully_shard(
+            module,
+            mesh=ranks.mesh,
+            mp_policy=MixedPrecisionPolicy(param_dtype=getattr(torch, config.model.dtype), reduce_dtype=torch.float32),
+            # The root's weights are needed again at once, by the head's backward pass.
+            reshard_after_forward=None if module is policy else config.learner.reshard_after_forward,
+            offload_policy=CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda")
+            if config.learner.cpu_offload
+            else OffloadPolicy(),
+        )
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             # Token weights already hold the global denominator: gradients are summed over ranks, not averaged.
@@ -48,14 +62,12 @@ def shard(policy: Policy, ranks: Ranks, *, dtype: torch.dtype) -> Policy:
     return policy
 
 
-def make_optimizer(policy: Policy, config: Config) -> torch.optim.AdamW:
-    """AdamW over all parameters; its learning rate is set at every step."""
-    learner = config.learner
-    return torch.optim.AdamW(
-        policy.parameters(), lr=learner.lr, betas=learner.betas, weight_decay=learner.weight_decay, fused=True
-    )
-
-
-def learning_rate(step: int, *, peak: float, warmup_steps: int) -> float:
-    """Constant after a linear warm-up counted in steps: step 0 trains at peak / warmup_steps."""
-    return peak * min(1.0, (step + 1) / max(1, warmup_steps))
+def _check_head(causal_lm: PreTrainedModel, *, path: str) -> None:
+    """Raises ConfigError when logits are not simply hidden states times the head's weight."""
+    head = causal_lm.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+        raise ConfigError(f"model.path: {path} must have a linear output head without bias, got {head}")
+    for name, neutral in _LOGIT_CHANGES.items():
+        value = getattr(causal_lm.config, name, neutral)
+        if value not in (None, neutral):
+            raise ConfigError(f"model.path: {path} changes its logits ({name}: {value}), which the learner does not do")

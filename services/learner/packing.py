@@ -1,9 +1,8 @@
 """Sequences laid end to end without padding, and what the loss needs beside them.
 
-The linear layers see exactly the real tokens. Attention must not cross sequences: it runs in blocks of sequences of
-similar length (see `attention`), whose index maps are made here, once a micro-batch.
+The linear layers see exactly the real tokens; `attention` keeps them from looking across sequences.
 
-Letters: N packed input tokens, M completion tokens (targets), B sequences of a block, L its longest.
+Letters: N packed input tokens, M completion tokens (targets), S sequences.
 """
 
 from collections.abc import Sequence
@@ -13,22 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.learner.attention import Layout
 from services.learner.batch import TrainSequence
-
-BLOCK_SPREAD = 1.25
-"""A block's longest sequence over its shortest: at most a fifth of a block is padding, and a handful of blocks do."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AttentionBlock:
-    """Where a run of the packed tokens lies in a padded [B, L] rectangle."""
-
-    gather: Tensor
-    """int64[B * L]: packed index of every cell; padding repeats the sequence's last token."""
-    scatter: Tensor
-    """int64[tokens of the block]: cell of every packed token, in packed order."""
-    sequences: int
-    """B."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,12 +24,16 @@ class Packed:
     """int64[1, N]."""
     position_ids: Tensor
     """int64[1, N], from 0 in every sequence."""
-    blocks: tuple[AttentionBlock, ...]
-    """In packed order, covering all N tokens."""
+    layout: Layout
+    """Of all N tokens, for the attention."""
     predictors: Tensor
     """int64[M]: packed index of the token whose hidden state predicts the target."""
     targets: Tensor
     """int64[M]: completion token ids."""
+    sequence: Tensor
+    """int64[M]: which of the S sequences each target belongs to, in packed order."""
+    sequences: int
+    """S."""
     behaviour_logprobs: Tensor
     """float32[M], nats."""
     ages: Tensor
@@ -82,10 +71,12 @@ def pack(
     return Packed(
         input_ids=_ids(np.concatenate([s.token_ids[:-1] for s in sequences]), device)[None],
         position_ids=_ids(_ranges(lengths), device)[None],
-        blocks=_blocks(lengths, device),
+        layout=Layout(lengths, device),
         # The last T of a sequence's inputs predict its T completion tokens.
         predictors=_ids(np.repeat(ends - completions, completions) + _ranges(completions), device),
         targets=_ids(np.concatenate([s.token_ids[s.prompt_tokens :] for s in sequences]), device),
+        sequence=_ids(np.repeat(np.arange(len(sequences)), completions), device),
+        sequences=len(sequences),
         behaviour_logprobs=behaviour,
         ages=ages,
         advantages=advantage,
@@ -98,34 +89,16 @@ def _dummy(device: torch.device) -> Packed:
     return Packed(
         input_ids=zero,
         position_ids=zero,
-        blocks=_blocks(np.array([1]), device),
+        layout=Layout(np.array([1]), device),
         predictors=none.long(),
         targets=none.long(),
+        sequence=none.long(),
+        sequences=0,
         behaviour_logprobs=none,
         ages=none.int(),
         advantages=none,
         weights=none,
     )
-
-
-def _blocks(lengths: np.ndarray, device: torch.device) -> tuple[AttentionBlock, ...]:
-    """Index maps for [S] lengths in descending order."""
-    starts = np.cumsum(lengths) - lengths
-    blocks = []
-    first = 0
-    while first < len(lengths):
-        fits = lengths[first:] * BLOCK_SPREAD >= lengths[first]
-        last = first + int(fits.sum())
-        rows, width = lengths[first:last, None], np.arange(lengths[first])[None]
-        blocks.append(
-            AttentionBlock(
-                gather=_ids((starts[first:last, None] + np.minimum(width, rows - 1)).reshape(-1), device),
-                scatter=_ids(np.flatnonzero(width < rows), device),
-                sequences=last - first,
-            )
-        )
-        first = last
-    return tuple(blocks)
 
 
 def _ranges(lengths: np.ndarray) -> np.ndarray:

@@ -40,6 +40,10 @@ class Coordinator(Protocol):
         """Books a complete checkpoint."""
         ...
 
+    def wake(self) -> None:
+        """Ends a wait for a batch early. Safe from any thread."""
+        ...
+
 
 class Front(Protocol):
     """What the learner shows to others, and what others want of it."""
@@ -55,9 +59,13 @@ class Front(Protocol):
 
     @property
     def checkpoint_wanted(self) -> bool:
-        """Whether somebody waits for a checkpoint."""
+        """Whether somebody waits for a checkpoint that has not begun."""
+        ...
+
+    def checkpoint_begun(self) -> None:
+        """Those who wait now get the checkpoint that has just begun."""
         ...
 
     def checkpoint_saved(self, version: PolicyVersion, path: Path | None) -> None:
-        """Answers all who wait; None when it could not be written."""
+        """The checkpoint that had begun is complete: answers its waiters; None when it could not be written."""
         ...

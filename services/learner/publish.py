@@ -1,21 +1,27 @@
 """The policy's weights as one immutable packed snapshot per version.
 
 All ranks gather tensor by tensor in one fixed order; rank 0 packs. Nobody sends from here: the gather is over before
-the first byte leaves, so a slow receiver can never stand between two collectives of the ranks.
+the first byte leaves, so a slow receiver can never stand between two collectives of the ranks. LoRA adapters are merged
+into their layers or, with `weights.lora: adapter`, packed alone. Weights that are not finite are never published.
 """
 
 import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from services.learner.forward import Policy
+from services.learner.lora import plain_name
 from services.learner.ranks import Ranks
 from sluice.config.schema import Config
+from sluice.errors import SluiceError
+from sluice.weights.adapters import adapters_among, pushes_adapters, scale_of
 from sluice.weights.manifest import Layout, PolicyVersion, plan
+from sluice.weights.merging import merge
 from sluice.weights.snapshot import Packer, Snapshot
+from sluice.weights.tensors import as_bytes
 
 
 class Publisher:
@@ -24,30 +30,68 @@ class Publisher:
     def __init__(self, *, policy: Policy, config: Config, ranks: Ranks) -> None:
         """Raises AssertionError unless all ranks have the same tensors, which is checked before the first gather."""
         # Deduplicated: a tied head appears once, under the embedding's name.
-        self._parameters = dict(sorted(policy.causal_lm.named_parameters()))
-        self._dtype: torch.dtype = getattr(torch, config.model.dtype)
+        parameters = {plain_name(name): p for name, p in policy.causal_lm.named_parameters()}
+        adapters = adapters_among(parameters)
+        matrices = {name for adapter in adapters.values() for name in (adapter.a, adapter.b)}
+        self._adapters = _Part({name: parameters[name] for name in matrices}, dtype="float32", config=config)
+        rest = {name: p for name, p in parameters.items() if name not in matrices}
+        self._model = _Part(rest, dtype=config.model.dtype, config=config)
+        self._merged = adapters
+        """By the name of the weight that each is merged into."""
+        self._scale = scale_of(config) if adapters else 1.0
+        self._adapters_alone = pushes_adapters(config)
         self._ranks = ranks
-        named = [(name, config.model.dtype, tuple(p.shape)) for name, p in self._parameters.items()]
-        self.layout: Layout = plan(named, bucket_bytes=config.weights.bucket_bytes)
-        (leaders,) = ranks.share_texts([self.layout.fingerprint])
-        assert leaders == self.layout.fingerprint, f"rank {ranks.rank}: other tensors than rank 0"
+        self.adapters: Snapshot | None = None
+        """The adapters of the newest gather, float32, on rank 0; None without LoRA."""
+        prints = [part.layout.fingerprint for part in (self._model, self._adapters)]
+        assert ranks.share_texts(prints) == prints, f"rank {ranks.rank}: other tensors than rank 0"
 
     @torch.no_grad()
     def gather(self, version: PolicyVersion) -> Snapshot | None:
-        """The snapshot on rank 0, None on the others."""
-        packer = Packer(self.layout) if self._ranks.leads else None
-        for name, parameter in self._parameters.items():
+        """The snapshot on rank 0, None on the others. Raises SluiceError, on every rank, when a weight is not finite."""
+        adapters = dict(self._whole(self._adapters, version))
+        if adapters:
+            self.adapters = self._pack(self._adapters, adapters.items(), version)
+        if self._adapters_alone:
+            return self.adapters
+        return self._pack(self._model, self._merge(adapters, version), version)
+
+    def _merge(self, adapters: Mapping[str, Tensor], version: PolicyVersion) -> Iterator[tuple[str, Tensor]]:
+        """The model's whole weights, with their adapters on rank 0, the only one to use them."""
+        for name, weight in self._whole(self._model, version):
+            if self._ranks.leads and (adapter := self._merged.get(name)) is not None:
+                yield name, merge(weight, adapters[adapter.a], adapters[adapter.b], scale=self._scale)
+            else:
+                yield name, weight
+
+    def _whole(self, part: "_Part", version: PolicyVersion) -> Iterator[tuple[str, Tensor]]:
+        """One tensor after the other, gathered on all ranks, which therefore all refuse the same one."""
+        for name, parameter in part.parameters.items():
             whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            if not torch.isfinite(whole).all():
+                raise SluiceError(f"version {version} is not published: {name} holds weights that are not finite")
+            yield name, whole
+
+    def _pack(self, part: "_Part", tensors: Iterable[tuple[str, Tensor]], version: PolicyVersion) -> Snapshot | None:
+        packer = Packer(part.layout) if self._ranks.leads else None
+        for name, tensor in tensors:
             if packer is not None:
-                packer.put(name, _bytes(whole.to(self._dtype)))
+                packer.put(name, as_bytes(tensor.to(part.dtype)))
         return packer.seal(version) if packer is not None else None
+
+
+class _Part:
+    """Parameters that are packed together."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], *, dtype: str, config: Config) -> None:
+        self.parameters = dict(sorted(parameters.items()))
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        named = [(name, dtype, tuple(p.shape)) for name, p in self.parameters.items()]
+        bucket_bytes = config.weights.bucket_bytes
+        nothing = Layout(tensors=(), total_bytes=0, bucket_bytes=bucket_bytes)
+        self.layout = plan(named, bucket_bytes=bucket_bytes) if named else nothing
 
 
 def renamed(snapshot: Snapshot, version: PolicyVersion) -> Snapshot:
     """The same bytes under another version; the digest does not cover the version."""
     return Snapshot(manifest=dataclasses.replace(snapshot.manifest, version=version), buffer=snapshot.buffer)
-
-
-def _bytes(tensor: Tensor) -> np.ndarray:
-    """uint8[n] host memory of a tensor of any dtype."""
-    return tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()

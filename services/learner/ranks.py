@@ -1,13 +1,19 @@
 """The ranks of one learner: who they are, and what they tell each other. Plain tensors only, never pickled objects.
 
 Control and batches travel on the CPU over gloo, so that they need no device; gradients and shards go where the model
-is. Rank 0 leads. While it has no work it sends IDLE, so that no rank waits longer than one poll of the coordinator;
-a rank that dies is noticed by torchrun, which ends all others.
+is. Rank 0 leads. While it has no work it sends IDLE, so that no rank waits longer than one poll of the coordinator.
+
+ who waits   for what                        unblocked by
+ each rank   the others, in a collective     their part of it, the end of one of them, or COLLECTIVE_TIMEOUT
+A rank that dies is noticed at once by torchrun on its machine and by its closed sockets on others; a machine whose
+link is cut is noticed after COLLECTIVE_TIMEOUT. Either ends all ranks, which then start again from the checkpoint.
 """
 
+import contextlib
 import enum
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -19,10 +25,15 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from sluice.errors import Unavailable
+
 LEADER = 0
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """Limit of one collective: above any wait of the leader for its coordinator (`Registration.patience_s`)."""
+
+_SIGNS_OF_LOSS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "timed out")
+"""In the texts of gloo's and NCCL's errors, which have no types of their own."""
 
 
 class Command(enum.IntEnum):
@@ -32,6 +43,9 @@ class Command(enum.IntEnum):
     TRAIN = 1
     CHECKPOINT = 2
     STOP = 3
+    """The run has ended."""
+    LEAVE = 4
+    """The learner was asked to go; the run has not ended."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +115,12 @@ class Ranks:
         joined = np.frombuffer("\0".join(texts).encode(), np.uint8)
         return self.share_array(joined, dtype=np.uint8).tobytes().decode().split("\0")
 
+    def hear_all(self, text: str) -> list[str]:
+        """The text of every rank, in rank order, on every rank. No text may hold a NUL."""
+        wire = np.frombuffer(text.encode() + b"\0", np.uint8).copy()
+        joined = self.join_columns(torch.from_numpy(wire).to(self.device)[None])
+        return bytes(joined[0].tolist()).decode().split("\0")[:-1]
+
     def leave(self) -> None:
         """Ends the process groups. Every rank calls it, or none."""
         dist.destroy_process_group()
@@ -124,3 +144,17 @@ def join_ranks() -> Ranks:
     # An explicit mesh: with a GPU in sight fully_shard would otherwise move a gloo model there.
     mesh = init_device_mesh(device.type, (size,))
     return Ranks(rank=rank, size=size, device=device, mesh=mesh, backend="nccl" if cuda else "gloo")
+
+
+@contextlib.contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """Turns the failure of a collective whose other end is gone into Unavailable, which says what happens next."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _SIGNS_OF_LOSS):
+            raise
+        raise Unavailable(
+            f"rank {os.environ.get('RANK', LEADER)} on {socket.gethostname()} waited for another rank of the learner, "
+            f"which is gone or unreachable ({str(error).splitlines()[0]}); all ranks start again from the last checkpoint"
+        ) from error

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import grpc
 
-from services.learner.export import export_model
+from services.learner.export import export_version
 from services.learner.front import SharedFront
+from sluice.config.schema import Config
 from sluice.errors import InvalidRequest
 from sluice.v1 import learner_pb2 as pb
 from sluice.v1 import learner_pb2_grpc
@@ -17,9 +18,9 @@ from sluice.weights.wire import manifest_to_proto, version_to_proto
 class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     """`wake` tells the training loop that somebody wants a checkpoint."""
 
-    def __init__(self, front: SharedFront, *, base_model: Path, run_dir: Path, wake: Callable[[], None]) -> None:
+    def __init__(self, front: SharedFront, *, config: Config, run_dir: Path, wake: Callable[[], None]) -> None:
         self._front = front
-        self._base_model = base_model
+        self._config = config
         self._run_dir = run_dir
         self._wake = wake
         self._exporting = asyncio.Lock()
@@ -70,5 +71,5 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             raise InvalidRequest(f"export: path must be absolute, got {target}")
         snapshot = self._front.newest
         async with self._exporting:  # two exports to one folder would meet
-            await asyncio.to_thread(export_model, snapshot, base=self._base_model, target=target)
+            await asyncio.to_thread(export_version, snapshot, config=self._config, target=target)
         return pb.ExportResponse(path=str(target), version=version_to_proto(snapshot.manifest.version))

@@ -1,13 +1,18 @@
 """Sums over trained tokens that become a step's `loss/*` metrics: on the device, reduced over ranks once an update."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from services.learner.packing import Packed
+from services.learner.objective import Seen
 from services.learner.ranks import Ranks
-from sluice.dapo.loss import TokenLoss
 
-_SUMS = ("tokens", "loss", "entropy", "high", "low", "dual", "ratio")
+_SUMS = ("tokens", "loss", "entropy", "high", "low", "dual", "ratio", "truncated", "masked")
+
+_LOG_RATIO_RANGE = 3.0
+_LOG_RATIO_BINS = 6000
+"""Ratios are counted in bins of 0.1 % between e^-3 and e^3, those beyond at the ends: quantiles without gathering tokens."""
 
 
 class Tally:
@@ -15,25 +20,30 @@ class Tally:
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+        self._log_ratios = torch.zeros(_LOG_RATIO_BINS, dtype=torch.float64, device=device)
         self._ratio_max = torch.zeros(1, device=device)
 
-    def add(self, packed: Packed, token: TokenLoss, entropies: Tensor) -> None:
-        """Counts one micro-batch: every target is a trained token."""
-        values = (token.loss.detach() * packed.weights, entropies)
-        masks = (token.clipped_high, token.clipped_low, token.clipped_dual)
-        self._sums[0] += len(packed.targets)
-        self._sums[1:] += torch.stack([part.sum(dtype=torch.float64) for part in (*values, *masks, token.ratio)])
-        if len(packed.targets):
-            self._ratio_max = torch.maximum(self._ratio_max, token.ratio.max())
+    def add(self, seen: Seen, entropies: Tensor) -> None:
+        """Counts one micro-batch: every target is a trained token. entropies: [M] nats."""
+        masks = (seen.clipped_high, seen.clipped_low, seen.clipped_dual)
+        parts = (seen.loss, entropies, *masks, seen.ratio, seen.truncated, seen.masked)
+        self._sums[0] += len(seen.loss)
+        self._sums[1:] += torch.stack([part.sum(dtype=torch.float64) for part in parts])
+        if len(seen.ratio):
+            edge = _LOG_RATIO_RANGE
+            self._log_ratios += torch.histc(seen.ratio.log().clamp(-edge, edge), _LOG_RATIO_BINS, -edge, edge)
+            self._ratio_max = torch.maximum(self._ratio_max, seen.ratio.max())
 
     def reduce(self, ranks: Ranks) -> None:
         """Adds up over ranks; afterwards every rank holds the same."""
         ranks.add_up(self._sums)
+        ranks.add_up(self._log_ratios)
         ranks.largest(self._ratio_max)
 
     def merge(self, other: "Tally") -> None:
         """Counts another update's reduced tally."""
         self._sums += other._sums
+        self._log_ratios += other._log_ratios
         self._ratio_max = torch.maximum(self._ratio_max, other._ratio_max)
 
     @property
@@ -58,6 +68,17 @@ class Tally:
             "loss/clip_fraction_high": per_token["high"],
             "loss/clip_fraction_low": per_token["low"],
             "loss/clip_fraction_dual": per_token["dual"],
+            "loss/is_truncated_fraction": per_token["truncated"],
+            "loss/rs_masked_fraction": per_token["masked"],
             "loss/ratio_mean": per_token["ratio"],
+            "loss/ratio_p50": self._ratio_quantile(0.5),
+            "loss/ratio_p99": self._ratio_quantile(0.99),
             "loss/ratio_max": float(self._ratio_max),
         }
+
+    def _ratio_quantile(self, share: float) -> float:
+        """The middle of the bin in which `share` of all tokens is reached."""
+        reached = self._log_ratios.cumsum(0)
+        index = int(torch.searchsorted(reached, share * reached[-1]).clamp(max=_LOG_RATIO_BINS - 1))
+        width = 2 * _LOG_RATIO_RANGE / _LOG_RATIO_BINS
+        return math.exp((index + 0.5) * width - _LOG_RATIO_RANGE)

@@ -1,32 +1,35 @@
 """One training step: a batch of groups -> several optimizer updates (DAPO, arXiv:2503.14476, algorithm 1, lines 9-11).
 
 The denominator of the loss is that of the whole mini-batch, all micro-batches and ranks together, so the gradient does
-not depend on how the planner cut it. An update whose loss or gradient is not finite on any rank is skipped on all.
+not depend on how the planner cut it. An update whose loss or gradient is not finite on any rank is skipped on all. With
+`proximal: recompute` the step's own weights are asked for all log-probabilities before the first update.
 
 Letters: S sequences of the batch, M trained tokens of one micro-batch.
 """
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import structlog
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from services.learner.batch import Batch, TrainSequence, advantages
 from services.learner.forward import Policy
-from services.learner.model import learning_rate
+from services.learner.objective import Objective
+from services.learner.optimizer import learning_rate
 from services.learner.packing import Packed, pack
 from services.learner.plan import MiniBatch, plan_step
 from services.learner.ranks import Ranks
 from services.learner.tally import Tally
 from sluice.config.schema import Config
 from sluice.dapo.aggregation import token_weights
-from sluice.dapo.loss import dapo_token_loss
 from sluice.dapo.mismatch import mismatch
 from sluice.errors import SluiceError
 
@@ -36,31 +39,55 @@ log = structlog.get_logger(__name__)
 class Trainer:
     """Policy and optimizer of one rank. `step` counts completed steps: it is the number of the version held."""
 
-    def __init__(self, *, policy: Policy, optimizer: torch.optim.Optimizer, config: Config, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+        ranks: Ranks,
+        on_skip: Callable[[Batch], object] = lambda _: None,
+    ) -> None:
+        """`on_skip` is told, on every rank, of a batch with an update that was not finite."""
         self.policy = policy
         self.optimizer = optimizer
         self.step = 0
         self._config = config
         self._ranks = ranks
+        self._on_skip = on_skip
         self._skipped_in_a_row = 0
 
     def train(self, batch: Batch) -> dict[str, float]:
         """Trains on batch `step`, all ranks together; returns the metrics of the step, the same on every rank.
 
-        Raises SluiceError when `learner.max_skipped_updates` updates in a row were not finite.
+        Raises SluiceError when `learner.max_skipped_updates` updates in a row were not finite, or memory ran out.
         """
         assert batch.step == self.step, f"holds version {self.step}, was given batch {batch.step}"
         started = time.perf_counter()
         lr = self._set_learning_rate()
         work = self._work(batch)
-        updates = [self._update(mini_batch, work) for mini_batch in self._plan(batch, work)]
+        try:
+            updates = self._updates(batch, work)
+        except torch.OutOfMemoryError as error:
+            raise SluiceError(
+                f"step {self.step}: rank {self._ranks.rank} ran out of device memory; lower "
+                f"learner.max_tokens_per_micro_batch (now {self._config.learner.max_tokens_per_micro_batch}), or set "
+                f"learner.gradient_checkpointing or learner.cpu_offload: {error}"
+            ) from error
         self.step += 1
         metrics = self._metrics(updates, work) | {"loss/lr": lr}
         return metrics | _speed(work, time.perf_counter() - started)
 
     def _set_learning_rate(self) -> float:
         learner = self._config.learner
-        lr = learning_rate(self.step, peak=learner.lr, warmup_steps=learner.warmup_steps)
+        lr = learning_rate(
+            self.step,
+            peak=learner.lr,
+            warmup_steps=learner.warmup_steps,
+            total_steps=self._config.run.total_steps,
+            kind=learner.lr_scheduler_type,
+            min_ratio=learner.min_lr_ratio,
+        )
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
         return lr
@@ -84,23 +111,62 @@ class Trainer:
             max_tokens=self._config.learner.max_tokens_per_micro_batch,
         )
 
-    def _update(self, mini_batch: MiniBatch, work: "_Work") -> "_Update":
+    def _updates(self, batch: Batch, work: "_Work") -> list["_Update"]:
+        plan = self._plan(batch, work)
+        proximal = [self._proximal(mini_batch, work) for mini_batch in plan]  # before any weight changes
+        updates = []
+        for mini_batch, known in zip(plan, proximal, strict=True):
+            updates.append(self._update(mini_batch, work, known))
+            if updates[-1].skipped:
+                self._on_skip(batch)
+                self._count_skip(updates[-1])
+        return updates
+
+    def _proximal(self, mini_batch: MiniBatch, work: "_Work") -> list[Tensor | None]:
+        """float32[M] log-probabilities of each of this rank's micro-batches under the weights held now.
+
+        None each when the ratio is to the rollout.
+        """
+        if self._config.algorithm.proximal == "rollout":
+            return [None] * len(mini_batch.micro_batches[self._ranks.rank])
+        scores = [self.policy(packed, None) for packed in self._packed(mini_batch, work)]
+        self._fsdp.reshard()  # no backward pass comes to do it
+        return [logprobs for _, logprobs, _ in scores]
+
+    def _update(self, mini_batch: MiniBatch, work: "_Work", proximal: list[Tensor | None]) -> "_Update":
         """Sums the gradient over all micro-batches and ranks, clips it and lets the optimizer take one step."""
-        weights = self._weights(mini_batch, work)
         self.optimizer.zero_grad()
         tally, seen = Tally(self._ranks.device), []
+        for index, (packed, known) in enumerate(zip(self._packed(mini_batch, work), proximal, strict=True)):
+            self._gather_until_last(last=index == len(proximal) - 1)
+            seen.append(self._accumulate(packed, known, tally))
+        tally.reduce(self._ranks)
+        norm = self._apply(tally) if tally.tokens else None
+        return _Update(tally=tally, norm=norm, seen=seen)
+
+    def _packed(self, mini_batch: MiniBatch, work: "_Work") -> Iterator[Packed]:
+        """This rank's micro-batches on its device, one at a time."""
+        weights = self._weights(mini_batch, work)
         for members in mini_batch.micro_batches[self._ranks.rank]:
-            packed = pack(
+            yield pack(
                 [work.sequences[s] for s in members],
                 step=self.step,
                 advantages=[work.advantages[s] for s in members],
                 weights=[weights[s] for s in members],
                 device=self._ranks.device,
             )
-            seen.append(self._accumulate(packed, tally))
-        tally.reduce(self._ranks)
-        norm = self._apply(tally) if tally.tokens else None
-        return _Update(tally=tally, norm=norm, seen=seen)
+
+    def _gather_until_last(self, *, last: bool) -> None:
+        """Without `reshard_after_forward`, weights stay gathered and gradients local up to an update's last micro-batch."""
+        if not self._config.learner.reshard_after_forward:
+            self._fsdp.set_requires_gradient_sync(last)
+            self._fsdp.set_reshard_after_backward(last)
+            self._fsdp.set_is_last_backward(last)
+
+    @property
+    def _fsdp(self) -> FSDPModule:
+        assert isinstance(self.policy, FSDPModule)
+        return self.policy
 
     def _weights(self, mini_batch: MiniBatch, work: "_Work") -> dict[int, float]:
         """The factor of each token loss, by sequence: the denominators are those of the whole mini-batch."""
@@ -113,24 +179,16 @@ class Trainer:
         )
         return dict(zip(mini_batch.sequences, weights.tolist(), strict=True))
 
-    def _accumulate(self, packed: Packed, tally: Tally) -> Tensor:
+    def _accumulate(self, packed: Packed, proximal: Tensor | None, tally: Tally) -> Tensor:
         """Forward and backward of one micro-batch. Returns float32[3, M]: behaviour and learner logprobs, ages."""
-        algorithm = self._config.algorithm
-        logprobs, entropies = self.policy(packed)
-        token = dapo_token_loss(
-            learner_logprobs=logprobs,
-            behaviour_logprobs=packed.behaviour_logprobs,
-            advantages=packed.advantages,
-            clip_ratio_low=algorithm.clip_ratio_low,
-            clip_ratio_high=algorithm.clip_ratio_high,
-            clip_ratio_c=algorithm.clip_ratio_c,
-        )
-        (token.loss * packed.weights).sum().backward()
-        tally.add(packed, token, entropies)
-        return torch.stack([packed.behaviour_logprobs, logprobs.detach(), packed.ages.float()])
+        objective = Objective(self._config.algorithm, packed, proximal)
+        loss, logprobs, entropies = self.policy(packed, objective)
+        loss.backward()
+        tally.add(objective.seen(), entropies)
+        return torch.stack([packed.behaviour_logprobs, logprobs, packed.ages.float()])
 
     def _apply(self, tally: Tally) -> float:
-        """Clips and steps; returns the gradient norm before clipping, NaN or inf when the update was skipped.
+        """Clips and steps; returns the gradient norm before clipping, NaN when the update was skipped.
 
         Loss and norm are sums over ranks, so every rank decides alike.
         """
@@ -138,44 +196,43 @@ class Trainer:
         total = get_total_norm(gradients)
         norm = total.full_tensor() if isinstance(total, DTensor) else total
         if not math.isfinite(tally.loss) or not torch.isfinite(norm):
-            self._skip(tally.loss, float(norm))
             return float("nan")
         clip_grads_with_norm_(self.policy.parameters(), self._config.learner.grad_clip, norm)
         self.optimizer.step()
         self._skipped_in_a_row = 0
         return float(norm)
 
-    def _skip(self, loss: float, norm: float) -> None:
+    def _count_skip(self, update: "_Update") -> None:
         self._skipped_in_a_row += 1
-        log.warning("update_skipped", step=self.step, loss=loss, grad_norm=norm, in_a_row=self._skipped_in_a_row)
+        log.warning("update_skipped", step=self.step, loss=update.tally.loss, in_a_row=self._skipped_in_a_row)
         if self._skipped_in_a_row >= self._config.learner.max_skipped_updates:
             raise SluiceError(
-                f"step {self.step}: {self._skipped_in_a_row} updates in a row (learner.max_skipped_updates) had a loss "
-                f"or gradient that is not finite; last loss {loss}, gradient norm {norm}"
+                f"step {self.step}: {self._skipped_in_a_row} updates in a row (learner.max_skipped_updates) had a loss or "
+                f"gradient that is not finite; the last loss is {update.tally.loss}, and nonfinite/ in the run directory "
+                "has the batches"
             )
 
     def _metrics(self, updates: list["_Update"], work: "_Work") -> dict[str, float]:
-        norms = [update.norm for update in updates if update.norm is not None]
-        done = [update for update in updates if update.norm is not None and math.isfinite(update.norm)]
+        done = [update for update in updates if not update.skipped and update.norm is not None]
         total = Tally(self._ranks.device)
         for update in done:
             total.merge(update.tally)
         metrics = total.metrics(updates=len(done))
         if done:
-            metrics["loss/grad_norm"] = float(np.mean([norm for norm in norms if math.isfinite(norm)]))
+            metrics["loss/grad_norm"] = sum(update.norm or 0.0 for update in done) / len(done)
         return (
             metrics
             | self._mismatch(updates[0])
             | {
                 "learner/updates": len(done),
-                "learner/skipped_updates": len(norms) - len(done),
+                "learner/skipped_updates": sum(update.skipped for update in updates),
                 "learner/trained_tokens": sum(work.trained_tokens(s) for s in range(len(work.sequences))),
             }
         )
 
     def _mismatch(self, first: "_Update") -> dict[str, float]:
         """`mismatch/*` over the first update's tokens, the only ones that the step's own version was asked about."""
-        if first.norm is None or not math.isfinite(first.norm):
+        if first.norm is None or first.skipped:
             return {}
         behaviour, learner, ages = self._ranks.join_columns(torch.cat(first.seen, dim=1)).cpu().numpy()
         return mismatch(behaviour_logprobs=behaviour, learner_logprobs=learner, ages=ages.astype(np.int32))
@@ -201,9 +258,14 @@ class _Update:
 
     tally: Tally
     norm: float | None
-    """Gradient norm; not finite when skipped, None when no token of the mini-batch is in the loss."""
+    """Gradient norm; NaN when skipped, None when no token of the mini-batch is in the loss."""
     seen: list[Tensor]
     """float32[3, M] of each of this rank's micro-batches."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether loss or gradient was not finite, so that nothing was changed."""
+        return self.norm is not None and not math.isfinite(self.norm)
 
 
 def _speed(work: _Work, elapsed_s: float) -> dict[str, float]:

@@ -1,18 +1,27 @@
 """One rank's part of a run. Every method is collective: all ranks call it together, only the leader's arguments count."""
 
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+
+import structlog
 
 from services.learner import checkpoint, lineage
 from services.learner.batch import Batch
+from services.learner.batch_flat import write_batch
 from services.learner.batch_sharing import share_batch
 from services.learner.checkpoint import CheckpointState
-from services.learner.model import load_policy, make_optimizer
+from services.learner.checkpoint_writer import CheckpointWriter
+from services.learner.model import load_policy
+from services.learner.optimizer import make_optimizer
 from services.learner.publish import Publisher
 from services.learner.ranks import Ranks
 from services.learner.train_step import Trainer
 from sluice.config.schema import Config
 from sluice.weights.manifest import PolicyVersion
 from sluice.weights.snapshot import Snapshot
+
+log = structlog.get_logger(__name__)
 
 
 class Worker:
@@ -23,10 +32,22 @@ class Worker:
         self._config = config
         self._checkpoints = run_dir / "checkpoints"
         policy = load_policy(config, ranks)
-        self._trainer = Trainer(policy=policy, optimizer=make_optimizer(policy, config), config=config, ranks=ranks)
+        self._trainer = Trainer(
+            policy=policy,
+            optimizer=make_optimizer(policy, config),
+            config=config,
+            ranks=ranks,
+            on_skip=partial(_keep, ranks, run_dir / "nonfinite"),
+        )
         self._publisher = Publisher(policy=policy, config=config, ranks=ranks)
-        self.saved: Path | None = None
-        """The checkpoint of exactly what is held now, if there is one."""
+        self._writer = CheckpointWriter(
+            directory=self._checkpoints,
+            keep=config.learner.keep_checkpoints,
+            background=config.learner.async_checkpoint,
+            ranks=ranks,
+        )
+        self.restored: Path | None = None
+        """The checkpoint that was started from."""
 
     @property
     def step(self) -> int:
@@ -41,24 +62,40 @@ class Worker:
         (path,) = self.ranks.share_texts([str(chosen or "")])
         if not path:
             return CheckpointState(step=0, lineage=lineage.FIRST)
-        self.saved = Path(path)
-        return checkpoint.load(self._trainer, self.saved)
+        self.restored = Path(path)
+        return checkpoint.load(self._trainer, self.restored)
 
     def train(self, batch: Batch | None) -> dict[str, float]:
         """Trains one step on the leader's batch."""
-        self.saved = None
         return self._trainer.train(share_batch(self.ranks, batch))
 
     def gather(self, version: PolicyVersion) -> Snapshot | None:
         """The weights held, as `version`, on the leader."""
         return self._publisher.gather(version)
 
-    def save(self, state: CheckpointState) -> None:
-        """Saves a checkpoint; `saved` stays None when the disk refuses it."""
-        self.saved = checkpoint.save(
-            self._trainer,
-            state,
-            directory=self._checkpoints,
-            keep=self._config.learner.keep_checkpoints,
-            ranks=self.ranks,
-        )
+    @property
+    def adapters(self) -> Snapshot | None:
+        """The LoRA adapters of the newest gather on the leader, else None."""
+        return self._publisher.adapters
+
+    def save(self, state: CheckpointState) -> "Future[Path | None]":
+        """CheckpointWriter.begin."""
+        return self._writer.begin(self._trainer, state)
+
+    def close(self) -> None:
+        """CheckpointWriter.close: what is being written is completed first."""
+        self._writer.close()
+
+
+def _keep(ranks: Ranks, folder: Path, batch: Batch) -> None:
+    """Leaves a batch whose update was not finite for somebody to look at (`batch_flat.read_batch`)."""
+    if not ranks.leads:
+        return
+    path = folder / f"step-{batch.step}.npz"
+    try:
+        folder.mkdir(exist_ok=True)
+        write_batch(batch, path)
+    except OSError as error:  # a full disk must not end what the skipped update did not
+        log.error("nonfinite_batch_not_kept", path=str(path), error=str(error))
+        return
+    log.warning("nonfinite_batch_kept", path=str(path))

@@ -29,6 +29,7 @@ from sluice.rpc.server import RpcServer, make_server, stop_on_signals
 from sluice.rpc.service import ServiceOptions
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import common_pb2, coordinator_pb2, rollout_pb2, rollout_pb2_grpc
+from sluice.weights.adapters import pushes_adapters
 from sluice.weights.wire import version_to_proto
 
 log = structlog.get_logger(__name__)
@@ -140,6 +141,7 @@ class _Service:
         # These import torch, whose threads `make_engine` has bounded by now.
         from transformers import AutoTokenizer
 
+        from services.rollout.merging import AdapterMerger
         from services.rollout.servicer import RolloutServicer
         from services.rollout.weight_intake import WeightIntake
         from sluice.weights.receiver import WeightReceiver
@@ -150,6 +152,7 @@ class _Service:
             receiver=WeightReceiver(),
             model=self._model,
             recompute_kv=config.weights.inflight == "recompute",
+            merger=AdapterMerger(self._model, config) if pushes_adapters(config) else None,
         )
         servicer = RolloutServicer(
             loop=self._loop,

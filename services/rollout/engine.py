@@ -134,9 +134,10 @@ class Engine(Protocol):
     def load_weights(self, manifest: Manifest, buffer: np.ndarray, *, recompute_kv: bool) -> None:
         """Switches to the version in `buffer` (uint8[total_bytes], read only during the call).
 
-        The manifest names exactly the model's tensors. Requests that have started keep their KV or, with
-        `recompute_kv`, have prompt and completion so far computed again; those that have not start afresh, so no
-        prefix computed under an older version reaches them. An exception leaves mixed weights: the engine is lost.
+        The manifest names tensors of the model; those it does not name stay as they are. Requests that have started
+        keep their KV or, with `recompute_kv`, have prompt and completion so far computed again; those that have not
+        start afresh, so no prefix computed under an older version reaches them. An exception leaves mixed weights: the
+        engine is lost.
         """
         ...
 

@@ -107,16 +107,19 @@ class EngineLoop:
         known = [sample_id for sample_id in sample_ids if sample_id in self._streams]
         await self._call(lambda: self._deliver(self.engine.abort(known)))
 
-    async def load_weights(self, manifest: Manifest, buffer: np.ndarray, *, recompute_kv: bool) -> float:
+    async def load_weights(
+        self, manifest: Manifest, buffer: np.ndarray, *, recompute_kv: bool, announced: Manifest | None = None
+    ) -> float:
         """Switches versions between two steps, even if the caller leaves; returns for how many ms nothing was generated.
 
+        `announced` is what the learner sent, where that is another manifest because adapters were merged here.
         Raises EngineFailed.
         """
 
         def load() -> float:
             started = time.monotonic()
             self.engine.load_weights(manifest, buffer, recompute_kv=recompute_kv)
-            self.weights = manifest
+            self.weights = announced or manifest
             self.last_stall_ms = 1e3 * (time.monotonic() - started)
             return self.last_stall_ms
 

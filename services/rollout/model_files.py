@@ -5,7 +5,7 @@ generation_config.json: its sampling defaults would silently change the distribu
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from blake3 import blake3
 
 from sluice.errors import ConfigError, TransferError
+from sluice.weights.adapters import adapters_among
 from sluice.weights.manifest import Manifest
 
 _TIED_HEAD = "lm_head.weight"
@@ -59,15 +60,30 @@ def read_model(path: Path) -> ModelFacts:
 
 def check_tensors(manifest: Manifest, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raises TransferError unless a snapshot holds exactly the model's tensors with their shapes."""
+    _compare(manifest, expected, optional={_TIED_HEAD}, hint="same model")
+
+
+def check_adapters(manifest: Manifest, weights: Mapping[str, tuple[int, ...]], *, rank: int) -> None:
+    """Raises TransferError unless a snapshot holds whole adapters of this rank and nothing else, for these weights."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for name, adapter in adapters_among(spec.name for spec in manifest.tensors).items():
+        if len(shape := weights.get(name, ())) == 2:
+            expected |= {adapter.a: (rank, shape[1]), adapter.b: (shape[0], rank)}
+    _compare(manifest, expected, optional=set(), hint="same model, model.lora_rank and weights.lora")
+
+
+def _compare(
+    manifest: Manifest, expected: Mapping[str, tuple[int, ...]], *, optional: Collection[str], hint: str
+) -> None:
     announced = {spec.name: spec.shape for spec in manifest.tensors}
-    missing, unknown = expected.keys() - announced.keys(), announced.keys() - expected.keys() - {_TIED_HEAD}
+    missing, unknown = expected.keys() - announced.keys(), announced.keys() - expected.keys() - {*optional}
     reshaped = [name for name in expected.keys() & announced.keys() if expected[name] != announced[name]]
     for names, fault in ((missing, "lacks"), (unknown, "has unknown"), (reshaped, "has misshapen")):
         if names:
             listed = ", ".join(sorted(names)[:3])
             raise TransferError(
                 f"snapshot {manifest.version} {fault} {len(names)} tensors ({listed}); are rollout and learner using the "
-                "same model?"
+                f"{hint}?"
             )
 
 

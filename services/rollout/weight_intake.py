@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import structlog
 
 from services.rollout.engine_loop import EngineLoop
+from services.rollout.merging import AdapterMerger
 from services.rollout.model_files import ModelFacts, check_tensors
 from sluice.errors import InvalidRequest, NotReady
 from sluice.weights.backends import Collective, Rendezvous
 from sluice.weights.manifest import Manifest, PolicyVersion
-from sluice.weights.receiver import WeightReceiver
+from sluice.weights.receiver import Received, WeightReceiver
 
 log = structlog.get_logger(__name__)
 
@@ -34,11 +35,21 @@ class Applied:
 class WeightIntake:
     """Verbs of the weight push; one caller, the coordinator, uses them one after the other."""
 
-    def __init__(self, *, loop: EngineLoop, receiver: WeightReceiver, model: ModelFacts, recompute_kv: bool) -> None:
+    def __init__(
+        self,
+        *,
+        loop: EngineLoop,
+        receiver: WeightReceiver,
+        model: ModelFacts,
+        recompute_kv: bool,
+        merger: AdapterMerger | None = None,
+    ) -> None:
+        """With a `merger` snapshots hold adapters, otherwise all of the model's tensors."""
         self._loop = loop
         self._receiver = receiver
         self._model = model
         self._recompute_kv = recompute_kv
+        self._merger = merger
         self._verbs = asyncio.Lock()
 
     async def join(self, rendezvous: Rendezvous, *, backend: Collective) -> None:
@@ -48,7 +59,10 @@ class WeightIntake:
 
     async def receive(self, *, epoch: str, manifest: Manifest, file_path: str) -> None:
         """Starts receiving in the background. Raises TransferError, InvalidRequest or NotReady."""
-        check_tensors(manifest, self._model.tensors)
+        if self._merger is None:
+            check_tensors(manifest, self._model.tensors)
+        else:
+            self._merger.check(manifest)
         held = self._loop.version
         if held is not None and held.lineage == manifest.version.lineage and manifest.version.number < held.number:
             raise InvalidRequest(
@@ -63,9 +77,7 @@ class WeightIntake:
             received = await asyncio.to_thread(self._receiver.result, timeout_s=timeout_s)
             if received.manifest.version != version:
                 raise NotReady(f"received version {received.manifest.version}, asked to apply {version}")
-            stall_ms = await self._loop.load_weights(
-                received.manifest, received.buffer, recompute_kv=self._recompute_kv
-            )
+            stall_ms = await self._load(received)
             self._receiver.recycle(received)
         log.info(
             "weights_applied",
@@ -74,6 +86,16 @@ class WeightIntake:
             stall_ms=round(stall_ms, 1),
         )
         return Applied(version=version, digest=received.digest, receive_ms=received.receive_ms, stall_ms=stall_ms)
+
+    async def _load(self, received: Received) -> float:
+        """Adapters are merged in a thread, while the engine goes on. Returns the stall in ms."""
+        manifest, buffer = received.manifest, received.buffer
+        if self._merger is not None:
+            whole = await asyncio.to_thread(self._merger.merge, manifest, buffer)
+            manifest, buffer = whole.manifest, whole.buffer
+        return await self._loop.load_weights(
+            manifest, buffer, recompute_kv=self._recompute_kv, announced=received.manifest
+        )
 
     def close(self) -> None:
         """Leaves the epoch."""

@@ -36,7 +36,11 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, default=None, help="run directory; an existing one is resumed")
     parser.add_argument("--rollout-replicas", type=int, default=None, metavar="N", help="rollout services")
     parser.add_argument("--reward-replicas", type=int, default=None, metavar="N", help="reward services")
-    parser.add_argument("--learner-nproc-per-node", type=int, default=None, metavar="N", help="learner ranks")
+    parser.add_argument("--learner-nproc-per-node", type=int, default=None, metavar="N", help="learner ranks a machine")
+    parser.add_argument("--learner-nnodes", type=int, default=None, metavar="N", help="machines of the learner")
+    parser.add_argument(
+        "--learner-rdzv-endpoint", default=None, metavar="HOST:PORT", help="where they meet, on this machine"
+    )
     parser.add_argument("--plain", action="store_true", help="plain lines instead of the live view")
 
 
@@ -115,6 +119,8 @@ def _replica_overrides(args: argparse.Namespace) -> list[str]:
         "launch.rollout_replicas": args.rollout_replicas,
         "launch.reward_replicas": args.reward_replicas,
         "launch.learner_nproc_per_node": args.learner_nproc_per_node,
+        "launch.learner_nnodes": args.learner_nnodes,
+        "launch.learner_rdzv_endpoint": args.learner_rdzv_endpoint,
     }
     return [f"{key}={value}" for key, value in flags.items() if value is not None]
 

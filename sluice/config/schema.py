@@ -37,6 +37,13 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="type of the weights pushed to rollouts"
     )
+    lora_rank: NonNegativeInt = Field(
+        default=0, description="rank of trained LoRA adapters (arXiv:2106.09685); 0 trains every weight"
+    )
+    lora_alpha: PositiveFloat = Field(default=16.0, description="adapters are scaled by lora_alpha / lora_rank")
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        default="all-linear", description="layers that get an adapter: all linear ones but the head, or their names"
+    )
 
 
 class DataConfig(Section):
@@ -91,8 +98,39 @@ class FilterGroupsConfig(Section):
     )
 
 
+class RolloutCorrectionConfig(Section):
+    """What is done about tokens that another policy sampled, beyond the ratio's clip; verl's names."""
+
+    rollout_is: Literal["none", "token", "sequence"] = Field(
+        default="none",
+        description="truncated importance weight proximal / rollout, by token or sequence (TIS); needs proximal: recompute",
+    )
+    rollout_is_threshold: PositiveFloat = Field(default=2.0, description="largest importance weight")
+    rollout_rs: Literal["none", "token", "sequence", "geometric"] = Field(
+        default="none",
+        description="what is masked when its ratio to the rollout leaves the bounds: the token (IcePop), or its whole "
+        "sequence by the product or the geometric mean of its ratios (MIS)",
+    )
+    rollout_rs_threshold: float = Field(default=2.0, ge=1, description="upper bound of that ratio")
+    rollout_rs_threshold_lower: float | None = Field(
+        default=None, gt=0, le=1, description="lower bound; default 1 / rollout_rs_threshold"
+    )
+
+
 class AlgorithmConfig(Section):
     """DAPO."""
+
+    loss_mode: Literal["vanilla", "gspo", "cispo"] = Field(
+        default="vanilla",
+        description="vanilla: DAPO's clipped token ratio; gspo: one ratio a sequence (arXiv:2507.18071); cispo: clipped "
+        "ratio as a constant weight (arXiv:2506.13585)",
+    )
+    proximal: Literal["rollout", "recompute"] = Field(
+        default="rollout",
+        description="denominator of the ratio: what the rollout sampled with, or the step's first weights asked again "
+        "(decoupled PPO, arXiv:2110.00641)",
+    )
+    rollout_correction: RolloutCorrectionConfig = RolloutCorrectionConfig()
 
     clip_ratio_low: float = Field(default=0.2, ge=0, lt=1, description="eps_low of eq. 10")
     clip_ratio_high: NonNegativeFloat = Field(default=0.28, description="eps_high of eq. 10 (clip-higher)")
@@ -147,21 +185,39 @@ class LearnerConfig(Section):
     mini_batch_size: PositiveInt | None = Field(
         default=None, description="groups an optimizer update; default data.train_batch_size"
     )
-    lr: PositiveFloat = Field(default=1e-6, description="AdamW's learning rate, constant after the warm-up")
+    lr: PositiveFloat = Field(default=1e-6, description="AdamW's learning rate after the warm-up")
     warmup_steps: NonNegativeInt = Field(default=20, description="linear warm-up in steps")
-    weight_decay: NonNegativeFloat = Field(default=0.1, description="AdamW's")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="learning rate from the warm-up's end to run.total_steps"
+    )
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="a decay ends at min_lr_ratio x lr")
+    weight_decay: NonNegativeFloat = Field(default=0.1, description="AdamW's, on matrices only (no norms, no biases)")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's")
     grad_clip: PositiveFloat = Field(default=1.0, description="largest global gradient norm")
     max_tokens_per_micro_batch: PositiveInt = Field(default=32768, description="the one memory knob, per rank")
-    logprob_chunk_tokens: PositiveInt = Field(default=2048, description="tokens whose logits exist at once")
+    logprob_chunk_tokens: PositiveInt = Field(default=1024, description="tokens whose logits exist at once")
     gradient_checkpointing: bool = Field(
         default=False, description="compute activations again in the backward pass to save memory"
+    )
+    fp32_lm_head: bool = Field(default=False, description="multiply hidden states by the head in float32")
+    reshard_after_forward: bool = Field(
+        default=True,
+        description="drop gathered weights after each use and reduce gradients every micro-batch (least memory); false "
+        "keeps them and reduces once an update (least traffic)",
+    )
+    cpu_offload: bool = Field(
+        default=False, description="keep shards of weights, gradients and AdamW's state in host memory (CUDA)"
     )
     checkpoint_every_steps: PositiveInt = Field(
         default=20, description="steps between checkpoints; a checkpoint is the commit point of a run"
     )
     keep_checkpoints: PositiveInt = Field(
         default=2, description="newest checkpoints kept; batches older than the oldest one are removed"
+    )
+    async_checkpoint: bool = Field(default=True, description="write checkpoints while the next steps train")
+    export_every_steps: NonNegativeInt = Field(
+        default=0,
+        description="steps between Hugging Face folders under RUN/exports/step-K; 0: only RUN/model at the end",
     )
     resume: str = Field(default="auto", description="auto | never | path of a checkpoint")
     max_skipped_updates: PositiveInt = Field(default=5, description="non-finite updates in a row before the run stops")
@@ -201,6 +257,10 @@ class WeightsConfig(Section):
     inflight: Literal["keep", "recompute"] = Field(
         default="keep", description="KV of running requests when weights change"
     )
+    lora: Literal["merged", "adapter"] = Field(
+        default="merged",
+        description="with model.lora_rank: push whole merged weights, or adapters only, which rollouts merge themselves",
+    )
 
 
 class EvalConfig(Section):
@@ -221,7 +281,15 @@ class LaunchConfig(Section):
 
     rollout_replicas: NonNegativeInt = Field(default=1, description="rollout services; 0: all are started by hand")
     reward_replicas: NonNegativeInt = Field(default=1, description="reward services; 0: all are started by hand")
-    learner_nproc_per_node: PositiveInt = Field(default=1, description="ranks of the learner, all on this machine")
+    learner_nproc_per_node: PositiveInt = Field(default=1, description="ranks of the learner on each of its machines")
+    learner_nnodes: PositiveInt = Field(
+        default=1, description="machines of the learner; the others run `sluice learner-node`"
+    )
+    learner_rdzv_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^.+:\d{1,5}$",
+        description="HOST:PORT of this machine where the learner's machines meet; needed when there are several",
+    )
     max_restarts: NonNegativeInt = Field(default=3, description="restarts of one service before the run is stopped")
     ready_timeout_s: PositiveFloat = Field(default=300.0, description="limit for a service to become ready")
     grace_s: PositiveFloat = Field(default=15.0, description="time between SIGTERM and SIGKILL")
@@ -280,6 +348,9 @@ class Config(Section):
         return (
             filters.enable
             and filters.metric == "acc"
+            and self.algorithm.loss_mode == "vanilla"
+            and self.algorithm.rollout_correction.rollout_is == "none"
+            and self.algorithm.rollout_correction.rollout_rs == "none"
             and self.algorithm.loss_agg_mode == "token-mean"
             and self.algorithm.norm_adv_by_std_in_grpo
         )
@@ -308,6 +379,12 @@ class Config(Section):
                 f"learner.mini_batch_size: must be <= data.train_batch_size ({data.train_batch_size}), "
                 f"got {self.mini_batch_size}"
             )
+        problems += self._correction_problems()
+        if self.launch.learner_nnodes > 1 and self.launch.learner_rdzv_endpoint is None:
+            problems.append(
+                "launch.learner_rdzv_endpoint: must be HOST:PORT of this machine while launch.learner_nnodes is "
+                f"{self.launch.learner_nnodes}, so that the other machines find it"
+            )
         if self.largest_batch_bytes > self.coordinator.queue_max_bytes:
             problems.append(
                 "coordinator.queue_max_bytes: must hold at least the largest possible batch, "
@@ -316,6 +393,20 @@ class Config(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _correction_problems(self) -> list[str]:
+        weighted = self.algorithm.rollout_correction.rollout_is != "none"
+        if weighted and self.algorithm.proximal == "rollout":
+            return [
+                "algorithm.rollout_correction.rollout_is: needs algorithm.proximal: recompute; with proximal: rollout the "
+                "clipped ratio is the importance weight already"
+            ]
+        if not weighted and self.algorithm.proximal == "recompute" and self.coordinator.max_staleness > 0:
+            return [
+                "algorithm.proximal: recompute alone ignores who sampled a token, which collapses on stale ones: set "
+                "algorithm.rollout_correction.rollout_is: token, or coordinator.max_staleness: 0"
+            ]
+        return []
 
     @field_validator("data")
     @classmethod

@@ -40,6 +40,8 @@ def from_verl(source: Mapping[str, Any] | Sequence[str]) -> VerlTranslation:
         work.take(key, value)
     for key, value in DEFAULTS.items():
         work.take_default(key, value)
+    if work.moved.get("algorithm.rollout_correction.rollout_is", "none") != "none":
+        work.fallbacks["algorithm.proximal"] = "recompute"
     if work.refusals:
         raise ConfigError("\n".join(work.refusals))
     return VerlTranslation(config_tree=_tree({**work.fallbacks, **work.moved}), notes=work.notes())

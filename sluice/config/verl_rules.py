@@ -87,3 +87,32 @@ def resume(value: Any) -> str:
 
 def token_level_loss(value: Any) -> str:
     return "token-mean" if value else "seq-mean-token-mean"
+
+
+def schedule(value: Any) -> str:
+    if value not in ("constant", "linear", "cosine", None):
+        raise ValueError("schedules are constant, linear and cosine; set it to one of them")
+    return value or "constant"
+
+
+def loss_mode(value: Any) -> str:
+    if value not in ("vanilla", "gspo", "cispo"):
+        raise ValueError("policy losses are vanilla (DAPO's), gspo and cispo; set it to one of them")
+    return value
+
+
+def bypass(value: Any) -> str:
+    if not value:
+        raise Unset("algorithm.proximal is recompute where an importance weight is asked for, and rollout otherwise")
+    return "rollout"
+
+
+def correction_level(*levels: str) -> Callable[[Any], str]:
+    """`null` is `none`; anything else must be one of `levels`."""
+
+    def convert(value: Any) -> str:
+        if value not in (None, False, *levels):
+            raise ValueError(f"levels are {', '.join(levels)}; set it to one of them or to null")
+        return value or "none"
+
+    return convert

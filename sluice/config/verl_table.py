@@ -11,14 +11,18 @@ from sluice.config.verl_rules import (
     Move,
     Only,
     Rule,
+    bypass,
+    correction_level,
     dtype,
     engine,
     eval_temperature,
     files,
+    loss_mode,
     move,
     resume,
     run_name,
     save_freq,
+    schedule,
     token_level_loss,
     under,
 )
@@ -26,7 +30,9 @@ from sluice.config.verl_rules import (
 _KL = "DAPO has no KL term and no reference model is loaded; set it to 0 or false"
 _FSDP = "the learner shards with FSDP2 and plans memory by learner.max_tokens_per_micro_batch alone"
 _MICRO = "micro-batches are planned by tokens (learner.max_tokens_per_micro_batch) and always packed"
-_LOGPROBS = "the ratio is learner over behaviour log-probabilities, which rollouts return; nothing is recomputed"
+_LOGPROBS = (
+    "rollouts always return the log-probabilities they sampled with; algorithm.proximal says what the ratio is to"
+)
 _ENGINE = "the rollout's engine is set up by Sluice"
 _RAY = "there is no Ray: services are processes, see `launch`"
 _NO_CRITIC = "group advantages need no critic"
@@ -36,11 +42,14 @@ _TEXT_ONLY = "prompts are text; verl's columns data_source and prompt are read, 
 _OBSERVE = "metrics, events and samples are always written to the run directory and exported to Prometheus"
 _EVAL_SAMPLING = "evaluation draws from the whole distribution; expect other numbers where verl restricts it"
 _NEUTRAL = "behaviour log-probabilities must be those of the whole distribution; set top_p to 1 and top_k to -1"
-_ONE_LOSS = "Sluice has one policy loss, DAPO's; set it to vanilla"
-_NO_LORA = "the whole model is trained; set it to 0"
+_ONE_LOSS = "Sluice has no such reweighting; set it to false"
 _PLAIN_MODEL = "a model is one ordinary Hugging Face folder; put what it needs into the folder and leave this unset"
 _GRADERS = "grading is by data_source; write a verifier module and name it in reward.routes"
-_CORRECTION = "the ratio to the behaviour policy with DAPO's clip is the only off-policy treatment; leave it unset"
+_CORRECTION = (
+    "off-policy treatment is rollout_correction.rollout_is and .rollout_rs with a threshold each; leave this unset"
+)
+_WEIGHT = "the weight is proximal / rollout, so algorithm.proximal is recompute unless bypass_mode says otherwise"
+_MASK = "masked tokens stay in the denominator of the loss, where verl takes them out"
 
 _ACTOR: dict[str, Rule] = {
     "ppo_mini_batch_size": move("learner.mini_batch_size"),
@@ -58,14 +67,14 @@ _ACTOR: dict[str, Rule] = {
     "optim.weight_decay": move("learner.weight_decay"),
     "optim.betas": move("learner.betas"),
     "optim.lr_warmup_steps_ratio": Only(values=(0,), why="warm-up is in steps; set optim.lr_warmup_steps"),
-    "optim.warmup_style": Only(values=("constant", None), why="the rate is constant after warm-up; set it to constant"),
-    "optim.lr_scheduler_type": Only(values=("constant",), why="the rate is constant after warm-up; set it to constant"),
+    "optim.warmup_style": move("learner.lr_scheduler_type", schedule),
+    "optim.lr_scheduler_type": move("learner.lr_scheduler_type", schedule),
     "optim.optimizer": Only(values=("AdamW",), why="the optimizer is AdamW; set it to AdamW"),
     "optim.optimizer_impl": Only(values=("torch.optim",), why="the optimizer is torch.optim.AdamW"),
     "optim.override_optimizer_config": Only(values=(None, {}), why="the optimizer takes lr, betas and weight_decay"),
     "optim.clip_grad": Ignore(why="gradients are clipped by learner.grad_clip (verl: actor.grad_clip)"),
-    "optim.min_lr_ratio": Ignore(why="the rate is constant after warm-up"),
-    "optim.num_cycles": Ignore(why="the rate is constant after warm-up"),
+    "optim.min_lr_ratio": move("learner.min_lr_ratio"),
+    "optim.num_cycles": Only(values=(0.5,), why="a cosine falls once, to its floor; set it to 0.5"),
     "optim.zero_indexed_step": Ignore(why="steps are 0-based; the first one trains at lr / warmup_steps"),
     "optim.total_training_steps": Ignore(why="the length of a run is run.total_steps"),
     "use_kl_loss": Only(values=(False,), why=_KL),
@@ -73,8 +82,18 @@ _ACTOR: dict[str, Rule] = {
     "kl_loss_type": Ignore(why="there is no KL term"),
     "entropy_coeff": Only(values=(0,), why="DAPO has no entropy bonus; set it to 0"),
     "ppo_epochs": Only(values=(1,), why="every group is trained once; set it to 1"),
-    "policy_loss.loss_mode": Only(values=("vanilla",), why=_ONE_LOSS),
-    "policy_loss.*": Ignore(why="only used by other policy losses"),
+    "policy_loss.loss_mode": move("algorithm.loss_mode", loss_mode),
+    **{
+        f"policy_loss.{key}": Ignore(why="only used by other policy losses")
+        for key in (
+            "clip_cov_ratio",
+            "clip_cov_lb",
+            "clip_cov_ub",
+            "kl_cov_ratio",
+            "ppo_kl_coef",
+            "rollout_correction.*",
+        )
+    },
     "tis_imp_ratio_cap": Only(values=(-1, None), why=_CORRECTION),
     "tau_pos": Ignore(why="only used by other policy losses"),
     "tau_neg": Ignore(why="only used by other policy losses"),
@@ -164,9 +183,11 @@ _MODEL: dict[str, Rule] = {
     "path": move("model.path"),
     "enable_gradient_checkpointing": move("learner.gradient_checkpointing"),
     "use_remove_padding": Ignore(why=_MICRO),
-    "lora_rank": Only(values=(0,), why=_NO_LORA),
-    "lora.rank": Only(values=(0,), why=_NO_LORA),
-    "lora_adapter_path": Only(values=(None,), why=_NO_LORA),
+    "lora_rank": move("model.lora_rank"),
+    "lora.rank": Only(values=(0,), why="it is Megatron's; set lora_rank, lora_alpha and target_modules"),
+    "lora_alpha": move("model.lora_alpha"),
+    "target_modules": move("model.target_modules"),
+    "lora_adapter_path": Only(values=(None,), why="adapters start from zero; leave it unset"),
     "mtp.enable": Only(values=(False,), why="multi-token prediction heads are not trained; set it to false"),
     "trust_remote_code": Only(values=(False,), why="models of transformers itself are trained; set it to false"),
     **{
@@ -181,8 +202,6 @@ _MODEL: dict[str, Rule] = {
             *(
                 "use_shm",
                 "use_efficient_resharding",
-                "lora_alpha",
-                "target_modules",
                 "exclude_modules",
                 "lora.*",
                 "mtp.*",
@@ -255,10 +274,19 @@ _ALGORITHM: dict[str, Rule] = {
     "gamma": Ignore(why="one reward a completion, relative to its group: nothing is discounted"),
     "lam": Ignore(why="one reward a completion, relative to its group: nothing is discounted"),
     "rollout_is": Only(values=(False, None), why=_CORRECTION),
-    "rollout_correction.rollout_is": Only(values=(None,), why=_CORRECTION),
-    "rollout_correction.rollout_rs": Only(values=(None,), why=_CORRECTION),
+    "rollout_correction.rollout_is": move(
+        "algorithm.rollout_correction.rollout_is", correction_level("token", "sequence"), note=_WEIGHT
+    ),
+    "rollout_correction.rollout_is_threshold": move("algorithm.rollout_correction.rollout_is_threshold"),
+    "rollout_correction.rollout_rs": move(
+        "algorithm.rollout_correction.rollout_rs", correction_level("token", "sequence", "geometric"), note=_MASK
+    ),
+    "rollout_correction.rollout_rs_threshold": move("algorithm.rollout_correction.rollout_rs_threshold"),
+    "rollout_correction.rollout_rs_threshold_lower": move("algorithm.rollout_correction.rollout_rs_threshold_lower"),
+    "rollout_correction.bypass_mode": move("algorithm.proximal", bypass),
     "rollout_correction.loss_type": Only(values=("ppo_clip",), why=_CORRECTION),
-    "rollout_correction.*": Ignore(why=_LOGPROBS),
+    "rollout_correction.rollout_is_batch_normalize": Only(values=(False, None), why=_CORRECTION),
+    "rollout_correction.rollout_token_veto_threshold": Only(values=(None,), why=_CORRECTION),
 }
 
 _OVERLONG: dict[str, Rule] = {

@@ -5,9 +5,10 @@
     eq. 11      dynamic_sampling   which groups carry a learning signal
     eq. 12      aggregation        how token losses are weighted into one loss
     eq. 13      overlong           the soft punishment of long answers
+    -           correction         what may be done about stale tokens beyond the clip (not in the paper, off by default)
     -           staleness          how old trained tokens may get (the asynchronous part, not in the paper)
     -           mismatch           how far learner and behaviour policy are apart (diagnostics, not in the paper)
 
-Arrays in, arrays out: no clock, no randomness, no network. Only `loss` imports torch, and nothing is re-exported here,
-so that the coordinator and the reward service can use the rest without it.
+Arrays in, arrays out: no clock, no randomness, no network. Only `loss` and `correction` import torch, and nothing is
+re-exported here, so that the coordinator and the reward service can use the rest without it.
 """

@@ -1,10 +1,10 @@
 """The clipped token loss with decoupled bounds (DAPO, arXiv:2503.14476: eq. 8, ratio of eq. 9, clip of eq. 10).
 
-Per token only: the weights that make it one loss are in `aggregation`, masking is the caller's (masked tokens have
-no weight). There is no KL and no entropy term. The ratio is learner / behaviour, the behaviour logprobs being those
-the rollout sampled with: no third, recomputed policy stands between.
+Per token only: the weights that make it one loss are in `aggregation`, what is done about stale tokens beyond the clip is
+in `correction`, masking is the caller's (masked tokens have no weight). There is no KL and no entropy term. GSPO and
+CISPO are the same pieces put together otherwise; their advantages and aggregation are DAPO's unless configured so.
 
-Letters: T packed tokens.
+Letters: T packed tokens. "Proximal" is the policy in the ratio's denominator: the one that sampled, or the step's first.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ MAX_LOG_RATIO = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLoss:
-    """Loss of every token, and where which clip is active. A token with any of the three flags has no gradient."""
+    """Loss of every token, and where which clip is active."""
 
     loss: Tensor
     """[T] float32, to be minimised; carries the gradient."""
     ratio: Tensor
-    """[T] float32, learner / behaviour probability; detached."""
+    """[T] float32, learner / proximal probability (of the sequence for GSPO); detached."""
     clipped_high: Tensor
     """[T] bool: advantage > 0 and ratio > 1 + clip_ratio_high."""
     clipped_low: Tensor
@@ -35,36 +35,95 @@ class TokenLoss:
 def dapo_token_loss(
     *,
     learner_logprobs: Tensor,
-    behaviour_logprobs: Tensor,
+    proximal_logprobs: Tensor,
     advantages: Tensor,
     clip_ratio_low: float,
     clip_ratio_high: float,
     clip_ratio_c: float | None,
 ) -> TokenLoss:
-    """loss_t = max(-A r, -A clip(r, 1 - low, 1 + high)), r = exp(learner - behaviour), in float32 whatever comes in.
+    """loss_t = max(-A r, -A clip(r, 1 - low, 1 + high)), r = exp(learner - proximal), in float32 whatever comes in.
 
-    learner_logprobs: [T] nats, with gradient; behaviour_logprobs: [T] nats; advantages: [T], those of eq. 9.
+    learner_logprobs: [T] nats, with gradient; proximal_logprobs: [T] nats; advantages: [T], those of eq. 9.
     The maximum is the pessimistic choice, the negative of the min in eq. 8. With `clip_ratio_c` = c (dual clip,
     arXiv:1912.09729) the loss of a token with A < 0 is at most -A c, so that a huge ratio cannot dominate the batch;
-    None turns it off. Beyond +-MAX_LOG_RATIO the clamp leaves the loss finite and constant, hence without gradient.
+    None turns it off. A token with any clip active has no gradient. Beyond +-MAX_LOG_RATIO the clamp leaves the loss
+    finite and constant, hence without gradient.
 
     Raises ValueError if the shapes differ or `clip_ratio_c` <= 1, which would clip on-policy tokens.
     """
-    if not learner_logprobs.shape == behaviour_logprobs.shape == advantages.shape:
-        shapes = [tuple(t.shape) for t in (learner_logprobs, behaviour_logprobs, advantages)]
-        raise ValueError(f"dapo_token_loss: learner, behaviour and advantages must have one shape, got {shapes}")
-    if clip_ratio_c is not None and clip_ratio_c <= 1:
-        raise ValueError(f"algorithm.clip_ratio_c: must be > 1, got {clip_ratio_c}")
+    log_ratio = log_ratios(learner_logprobs, proximal_logprobs)
+    return _clipped(log_ratio, advantages, clip_ratio_low, clip_ratio_high, clip_ratio_c)
+
+
+def gspo_token_loss(
+    *,
+    learner_logprobs: Tensor,
+    sequence_log_ratios: Tensor,
+    advantages: Tensor,
+    clip_ratio_low: float,
+    clip_ratio_high: float,
+    clip_ratio_c: float | None,
+) -> TokenLoss:
+    """DAPO's loss with one ratio a sequence, s = exp(mean over its tokens of learner - proximal).
+
+    GSPO-token (arXiv:2507.18071, eq. 13-14): s_t = sg[s] pi_t / sg[pi_t] has the value of s for every token, and its
+    gradient reaches the token's own log-probability. sequence_log_ratios: [T] nats, log s of the token's sequence; any
+    gradient of it is ignored. Otherwise as `dapo_token_loss`.
+    """
+    own = log_ratios(learner_logprobs, learner_logprobs.detach())  # zero, with the token's gradient
+    log_ratio = sequence_log_ratios.detach().float() + own
+    return _clipped(log_ratio, advantages, clip_ratio_low, clip_ratio_high, clip_ratio_c)
+
+
+def cispo_token_loss(
+    *,
+    learner_logprobs: Tensor,
+    proximal_logprobs: Tensor,
+    advantages: Tensor,
+    clip_ratio_low: float,
+    clip_ratio_high: float,
+) -> TokenLoss:
+    """loss_t = -A sg[clip(r, 1 - low, 1 + high)] log pi_t: every token keeps a gradient (arXiv:2506.13585, eq. 4-5).
+
+    The clip bounds a constant weight instead of cutting the gradient; `clipped_high` and `clipped_low` say where, by the
+    sign of the advantage like DAPO's. There is no dual clip: the weight is bounded on both sides.
+    """
+    ratio = log_ratios(learner_logprobs, proximal_logprobs).detach().exp()
     advantages = advantages.float()
-    log_ratio = learner_logprobs.float() - behaviour_logprobs.float()
-    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    weight = ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high)
+    return TokenLoss(
+        loss=-advantages * weight * learner_logprobs.float(),
+        ratio=ratio,
+        clipped_high=(ratio > weight) & (advantages > 0),
+        clipped_low=(ratio < weight) & (advantages < 0),
+        clipped_dual=torch.zeros_like(ratio, dtype=torch.bool),
+    )
+
+
+def log_ratios(learner_logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
+    """[T] float32 learner - other, clamped to +-MAX_LOG_RATIO. Raises ValueError if the shapes differ."""
+    if learner_logprobs.shape != other_logprobs.shape:
+        shapes = [tuple(t.shape) for t in (learner_logprobs, other_logprobs)]
+        raise ValueError(f"log_ratios: learner's and other log-probabilities must have one shape, got {shapes}")
+    return (learner_logprobs.float() - other_logprobs.float()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def _clipped(log_ratio: Tensor, advantages: Tensor, low: float, high: float, c: float | None) -> TokenLoss:
+    """Eq. 8 and 10 with the dual clip, for [T] clamped log-ratios."""
+    if log_ratio.shape != advantages.shape:
+        shapes = [tuple(t.shape) for t in (log_ratio, advantages)]
+        raise ValueError(f"token loss: log-ratios and advantages must have one shape, got {shapes}")
+    if c is not None and c <= 1:
+        raise ValueError(f"algorithm.clip_ratio_c: must be > 1, got {c}")
+    advantages = advantages.float()
+    ratio = log_ratio.exp()
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high)
+    clipped = -advantages * ratio.clamp(1 - low, 1 + high)
     loss = torch.maximum(unclipped, clipped)
     is_clipped = clipped > unclipped
     is_dual = torch.zeros_like(is_clipped)
-    if clip_ratio_c is not None:
-        ceiling = -advantages * clip_ratio_c
+    if c is not None:
+        ceiling = -advantages * c
         is_dual = (advantages < 0) & (loss > ceiling)
         loss = torch.where(is_dual, ceiling, loss)
     return TokenLoss(

@@ -20,7 +20,7 @@ def mismatch(*, behaviour_logprobs: np.ndarray, learner_logprobs: np.ndarray, ag
     - `abs_diff_mean`, `abs_diff_max`   of |d|
     - `k1_nats`                         mean(-d), unbiased
     - `k3_nats`                         mean(r - 1 - d), unbiased too, >= 0 and of low variance
-    - `k3_age{0,1,2plus}_nats`          the same over the tokens of these ages; absent where there is none
+    - `k1_age*_nats`, `k3_age*_nats`    the same over the tokens of age 0, 1 and 2 or more (`2plus`); absent without any
     - `ratio_p50`, `ratio_p99`          quantiles of r
     - `ess`                             (sum r)^2 / (T sum r^2) in (0, 1]: share of the tokens an importance-weighted
                                         estimate really uses (Kish)
@@ -44,14 +44,15 @@ def mismatch(*, behaviour_logprobs: np.ndarray, learner_logprobs: np.ndarray, ag
         "mismatch/abs_diff_max": float(np.abs(diff).max()),
         "mismatch/k1_nats": float(-diff.mean()),
         "mismatch/k3_nats": float(k3.mean()),
-        **_k3_by_age(k3, ages),
+        **_by_age("k1", -diff, ages),
+        **_by_age("k3", k3, ages),
         "mismatch/ratio_p50": float(p50),
         "mismatch/ratio_p99": float(p99),
         "mismatch/ess": float(ratio.sum() ** 2 / (ratio.size * np.square(ratio).sum())),
     }
 
 
-def _k3_by_age(k3: np.ndarray, ages: np.ndarray) -> dict[str, float]:
-    """Means of k3 [T] over the ages 0, 1 and 2 or more, for those that occur."""
-    parts = {"age0": k3[ages == 0], "age1": k3[ages == 1], "age2plus": k3[ages >= 2]}
-    return {f"mismatch/k3_{name}_nats": float(part.mean()) for name, part in parts.items() if part.size}
+def _by_age(name: str, values: np.ndarray, ages: np.ndarray) -> dict[str, float]:
+    """Means of values [T] over the ages 0, 1 and 2 or more, for those that occur."""
+    parts = {"age0": values[ages == 0], "age1": values[ages == 1], "age2plus": values[ages >= 2]}
+    return {f"mismatch/{name}_{age}_nats": float(part.mean()) for age, part in parts.items() if part.size}

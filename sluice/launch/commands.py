@@ -1,6 +1,7 @@
 """The command line and environment of each service, as `sluice up` starts it."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,17 +36,39 @@ def coordinator_command(
     return Command(name="coordinator", argv=argv, environ=_environ(threads=1))
 
 
-def service_command(config: Config, role: str, *, index: int, coordinator: str) -> Command:
-    """A reward, a rollout or the learner."""
+def service_command(config: Config, role: str, *, index: int, coordinator: str, run_id: str) -> Command:
+    """A reward, a rollout or the learner (its first machine when it has several)."""
     common = ["--coordinator", coordinator, "--bind", config.network.bind, "--advertise", config.network.advertise]
     common += ["--port", "0", "--metrics-port", "0"]
     if role == "learner":
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes", "1"]
-        torchrun += ["--nproc-per-node", str(config.launch.learner_nproc_per_node), "-m", "services.learner"]
-        return Command(name="learner", argv=[*torchrun, *common], environ=_environ(threads=config.learner.threads))
+        ranks = ["--nproc-per-node", str(config.launch.learner_nproc_per_node)]
+        if config.launch.learner_nnodes > 1:
+            ranks += _meeting(config, node_rank=0, run_id=run_id)
+        return learner_command([*ranks, "--", *common], threads=config.learner.threads)
     name = f"{role}-{index}"
     argv = [sys.executable, "-m", f"services.{role}", "--service-id", name, *common]
     return Command(name=name, argv=argv, environ=_environ(threads=config.rollout.threads if role == "rollout" else 1))
+
+
+def learner_command(arguments: Sequence[str], *, threads: int) -> Command:
+    """The learner's ranks of one machine; `arguments` are those of services.learner.node."""
+    argv = [sys.executable, "-m", "services.learner.node", *arguments]
+    return Command(name="learner", argv=argv, environ=_environ(threads=threads))
+
+
+def learner_node_line(config: Config, *, node_rank: int, run_id: str) -> str:
+    """What to type on a further machine of the learner."""
+    ranks = ["--nproc-per-node", str(config.launch.learner_nproc_per_node)]
+    return shlex.join(["sluice", "learner-node", *_meeting(config, node_rank=node_rank, run_id=run_id), *ranks])
+
+
+def _meeting(config: Config, *, node_rank: int, run_id: str) -> list[str]:
+    """Flags by which the machines of the learner find each other."""
+    launch = config.launch
+    assert launch.learner_rdzv_endpoint is not None
+    flags = ["--rdzv-endpoint", launch.learner_rdzv_endpoint, "--rdzv-id", run_id]
+    flags += ["--nnodes", str(launch.learner_nnodes), "--node-rank", str(node_rank)]
+    return [*flags, "--timeout-s", f"{launch.ready_timeout_s:g}"]
 
 
 def _environ(*, threads: int) -> dict[str, str]:

@@ -20,7 +20,7 @@ from sluice.client import AsyncClient
 from sluice.config.load import dump_config
 from sluice.config.schema import Config
 from sluice.errors import SluiceError
-from sluice.launch.commands import coordinator_command, service_command
+from sluice.launch.commands import Command, coordinator_command, learner_node_line, service_command
 from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
 from sluice.launch.interrupts import Interrupts
 from sluice.launch.keeper import Keeper
@@ -117,8 +117,18 @@ class LocalRun:
         wanted = {"reward": launch.reward_replicas, "rollout": launch.rollout_replicas, "learner": 1}
         for role, replicas in {"reward": 1}.items() if self._check_only else wanted.items():
             for index in range(replicas):
-                self._keeper.keep(service_command(self._config, role, index=index, coordinator=self._coordinator))
+                self._keeper.keep(self._service(role, index))
+        for node_rank in range(1, 1 if self._check_only else launch.learner_nnodes):
+            line = learner_node_line(self._config, node_rank=node_rank, run_id=self._run_dir.name)
+            self._view.message(
+                f"the learner waits {launch.ready_timeout_s:.0f} s for its machine {node_rank}: run there"
+            )
+            self._view.message(f"  {line}")
         return True
+
+    def _service(self, role: str, index: int) -> Command:
+        run_id = self._run_dir.name
+        return service_command(self._config, role, index=index, coordinator=self._coordinator, run_id=run_id)
 
     async def _start_redis(self) -> str:
         """Starts the run's own Redis and has it kept alive on one socket; returns its URL."""
@@ -251,7 +261,7 @@ class LocalRun:
         """Starts or ends replicas of a role until there are `replicas`."""
         running = self._keeper.names(role)
         for index in range(replicas):
-            command = service_command(self._config, role, index=index, coordinator=self._coordinator)
+            command = self._service(role, index)
             if command.name not in running:
                 self._keeper.keep(command, wished=True)
         for name in sorted(running):

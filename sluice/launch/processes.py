@@ -17,6 +17,9 @@ from sluice.errors import ConfigError, LaunchError
 EXIT_BAD_USAGE = 2
 """How a process says that it was started or configured wrongly: starting it again would not help."""
 
+EXIT_NOT_JOINED = 4
+"""How one machine of the learner says that the others did not come in time."""
+
 LOG_TAIL_LINES = 15
 
 _CHILD = Path(__file__).with_name("child.py")
@@ -29,7 +32,8 @@ class Child:
 
     name: str
     process: asyncio.subprocess.Process
-    log_path: Path
+    log_path: Path | None
+    """None: the launcher's own output."""
 
     @property
     def alive(self) -> bool:
@@ -50,6 +54,8 @@ class Child:
 
     def log_tail(self) -> str:
         """The last lines of its log, for an error message."""
+        if self.log_path is None:
+            return ""
         try:
             lines = self.log_path.read_text(errors="replace").splitlines()
         except FileNotFoundError:
@@ -64,12 +70,23 @@ class Child:
 
 
 async def start(
-    name: str, command: Sequence[str], *, log_path: Path, environ: Mapping[str, str], pass_fds: Sequence[int] = ()
+    name: str,
+    command: Sequence[str],
+    *,
+    log_path: Path | None,
+    environ: Mapping[str, str],
+    pass_fds: Sequence[int] = (),
 ) -> Child:
-    """Starts `command`; stdout and stderr go to the end of `log_path`. Raises LaunchError when it cannot be started."""
-    log_path.parent.mkdir(parents=True, exist_ok=True)
+    """Starts `command`; stdout and stderr go to the end of `log_path`, or stay where the launcher's are.
+
+    Raises LaunchError when it cannot be started.
+    """
     wrapped = [sys.executable, "-I", "-S", str(_CHILD), str(os.getpid()), *command]
-    with log_path.open("ab") as log:
+    with contextlib.ExitStack() as opened:
+        log = None
+        if log_path is not None:
+            log_path.parent.mkdir(parents=True, exist_ok=True)
+            log = opened.enter_context(log_path.open("ab"))
         try:
             process = await asyncio.create_subprocess_exec(
                 *wrapped,

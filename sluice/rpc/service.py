@@ -35,10 +35,14 @@ class ServiceOptions:
 Options = TypeVar("Options", bound=ServiceOptions)
 
 
-def service_parser(name: str, description: str, *, port: int) -> argparse.ArgumentParser:
+def service_parser(
+    name: str, description: str, *, port: int, needs_coordinator: bool = True
+) -> argparse.ArgumentParser:
     """A parser with the flags of ServiceOptions and --log-format; `port` is the default of --port."""
     parser = argparse.ArgumentParser(prog=f"python -m services.{name}", description=description)
-    parser.add_argument("--coordinator", required=True, metavar="HOST:PORT", help="where the run is conducted")
+    parser.add_argument(
+        "--coordinator", required=needs_coordinator, default="", metavar="HOST:PORT", help="where the run is conducted"
+    )
     parser.add_argument("--bind", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--advertise", metavar="HOST", help="host others reach it at (default: that of --bind)")
     parser.add_argument("--port", type=int, default=port, help="gRPC port; 0: any free one (default: %(default)s)")

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 
 from sluice.cli.up import demo_base_dir
+from sluice.testing import assert_eventually_blocking
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -72,6 +73,16 @@ def _cmdline(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
         return []
+
+
+def until(run: Run, condition: Callable[[], bool], *, within_s: float = 180.0) -> None:
+    """Returns when the condition holds; fails with the run's output when it ends first or the time is over."""
+
+    def holds() -> bool:
+        assert run.process.poll() is None, run.output()
+        return condition()
+
+    assert_eventually_blocking(holds, within_s=within_s)
 
 
 @pytest.fixture

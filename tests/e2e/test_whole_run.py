@@ -3,31 +3,19 @@
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sluice.testing import assert_eventually_blocking
-from tests.e2e.conftest import Run
+from tests.e2e.conftest import Run, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 GROUPS = 20  # data.train_batch_size of the demo recipe
 SHORT = ("run.total_steps=6", "eval.every_steps=3", "eval.small_prompts=32", "eval.small_n=2")
 TINY = ("eval.prompts=16", "eval.n=2", "eval.every_steps=0", "learner.checkpoint_every_steps=2")
-
-
-def until(run: Run, condition: Callable[[], bool], *, within_s: float = 180.0) -> None:
-    """Returns when the condition holds; fails with the run's output when it ends first or the time is over."""
-
-    def holds() -> bool:
-        assert run.process.poll() is None, run.output()
-        return condition()
-
-    assert_eventually_blocking(holds, within_s=within_s)
 
 
 def steps_trained(run: Run) -> int:

@@ -18,11 +18,11 @@ import transformers
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from services.rollout.adapters.tensors import named_tensors
 from services.rollout.engine import FinishedSample, FinishReason, RunningSample, SampleRequest
 from services.rollout.model_files import ModelFacts
 from sluice.errors import ConfigError
 from sluice.weights.manifest import Manifest, PolicyVersion
+from sluice.weights.tensors import named_tensors
 
 
 @dataclass(slots=True)

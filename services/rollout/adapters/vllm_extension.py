@@ -14,9 +14,9 @@ import numpy as np
 from vllm.model_executor.layers import utils as layer_utils
 from vllm.platforms import current_platform
 
-from services.rollout.adapters.tensors import named_tensors
 from sluice.weights import files
 from sluice.weights.manifest import Manifest
+from sluice.weights.tensors import named_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class SluiceExtension:
     """Mixed into vLLM's Worker; names start with `sl_` so that they meet none of its own."""
 
     def sl_load_weights(self, manifest: Manifest, buffer: np.ndarray) -> None:
-        """Loads every tensor in place. Raises what vLLM's loaders raise; the model then holds mixed weights."""
+        """Loads these tensors in place. Raises what vLLM's loaders raise; the model then holds mixed weights."""
         model: torch.nn.Module = self.model_runner.model  # type: ignore[attr-defined]
         model.load_weights(named_tensors(manifest, buffer))  # type: ignore[operator]
         for module in model.modules():

@@ -130,6 +130,21 @@ def test_settings_that_do_not_fit_together_name_the_layer_of_the_key(recipe: Pat
 
 
 @pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("algorithm.rollout_correction.rollout_is=token", "rollout_is: needs algorithm.proximal: recompute"),
+        ("algorithm.proximal=recompute", "set algorithm.rollout_correction.rollout_is: token"),
+        ("launch.learner_nnodes=2", "learner_rdzv_endpoint: must be HOST:PORT"),
+    ],
+)
+def test_off_policy_settings_and_machines_that_cannot_work_say_what_to_set(
+    recipe: Path, override: str, message: str
+) -> None:
+    (line,) = problems(recipe, override)
+    assert message in line
+
+
+@pytest.mark.parametrize(
     ("key", "meant"),
     [
         ("learner.ppo_mini_batch_size", "learner.mini_batch_size"),
@@ -145,7 +160,10 @@ def test_an_unknown_key_comes_with_the_one_that_was_meant(recipe: Path, key: str
 
 def test_an_unknown_key_with_no_near_miss_lists_what_is_known(recipe: Path) -> None:
     (line,) = problems(recipe, "model.zzz=1")
-    assert line == "override: model.zzz: is not a known key; known here are path, dtype"
+    assert (
+        line
+        == "override: model.zzz: is not a known key; known here are path, dtype, lora_rank, lora_alpha, target_modules"
+    )
 
 
 @pytest.mark.parametrize("key", leaf_keys())

@@ -197,18 +197,19 @@ def test_every_setting_is_translated_ignored_or_checked() -> None:
         (f"{ROLLOUT}.top_k=50", "top_k to -1"),
         (f"{ACTOR}.entropy_coeff=0.001", "no entropy bonus"),
         (f"{ACTOR}.ppo_epochs=2", "trained once"),
-        (f"{ACTOR}.policy_loss.loss_mode=gspo", "set it to vanilla"),
-        (f"{ACTOR}.optim.lr_scheduler_type=cosine", "constant"),
+        (f"{ACTOR}.policy_loss.loss_mode=clip_cov", "gspo and cispo"),
+        (f"{ACTOR}.optim.lr_scheduler_type=polynomial", "constant, linear and cosine"),
         (f"{ACTOR}.optim.lr_warmup_steps_ratio=0.1", "set optim.lr_warmup_steps"),
         (f"{ROLLOUT}.name=sglang", "set it to vllm"),
         (f"{ROLLOUT}.multi_turn.enable=True", "without tools"),
         (f"{ROLLOUT}.engine_kwargs.vllm.swap_space=4", "leave it empty"),
-        ("actor_rollout_ref.model.lora_rank=8", "set it to 0"),
+        ("actor_rollout_ref.model.lora_adapter_path=somewhere", "leave it unset"),
         ("actor_rollout_ref.model.override_config.attention_dropout=0.1", "leave this unset"),
         ("reward_model.enable=True", "verified, not judged"),
         ("custom_reward_function.path=my.py", "reward.routes"),
         ("data.prompt_key=question", "rename yours"),
-        ("algorithm.rollout_correction.rollout_is=token", "leave it unset"),
+        ("algorithm.rollout_correction.rollout_is=batch", "token, sequence"),
+        ("algorithm.rollout_correction.rollout_rs=token_k1", "geometric"),
         ("trainer.resume_mode=resume_path", "learner.resume"),
         ("data.max_prompt_length=${max_prompt_length}", "write the value itself"),
     ],
@@ -253,6 +254,43 @@ def test_verls_defaults_hold_where_the_source_is_silent() -> None:
     }
     assert translation.config_tree["learner"] == {"mini_batch_size": 256, "warmup_steps": 0, "weight_decay": 0.01}
     assert any(note.startswith("algorithm.clip_ratio_c: 3.0 is verl's default") for note in translation.notes)
+
+
+def test_off_policy_treatment_and_loss_modes_are_translated() -> None:
+    algorithm = translated(
+        "algorithm.rollout_correction.rollout_is=token",
+        "algorithm.rollout_correction.rollout_is_threshold=3.0",
+        "algorithm.rollout_correction.rollout_rs=geometric",
+        f"{ACTOR}.policy_loss.loss_mode=gspo",
+    )["algorithm"]
+    assert algorithm["rollout_correction"] == {
+        "rollout_is": "token",
+        "rollout_is_threshold": 3.0,
+        "rollout_rs": "geometric",
+    }
+    assert (algorithm["proximal"], algorithm["loss_mode"]) == ("recompute", "gspo")
+    bypassed = translated("algorithm.rollout_correction.bypass_mode=true")["algorithm"]
+    assert bypassed["proximal"] == "rollout"
+
+
+def test_verls_resolved_defaults_of_the_correction_change_nothing() -> None:
+    silent = ("rollout_is=null", "rollout_is_threshold=2.0", "rollout_rs=null", "bypass_mode=false")
+    algorithm = translated(*(f"algorithm.rollout_correction.{setting}" for setting in silent))["algorithm"]
+    assert "proximal" not in algorithm
+    assert algorithm["rollout_correction"] == {"rollout_is_threshold": 2.0}
+
+
+def test_lora_and_the_schedule_are_translated() -> None:
+    model = "actor_rollout_ref.model"
+    tree = translated(
+        f"{model}.lora_rank=16", f"{model}.lora_alpha=32", f"{model}.target_modules=all-linear",
+        f"{ACTOR}.optim.lr_scheduler_type=cosine", f"{ACTOR}.optim.min_lr_ratio=0.1",
+    )  # fmt: skip
+    assert tree["model"]["lora_rank"] == 16
+    assert tree["model"]["lora_alpha"] == 32
+    assert tree["model"]["target_modules"] == "all-linear"
+    assert tree["learner"]["lr_scheduler_type"] == "cosine"
+    assert tree["learner"]["min_lr_ratio"] == 0.1
 
 
 def test_clip_ratio_stands_for_both_bounds_unless_they_are_given() -> None:

@@ -1,4 +1,4 @@
-"""The clipped token loss: DAPO eq. 8 with the decoupled clip of eq. 10, and the dual clip."""
+"""The clipped token loss: DAPO eq. 8 with the decoupled clip of eq. 10, the dual clip, and the variants GSPO and CISPO."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sluice.dapo.loss import TokenLoss, dapo_token_loss
+from sluice.dapo.loss import TokenLoss, cispo_token_loss, dapo_token_loss, gspo_token_loss
 
 LOW, HIGH, DUAL = 0.2, 0.28, 10.0
 
@@ -24,7 +24,7 @@ def _loss(
     learner = (behaviour + torch.tensor(log_ratios)).requires_grad_()
     out = dapo_token_loss(
         learner_logprobs=learner,
-        behaviour_logprobs=behaviour,
+        proximal_logprobs=behaviour,
         advantages=torch.tensor(advantages),
         clip_ratio_low=LOW,
         clip_ratio_high=HIGH,
@@ -119,7 +119,7 @@ def test_half_precision_logprobs_are_computed_in_float32() -> None:
     half = torch.tensor([-1.0, -2.0], dtype=torch.bfloat16)
     out = dapo_token_loss(
         learner_logprobs=half,
-        behaviour_logprobs=half,
+        proximal_logprobs=half,
         advantages=torch.tensor([1.0, -1.0], dtype=torch.float64),
         clip_ratio_low=LOW,
         clip_ratio_high=HIGH,
@@ -134,3 +134,77 @@ def test_uneven_shapes_and_a_dual_clip_of_one_are_refused() -> None:
         _loss([0.0, 0.0], [1.0])
     with pytest.raises(ValueError, match="clip_ratio_c"):
         _loss([0.0], [1.0], clip_ratio_c=1.0)
+
+
+def _gradient(out: TokenLoss, learner: Tensor) -> list[float]:
+    return torch.autograd.grad(out.loss.sum(), learner)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient", "flag"),
+    [
+        (1.1, 1.0, -1.1, -1.1, None),
+        (1.5, 1.0, -1.28, 0.0, "clipped_high"),
+        (0.5, -1.0, 0.8, 0.0, "clipped_low"),
+        (20.0, -1.0, 10.0, 0.0, "clipped_dual"),
+    ],
+)
+def test_gspo_gives_every_token_its_sequences_ratio_and_its_own_gradient(
+    ratio: float, advantage: float, loss: float, gradient: float, flag: str | None
+) -> None:
+    learner = torch.tensor([-1.0, -7.0]).requires_grad_()
+    out = gspo_token_loss(
+        learner_logprobs=learner,
+        sequence_log_ratios=torch.full((2,), math.log(ratio)),
+        advantages=torch.full((2,), advantage),
+        clip_ratio_low=LOW,
+        clip_ratio_high=HIGH,
+        clip_ratio_c=DUAL,
+    )
+    assert out.loss.tolist() == pytest.approx([loss] * 2)
+    assert _gradient(out, learner) == pytest.approx([gradient] * 2)
+    flags = {name: getattr(out, name).all().item() for name in ("clipped_high", "clipped_low", "clipped_dual")}
+    assert [name for name, active in flags.items() if active] == ([flag] if flag else [])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "weight", "flag"),
+    [
+        (1.1, 1.0, 1.1, None),
+        (1.5, 1.0, 1.28, "clipped_high"),
+        (0.5, 1.0, 0.8, None),
+        (0.5, -2.0, 0.8, "clipped_low"),
+        (20.0, -2.0, 1.28, None),
+    ],
+)
+def test_cispo_keeps_every_tokens_gradient_under_a_clipped_constant_weight(
+    ratio: float, advantage: float, weight: float, flag: str | None
+) -> None:
+    learner = torch.tensor([-1.0]).requires_grad_()
+    out = cispo_token_loss(
+        learner_logprobs=learner,
+        proximal_logprobs=learner.detach() - math.log(ratio),
+        advantages=torch.tensor([advantage]),
+        clip_ratio_low=LOW,
+        clip_ratio_high=HIGH,
+    )
+    assert out.loss.item() == pytest.approx(advantage * weight)  # -A w log pi, and log pi is -1
+    assert _gradient(out, learner) == pytest.approx([-advantage * weight])
+    flags = {name: getattr(out, name).item() for name in ("clipped_high", "clipped_low", "clipped_dual")}
+    assert [name for name, active in flags.items() if active] == ([flag] if flag else [])
+
+
+@given(tokens)
+def test_gspo_of_sequences_of_one_token_is_dapo(drawn: list[tuple[float, float]]) -> None:
+    dapo, dapo_gradient = _loss([d for d, _ in drawn], [a for _, a in drawn])
+    learner = (torch.tensor([d for d, _ in drawn]) - 1).requires_grad_()
+    gspo = gspo_token_loss(
+        learner_logprobs=learner,
+        sequence_log_ratios=learner.detach() + 1,
+        advantages=torch.tensor([a for _, a in drawn]),
+        clip_ratio_low=LOW,
+        clip_ratio_high=HIGH,
+        clip_ratio_c=DUAL,
+    )
+    torch.testing.assert_close(gspo.loss, dapo.loss)
+    torch.testing.assert_close(torch.tensor(_gradient(gspo, learner)), dapo_gradient)

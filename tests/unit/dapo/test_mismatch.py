@@ -28,6 +28,8 @@ def test_the_statistics_by_hand_of_ratios_two_and_a_half() -> None:
             "mismatch/abs_diff_max": math.log(2),
             "mismatch/k1_nats": 0.0,
             "mismatch/k3_nats": (1 - math.log(2) + math.log(2) - 0.5) / 2,
+            "mismatch/k1_age0_nats": -math.log(2),
+            "mismatch/k1_age2plus_nats": math.log(2),
             "mismatch/k3_age0_nats": 1 - math.log(2),
             "mismatch/k3_age2plus_nats": math.log(2) - 0.5,
             "mismatch/ratio_p50": 1.25,

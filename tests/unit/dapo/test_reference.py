@@ -55,7 +55,7 @@ def _gradient_of_the_pieces(model: Bigram, groups: list[ReferenceGroup], *, mode
     learner = torch.cat([reference_logprobs(model, g.prompt_ids, s.completion_ids, 0.7) for g, s in samples])
     out = dapo_token_loss(
         learner_logprobs=learner,
-        behaviour_logprobs=torch.tensor([p for _, s in samples for p in s.behaviour_logprobs]),
+        proximal_logprobs=torch.tensor([p for _, s in samples for p in s.behaviour_logprobs]),
         advantages=torch.from_numpy(np.repeat(advantages, lengths)),
         **CLIPS,
     )

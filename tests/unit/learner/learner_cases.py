@@ -15,7 +15,9 @@ from tests.reference_dapo import ReferenceGroup, ReferenceSample
 VOCABULARY = 40
 
 
-def write_tiny_model(path: Path, *, seed: int = 0, tied: bool = True, kv_heads: int = 1) -> Path:
+def write_tiny_model(
+    path: Path, *, seed: int = 0, tied: bool = True, kv_heads: int = 1, initializer_range: float = 0.3
+) -> Path:
     """A random model with weights large enough that its distributions are far from uniform."""
     config = Qwen3Config(
         vocab_size=VOCABULARY,
@@ -27,7 +29,7 @@ def write_tiny_model(path: Path, *, seed: int = 0, tied: bool = True, kv_heads: 
         intermediate_size=32,
         max_position_embeddings=128,
         tie_word_embeddings=tied,
-        initializer_range=0.3,
+        initializer_range=initializer_range,
         pad_token_id=0,
         eos_token_id=0,
     )
@@ -36,7 +38,7 @@ def write_tiny_model(path: Path, *, seed: int = 0, tied: bool = True, kv_heads: 
     return path
 
 
-def make_config(model: Path, **overrides: Mapping[str, Any]) -> Config:
+def make_config(model: Path, /, **overrides: Mapping[str, Any]) -> Config:
     """Defaults fit for tiny batches; sections are merged over them."""
     sections: dict[str, dict[str, Any]] = {
         "model": {"path": str(model), "dtype": "float32"},

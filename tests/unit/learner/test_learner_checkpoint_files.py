@@ -51,8 +51,38 @@ def test_a_named_checkpoint_that_does_not_verify_is_refused(tmp_path: Path) -> N
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (2, 10, 4):
         _write(tmp_path, step)
-    files.retain(tmp_path, keep=2)
+    files.retain(tmp_path, newest=10, keep=2)
     assert sorted(files.steps(tmp_path)) == [4, 10]
+
+
+def test_a_later_checkpoint_that_was_passed_over_does_not_cost_the_one_that_was_just_written(tmp_path: Path) -> None:
+    for step in (2, 4, 10):
+        _write(tmp_path, step)
+    files.retain(tmp_path, newest=4, keep=1)
+    assert sorted(files.steps(tmp_path)) == [4, 10]
+
+
+def test_a_disk_without_room_is_refused_before_a_byte_is_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="a checkpoint needs about"):
+        files.begin(files.partial_of(tmp_path, 3), needed_bytes=1 << 62)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_processes_left_is_removed_at_the_next_beginning(tmp_path: Path) -> None:
+    for step in (1, 2):
+        files.begin(files.partial_of(tmp_path, step))
+        (files.partial_of(tmp_path, step) / "shard").write_bytes(b"half")
+    assert [path.name for path in tmp_path.iterdir()] == [".step-2.partial"]
+    _write(tmp_path, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-3"]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", ""])
+def test_a_manifest_that_names_nothing_proves_nothing(tmp_path: Path, text: str) -> None:
+    path = _write(tmp_path, 3)
+    (path / files.MANIFEST).write_text(text)
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        files.verify(path)
 
 
 def test_the_same_step_saved_again_replaces_the_former_one(tmp_path: Path) -> None:

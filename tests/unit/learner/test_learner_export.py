@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.learner.export import export_model
+from services.learner.export import export_model, export_version
+from sluice.errors import SluiceError
 from sluice.weights.manifest import PolicyVersion, plan
 from sluice.weights.snapshot import Packer, Snapshot
-from tests.unit.learner.learner_cases import write_tiny_model
+from tests.unit.learner.learner_cases import make_config, write_tiny_model
 
 
 def _snapshot(model: torch.nn.Module, dtype: str) -> Snapshot:
@@ -42,4 +43,29 @@ def test_a_second_export_replaces_the_first_and_leaves_nothing_beside_it(tmp_pat
     model = AutoModelForCausalLM.from_pretrained(base)
     for _ in range(2):
         export_model(_snapshot(model, "float32"), base=base, target=tmp_path / "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "model"]
+
+
+def test_weights_beyond_the_limit_of_a_file_are_split_as_transformers_splits_them(tmp_path: Path) -> None:
+    base = write_tiny_model(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    export_model(_snapshot(model, "float32"), base=base, target=tmp_path / "model", shard_bytes=8_000)
+    shards = sorted((tmp_path / "model").glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
+    assert all(path.stat().st_size < 8_000 + 4_000 for path in shards)  # the header comes on top
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    ids = torch.arange(12)[None]
+    assert torch.equal(reloaded(ids).logits, model(ids).logits)
+
+
+def test_an_export_that_fails_leaves_the_former_model_and_nothing_else(tmp_path: Path) -> None:
+    base = write_tiny_model(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    export_model(_snapshot(model, "float32"), base=base, target=tmp_path / "model")
+    former = (tmp_path / "model" / "model.safetensors").read_bytes()
+    (base / "config.json").unlink()
+    with pytest.raises(SluiceError, match="export of a7"):
+        export_version(_snapshot(model, "float32"), config=make_config(base), target=tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == former
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "model"]

@@ -1,6 +1,7 @@
 """The leader's loop against scripted neighbours: order of publication and commit, lineages, checkpoints, stopping."""
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -8,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from services.learner import loop
 from services.learner.batch import Batch
 from services.learner.checkpoint import CheckpointState
 from services.learner.lineage import LineageBook
@@ -15,12 +17,18 @@ from services.learner.loop import Leader, follow
 from services.learner.ports import NoBatch
 from services.learner.ranks import Command
 from services.learner.worker import Worker
+from sluice.errors import Expired
 from sluice.weights.manifest import PolicyVersion, plan
 from sluice.weights.snapshot import Packer, Snapshot
 from tests.unit.learner.learner_cases import make_batch
 
 ENDED = NoBatch(reason="ended", ended=True)
 NOT_YET = NoBatch(reason="not yet", ended=False)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SETTLE_POLL_S", 0.001)
 
 
 @dataclass(kw_only=True)
@@ -30,10 +38,16 @@ class Scene:
     found: list[Batch | NoBatch]
     recorded: dict[int, str] = field(default_factory=dict)
     step: int = 0
-    saved: Path | None = None
-    disk_full: bool = False
+    restored: Path | None = None
+    full_at: tuple[int, ...] = ()
+    """Steps at which the disk refuses a checkpoint."""
+    slow_disk: bool = False
+    """A checkpoint is complete only when `finish_writing` is called, which an idle command does."""
+    writing: "tuple[int, Future[Path | None]] | None" = None
     stop_at: int = 1000
     wishes_at: tuple[int, ...] = ()
+    served: int = 0
+    exported: list[str] = field(default_factory=list)
     diary: list[str] = field(default_factory=list)
 
     @property
@@ -42,18 +56,33 @@ class Scene:
 
     def command(self, command: Command = Command.IDLE) -> Command:
         self.diary.append(command.name)
+        if command is Command.IDLE:
+            self.finish_writing()
         return command
 
     def train(self, batch: Batch | None) -> dict[str, float]:
-        self.step, self.saved = self.step + 1, None
+        self.step += 1
         return {}
 
     def gather(self, version: PolicyVersion) -> Snapshot:
         return _snapshot(version)
 
-    def save(self, state: CheckpointState) -> None:
-        self.saved = None if self.disk_full else Path(f"step-{state.step}")
-        self.diary.append(f"saved {[batch.step for batch in state.trained]}")
+    def save(self, state: CheckpointState) -> "Future[Path | None]":
+        assert self.writing is None
+        self.diary.append(f"saving {state.step} {[batch.step for batch in state.trained]}")
+        self.writing = (state.step, Future())
+        written = self.writing[1]
+        if not self.slow_disk:
+            self.finish_writing()
+        return written
+
+    def finish_writing(self) -> None:
+        if self.writing is not None:
+            (step, written), self.writing = self.writing, None
+            written.set_result(None if step in self.full_at else Path(f"step-{step}"))
+
+    def wake(self) -> None:
+        self.diary.append("woken")
 
     def batch(self, step: int) -> Batch | NoBatch:
         return self.found.pop(0)
@@ -76,11 +105,20 @@ class Scene:
 
     @property
     def checkpoint_wanted(self) -> bool:
-        return self.step in self.wishes_at and "answered" not in self.diary
+        return self.step in self.wishes_at
+
+    def checkpoint_begun(self) -> None:
+        if self.checkpoint_wanted:
+            self.wishes_at = tuple(step for step in self.wishes_at if step != self.step)
+            self.served += 1
 
     def checkpoint_saved(self, version: PolicyVersion, path: Path | None) -> None:
-        if self.checkpoint_wanted:
-            self.diary.append("answered")
+        if self.served:
+            self.served = 0
+            self.diary.append(f"answered {version} {path}")
+
+    def export(self, snapshot: Snapshot) -> None:
+        self.exported.append(str(snapshot.manifest.version))
 
 
 def _snapshot(version: PolicyVersion) -> Snapshot:
@@ -99,6 +137,7 @@ def _lead(scene: Scene, directory: Path, *, every: int = 100) -> bool:
         state=CheckpointState(step=scene.step, lineage="a"),
         snapshot=_snapshot(PolicyVersion(lineage="a", number=scene.step)),
         checkpoint_every_steps=every,
+        export=scene.export,
     ).run()
 
 
@@ -110,10 +149,12 @@ def test_a_step_is_trained_published_and_only_then_committed(tmp_path: Path) -> 
         "published a1",
         "committed a1",
         "CHECKPOINT",
-        "saved [0]",
+        "saving 1 [0]",
         "booked a1 step-1",
+        "woken",
         "STOP",
     ]
+    assert scene.exported == ["a1"]
 
 
 def test_the_other_ranks_hear_of_the_leader_after_every_empty_poll(tmp_path: Path) -> None:
@@ -132,30 +173,108 @@ def test_a_replay_that_differs_mints_one_lineage_and_publishes_and_commits_again
 def test_checkpoints_come_every_so_many_steps_and_carry_the_batches_since_the_last(tmp_path: Path) -> None:
     scene = Scene(found=[*(make_batch(step=step) for step in range(5)), ENDED])
     assert _lead(scene, tmp_path, every=2)
-    assert [line for line in scene.diary if line.startswith("saved")] == ["saved [0, 1]", "saved [2, 3]", "saved [4]"]
+    assert _of(scene, "saving") == ["saving 2 [0, 1]", "saving 4 [2, 3]", "saving 5 [4]"]
 
 
 def test_a_full_disk_does_not_end_the_run_and_loses_no_trained_batch(tmp_path: Path) -> None:
-    scene = Scene(found=[make_batch(step=0), make_batch(step=1), ENDED], disk_full=True)
+    scene = Scene(found=[*(make_batch(step=step) for step in range(3)), ENDED], full_at=(1, 2))
     assert _lead(scene, tmp_path, every=1)
-    assert [line for line in scene.diary if line.startswith(("saved", "booked"))][-1] == "saved [0, 1]"
+    assert _of(scene, "saving") == ["saving 1 [0]", "saving 2 [0, 1]", "saving 3 [0, 1, 2]"]
+    assert _of(scene, "booked") == ["booked a3 step-3"]
 
 
-def test_a_wished_checkpoint_is_saved_while_waiting_for_a_batch(tmp_path: Path) -> None:
+def test_training_goes_on_during_a_write_and_the_checkpoint_is_booked_only_when_it_is_complete(tmp_path: Path) -> None:
+    found = [make_batch(step=0), make_batch(step=1), NOT_YET, ENDED]
+    scene = Scene(found=found, slow_disk=True)
+    assert _lead(scene, tmp_path, every=1)
+    assert scene.diary == [
+        "TRAIN",
+        "published a1",
+        "committed a1",
+        "CHECKPOINT",
+        "saving 1 [0]",
+        "TRAIN",
+        "published a2",
+        "committed a2",
+        "IDLE",  # the second checkpoint waits for the first
+        "woken",
+        "booked a1 step-1",
+        "CHECKPOINT",
+        "saving 2 [1]",
+        "IDLE",  # no batch yet
+        "woken",
+        "booked a2 step-2",
+        "STOP",
+    ]
+
+
+def test_a_write_that_fails_late_leaves_its_batches_to_the_next_checkpoint(tmp_path: Path) -> None:
+    scene = Scene(found=[*(make_batch(step=step) for step in range(4)), ENDED], slow_disk=True, full_at=(2,))
+    assert _lead(scene, tmp_path, every=2)
+    assert _of(scene, "saving") == ["saving 2 [0, 1]", "saving 4 [0, 1, 2, 3]"]
+    assert _of(scene, "booked") == ["booked a4 step-4"]
+
+
+def test_the_run_ends_only_when_its_last_checkpoint_is_booked(tmp_path: Path) -> None:
+    scene = Scene(found=[make_batch(step=0), ENDED], slow_disk=True)
+    assert _lead(scene, tmp_path)
+    assert scene.diary[-5:] == ["saving 1 [0]", "IDLE", "woken", "booked a1 step-1", "STOP"]
+
+
+def test_a_write_that_never_ends_ends_the_run_with_who_waited_for_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(found=[make_batch(step=0), ENDED], slow_disk=True)
+    monkeypatch.setattr(scene, "finish_writing", lambda: None)
+    monkeypatch.setattr(loop, "WRITE_LIMIT_S", 0.0)
+    with pytest.raises(Expired, match="checkpoint of a1: training waited"):
+        _lead(scene, tmp_path)
+
+
+def test_a_wished_checkpoint_begins_while_waiting_for_a_batch(tmp_path: Path) -> None:
     scene = Scene(found=[make_batch(step=0), NOT_YET, ENDED], wishes_at=(1,))
     assert _lead(scene, tmp_path)
-    assert scene.diary[3:] == ["CHECKPOINT", "saved [0]", "booked a1 step-1", "answered", "IDLE", "STOP"]
+    assert scene.diary[3:] == [
+        "CHECKPOINT",
+        "saving 1 [0]",
+        "booked a1 step-1",
+        "answered a1 step-1",
+        "woken",
+        "IDLE",
+        "STOP",
+    ]
+
+
+def test_a_wish_during_the_write_of_an_older_version_is_not_answered_with_that_one(tmp_path: Path) -> None:
+    scene = Scene(found=[make_batch(step=0), make_batch(step=1), ENDED], slow_disk=True, wishes_at=(1, 2))
+    assert _lead(scene, tmp_path)
+    assert _of(scene, "answered") == ["answered a1 step-1", "answered a2 step-2"]
+    assert scene.diary.index("answered a1 step-1") < scene.diary.index("saving 2 [1]")
+
+
+def test_a_wish_for_what_is_saved_or_cannot_be_is_answered_at_once(tmp_path: Path) -> None:
+    fresh = Scene(found=[ENDED], wishes_at=(0,))
+    assert _lead(fresh, tmp_path)
+    assert fresh.diary == ["answered a0 None", "STOP"]
+    resumed = Scene(found=[ENDED], step=7, restored=Path("step-7"), wishes_at=(7,))
+    assert _lead(resumed, tmp_path)
+    assert resumed.diary == ["answered a7 step-7", "STOP"]
 
 
 def test_a_stop_ends_after_the_step_under_way_with_a_checkpoint(tmp_path: Path) -> None:
     scene = Scene(found=[make_batch(step=0), make_batch(step=1)], stop_at=1)
     assert not _lead(scene, tmp_path)
-    assert scene.diary[-3:] == ["saved [0]", "booked a1 step-1", "STOP"]
+    assert scene.diary[-4:] == ["saving 1 [0]", "booked a1 step-1", "woken", "LEAVE"]
 
 
-def test_a_follower_does_what_it_is_told_until_stop() -> None:
+def _of(scene: Scene, kind: str) -> list[str]:
+    return [line for line in scene.diary if line.startswith(kind)]
+
+
+@pytest.mark.parametrize(("last", "ended"), [(Command.STOP, True), (Command.LEAVE, False)])
+def test_a_follower_does_what_it_is_told_until_the_end_and_knows_which_end_it_is(last: Command, ended: bool) -> None:
     done: list[str] = []
-    script = iter([Command.IDLE, Command.TRAIN, Command.CHECKPOINT, Command.STOP])
+    script = iter([Command.IDLE, Command.TRAIN, Command.CHECKPOINT, last])
 
     class Ranks:
         def command(self) -> Command:
@@ -174,7 +293,7 @@ def test_a_follower_does_what_it_is_told_until_stop() -> None:
         def save(self, state: CheckpointState) -> None:
             done.append("save")
 
-    follow(cast(Worker, Follower()))
+    assert follow(cast(Worker, Follower())) is ended
     assert done == ["train", "gather", "save"]
 
 

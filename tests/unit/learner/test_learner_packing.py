@@ -1,5 +1,6 @@
 """Packing, and the forward pass over packed sequences against one sequence at a time."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from services.learner import attention
 from services.learner.batch import TrainSequence
 from services.learner.forward import Policy
+from services.learner.head import Head
 from services.learner.packing import Packed, pack
 from tests.reference_dapo import reference_logprobs
 from tests.unit.learner.learner_cases import make_batch, write_tiny_model
@@ -55,7 +57,7 @@ def test_blocks_gather_and_scatter_back_every_token() -> None:
     sequences = [s for s in make_batch(groups=5).sequences if s.input_tokens]
     packed = _packed(sequences)
     tokens = torch.arange(packed.input_ids.shape[1])
-    again = torch.cat([tokens[block.gather][block.scatter] for block in packed.blocks])
+    again = torch.cat([tokens[block.gather][block.scatter] for block in packed.layout.blocks])
     assert torch.equal(again, tokens)
 
 
@@ -65,6 +67,27 @@ def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return write_tiny_model(tmp_path_factory.mktemp("model"), tied=tied, kv_heads=kv_heads)
 
 
+class _Sines:
+    """A loss of no meaning whose gradient is easy to have twice."""
+
+    wants_preview = False
+
+    def preview(self, logprobs: torch.Tensor) -> None:
+        raise AssertionError("not asked for")
+
+    def __call__(self, logprobs: torch.Tensor, where: slice) -> torch.Tensor:
+        return logprobs.sin().sum()
+
+
+def _head(*, temperature: float = TEMPERATURE, chunk_tokens: int = 64) -> Head:
+    return Head(temperature=temperature, chunk_tokens=chunk_tokens, float32=False)
+
+
+def _one_by_one(stock: torch.nn.Module, sequences: list[TrainSequence]) -> torch.Tensor:
+    parts = [(s.token_ids[: s.prompt_tokens].tolist(), s.token_ids[s.prompt_tokens :].tolist()) for s in sequences]
+    return torch.cat([reference_logprobs(stock, prompt, completion, TEMPERATURE) for prompt, completion in parts])
+
+
 @pytest.mark.parametrize("chunk_tokens", [7, 4096])
 def test_packed_logprobs_and_their_gradients_equal_those_of_one_sequence_at_a_time(
     model_path: Path, chunk_tokens: int
@@ -72,19 +95,13 @@ def test_packed_logprobs_and_their_gradients_equal_those_of_one_sequence_at_a_ti
     stock = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     packing = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, attn_implementation=attention.NAME)
     sequences = sorted(make_batch(groups=4).sequences, key=lambda s: -s.input_tokens)
-    logprobs, entropies = Policy(packing, temperature=TEMPERATURE, chunk_tokens=chunk_tokens)(_packed(sequences))
-    one_by_one = torch.cat(
-        [
-            reference_logprobs(
-                stock, s.token_ids[: s.prompt_tokens].tolist(), s.token_ids[s.prompt_tokens :].tolist(), TEMPERATURE
-            )
-            for s in sequences
-        ]
-    )
+    policy = Policy(packing, _head(chunk_tokens=chunk_tokens))
+    loss, logprobs, entropies = policy(_packed(sequences), _Sines())
+    one_by_one = _one_by_one(stock, sequences)
     assert torch.allclose(logprobs, one_by_one, atol=2e-5)
-    assert not entropies.requires_grad
     assert entropies.shape == logprobs.shape
-    logprobs.sin().sum().backward()
+    assert torch.equal(policy(_packed(sequences), None)[1], logprobs)
+    loss.backward()
     one_by_one.sin().sum().backward()
     for (name, ours), theirs in zip(packing.named_parameters(), stock.parameters(), strict=True):
         assert ours.grad is not None
@@ -96,11 +113,18 @@ def test_the_entropy_of_a_uniform_distribution_is_the_logarithm_of_the_vocabular
     model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation=attention.NAME)
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
-    _, entropies = Policy(model, temperature=1.0, chunk_tokens=64)(_packed(make_batch().sequences))
+    _, _, entropies = Policy(model, _head(temperature=1.0))(_packed(make_batch().sequences), None)
     assert torch.allclose(entropies, torch.full_like(entropies, float(np.log(40))))
 
 
-def test_sliding_windows_are_refused() -> None:
-    states = torch.zeros(1, 1, 4, 8)
-    with pytest.raises(ValueError, match="sliding-window"):
-        attention.packed_attention(torch.nn.Identity(), states, states, states, None, sliding_window=2, blocks=())
+@pytest.mark.parametrize("window", [1, 3, 6, 200])
+def test_a_sliding_window_hides_the_same_tokens_as_in_the_stock_model(tmp_path: Path, window: int) -> None:
+    write_tiny_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    windows = {"use_sliding_window": True, "sliding_window": window, "layer_types": ["sliding_attention"] * 2}
+    (tmp_path / "config.json").write_text(json.dumps(config | windows))
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    packing = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation=attention.NAME)
+    sequences = sorted(make_batch(groups=4).sequences, key=lambda s: -s.input_tokens)
+    _, logprobs, _ = Policy(packing, _head())(_packed(sequences), None)
+    assert torch.allclose(logprobs, _one_by_one(stock, sequences), atol=2e-5)

@@ -17,3 +17,8 @@ def named_tensors(manifest: Manifest, buffer: np.ndarray) -> Iterator[tuple[str,
     for spec in manifest.tensors:
         raw = packed[spec.offset_bytes : spec.offset_bytes + spec.size_bytes]
         yield spec.name, raw.view(_TORCH_DTYPE[spec.dtype]).view(spec.shape)
+
+
+def as_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """uint8[n] host memory of a tensor of any dtype."""
+    return tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()

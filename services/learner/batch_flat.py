@@ -1,0 +1,99 @@
+"""A batch as flat vectors, and back: the form in which it crosses ranks and lies on disk. Nothing is pickled.
+
+Letters: S sequences, T their tokens together (prompts and completions), C completion tokens together.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from services.learner.batch import Batch, TrainGroup, TrainSequence
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlatBatch:
+    """All of a batch but its step and the names of its groups."""
+
+    groups: np.ndarray
+    """int32[S]: position of each sequence's group."""
+    prompts: np.ndarray
+    """int32[S]: prompt tokens."""
+    completions: np.ndarray
+    """int32[S]: completion tokens."""
+    truncated: np.ndarray
+    """int32[S]: 0 or 1."""
+    rewards: np.ndarray
+    """float64[S], shaped."""
+    token_ids: np.ndarray
+    """int32[T]."""
+    versions: np.ndarray
+    """int32[C]."""
+    behaviour_logprobs: np.ndarray
+    """float32[C], nats."""
+
+
+DTYPES: dict[str, type[np.generic]] = {
+    field.name: {"rewards": np.float64, "behaviour_logprobs": np.float32}.get(field.name, np.int32)
+    for field in fields(FlatBatch)
+}
+
+
+def flatten(batch: Batch) -> FlatBatch:
+    """The vectors of a batch."""
+    sequences = batch.sequences
+    columns = {
+        "groups": np.repeat(np.arange(len(batch.groups)), batch.group_sizes),
+        "prompts": [s.prompt_tokens for s in sequences],
+        "completions": [s.completion_tokens for s in sequences],
+        "truncated": [s.truncated for s in sequences],
+        "rewards": [s.reward for s in sequences],
+        "token_ids": np.concatenate([s.token_ids for s in sequences]),
+        "versions": np.concatenate([s.versions for s in sequences]),
+        "behaviour_logprobs": np.concatenate([s.behaviour_logprobs for s in sequences]),
+    }
+    return FlatBatch(**{name: np.asarray(values, DTYPES[name]) for name, values in columns.items()})
+
+
+def rebuild(flat: FlatBatch, *, step: int, digest: str, group_ids: list[str]) -> Batch:
+    """The batch again. Raises ValueError when the vectors contradict each other."""
+    token_parts = np.split(flat.token_ids, np.cumsum(flat.prompts + flat.completions)[:-1])
+    version_parts = np.split(flat.versions, np.cumsum(flat.completions)[:-1])
+    logprob_parts = np.split(flat.behaviour_logprobs, np.cumsum(flat.completions)[:-1])
+    members: list[list[TrainSequence]] = [[] for _ in group_ids]
+    for index, position in enumerate(flat.groups.tolist()):
+        members[position].append(
+            TrainSequence(
+                token_ids=token_parts[index],
+                prompt_tokens=int(flat.prompts[index]),
+                behaviour_logprobs=logprob_parts[index],
+                versions=version_parts[index],
+                reward=float(flat.rewards[index]),
+                truncated=bool(flat.truncated[index]),
+            )
+        )
+    groups = tuple(
+        TrainGroup(group_id=name, sequences=tuple(part)) for name, part in zip(group_ids, members, strict=True)
+    )
+    return Batch(step=step, digest=digest, groups=groups)
+
+
+def write_batch(batch: Batch, path: Path) -> None:
+    """A NumPy archive (.npz) that `read_batch` and plain numpy read. Raises OSError."""
+    flat = flatten(batch)
+    np.savez_compressed(
+        path,
+        allow_pickle=False,
+        step=batch.step,
+        digest=batch.digest,
+        group_ids=np.array([group.group_id for group in batch.groups]),
+        **{name: getattr(flat, name) for name in DTYPES},
+    )
+
+
+def read_batch(path: Path) -> Batch:
+    """What `write_batch` wrote. Raises OSError or ValueError."""
+    with np.load(path, allow_pickle=False) as stored:
+        flat = FlatBatch(**{name: stored[name] for name in DTYPES})
+        step, digest, group_ids = int(stored["step"]), str(stored["digest"]), stored["group_ids"].tolist()
+    return rebuild(flat, step=step, digest=digest, group_ids=group_ids)

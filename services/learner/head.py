@@ -1,0 +1,129 @@
+"""The language-model head fused with the loss: hidden states in, one loss out, never [tokens, vocabulary].
+
+Logits are made chunk by chunk. Where a gradient is wanted, the loss of the chunk is asked for at once, so that the chunk's
+gradients with respect to hidden states and head weight are made while its logits still exist: three matrix products, as
+many as an unchunked head needs, and nothing to make again in the backward pass.
+
+Letters: M targets, C tokens of a chunk, V vocabulary, D hidden size.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+ChunkLoss = Callable[[Tensor, slice], Tensor]
+"""float32[C] log-probabilities (with gradient) and which of the M targets they are -> their part of the loss, a scalar."""
+
+
+class Head:
+    """How log-probabilities follow from hidden states: softmax(hidden @ weight.T / temperature)."""
+
+    def __init__(self, *, temperature: float, chunk_tokens: int, float32: bool) -> None:
+        """float32: multiply in float32 whatever type hidden states and weight have; logits are float32 either way."""
+        self._temperature = temperature
+        self._chunk_tokens = chunk_tokens
+        self._float32 = float32
+
+    @torch.no_grad()
+    def score(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """[M, D], [V, D] and int64[M] -> float32[M] log-probabilities and float32[M] entropies, both nats."""
+        hidden, weight = self._operands(hidden, weight)
+        logprobs, entropies = _empty(hidden), _empty(hidden)
+        for where in self._chunks(len(targets)):
+            logprobs[where], entropies[where], _ = self._chunk(hidden[where], weight, targets[where])
+        return logprobs, entropies
+
+    def loss(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_loss: ChunkLoss
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum of `chunk_loss` over all chunks, a float32 scalar with gradient, and what `score` returns.
+
+        `chunk_loss` is called once a chunk, in order; its gradient is taken with respect to the log-probabilities.
+        """
+        return _FusedLoss.apply(hidden, weight, targets, chunk_loss, self)  # pyright: ignore[reportReturnType]
+
+    def _operands(self, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return (hidden.float(), weight.float()) if self._float32 else (hidden, weight)
+
+    def _chunks(self, tokens: int) -> list[slice]:
+        return [slice(start, min(start + self._chunk_tokens, tokens)) for start in range(0, tokens, self._chunk_tokens)]
+
+    def _chunk(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[C] log-probabilities, [C] entropies and [C, V] float32 probabilities; two such buffers exist, no more."""
+        logits = (hidden @ weight.T).float()
+        if self._temperature != 1:
+            logits /= self._temperature
+        log_probabilities = torch.log_softmax(logits, -1)
+        probabilities = torch.exp(log_probabilities, out=logits)
+        # As [1, V] @ [V, 1] each: a product and a sum would make a third buffer.
+        entropies = -torch.bmm(probabilities[:, None], log_probabilities[:, :, None])[:, 0, 0]
+        return log_probabilities.gather(-1, targets[:, None])[:, 0], entropies, probabilities
+
+    def _logit_gradient(self, slopes: Tensor, targets: Tensor, probabilities: Tensor) -> Tensor:
+        """d loss / d (hidden @ weight.T) = slope / temperature * (onehot - p), into the [C, V] probabilities' memory."""
+        slopes = (slopes / self._temperature)[:, None]
+        return probabilities.mul_(-slopes).scatter_add_(-1, targets[:, None], slopes)
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Makes all gradients in the forward pass, where the loss is known; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_loss: ChunkLoss, head: Head
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        train_trunk, train_head, *_ = ctx.needs_input_grad
+        left, right = head._operands(hidden, weight)
+        logprobs, entropies = _empty(left), _empty(left)
+        total = torch.zeros((), device=hidden.device)
+        hidden_gradient = torch.empty_like(left) if train_trunk else None
+        weight_gradient = torch.zeros_like(right, dtype=torch.float32) if train_head else None
+        for where in head._chunks(len(targets)):
+            logprobs[where], entropies[where], probabilities = head._chunk(left[where], right, targets[where])
+            part, slopes = _slopes(logprobs[where], where, chunk_loss)
+            total += part
+            gradient = head._logit_gradient(slopes, targets[where], probabilities).to(right.dtype)
+            if hidden_gradient is not None:
+                torch.mm(gradient, right, out=hidden_gradient[where])
+            if weight_gradient is not None:
+                _add_product(weight_gradient, gradient, left[where])
+            del probabilities, gradient  # before the next chunk's logits are made
+        ctx.save_for_backward(
+            None if hidden_gradient is None else hidden_gradient.to(hidden.dtype),
+            None if weight_gradient is None else weight_gradient.to(weight.dtype),
+        )
+        ctx.mark_non_differentiable(logprobs, entropies)
+        return total, logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, scale: Tensor, *_: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight = (None if g is None else g.mul_(scale) for g in ctx.saved_tensors)
+        return hidden, weight, None, None, None
+
+
+def _slopes(logprobs: Tensor, where: slice, chunk_loss: ChunkLoss) -> tuple[Tensor, Tensor]:
+    """The chunk's part of the loss and its [C] derivatives with respect to the log-probabilities."""
+    with torch.enable_grad():
+        leaf = logprobs.detach().requires_grad_()
+        part = chunk_loss(leaf, where)
+        (slopes,) = torch.autograd.grad(part, leaf)
+    return part.detach(), slopes
+
+
+def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+    """total [V, D] float32 += gradient.T [V, C] @ hidden [C, D]."""
+    if gradient.dtype == total.dtype:
+        total.addmm_(gradient.T, hidden)
+    else:
+        total += gradient.T @ hidden
+
+
+def _empty(hidden: Tensor) -> Tensor:
+    """float32[M] for one value a target."""
+    return torch.empty(len(hidden), device=hidden.device)

@@ -1,0 +1,118 @@
+"""LoRA (arXiv:2106.09685): low-rank adapters on frozen linear layers, and what a run with them leaves on disk.
+
+The adapters are PEFT's, injected into the model, whose module tree stays as it is. B starts at zero, so version 0 is the
+base model. Pushing and merging them: publish.py and sluice.weights.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from sluice.config.schema import Config
+from sluice.errors import ConfigError, SluiceError
+from sluice.weights.adapters import adapters_among, scale_of
+from sluice.weights.merging import map_tensors, merged
+from sluice.weights.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+_PEFT_PREFIX = "base_model.model."
+"""Before every name in PEFT's own files."""
+
+
+def attach(causal_lm: PreTrainedModel, config: Config) -> None:
+    """Freezes the model and adds the adapters of `model.lora_rank`, the same on every rank; with rank 0 does nothing.
+
+    Raises ConfigError when `model.target_modules` names no linear layer.
+    """
+    if not config.model.lora_rank:
+        return
+    from peft import inject_adapter_in_model  # not needed by most runs
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        inject_adapter_in_model(_peft_config(config, _layers(causal_lm, config)), causal_lm)
+
+
+def plain_name(parameter: str) -> str:
+    """A parameter's name without what PEFT adds: the base model's own, or as in sluice.weights.adapters."""
+    return parameter.replace(".base_layer.", ".").replace(".default.", ".")
+
+
+def whole_model(snapshot: Snapshot, config: Config) -> Snapshot:
+    """A snapshot of adapters with `model.path` underneath, merged; any other snapshot as it is. Needs no collective."""
+    if not adapters_among(spec.name for spec in snapshot.manifest.tensors):
+        return snapshot
+    base = map_tensors(Path(config.model.path))
+    return merged(snapshot.manifest, snapshot.buffer, base=base, scale=scale_of(config), dtype=config.model.dtype)
+
+
+def export_adapter(snapshot: Snapshot, *, config: Config, target: Path) -> None:
+    """Writes a snapshot of adapters as a folder that `peft.PeftModel.from_pretrained` loads.
+
+    Written beside the target first, so that a reader never sees half an adapter. Raises SluiceError.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_adapter(snapshot, config=config, folder=partial)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(partial, target)
+    except OSError as error:
+        raise SluiceError(
+            f"export of the adapters of {snapshot.manifest.version} to {target} failed: {error}"
+        ) from error
+
+
+def _write_adapter(snapshot: Snapshot, *, config: Config, folder: Path) -> None:
+    tensors = {
+        # Addresses within the snapshot's buffer, which outlives this call.
+        _PEFT_PREFIX + spec.name: safetensors.TensorSpec(
+            dtype=spec.dtype, shape=spec.shape, data_ptr=view.ctypes.data, data_len=view.nbytes
+        )
+        for spec, view in snapshot.tensors()
+    }
+    facts = {"format": "pt", "sluice_version": str(snapshot.manifest.version)}
+    safetensors.serialize_file(tensors, str(folder / "adapter_model.safetensors"), facts)
+    adapters = adapters_among(spec.name for spec in snapshot.manifest.tensors)
+    _peft_config(config, [adapter.layer for adapter in adapters.values()]).save_pretrained(str(folder))
+
+
+def _peft_config(config: Config, layers: list[str]) -> "LoraConfig":
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.model.lora_rank,
+        lora_alpha=config.model.lora_alpha,  # pyright: ignore[reportArgumentType] - any number
+        target_modules=layers,
+        base_model_name_or_path=config.model.path,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _layers(causal_lm: PreTrainedModel, config: Config) -> list[str]:
+    """Full names of the linear layers that are wanted."""
+    head = causal_lm.get_output_embeddings()
+    linear = [
+        name for name, module in causal_lm.named_modules() if isinstance(module, nn.Linear) and module is not head
+    ]
+    wanted = config.model.target_modules
+    if wanted == "all-linear":
+        return linear
+    chosen = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in wanted}
+    missing = [target for target, found in chosen.items() if not found]
+    if missing or not chosen:
+        kinds = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise ConfigError(
+            f"model.target_modules: must be all-linear or name linear layers of {config.model.path} ({kinds}), got "
+            f"{missing[0] if missing else 'an empty list'}"
+        )
+    return sorted({name for found in chosen.values() for name in found})

@@ -1,0 +1,138 @@
+"""From log-probabilities of one micro-batch to its part of the loss: ratio, corrections, clip and weights, as configured.
+
+The denominators are in the weights already (`Packed.weights`); this sums. Which loss and which correction there are stands
+in `sluice.dapo.loss` and `sluice.dapo.correction`.
+
+Letters: M targets of the micro-batch, C those of one chunk.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from services.learner.packing import Packed
+from sluice.config.schema import AlgorithmConfig
+from sluice.dapo.correction import Level, importance_weights, spread, within
+from sluice.dapo.loss import TokenLoss, cispo_token_loss, dapo_token_loss, gspo_token_loss, log_ratios
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """The tokens of one micro-batch as its loss saw them; nothing carries a gradient. All [M]."""
+
+    loss: Tensor
+    """float32, weighted: their sum is the micro-batch's part of the loss."""
+    ratio: Tensor
+    """float32, learner / proximal."""
+    clipped_high: Tensor
+    """bool, as in `TokenLoss`; masked tokens are not counted."""
+    clipped_low: Tensor
+    clipped_dual: Tensor
+    truncated: Tensor
+    """bool: its importance weight was truncated."""
+    masked: Tensor
+    """bool: taken out of the loss by `rollout_rs`."""
+
+
+class Objective:
+    """The loss of one micro-batch, asked for chunk by chunk; keeps what the tally wants to know."""
+
+    def __init__(self, algorithm: AlgorithmConfig, packed: Packed, proximal_logprobs: Tensor | None) -> None:
+        """proximal_logprobs: float32[M] nats under the step's first weights; None with `proximal: rollout`."""
+        self._algorithm = algorithm
+        self._packed = packed
+        self._behaviour = packed.behaviour_logprobs
+        self._proximal = self._behaviour if proximal_logprobs is None else proximal_logprobs
+        self._sequence_log_ratios: Tensor | None = None
+        correction = algorithm.rollout_correction
+        self._mask_level: Level | None = None if correction.rollout_rs == "none" else correction.rollout_rs
+        self._upper = correction.rollout_rs_threshold
+        self._lower = correction.rollout_rs_threshold_lower or 1 / self._upper
+        self._weights = packed.weights
+        self._kept: Tensor | None = None
+        self._truncated = torch.zeros_like(packed.weights, dtype=torch.bool)
+        self._parts: list[TokenLoss] = []
+        if proximal_logprobs is not None:
+            self._correct(proximal_logprobs)
+
+    @property
+    def wants_preview(self) -> bool:
+        """A sequence's ratio needs all its tokens."""
+        late_mask = self._mask_level is not None and self._kept is None
+        return self._algorithm.loss_mode == "gspo" or late_mask
+
+    def preview(self, logprobs: Tensor) -> None:
+        """Sets what depends on whole sequences: GSPO's ratio, and the mask when it compares the learner itself."""
+        if self._algorithm.loss_mode == "gspo":
+            self._sequence_log_ratios = self._spread(log_ratios(logprobs, self._proximal), "geometric")
+        if self._mask_level is not None and self._kept is None:
+            self._mask(logprobs, self._mask_level)
+
+    def __call__(self, logprobs: Tensor, where: slice) -> Tensor:
+        """The weighted sum of the token losses of `where`: float32[C] log-probabilities -> a scalar."""
+        part = self._token_loss(logprobs, where)
+        self._parts.append(part)
+        return (part.loss * self._weights[where]).sum()
+
+    def seen(self) -> "Seen":
+        """What all chunks together were, without gradient."""
+        parts = self._parts or [self._token_loss(self._weights[:0], slice(0))]  # a micro-batch may be empty
+        kept = torch.ones_like(self._weights, dtype=torch.bool) if self._kept is None else self._kept
+        return Seen(
+            loss=torch.cat([part.loss.detach() for part in parts]) * self._weights,
+            ratio=torch.cat([part.ratio for part in parts]),
+            clipped_high=torch.cat([part.clipped_high for part in parts]) & kept,
+            clipped_low=torch.cat([part.clipped_low for part in parts]) & kept,
+            clipped_dual=torch.cat([part.clipped_dual for part in parts]) & kept,
+            truncated=self._truncated & kept,
+            masked=~kept,
+        )
+
+    def _token_loss(self, logprobs: Tensor, where: slice) -> TokenLoss:
+        algorithm, advantages = self._algorithm, self._packed.advantages[where]
+        low, high, c = algorithm.clip_ratio_low, algorithm.clip_ratio_high, algorithm.clip_ratio_c
+        if algorithm.loss_mode == "cispo":
+            return cispo_token_loss(
+                learner_logprobs=logprobs,
+                proximal_logprobs=self._proximal[where],
+                advantages=advantages,
+                clip_ratio_low=low,
+                clip_ratio_high=high,
+            )
+        if algorithm.loss_mode == "gspo":
+            assert self._sequence_log_ratios is not None
+            return gspo_token_loss(
+                learner_logprobs=logprobs,
+                sequence_log_ratios=self._sequence_log_ratios[where],
+                advantages=advantages,
+                clip_ratio_low=low,
+                clip_ratio_high=high,
+                clip_ratio_c=c,
+            )
+        return dapo_token_loss(
+            learner_logprobs=logprobs,
+            proximal_logprobs=self._proximal[where],
+            advantages=advantages,
+            clip_ratio_low=low,
+            clip_ratio_high=high,
+            clip_ratio_c=c,
+        )
+
+    def _correct(self, proximal: Tensor) -> None:
+        """Weight and mask by proximal / rollout: constants of the step, known before its first update."""
+        if self._mask_level is not None:
+            self._mask(proximal, self._mask_level)
+        correction = self._algorithm.rollout_correction
+        if correction.rollout_is != "none":
+            log_ratio = self._spread(log_ratios(proximal, self._behaviour), correction.rollout_is)
+            self._weights = self._weights * importance_weights(log_ratio, threshold=correction.rollout_is_threshold)
+            self._truncated = log_ratio.exp() > correction.rollout_is_threshold
+
+    def _mask(self, logprobs: Tensor, level: Level) -> None:
+        log_ratio = self._spread(log_ratios(logprobs, self._behaviour), level)
+        self._kept = within(log_ratio, lower=self._lower, upper=self._upper)
+        self._weights = torch.where(self._kept, self._weights, 0.0)
+
+    def _spread(self, log_ratio: Tensor, level: Level) -> Tensor:
+        return spread(log_ratio, level=level, sequence=self._packed.sequence, sequences=self._packed.sequences)

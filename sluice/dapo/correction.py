@@ -1,0 +1,44 @@
+"""What may be done about tokens that another policy sampled, beyond the ratio's clip. Not in the paper; off by default.
+
+With `proximal: recompute` (decoupled PPO, Hilton et al. 2021, arXiv:2110.00641, eq. 6) the clip is centred on the step's
+first policy and the loss is weighted by proximal / rollout. Truncating that weight is TIS, by token (Yao et al. 2025) or
+by the sequence's product; masking what leaves two bounds is IcePop by token, MIS by sequence. Neither takes part in the
+gradient. A masked token's loss is zero and it stays in every denominator, so that the gradient cannot depend on the layout.
+
+Letters: T packed tokens, S sequences of a micro-batch.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sluice.dapo.loss import MAX_LOG_RATIO
+
+Level = Literal["token", "sequence", "geometric"]
+"""Whose ratio: the token's own, its sequence's product, or its sequence's geometric mean."""
+
+
+def spread(log_ratio: Tensor, *, level: Level, sequence: Tensor, sequences: int) -> Tensor:
+    """[T] nats: the log-ratio at `level` of every token, clamped to +-MAX_LOG_RATIO.
+
+    log_ratio: [T] nats; sequence: [T] int64, the index in [0, sequences) of each token's sequence.
+    """
+    if level == "token":
+        return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    sums = log_ratio.new_zeros(sequences).index_add(0, sequence, log_ratio)
+    if level == "geometric":
+        counts = log_ratio.new_zeros(sequences).index_add(0, sequence, torch.ones_like(log_ratio))
+        sums = sums / counts.clamp(min=1)
+    return sums.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)[sequence]
+
+
+def importance_weights(log_ratio: Tensor, *, threshold: float) -> Tensor:
+    """[T] float32 min(exp(log_ratio), threshold), of [T] log-ratios at the level wanted: truncated importance sampling."""
+    return log_ratio.exp().clamp(max=threshold)
+
+
+def within(log_ratio: Tensor, *, lower: float, upper: float) -> Tensor:
+    """[T] bool: lower <= exp(log_ratio) <= upper; the rest is masked. NaN is outside."""
+    ratio = log_ratio.exp()
+    return (ratio >= lower) & (ratio <= upper)

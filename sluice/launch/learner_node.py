@@ -1,0 +1,55 @@
+"""Keeps the learner's ranks of a further machine in the run: when a round breaks they meet the others again.
+
+who waits      for what                                unblocked by
+the machine    node 0 (and other machines) to join     their joining, or the deadline given to services.learner.node
+`stay`         the end of a round                      the exit of its process, a signal
+"""
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sluice.errors import ConfigError, LaunchError
+from sluice.launch.commands import learner_command
+from sluice.launch.interrupts import Interrupts
+from sluice.launch.processes import EXIT_BAD_USAGE, EXIT_NOT_JOINED, Child, start
+
+EXIT_INTERRUPTED = 130
+
+
+async def stay(arguments: Sequence[str], *, grace_s: float, say: Callable[[str], None]) -> int:
+    """Joins round after round until the run has ended (0) or a signal comes (130).
+
+    `arguments` are those of services.learner.node; its output stays on this terminal. Raises LaunchError when the other
+    machines stay away, ConfigError when it was started wrongly.
+    """
+    with tempfile.TemporaryDirectory(prefix="sluice-learner-") as folder, Interrupts() as interrupts:
+        ended = Path(folder) / "ended"
+        command = learner_command([*arguments, "--", "--ended-file", str(ended)], threads=1)
+        while True:
+            child = await start(command.name, command.argv, log_path=None, environ=command.environ)
+            code = await _exit_code(child, interrupts, grace_s=grace_s, say=say)
+            if interrupts.first.is_set():
+                return EXIT_INTERRUPTED
+            if ended.exists():
+                return 0
+            if code == EXIT_BAD_USAGE:
+                raise ConfigError("the learner refused to start on this machine: see above")
+            if code == EXIT_NOT_JOINED:
+                raise LaunchError("the learner's machines did not meet: see above")
+            say(f"the learner's ranks here ended with code {code} before the run did: joining again")
+
+
+async def _exit_code(child: Child, interrupts: Interrupts, *, grace_s: float, say: Callable[[str], None]) -> int:
+    """How the process ended; a signal ends it first, a second one without grace."""
+    exited = asyncio.ensure_future(child.process.wait())
+    interrupted = asyncio.ensure_future(interrupts.first.wait())
+    try:
+        await asyncio.wait([exited, interrupted], return_when=asyncio.FIRST_COMPLETED)
+        if not exited.done():
+            say("interrupted: leaving the run (again to leave at once)")
+    finally:
+        interrupted.cancel()
+        await child.stop(grace_s=grace_s, at_once=interrupts.second)
+    return await exited

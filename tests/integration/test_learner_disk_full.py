@@ -1,0 +1,101 @@
+"""A disk without room for a checkpoint costs that checkpoint and nothing else. Needs the right to mount a tmpfs."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.learner import checkpoint, checkpoint_files
+from tests.integration.fake_coordinator import FakeCoordinator
+from tests.unit.learner.learner_cases import make_config, write_tiny_model
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 4 MiB."""
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command here")
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+async def test_a_full_disk_keeps_the_old_checkpoint_and_the_run_and_the_next_save_works_when_there_is_room(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    model = write_tiny_model(tmp_path / "base")
+    (model / "tokenizer.json").write_text("{}")
+    learner = {"mini_batch_size": 3, "checkpoint_every_steps": 1, "keep_checkpoints": 1, "lr": 1e-2}
+    fake = FakeCoordinator(config=make_config(model, learner=learner), run_dir=small_disk.parent, ready=1)
+    server = await fake.serve()
+    process = await _learner(f"127.0.0.1:{server.port}")
+    try:
+        await fake.until("len(checkpoints) == 1")
+        written = sum(path.stat().st_size for path in (small_disk / "step-1").iterdir())
+
+        _leave_free(small_disk, 20_000)
+        await fake.allow(ready=2)
+        refused = await _logged(process, "checkpoint_failed")
+        assert (refused["step"], "needs about" in refused["reason"]) == (2, True)
+
+        _leave_free(small_disk, written * 3 // 4)  # enough for the tensors, not for what is written around them
+        await fake.allow(ready=3)
+        broken_off = await _logged(process, "checkpoint_failed")
+        assert (broken_off["step"], "No space left on device" in broken_off["reason"]) == (3, True)
+        assert checkpoint_files.newest_that_verifies(small_disk) == small_disk / "step-1"
+
+        (small_disk / "filler").unlink()
+        await fake.allow(ready=4, end=4)
+        await fake.until("len(checkpoints) == 2")
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await server.stop(grace_s=0)
+    assert os.listdir(small_disk) == ["step-4"]
+    assert [batch.step for batch in checkpoint.read_state(small_disk / "step-4").trained] == [1, 2, 3]
+    assert (small_disk.parent / "model" / "model.safetensors").exists()
+
+
+def _leave_free(disk: Path, free_bytes: int) -> None:
+    """Fills the disk up to that."""
+    filler = disk / "filler"
+    filler.unlink(missing_ok=True)
+    facts = os.statvfs(disk)
+    filler.write_bytes(bytes(max(0, facts.f_bavail * facts.f_frsize - free_bytes)))
+
+
+async def _learner(address: str) -> asyncio.subprocess.Process:
+    arguments = ("--coordinator", address, "--port", "0", "--metrics-port", "0", "--log-format", "json")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.learner", *arguments, env=environment, cwd=ROOT, stderr=asyncio.subprocess.PIPE
+    )
+
+
+async def _logged(process: asyncio.subprocess.Process, event: str) -> dict[str, str]:
+    """The next log line of that event."""
+    assert process.stderr is not None
+    async with asyncio.timeout(60):
+        while line := await process.stderr.readline():
+            found = json.loads(line) if line.startswith(b"{") else {}
+            if found.get("event") == event:
+                return found
+    raise AssertionError(f"the learner ended without logging {event}")

@@ -1,0 +1,284 @@
+"""A learner on two machines: the same gradients as on one, who leads, who comes back, what is refused, who is told."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from services.learner.interface import interface_towards
+from sluice.errors import ConfigError
+from sluice.testing import assert_eventually
+from tests.integration.fake_coordinator import FakeCoordinator
+from tests.integration.test_learner_ranks import _assert_equal, _job, _reference
+from tests.two_machines import SecondMachine, second_machine
+from tests.unit.learner.learner_cases import make_config, write_tiny_model
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[2]
+ENVIRON = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def second() -> Iterator[SecondMachine]:
+    with second_machine() as machine:
+        yield machine
+
+
+@pytest.fixture
+def endpoint(second: SecondMachine) -> str:
+    """Where the machines meet: a port of this one that is free now."""
+    with socket.create_server((second.here, 0)) as server:
+        return f"{second.here}:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+async def coordinator(tmp_path: Path) -> AsyncIterator[tuple[FakeCoordinator, str]]:
+    model = write_tiny_model(tmp_path / "base")
+    (model / "tokenizer.json").write_text("{}")
+    learner = {"mini_batch_size": 3, "checkpoint_every_steps": 1, "max_tokens_per_micro_batch": 64, "lr": 1e-2}
+    fake = FakeCoordinator(config=make_config(model, learner=learner), run_dir=tmp_path / "run")
+    fake.run_dir.mkdir()
+    server = await fake.serve()
+    yield fake, f"127.0.0.1:{server.port}"
+    await server.stop(grace_s=0)
+
+
+@asynccontextmanager
+async def _process(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """What it writes is in `stdout`. Ends it and all it started."""
+    process = await asyncio.create_subprocess_exec(
+        *command, env=ENVIRON, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            started = psutil.Process(process.pid).children(recursive=True)
+            for each in (*started, process):
+                each.kill()
+        await asyncio.wait_for(process.communicate(), 30)
+
+
+def _first(endpoint: str, coordinator: str, *, timeout_s: float = 60.0) -> list[str]:
+    """Node 0, as `sluice up` starts it."""
+    meeting = ["--rdzv-endpoint", endpoint, "--rdzv-id", "run", "--nnodes", "2", "--timeout-s", str(timeout_s)]
+    return _node(*meeting, "--", *_flags(coordinator))
+
+
+def _node(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "services.learner.node", *arguments]
+
+
+def _flags(coordinator: str) -> list[str]:
+    return ["--coordinator", coordinator, "--port", "0", "--metrics-port", "0"]
+
+
+def _further(endpoint: str, *, timeout_s: float = 60.0) -> list[str]:
+    """What somebody types on the second machine."""
+    meeting = ["--rdzv-endpoint", endpoint, "--rdzv-id", "run", "--nnodes", "2", "--timeout-s", str(timeout_s)]
+    return [sys.executable, "-m", "sluice.cli.main", "learner-node", *meeting, "--node-rank", "1"]
+
+
+async def _ends(process: asyncio.subprocess.Process, *, within_s: float = 60.0) -> tuple[int | None, str]:
+    """Exit code and output."""
+    output, _ = await asyncio.wait_for(process.communicate(), within_s)
+    return process.returncode, output.decode()
+
+
+def _ranks_under(process: asyncio.subprocess.Process) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if child.cmdline()[1:4] == ["-u", "-m", "services.learner"]]
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(("here", "there"), [(1, 1), (2, 1)])
+def test_ranks_on_two_machines_compute_the_gradients_of_the_plain_reference(
+    second: SecondMachine, endpoint: str, tmp_path: Path, here: int, there: int
+) -> None:
+    model, out = write_tiny_model(tmp_path / "model"), tmp_path / "out"
+    out.mkdir()
+    meeting = ["--nnodes", "2", "--rdzv-backend", "static", "--rdzv-endpoint", endpoint, "--no-python"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting]
+    worker = [sys.executable, str(Path(__file__).with_name("learner_rank.py")), str(model), str(out)]
+    jobs = json.dumps([_job(max_tokens=40), _job(mode="seq-mean-token-mean", filtering=True)])
+
+    def start(interface: str, prefix: Sequence[str], *, node: int, ranks: int) -> subprocess.Popen[str]:
+        command = [*torchrun, "--node-rank", str(node), "--nproc-per-node", str(ranks), *worker, jobs]
+        environ = ENVIRON | {"GLOO_SOCKET_IFNAME": interface}
+        return subprocess.Popen([*prefix, *command], env=environ, cwd=ROOT, text=True, stderr=subprocess.PIPE)
+
+    with (
+        start(second.near_end, [], node=0, ranks=here) as first,
+        start(second.far_end, second.command(), node=1, ranks=there) as further,
+    ):
+        try:
+            for process in (first, further):
+                _, errors = process.communicate(timeout=120)
+                assert process.returncode == 0, errors[-4000:]
+        finally:
+            first.terminate()
+            further.terminate()
+    plain, filtered = (dict(np.load(out / f"{index}.npz")) for index in range(2))
+    _assert_equal(plain, _reference(model, mode="token-mean", filtering=False))
+    _assert_equal(filtered, _reference(model, mode="seq-mean-token-mean", filtering=True))
+
+
+async def test_a_machine_whose_learner_is_killed_comes_back_and_both_end_with_the_run(
+    second: SecondMachine, endpoint: str, coordinator: tuple[FakeCoordinator, str]
+) -> None:
+    fake, address = coordinator
+    fake.ready = 1
+    async with _process(*second.command(*_further(endpoint))) as further:
+        async with _process(*_first(endpoint, address)) as first:
+            await fake.until("len(checkpoints) == 1")
+            (victim,) = _ranks_under(further)
+            assert victim.environ()["RANK"] == "1"
+            victim.kill()
+            code, output = await _ends(first)
+            assert code == 1
+            assert "rank 0" in output
+            assert "waited for another rank of the learner, which is gone or unreachable" in output
+        async with _process(*_first(endpoint, address)) as first:  # what the launcher does
+            await fake.until("len(registrations) == 2")
+            await fake.allow(ready=2, end=2)
+            assert (await _ends(first))[0] == 0
+        assert (await _ends(further))[0] == 0
+    assert fake.registrations[1].version.number == 1
+    assert [commit.version.number for commit in fake.commits] == [1, 2]
+
+
+async def test_a_further_machine_waits_for_a_first_one_that_stops_and_leaves_on_control_c(
+    second: SecondMachine, endpoint: str, coordinator: tuple[FakeCoordinator, str]
+) -> None:
+    fake, address = coordinator
+    async with _process(*second.command(*_further(endpoint))) as further:
+        async with _process(*_first(endpoint, address)) as first:
+            await fake.until("len(registrations) == 1")
+            (leader,) = _ranks_under(first)
+            leader.terminate()
+            assert (await _ends(first))[0] == 0
+        async with _process(*_first(endpoint, address)):
+            await fake.until("len(registrations) == 2")
+            assert further.returncode is None
+        further.send_signal(signal.SIGINT)
+        assert (await _ends(further))[0] == 130
+
+
+async def test_a_killed_torchrun_takes_its_ranks_with_it(coordinator: tuple[FakeCoordinator, str]) -> None:
+    fake, address = coordinator
+    async with _process(*_node("--nproc-per-node", "2", "--", *_flags(address))) as torchrun:
+        await fake.until("len(registrations) == 1")
+        ranks = _ranks_under(torchrun)
+        assert len(ranks) == 2
+        torchrun.kill()
+        await assert_eventually(lambda: all(_has_ended(rank) for rank in ranks), within_s=30, what="its ranks are gone")
+
+
+@pytest.mark.parametrize(("missing", "key"), [("run", "run.dir"), ("base", "model.path")])
+async def test_a_machine_that_sees_another_run_directory_or_model_is_refused_by_name_on_both(
+    second: SecondMachine,
+    endpoint: str,
+    coordinator: tuple[FakeCoordinator, str],
+    tmp_path: Path,
+    missing: str,
+    key: str,
+) -> None:
+    fake, address = coordinator
+    elsewhere = ["sh", "-c", f'mount -t tmpfs none {tmp_path / missing} && exec "$@"', "sh"]
+    async with (
+        _process(*second.command(*elsewhere, *_further(endpoint))) as further,
+        _process(*_first(endpoint, address)) as first,
+    ):
+        for process in (first, further):
+            code, output = await _ends(process)
+            assert code == 2
+            assert f"{key}: {tmp_path / missing} on {socket.gethostname()}" in output
+    assert list(fake.run_dir.glob(".learner-*")) == []
+
+
+async def test_a_cut_cable_ends_the_wait_of_both_machines_at_the_limit_of_a_collective(
+    second: SecondMachine, endpoint: str
+) -> None:
+    program = (
+        "import datetime, services.learner.ranks as ranks\n"
+        "ranks.COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=3)\n"
+        "with ranks.naming_lost_ranks():\n"
+        "    joined = ranks.join_ranks()\n"
+        "    while True:\n"
+        "        joined.command()\n"
+        "        print('met', flush=True)\n"
+    )
+    host, _, port = endpoint.rpartition(":")
+    words = ["WORLD_SIZE=2", f"MASTER_ADDR={host}", f"MASTER_PORT={port}"]
+
+    def rank(number: int, interface: str) -> list[str]:
+        return ["env", *words, f"RANK={number}", f"GLOO_SOCKET_IFNAME={interface}", sys.executable, "-c", program]
+
+    async with (
+        _process(*rank(0, second.near_end)) as first,
+        _process(*second.command(*rank(1, second.far_end))) as further,
+    ):
+        for process in (first, further):
+            assert process.stdout is not None
+            await asyncio.wait_for(process.stdout.readuntil(b"met\n"), 60)
+        second.cut()
+        for process, number in ((first, 0), (further, 1)):
+            code, output = await _ends(process, within_s=30)
+            assert code == 1
+            assert f"rank {number} on {socket.gethostname()} waited for another rank of the learner" in output
+
+
+async def test_machines_that_nobody_joins_say_who_waited_for_whom_and_for_how_long(
+    second: SecondMachine, endpoint: str
+) -> None:
+    async with (
+        _process(*_first(endpoint, "127.0.0.1:1", timeout_s=2)) as first,
+        _process(*second.command(*_further("10.255.255.1:1", timeout_s=2))) as unreachable,
+    ):
+        code, output = await _ends(first)
+        assert code == 4
+        assert f"node 0 waited up to 2 s at {endpoint} for the other 1 of its 2 machines" in output
+        code, output = await _ends(unreachable)
+        assert code == 2
+        assert "must be HOST:PORT that this machine has a route to, got 10.255.255.1:1" in output
+    async with _process(*second.command(*_further(endpoint, timeout_s=2))) as alone:
+        code, output = await _ends(alone)
+        assert code == 1
+        assert f"node 1 waited up to 2 s for node 0 at {endpoint}" in output
+
+
+def test_the_interface_is_the_one_that_leads_to_the_meeting_point(second: SecondMachine, endpoint: str) -> None:
+    assert interface_towards(endpoint) == second.near_end
+    program = f"from services.learner.interface import interface_towards; print(interface_towards('{endpoint}'))"
+    there = second.command(sys.executable, "-c", program)
+    assert subprocess.check_output(there, cwd=ROOT, text=True).strip() == second.far_end
+
+
+@pytest.mark.parametrize("endpoint", ["trainer-1", "127.0.0.1:99999", "no.such.host.invalid:1"])
+def test_a_meeting_point_that_is_none_is_refused_by_name(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match=f"HOST:PORT that this machine has a route to, got {endpoint}"):
+        interface_towards(endpoint)
+
+
+def test_loopback_is_taken_when_it_is_asked_for_and_refused_when_a_name_stands_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert interface_towards("127.0.0.1:1") == interface_towards("localhost:1") == "lo"
+    real = socket.socket.connect
+    monkeypatch.setattr(socket.socket, "connect", lambda self, where: real(self, ("127.0.1.1", where[1])))
+    with pytest.raises(ConfigError, match="must be an address that other machines reach, got trainer-1"):
+        interface_towards("trainer-1:1")

@@ -1,0 +1,48 @@
+"""Weights that are no numbers any more reach nobody."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.fake_coordinator import FakeCoordinator
+from tests.unit.learner.learner_cases import make_config, write_tiny_model
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+
+ROOT = Path(__file__).parents[2]
+
+
+async def test_weights_that_are_not_finite_are_neither_committed_nor_saved_and_end_the_learner_with_one_message(
+    tmp_path: Path,
+) -> None:
+    model = write_tiny_model(tmp_path / "base")
+    (model / "tokenizer.json").write_text("{}")
+    # The gradient is fine, the step taken along it leaves the range of float32.
+    config = make_config(model, learner={"lr": 1e39, "warmup_steps": 0, "checkpoint_every_steps": 1})
+    fake = FakeCoordinator(config=config, run_dir=tmp_path / "run", ready=1)
+    server = await fake.serve()
+    arguments = ("--coordinator", f"127.0.0.1:{server.port}", "--port", "0", "--metrics-port", "0")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.learner", *arguments, "--log-format", "json",
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, cwd=ROOT, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(60):
+            _, stderr = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await server.stop(grace_s=0)
+    assert process.returncode == 1
+    assert "Traceback" not in stderr.decode()
+    lines = [json.loads(line) for line in stderr.splitlines() if line.startswith(b"{")]
+    (failed,) = [line for line in lines if line["level"] in ("error", "critical")]
+    assert failed["reason"].startswith("version a1 is not published: ")
+    assert len(fake.registrations) == 1  # it got as far as training
+    assert (fake.commits, fake.checkpoints) == ([], [])
+    assert not (tmp_path / "run" / "checkpoints").exists()
