@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo test check static unit protos format bench clean
+.PHONY: help setup demo test check static unit protos format bench bench-learner clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,10 @@ format: setup    ## format and fix what can be fixed
 
 bench: setup     ## every benchmark; prints a table, writes benchmarks/results/*.json
 	$(PY) -m benchmarks.run $(ARGS)
+
+bench-learner: setup ## the learner's: loss and head, packing, and the race against TRL (about an hour on 2 idle cores)
+	$(PY) -m benchmarks.run learner_loss learner_packing
+	$(PY) -m benchmarks.vs_trl
 
 clean:           ## remove .venv and everything made by tests and runs
 	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis

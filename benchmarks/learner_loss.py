@@ -19,17 +19,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 VOCABULARY, HIDDEN = 150_000, 256
 SEQUENCE = 1024
-CHUNK = 1024
 THREADS = 2
 DEFAULT_ENV = Path.home() / ".cache" / "sluice" / "trl-env"
 LIGER = ("liger-kernel==0.8.5", "triton==3.9.0")
 TARGET_MEMORY, TARGET_TIME = 0.25, 1.0
-CLIPS: dict[str, Any] = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28, "clip_ratio_c": 10.0}
+CLIPS: dict[str, Any] = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28, "clip_ratio_c": None}
+"""Without the dual clip, which Liger's loss has not."""
 
 
 def run() -> list[Any]:
@@ -43,7 +44,10 @@ def run() -> list[Any]:
     rows = _rows("naive log-softmax", short, naive)
     rows += _rows("TRL", short, _measure("trl", short, python=trl))
     rows += _rows("Liger", short, _measure("liger", short, path=liger))
+    small_chunks = _measure("sluice-256", short)
     ours, ours_long = (_measure("sluice", tokens) for tokens in (short, long))
+    assert all(math.isclose(found["loss"], naive["loss"], rel_tol=1e-4) for found in (ours, small_chunks)), naive
+    rows += _rows("Sluice, 256 tokens a chunk", short, small_chunks)
     rows += _rows("Sluice", short, ours) + _rows("Sluice", long, ours_long)
     for tokens, mine in ((short, ours), (long, ours_long)):
         scale = tokens / short
@@ -124,8 +128,11 @@ def _one(method: str, tokens: int) -> dict[str, float]:
     }
 
 
-def _sluice(hidden: Any, weight: Any, targets: Any, advantages: Any, behaviour: Any) -> Callable[[], Any]:
-    from services.learner.head import Head
+def _sluice(
+    hidden: Any, weight: Any, targets: Any, advantages: Any, behaviour: Any, chunk_tokens: int | None = None
+) -> Callable[[], Any]:
+    from services.learner.policy.head import Head
+    from sluice.config.schema import LearnerConfig
     from sluice.dapo.loss import dapo_token_loss
 
     def chunk_loss(logprobs: Any, where: slice) -> Any:
@@ -134,7 +141,7 @@ def _sluice(hidden: Any, weight: Any, targets: Any, advantages: Any, behaviour: 
         )
         return token.loss.sum() / len(targets)
 
-    head = Head(temperature=1.0, chunk_tokens=CHUNK, float32=False)
+    head = Head(temperature=1.0, chunk_tokens=chunk_tokens or LearnerConfig().logprob_chunk_tokens, float32=False)
     return lambda: head.loss(hidden, weight, targets, chunk_loss)[0]
 
 
@@ -184,14 +191,20 @@ def _liger(hidden: Any, weight: Any, targets: Any, advantages: Any, behaviour: A
 
 
 def _clipped_mean(logprobs: Any, advantages: Any, behaviour: Any) -> Any:
-    """DAPO eq. 8 and 12 with the dual clip, which is never active here."""
+    """DAPO eq. 8 and 12."""
     import torch
 
     ratio = (logprobs - behaviour).exp()
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.28)).mean()
 
 
-_METHODS = {"sluice": _sluice, "naive": _naive, "trl": _trl, "liger": _liger}
+_METHODS = {
+    "sluice": _sluice,
+    "sluice-256": partial(_sluice, chunk_tokens=256),
+    "naive": _naive,
+    "trl": _trl,
+    "liger": _liger,
+}
 
 if __name__ == "__main__":
     print(json.dumps(_one(sys.argv[1], int(sys.argv[2]))))

@@ -19,11 +19,11 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from benchmarks.report import Row
-from services.learner.batch import Batch, TrainGroup, TrainSequence
-from services.learner.model import load_policy
-from services.learner.optimizer import make_optimizer
-from services.learner.ranks import join_ranks
-from services.learner.train_step import Trainer
+from services.learner.batches.batch import Batch, TrainGroup, TrainSequence
+from services.learner.machines.ranks import join_ranks
+from services.learner.policy.model import load_policy
+from services.learner.policy.optimizer import make_optimizer
+from services.learner.training.train_step import Trainer
 from sluice.config.schema import Config
 from sluice.dapo.loss import dapo_token_loss
 

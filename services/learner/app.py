@@ -15,17 +15,17 @@ from types import FrameType
 import structlog
 import torch
 
-from services.learner.checkpoint import CheckpointState
 from services.learner.control_plane import ControlPlane
-from services.learner.export import export_version
-from services.learner.exports import BackgroundExports
 from services.learner.front import SharedFront
 from services.learner.lineage import LineageBook
 from services.learner.loop import Leader, follow
-from services.learner.lora import export_adapter
-from services.learner.ranks import Ranks, join_ranks, naming_lost_ranks
+from services.learner.machines.ranks import Ranks, join_ranks, naming_lost_ranks
+from services.learner.machines.shared_folders import check_shared_folders
+from services.learner.policy.lora import export_adapter
+from services.learner.saving.checkpoint import CheckpointState
+from services.learner.saving.export import export_version
+from services.learner.saving.exports import BackgroundExports
 from services.learner.servicer import LearnerServicer
-from services.learner.shared_folders import check_shared_folders
 from services.learner.worker import Worker
 from sluice.config.load import parse_config
 from sluice.config.schema import Config

@@ -11,7 +11,7 @@ import grpc
 import structlog
 import torch
 
-from services.learner.batch import Batch
+from services.learner.batches.batch import Batch
 from services.learner.control_thread import ControlThread
 from services.learner.coordinator_link import CoordinatorLink, RawBatch
 from services.learner.front import SharedFront

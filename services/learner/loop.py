@@ -13,13 +13,13 @@ from pathlib import Path
 
 import structlog
 
-from services.learner.batch import Batch
-from services.learner.checkpoint import CheckpointState, TrainedBatch
-from services.learner.checkpoint_writer import WRITE_LIMIT_S, still_writing
+from services.learner.batches.batch import Batch
 from services.learner.lineage import LineageBook
+from services.learner.machines.ranks import Command
 from services.learner.ports import Coordinator, Front
 from services.learner.publish import renamed
-from services.learner.ranks import Command
+from services.learner.saving.checkpoint import CheckpointState, TrainedBatch
+from services.learner.saving.checkpoint_writer import WRITE_LIMIT_S, still_writing
 from services.learner.worker import Worker
 from sluice.weights.manifest import PolicyVersion
 from sluice.weights.snapshot import Snapshot

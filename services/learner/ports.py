@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from services.learner.batch import Batch
+from services.learner.batches.batch import Batch
 from sluice.weights.manifest import PolicyVersion
 from sluice.weights.snapshot import Snapshot
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from services.learner.forward import Policy
-from services.learner.lora import plain_name
-from services.learner.ranks import Ranks
+from services.learner.machines.ranks import Ranks
+from services.learner.policy.forward import Policy
+from services.learner.policy.lora import plain_name
 from sluice.config.schema import Config
 from sluice.errors import SluiceError
 from sluice.weights.adapters import adapters_among, pushes_adapters, scale_of

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import grpc
 
-from services.learner.export import export_version
 from services.learner.front import SharedFront
+from services.learner.saving.export import export_version
 from sluice.config.schema import Config
 from sluice.errors import InvalidRequest
 from sluice.v1 import learner_pb2 as pb

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from services.learner.batch import Batch, TrainGroup, TrainSequence
+from services.learner.batches.batch import Batch, TrainGroup, TrainSequence
 from sluice.errors import InvalidRequest
 from sluice.rpc.arrays import unpack_floats, unpack_ids
 from sluice.v1 import common_pb2, coordinator_pb2

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import structlog
 
-from services.learner import checkpoint, lineage
-from services.learner.batch import Batch
-from services.learner.batch_flat import write_batch
-from services.learner.batch_sharing import share_batch
-from services.learner.checkpoint import CheckpointState
-from services.learner.checkpoint_writer import CheckpointWriter
-from services.learner.model import load_policy
-from services.learner.optimizer import make_optimizer
+from services.learner import lineage
+from services.learner.batches.batch import Batch
+from services.learner.batches.batch_flat import write_batch
+from services.learner.batches.batch_sharing import share_batch
+from services.learner.machines.ranks import Ranks
+from services.learner.policy.model import load_policy
+from services.learner.policy.optimizer import make_optimizer
 from services.learner.publish import Publisher
-from services.learner.ranks import Ranks
-from services.learner.train_step import Trainer
+from services.learner.saving import checkpoint
+from services.learner.saving.checkpoint import CheckpointState
+from services.learner.saving.checkpoint_writer import CheckpointWriter
+from services.learner.training.train_step import Trainer
 from sluice.config.schema import Config
 from sluice.weights.manifest import PolicyVersion
 from sluice.weights.snapshot import Snapshot

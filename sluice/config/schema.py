@@ -380,6 +380,8 @@ class Config(Section):
                 f"got {self.mini_batch_size}"
             )
         problems += self._correction_problems()
+        if self.weights.lora == "adapter" and not self.model.lora_rank:
+            problems.append("weights.lora: adapter needs adapters; set model.lora_rank, or weights.lora: merged")
         if self.launch.learner_nnodes > 1 and self.launch.learner_rdzv_endpoint is None:
             problems.append(
                 "launch.learner_rdzv_endpoint: must be HOST:PORT of this machine while launch.learner_nnodes is "

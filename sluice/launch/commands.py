@@ -51,8 +51,8 @@ def service_command(config: Config, role: str, *, index: int, coordinator: str, 
 
 
 def learner_command(arguments: Sequence[str], *, threads: int) -> Command:
-    """The learner's ranks of one machine; `arguments` are those of services.learner.node."""
-    argv = [sys.executable, "-m", "services.learner.node", *arguments]
+    """The learner's ranks of one machine; `arguments` are those of services.learner.machines.node."""
+    argv = [sys.executable, "-m", "services.learner.machines.node", *arguments]
     return Command(name="learner", argv=argv, environ=_environ(threads=threads))
 
 

@@ -1,7 +1,7 @@
 """Keeps the learner's ranks of a further machine in the run: when a round breaks they meet the others again.
 
 who waits      for what                                unblocked by
-the machine    node 0 (and other machines) to join     their joining, or the deadline given to services.learner.node
+the machine    node 0 (and other machines) to join     their joining, or the deadline given to the ranks' program
 `stay`         the end of a round                      the exit of its process, a signal
 """
 
@@ -21,8 +21,8 @@ EXIT_INTERRUPTED = 130
 async def stay(arguments: Sequence[str], *, grace_s: float, say: Callable[[str], None]) -> int:
     """Joins round after round until the run has ended (0) or a signal comes (130).
 
-    `arguments` are those of services.learner.node; its output stays on this terminal. Raises LaunchError when the other
-    machines stay away, ConfigError when it was started wrongly.
+    `arguments` are those of services.learner.machines.node; its output stays on this terminal. Raises LaunchError when
+    the other machines stay away, ConfigError when it was started wrongly.
     """
     with tempfile.TemporaryDirectory(prefix="sluice-learner-") as folder, Interrupts() as interrupts:
         ended = Path(folder) / "ended"

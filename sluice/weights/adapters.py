@@ -44,7 +44,7 @@ def adapters_among(names: Iterable[str]) -> dict[str, Adapter]:
 
 def pushes_adapters(config: Config) -> bool:
     """Whether snapshots hold adapters alone, so that rollouts merge them."""
-    return config.model.lora_rank > 0 and config.weights.lora == "adapter"
+    return config.weights.lora == "adapter"
 
 
 def scale_of(config: Config) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import yaml
 
-from services.learner.batch import Batch, TrainSequence
+from services.learner.batches.batch import Batch, TrainSequence
 from sluice.config.schema import Config
 from sluice.errors import Fenced
 from sluice.rpc.arrays import pack_floats, pack_ids

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from services.learner import checkpoint
-from services.learner.batch import Batch, TrainGroup
-from services.learner.batch_sharing import share_batch
-from services.learner.checkpoint_writer import CheckpointWriter
-from services.learner.model import load_policy
-from services.learner.optimizer import make_optimizer
+from services.learner.batches.batch import Batch, TrainGroup
+from services.learner.batches.batch_sharing import share_batch
+from services.learner.machines.ranks import Command, Ranks, join_ranks
+from services.learner.policy.model import load_policy
+from services.learner.policy.optimizer import make_optimizer
 from services.learner.publish import Publisher
-from services.learner.ranks import Command, Ranks, join_ranks
-from services.learner.train_step import Trainer
+from services.learner.saving import checkpoint
+from services.learner.saving.checkpoint_writer import CheckpointWriter
+from services.learner.training.train_step import Trainer
 from sluice.weights.manifest import PolicyVersion
 from tests.unit.learner.learner_cases import make_batch, make_config
 
@@ -94,7 +94,7 @@ def _gradients(trainer: Trainer) -> dict[str, np.ndarray]:
         if parameter.grad is None:
             continue  # nothing was trained
         whole = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
-        found[f"grad/{name}"] = whole.numpy().copy()
+        found[f"grad/{name}"] = whole.cpu().numpy().copy()
     return found
 
 

@@ -15,16 +15,16 @@ import torch
 from structlog.testing import capture_logs
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from services.learner import checkpoint
-from services.learner import checkpoint_files as files
-from services.learner import checkpoint_writer as writing
-from services.learner.batch import Batch
-from services.learner.checkpoint import CheckpointState
-from services.learner.checkpoint_writer import CheckpointWriter
-from services.learner.model import load_policy
-from services.learner.optimizer import make_optimizer
-from services.learner.ranks import Ranks, join_ranks
-from services.learner.train_step import Trainer
+from services.learner.batches.batch import Batch
+from services.learner.machines.ranks import Ranks, join_ranks
+from services.learner.policy.model import load_policy
+from services.learner.policy.optimizer import make_optimizer
+from services.learner.saving import checkpoint
+from services.learner.saving import checkpoint_files as files
+from services.learner.saving import checkpoint_writer as writing
+from services.learner.saving.checkpoint import CheckpointState
+from services.learner.saving.checkpoint_writer import CheckpointWriter
+from services.learner.training.train_step import Trainer
 from tests.integration.learner_rank import run_job
 from tests.unit.learner.learner_cases import make_batch, make_config, write_tiny_model
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.learner.ranks import Ranks, join_ranks
+from services.learner.machines.ranks import Ranks, join_ranks
 from tests.integration.learner_rank import run_job
 from tests.reference_dapo import (
     ReferenceVariant,

@@ -135,11 +135,10 @@ def test_settings_that_do_not_fit_together_name_the_layer_of_the_key(recipe: Pat
         ("algorithm.rollout_correction.rollout_is=token", "rollout_is: needs algorithm.proximal: recompute"),
         ("algorithm.proximal=recompute", "set algorithm.rollout_correction.rollout_is: token"),
         ("launch.learner_nnodes=2", "learner_rdzv_endpoint: must be HOST:PORT"),
+        ("weights.lora=adapter", "set model.lora_rank"),
     ],
 )
-def test_off_policy_settings_and_machines_that_cannot_work_say_what_to_set(
-    recipe: Path, override: str, message: str
-) -> None:
+def test_settings_that_need_another_one_say_which(recipe: Path, override: str, message: str) -> None:
     (line,) = problems(recipe, override)
     assert message in line
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from services.learner.batch import Batch, TrainGroup, TrainSequence
+from services.learner.batches.batch import Batch, TrainGroup, TrainSequence
 from sluice.config.schema import Config
 from tests.reference_dapo import ReferenceGroup, ReferenceSample
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from services.learner.batch import Batch, TrainGroup, advantages
+from services.learner.batches.batch import Batch, TrainGroup, advantages
 from tests.unit.learner.learner_cases import make_batch
 
 

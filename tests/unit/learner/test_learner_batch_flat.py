@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from services.learner.batch import Batch
-from services.learner.batch_flat import flatten, read_batch, rebuild, write_batch
+from services.learner.batches.batch import Batch
+from services.learner.batches.batch_flat import flatten, read_batch, rebuild, write_batch
 from tests.unit.learner.learner_cases import make_batch
 
 

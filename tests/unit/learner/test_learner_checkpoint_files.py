@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.learner import checkpoint
-from services.learner import checkpoint_files as files
+from services.learner.saving import checkpoint
+from services.learner.saving import checkpoint_files as files
 from sluice.errors import ConfigError
 
 

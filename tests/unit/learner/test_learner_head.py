@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from services.learner.head import Head
+from services.learner.policy.head import Head
 from sluice.dapo.loss import dapo_token_loss
 
 M, V, D = 50, 300, 16

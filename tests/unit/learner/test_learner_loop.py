@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from services.learner import loop
-from services.learner.batch import Batch
-from services.learner.checkpoint import CheckpointState
+from services.learner.batches.batch import Batch
 from services.learner.lineage import LineageBook
 from services.learner.loop import Leader, follow
+from services.learner.machines.ranks import Command
 from services.learner.ports import NoBatch
-from services.learner.ranks import Command
+from services.learner.saving.checkpoint import CheckpointState
 from services.learner.worker import Worker
 from sluice.errors import Expired
 from sluice.weights.manifest import PolicyVersion, plan

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.learner.forward import Policy
-from services.learner.head import Head
-from services.learner.optimizer import learning_rate, make_optimizer
+from services.learner.policy.forward import Policy
+from services.learner.policy.head import Head
+from services.learner.policy.optimizer import learning_rate, make_optimizer
 from tests.unit.learner.learner_cases import make_config, write_tiny_model
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.learner import attention
-from services.learner.batch import TrainSequence
-from services.learner.forward import Policy
-from services.learner.head import Head
-from services.learner.packing import Packed, pack
+from services.learner.batches.batch import TrainSequence
+from services.learner.policy import attention
+from services.learner.policy.forward import Policy
+from services.learner.policy.head import Head
+from services.learner.policy.packing import Packed, pack
 from tests.reference_dapo import reference_logprobs
 from tests.unit.learner.learner_cases import make_batch, write_tiny_model
 

@@ -5,7 +5,7 @@ from itertools import chain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.learner.plan import MiniBatch, plan_step
+from services.learner.batches.plan import MiniBatch, plan_step
 
 LENGTHS = st.integers(1, 40)
 

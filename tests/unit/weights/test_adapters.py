@@ -43,7 +43,7 @@ def test_adapters_are_found_by_either_matrix_and_named_after_their_layer() -> No
 def test_adapters_are_pushed_only_when_there_are_any_and_they_are_asked_for() -> None:
     assert pushes_adapters(config(2))
     assert not pushes_adapters(config(2, "merged"))
-    assert not pushes_adapters(config(0))
+    assert not pushes_adapters(config(0, "merged"))
     assert scale_of(config(4)) == 1.5
 
 

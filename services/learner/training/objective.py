@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.learner.packing import Packed
+from services.learner.policy.packing import Packed
 from sluice.config.schema import AlgorithmConfig
 from sluice.dapo.correction import Level, importance_weights, spread, within
 from sluice.dapo.loss import TokenLoss, cispo_token_loss, dapo_token_loss, gspo_token_loss, log_ratios

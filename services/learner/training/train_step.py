@@ -20,14 +20,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from services.learner.batch import Batch, TrainSequence, advantages
-from services.learner.forward import Policy
-from services.learner.objective import Objective
-from services.learner.optimizer import learning_rate
-from services.learner.packing import Packed, pack
-from services.learner.plan import MiniBatch, plan_step
-from services.learner.ranks import Ranks
-from services.learner.tally import Tally
+from services.learner.batches.batch import Batch, TrainSequence, advantages
+from services.learner.batches.plan import MiniBatch, plan_step
+from services.learner.machines.ranks import Ranks
+from services.learner.policy.forward import Policy
+from services.learner.policy.optimizer import learning_rate
+from services.learner.policy.packing import Packed, pack
+from services.learner.training.objective import Objective
+from services.learner.training.tally import Tally
 from sluice.config.schema import Config
 from sluice.dapo.aggregation import token_weights
 from sluice.dapo.mismatch import mismatch

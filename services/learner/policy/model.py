@@ -9,10 +9,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from services.learner import attention, lora
-from services.learner.forward import Policy
-from services.learner.head import Head
-from services.learner.ranks import Ranks
+from services.learner.machines.ranks import Ranks
+from services.learner.policy import attention, lora
+from services.learner.policy.forward import Policy
+from services.learner.policy.head import Head
 from sluice.config.schema import Config
 from sluice.errors import ConfigError
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from services.learner.forward import Policy
+from services.learner.policy.forward import Policy
 from sluice.config.schema import Config
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import safetensors
 
-from services.learner.lora import whole_model
+from services.learner.policy.lora import whole_model
 from sluice.config.schema import Config
 from sluice.errors import SluiceError
 from sluice.weights.snapshot import Snapshot

@@ -1,4 +1,4 @@
-"""`python -m services.learner.export_checkpoint RUN_DIR`: what `sluice export` runs.
+"""`python -m services.learner.saving.export_checkpoint RUN_DIR`: what `sluice export` runs.
 
 On the CPU, beside a run or after it: needs no coordinator, no torchrun and no optimizer.
 """
@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from services.learner import checkpoint_files as files
+from services.learner.saving import checkpoint_files as files
 from sluice.cli.export import add_flags
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
@@ -18,7 +18,7 @@ from sluice.telemetry.logs import configure_logs
 
 def main(argv: list[str] | None = None) -> int:
     """Exports; returns the exit code of DESIGN's contract (0, 1, 2)."""
-    parser = argparse.ArgumentParser(prog="python -m services.learner.export_checkpoint")
+    parser = argparse.ArgumentParser(prog="python -m services.learner.saving.export_checkpoint")
     add_flags(parser)
     args = parser.parse_args(argv)
     configure_logs(service="export")
@@ -36,8 +36,8 @@ def _export(args: argparse.Namespace) -> str:
     checkpoint = _checkpoint(args.run_dir / "checkpoints", args.checkpoint)
     target = (args.to or args.run_dir / "exports" / checkpoint.name).resolve()
     _check_target(target, force=args.force)
-    from services.learner.checkpoint_weights import read_snapshot
-    from services.learner.export import export_version
+    from services.learner.saving.checkpoint_weights import read_snapshot
+    from services.learner.saving.export import export_version
 
     snapshot = read_snapshot(checkpoint, config)
     export_version(snapshot, config=config, target=target)

@@ -1,8 +1,8 @@
 """How rank 0 gives a batch to the others: vector by vector, without pickling anything."""
 
-from services.learner.batch import Batch
-from services.learner.batch_flat import DTYPES, FlatBatch, flatten, rebuild
-from services.learner.ranks import Ranks
+from services.learner.batches.batch import Batch
+from services.learner.batches.batch_flat import DTYPES, FlatBatch, flatten, rebuild
+from services.learner.machines.ranks import Ranks
 
 
 def share_batch(ranks: Ranks, batch: Batch | None) -> Batch:

@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
-from services.learner import checkpoint_files as files
-from services.learner.train_step import Trainer
+from services.learner.saving import checkpoint_files as files
+from services.learner.training.train_step import Trainer
 from sluice.errors import ConfigError
 
 STATE = "state.json"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from services.learner.head import Head
-from services.learner.packing import Packed
+from services.learner.policy.head import Head
+from services.learner.policy.packing import Packed
 
 
 class Loss(Protocol):

@@ -1,4 +1,6 @@
-"""`python -m services.learner.node ... -- FLAGS OF services.learner`: the learner's ranks of one machine, under torchrun.
+"""The learner's ranks of one machine, under torchrun.
+
+`python -m services.learner.machines.node ... -- FLAGS OF services.learner`
 
 Several machines meet by torchrun's static rendezvous: node 0 holds the store at --rdzv-endpoint and its first rank is
 rank 0. (The c10d rendezvous numbers machines by sorted host names; but rank 0, which talks to the coordinator and serves
@@ -31,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    from services.learner.interface import interface_towards
+    from services.learner.machines.interface import interface_towards
     from sluice.telemetry.logs import configure_logs
 
     configure_logs(service="learner")
@@ -52,7 +54,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m services.learner.node", description="The learner on one machine.")
+    parser = argparse.ArgumentParser(
+        prog="python -m services.learner.machines.node", description="The learner on one machine."
+    )
     parser.add_argument("--nnodes", type=int, default=1, help="machines of the learner (default: %(default)s)")
     parser.add_argument("--node-rank", type=int, default=0, help="0: the machine of `sluice up` (default: %(default)s)")
     parser.add_argument("--nproc-per-node", type=int, default=1, help="ranks on this machine (default: %(default)s)")

@@ -23,11 +23,11 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.utils._pytree import tree_leaves
 
-from services.learner import checkpoint_files as files
-from services.learner.background import in_background
-from services.learner.checkpoint import CheckpointState, training_state, write_state
-from services.learner.ranks import LEADER, Ranks
-from services.learner.train_step import Trainer
+from services.learner.machines.ranks import LEADER, Ranks
+from services.learner.saving import checkpoint_files as files
+from services.learner.saving.background import in_background
+from services.learner.saving.checkpoint import CheckpointState, training_state, write_state
+from services.learner.training.train_step import Trainer
 from sluice.errors import Expired
 
 log = structlog.get_logger(__name__)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from services.learner.batch import Batch, TrainGroup, TrainSequence
+from services.learner.batches.batch import Batch, TrainGroup, TrainSequence
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.learner.attention import Layout
-from services.learner.batch import TrainSequence
+from services.learner.batches.batch import TrainSequence
+from services.learner.policy.attention import Layout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from services.learner.checkpoint import read_state
-from services.learner.lora import plain_name
+from services.learner.policy.lora import plain_name
+from services.learner.saving.checkpoint import read_state
 from sluice.config.schema import Config
 from sluice.errors import ConfigError, NotFound
 from sluice.weights.manifest import PolicyVersion, plan

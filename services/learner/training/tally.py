@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from services.learner.objective import Seen
-from services.learner.ranks import Ranks
+from services.learner.machines.ranks import Ranks
+from services.learner.training.objective import Seen
 
 _SUMS = ("tokens", "loss", "entropy", "high", "low", "dual", "ratio", "truncated", "masked")
 

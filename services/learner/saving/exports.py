@@ -9,8 +9,8 @@ from pathlib import Path
 
 import structlog
 
-from services.learner.background import in_background
-from services.learner.export import export_version
+from services.learner.saving.background import in_background
+from services.learner.saving.export import export_version
 from sluice.config.schema import Config
 from sluice.errors import SluiceError
 from sluice.weights.snapshot import Snapshot

@@ -8,7 +8,7 @@ import socket
 import uuid
 from pathlib import Path
 
-from services.learner.ranks import Ranks
+from services.learner.machines.ranks import Ranks
 from sluice.errors import ConfigError
 from sluice.model_identity import model_identity
 

@@ -1,0 +1,1 @@
+"""The ranks of one learner, on one machine or several."""

@@ -1,0 +1,60 @@
+"""What the learner does only on a CUDA device: flash attention over packed sequences, and offloaded shards."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from services.learner.machines.ranks import Ranks, join_ranks
+from services.learner.policy.attention import Layout, packed_attention
+from tests.integration.learner_rank import run_job
+from tests.unit.learner.learner_cases import write_tiny_model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(180)]
+
+LENGTHS = np.array([70, 33, 32, 5, 1])
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Ranks]:
+    """This process as the only rank, on its GPU."""
+    ranks = join_ranks()
+    yield ranks
+    ranks.leave()
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+@pytest.mark.parametrize("window", [None, 9])
+def test_flash_attention_and_its_gradients_equal_the_blocks_in_float32(window: int | None, kv_heads: int) -> None:
+    torch.manual_seed(0)
+    heads = (4, kv_heads, kv_heads)
+    half = [torch.randn(1, n, LENGTHS.sum(), 32, device="cuda", dtype=torch.bfloat16).requires_grad_() for n in heads]
+    whole = [states.detach().float().requires_grad_() for states in half]
+    layout = Layout(LENGTHS, torch.device("cuda"))
+    flash, blocks = (
+        packed_attention(torch.nn.Identity(), *states, None, sliding_window=window, layout=layout)[0]
+        for states in (half, whole)
+    )
+    torch.testing.assert_close(flash.float(), blocks, atol=2e-2, rtol=2e-2)
+    flash.float().square().sum().backward()
+    blocks.square().sum().backward()
+    for ours, theirs in zip(half, whole, strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert (ours.grad.float() - theirs.grad).norm() < 0.03 * theirs.grad.norm()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_offloaded_shards_train_the_same_weights(tmp_path: Path, alone: Ranks, dtype: str) -> None:
+    model = write_tiny_model(tmp_path, kv_heads=3)
+
+    def weights(**learner: Any) -> np.ndarray:
+        config = {"model": {"path": str(model), "dtype": dtype}, "learner": {"mini_batch_size": 3, **learner}}
+        found = run_job(model, {"until": 2, "groups": 6, "n": 4, "config": config}, alone)
+        return torch.from_numpy(found["weights"]).view(getattr(torch, dtype)).float().numpy()
+
+    on_device, offloaded = weights(), weights(cpu_offload=True)
+    assert np.allclose(on_device, offloaded, rtol=2e-2 if dtype == "bfloat16" else 1e-3, atol=1e-2)
