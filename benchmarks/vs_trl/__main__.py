@@ -14,9 +14,7 @@ def main() -> int:
     )
     parser.add_argument("--env", type=Path, default=None, help="TRL's environment (default: trl-env in the cache)")
     parser.add_argument("--out", type=Path, default=None, help="folder of the runs (default: vs-trl in the cache)")
-    parser.add_argument(
-        "--lrs", type=float, nargs="+", default=[2e-4, 4e-4, 8e-4, 1.6e-3], help="for TRL to choose from"
-    )
+    parser.add_argument("--lrs", type=float, nargs="+", default=[1e-4, 2e-4, 4e-4, 8e-4], help="for TRL to choose from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the race (TRL is tuned on seed 0)")
     parser.add_argument("--trl-batches", type=int, default=200, help="of the recipe's size (default: %(default)s)")
     args = parser.parse_args()

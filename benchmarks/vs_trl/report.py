@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def publish(
         Console().print(_table(sides, cost))
     content = {
         "machine": _machine(),
-        "terms": facts(runs["Sluice"][0])["terms"],  # type: ignore[index]
+        "terms": asdict(plan.terms) | {"base": Path(plan.terms.base).name},
         "tuning": {
             "trl_completions_per_s": dict(speeds),
             "trl_mean_avg_by_lr": {f"{lr:g}": s for lr, s in scores.items()},
