@@ -105,6 +105,10 @@ class Client:
         """The conservation law, term by term."""
         return self._stub.GetLedger(pb.GetLedgerRequest(), timeout=CALL_TIMEOUT_S).ledger
 
+    def group(self, group: str) -> pb.GetGroupResponse:
+        """One group, by id or number in the order of admission: summary, ledger row, and its samples while kept."""
+        return self._stub.GetGroup(pb.GetGroupRequest(group_id=group), timeout=CALL_TIMEOUT_S)
+
     def config(self) -> str:
         """The resolved configuration, YAML."""
         return self._stub.GetConfig(pb.GetConfigRequest(), timeout=CALL_TIMEOUT_S).yaml

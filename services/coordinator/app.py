@@ -18,13 +18,16 @@ from services.coordinator.core import Core
 from services.coordinator.evaluation import Evaluator
 from services.coordinator.events import Events
 from services.coordinator.fleet import Fleet
+from services.coordinator.ledger import count, ledger_metrics
 from services.coordinator.ledger_files import LedgerFiles
 from services.coordinator.lifecycle import Lifecycle
-from services.coordinator.model import Group, PromptLike, QueuedGroup, Version
+from services.coordinator.model import PromptLike, QueuedGroup, Version
 from services.coordinator.progress import Progress, RunState
 from services.coordinator.prompt_feed import PromptFeed
 from services.coordinator.prompts import PromptStream
+from services.coordinator.repair import Repair
 from services.coordinator.reward_check import check_reward
+from services.coordinator.rows import reopened
 from services.coordinator.run_files import RunFiles
 from services.coordinator.servicer import SERVICE_NAME, CoordinatorServicer
 from services.coordinator.store import Store
@@ -32,7 +35,7 @@ from services.coordinator.weight_push import WeightPush
 from services.coordinator.wire import ZstdGroups
 from sluice.clock import SystemClock
 from sluice.config.schema import Config
-from sluice.errors import LaunchError
+from sluice.errors import LaunchError, Unavailable
 from sluice.model_identity import model_identity
 from sluice.rpc.server import make_server, stop_on_signals
 from sluice.telemetry.prometheus import Exporter
@@ -96,6 +99,7 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter) -> in
         asyncio.create_task(core.push.run(), name="weight-push"),
         asyncio.create_task(core.sweep_forever(), name="sweep"),
         asyncio.create_task(_export(core, exporter), name="metrics"),
+        asyncio.create_task(core.store.watch(), name="redis"),
     ]
     stopped = asyncio.create_task(stop.wait(), name="signal")
     life = asyncio.create_task(core.lifecycle.run(), name="lifecycle")
@@ -122,6 +126,8 @@ async def _export(core: Core, exporter: Exporter) -> None:
     """Keeps the Prometheus gauges current."""
     while True:
         exporter.set(core.progress.metrics | core.live_gauges())
+        with contextlib.suppress(Unavailable):  # while Redis is away the ledger's gauges stand still
+            exporter.set(ledger_metrics(count(await core.store.counters(), core.board)))
         await core.board.changed.wait(1.0)
         await core.clock.sleep(0.5)
 
@@ -218,6 +224,18 @@ async def build(config: Config, options: Options) -> Core:
         check_only=options.check_only,
     )
     await _restore_groups(store, board, conductor, assigner, prompts, progress)
+    repair = Repair(
+        config=config,
+        run_id=run_id,
+        store=store,
+        files=files,
+        board=board,
+        conductor=conductor,
+        assigner=assigner,
+        progress=progress,
+        events=events,
+        facts=codec.accepted,
+    )
     return Core(
         run_id=run_id,
         config=config,
@@ -238,6 +256,7 @@ async def build(config: Config, options: Options) -> Core:
         evaluator=evaluator,
         lifecycle=lifecycle,
         progress=progress,
+        repair=repair,
         learner_fence=int(meta.get("learner_fence", 0)),
         learner_incarnation=meta.get("learner_incarnation", ""),
     )
@@ -264,7 +283,7 @@ async def _restore_groups(
     for group_id, (state, info) in sorted(live.items(), key=lambda item: item[1][1]["admission"]):
         if state == "open":
             prompt, _ = prompts.next(info["cursor"])
-            board.add(Group(group_id=group_id, admission=info["admission"], prompt=prompt, cursor=info["cursor"]))
+            board.add(reopened(group_id, info, prompt))
         elif state == "queued":
             accepted = QueuedGroup(**info)
             board.restore(accepted)
@@ -272,6 +291,7 @@ async def _restore_groups(
     for step in range(progress.trained_steps, board.next_step):
         batch = await store.record("batch", step)
         if batch is not None:
-            assigner.assigned[step] = [QueuedGroup(**live[group_id][1]) for group_id in batch["ids"]]
+            # A repair that was broken off may have ended some of them already.
+            assigner.assigned[step] = [QueuedGroup(**live[name][1]) for name in batch["ids"] if name in live]
     if live:
         log.info("restored", live=len(live), trained_steps=progress.trained_steps, next_step=board.next_step)

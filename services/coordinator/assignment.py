@@ -18,7 +18,7 @@ from services.coordinator.run_files import BatchFile, RunFiles
 from services.coordinator.unbroken import unbroken
 from sluice.clock import Clock
 from sluice.config.schema import Config
-from sluice.errors import DataError
+from sluice.errors import DataError, NotReady
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +51,11 @@ class Assigner:
         async with self._one_at_a_time:
             if (record := await self._store.record("batch", step)) is not None:
                 return await self._recorded(step, record["digest"])
+            if step < self._board.next_step:
+                raise NotReady(
+                    f"batch {step} was trained, but neither Redis nor the run directory knows it any more: start the "
+                    f"learner from a checkpoint of step {self._board.next_step} or later, or start a new run directory"
+                )
             if step != self._board.next_step:
                 return f"batch {step} was asked for, but the next one is {self._board.next_step}"
             while not self._closed:
@@ -92,11 +97,14 @@ class Assigner:
         payloads = []
         for group in choice.chosen:
             payload = await self._store.payload(group.group_id)
+            if payload is None:
+                await self._store.confirm()
             assert payload is not None, f"accepted group {group.group_id} has no payload"
             payloads.append(payload)
         ids = [group.group_id for group in choice.chosen]
         batch = await self._files.write_batch(step, ids=ids, payloads=payloads)
-        await self._store.assign(step, record={"ids": ids, "digest": batch.digest}, group_ids=ids)
+        tokens = sum(group.tokens for group in choice.chosen)
+        await self._store.assign(step, record={"ids": ids, "digest": batch.digest}, group_ids=ids, tokens=tokens)
         for group in choice.chosen:
             self._conductor.queued_bytes -= group.payload_bytes
             self._board.remove(group)
@@ -114,7 +122,8 @@ class Assigner:
             await unbroken(self._end(group, term))
 
     async def _end(self, group: QueuedGroup, term: str) -> None:
-        await self._store.end(group.group_id, was="queued", term=term, row=queued_row(group, term=term, step=-1))
+        row = queued_row(group, term=term, step=-1)
+        await self._store.end(group.group_id, was="queued", term=term, row=row, tokens=group.tokens)
         self._conductor.queued_bytes -= group.payload_bytes
         self._board.remove(group)
 

@@ -16,6 +16,7 @@ from services.coordinator.board import Board
 from services.coordinator.conductor import Conductor
 from services.coordinator.events import Events
 from services.coordinator.fleet import Fleet
+from services.coordinator.ledger import count, ledger_metrics
 from services.coordinator.ledger_files import LedgerFiles
 from services.coordinator.model import Phase, QueuedGroup, Version
 from services.coordinator.progress import Progress
@@ -76,6 +77,8 @@ class Commits:
     ) -> str:
         """Metrics first, then the record in Redis: killed in between, the step is booked and its line written again."""
         batch = await self._store.record("batch", step)
+        if batch is None:
+            await self._store.confirm()  # it may have been lost; then nobody is to blame
         if batch is None or batch["digest"] != batch_digest:
             raise InvalidRequest(f"step {step}: trained on batch digest {batch_digest[:12]}, which was never assigned")
         unknown = set(metrics) - NAMES
@@ -96,7 +99,11 @@ class Commits:
         return recorded["digest"]
 
     async def checkpoint(self, version: Version, path: str) -> None:
-        """A checkpoint is complete; batches before the oldest kept one are no longer needed."""
+        """A checkpoint is complete; batches before the oldest kept one are no longer needed.
+
+        The ledger's files then tell of every step before it, and the learner of every one since, should Redis forget.
+        """
+        await self._ledger.flush()
         await self._store.set_meta({"checkpoint": json.dumps({"number": version.number, "path": path})})
         kept = self._files.kept_checkpoints()
         if kept:
@@ -114,7 +121,8 @@ class Commits:
     async def _report(self, step: int, trained: list[QueuedGroup], metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Writes what people read about the step; returns its metrics."""
         window = self._conductor.window.metrics(now_s=self._clock.now(), step=step, trained=trained)
-        values = {**window, **self._gauges(), **metrics}
+        booked = ledger_metrics(count(await self._store.counters(), self._board))
+        values = {**window, **self._gauges(), **booked, **metrics}
         await self._store.set_meta({"train_ended_s": str(time.time())})
         await self._files.append("metrics.jsonl", {"kind": "step", "step": step, "time_s": time.time(), **values})
         await self._files.append("samples.jsonl", await self._example(step))

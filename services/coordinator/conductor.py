@@ -7,16 +7,17 @@ Nothing waits for a group's task but the batch that would otherwise lose it (ass
 """
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Container
 
 import numpy as np
 
 from services.coordinator.board import Board
 from services.coordinator.fleet import Fleet, Member, Role
 from services.coordinator.generation import Generation
-from services.coordinator.model import Group, GroupFailed, Phase, QueuedGroup
+from services.coordinator.model import Admission, Group, GroupFailed, Phase, QueuedGroup, group_id_of
 from services.coordinator.ports import DurableState, GroupCodec, Prompts, RewardClient, RolloutClient
-from services.coordinator.rows import accepted_info, ledger_row
+from services.coordinator.rows import accepted_info, ledger_row, open_info
 from services.coordinator.scoring import Scoring
 from services.coordinator.unbroken import unbroken
 from services.coordinator.window import StepWindow
@@ -78,6 +79,30 @@ class Conductor:
                 group = await self._admit()
                 tasks.create_task(self._carry(group, member), name=group.group_id)
 
+    @property
+    def admissions(self) -> int:
+        """Groups admitted so far: the number of the next one."""
+        return self._admissions
+
+    async def catch_up(self, until: int, *, known: Container[str], most: int) -> list[Group]:
+        """Goes on to number `until` when Redis forgot that it was reached; call it before `run`.
+
+        Each number gets the prompt that it had. The newest `most` are admitted again, unless they are `known`.
+        """
+        again: list[Group] = []
+        if self._admissions >= until:
+            return again
+        while self._admissions < until:
+            group_id = group_id_of(self._admissions, run_id=self._run_id)
+            if group_id not in known and self._admissions >= until - most:
+                again.append(await self._admit())
+                continue
+            _, self._cursor = self._prompts.next(self._cursor)
+            self._admissions += 1
+            await asyncio.sleep(0)  # there may be thousands
+        await self._store.set_meta({"cursor": self._cursor, "admissions": str(self._admissions)})
+        return again
+
     def _may_admit(self) -> bool:
         return (
             self._admitting()
@@ -94,15 +119,23 @@ class Conductor:
 
     async def _admit(self) -> Group:
         prompt, after = self._prompts.next(self._cursor)
+        epoch, row = self._prompts.origin(self._cursor, after)
         group = Group(
-            group_id=f"{self._run_id}-{self._admissions:07d}",
+            group_id=group_id_of(self._admissions, run_id=self._run_id),
             admission=self._admissions,
             prompt=prompt,
             cursor=self._cursor,
+            admitted=Admission(
+                time_s=time.time(),
+                rank=self._board.rank(self._admissions),
+                next_step=self._board.next_step,
+                epoch=epoch,
+                row=row,
+            ),
         )
-        info = {"admission": group.admission, "cursor": group.cursor, "prompt_id": prompt.prompt_id}
         self._cursor, self._admissions = after, self._admissions + 1
         self._board.add(group)
+        info = open_info(group)
         await unbroken(self._store.admit(group.group_id, info=info, cursor=after, admissions=self._admissions))
         return group
 
@@ -114,6 +147,7 @@ class Conductor:
             await self._scoring.fill(group)
         except GroupFailed as failure:
             self.failures_in_a_row += 1
+            group.fault = failure.fault
             if group.rewards:
                 self.window.add_scored(group)
             await self.end(group, f"failed:{failure.reason}")
@@ -163,12 +197,13 @@ class Conductor:
             prompt_id=group.prompt.prompt_id,
             attempt=group.attempt,
             shaped_mean=sum(reward.shaped_reward for reward in group.rewards) / len(group.rewards),
+            life=ledger_row(group, term="queued", ended=False),
         )
         await self._store.accept(
             group.group_id,
             info=accepted_info(accepted),
             payload=payload,
-            generated=group.response_tokens + group.lost_tokens,
+            tokens=group.response_tokens,
             lost=group.lost_tokens,
         )
         self.queued_bytes += len(payload)
@@ -190,7 +225,7 @@ class Conductor:
             was="open",
             term=term,
             row=ledger_row(group, term=term),
-            generated=group.response_tokens + group.lost_tokens,
+            tokens=group.response_tokens,
             lost=group.lost_tokens,
         )
         self.last_progress_s = self._clock.now()

@@ -17,17 +17,22 @@ from services.coordinator.lifecycle import Lifecycle
 from services.coordinator.model import Phase, Version
 from services.coordinator.progress import Progress, RunState
 from services.coordinator.prompt_feed import PromptFeed
+from services.coordinator.repair import Repair
 from services.coordinator.run_files import BatchFile, RunFiles
+from services.coordinator.statement import Statement
 from services.coordinator.store import Store
 from services.coordinator.weight_push import WeightPush
 from services.coordinator.wire import ZstdGroups, group_to
 from sluice.clock import Clock
 from sluice.config.schema import Config
-from sluice.errors import NotFound, NotReady
+from sluice.errors import NotFound
 from sluice.model_identity import ModelIdentity
 from sluice.v1 import common_pb2
 
 log = structlog.get_logger(__name__)
+
+FORGOTTEN_FENCES = 1000
+"""Redis may also have forgotten fences that learners hold: after a repair they go on well above any of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,9 +71,12 @@ class Core:
     evaluator: Evaluator
     lifecycle: Lifecycle
     progress: Progress
+    repair: Repair
     learner_fence: int = 0
     learner_incarnation: str = ""
     """The process that holds the fence."""
+    learner_was_here: bool = False
+    """Whether a learner has registered with this process. Before, its calls are not heard: Redis may have forgotten."""
     launchers: int = 0
 
     def ended(self, step: int) -> bool:
@@ -80,14 +88,12 @@ class Core:
             return step >= self.progress.trained_steps
         return self.progress.state.final or (self.progress.stop_requested and not self.assigner.assigned)
 
-    def check_learner(self, version: Version) -> None:
-        """Raises NotReady for a learner that is ahead of what Redis knows, for which there will never be a batch."""
-        known = self.progress.trained_steps
-        if version.number > known + 1:  # + 1: it may have published a version that it has not committed yet
-            raise NotReady(
-                f"register: the learner holds version {version.number}, but this run's Redis knows of {known} trained "
-                f"steps; its data was lost. Put it back, or start a new run directory"
-            )
+    async def learner_states(self, stated: Statement) -> None:
+        """Books what Redis forgot of the steps behind a learner. Raises NotReady for one that does not fit this run."""
+        await self.repair.learner_states(stated)
+        if self.repair.forgotten:
+            self.repair.forgotten = False
+            self.learner_fence += FORGOTTEN_FENCES
 
     async def learner_arrived(self, member: Member, version: Version) -> int:
         """A learner registered; returns its fence. A new process gets a new one, which shuts out any other."""
@@ -95,6 +101,7 @@ class Core:
             self.learner_fence, self.learner_incarnation = self.learner_fence + 1, member.incarnation
         fence = self.learner_fence
         await self.store.set_meta({"learner_fence": str(fence), "learner_incarnation": member.incarnation})
+        self.learner_was_here = True
         member.version = version
         self.fleet.set_state(member, State.READY)
         if self.progress.version is None:

@@ -7,6 +7,7 @@ it at most `eval.timeout_s`.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import blake3
 import numpy as np
@@ -34,6 +35,32 @@ class EvaluationResult:
     prompts: int
     mean_response_tokens: float
     wall_s: float
+
+    def to_line(self) -> dict[str, Any]:
+        """What metrics.jsonl says of it."""
+        scores = {"eval/avg_at_n": self.avg_at_n, "eval/pass_at_n": self.pass_at_n, "eval/greedy": self.greedy}
+        size = {"n": self.n, "prompts": self.prompts, "mean_response_tokens": self.mean_response_tokens}
+        return {
+            "version": self.version.number,
+            "lineage": self.version.lineage,
+            "wall_s": self.wall_s,
+            **size,
+            **scores,
+        }
+
+    @staticmethod
+    def from_line(line: Mapping[str, Any]) -> "EvaluationResult":
+        """The inverse of `to_line`."""
+        return EvaluationResult(
+            version=Version(lineage=line["lineage"], number=line["version"]),
+            avg_at_n=line["eval/avg_at_n"],
+            pass_at_n=line["eval/pass_at_n"],
+            greedy=line["eval/greedy"],
+            n=line["n"],
+            prompts=line["prompts"],
+            mean_response_tokens=line["mean_response_tokens"],
+            wall_s=line["wall_s"],
+        )
 
 
 class Evaluator:

@@ -5,6 +5,7 @@ samples, at most `generate_timeout_s`. What a rollout returns is checked before 
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import blake3
@@ -12,7 +13,7 @@ import structlog
 
 from services.coordinator.board import Board
 from services.coordinator.fleet import Fleet, Member, Role
-from services.coordinator.model import Group, GroupFailed, Phase, Sample
+from services.coordinator.model import Attempt, Group, GroupFailed, Phase, Sample
 from services.coordinator.ports import RolloutClient, Sampling
 from sluice.config.schema import Config
 from sluice.errors import Expired, InvalidRequest, SluiceError
@@ -61,9 +62,9 @@ class Generation:
                 continue
             log.warning("generation_failed", group_id=group.group_id, attempt=group.attempt, reason=str(failed))
             if isinstance(failed, InvalidRequest):
-                raise GroupFailed(reason="refused")
+                raise GroupFailed(reason="refused", fault=str(failed))
             if group.attempt >= self._config.coordinator.max_attempts:
-                raise GroupFailed(reason="generation")
+                raise GroupFailed(reason="generation", fault=str(failed))
             group.attempt += 1
 
     async def _place(self, group: Group) -> Member:
@@ -82,10 +83,23 @@ class Generation:
     async def _generate_on(self, group: Group, member: Member) -> SluiceError | None:
         """One attempt on one rollout, which already carries n outstanding samples for it; what went wrong, or None."""
         assert member.version is not None
+        missing = [index for index in range(self._config.rollout.n) if index not in group.samples]
+        attempt = Attempt(
+            number=group.attempt,
+            rollout=member.service_id,
+            version=member.version.number,
+            asked=len(missing),
+            started_s=time.time(),
+        )
         group.phase, group.start_version = Phase.IN_FLIGHT, member.version.number
+        group.attempts.append(attempt)
+        failed = await self._receive(group, member, missing, attempt)
+        attempt.ended_s, attempt.fault = time.time(), "" if failed is None else str(failed)
+        return failed
+
+    async def _receive(self, group: Group, member: Member, missing: list[int], attempt: Attempt) -> SluiceError | None:
+        """Takes the samples as they come."""
         settings, limit = self._config.rollout, self._config.coordinator.generate_timeout_s
-        missing = [index for index in range(settings.n) if index not in group.samples]
-        received = 0
         try:
             async with asyncio.timeout(limit):
                 async for sample in self._rollouts.generate(
@@ -98,9 +112,12 @@ class Generation:
                     ),
                     timeout_s=limit,
                 ):
-                    self._check(group, sample, granted=member.granted)
+                    attempt.tokens += len(sample.token_ids)
+                    if fault := self._fault(group, sample, granted=member.granted):
+                        group.lost_tokens += len(sample.token_ids)
+                        return SluiceError(fault)
                     group.samples[sample.index] = sample
-                    received += len(sample.token_ids)
+                    attempt.samples += 1
         except TimeoutError:
             return Expired(f"{member.service_id} did not finish {group.group_id} in {limit:.0f} s")
         except SluiceError as error:
@@ -109,23 +126,24 @@ class Generation:
         finally:
             member.outstanding -= settings.n
             self._fleet.changed.notify()
-            self._report_tokens(received)
+            self._report_tokens(attempt.tokens)
         left = settings.n - len(group.samples)
         return SluiceError(f"{member.service_id} ended {group.group_id} {left} samples short") if left else None
 
-    def _check(self, group: Group, sample: Sample, *, granted: int) -> None:
-        """What a rollout returns is not trusted: wrong index, age or reason is a failed attempt."""
+    def _fault(self, group: Group, sample: Sample, *, granted: int) -> str:
+        """What a rollout returns is not trusted: wrong index, age or reason is a failed attempt. Empty when it is fine."""
         if sample.index in group.samples or not 0 <= sample.index < self._config.rollout.n:
-            raise SluiceError(f"{sample.rollout_id} returned sample {sample.index} of {group.group_id} unasked")
+            return f"{sample.rollout_id} returned sample {sample.index} of {group.group_id} unasked"
         if sample.finish_reason not in ("stop", "length"):
-            raise SluiceError(f"{sample.rollout_id} ended a sample of {group.group_id}: {sample.finish_reason}")
+            return f"{sample.rollout_id} ended a sample of {group.group_id}: {sample.finish_reason}"
         assert group.start_version is not None
         newest = max(span.version.number for span in sample.spans)
         if sample.oldest_version < group.start_version or newest > granted:
-            raise SluiceError(
+            return (
                 f"{sample.rollout_id} stamped versions {sample.oldest_version} to {newest} on {group.group_id}; "
                 f"it was granted {group.start_version} to {granted}"
             )
+        return ""
 
     def _seed(self, group: Group, index: int) -> int:
         """A seed of 31 bits from the run's seed, the group and its attempt: reproducible, never shared by two samples."""

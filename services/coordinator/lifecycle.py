@@ -19,7 +19,7 @@ from services.coordinator.evaluation import EvaluationResult, Evaluator, first_e
 from services.coordinator.events import Events
 from services.coordinator.fleet import Fleet, Role
 from services.coordinator.ledger_files import LedgerFiles
-from services.coordinator.ports import DurableState
+from services.coordinator.ports import DurableState, Forgot
 from services.coordinator.progress import Progress, RunState
 from services.coordinator.run_files import RunFiles
 from sluice.clock import Clock
@@ -79,8 +79,8 @@ class Lifecycle:
         except _Ended as ended:
             state = ended.state
             self._progress.reason = ended.reason
-        except Fenced:
-            raise
+        except (Fenced, Forgot):
+            raise  # the run goes on, in another process
         except SluiceError as error:
             log.error("run_failed", reason=str(error))
             state, self._progress.reason = RunState.FAILED, str(error)
@@ -109,7 +109,7 @@ class Lifecycle:
         if self._check_only:
             raise _Ended(RunState.FINISHED, "")
         await self._are_here(*Role)
-        if not starting:
+        if self._progress.state is not RunState.STARTING:  # it was running, or the learner says so
             self._progress.go_on(now_s=time.time())
             await self.save()
             return  # a coordinator that was restarted goes on where it was
@@ -232,8 +232,9 @@ class Lifecycle:
         await self.save()
         values = {"eval/avg_at_n": result.avg_at_n, "eval/pass_at_n": result.pass_at_n, "eval/greedy": result.greedy}
         self._progress.metrics.update(values)
-        line = {"kind": "eval", "version": result.version.number, "time_s": time.time(), "full": full, "n": result.n}
-        await self._files.append("metrics.jsonl", line | values)
+        await self._files.append(
+            "metrics.jsonl", {"kind": "eval", "time_s": time.time(), "full": full} | result.to_line()
+        )
         self._events.emit(
             "evaluated",
             f"version {result.version.number}: avg@{result.n} {result.avg_at_n:.3f}, greedy {result.greedy:.3f}",

@@ -5,8 +5,9 @@ Only open -> queued -> assigned -> terminal is durable (store.py); where an open
 """
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -117,6 +118,44 @@ class Reward:
         return self.status in ("ok", "unparsed")
 
 
+@dataclass(kw_only=True, slots=True)
+class Attempt:
+    """One request for samples of a group, or a coordinator's restart, which loses what was under way (`number` 0)."""
+
+    number: int
+    rollout: str
+    version: int
+    """Number the rollout held when it was asked."""
+    asked: int
+    """Samples asked for: those the group did not have."""
+    started_s: float
+    """Unix time."""
+    ended_s: float = -1.0
+    """-1 while it is under way."""
+    samples: int = 0
+    """Samples received and believed."""
+    tokens: int = 0
+    """Completion tokens received, those of refused samples included."""
+    fault: str = ""
+    """Why it was not the last one; empty when the group was complete."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Admission:
+    """When and where a group came in."""
+
+    time_s: float
+    """Unix time."""
+    rank: int
+    """Live groups admitted before it."""
+    next_step: int
+    """The batch to be assigned next, then."""
+    epoch: int
+    """Of its prompt; -1 when a user submitted it."""
+    row: int
+    """Of its prompt in the data, or in what users submitted; 0-based."""
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class Group:
     """One open group on its path; mutable, owned by the conductor task that carries it."""
@@ -133,7 +172,12 @@ class Group:
     samples: dict[int, Sample] = field(default_factory=dict)
     rewards: list[Reward] = field(default_factory=list)
     lost_tokens: int = 0
-    """Completion tokens of samples that were thrown away because they could no longer be trained in time."""
+    """Completion tokens thrown away: samples that could no longer be trained in time, or that were refused."""
+    admitted: Admission | None = None
+    """None for one that was admitted before this was kept."""
+    attempts: list[Attempt] = field(default_factory=list)
+    fault: str = ""
+    """Why it failed."""
     doomed: bool = False
     """Its batch was assigned without it: it will be dropped when it arrives."""
 
@@ -160,11 +204,25 @@ class QueuedGroup:
     prompt_id: str
     attempt: int
     shaped_mean: float
+    life: Mapping[str, Any] = field(default_factory=dict)
+    """Its ledger row as far as it is written (rows.py)."""
+
+
+def group_id_of(admission: int, *, run_id: str) -> str:
+    """The id of the group that is admitted as number `admission`."""
+    return f"{run_id}-{admission:07d}"
+
+
+def admission_of(group_id: str, *, run_id: str) -> int | None:
+    """The inverse of `group_id_of`, None for an id of another run."""
+    number = group_id.removeprefix(f"{run_id}-")
+    ours = number != group_id and number.isascii() and number.isdigit() and group_id_of(int(number), run_id=run_id)
+    return int(number) if ours == group_id else None
 
 
 class GroupFailed(Exception):
-    """This group cannot go on; `reason` is its ledger term after `failed:`."""
+    """This group cannot go on; `reason` is its ledger term after `failed:`, `fault` the error behind it."""
 
-    def __init__(self, *, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, *, reason: str, fault: str) -> None:
+        super().__init__(f"{reason}: {fault}")
+        self.reason, self.fault = reason, fault

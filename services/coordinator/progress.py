@@ -3,8 +3,9 @@
 import enum
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from services.coordinator.evaluation import EvaluationResult
 from services.coordinator.model import Version
@@ -82,6 +83,13 @@ class Progress:
         if self.lay_still:
             self.train_started_s += max(0.0, now_s - max(self.train_ended_s, self.train_started_s))
             self.train_ended_s, self.lay_still = now_s, False
+
+    def remember(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Redis had forgotten that the run has begun: evaluations, and when it began, from the lines of metrics.jsonl."""
+        self.state = RunState.RUNNING
+        self.evaluations = [EvaluationResult.from_line(line) for line in lines if "lineage" in line]
+        first = lines[0] if lines else {"time_s": time.time()}
+        self.train_started_s = first["time_s"] - first.get("step/wall_s", 0.0)
 
     def to_meta(self) -> dict[str, str]:
         """What Redis keeps of it; steps and version are in the records of the commits."""

@@ -38,6 +38,12 @@ class PromptFeed:
         prompt, after = self._data.next(position)
         return prompt, f"{after}:{submitted}"
 
+    def origin(self, cursor: str, after: str) -> tuple[int, int]:
+        """(epoch, row of the data) of the prompt between two cursors; (-1, line of the file) of a submitted one."""
+        submitted = int((cursor or "0:0").split(":")[1])
+        position, submitted_after = (int(part) for part in after.split(":"))
+        return (-1, submitted) if submitted_after > submitted else self._data.place(position - 1)
+
     async def submit(self, prompts: Sequence[tuple[str, str, str, str]]) -> list[str]:
         """Adds (data_source, prompt, ground_truth, extra_info_json); returns their ids. All or none: InvalidRequest."""
         rows = [

@@ -9,7 +9,6 @@ RUN/ledger/part-*.parquet     a row for every group that ended
 import asyncio
 import json
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,24 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sluice.errors import NotFound
-
-_FRAME = struct.Struct("<I")
-
-LEDGER_SCHEMA = pa.schema(
-    [
-        ("group_id", pa.string()),
-        ("admission", pa.int64()),
-        ("prompt_id", pa.string()),
-        ("attempt", pa.int32()),
-        ("term", pa.string()),
-        ("step", pa.int64()),
-        ("oldest_version", pa.int64()),
-        ("samples", pa.int32()),
-        ("tokens", pa.int64()),
-        ("acc_mean", pa.float64()),
-        ("ended_s", pa.float64()),
-    ]
-)
+from sluice.report.batch_file import batch_path, frame, payloads_of
+from sluice.report.ledger_schema import LEDGER_SCHEMA
+from sluice.report.ledger_tables import find_row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +45,7 @@ class RunFiles:
 
     async def write_batch(self, step: int, *, ids: Sequence[str], payloads: Sequence[bytes]) -> BatchFile:
         """Writes batch `step` under a temporary name, syncs and renames."""
-        body = b"".join(_FRAME.pack(len(payload)) + payload for payload in payloads)
+        body = frame(payloads)
         await asyncio.to_thread(_write_atomically, self._batch_path(step), body)
         return BatchFile(step=step, payloads=payloads, digest=blake3.blake3(body).hexdigest())
 
@@ -72,13 +56,7 @@ class RunFiles:
             body = await asyncio.to_thread(path.read_bytes)
         except FileNotFoundError as error:
             raise NotFound(f"batch {step}: {path} is gone; it is kept while a checkpoint <= {step} exists") from error
-        payloads, position = [], 0
-        while position < len(body):
-            (length,) = _FRAME.unpack_from(body, position)
-            position += _FRAME.size
-            payloads.append(body[position : position + length])
-            position += length
-        return BatchFile(step=step, payloads=payloads, digest=blake3.blake3(body).hexdigest())
+        return BatchFile(step=step, payloads=payloads_of(body), digest=blake3.blake3(body).hexdigest())
 
     def drop_batches_before(self, step: int) -> None:
         """Removes batches that no kept checkpoint can ask for."""
@@ -96,19 +74,45 @@ class RunFiles:
         text = json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n"
         await asyncio.to_thread(_append, self.run_dir / name, text)
 
+    async def find_row(self, wanted: str) -> dict[str, Any] | None:
+        """The row of the group with this id or admission number in the ledger files, None when they have none."""
+        return await asyncio.to_thread(find_row, self.run_dir, wanted)
+
+    async def ledger_parts(self, *, after: int) -> list[list[dict[str, Any]]]:
+        """The rows in files behind the first `after` ones, file by file, without their lists."""
+        columns = ["group_id", "admission", "term", "step", "tokens", "lost_tokens"]
+
+        def read() -> list[list[dict[str, Any]]]:
+            parts: list[list[dict[str, Any]]] = []
+            expected = after
+            while (path := self._ledger_path(f"{expected:012d}")).exists():
+                parts.append(pq.ParquetFile(path).read(columns=columns).to_pylist())
+                expected += len(parts[-1])
+            return parts
+
+        return await asyncio.to_thread(read)
+
+    async def ledger_rows(self, part: str) -> int:
+        """Rows in RUN/ledger/part-<part>.parquet, 0 when there is no such file."""
+        path = self._ledger_path(part)
+        return await asyncio.to_thread(lambda: pq.ParquetFile(path).metadata.num_rows if path.exists() else 0)
+
     async def write_ledger(self, rows: Sequence[Mapping[str, Any]], *, part: str) -> None:
         """Writes RUN/ledger/part-<part>.parquet; the same part written again replaces itself."""
-        table = pa.Table.from_pylist([dict(row) for row in rows], schema=LEDGER_SCHEMA)
-        path = self.run_dir / "ledger" / f"part-{part}.parquet"
+        path = self._ledger_path(part)
 
         def write() -> None:
+            table = pa.Table.from_pylist([dict(row) for row in rows], schema=LEDGER_SCHEMA)
             pq.write_table(table, path.with_suffix(".tmp"))
             os.replace(path.with_suffix(".tmp"), path)
 
         await asyncio.to_thread(write)
 
+    def _ledger_path(self, part: str) -> Path:
+        return self.run_dir / "ledger" / f"part-{part}.parquet"
+
     def _batch_path(self, step: int) -> Path:
-        return self.run_dir / "batches" / f"step-{step:06d}.groups"
+        return batch_path(self.run_dir, step)
 
 
 def _write_atomically(path: Path, body: bytes) -> None:

@@ -25,7 +25,7 @@ class Scoring:
         """Fills `group.rewards`. Raises GroupFailed after `max_attempts` without a grade for every sample."""
         samples = [group.samples[index] for index in sorted(group.samples)]
         limit = self._config.coordinator.score_timeout_s
-        reason = "reward_unavailable"
+        reason, fault = "reward_unavailable", ""
         for _ in range(self._config.coordinator.max_attempts):
             member = await self._reward()
             try:
@@ -34,10 +34,11 @@ class Scoring:
                 )
             except InvalidRequest as error:
                 log.warning("scoring_refused", group_id=group.group_id, reason=str(error))
-                raise GroupFailed(reason="reward_refused") from error
+                raise GroupFailed(reason="reward_refused", fault=str(error)) from error
             except SluiceError as error:
                 log.warning("scoring_failed", group_id=group.group_id, reason=str(error))
                 self._fleet.lose_if_unreachable(member, error)
+                fault = str(error)
                 continue
             finally:
                 member.outstanding -= 1
@@ -45,9 +46,9 @@ class Scoring:
             ungraded = [reward for reward in group.rewards if not reward.graded]
             if not ungraded:
                 return
-            reason = f"reward_{ungraded[0].status}"
+            reason, fault = f"reward_{ungraded[0].status}", ungraded[0].detail
             log.warning("sample_not_graded", group_id=group.group_id, status=ungraded[0].status, why=ungraded[0].detail)
-        raise GroupFailed(reason=reason)
+        raise GroupFailed(reason=reason, fault=fault)
 
     async def _reward(self) -> Member:
         """Waits until a reward has room."""

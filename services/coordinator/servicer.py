@@ -1,6 +1,7 @@
 """CoordinatorService: decode, call the core, encode. What people script, and what the other services call."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import grpc
@@ -10,10 +11,11 @@ from services.coordinator import status_wire
 from services.coordinator.clients import as_sluice_errors
 from services.coordinator.core import Core
 from services.coordinator.fleet import Member, Role, State
-from services.coordinator.wire import version_from
+from services.coordinator.group_lookup import find_row, line_of
+from services.coordinator.wire import statement_from, version_from
 from sluice import PROTOCOL_VERSION
 from sluice.config.load import dump_config
-from sluice.errors import Expired, Fenced, InvalidRequest, NotFound, NotReady
+from sluice.errors import Expired, Fenced, InvalidRequest, NotReady, Unavailable
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc, learner_pb2
 
@@ -135,10 +137,13 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         return pb.ListGroupsResponse(groups=[status_wire.summary(line) for line in found[: request.limit or 100]])
 
     async def GetGroup(self, request: pb.GetGroupRequest, context: grpc.aio.ServicerContext) -> pb.GetGroupResponse:
-        line = next((line for line in self._core.group_lines() if line.group_id == request.group_id), None)
-        if line is None:
-            raise NotFound(f"group {request.group_id!r} is neither live nor recent; look in RUN/ledger/*.parquet")
-        return pb.GetGroupResponse(summary=status_wire.summary(line), group=await self._core.find_payload(line))
+        row = await find_row(self._core, request.group_id)
+        line = line_of(row)
+        return pb.GetGroupResponse(
+            summary=status_wire.summary(line),
+            group=await self._core.find_payload(line),
+            row_json=json.dumps(row, allow_nan=False),
+        )
 
     async def GetLedger(self, request: pb.GetLedgerRequest, context: grpc.aio.ServicerContext) -> pb.GetLedgerResponse:
         return pb.GetLedgerResponse(ledger=await status_wire.ledger(self._core))
@@ -159,7 +164,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             )
         self._check_model(request, role)
         if role is Role.LEARNER:
-            core.check_learner(version_from(request.version))
+            await core.learner_states(statement_from(request))
         member = Member(
             service_id=request.service_id,
             role=role,
@@ -256,6 +261,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         return pb.CommitCheckpointResponse()
 
     def _check_fence(self, fence: int) -> None:
+        if not self._core.learner_was_here:
+            raise Unavailable("this coordinator has just started; the learner has to register first, then call again")
         if fence != self._core.learner_fence:
             raise Fenced(
                 f"this learner holds fence {fence}, a newer one holds {self._core.learner_fence}: it was replaced and must end"

@@ -3,7 +3,7 @@
 from services.coordinator.core import Core, GroupLine
 from services.coordinator.evaluation import EvaluationResult
 from services.coordinator.fleet import Member, Role, State
-from services.coordinator.ledger import count
+from services.coordinator.ledger import LedgerCounts, count, ledger_metrics
 from services.coordinator.progress import Progress, RunState
 from services.coordinator.wire import version_to
 from sluice.v1 import coordinator_pb2 as pb
@@ -43,6 +43,7 @@ def run_state(progress: Progress) -> "pb.RunState.ValueType":
 async def status(core: Core) -> pb.GetStatusResponse:
     """Everything GetStatus shows."""
     progress = core.progress
+    counts = count(await core.store.counters(), core.board)
     return pb.GetStatusResponse(
         run_id=core.run_id,
         state=run_state(progress),
@@ -51,8 +52,8 @@ async def status(core: Core) -> pb.GetStatusResponse:
         total_steps=core.config.run.total_steps,
         version=None if progress.version is None else version_to(progress.version),
         services=[service(member, now_s=core.clock.now()) for member in core.fleet.members.values()],
-        ledger=await ledger(core),
-        metrics=progress.metrics | core.live_gauges(),
+        ledger=ledger_to(counts),
+        metrics=progress.metrics | core.live_gauges() | ledger_metrics(counts),
         evaluations=[evaluation(result) for result in progress.evaluations],
         train_wall_s=progress.train_wall_s,
         scale=progress.scale,
@@ -76,14 +77,20 @@ def service(member: Member, *, now_s: float) -> pb.ServiceStatus:
 
 async def ledger(core: Core) -> pb.Ledger:
     """The ledger, term by term."""
-    counts = count(await core.store.counters(), core.board)
+    return ledger_to(count(await core.store.counters(), core.board))
+
+
+def ledger_to(counts: LedgerCounts) -> pb.Ledger:
+    """Core -> wire."""
+    failed_tokens = {f"failed:{reason}": tokens for reason, tokens in counts.failed_tokens.items()}
     return pb.Ledger(
         admitted=counts.admitted,
         failed=counts.failed,
         closed=counts.closed,
-        generated_tokens=counts.generated_tokens,
-        trained_tokens=counts.trained_tokens,
+        generated_tokens=counts.received_tokens,
+        trained_tokens=counts.tokens["trained"],
         lost_tokens=counts.lost_tokens,
+        tokens={**counts.tokens, **failed_tokens, "lost": counts.lost_tokens},
         **counts.terms,
     )
 

@@ -1,7 +1,9 @@
 """The coordinator's durable state in Redis: group states, the stream of accepted groups, batches, commits, counters.
 
 Every transition is one Lua script: atomic, fenced, and without effect when repeated. A second coordinator raises the
-fence, after which every script of the first answers FENCED. Nothing here knows of gRPC or decides anything about RL.
+fence, after which every script of the first answers FENCED. A Redis that has lost a write which this process was
+told of answers FORGOT: what is in memory here is not in Redis any more, so the process has to end and start from what is.
+Nothing here knows of gRPC or decides anything about RL.
 
 Keys, all under `sluice:{run}:`
   fence        integer, raised by each coordinator that takes over the run
@@ -10,15 +12,17 @@ Keys, all under `sluice:{run}:`
   groups       stream of accepted payloads; `entry` hash: group id -> stream id
   batch        hash  step -> JSON {ids, digest}, written before a batch is handed out
   commit       hash  step -> JSON {lineage, number, digest}
-  counter      hash  ledger term or token count -> integer
+  counter      hash  ledger term -> groups, `tokens:` + term -> their completion tokens, and what was received or lost
   rows         list  JSON ledger rows of ended groups, until they are in a Parquet file
   meta         hash  cursor, admissions, run state ...
+  writes       integer, scripts that were run: one that is smaller than it was has lost its end
 """
 
 import asyncio
+import itertools
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import redis.asyncio as aioredis
@@ -29,13 +33,33 @@ from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from services.coordinator.ports import Forgot
+from services.coordinator.store_repair import REBOOK, RESTORE_BATCH
 from sluice.errors import ConfigError, Fenced, LaunchError, Overloaded, Unavailable
 
 log = structlog.get_logger(__name__)
 
 MINIMUM_VERSION = (6, 2)
 
-_FENCE = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end\n"
+# ARGV[1] is "fence:writes seen".
+_FENCE = """
+local fence, seen = string.match(ARGV[1], '^(%d+):(%d+)$')
+local held = tonumber(redis.call('GET', KEYS[1]) or '0')
+if held > tonumber(fence) then return redis.error_reply('FENCED') end
+if held < tonumber(fence) or tonumber(redis.call('GET', KEYS[11]) or '0') < tonumber(seen) then
+  return redis.error_reply('FORGOT')
+end
+"""
+
+# Around every script: its answer comes with the number of writes.
+_COUNTED = """
+local function act()
+%s
+end
+local answer = act()
+if type(answer) == 'table' and answer.err then return answer end
+return {redis.call('INCR', KEYS[11]), answer}
+"""
 
 # ARGV: fence, group, info JSON, next cursor, next admission
 _ADMIT = (
@@ -51,7 +75,7 @@ return 1
 """
 )
 
-# ARGV: fence, group, info JSON, payload, generated tokens, lost tokens
+# ARGV: fence, group, info JSON, payload, tokens of its samples, tokens lost on the way
 _ACCEPT = (
     _FENCE
     + """
@@ -62,13 +86,14 @@ redis.call('HSET', KEYS[2], ARGV[2], 'queued')
 redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
 redis.call('HINCRBY', KEYS[7], 'open', -1)
 redis.call('HINCRBY', KEYS[7], 'queued', 1)
-redis.call('HINCRBY', KEYS[7], 'generated_tokens', ARGV[5])
+redis.call('HINCRBY', KEYS[7], 'tokens:queued', ARGV[5])
 redis.call('HINCRBY', KEYS[7], 'lost_tokens', ARGV[6])
+redis.call('HINCRBY', KEYS[7], 'generated_tokens', ARGV[5] + ARGV[6])
 return 1
 """
 )
 
-# ARGV: fence, group, expected state, term, row JSON, generated tokens, lost tokens
+# ARGV: fence, group, expected state, term, row JSON, tokens of its samples, tokens lost on the way (of an open group)
 _END = (
     _FENCE
     + """
@@ -79,29 +104,36 @@ redis.call('HDEL', KEYS[2], ARGV[2])
 redis.call('HDEL', KEYS[3], ARGV[2])
 redis.call('HINCRBY', KEYS[7], ARGV[3], -1)
 redis.call('HINCRBY', KEYS[7], ARGV[4], 1)
-redis.call('HINCRBY', KEYS[7], 'generated_tokens', ARGV[6])
-redis.call('HINCRBY', KEYS[7], 'lost_tokens', ARGV[7])
+redis.call('HINCRBY', KEYS[7], 'tokens:' .. ARGV[4], ARGV[6])
+if ARGV[3] == 'open' then
+  redis.call('HINCRBY', KEYS[7], 'lost_tokens', ARGV[7])
+  redis.call('HINCRBY', KEYS[7], 'generated_tokens', ARGV[6] + ARGV[7])
+else
+  redis.call('HINCRBY', KEYS[7], 'tokens:' .. ARGV[3], 0 - ARGV[6])
+end
 redis.call('RPUSH', KEYS[8], ARGV[5])
 return 1
 """
 )
 
-# ARGV: fence, step, record JSON, group...
+# ARGV: fence, step, record JSON, tokens of the batch, group...
 _ASSIGN = (
     _FENCE
     + """
 local recorded = redis.call('HGET', KEYS[6], ARGV[2])
 if recorded then return recorded end
-for i = 4, #ARGV do
+for i = 5, #ARGV do
   if redis.call('HGET', KEYS[2], ARGV[i]) ~= 'queued' then return redis.error_reply('NOTQUEUED ' .. ARGV[i]) end
 end
-for i = 4, #ARGV do
+for i = 5, #ARGV do
   redis.call('HSET', KEYS[2], ARGV[i], 'assigned')
   redis.call('XDEL', KEYS[4], redis.call('HGET', KEYS[5], ARGV[i]))
   redis.call('HDEL', KEYS[5], ARGV[i])
 end
-redis.call('HINCRBY', KEYS[7], 'queued', 3 - #ARGV)
-redis.call('HINCRBY', KEYS[7], 'assigned', #ARGV - 3)
+redis.call('HINCRBY', KEYS[7], 'queued', 4 - #ARGV)
+redis.call('HINCRBY', KEYS[7], 'assigned', #ARGV - 4)
+redis.call('HINCRBY', KEYS[7], 'tokens:queued', 0 - ARGV[4])
+redis.call('HINCRBY', KEYS[7], 'tokens:assigned', ARGV[4])
 redis.call('HSET', KEYS[6], ARGV[2], ARGV[3])
 return ARGV[3]
 """
@@ -119,9 +151,10 @@ for i = 5, #ARGV, 2 do
   redis.call('RPUSH', KEYS[8], ARGV[i + 1])
 end
 local groups = (#ARGV - 4) / 2
-redis.call('HINCRBY', KEYS[7], 'assigned', -groups)
+redis.call('HINCRBY', KEYS[7], 'assigned', 0 - groups)
 redis.call('HINCRBY', KEYS[7], 'trained', groups)
-redis.call('HINCRBY', KEYS[7], 'trained_tokens', ARGV[4])
+redis.call('HINCRBY', KEYS[7], 'tokens:assigned', 0 - ARGV[4])
+redis.call('HINCRBY', KEYS[7], 'tokens:trained', ARGV[4])
 redis.call('HSET', KEYS[10], ARGV[2], ARGV[3])
 return ARGV[3]
 """
@@ -140,23 +173,34 @@ return 1
 )
 
 RECENT_ROWS = 10_000
+ROWS_AT_ONCE = 100
+"""Rows that are looked through between two turns of the event loop: some milliseconds."""
+
+FORGOT = (
+    "redis has lost what it had confirmed (was it killed without appendfsync always, or emptied?): this coordinator ends; "
+    "started again, it goes on from what is left, and the learner tells it the rest"
+)
 
 OPEN_TIMEOUT_S, OPEN_RETRIES = 15.0, 4
 """How long `open` waits for a Redis that may be starting beside it: 15 s for an answer, some seconds while it is refused."""
 
 
 class Store:
-    """Redis behind the coordinator. Methods raise Fenced, Unavailable (Redis is away) or Overloaded (it is full)."""
+    """Redis behind the coordinator.
+
+    Methods raise Fenced, Unavailable (Redis is away), Forgot (it is back without its newest writes) or Overloaded (it is
+    full).
+    """
 
     def __init__(self, *, url: str, run_id: str, patience: int = 30) -> None:
         # Every command may be repeated without effect, so a Redis that restarts is waited for (about a minute).
         self._url, self._redis = url, _connect(url, retries=patience)
         prefix = f"sluice:{{{run_id}}}:"
-        names = ("fence", "state", "info", "groups", "entry", "batch", "counter", "rows", "meta", "commit")
+        names = ("fence", "state", "info", "groups", "entry", "batch", "counter", "rows", "meta", "commit", "writes")
         self._keys = [prefix + name for name in names]
         self._key: dict[str, str] = dict(zip(names, self._keys, strict=True))
         self._scripts = {
-            name: self._redis.register_script(text)
+            name: self._redis.register_script(_COUNTED % text)
             for name, text in {
                 "admit": _ADMIT,
                 "accept": _ACCEPT,
@@ -164,11 +208,17 @@ class Store:
                 "assign": _ASSIGN,
                 "commit": _COMMIT,
                 "drop_rows": _DROP_ROWS,
+                "confirm": _FENCE + "return 1",
+                "restore_batch": _FENCE + RESTORE_BATCH,
+                "rebook": _FENCE + REBOOK,
             }.items()
         }
         self.fence = 0
+        self._seen = 0
+        """The largest number of writes that this process was told of."""
+        self._forgot = asyncio.Event()
         self.recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT_ROWS)
-        """Rows of the groups that ended last, oldest first, since this process started."""
+        """Rows of the groups that ended last, without their lists, oldest first, since this process started."""
 
     async def open(self) -> None:
         """Checks the server and takes over the run. Raises LaunchError or ConfigError with the fix."""
@@ -202,24 +252,30 @@ class Store:
         """A new group is open; the prompt cursor moves with it, atomically."""
         await self._run("admit", group_id, json.dumps(info), cursor, admissions)
 
-    async def accept(
-        self, group_id: str, *, info: Mapping[str, Any], payload: bytes, generated: int, lost: int
-    ) -> bool:
-        """open -> queued, with its payload and the tokens received for it; False when it was not open."""
-        return bool(await self._run("accept", group_id, json.dumps(info), payload, generated, lost))
+    async def accept(self, group_id: str, *, info: Mapping[str, Any], payload: bytes, tokens: int, lost: int) -> bool:
+        """open -> queued, with its payload; False when it was not open.
+
+        `tokens` are those of its samples, `lost` those received for it and thrown away.
+        """
+        return bool(await self._run("accept", group_id, json.dumps(info), payload, tokens, lost))
 
     async def end(
-        self, group_id: str, *, was: str, term: str, row: Mapping[str, Any], generated: int = 0, lost: int = 0
+        self, group_id: str, *, was: str, term: str, row: Mapping[str, Any], tokens: int, lost: int = 0
     ) -> bool:
-        """A live group leaves under a terminal term, with tokens not counted yet; False when it was not in state `was`."""
-        ended = bool(await self._run("end", group_id, was, term, json.dumps(row), generated, lost))
+        """A live group leaves under a terminal term; False when it was not in state `was`.
+
+        `tokens` are those of its samples, as they were counted when it was accepted; `lost` is for an open group alone.
+        """
+        ended = bool(await self._run("end", group_id, was, term, json.dumps(row), tokens, lost))
         if ended:
-            self.recent.append(row)
+            self.recent.append(_plain(row))
         return ended
 
-    async def assign(self, step: int, *, record: Mapping[str, Any], group_ids: Sequence[str]) -> dict[str, Any]:
-        """Fixes batch `step`; returns what is recorded, which is the older record when there is one."""
-        return json.loads(await self._run("assign", step, json.dumps(record), *group_ids))
+    async def assign(
+        self, step: int, *, record: Mapping[str, Any], group_ids: Sequence[str], tokens: int
+    ) -> dict[str, Any]:
+        """Fixes batch `step` of `tokens` in all; returns what is recorded, the older record when there is one."""
+        return json.loads(await self._run("assign", step, json.dumps(record), tokens, *group_ids))
 
     async def commit(
         self, step: int, *, record: Mapping[str, Any], tokens: int, rows: Mapping[str, Mapping[str, Any]]
@@ -227,7 +283,7 @@ class Store:
         """assigned -> trained for the batch of `step`; returns what is recorded, the older record when there is one."""
         pairs = [part for group_id, row in rows.items() for part in (group_id, json.dumps(row))]
         recorded = json.loads(await self._run("commit", step, json.dumps(record), tokens, *pairs))
-        self.recent.extend(rows.values())
+        self.recent.extend(_plain(row) for row in rows.values())
         return recorded
 
     async def payload(self, group_id: str) -> bytes | None:
@@ -271,14 +327,57 @@ class Store:
         """How many rows are in files already, and the oldest `limit` that are not."""
         before = await self._call(self._redis.hget(self._key["meta"], "rows_in_files"))
         found = await self._call(self._redis.lrange(self._key["rows"], 0, limit - 1))
-        return int(before or 0), [json.loads(row) for row in found]
+        return int(before or 0), await asyncio.to_thread(lambda: [json.loads(row) for row in found])
+
+    async def find_row(self, is_it: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any] | None:
+        """The newest row that is not in a file yet and is the one; None when it is in a file, or nowhere."""
+        for last in itertools.count(-1, -ROWS_AT_ONCE):  # from the end: rows that leave meanwhile shift nothing
+            found = await self._call(self._redis.lrange(self._key["rows"], last - ROWS_AT_ONCE + 1, last))
+            for row in map(json.loads, reversed(found)):
+                if is_it(row):
+                    return row
+            if len(found) < ROWS_AT_ONCE:
+                return None
+        return None
 
     async def drop_rows(self, before: int, count: int) -> None:
         """Forgets the oldest `count` rows, once they are in a file; nothing unless `before` is still what `rows` said."""
         await self._run("drop_rows", before, count)
 
+    async def watch(self) -> None:
+        """Raises Forgot when any call has found that Redis lost something."""
+        await self._forgot.wait()
+        raise Forgot(FORGOT)
+
+    async def confirm(self) -> None:
+        """Raises Forgot when Redis has lost something."""
+        await self._run("confirm")
+
+    async def restore_batch(
+        self, step: int, *, record: Mapping[str, Any], groups: Sequence[tuple[str, Mapping[str, Any], int]]
+    ) -> None:
+        """Batch `step` of (group id, info, tokens) is assigned, whatever Redis knew of its groups; nothing when it was."""
+        parts = [part for group_id, info, tokens in groups for part in (group_id, json.dumps(info), tokens)]
+        await self._run("restore_batch", step, json.dumps(record), *parts)
+
+    async def rows_in_files(self) -> int:
+        """How many rows are in files, as far as Redis knows."""
+        return int(await self._call(self._redis.hget(self._key["meta"], "rows_in_files")) or 0)
+
+    async def rebook(self, before: int, rows: Sequence[Mapping[str, Any]]) -> int:
+        """The rows in files after the first `before` count; how many of them Redis had forgotten."""
+        parts = [
+            part
+            for row in rows
+            for part in (row["group_id"], row["term"], int(row["tokens"] or 0), int(row.get("lost_tokens") or 0))
+        ]
+        return int(await self._run("rebook", before, *parts))
+
     async def _run(self, name: str, *args: str | int | bytes) -> Any:
-        return await self._call(self._scripts[name](keys=self._keys, args=[self.fence, *args]))
+        guard = f"{self.fence}:{self._seen}"
+        writes, answer = await self._call(self._scripts[name](keys=self._keys, args=[guard, *args]))
+        self._seen = max(self._seen, writes)
+        return answer
 
     async def _call(self, command: Any) -> Any:
         try:
@@ -288,9 +387,17 @@ class Store:
         except ResponseError as error:
             if "FENCED" in str(error):
                 raise Fenced("another coordinator has taken over this run; this one must end") from error
+            if "FORGOT" in str(error):
+                self._forgot.set()
+                raise Forgot(FORGOT) from error
             if "OOM" in str(error):
                 raise Overloaded(f"redis: {error}; raise its maxmemory or lower coordinator.queue_max_bytes") from error
             raise
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for lists of groups: its own lists are the larger part of it by far."""
+    return {name: value for name, value in row.items() if not isinstance(value, list)}
 
 
 def _connect(url: str, *, retries: int) -> aioredis.Redis:

@@ -4,10 +4,12 @@ import math
 
 import zstandard
 
-from services.coordinator.model import Group, Reward, Sample, Span, Version
+from services.coordinator.model import Group, QueuedGroup, Reward, Sample, Span, Version
+from services.coordinator.statement import Statement, TrainedStep
 from sluice.errors import InvalidRequest, SluiceError
 from sluice.rpc.arrays import pack_floats, pack_ids, unpack_floats, unpack_ids
 from sluice.v1 import common_pb2 as pb
+from sluice.v1 import coordinator_pb2
 
 _FINISH = {
     pb.FINISH_REASON_STOP: "stop",
@@ -33,6 +35,22 @@ def version_from(message: pb.PolicyVersion) -> Version:
 def version_to(version: Version) -> pb.PolicyVersion:
     """Core -> wire."""
     return pb.PolicyVersion(lineage=version.lineage, number=version.number)
+
+
+def statement_from(message: coordinator_pb2.RegisterRequest) -> Statement:
+    """Wire -> core. Raises InvalidRequest when the steps do not fit together."""
+    steps = [
+        TrainedStep(
+            step=step.step,
+            batch_digest=step.batch_digest,
+            group_ids=tuple(step.group_ids),
+            version=version_from(step.version),
+            weights_digest=step.weights_digest,
+            committed=step.committed,
+        )
+        for step in message.trained
+    ]
+    return Statement(version=version_from(message.version), steps=steps)
 
 
 def sample_from(message: pb.Sample) -> Sample:
@@ -149,3 +167,17 @@ class ZstdGroups:
     def decode(self, payload: bytes) -> pb.Group:
         """The message behind a payload."""
         return pb.Group.FromString(self._decompressor.decompress(payload))
+
+    def accepted(self, payload: bytes) -> QueuedGroup:
+        """What is to be known of the group in a batch file."""
+        group = self.decode(payload)
+        return QueuedGroup(
+            group_id=group.group_id,
+            admission=group.admission,
+            oldest_version=min(span.version.number for sample in group.samples for span in sample.spans),
+            tokens=sum(len(sample.token_ids) // 4 for sample in group.samples),
+            payload_bytes=0,
+            prompt_id=group.prompt.prompt_id,
+            attempt=group.attempt,
+            shaped_mean=sum(reward.shaped_reward for reward in group.rewards) / len(group.rewards),
+        )

@@ -22,6 +22,7 @@ from services.learner.loop import Leader, follow
 from services.learner.machines.ranks import Ranks, join_ranks, naming_lost_ranks
 from services.learner.machines.shared_folders import check_shared_folders
 from services.learner.policy.lora import export_adapter
+from services.learner.record import TrainingRecord
 from services.learner.saving.checkpoint import CheckpointState
 from services.learner.saving.export import export_version
 from services.learner.saving.exports import BackgroundExports
@@ -69,13 +70,15 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> bool:
     front.publish(snapshot)
     _on_signal(lambda: (front.stop(), control.wake()), grace_s=config.launch.grace_s)
     servicer = LearnerServicer(front, config=config, run_dir=Path(run_dir), wake=control.wake)
-    control.open(config, front, add_servicer=partial(add_LearnerServiceServicer_to_server, servicer))
+    record = TrainingRecord(state.trained)
+    control.open(config, front, record, add_servicer=partial(add_LearnerServiceServicer_to_server, servicer))
     exports = BackgroundExports(config=config, directory=Path(run_dir) / "exports")
     leader = Leader(
         worker=worker,
         coordinator=control,
         front=front,
         lineages=LineageBook(Path(run_dir) / "lineages"),
+        record=record,
         state=state,
         snapshot=snapshot,
         checkpoint_every_steps=config.learner.checkpoint_every_steps,

@@ -16,7 +16,8 @@ from services.learner.control_thread import ControlThread
 from services.learner.coordinator_link import CoordinatorLink, RawBatch
 from services.learner.front import SharedFront
 from services.learner.ports import NoBatch
-from services.learner.wire import batch_from_wire
+from services.learner.record import TrainingRecord
+from services.learner.wire import batch_from_wire, trained_to_wire
 from sluice import PROTOCOL_VERSION
 from sluice.config.schema import Config
 from sluice.model_identity import ModelIdentity, model_identity
@@ -48,6 +49,7 @@ class ControlPlane:
         self._server: RpcServer | None = None
         self._metrics_address = ""
         self._front: SharedFront | None = None
+        self._record = TrainingRecord()
         self._identity = ModelIdentity(model_hash="", tokenizer_hash="")
         self._link: CoordinatorLink = self._thread.call(self._connect())
 
@@ -55,9 +57,16 @@ class ControlPlane:
         """The run's configuration as YAML and its directory; waits for the coordinator."""
         return self._thread.call(self._link.run_facts())
 
-    def open(self, config: Config, front: SharedFront, *, add_servicer: Callable[[grpc.aio.Server], None]) -> None:
+    def open(
+        self,
+        config: Config,
+        front: SharedFront,
+        record: TrainingRecord,
+        *,
+        add_servicer: Callable[[grpc.aio.Server], None],
+    ) -> None:
         """Serves and registers: from now on others see this learner. The front must hold a snapshot already."""
-        self._front, self._identity = front, model_identity(config.model.path)
+        self._front, self._record, self._identity = front, record, model_identity(config.model.path)
         if config.network.metrics:
             port = self._exporter.serve(bind=self._options.bind, port=self._options.metrics_port)
             self._metrics_address = f"{self._options.advertise}:{port}"
@@ -119,6 +128,7 @@ class ControlPlane:
     def _describe(self) -> pb.RegisterRequest:
         assert self._front is not None
         assert self._server is not None
+        version = self._front.newest.manifest.version  # read before the record, which is written before the version
         return pb.RegisterRequest(
             role=pb.SERVICE_ROLE_LEARNER,
             service_id=self._options.service_id or SERVICE_ID,
@@ -128,9 +138,10 @@ class ControlPlane:
             tokenizer_hash=self._identity.tokenizer_hash,
             engine=f"torch {torch.__version__}",
             capacity=1,
-            version=version_to_proto(self._front.newest.manifest.version),
+            version=version_to_proto(version),
             incarnation=self._incarnation,
             metrics_address=self._metrics_address,
+            trained=[trained_to_wire(batch) for batch in self._record.stated if batch.step < version.number],
         )
 
     def _beat(self) -> pb.HeartbeatRequest:

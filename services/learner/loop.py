@@ -18,7 +18,8 @@ from services.learner.lineage import LineageBook
 from services.learner.machines.ranks import Command
 from services.learner.ports import Coordinator, Front
 from services.learner.publish import renamed
-from services.learner.saving.checkpoint import CheckpointState, TrainedBatch
+from services.learner.record import TrainedBatch, TrainingRecord
+from services.learner.saving.checkpoint import CheckpointState
 from services.learner.saving.checkpoint_writer import WRITE_LIMIT_S, still_writing
 from services.learner.worker import Worker
 from sluice.weights.manifest import PolicyVersion
@@ -51,6 +52,7 @@ class Leader:
         coordinator: Coordinator,
         front: Front,
         lineages: LineageBook,
+        record: TrainingRecord,
         state: CheckpointState,
         snapshot: Snapshot,
         checkpoint_every_steps: int,
@@ -61,8 +63,7 @@ class Leader:
         self._every = checkpoint_every_steps
         self._export = export
         self._waited_s = 0.0
-        self._trained: list[TrainedBatch] = []
-        """Since the newest complete checkpoint."""
+        self._record = record
         self._saved = (self._version, worker.restored)
         """The newest complete checkpoint; version 0 is `model.path` itself."""
         self._saving: tuple[PolicyVersion, Future[Path | None]] | None = None
@@ -107,12 +108,22 @@ class Leader:
         started = time.perf_counter()
         snapshot = self._worker.gather(self._version)
         assert snapshot is not None
+        self._record.trained(self._trained(batch, snapshot))  # before anybody can see its version
         self._publish(snapshot)
         metrics |= {"learner/wait_s": self._waited_s, "learner/publish_s": time.perf_counter() - started}
         self._commit(batch, metrics)
-        ids = [group.group_id for group in batch.groups]
-        self._trained.append(TrainedBatch(step=batch.step, digest=batch.digest, group_ids=ids))
+        self._record.committed(self._lineage)
         self._export(self.snapshot)
+
+    def _trained(self, batch: Batch, snapshot: Snapshot) -> TrainedBatch:
+        return TrainedBatch(
+            step=batch.step,
+            digest=batch.digest,
+            group_ids=[group.group_id for group in batch.groups],
+            lineage=self._lineage,
+            weights_digest=snapshot.manifest.digest,
+            committed=False,
+        )
 
     def _commit(self, batch: Batch, metrics: dict[str, float]) -> None:
         """Books the step. A digest other than the recorded one means that this replay is not exact: a new lineage."""
@@ -140,7 +151,7 @@ class Leader:
             self._front.checkpoint_saved(*self._saved)
         elif self._saving is None:
             self._worker.ranks.command(Command.CHECKPOINT)
-            state = CheckpointState(step=version.number, lineage=version.lineage, trained=list(self._trained))
+            state = CheckpointState(step=version.number, lineage=version.lineage, trained=self._record.unsaved)
             writing = self._worker.save(state)
             self._saving = (version, writing)
             self._book_when_complete()  # at once without learner.async_checkpoint
@@ -165,7 +176,7 @@ class Leader:
         self._saving = None
         if path is not None:
             self._saved = (version, path)
-            self._trained = [batch for batch in self._trained if batch.step >= version.number]
+            self._record.saved(version.number)
             self._coordinator.commit_checkpoint(version, path)
         self._front.checkpoint_saved(version, path)
 

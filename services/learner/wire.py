@@ -1,10 +1,11 @@
-"""A batch from the wire: messages in, arrays out, refusing what contradicts itself."""
+"""A batch from the wire: messages in, arrays out, refusing what contradicts itself. And what was trained, to the wire."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from services.learner.batches.batch import Batch, TrainGroup, TrainSequence
+from services.learner.record import TrainedBatch
 from sluice.errors import InvalidRequest
 from sluice.rpc.arrays import unpack_floats, unpack_ids
 from sluice.v1 import common_pb2, coordinator_pb2
@@ -18,6 +19,18 @@ def batch_from_wire(header: coordinator_pb2.BatchHeader, groups: Sequence[common
     if len(groups) != header.groups:
         raise InvalidRequest(f"batch {header.step}: {header.groups} groups were announced, {len(groups)} came")
     return Batch(step=header.step, digest=header.digest, groups=tuple(_group(group) for group in groups))
+
+
+def trained_to_wire(batch: TrainedBatch) -> coordinator_pb2.TrainedStep:
+    """One step of a registration."""
+    return coordinator_pb2.TrainedStep(
+        step=batch.step,
+        batch_digest=batch.digest,
+        group_ids=batch.group_ids,
+        version=common_pb2.PolicyVersion(lineage=batch.lineage, number=batch.step + 1),
+        weights_digest=batch.weights_digest,
+        committed=batch.committed,
+    )
 
 
 def _group(message: common_pb2.Group) -> TrainGroup:

@@ -1,4 +1,4 @@
-"""Thin verbs over the coordinator's API: status, stop, pause, resume, drain, scale, checkpoint, evaluate, ledger."""
+"""Thin verbs over the coordinator's API: status, stop, pause, resume, drain, scale, checkpoint, evaluate."""
 
 import argparse
 import os
@@ -21,7 +21,6 @@ def add_parser(commands: Any) -> None:
         ("drain", "stop admitting and wait until no group is in flight", lambda client, _: _state(client.drain())),
         ("checkpoint", "save a checkpoint at the next step boundary", lambda client, _: client.save_checkpoint().path),
         ("evaluate", "evaluate the newest version on held-out prompts", lambda client, _: str(client.evaluate())),
-        ("ledger", "the conservation law, term by term", lambda client, _: str(client.ledger())),
     ):
         _add(commands, name, text, verb)
     scale = _add(commands, "scale", "have the launcher run this many replicas", _scale)
@@ -31,17 +30,23 @@ def add_parser(commands: Any) -> None:
 
 def _add(commands: Any, name: str, text: str, verb: Verb) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    add_coordinator_flag(parser)
+    parser.set_defaults(run=lambda args: call(verb, args))
+    return parser
+
+
+def add_coordinator_flag(parser: Any) -> None:
+    """Whom `call` talks to."""
     parser.add_argument(
         "--coordinator",
         default=os.environ.get("SLUICE_COORDINATOR", DEFAULT_COORDINATOR),
         metavar="HOST:PORT",
         help="its address (default %(default)s; environment SLUICE_COORDINATOR)",
     )
-    parser.set_defaults(run=lambda args: _call(verb, args))
-    return parser
 
 
-def _call(verb: Verb, args: argparse.Namespace) -> int:
+def call(verb: Verb, args: argparse.Namespace) -> int:
+    """Prints what the verb makes of the coordinator's answers; a call that failed is one line on stderr and exit code 1."""
     import grpc
 
     from sluice.client import Client

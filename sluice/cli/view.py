@@ -167,6 +167,8 @@ def evaluation_line(evaluation: pb.Evaluation) -> str:
 def render(status: pb.GetStatusResponse, *, notes: Iterable[str] = ()) -> RenderableType:
     """The panel: progress, accuracy, groups, freshness, speed, services, and the last notes."""
     parts: list[RenderableType] = [_progress(status), "", _facts(status)]
+    if status.ledger.admitted:
+        parts += ["", _ledger(status.ledger)]
     if status.services:
         parts += ["", _services(status.services)]
     if status.reason:
@@ -212,6 +214,17 @@ def _facts(status: pb.GetStatusResponse) -> Columns:
         },
     }
     return Columns([_block(title, rows) for title, rows in blocks.items()], padding=(0, 3))
+
+
+def _ledger(ledger: pb.Ledger) -> Text:
+    filtered = ledger.filtered_all_right + ledger.filtered_all_wrong + ledger.filtered_other
+    counts = (
+        f"{ledger.admitted} admitted, {ledger.trained} trained, {filtered} without signal; "
+        f"{quantity(ledger.generated_tokens)} tokens, {quantity(ledger.trained_tokens)} trained, "
+        f"{quantity(ledger.lost_tokens)} lost; "
+    )
+    closed = ("closed", "green") if ledger.closed else ("NOT CLOSED", "bold red")
+    return Text.assemble(("ledger ", "bold"), counts, closed)
 
 
 def _block(title: str, rows: dict[str, str]) -> Table:

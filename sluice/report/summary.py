@@ -21,7 +21,7 @@ from sluice.v1 import coordinator_pb2 as pb
 
 SUMMARY_FILE = "summary.json"
 
-_NOT_IN_GROUPS = frozenset({"generated_tokens", "trained_tokens", "lost_tokens"})
+_NOT_IN_GROUPS = frozenset({"generated_tokens", "trained_tokens", "lost_tokens", "tokens"})
 """Fields of the ledger that count tokens."""
 
 
@@ -42,7 +42,7 @@ def build_summary(*, status: pb.GetStatusResponse, run_dir: Path, wall_s: float,
             "before": _accuracy(evaluations[0]) if evaluations else _accuracy(None),
             "after": _accuracy(evaluations[-1]) if len(evaluations) > 1 else _accuracy(None),
         },
-        "tokens": {"generated": status.ledger.generated_tokens, "trained": status.ledger.trained_tokens},
+        "tokens": _tokens(status.ledger),
         "groups": _groups(status.ledger),
         "staleness": _staleness(run_dir),
         "versions": status.version.number,
@@ -90,11 +90,19 @@ def _lines(summary: JsonObject) -> list[tuple[str, Text]]:
         (f"held-out avg@{after['n'] or before['n'] or 'n'}", _change(before["avg"], after["avg"])),
         ("held-out greedy", _change(before["greedy"], after["greedy"])),
         ("steps", Text(f"{summary['steps']} in {train_wall} ({wall} with start and evaluation)")),
-        ("tokens", Text(f"{quantity(tokens['generated'])} generated, {quantity(tokens['trained'])} trained")),
+        ("tokens", Text(_tokens_line(tokens))),
         ("age", Text(f"{number(_float(staleness['mean']), 2)} mean, {number(_float(staleness['max']))} max, in steps")),
         ("algorithm", Text("exact DAPO" if summary["exact_dapo"] else "not exact DAPO")),
         ("groups", _ledger_line(groups)),
     ]
+
+
+def _tokens_line(tokens: JsonObject) -> str:
+    without_signal = sum(count for term, count in tokens.items() if term.startswith("filtered_"))
+    counts = {"trained": tokens["trained"], "without signal": without_signal, "lost": tokens.get("lost", 0)}
+    counts["of others"] = tokens["generated"] - sum(counts.values())
+    shown = (f", {quantity(count)} {what}" for what, count in counts.items() if count or what == "trained")
+    return f"{quantity(tokens['generated'])} generated{''.join(shown)}"
 
 
 def _ledger_line(groups: JsonObject) -> Text:
@@ -135,6 +143,12 @@ def _accuracy(evaluation: pb.Evaluation | None) -> JsonObject:
 def _groups(ledger: pb.Ledger) -> JsonObject:
     terms = (field.name for field in pb.Ledger.DESCRIPTOR.fields if field.name not in _NOT_IN_GROUPS)
     return {term: dict(ledger.failed) if term == "failed" else getattr(ledger, term) for term in terms}
+
+
+def _tokens(ledger: pb.Ledger) -> JsonObject:
+    """The same terms in completion tokens, `failed:REASON` one by one: `generated` is the sum of all others."""
+    terms = {term: ledger.tokens[term] for term in sorted(ledger.tokens)}
+    return {"generated": ledger.generated_tokens, "trained": ledger.trained_tokens, **terms}
 
 
 def _staleness(run_dir: Path) -> JsonObject:

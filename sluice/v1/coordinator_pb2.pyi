@@ -189,6 +189,26 @@ class Ledger(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class TokensEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ADMITTED_FIELD_NUMBER: _builtins.int
     TRAINED_FIELD_NUMBER: _builtins.int
     ASSIGNED_FIELD_NUMBER: _builtins.int
@@ -208,6 +228,7 @@ class Ledger(_message.Message):
     GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     TRAINED_TOKENS_FIELD_NUMBER: _builtins.int
     LOST_TOKENS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     admitted: _builtins.int
     trained: _builtins.int
     assigned: _builtins.int
@@ -224,7 +245,7 @@ class Ledger(_message.Message):
     abandoned: _builtins.int
     """Given up because the run was stopped."""
     closed: _builtins.bool
-    """Whether the two sides agree."""
+    """Whether the two sides agree, in groups and in tokens."""
     generated_tokens: _builtins.int
     """Completion tokens received from rollouts."""
     trained_tokens: _builtins.int
@@ -234,6 +255,10 @@ class Ledger(_message.Message):
     @_builtins.property
     def failed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """By reason."""
+
+    @_builtins.property
+    def tokens(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """The terms in completion tokens, by name ("failed:REASON" one by one) and "lost": generated_tokens is their sum."""
 
     def __init__(
         self,
@@ -257,10 +282,11 @@ class Ledger(_message.Message):
         generated_tokens: _builtins.int = ...,
         trained_tokens: _builtins.int = ...,
         lost_tokens: _builtins.int = ...,
+        tokens: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned", b"abandoned", "admitted", b"admitted", "assigned", b"assigned", "closed", b"closed", "failed", b"failed", "filtered_all_right", b"filtered_all_right", "filtered_all_wrong", b"filtered_all_wrong", "filtered_other", b"filtered_other", "generated_tokens", b"generated_tokens", "in_flight", b"in_flight", "lost_tokens", b"lost_tokens", "pending", b"pending", "queued", b"queued", "rollback", b"rollback", "scored", b"scored", "stale", b"stale", "surplus", b"surplus", "trained", b"trained", "trained_tokens", b"trained_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned", b"abandoned", "admitted", b"admitted", "assigned", b"assigned", "closed", b"closed", "failed", b"failed", "filtered_all_right", b"filtered_all_right", "filtered_all_wrong", b"filtered_all_wrong", "filtered_other", b"filtered_other", "generated_tokens", b"generated_tokens", "in_flight", b"in_flight", "lost_tokens", b"lost_tokens", "pending", b"pending", "queued", b"queued", "rollback", b"rollback", "scored", b"scored", "stale", b"stale", "surplus", b"surplus", "tokens", b"tokens", "trained", b"trained", "trained_tokens", b"trained_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -526,7 +552,7 @@ class WatchEventsResponse(_message.Message):
     time_s: _builtins.float
     """Seconds since the Unix epoch."""
     kind: _builtins.str
-    """A constant snake_case name: step_trained, evaluated, service_ready, service_lost, weights_pushed, scale, run_state, warning."""
+    """A constant snake_case name: step_trained, evaluated, service_ready, service_lost, weights_pushed, scale, run_state, store_repaired, warning."""
     message: _builtins.str
     """For people."""
     @_builtins.property
@@ -990,6 +1016,7 @@ class GetGroupRequest(_message.Message):
 
     GROUP_ID_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
+    """Its id, or its number in the order of admission."""
     def __init__(
         self,
         *,
@@ -1009,6 +1036,9 @@ class GetGroupResponse(_message.Message):
 
     SUMMARY_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
+    ROW_JSON_FIELD_NUMBER: _builtins.int
+    row_json: _builtins.str
+    """Its ledger row, JSON: the columns of docs/delivery.md, as far as they are known."""
     @_builtins.property
     def summary(self) -> Global___GroupSummary: ...
     @_builtins.property
@@ -1020,10 +1050,11 @@ class GetGroupResponse(_message.Message):
         *,
         summary: Global___GroupSummary | None = ...,
         group: _common_pb2.Group | None = ...,
+        row_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "row_json", b"row_json", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1115,6 +1146,7 @@ class RegisterRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
+    TRAINED_FIELD_NUMBER: _builtins.int
     role: Global___ServiceRole.ValueType
     service_id: _builtins.str
     """Chosen by the service, stable over its restarts; empty to be given one."""
@@ -1140,6 +1172,12 @@ class RegisterRequest(_message.Message):
     def version(self) -> _common_pb2.PolicyVersion:
         """The learner's newest version; a rollout's when it comes back with weights."""
 
+    @_builtins.property
+    def trained(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainedStep]:
+        """The learner's: the steps behind `version` that it knows of, oldest first and without gaps, those since the
+        checkpoint before its newest one. At most 1024. Where Redis forgot, the coordinator books them from here.
+        """
+
     def __init__(
         self,
         *,
@@ -1155,14 +1193,60 @@ class RegisterRequest(_message.Message):
         version: _common_pb2.PolicyVersion | None = ...,
         incarnation: _builtins.str = ...,
         metrics_address: _builtins.str = ...,
+        trained: _abc.Iterable[Global___TrainedStep] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "engine", b"engine", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "metrics_address", b"metrics_address", "model_hash", b"model_hash", "protocol_version", b"protocol_version", "role", b"role", "service_id", b"service_id", "tokenizer_hash", b"tokenizer_hash", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "engine", b"engine", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "metrics_address", b"metrics_address", "model_hash", b"model_hash", "protocol_version", b"protocol_version", "role", b"role", "service_id", b"service_id", "tokenizer_hash", b"tokenizer_hash", "trained", b"trained", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegisterRequest: _TypeAlias = RegisterRequest  # noqa: Y015
+
+@_typing.final
+class TrainedStep(_message.Message):
+    """A step as the learner remembers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    BATCH_DIGEST_FIELD_NUMBER: _builtins.int
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    batch_digest: _builtins.str
+    """Digest of the batch, from BatchHeader."""
+    weights_digest: _builtins.str
+    """Digest of its weights; empty when it is not kept."""
+    committed: _builtins.bool
+    """Whether CommitStep was answered; false for a commit that is still to come."""
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The groups of the batch, in its order."""
+
+    @_builtins.property
+    def version(self) -> _common_pb2.PolicyVersion:
+        """The version that it made."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        batch_digest: _builtins.str = ...,
+        group_ids: _abc.Iterable[_builtins.str] | None = ...,
+        version: _common_pb2.PolicyVersion | None = ...,
+        weights_digest: _builtins.str = ...,
+        committed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_digest", b"batch_digest", "committed", b"committed", "group_ids", b"group_ids", "step", b"step", "version", b"version", "weights_digest", b"weights_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainedStep: _TypeAlias = TrainedStep  # noqa: Y015
 
 @_typing.final
 class RegisterResponse(_message.Message):

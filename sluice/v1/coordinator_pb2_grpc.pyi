@@ -54,7 +54,7 @@ class CoordinatorServiceStub:
     ListGroups: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListGroupsRequest, _coordinator_pb2.ListGroupsResponse]
     """Live groups and recent ones."""
     GetGroup: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetGroupRequest, _coordinator_pb2.GetGroupResponse]
-    """One group, with its samples while they are kept."""
+    """One group of the run, live or ended, with its samples while they are kept."""
     GetLedger: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetLedgerRequest, _coordinator_pb2.GetLedgerResponse]
     """The conservation law, term by term."""
     GetConfig: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetConfigRequest, _coordinator_pb2.GetConfigResponse]
@@ -96,7 +96,7 @@ class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
     ListGroups: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListGroupsRequest, _coordinator_pb2.ListGroupsResponse]  # type: ignore[assignment]
     """Live groups and recent ones."""
     GetGroup: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetGroupRequest, _coordinator_pb2.GetGroupResponse]  # type: ignore[assignment]
-    """One group, with its samples while they are kept."""
+    """One group of the run, live or ended, with its samples while they are kept."""
     GetLedger: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetLedgerRequest, _coordinator_pb2.GetLedgerResponse]  # type: ignore[assignment]
     """The conservation law, term by term."""
     GetConfig: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetConfigRequest, _coordinator_pb2.GetConfigResponse]  # type: ignore[assignment]
@@ -207,7 +207,7 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.GetGroupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.GetGroupResponse, _abc.Awaitable[_coordinator_pb2.GetGroupResponse]]:
-        """One group, with its samples while they are kept."""
+        """One group of the run, live or ended, with its samples while they are kept."""
 
     @_abc_1.abstractmethod
     def GetLedger(

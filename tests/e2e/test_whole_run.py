@@ -42,6 +42,7 @@ def test_a_short_run_learns_closes_its_ledger_and_leaves_nothing_behind(start_ru
     assert groups["queued"] == groups["assigned"] == groups["in_flight"] == groups["pending"] == 0
     assert summary["staleness"]["max"] <= 1
     assert 0 < summary["tokens"]["trained"] < summary["tokens"]["generated"]
+    assert sum(summary["tokens"].values()) == 2 * summary["tokens"]["generated"], "the sum of all its terms"
 
     steps = [line for line in read(run.run_dir, "metrics.jsonl") if line["kind"] == "step"]
     assert [line["step"] for line in steps] == list(range(6))

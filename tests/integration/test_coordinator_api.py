@@ -104,12 +104,16 @@ async def test_three_steps_from_registration_to_a_closed_ledger(serve: Serve, ca
         assert ledger.closed
         assert ledger.trained == 12
         assert ledger.filtered_all_wrong >= 2
-        assert ledger.trained_tokens == 12 * 2 * 3
+        assert ledger.trained_tokens == ledger.tokens["trained"] == 12 * 2 * 3
+        assert sum(ledger.tokens.values()) == ledger.generated_tokens == 6 * ledger.admitted
+        assert status.metrics["ledger/closed"] == 1
+        assert status.metrics["ledger/received_tokens"] == ledger.generated_tokens
         assert ledger.pending == ledger.in_flight == ledger.queued == ledger.assigned == 0
     rows = pq.read_table(tmp_path / "run" / "ledger").to_pylist()
     assert len({row["group_id"] for row in rows}) == len(rows) == ledger.admitted
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "step"] == [0, 1, 2]
+    assert [line["ledger/closed"] for line in lines if line["kind"] == "step"] == [1, 1, 1]
     assert cast.rollout.applied[0] == 0
     assert cast.rollout.applied[-1] == 3
 

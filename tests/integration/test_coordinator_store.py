@@ -1,10 +1,14 @@
 """The durable transitions against a real Redis: atomic, fenced, without effect when repeated."""
 
+import random
 from collections.abc import AsyncIterator
 
 import pytest
 import redis.asyncio as aioredis
 
+from services.coordinator.board import Board
+from services.coordinator.ledger import count
+from services.coordinator.ports import Forgot
 from services.coordinator.store import Store
 from sluice.errors import ConfigError, Fenced, LaunchError
 from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
@@ -25,20 +29,23 @@ async def store(redis_server: EmbeddedRedis) -> AsyncIterator[Store]:
 async def accept(store: Store, *names: str) -> None:
     for number, name in enumerate(names):
         await store.admit(name, info={"admission": number}, cursor=str(number + 1), admissions=number + 1)
-        await store.accept(name, info={"admission": number}, payload=name.encode(), generated=8, lost=2)
+        await store.accept(name, info={"admission": number}, payload=name.encode(), tokens=6, lost=2)
 
 
 async def test_a_group_goes_from_open_to_trained_and_every_term_is_counted(store: Store) -> None:
     await accept(store, "a", "b")
     assert await store.payload("a") == b"a"
     record = {"ids": ["a", "b"], "digest": "d"}
-    assert await store.assign(0, record=record, group_ids=["a", "b"]) == record
+    assert (await store.counters())["tokens:queued"] == 12
+    assert await store.assign(0, record=record, group_ids=["a", "b"], tokens=12) == record
+    assert (await store.counters())["tokens:assigned"] == 12
     assert await store.payload("a") is None
-    await store.commit(0, record={"digest": "w"}, tokens=16, rows={"a": {"admission": 0}, "b": {"admission": 1}})
+    await store.commit(0, record={"digest": "w"}, tokens=12, rows={"a": {"admission": 0}, "b": {"admission": 1}})
     counters = await store.counters()
     assert counters["admitted"] == counters["trained"] == 2
     assert counters["open"] == counters["queued"] == counters["assigned"] == 0
-    assert (counters["generated_tokens"], counters["lost_tokens"], counters["trained_tokens"]) == (16, 4, 16)
+    assert (counters["generated_tokens"], counters["lost_tokens"], counters["tokens:trained"]) == (16, 4, 12)
+    assert counters["tokens:queued"] == counters["tokens:assigned"] == 0
     assert await store.live() == {}
     assert [row["admission"] for row in (await store.rows(10))[1]] == [0, 1]
 
@@ -46,24 +53,66 @@ async def test_a_group_goes_from_open_to_trained_and_every_term_is_counted(store
 async def test_repeated_transitions_change_nothing(store: Store) -> None:
     await accept(store, "a")
     await store.admit("a", info={"admission": 0}, cursor="9", admissions=9)
-    assert not await store.accept("a", info={"admission": 0}, payload=b"other", generated=8, lost=0)
+    assert not await store.accept("a", info={"admission": 0}, payload=b"other", tokens=8, lost=0)
     assert await store.payload("a") == b"a"
     first = {"ids": ["a"], "digest": "first"}
-    await store.assign(0, record=first, group_ids=["a"])
-    assert await store.assign(0, record={"ids": ["x"], "digest": "second"}, group_ids=["x"]) == first
+    await store.assign(0, record=first, group_ids=["a"], tokens=6)
+    assert await store.assign(0, record={"ids": ["x"], "digest": "second"}, group_ids=["x"], tokens=6) == first
     row = {"a": {"admission": 0}}
-    await store.commit(0, record={"digest": "w1"}, tokens=8, rows=row)
-    assert await store.commit(0, record={"digest": "w2"}, tokens=8, rows=row) == {"digest": "w1"}
+    await store.commit(0, record={"digest": "w1"}, tokens=6, rows=row)
+    assert await store.commit(0, record={"digest": "w2"}, tokens=6, rows=row) == {"digest": "w1"}
     counters = await store.counters()
-    assert (counters["admitted"], counters["trained"], counters["trained_tokens"]) == (1, 1, 8)
+    assert (counters["admitted"], counters["trained"], counters["tokens:trained"]) == (1, 1, 6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_groups_and_tokens_are_conserved_by_any_order_of_transitions_repeated_ones_included(
+    store: Store, seed: int
+) -> None:
+    chance, board = random.Random(seed), Board(train_batch_size=2, gen_batch_size=2, max_staleness=1)
+    tokens = [chance.randint(0, 9) for _ in range(60)]
+    queued: list[int] = []
+    steps = received = 0
+    for group in range(60):
+        name, lost = str(group), chance.randint(0, 3)
+        for _ in range(chance.randint(1, 2)):
+            await store.admit(name, info={}, cursor="", admissions=group + 1)
+        if (fate := chance.random()) < 0.2:
+            continue  # stays open
+        received += tokens[group] + lost
+        for _ in range(chance.randint(1, 2)):
+            if fate < 0.4:
+                term = chance.choice(["failed:refused", "filtered_other", "abandoned"])
+                await store.end(name, was="open", term=term, row={}, tokens=tokens[group], lost=lost)
+            else:
+                await store.accept(name, info={}, payload=b"", tokens=tokens[group], lost=lost)
+        queued += [group] if fate >= 0.4 else []
+        if len(queued) == 3 and chance.random() < 0.5:
+            dropped = queued.pop(chance.randrange(3))
+            await store.end(str(dropped), was="queued", term="stale", row={}, tokens=tokens[dropped])
+        elif len(queued) >= 3:
+            batch, queued = queued[:2], queued[2:]
+            ids, total = [str(chosen) for chosen in batch], sum(tokens[chosen] for chosen in batch)
+            for _ in range(chance.randint(1, 2)):
+                await store.assign(steps, record={"ids": ids}, group_ids=ids, tokens=total)
+            for _ in range(chance.randint(0, 2)):
+                await store.commit(steps, record={}, tokens=total, rows={name: {} for name in ids})
+            steps += 1
+        counts = count(await store.counters(), board)
+        assert counts.closed
+        assert (counts.admitted, counts.received_tokens) == (group + 1, received)
+        assert min(*counts.terms.values(), *counts.tokens.values()) >= 0
+    terms = count(await store.counters(), board).terms
+    assert {"trained", "stale", "pending"} <= {term for term, groups in terms.items() if groups}
 
 
 async def test_an_accepted_group_can_end_as_stale_and_its_payload_goes(store: Store) -> None:
     await accept(store, "a")
-    assert await store.end("a", was="queued", term="stale", row={"admission": 0})
-    assert not await store.end("a", was="queued", term="stale", row={"admission": 0})
+    assert await store.end("a", was="queued", term="stale", row={"admission": 0}, tokens=6)
+    assert not await store.end("a", was="queued", term="stale", row={"admission": 0}, tokens=6)
     assert await store.payload("a") is None
-    assert (await store.counters())["stale"] == 1
+    counters = await store.counters()
+    assert (counters["stale"], counters["tokens:stale"], counters["tokens:queued"]) == (1, 6, 0)
 
 
 async def test_a_second_coordinator_shuts_the_first_one_out(store: Store, redis_server: EmbeddedRedis) -> None:
@@ -97,3 +146,51 @@ async def test_a_redis_that_may_evict_is_refused_with_the_fix(redis_server: Embe
 async def test_a_missing_redis_is_named() -> None:
     with pytest.raises(LaunchError, match=r"network\.redis_url"):
         await Store(url="redis://127.0.0.1:1/0", run_id="run", patience=1).open()
+
+
+async def test_a_redis_without_a_confirmed_write_is_noticed_and_nothing_more_is_written(
+    store: Store, redis_server: EmbeddedRedis
+) -> None:
+    client = aioredis.Redis.from_url(redis_server.url)
+    await accept(store, "a")
+    writes = "sluice:{run}:writes"
+    former = await client.get(writes)
+    await accept(store, "b")
+    await client.set(writes, former or b"0")  # what it is after the loss of the newest part
+    with pytest.raises(Forgot):
+        await store.admit("c", info={}, cursor="3", admissions=3)
+    with pytest.raises(Forgot):
+        await store.watch()
+    assert "c" not in await store.live()
+    await client.flushall()
+    with pytest.raises(Forgot):
+        await store.confirm()
+    await client.aclose()
+
+
+async def test_rows_that_are_in_files_count_once_whatever_redis_still_knows(store: Store) -> None:
+    """Redis has one row of three, holds one group as queued and never heard of the third."""
+    await accept(store, "a", "b")
+    await store.end("a", was="queued", term="stale", row={"group_id": "a"}, tokens=6)
+    rows = [{"group_id": name, "term": "stale", "tokens": 6, "lost_tokens": 2} for name in ("a", "b", "c")]
+    for forgotten in (2, 0):
+        assert await store.rebook(0, rows) == forgotten
+        counters = await store.counters()
+        assert (counters["admitted"], counters["stale"], counters["queued"]) == (3, 3, 0)
+        assert (counters["generated_tokens"], counters["tokens:stale"], counters["lost_tokens"]) == (24, 18, 6)
+        assert counters["tokens:queued"] == 0
+    assert await store.rows(10) == (3, [])
+    assert await store.live() == {}
+
+
+async def test_a_batch_that_was_forgotten_is_assigned_whatever_became_of_its_groups(store: Store) -> None:
+    await accept(store, "a")
+    await store.admit("b", info={"admission": 1}, cursor="2", admissions=2)
+    record = {"ids": ["a", "b", "c"], "digest": "d"}
+    for _ in range(2):
+        await store.restore_batch(3, record=record, groups=[(name, {"name": name}, 6) for name in ("a", "b", "c")])
+    assert await store.record("batch", 3) == record
+    assert await store.live() == {name: ("assigned", {"name": name}) for name in ("a", "b", "c")}
+    counters = await store.counters()
+    assert (counters["admitted"], counters["assigned"], counters["open"], counters["queued"]) == (3, 3, 0, 0)
+    assert (counters["tokens:assigned"], counters["tokens:queued"], counters["generated_tokens"]) == (18, 0, 20)

@@ -111,6 +111,13 @@ async def test_a_stopped_learner_leaves_a_checkpoint_and_the_next_one_goes_on_in
         await fake.until("len(commits) == 5")
         assert await _exit_code(process) == 0
     assert fake.registrations[1].version == common_pb2.PolicyVersion(lineage="a", number=2)
+    (stated,) = fake.registrations[1].trained
+    assert (stated.step, stated.version.lineage, stated.committed) == (1, "a", True)
+    assert (stated.batch_digest, stated.weights_digest) == (
+        fake.commits[1].batch_digest,
+        fake.commits[1].weights_digest,
+    )
+    assert len(stated.group_ids) == 6
     versions = [PolicyVersion(lineage=c.version.lineage, number=c.version.number) for c in fake.commits[2:]]
     assert [str(version) for version in versions] == ["a3", "b3", "b4"]
     assert np.isfinite(fake.commits[-1].metrics["loss/grad_norm"])

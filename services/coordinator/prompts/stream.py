@@ -64,6 +64,10 @@ class PromptStream:
             f"{self._max_prompt_length} tokens"
         )
 
+    def place(self, position: int) -> tuple[int, int]:
+        """(epoch, row of the source) that a position stands for."""
+        return row_index(position, size=self._source.size, seed=self._seed, shuffle=self._shuffle)
+
     def take(self, n: int) -> list[Prompt]:
         """The first `n` prompts that fit; fewer when one epoch has fewer."""
         prompts: list[Prompt] = []
@@ -96,8 +100,7 @@ class PromptStream:
         }
 
     def _row(self, position: int) -> PromptRow:
-        _, row = row_index(position, size=self._source.size, seed=self._seed, shuffle=self._shuffle)
-        return self._source.row(row)
+        return self._source.row(self.place(position)[1])
 
     def _fitting(self, row: PromptRow) -> Prompt | None:
         prompt = self._renderer.render(row)

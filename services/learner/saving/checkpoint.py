@@ -15,20 +15,12 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
+from services.learner.record import TrainedBatch
 from services.learner.saving import checkpoint_files as files
 from services.learner.training.train_step import Trainer
 from sluice.errors import ConfigError
 
 STATE = "state.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainedBatch:
-    """What one step was trained on."""
-
-    step: int
-    digest: str
-    group_ids: list[str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

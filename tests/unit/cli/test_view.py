@@ -95,6 +95,16 @@ def test_the_panel_of_a_run_in_the_middle_shows_all_of_it():
         assert part in text, part
 
 
+def test_the_ledger_is_shown_in_groups_and_tokens_and_an_open_one_is_not_hidden():
+    status = mid_run()
+    status.ledger.MergeFrom(
+        pb.Ledger(admitted=90, trained=60, filtered_all_wrong=7, generated_tokens=9000, lost_tokens=12, closed=True)
+    )
+    assert "90 admitted, 60 trained, 7 without signal; 9.0k tokens, 0 trained, 12 lost; closed" in picture(status)
+    status.ledger.closed = False
+    assert "NOT CLOSED" in picture(status)
+
+
 def test_services_in_trouble_come_first():
     text = picture(mid_run())
     assert text.index("rollout-1") < text.index("rollout-0")

@@ -38,6 +38,9 @@ class FakePrompts:
         position = int(cursor or 0)
         return FakePrompt(prompt_id=f"p{position}"), str(position + 1)
 
+    def origin(self, cursor: str, after: str) -> tuple[int, int]:
+        return 0, int(after) - 1
+
 
 @dataclass
 class FakeRollouts:
@@ -108,22 +111,25 @@ class FakeStore:
         self.state[group_id] = "open"
         self.counters.update(admitted=1, open=1)
 
-    async def accept(
-        self, group_id: str, *, info: Mapping[str, Any], payload: bytes, generated: int, lost: int
-    ) -> bool:
+    async def accept(self, group_id: str, *, info: Mapping[str, Any], payload: bytes, tokens: int, lost: int) -> bool:
         assert self.state[group_id] == "open"
         json.dumps(dict(info))
         self.state[group_id], self.payloads[group_id] = "queued", payload
-        self.counters.update(open=-1, queued=1, generated_tokens=generated, lost_tokens=lost)
+        self.counters.update(open=-1, queued=1, generated_tokens=tokens + lost, lost_tokens=lost)
+        self.counters["tokens:queued"] += tokens
         await self.answers.wait()
         return True
 
     async def end(
-        self, group_id: str, *, was: str, term: str, row: Mapping[str, Any], generated: int = 0, lost: int = 0
+        self, group_id: str, *, was: str, term: str, row: Mapping[str, Any], tokens: int, lost: int = 0
     ) -> bool:
         assert self.state.pop(group_id) == was
         self.rows_.append(dict(row))
-        self.counters.update({was: -1, term: 1, "generated_tokens": generated, "lost_tokens": lost})
+        self.counters.update({was: -1, term: 1, f"tokens:{term}": tokens})
+        if was == "open":
+            self.counters.update(generated_tokens=tokens + lost, lost_tokens=lost)
+        else:
+            self.counters[f"tokens:{was}"] -= tokens
         await self.answers.wait()
         return True
 
@@ -133,12 +139,25 @@ class FakeStore:
     async def record(self, kind: str, step: int) -> dict[str, Any] | None:
         return self.batches.get(step)
 
-    async def assign(self, step: int, *, record: Mapping[str, Any], group_ids: Sequence[str]) -> dict[str, Any]:
+    async def assign(
+        self, step: int, *, record: Mapping[str, Any], group_ids: Sequence[str], tokens: int
+    ) -> dict[str, Any]:
         assert all(self.state[group_id] == "queued" for group_id in group_ids)
         self.state.update(dict.fromkeys(group_ids, "assigned"))
         self.batches[step] = dict(record)
         self.counters.update(queued=-len(group_ids), assigned=len(group_ids))
+        self.counters.update({"tokens:queued": -tokens, "tokens:assigned": tokens})
         await self.answers.wait()
+        return dict(record)
+
+    async def commit(
+        self, step: int, *, record: Mapping[str, Any], tokens: int, rows: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        for group_id, row in rows.items():
+            assert self.state.pop(group_id) == "assigned"
+            self.rows_.append(dict(row))
+        self.counters.update({"assigned": -len(rows), "trained": len(rows)})
+        self.counters.update({"tokens:assigned": -tokens, "tokens:trained": tokens})
         return dict(record)
 
 

@@ -15,7 +15,7 @@ from tests.unit.docs.pages import PAGES, ROOT, commands
 
 COMMANDS = sorted({tuple(words) for page in PAGES for words in commands(page)})
 MENTIONED = {verb for page in PAGES for verb in re.findall(r"`sluice ([a-z-]+)", page.read_text(encoding="utf-8"))}
-TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 class Parsed(Exception):

@@ -15,6 +15,7 @@ from services.learner.lineage import LineageBook
 from services.learner.loop import Leader, follow
 from services.learner.machines.ranks import Command
 from services.learner.ports import NoBatch
+from services.learner.record import TrainingRecord
 from services.learner.saving.checkpoint import CheckpointState
 from services.learner.worker import Worker
 from sluice.errors import Expired
@@ -127,13 +128,14 @@ def _snapshot(version: PolicyVersion) -> Snapshot:
     return packer.seal(version)
 
 
-def _lead(scene: Scene, directory: Path, *, every: int = 100) -> bool:
+def _lead(scene: Scene, directory: Path, *, every: int = 100, record: TrainingRecord | None = None) -> bool:
     part = cast(Any, scene)
     return Leader(
         worker=part,
         coordinator=part,
         front=part,
         lineages=LineageBook(directory / "lineages"),
+        record=record or TrainingRecord(),
         state=CheckpointState(step=scene.step, lineage="a"),
         snapshot=_snapshot(PolicyVersion(lineage="a", number=scene.step)),
         checkpoint_every_steps=every,

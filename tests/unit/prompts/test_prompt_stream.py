@@ -50,6 +50,16 @@ def test_prompts_that_are_too_long_are_skipped_and_counted() -> None:
     assert stream.too_long == 2
 
 
+def test_the_place_of_a_drawn_prompt_names_its_row_and_epoch_also_after_skips() -> None:
+    source = ListSource(["1", "22", "333", "4444", "55"])
+    stream = stream_of(source, seed=3, max_prompt_length=2)
+    position = 0
+    for count in range(9):
+        prompt, position = stream.next(position)
+        epoch, row = stream.place(position - 1)
+        assert (source.prompts[row], epoch) == (prompt.text, count // 3)
+
+
 @pytest.mark.parametrize(("source", "count"), [(ListSource(["333", "4444"]), 3), (ListSource(["333"], True), 10_000)])
 def test_a_set_in_which_no_prompt_fits_is_refused(source: ListSource, count: int) -> None:
     with pytest.raises(DataError, match=rf"data\.max_prompt_length: must be larger, none of {count} prompts in a row"):

@@ -27,6 +27,7 @@ def finished_run(**changes):
             closed=True,
             generated_tokens=1_102_000,
             trained_tokens=703_000,
+            tokens={"trained": 703_000, "filtered_all_right": 390_000, "failed:score_timeout": 8_000, "lost": 1_000},
         ),
         evaluations=[
             pb.Evaluation(avg_at_n=0.2, greedy=0.72, n=8),
@@ -60,7 +61,13 @@ def test_the_summary_has_exactly_the_keys_of_the_contract(tmp_path):
             "before": {"greedy": 0.72, "avg": 0.2, "n": 8},
             "after": {"greedy": 0.97, "avg": 0.85, "n": 8},
         },
-        "tokens": {"generated": 1_102_000, "trained": 703_000},
+        "tokens": {
+            "generated": 1_102_000,
+            "trained": 703_000,
+            "filtered_all_right": 390_000,
+            "failed:score_timeout": 8_000,
+            "lost": 1_000,
+        },
         "groups": {
             "admitted": 5003,
             "trained": 3200,
@@ -129,7 +136,7 @@ def test_the_closing_table_says_what_came_of_the_run(tmp_path):
         ".20 → .85",
         ".72 → .97",
         "100 in 1:12 (1:35 with start and evaluation)",
-        "1.1M generated, 703k trained",
+        "1.1M generated, 703k trained, 390k without signal, 1.0k lost, 8.0k of others",
         "0.5 mean, 1 max",
         "exact DAPO",
         "5003 admitted, 3200 trained, 1790 without signal, 3 failed, 10 abandoned; ledger closed",

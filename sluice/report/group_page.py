@@ -1,0 +1,207 @@
+"""One group's life as a page for people: where its prompt came from, who generated it, how it was scored, what became of it.
+
+Made of its ledger row alone (columns: docs/delivery.md), live or from the files; the texts are asked for apart. Text
+from outside is shown as it is, control characters visible.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sluice.config.schema import Config
+from sluice.dapo.advantage import group_advantages
+from sluice.report.figures import ABSENT, number, printable
+from sluice.report.group_texts import Texts
+
+ACCEPTED = ("queued", "assigned", "trained")
+
+
+def group_page(row: Mapping[str, Any], *, config: Config, texts: Texts | str | None = None) -> str:
+    """The page, lines joined by newlines; `texts` may say why there are none."""
+    sections = [
+        [f"group {row['group_id']}: {_headline(row)}"],
+        [f"  {_prompt_line(row)}", f"  {_admission_line(row)}"],
+        _attempts(row),
+        _samples(row, config),
+        [f"verdict: {_verdict(row, config)}", *_training(row, config)],
+        [] if texts is None else _texts(texts),
+    ]
+    return printable("\n\n".join("\n".join(lines) for lines in sections if lines))
+
+
+def _headline(row: Mapping[str, Any]) -> str:
+    term, step = row["term"], row["step"]
+    if term in ("trained", "assigned"):
+        return f"{term} in step {step}" if term == "trained" else f"assigned to step {step}, which is not committed yet"
+    ended = _when(row.get("ended_s"))
+    return term.replace("_", " ") + (f" at {ended}" if ended else "")
+
+
+def _prompt_line(row: Mapping[str, Any]) -> str:
+    epoch, place = _known(row.get("prompt_epoch")), _known(row.get("prompt_row"))
+    if place is None:
+        where = "place in the data not recorded"
+    elif epoch is None:
+        where = f"number {place} of those submitted by users"
+    else:
+        where = f"row {place} of the data, epoch {epoch}"
+    return f"prompt    {row.get('data_source') or 'source not recorded'}, {where} (id {row['prompt_id']})"
+
+
+def _admission_line(row: Mapping[str, Any]) -> str:
+    when = _when(row.get("admitted_s"))
+    if not when:
+        return f"admitted  as number {row['admission']}; when was not recorded"
+    return (
+        f"admitted  {when} as number {row['admission']}, at rank {row['admitted_rank']} (live groups before it) while "
+        f"batch {row['admitted_next_step']} was next"
+    )
+
+
+def _attempts(row: Mapping[str, Any]) -> list[str]:
+    attempts = row.get("attempts")
+    if attempts is None:
+        return ["attempts: not recorded"]
+    return ["attempts"] + ([f"  {_attempt(attempt)}" for attempt in attempts] or ["  none: it was never started"])
+
+
+def _attempt(attempt: Mapping[str, Any]) -> str:
+    if not attempt["number"]:
+        return f"–  {_when(attempt['started_s'])}  {attempt['fault']}"
+    open_ended = attempt["ended_s"] < 0
+    took = "not over" if open_ended else f"{number(attempt['ended_s'] - attempt['started_s'], 2)} s"
+    received = f"{attempt['samples']} of {attempt['asked']} samples, {attempt['tokens']} tokens"
+    fault = f"; repeated or given up because: {attempt['fault']}" if attempt["fault"] else ""
+    started = f"{_when(attempt['started_s'])}  {attempt['rollout']} at version {attempt['version']}"
+    return f"{attempt['number']}  {started}, {took}: {received}{fault}"
+
+
+def _samples(row: Mapping[str, Any], config: Config) -> list[str]:
+    completions = row.get("completions")
+    lost = row.get("lost_tokens")
+    title = f"samples: {row['tokens']} tokens" + (f", and {lost} received and thrown away" if lost else "")
+    if completions is None:
+        return [f"{title}; one by one not recorded"]
+    advantages = _advantages(row, config)
+    head = ("#", "tokens", "ended by", "raw", "acc", "overlong", "shaped", "advantage", "versions", "answer")
+    lines: list[tuple[str, ...]] = [head]
+    for completion, advantage in zip(completions, advantages, strict=True):
+        graded = completion["raw_score"] is not None
+        lines.append(
+            (
+                str(completion["sample"]),
+                str(completion["tokens"]),
+                completion["finish_reason"],
+                *(_score(completion[name]) for name in ("raw_score", "acc", "overlong_penalty", "shaped_reward")),
+                advantage,
+                completion["versions"].replace(" ", ", "),
+                _answer(completion) if graded else completion["detail"] or completion["status"] or "not graded",
+            )
+        )
+    return [title, *(f"  {line}" for line in aligned(lines, right=range(8)))]
+
+
+def _answer(completion: Mapping[str, Any]) -> str:
+    found = completion["extracted"].replace("\n", "\\n")
+    return found if completion["status"] == "ok" else f"{found or ABSENT} ({completion['status']})"
+
+
+def _advantages(row: Mapping[str, Any], config: Config) -> list[str]:
+    """Of a group that the learner takes; others have none."""
+    rewards = [completion["shaped_reward"] for completion in row["completions"]]
+    if row["term"] not in ACCEPTED or not rewards or None in rewards:
+        return [ABSENT] * len(rewards)
+    values = group_advantages(np.array(rewards), norm_by_std=config.algorithm.norm_adv_by_std_in_grpo)
+    return [f"{value:+.3f}" for value in values]
+
+
+def _verdict(row: Mapping[str, Any], config: Config) -> str:
+    term, filters = row["term"], config.algorithm.filter_groups
+    if term.startswith("failed:"):
+        return f"none, it failed ({term.removeprefix('failed:')}): {row.get('fault') or 'why was not recorded'}"
+    if term == "abandoned" and not _was_graded(row):
+        return "none, the run ended before it had one"
+    metric = filters.metric
+    kept = (
+        f"kept, its samples differ in {metric} (dynamic sampling)" if filters.enable else "kept, no group is filtered"
+    )
+    then = {
+        "stale": f"then too old: its oldest token is of version {row['oldest_version']}, and coordinator.max_staleness is "
+        f"{config.coordinator.max_staleness}",
+        "surplus": "then not needed: the batch of its version was full without it",
+        "rollback": "then its weights were rolled back",
+        "abandoned": "then the run ended",
+    }
+    if term in then:
+        return f"{kept}; {then[term]}"
+    return {
+        "pending": "not yet, it waits for a rollout that may start it",
+        "in_flight": "not yet, it is being generated or scored",
+        "scored": "being recorded",
+        "filtered_all_right": "dropped, every sample is right: none is better than the others (dynamic sampling)",
+        "filtered_all_wrong": "dropped, every sample is wrong: none is better than the others (dynamic sampling)",
+        "filtered_other": f"dropped, every sample has the same {metric} (dynamic sampling)",
+    }.get(term, kept)
+
+
+def _was_graded(row: Mapping[str, Any]) -> bool:
+    completions = row.get("completions") or ()
+    return bool(completions) and all(completion["raw_score"] is not None for completion in completions)
+
+
+def _training(row: Mapping[str, Any], config: Config) -> list[str]:
+    step, oldest, bound = row["step"], _known(row["oldest_version"]), config.coordinator.max_staleness
+    lines = []
+    if step >= 0:
+        is_over = "trained" if row["term"] == "trained" else "to be trained"
+        age = (
+            "its age is not recorded"
+            if oldest is None
+            else (f"its oldest token is of version {oldest}, age {step - oldest} of at most {bound} steps")
+        )
+        lines.append(f"{is_over}: step {step}, which makes version {step + 1}; {age}")
+    if row.get("fault") and not row["term"].startswith("failed:"):
+        lines.append(f"note: {row['fault']}")
+    return lines
+
+
+def _texts(texts: Texts | str) -> list[str]:
+    if isinstance(texts, str):
+        return [f"texts: {texts}"]
+    lines = ["prompt text", *_indented(texts.prompt)]
+    for place, completion in enumerate(texts.completions):
+        lines += [f"completion {place}", *_indented(completion)]
+    return lines
+
+
+def _indented(text: str) -> Iterator[str]:
+    return (f"  {line}" for line in text.split("\n"))
+
+
+def aligned(lines: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
+    """Columns two spaces apart, those of `right` flush right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _score(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:g}"
+
+
+def _known(value: int | None) -> int | None:
+    return None if value is None or value < 0 else value
+
+
+def _when(unix_s: float | None) -> str:
+    """Local time; empty when it is not known."""
+    if unix_s is None or unix_s < 0:
+        return ""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))

@@ -1,0 +1,44 @@
+"""What was asked and answered in one group, as far as it is kept: in its payload, in its batch file, in samples.jsonl."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import zstandard
+
+from sluice.report.batch_file import batch_path, payloads_of
+from sluice.report.samples import read_samples
+from sluice.v1 import common_pb2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Texts:
+    """Completions in the order of the samples."""
+
+    prompt: str
+    completions: Sequence[str]
+
+
+def texts_of(group: common_pb2.Group) -> Texts:
+    """The texts of a group whose payload is there."""
+    return Texts(prompt=group.prompt.text, completions=[sample.text for sample in group.samples])
+
+
+def texts_on_disk(run_dir: Path, *, group_id: str, step: int) -> Texts | str:
+    """From the batch of its step while that is kept, else from samples.jsonl, with one group of each step; or why not."""
+    if step < 0:
+        return "not on disk: only groups that were handed to the learner are written with their texts"
+    path = batch_path(run_dir, step)
+    if path.exists():
+        decompressor = zstandard.ZstdDecompressor()
+        for payload in payloads_of(path.read_bytes()):
+            group = common_pb2.Group.FromString(decompressor.decompress(payload))
+            if group.group_id == group_id:
+                return texts_of(group)
+    for shown in read_samples(run_dir):
+        if shown.group_id == group_id:
+            return Texts(prompt=shown.prompt, completions=[sample.text for sample in shown.samples])
+    return (
+        f"no longer on disk: {path} was removed, since no checkpoint that is kept can ask for it, and samples.jsonl has "
+        "another group of the step"
+    )

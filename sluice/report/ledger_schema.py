@@ -1,0 +1,61 @@
+"""The columns of a ledger row, which the coordinator writes and every reader takes for granted. Meanings: docs/delivery.md."""
+
+import pyarrow as pa
+
+_ATTEMPT = pa.struct(
+    [
+        ("number", pa.int32()),
+        ("rollout", pa.string()),
+        ("version", pa.int64()),
+        ("asked", pa.int32()),
+        ("started_s", pa.float64()),
+        ("ended_s", pa.float64()),
+        ("samples", pa.int32()),
+        ("tokens", pa.int64()),
+        ("fault", pa.string()),
+    ]
+)
+_COMPLETION = pa.struct(
+    [
+        ("sample", pa.int32()),
+        ("rollout", pa.string()),
+        ("tokens", pa.int32()),
+        ("finish_reason", pa.string()),
+        ("versions", pa.string()),
+        ("oldest_version", pa.int64()),
+        ("status", pa.string()),
+        ("raw_score", pa.float64()),
+        ("acc", pa.float64()),
+        ("extracted", pa.string()),
+        ("overlong_penalty", pa.float64()),
+        ("shaped_reward", pa.float64()),
+        ("grader", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+LEDGER_SCHEMA = pa.schema(
+    [
+        ("group_id", pa.string()),
+        ("admission", pa.int64()),
+        ("prompt_id", pa.string()),
+        ("data_source", pa.string()),
+        ("prompt_epoch", pa.int64()),
+        ("prompt_row", pa.int64()),
+        ("admitted_s", pa.float64()),
+        ("admitted_rank", pa.int64()),
+        ("admitted_next_step", pa.int64()),
+        ("attempt", pa.int32()),
+        ("term", pa.string()),
+        ("fault", pa.string()),
+        ("step", pa.int64()),
+        ("oldest_version", pa.int64()),
+        ("samples", pa.int32()),
+        ("tokens", pa.int64()),
+        ("lost_tokens", pa.int64()),
+        ("acc_mean", pa.float64()),
+        ("ended_s", pa.float64()),
+        ("attempts", pa.list_(_ATTEMPT)),
+        ("completions", pa.list_(_COMPLETION)),
+    ]
+)
+"""Every file of RUN/ledger; one that an older version wrote may lack columns."""

@@ -1,0 +1,118 @@
+"""RUN/ledger/*.parquet as rows and as SQL tables: every group of a run that has ended. Columns: docs/delivery.md.
+
+`groups` has the plain columns; the two that hold lists are tables of their own, `attempts` and `samples`, with the
+group's id beside them. A run that goes on writes its rows every 20 steps and with every checkpoint.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sluice.errors import InvalidRequest, NotFound
+from sluice.report.ledger_schema import LEDGER_SCHEMA
+
+LISTS = {"attempts": "attempts", "samples": "completions"}
+"""Table -> the column of the files that holds its rows."""
+
+_AFFINITIES = ((pa.types.is_integer, "INTEGER"), (pa.types.is_floating, "REAL"))
+
+
+def ledger_files(run_dir: Path) -> list[Path]:
+    """The files of a run's ledger, oldest rows first. Raises NotFound."""
+    if not run_dir.is_dir():
+        raise NotFound(f"{run_dir}: no such run directory")
+    files = sorted((run_dir / "ledger").glob("part-*.parquet"))
+    if not files:
+        raise NotFound(
+            f"{run_dir}: has no ledger/*.parquet yet; they come every 20 steps, with checkpoints and at the end"
+        )
+    return files
+
+
+def find_row(run_dir: Path, wanted: str) -> dict[str, Any] | None:
+    """The row of the group with this id, or with this number in the order of admission; None when there is none."""
+    is_number = wanted.isdecimal() and len(wanted) < 19
+    column, value = ("admission", int(wanted)) if is_number else ("group_id", wanted)
+    for path in sorted((run_dir / "ledger").glob("part-*.parquet"), reverse=True):
+        with pq.ParquetFile(path) as file:
+            place = file.read(columns=[column]).column(0).index(value).as_py()
+            if place >= 0:
+                return file.read().slice(place, 1).to_pylist()[0]
+    return None
+
+
+def nearest_ids(run_dir: Path, wanted: str, *, count: int = 3) -> list[str]:
+    """Ids of the ended groups whose admission is closest to the number that `wanted` ends in, closest first."""
+    digits = wanted[len(wanted.rstrip("0123456789")) :]
+    number = int(digits[-18:] or "0")
+    with contextlib.closing(open_tables(run_dir)) as tables:
+        closest = "SELECT group_id FROM groups ORDER BY abs(admission - ?), admission LIMIT ?"
+        return [name for (name,) in tables.execute(closest, (number, count))]
+
+
+def open_tables(run_dir: Path, *, lists: bool = False) -> sqlite3.Connection:
+    """The ledger in memory, to be read only: `groups`, and with `lists` also `attempts` and `samples`. Raises NotFound."""
+    tables = sqlite3.connect(":memory:")
+    files = ledger_files(run_dir)
+    names = {path: set(pq.read_schema(path).names) for path in files}  # an older file may have fewer columns
+    plain = [field for field in LEDGER_SCHEMA if not pa.types.is_list(field.type)]
+    _create(tables, "groups", plain)
+    for path in files:
+        columns = [field.name for field in plain if field.name in names[path]]
+        _insert(tables, "groups", columns, _rows(path, columns))
+    for name, column in LISTS.items() if lists else ():
+        fields = [pa.field("group_id", pa.string()), *LEDGER_SCHEMA.field(column).type.value_type]
+        _create(tables, name, fields)
+        for path in files:
+            if column in names[path]:
+                _insert(tables, name, [field.name for field in fields], _entries(path, column))
+    tables.commit()
+    tables.execute("PRAGMA query_only = ON")
+    return tables
+
+
+def select(run_dir: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Column names and rows of one SQL statement over the tables. Raises InvalidRequest, which lists the tables."""
+    with contextlib.closing(open_tables(run_dir, lists=True)) as tables:
+        try:
+            cursor = tables.execute(sql)
+            return [column[0] for column in cursor.description or ()], cursor.fetchall()
+        except (sqlite3.Error, sqlite3.Warning) as error:
+            raise InvalidRequest(f"--sql: {error}; {_described(tables)}") from error
+
+
+def _described(tables: sqlite3.Connection) -> str:
+    names = [name for (name,) in tables.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    columns = {name: [info[1] for info in tables.execute(f"PRAGMA table_info({name})")] for name in names}
+    return "the tables are " + ", ".join(f"{name}({', '.join(columns[name])})" for name in names)
+
+
+def _create(tables: sqlite3.Connection, name: str, fields: list[pa.Field]) -> None:
+    columns = ", ".join(f"{field.name} {_affinity(field.type)}" for field in fields)
+    tables.execute(f"CREATE TABLE {name} ({columns})")
+
+
+def _affinity(type_: pa.DataType) -> str:
+    return next((name for is_one, name in _AFFINITIES if is_one(type_)), "TEXT")
+
+
+def _insert(tables: sqlite3.Connection, name: str, columns: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    marks = ", ".join("?" * len(columns))
+    tables.executemany(f"INSERT INTO {name} ({', '.join(columns)}) VALUES ({marks})", rows)
+
+
+def _rows(path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=columns):
+            yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+
+
+def _entries(path: Path, column: str) -> Iterator[tuple[Any, ...]]:
+    for group_id, entries in _rows(path, ["group_id", column]):
+        for entry in entries or ():
+            yield (group_id, *entry.values())

@@ -1,0 +1,364 @@
+"""A Redis that forgot the end of a run, or all of it: the learner's record wins, and the run goes on with a closed ledger."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pyarrow.parquet as pq
+import pytest
+import redis.asyncio as aioredis
+
+from services.coordinator.store import Store
+from sluice.errors import Unavailable
+from sluice.launch.embedded_redis import EmbeddedRedis
+from sluice.v1 import coordinator_pb2 as pb
+from tests.integration.coordinator_cases import (
+    Coordinator,
+    FakeLearner,
+    FakeReward,
+    FakeRollout,
+    coordinator,
+    digest,
+    small_config,
+    version,
+)
+from tests.tiny_model import write_tiny_model
+
+pytestmark = pytest.mark.integration
+
+Serve = Callable[..., AbstractAsyncContextManager[Coordinator]]
+
+
+class Learner(FakeLearner):
+    """Remembers what it trained, as the real one does."""
+
+    def _add(self, server: grpc.aio.Server) -> None:
+        super()._add(server)
+        self.trained: list[pb.TrainedStep] = []
+
+    def stated(self) -> list[pb.TrainedStep]:
+        return [step for step in self.trained if step.step < self.version]
+
+    def publish(self, step: int, batch: list[pb.GetBatchResponse]) -> pb.TrainedStep:
+        """Step `step` is trained, and not committed yet."""
+        self.version = step + 1
+        trained = pb.TrainedStep(
+            step=step,
+            batch_digest=batch[0].header.digest,
+            group_ids=[part.group.group_id for part in batch[1:]],
+            version=version(step + 1),
+            weights_digest=digest(step + 1),
+        )
+        self.trained = [*self.trained[:step], trained]
+        return trained
+
+    async def commit(self, to: Coordinator, step: int, batch: list[pb.GetBatchResponse]) -> pb.CommitStepResponse:
+        trained = self.publish(step, batch)
+        answer = await super().commit(to, step, batch)
+        trained.committed = True
+        return answer
+
+    @property
+    def ids(self) -> list[str]:
+        return [group_id for step in self.trained for group_id in step.group_ids]
+
+
+class Scene:
+    """The run, its services and its Redis."""
+
+    def __init__(self, *, model: Path, run_dir: Path, redis_url: str) -> None:
+        self.model, self.run_dir, self.redis_url = model, run_dir, redis_url
+        self.redis = aioredis.Redis.from_url(redis_url)
+        self.rollout = FakeRollout(
+            role=pb.SERVICE_ROLE_ROLLOUT, service_id="rollout-0", incarnation="rollout-0-a", model=model
+        )
+        self.reward = FakeReward(
+            role=pb.SERVICE_ROLE_REWARD, service_id="reward-0", incarnation="reward-0-a", model=model
+        )
+        self.learner = Learner(role=pb.SERVICE_ROLE_LEARNER, service_id="learner", incarnation="learner-a", model=model)
+
+    def serve(self, steps: int = 5) -> AbstractAsyncContextManager[Coordinator]:
+        config = small_config(self.model, run__total_steps=steps)
+        return coordinator(config, self.run_dir, self.redis_url)
+
+    async def register(self, to: Coordinator) -> None:
+        for service in (self.reward, self.rollout, self.learner):
+            await service.register(to)
+
+    async def finish(self, run: Coordinator, steps: range) -> pb.GetStatusResponse:
+        """Trains the rest; the ledger closes and no group was trained twice."""
+        await self.learner.train(run, steps)
+        await self.learner.batch(run, steps.stop)
+        status = await run.until(lambda status: status.state == pb.RUN_STATE_FINISHED)
+        assert status.ledger.closed
+        assert len(set(self.learner.ids)) == len(self.learner.ids) == 4 * steps.stop
+        rows = pq.read_table(self.run_dir / "ledger").to_pylist()
+        assert len({row["group_id"] for row in rows}) == len(rows)
+        trained = {row["group_id"]: row["step"] for row in rows if row["term"] == "trained"}
+        stated = {group_id: step.step for step in self.learner.trained for group_id in step.group_ids}
+        assert trained.items() <= stated.items()
+        return status
+
+    async def remember(self) -> dict[Any, Any]:
+        """Redis at one moment: the coordinator goes on meanwhile."""
+        keys = await self.redis.keys()
+        async with self.redis.pipeline(transaction=True) as together:
+            for key in keys:
+                together.dump(key)
+            values = await together.execute()
+        return {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+
+    async def forget(self, since: dict[Any, Any]) -> None:
+        """Redis is what it was then, as after losing the end of its append-only file."""
+        await self.redis.flushall()
+        for key, value in since.items():
+            await self.redis.restore(key, 0, value)
+
+    @property
+    def repairs(self) -> list[dict[str, Any]]:
+        path = self.run_dir / "repairs.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+async def scene(model: Path, tmp_path: Path, redis_server: EmbeddedRedis) -> AsyncIterator[Scene]:
+    made = Scene(model=model, run_dir=tmp_path / "run", redis_url=redis_server.url)
+    services = (made.rollout, made.reward, made.learner)
+    for service in services:
+        await service.start()
+    yield made
+    await made.redis.aclose()
+    for service in services:
+        assert service.server is not None
+        await service.server.stop(grace_s=0)
+
+
+async def refusal_of(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), caught.value.details() or ""
+
+
+async def test_steps_that_redis_forgot_are_booked_from_the_learners_record(scene: Scene) -> None:
+    async with scene.serve() as run:
+        await scene.register(run)
+        await scene.learner.train(run, range(1))
+        before = await scene.remember()
+        await scene.learner.train(run, range(1, 3))
+        admitted = (await run.status()).ledger.admitted
+    await scene.forget(before)
+    async with scene.serve() as run:
+        assert (await run.status()).step == 1
+        await scene.register(run)
+        status = await run.status()
+        assert (status.step, status.version.number, status.ledger.trained) == (3, 3, 12)
+        assert status.ledger.closed
+        assert (await scene.finish(run, range(3, 5))).ledger.trained == 20
+        trained = await run.stub.ListGroups(pb.ListGroupsRequest(state="trained"), timeout=5)
+        assert max(group.admission for group in trained.groups) >= admitted - 8, "the numbers went on, not back"
+    (repair,) = scene.repairs
+    assert (repair["trained_steps"], repair["unknown_steps"]) == ([1, 2], [])
+    again = {group["group_id"] for group in repair["generated_again"]}
+    assert not again & {group_id for step in scene.learner.trained[:3] for group_id in step.group_ids}
+    rows = {row["group_id"]: row for row in pq.read_table(scene.run_dir / "ledger").to_pylist()}
+    assert {rows[group_id]["fault"].split(":")[0] for group_id in scene.learner.ids[4:12]} == {"repaired"}
+    assert {rows[group_id]["fault"] for group_id in scene.learner.ids[12:]} == {""}
+
+
+async def test_a_prompt_that_was_trained_is_not_drawn_again_and_a_forgotten_group_keeps_its_id(scene: Scene) -> None:
+    async with scene.serve() as run:
+        await scene.register(run)
+        before = await scene.remember()
+        await scene.learner.train(run, range(2))
+        lines = await run.stub.ListGroups(pb.ListGroupsRequest(limit=500), timeout=5)
+        prompts = {line.group_id: line.prompt_id for line in lines.groups}
+    await scene.forget(before)
+    async with scene.serve() as run:
+        await scene.register(run)
+        await scene.finish(run, range(2, 5))
+    rows = pq.read_table(scene.run_dir / "ledger").to_pylist()
+    later = {row["group_id"]: row["prompt_id"] for row in rows}
+    assert {group_id: later[group_id] for group_id in later.keys() & prompts.keys()} == {
+        group_id: prompts[group_id] for group_id in later.keys() & prompts.keys()
+    }
+    drawn = [prompt for prompt in later.values() if prompt]
+    assert len(set(drawn)) == len(drawn)
+
+
+async def test_a_redis_that_is_empty_is_filled_again_and_the_ledgers_files_stay(scene: Scene) -> None:
+    async with scene.serve() as run:
+        await scene.register(run)
+        await scene.learner.train(run, range(2))
+        saved = pb.CommitCheckpointRequest(version=version(2), path="step-2", fence=scene.learner.fence)
+        await run.stub.CommitCheckpoint(saved, timeout=5)
+        in_files = {row["group_id"] for row in pq.read_table(scene.run_dir / "ledger").to_pylist()}
+        assert len(in_files) >= 8
+        await scene.learner.train(run, range(2, 3))
+        evaluated = list((await run.status()).evaluations)
+        assert len(evaluated) == 1
+    await scene.redis.flushall()
+    async with scene.serve() as run:
+        await scene.register(run)
+        status = await run.status()
+        assert (status.step, status.state, status.ledger.trained) == (3, pb.RUN_STATE_RUNNING, 12)
+        assert status.train_wall_s > 0
+        assert list(status.evaluations) == evaluated
+        assert (await scene.finish(run, range(3, 5))).ledger.trained == 20
+    rows = pq.read_table(scene.run_dir / "ledger").to_pylist()
+    assert in_files <= {row["group_id"] for row in rows}
+    (repair,) = scene.repairs
+    assert repair["ended_groups"] == len(in_files)
+    assert repair["trained_steps"] == [0, 1, 2]
+
+
+async def test_a_redis_that_forgets_ends_the_coordinator_and_the_next_one_goes_on(scene: Scene) -> None:
+    async with scene.serve() as run:
+        await scene.register(run)
+        before = await scene.remember()
+        batch = await scene.learner.batch(run, 0)
+        await scene.forget(before)
+        code, text = await refusal_of(scene.learner.commit(run, 0, batch))
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "redis has lost" in text
+        with pytest.raises(Exception, match="redis has lost"):
+            await asyncio.wait_for(asyncio.shield(run.task), 10)
+    async with scene.serve() as run:
+        early = scene.learner.commit(run, 0, batch)
+        assert (await refusal_of(early))[0] is grpc.StatusCode.UNAVAILABLE, "it has to register first"
+        await scene.register(run)
+        assert (await run.status()).ledger.assigned == 4, "the commit is still to come"
+        await scene.learner.commit(run, 0, batch)
+        await scene.finish(run, range(1, 5))
+    lines = [json.loads(line) for line in (scene.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "step"] == [0, 1, 2, 3, 4]
+
+
+async def test_a_learner_that_starts_from_an_older_checkpoint_gets_the_forgotten_batches_as_they_were(
+    scene: Scene,
+) -> None:
+    async with scene.serve() as run:
+        await scene.register(run)
+        await scene.learner.train(run, range(1))
+        before = await scene.remember()
+        first = [await scene.learner.batch(run, 1)]
+        await scene.learner.commit(run, 1, first[0])
+        first.append(await scene.learner.batch(run, 2))
+        await scene.learner.commit(run, 2, first[1])
+    await scene.forget(before)
+    scene.learner.version, scene.learner.incarnation = 1, "learner-b"
+    async with scene.serve() as run:
+        fence = scene.learner.fence
+        await scene.register(run)
+        assert scene.learner.fence > fence + 1, "Redis may have forgotten other fences"
+        assert [await scene.learner.batch(run, step) for step in (1, 2)] == first
+        await scene.finish(run, range(1, 5))
+    assert scene.repairs[0]["assigned_steps"] == [1, 2]
+
+
+async def test_a_step_whose_batch_file_is_gone_too_stands_but_cannot_be_replayed(scene: Scene) -> None:
+    async with scene.serve() as run:
+        await scene.register(run)
+        before = await scene.remember()
+        await scene.learner.train(run, range(2))
+    await scene.forget(before)
+    (scene.run_dir / "batches" / "step-000000.groups").unlink()
+    async with scene.serve() as run:
+        await scene.register(run)
+        code, text = await refusal_of(scene.learner.batch(run, 0))
+        assert code is grpc.StatusCode.NOT_FOUND
+        assert "step-000000.groups is gone" in text
+        await scene.finish(run, range(2, 5))
+
+
+async def test_a_repair_is_done_once(scene: Scene) -> None:
+    async with scene.serve() as run:
+        await scene.register(run)
+        before = await scene.remember()
+        await scene.learner.train(run, range(1))
+    await scene.forget(before)
+    for _ in range(2):
+        async with scene.serve() as run:
+            await scene.register(run)
+            await scene.learner.register(run)
+            ledger = (await run.status()).ledger
+            assert (ledger.trained, ledger.closed) == (4, True)
+    assert len(scene.repairs) == 1
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("broken", ["restore_batch", "admit", "rebook", "commit"])
+async def test_a_repair_that_was_broken_off_is_completed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, broken: str, restarted: bool
+) -> None:
+    async with scene.serve() as run:
+        await scene.register(run)
+        before = await scene.remember()
+        await scene.learner.train(run, range(2))
+        if broken != "admit":  # without the ledger's files, groups that were filtered are generated again
+            saved = pb.CommitCheckpointRequest(version=version(2), path="step-2", fence=scene.learner.fence)
+            await run.stub.CommitCheckpoint(saved, timeout=5)
+        await scene.learner.train(run, range(2, 4))
+    await scene.forget(before)
+    whole, calls = getattr(Store, broken), 0
+
+    async def fails_once_done(self: Store, *args: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        done = await whole(self, *args, **named)
+        if calls == 1:
+            raise Unavailable("redis: gone for now")
+        return done
+
+    monkeypatch.setattr(Store, broken, fails_once_done)
+    async with scene.serve() as run:
+        await scene.reward.register(run)
+        await scene.rollout.register(run)
+        assert (await refusal_of(scene.learner.register(run)))[0] is grpc.StatusCode.UNAVAILABLE
+        if not restarted:
+            await scene.learner.register(run)
+            assert (await scene.finish(run, range(4, 5))).ledger.trained == 20
+    async with scene.serve() as run:
+        await scene.register(run)
+        if restarted:
+            assert (await scene.finish(run, range(4, 5))).ledger.trained == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batch_digest": "other"}, "the learner's batch of step 0 has digest other"),
+        ({"weights_digest": "other"}, "the learner's weights of step 0 has digest other"),
+        ({"group_ids": ["elsewhere-0000000"]}, "is not of run run"),
+    ],
+)
+async def test_a_learner_whose_record_contradicts_redis_is_refused_by_name(
+    scene: Scene, change: dict[str, Any], said: str
+) -> None:
+    async with scene.serve() as run:
+        await scene.register(run)
+        await scene.learner.train(run, range(1))
+        for name, value in change.items():
+            scene.learner.trained[0].ClearField(name)  # type: ignore[arg-type]
+            scene.learner.trained[0].MergeFrom(pb.TrainedStep(**{name: value}))
+        code, text = await refusal_of(scene.learner.register(run))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert said in text
+
+
+async def test_a_record_with_gaps_is_refused_as_a_bad_request(scene: Scene) -> None:
+    async with scene.serve() as run:
+        await scene.register(run)
+        await scene.learner.train(run, range(2))
+        del scene.learner.trained[1]
+        code, text = await refusal_of(scene.learner.register(run))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "must be the steps before version 2" in text

@@ -1,0 +1,111 @@
+"""`sluice ledger` and `sluice explain`: asked of a coordinator while a run goes on, of a restarted one, and of its files."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from sluice.cli.main import main
+from sluice.launch.embedded_redis import EmbeddedRedis
+from sluice.v1 import coordinator_pb2 as pb
+from tests.integration.coordinator_cases import FakeLearner, FakeReward, FakeRollout, coordinator, small_config
+from tests.tiny_model import write_tiny_model
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+async def services(model: Path) -> AsyncIterator[tuple[FakeReward, FakeRollout, FakeLearner]]:
+    """Silent: their logs, and the coordinator's, are on this process's standard output too."""
+    made = (
+        FakeReward(role=pb.SERVICE_ROLE_REWARD, service_id="reward-0", incarnation="reward-0-a", model=model),
+        FakeRollout(role=pb.SERVICE_ROLE_ROLLOUT, service_id="rollout-0", incarnation="rollout-0-a", model=model),
+        FakeLearner(role=pb.SERVICE_ROLE_LEARNER, service_id="learner", incarnation="learner-a", model=model),
+    )
+    for service in made:
+        await service.start()
+    with structlog.testing.capture_logs():
+        yield made
+    for service in made:
+        assert service.server is not None
+        await service.server.stop(grace_s=0)
+
+
+async def test_the_life_of_a_group_is_the_same_live_after_a_restart_and_in_the_files(
+    model: Path,
+    services: tuple[FakeReward, FakeRollout, FakeLearner],
+    tmp_path: Path,
+    redis_server: EmbeddedRedis,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_dir = tmp_path / "run"
+    learner = services[2]
+
+    async def sluice(*words: str, fails: bool = False) -> str:
+        assert await asyncio.to_thread(main, words) == int(fails)
+        printed = capsys.readouterr()
+        return printed.err if fails else printed.out
+
+    def serve(**changes: Any) -> Any:
+        return coordinator(small_config(model, **changes), run_dir, redis_server.url)
+
+    async with serve() as run:
+        await run.stub.SubmitPrompts(
+            pb.SubmitPromptsRequest(prompts=[pb.UserPrompt(data_source="mine", prompt="1+1=", ground_truth="2")]),
+            timeout=5,
+        )
+        for service in services:
+            await service.register(run)
+        await learner.train(run, range(1))
+        await run.until(lambda status: status.ledger.queued >= 4)
+        here = ("--coordinator", run.address)
+        trained = await sluice("explain", "run-0000001", *here)
+        assert "group run-0000001: trained in step 0" in trained
+        assert "mixadd3, row 0 of the data, epoch 0" in trained
+        assert "rollout-0 at version 0" in trained
+        assert "2 of 2 samples, 6 tokens" in trained
+        assert "a0:1-3" in trained
+        assert "its oldest token is of version 0, age 0 of at most 1 steps" in trained
+        assert "mine, number 0 of those submitted by users" in await sluice("explain", "0", *here)
+        with_text = await sluice("explain", "0", "--text", *here)
+        assert "prompt text\n  1+1=\ncompletion 0\n  right\ncompletion 1\n  wrong" in with_text
+        dropped = await sluice("explain", "4", *here)
+        assert "group run-0000004: filtered all wrong" in dropped
+        assert "verdict: dropped, every sample is wrong" in dropped
+        queued = (await run.stub.ListGroups(pb.ListGroupsRequest(state="queued"), timeout=5)).groups[0].group_id
+        assert f"group {queued}: queued" in await sluice("explain", queued, *here)
+        error = await sluice("explain", "run-9999999", *here, fails=True)
+        assert "group 'run-9999999': must be one of the" in error
+        book = await sluice("ledger", *here)
+        assert "closed: both sides agree" in book
+        assert ["trained", "4", "24"] in [line.split() for line in book.splitlines()]
+        config = (await run.stub.GetConfig(pb.GetConfigRequest(), timeout=5)).yaml
+    async with serve() as run:
+        here = ("--coordinator", run.address)
+        assert await sluice("explain", "run-0000001", *here) == trained, "its row still waits in Redis"
+        for service in services:
+            await service.register(run)
+        await learner.train(run, range(3))
+        await learner.batch(run, 3)
+        ended = await run.until(lambda status: status.state == pb.RUN_STATE_FINISHED)
+        assert ended.ledger.closed
+    async with serve() as run:
+        assert await sluice("explain", "run-0000001", "--coordinator", run.address) == trained, "now it is in a file"
+        assert "closed" in await sluice("ledger", "--coordinator", run.address)
+    (run_dir / "config.yaml").write_text(config, encoding="utf-8")
+    on_disk = ("--run-dir", str(run_dir))
+    assert await sluice("explain", "run-0000001", *on_disk) == trained
+    assert await sluice("explain", "4", *on_disk) == dropped
+    assert "completion 0\n  right" in await sluice("explain", "1", "--text", *on_disk)
+    book = await sluice("ledger", *on_disk)
+    assert "closed: both sides agree" in book
+    totals = book.splitlines()[1].split()[-2:]
+    assert totals == [str(ended.ledger.admitted), str(ended.ledger.generated_tokens)]
