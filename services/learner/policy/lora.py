@@ -81,9 +81,11 @@ def _write_adapter(snapshot: Snapshot, *, config: Config, folder: Path) -> None:
         for spec, view in snapshot.tensors()
     }
     facts = {"format": "pt", "sluice_version": str(snapshot.manifest.version)}
-    safetensors.serialize_file(tensors, str(folder / "adapter_model.safetensors"), facts)
+    weights = folder / "adapter_model.safetensors"
+    safetensors.serialize_file(tensors, str(weights), facts)
     adapters = adapters_among(spec.name for spec in snapshot.manifest.tensors)
     _peft_config(config, [adapter.layer for adapter in adapters.values()]).save_pretrained(str(folder))
+    weights.chmod((folder / "adapter_config.json").stat().st_mode)  # it comes readable for its owner alone
 
 
 def _peft_config(config: Config, layers: list[str]) -> "LoraConfig":

@@ -4,6 +4,7 @@ Read from all shards straight into the wanted type, which rounds as the learner 
 same. With LoRA the snapshot holds the adapters alone, float32. Peak memory is twice the snapshot.
 """
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,7 +43,11 @@ def read_snapshot(path: Path, config: Config) -> Snapshot:
         wanted = saved if adapters else _parameters(config, saved, path)
         dtype = "float32" if adapters else config.model.dtype
         tensors = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, shape in wanted.items()}
-        load_shards({"model": {_PREFIX + name: t for name, t in tensors.items()}}, storage_reader=reader, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
+            load_shards(
+                {"model": {_PREFIX + name: t for name, t in tensors.items()}}, storage_reader=reader, no_dist=True
+            )
         state = read_state(path)
     except (OSError, CheckpointException) as error:
         raise NotFound(

@@ -78,6 +78,7 @@ def _write_weights(snapshot: Snapshot, folder: Path, *, shard_bytes: int) -> Non
     for number, tensors in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         safetensors.serialize_file(tensors, str(folder / name), facts)
+        (folder / name).chmod((folder / "config.json").stat().st_mode)  # it comes readable for its owner alone
         weight_map |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
         total_bytes = sum(spec.size_bytes for spec in snapshot.manifest.tensors)

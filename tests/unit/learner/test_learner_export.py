@@ -36,6 +36,8 @@ def test_stock_transformers_loads_it_and_computes_identical_logits(tmp_path: Pat
     assert torch.equal(reloaded(ids).logits, trained(ids).logits)
     assert json.loads((tmp_path / "model" / "tokenizer.json").read_text()) == {"kept": True}
     assert (tmp_path / "model" / "chat_template.jinja").exists()
+    modes = {path.stat().st_mode for path in (tmp_path / "model").glob("*.safetensors")}
+    assert modes == {(tmp_path / "model" / "config.json").stat().st_mode}, "who may read one file may read all"
 
 
 def test_a_second_export_replaces_the_first_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
