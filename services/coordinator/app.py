@@ -111,8 +111,7 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter) -> in
                 raise LaunchError(f"the coordinator's task {task.get_name()} ended by itself")
         if life.done():
             state = life.result()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopped, LINGER_S)
+            await asyncio.wait([stopped], timeout=LINGER_S)
             return {RunState.FINISHED: 0, RunState.STOPPED: 0, RunState.STARVED: 3}.get(state, 1)
         log.info("stopping_on_signal", state=core.progress.state.value)
         return 0

@@ -380,8 +380,11 @@ class Store:
         return answer
 
     async def _call(self, command: Any) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        asked = task.cancelling()
         try:
-            return await command
+            answer = await command
         except (RedisConnectionError, RedisTimeoutError) as error:
             raise Unavailable(f"redis: {error}") from error
         except ResponseError as error:
@@ -393,6 +396,9 @@ class Store:
             if "OOM" in str(error):
                 raise Overloaded(f"redis: {error}; raise its maxmemory or lower coordinator.queue_max_bytes") from error
             raise
+        if task.cancelling() > asked:  # redis-py writes under asyncio.wait_for, which loses a cancellation (Python < 3.12)
+            raise asyncio.CancelledError
+        return answer
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

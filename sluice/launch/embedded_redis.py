@@ -64,7 +64,8 @@ async def start_redis(
     )
     redis = EmbeddedRedis(child=child, url=f"unix://{socket}", socket_dir=socket_dir)
     try:
-        await asyncio.wait_for(_answers(socket, child), START_TIMEOUT_S)
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await _answers(socket, child)
     except BaseException as error:
         await redis.stop()
         if isinstance(error, TimeoutError):

@@ -112,7 +112,8 @@ async def read_ready(read_fd: int, child: Child, *, timeout_s: float) -> str:
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb")
     )
     try:
-        text = await asyncio.wait_for(reader.read(1024), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            text = await reader.read(1024)
     except TimeoutError:
         raise LaunchError(
             f"{child.name} was not ready after {timeout_s:.0f} s; its log ends:\n{child.log_tail()}"

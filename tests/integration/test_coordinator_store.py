@@ -1,5 +1,6 @@
 """The durable transitions against a real Redis: atomic, fenced, without effect when repeated."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 
@@ -194,3 +195,16 @@ async def test_a_batch_that_was_forgotten_is_assigned_whatever_became_of_its_gro
     counters = await store.counters()
     assert (counters["admitted"], counters["assigned"], counters["open"], counters["queued"]) == (3, 3, 0, 0)
     assert (counters["tokens:assigned"], counters["tokens:queued"], counters["generated_tokens"]) == (18, 0, 20)
+
+
+async def test_who_is_cancelled_while_redis_answers_ends_there(redis_server: EmbeddedRedis) -> None:
+    """Whatever the moment: the client's own waits must not lose it."""
+    for turns in range(40):
+        store = Store(url=redis_server.url, run_id="run")  # a fresh one, whose first call connects
+        call = asyncio.create_task(store.set_meta({"cursor": "1"}))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        was_cancelled = call.cancel()
+        await asyncio.wait([call])
+        assert call.cancelled() == was_cancelled, turns
+        await store.close()
