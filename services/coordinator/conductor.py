@@ -15,9 +15,9 @@ import numpy as np
 from services.coordinator.board import Board
 from services.coordinator.fleet import Fleet, Member, Role
 from services.coordinator.generation import Generation
-from services.coordinator.model import Admission, Group, GroupFailed, Phase, QueuedGroup, group_id_of
+from services.coordinator.model import Admission, Group, GroupFailed, Phase, group_id_of
 from services.coordinator.ports import DurableState, GroupCodec, Prompts, RewardClient, RolloutClient
-from services.coordinator.rows import accepted_info, ledger_row, open_info
+from services.coordinator.rows import accepted_group, accepted_info, ledger_row, open_info
 from services.coordinator.scoring import Scoring
 from services.coordinator.unbroken import unbroken
 from services.coordinator.window import StepWindow
@@ -186,19 +186,7 @@ class Conductor:
 
     async def _accept(self, group: Group) -> None:
         payload = self._codec.encode(group)
-        oldest = group.oldest_version
-        assert oldest is not None
-        accepted = QueuedGroup(
-            group_id=group.group_id,
-            admission=group.admission,
-            oldest_version=oldest,
-            tokens=group.response_tokens,
-            payload_bytes=len(payload),
-            prompt_id=group.prompt.prompt_id,
-            attempt=group.attempt,
-            shaped_mean=sum(reward.shaped_reward for reward in group.rewards) / len(group.rewards),
-            life=ledger_row(group, term="queued", ended=False),
-        )
+        accepted = accepted_group(group, payload_bytes=len(payload))
         await self._store.accept(
             group.group_id,
             info=accepted_info(accepted),

@@ -34,6 +34,23 @@ def reopened(group_id: str, info: Mapping[str, Any], prompt: PromptLike) -> Grou
     )
 
 
+def accepted_group(group: Group, *, payload_bytes: int) -> QueuedGroup:
+    """What is kept of a group with all its samples and rewards while its payload waits elsewhere."""
+    oldest = group.oldest_version
+    assert oldest is not None
+    return QueuedGroup(
+        group_id=group.group_id,
+        admission=group.admission,
+        oldest_version=oldest,
+        tokens=group.response_tokens,
+        payload_bytes=payload_bytes,
+        prompt_id=group.prompt.prompt_id,
+        attempt=group.attempt,
+        shaped_mean=sum(reward.shaped_reward for reward in group.rewards) / len(group.rewards),
+        life=ledger_row(group, term="queued", ended=False),
+    )
+
+
 def accepted_info(accepted: QueuedGroup) -> dict[str, Any]:
     """JSON facts of an accepted group, enough to rebuild it as QueuedGroup."""
     return asdict(accepted)

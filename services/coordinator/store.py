@@ -396,7 +396,9 @@ class Store:
             if "OOM" in str(error):
                 raise Overloaded(f"redis: {error}; raise its maxmemory or lower coordinator.queue_max_bytes") from error
             raise
-        if task.cancelling() > asked:  # redis-py writes under asyncio.wait_for, which loses a cancellation (Python < 3.12)
+        if (
+            task.cancelling() > asked
+        ):  # redis-py writes under asyncio.wait_for, which loses a cancellation (Python < 3.12)
             raise asyncio.CancelledError
         return answer
 

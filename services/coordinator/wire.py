@@ -1,10 +1,13 @@
 """Between the coordinator's dataclasses and the wire: samples, rewards, groups (compressed for queue and files)."""
 
 import math
+from dataclasses import replace
 
 import zstandard
 
 from services.coordinator.model import Group, QueuedGroup, Reward, Sample, Span, Version
+from services.coordinator.prompts.render import Prompt
+from services.coordinator.rows import accepted_group
 from services.coordinator.statement import Statement, TrainedStep
 from sluice.errors import InvalidRequest, SluiceError
 from sluice.rpc.arrays import pack_floats, pack_ids, unpack_floats, unpack_ids
@@ -98,6 +101,27 @@ def reward_from(message: pb.SampleReward) -> Reward:
     )
 
 
+def group_from(message: pb.Group) -> Group:
+    """Wire -> core; when it was admitted and what was tried is not in the message."""
+    prompt = message.prompt
+    return Group(
+        group_id=message.group_id,
+        admission=message.admission,
+        prompt=Prompt(
+            prompt_id=prompt.prompt_id,
+            data_source=prompt.data_source,
+            token_ids=unpack_ids(prompt.token_ids),
+            text=prompt.text,
+            ground_truth=prompt.ground_truth,
+            extra_info_json=prompt.extra_info_json,
+        ),
+        cursor="",
+        attempt=message.attempt,
+        samples={sample.index: sample_from(sample) for sample in message.samples},
+        rewards=[reward_from(reward) for reward in message.rewards],
+    )
+
+
 def group_to(group: Group) -> pb.Group:
     """Core -> wire."""
     prompt = group.prompt
@@ -169,15 +193,6 @@ class ZstdGroups:
         return pb.Group.FromString(self._decompressor.decompress(payload))
 
     def accepted(self, payload: bytes) -> QueuedGroup:
-        """What is to be known of the group in a batch file."""
-        group = self.decode(payload)
-        return QueuedGroup(
-            group_id=group.group_id,
-            admission=group.admission,
-            oldest_version=min(span.version.number for sample in group.samples for span in sample.spans),
-            tokens=sum(len(sample.token_ids) // 4 for sample in group.samples),
-            payload_bytes=0,
-            prompt_id=group.prompt.prompt_id,
-            attempt=group.attempt,
-            shaped_mean=sum(reward.shaped_reward for reward in group.rewards) / len(group.rewards),
-        )
+        """What is to be known of the group in a batch file: all but when it was admitted and what was tried."""
+        accepted = accepted_group(group_from(self.decode(payload)), payload_bytes=0)
+        return replace(accepted, life={name: value for name, value in accepted.life.items() if name != "attempts"})

@@ -172,6 +172,9 @@ async def test_steps_that_redis_forgot_are_booked_from_the_learners_record(scene
     rows = {row["group_id"]: row for row in pq.read_table(scene.run_dir / "ledger").to_pylist()}
     assert {rows[group_id]["fault"].split(":")[0] for group_id in scene.learner.ids[4:12]} == {"repaired"}
     assert {rows[group_id]["fault"] for group_id in scene.learner.ids[12:]} == {""}
+    told = rows[scene.learner.ids[11]]
+    assert [sample["tokens"] for sample in told["completions"]] == [3, 3], "its batch file still tells its samples"
+    assert (told["attempts"], told["data_source"]) == (None, "mixadd3")
 
 
 async def test_a_prompt_that_was_trained_is_not_drawn_again_and_a_forgotten_group_keeps_its_id(scene: Scene) -> None:
