@@ -59,7 +59,7 @@ def test_two_ranks_without_staleness_reproduce_the_references_losses_and_weights
     for name, parameter in model.named_parameters():
         moved = (parameter - before[name]).norm()
         apart = (trained[name] - parameter).norm()
-        # AdamW's first updates are signs: where a gradient is all rounding, theirs may differ. Measured: 4e-4 at most.
+        # AdamW's first updates are signs: where a gradient is all rounding, theirs may differ. Measured: 5e-5 at most.
         assert apart < 0.01 * moved, f"{name}: {apart / moved:.1e} of the way that it moved"
 
 
