@@ -1,7 +1,8 @@
 """All parts of one run's coordinator in one place, wired; what the servicer speaks to. Decides nothing itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -46,6 +47,19 @@ class GroupLine:
     attempt: int
     oldest_version: int
     step: int
+
+
+def line_of(row: Mapping[str, Any]) -> GroupLine:
+    """What ListGroups shows of a ledger row."""
+    return GroupLine(
+        group_id=row["group_id"],
+        state=row["term"],
+        admission=row["admission"],
+        prompt_id=row["prompt_id"],
+        attempt=row["attempt"],
+        oldest_version=row["oldest_version"],
+        step=row["step"],
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -156,15 +170,7 @@ class Core:
                 step=step,
             )
         for row in reversed(self.store.recent):
-            yield GroupLine(
-                group_id=row["group_id"],
-                state=row["term"],
-                admission=row["admission"],
-                prompt_id=row["prompt_id"],
-                attempt=row["attempt"],
-                oldest_version=row["oldest_version"],
-                step=row["step"],
-            )
+            yield line_of(row)
 
     async def find_payload(self, line: GroupLine) -> common_pb2.Group | None:
         """The group behind a line while it is kept: in memory, in the queue, or in its batch file."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from services.coordinator.core import Core, GroupLine
+from services.coordinator.core import Core
 from services.coordinator.rows import ledger_row, queued_row
 from sluice.errors import NotFound
 
@@ -31,16 +31,3 @@ async def find_row(core: Core, wanted: str) -> dict[str, Any]:
             f"{core.run_id}-0000000; ListGroups names the newest, RUN/ledger/*.parquet every one that has ended"
         )
     return row
-
-
-def line_of(row: dict[str, Any]) -> GroupLine:
-    """What ListGroups shows of it."""
-    return GroupLine(
-        group_id=row["group_id"],
-        state=row["term"],
-        admission=row["admission"],
-        prompt_id=row["prompt_id"],
-        attempt=row["attempt"],
-        oldest_version=row["oldest_version"],
-        step=row["step"],
-    )

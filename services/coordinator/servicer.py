@@ -9,9 +9,9 @@ import structlog
 
 from services.coordinator import status_wire
 from services.coordinator.clients import as_sluice_errors
-from services.coordinator.core import Core
+from services.coordinator.core import Core, line_of
 from services.coordinator.fleet import Member, Role, State
-from services.coordinator.group_lookup import find_row, line_of
+from services.coordinator.group_lookup import find_row
 from services.coordinator.wire import statement_from, version_from
 from sluice import PROTOCOL_VERSION
 from sluice.config.load import dump_config
