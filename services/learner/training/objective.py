@@ -7,6 +7,7 @@ Letters: M targets of the micro-batch, C those of one chunk.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,34 +91,20 @@ class Objective:
         )
 
     def _token_loss(self, logprobs: Tensor, where: slice) -> TokenLoss:
-        algorithm, advantages = self._algorithm, self._packed.advantages[where]
-        low, high, c = algorithm.clip_ratio_low, algorithm.clip_ratio_high, algorithm.clip_ratio_c
+        algorithm = self._algorithm
+        common: dict[str, Any] = {
+            "learner_logprobs": logprobs,
+            "advantages": self._packed.advantages[where],
+            "clip_ratio_low": algorithm.clip_ratio_low,
+            "clip_ratio_high": algorithm.clip_ratio_high,
+        }
         if algorithm.loss_mode == "cispo":
-            return cispo_token_loss(
-                learner_logprobs=logprobs,
-                proximal_logprobs=self._proximal[where],
-                advantages=advantages,
-                clip_ratio_low=low,
-                clip_ratio_high=high,
-            )
+            return cispo_token_loss(proximal_logprobs=self._proximal[where], **common)
+        common["clip_ratio_c"] = algorithm.clip_ratio_c
         if algorithm.loss_mode == "gspo":
             assert self._sequence_log_ratios is not None
-            return gspo_token_loss(
-                learner_logprobs=logprobs,
-                sequence_log_ratios=self._sequence_log_ratios[where],
-                advantages=advantages,
-                clip_ratio_low=low,
-                clip_ratio_high=high,
-                clip_ratio_c=c,
-            )
-        return dapo_token_loss(
-            learner_logprobs=logprobs,
-            proximal_logprobs=self._proximal[where],
-            advantages=advantages,
-            clip_ratio_low=low,
-            clip_ratio_high=high,
-            clip_ratio_c=c,
-        )
+            return gspo_token_loss(sequence_log_ratios=self._sequence_log_ratios[where], **common)
+        return dapo_token_loss(proximal_logprobs=self._proximal[where], **common)
 
     def _correct(self, proximal: Tensor) -> None:
         """Weight and mask by proximal / rollout: constants of the step, known before its first update."""
