@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import yaml
@@ -15,7 +17,7 @@ from sluice.rpc.arrays import pack_floats, pack_ids
 from sluice.rpc.server import RpcServer, make_server
 from sluice.v1 import common_pb2, coordinator_pb2_grpc
 from sluice.v1 import coordinator_pb2 as pb
-from tests.unit.learner.learner_cases import make_batch
+from tests.unit.learner.learner_cases import make_batch, make_config, write_tiny_model
 
 
 @dataclass(kw_only=True, slots=True)
@@ -112,6 +114,21 @@ class FakeCoordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
     def _check(self, fence: int) -> None:
         if fence != self.fence:
             raise Fenced(f"fence {fence} is not {self.fence}")
+
+
+@asynccontextmanager
+async def serving_a_tiny_run(folder: Path, **learner: Any) -> AsyncIterator[tuple[FakeCoordinator, str]]:
+    """A coordinator and its address: the base model is folder/base, the run folder/run; `learner` are settings."""
+    model = write_tiny_model(folder / "base")
+    (model / "tokenizer.json").write_text("{}")
+    settings = {"mini_batch_size": 3, "max_tokens_per_micro_batch": 64, "lr": 1e-2} | learner
+    fake = FakeCoordinator(config=make_config(model, learner=settings), run_dir=folder / "run")
+    fake.run_dir.mkdir()
+    server = await fake.serve()
+    try:
+        yield fake, f"127.0.0.1:{server.port}"
+    finally:
+        await server.stop(grace_s=0)
 
 
 def groups_to_wire(batch: Batch) -> list[common_pb2.Group]:

@@ -1,10 +1,11 @@
-"""One rank of a learner under test: trains what a list of jobs says. Started by torchrun from test_learner_ranks.py.
+"""One rank of a learner under test: trains what a list of jobs says. Started by torchrun, see `on_ranks`.
 
 usage: learner_rank.py MODEL OUT JOBS_JSON; job i's figures go to OUT/i.npz.
 """
 
-import dataclasses
 import json
+import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import Future
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from services.learner.batches.batch import Batch, TrainGroup
+from services.learner.batches.batch import Batch
 from services.learner.batches.batch_sharing import share_batch
 from services.learner.machines.ranks import Command, Ranks, join_ranks
 from services.learner.policy.model import load_policy
@@ -25,7 +26,23 @@ from services.learner.saving import checkpoint
 from services.learner.saving.checkpoint_writer import CheckpointWriter
 from services.learner.training.train_step import Trainer
 from sluice.weights.manifest import PolicyVersion
-from tests.unit.learner.learner_cases import make_batch, make_config
+from tests.unit.learner.learner_cases import make_batch, make_config, poisoned
+
+ROOT = Path(__file__).parents[2]
+
+
+def on_ranks(model: Path, out: Path, jobs: list[dict[str, Any]], *, ranks: int) -> list[dict[str, np.ndarray]]:
+    """Runs the jobs on `ranks` processes and returns what rank 0 wrote of each; `out` is made."""
+    out.mkdir()
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node", str(ranks)]
+    worker = [sys.executable, __file__, str(model), str(out), json.dumps(jobs)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *torchrun, *worker],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [dict(np.load(out / f"{index}.npz")) for index in range(len(jobs))]
 
 
 def run_job(model: Path, job: dict[str, Any], ranks: Ranks) -> dict[str, np.ndarray]:
@@ -76,13 +93,7 @@ class _HeldWriter(CheckpointWriter):
 
 def _batch(job: dict[str, Any], step: int) -> Batch:
     batch = make_batch(step=step, groups=job["groups"], n=job["n"])
-    if not job.get("poisoned"):
-        return batch
-    first = batch.groups[0]
-    nan = np.full_like(first.sequences[0].behaviour_logprobs, np.nan)
-    poisoned = dataclasses.replace(first.sequences[0], behaviour_logprobs=nan)
-    group = TrainGroup(group_id=first.group_id, sequences=(poisoned, *first.sequences[1:]))
-    return dataclasses.replace(batch, groups=(group, *batch.groups[1:]))
+    return poisoned(batch) if job.get("poisoned") else batch
 
 
 def _gradients(trainer: Trainer) -> dict[str, np.ndarray]:

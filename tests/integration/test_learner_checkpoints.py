@@ -1,10 +1,6 @@
 """What is saved while training goes on is what was held at that step; it is found again, whole, on any number of ranks."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +21,11 @@ from services.learner.saving import checkpoint_writer as writing
 from services.learner.saving.checkpoint import CheckpointState
 from services.learner.saving.checkpoint_writer import CheckpointWriter
 from services.learner.training.train_step import Trainer
-from tests.integration.learner_rank import run_job
+from tests.integration.learner_rank import on_ranks, run_job
 from tests.unit.learner.learner_cases import make_batch, make_config, write_tiny_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
-ROOT = Path(__file__).parents[2]
 SCHEDULE = {"lr": 1e-2, "warmup_steps": 2, "lr_scheduler_type": "cosine", "mini_batch_size": 3, "weight_decay": 0.1}
 Figures = dict[str, np.ndarray]
 
@@ -58,7 +53,7 @@ def by_two(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         _job(until=5),
         _job(until=10, load=str(saved / "step-5"), save=str(saved)),
     ]
-    return saved, _on_ranks(model_path, folder / "out", jobs, ranks=2)
+    return saved, on_ranks(model_path, folder / "out", jobs, ranks=2)
 
 
 def test_two_ranks_go_on_from_what_they_saved_during_training_as_if_they_had_never_stopped(
@@ -85,7 +80,7 @@ def test_what_two_ranks_saved_one_rank_and_three_ranks_hold_bit_for_bit_and_trai
     saved, (straight, half, _) = by_two
     jobs = [_job(until=until, load=str(saved / "step-5")) for until in (5, 10)]
     by_one = [run_job(model_path, job, alone) for job in jobs]
-    by_three = _on_ranks(model_path, tmp_path / "out", jobs, ranks=3)
+    by_three = on_ranks(model_path, tmp_path / "out", jobs, ranks=3)
     for loaded, trained_on in (by_one, by_three):
         assert np.array_equal(loaded["weights"], half["weights"])
         assert np.allclose(trained_on["weights"], straight["weights"], rtol=1e-3, atol=1e-5)
@@ -211,17 +206,3 @@ def _flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
-
-
-def _on_ranks(model: Path, out: Path, jobs: list[dict[str, Any]], *, ranks: int) -> list[Figures]:
-    """Runs the jobs on `ranks` processes and returns what rank 0 wrote of each."""
-    out.mkdir()
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node", str(ranks)]
-    worker = [sys.executable, str(Path(__file__).with_name("learner_rank.py")), str(model), str(out), json.dumps(jobs)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *torchrun, *worker],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [dict(np.load(out / f"{index}.npz")) for index in range(len(jobs))]

@@ -22,7 +22,7 @@ from sluice.errors import ConfigError, SluiceError
 from sluice.weights.manifest import PolicyVersion, plan
 from sluice.weights.snapshot import Snapshot
 from sluice.weights.tensors import named_tensors
-from tests.integration.test_learner_ranks import _run
+from tests.integration.learner_rank import on_ranks
 from tests.reference_dapo import reference_update
 from tests.unit.learner.learner_cases import as_reference, make_batch, make_config, write_tiny_model
 
@@ -120,7 +120,7 @@ def test_a_step_equals_stock_peft(model_path: Path, alone: Ranks, checkpointing:
 
 def test_two_ranks_equal_stock_peft_and_push_the_same_adapters_either_way(model_path: Path, tmp_path: Path) -> None:
     weights, gradients = _peft_reference(model_path)
-    merged, alone = _run(model_path, tmp_path / "out", [_job(), _job(lora="adapter")], ranks=2)
+    merged, alone = on_ranks(model_path, tmp_path / "out", [_job(), _job(lora="adapter")], ranks=2)
     for name, expected in gradients.items():
         assert np.allclose(merged[f"grad/{name}"], expected, rtol=1e-4, atol=1e-6), name
         assert np.array_equal(merged[f"grad/{name}"], alone[f"grad/{name}"]), name

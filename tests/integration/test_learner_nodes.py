@@ -18,10 +18,10 @@ import pytest
 from services.learner.machines.interface import interface_towards
 from sluice.errors import ConfigError
 from sluice.testing import assert_eventually
-from tests.integration.fake_coordinator import FakeCoordinator
+from tests.integration.fake_coordinator import FakeCoordinator, serving_a_tiny_run
 from tests.integration.test_learner_ranks import _assert_equal, _job, _reference
 from tests.two_machines import SecondMachine, second_machine
-from tests.unit.learner.learner_cases import make_config, write_tiny_model
+from tests.unit.learner.learner_cases import write_tiny_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -44,14 +44,8 @@ def endpoint(second: SecondMachine) -> str:
 
 @pytest.fixture
 async def coordinator(tmp_path: Path) -> AsyncIterator[tuple[FakeCoordinator, str]]:
-    model = write_tiny_model(tmp_path / "base")
-    (model / "tokenizer.json").write_text("{}")
-    learner = {"mini_batch_size": 3, "checkpoint_every_steps": 1, "max_tokens_per_micro_batch": 64, "lr": 1e-2}
-    fake = FakeCoordinator(config=make_config(model, learner=learner), run_dir=tmp_path / "run")
-    fake.run_dir.mkdir()
-    server = await fake.serve()
-    yield fake, f"127.0.0.1:{server.port}"
-    await server.stop(grace_s=0)
+    async with serving_a_tiny_run(tmp_path, checkpoint_every_steps=1) as served:
+        yield served
 
 
 @asynccontextmanager

@@ -18,8 +18,7 @@ from sluice.telemetry.catalogue import NAMES
 from sluice.v1 import common_pb2, learner_pb2_grpc
 from sluice.v1 import learner_pb2 as pb
 from sluice.weights.manifest import PolicyVersion
-from tests.integration.fake_coordinator import FakeCoordinator
-from tests.unit.learner.learner_cases import make_config, write_tiny_model
+from tests.integration.fake_coordinator import FakeCoordinator, serving_a_tiny_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -30,14 +29,8 @@ TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 
 
 @pytest.fixture
 async def coordinator(tmp_path: Path) -> AsyncIterator[tuple[FakeCoordinator, str]]:
-    model = write_tiny_model(tmp_path / "base")
-    (model / "tokenizer.json").write_text("{}")
-    learner = {"mini_batch_size": 3, "checkpoint_every_steps": 2, "max_tokens_per_micro_batch": 64, "lr": 1e-2}
-    fake = FakeCoordinator(config=make_config(model, learner=learner), run_dir=tmp_path / "run")
-    fake.run_dir.mkdir()
-    server = await fake.serve()
-    yield fake, f"127.0.0.1:{server.port}"
-    await server.stop(grace_s=0)
+    async with serving_a_tiny_run(tmp_path, checkpoint_every_steps=2) as served:
+        yield served
 
 
 @asynccontextmanager

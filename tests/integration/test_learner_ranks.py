@@ -1,9 +1,5 @@
 """The same batch gives the same gradient on any number of ranks, however it is cut, and it is that of the reference."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from services.learner.machines.ranks import Ranks, join_ranks
-from tests.integration.learner_rank import run_job
+from tests.integration.learner_rank import on_ranks, run_job
 from tests.reference_dapo import (
     ReferenceVariant,
     reference_advantages,
@@ -26,7 +22,6 @@ from tests.unit.learner.learner_cases import as_reference, make_batch, make_conf
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
-ROOT = Path(__file__).parents[2]
 MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 DAPO = ReferenceVariant()
 Figures = dict[str, np.ndarray]
@@ -56,20 +51,6 @@ def _job(*, mode: str = "token-mean", max_tokens: int = 64, filtering: bool = Fa
     algorithm = {"loss_agg_mode": mode, "overlong_filtering": filtering}
     config = {"algorithm": algorithm, "learner": learner | {"weight_decay": 0.01}}
     return {"until": 1, "groups": 5, "n": 3, "config": config, **more}
-
-
-def _run(model: Path, out: Path, jobs: list[dict[str, Any]], *, ranks: int) -> list[Figures]:
-    """Runs the jobs on `ranks` processes and returns what rank 0 wrote of each."""
-    out.mkdir()
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node", str(ranks)]
-    worker = [sys.executable, str(Path(__file__).with_name("learner_rank.py")), str(model), str(out), json.dumps(jobs)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *torchrun, *worker],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [dict(np.load(out / f"{index}.npz")) for index in range(len(jobs))]
 
 
 def _reference(
@@ -170,7 +151,7 @@ def test_two_ranks_equal_the_reference(model_path: Path, tmp_path: Path) -> None
         _variant_job(recomputed, max_tokens=40),
         _variant_job({"loss_mode": "gspo"}, max_tokens=40),
     ]
-    plain, filtered, corrected, gspo = _run(model_path, tmp_path / "out", jobs, ranks=2)
+    plain, filtered, corrected, gspo = on_ranks(model_path, tmp_path / "out", jobs, ranks=2)
     _assert_equal(plain, _reference(model_path))
     _assert_equal(filtered, _reference(model_path, mode="seq-mean-token-mean", filtering=True))
     _assert_equal(corrected, _reference(model_path, variant=ReferenceVariant(**recomputed)))
@@ -242,14 +223,14 @@ def test_the_gradient_does_not_depend_on_micro_batches_or_packing(calm_model_pat
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_gradient_does_not_depend_on_the_number_of_ranks(calm_model_path: Path, tmp_path: Path, ranks: int) -> None:
-    _assert_one_gradient(calm_model_path, _run(calm_model_path, tmp_path / "out", _layout_jobs(), ranks=ranks))
+    _assert_one_gradient(calm_model_path, on_ranks(calm_model_path, tmp_path / "out", _layout_jobs(), ranks=ranks))
 
 
 def test_three_ranks_equal_the_reference_with_more_ranks_than_work_and_skip_a_bad_update_together(
     model_path: Path, tmp_path: Path
 ) -> None:
     jobs = [_job(max_tokens=1), _job(groups=4, n=2, max_tokens=10_000), _job(groups=2, poisoned=True)]
-    even, tiny, poisoned = _run(model_path, tmp_path / "out", jobs, ranks=3)
+    even, tiny, poisoned = on_ranks(model_path, tmp_path / "out", jobs, ranks=3)
     _assert_equal(even, _reference(model_path, mode="token-mean", filtering=False))
     _assert_equal(tiny, _reference(model_path, mode="token-mean", filtering=False, groups=4, n=2))
     assert (poisoned["metric/learner/updates"], poisoned["metric/learner/skipped_updates"]) == (0, 1)
@@ -280,7 +261,7 @@ def test_settings_of_memory_change_no_number_on_two_ranks(model_path: Path, tmp_
     jobs[2]["config"]["learner"] |= {"cpu_offload": True, "gradient_checkpointing": True}
     jobs[3]["config"]["algorithm"] |= {"proximal": "recompute"}
     jobs[3]["config"] |= {"coordinator": {"max_staleness": 0}}
-    plain, kept, offloaded, _ = _run(model_path, tmp_path / "out", jobs, ranks=2)
+    plain, kept, offloaded, _ = on_ranks(model_path, tmp_path / "out", jobs, ranks=2)
     for other in (kept, offloaded):
         assert np.allclose(other["weights"], plain["weights"], rtol=1e-4, atol=1e-6)
 

@@ -1,5 +1,6 @@
 """Small things to train: a two-layer Qwen3, ragged groups, a configuration, and the reference's view of them."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,15 @@ def make_batch(*, step: int = 0, groups: int = 6, n: int = 4, seed: int = 0) -> 
     return Batch(
         step=step, digest=f"digest-{step}", groups=tuple(_group(rng, f"g{step}-{g}", n, step) for g in range(groups))
     )
+
+
+def poisoned(batch: Batch) -> Batch:
+    """The batch with one sample whose log-probabilities are NaN: the update with the first group is not finite."""
+    first = batch.groups[0]
+    nan = np.full_like(first.sequences[0].behaviour_logprobs, np.nan)
+    bad = dataclasses.replace(first.sequences[0], behaviour_logprobs=nan)
+    group = TrainGroup(group_id=first.group_id, sequences=(bad, *first.sequences[1:]))
+    return dataclasses.replace(batch, groups=(group, *batch.groups[1:]))
 
 
 def _group(rng: np.random.Generator, group_id: str, n: int, step: int) -> TrainGroup:
