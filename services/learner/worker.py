@@ -16,7 +16,8 @@ from services.learner.policy.optimizer import make_optimizer
 from services.learner.publish import Publisher
 from services.learner.saving import checkpoint
 from services.learner.saving.checkpoint import CheckpointState
-from services.learner.saving.checkpoint_writer import CheckpointWriter
+from services.learner.saving.checkpoint_writer import WRITE_LIMIT_S, CheckpointWriter
+from services.learner.step_watch import StepWatch
 from services.learner.training.train_step import Trainer
 from sluice.config.schema import Config
 from sluice.weights.manifest import PolicyVersion
@@ -32,6 +33,7 @@ class Worker:
         self.ranks = ranks
         self._config = config
         self._checkpoints = run_dir / "checkpoints"
+        self._watch = StepWatch(limit_s=config.learner.step_timeout_s, rank=ranks.rank)
         policy = load_policy(config, ranks)
         self._trainer = Trainer(
             policy=policy,
@@ -68,11 +70,13 @@ class Worker:
 
     def train(self, batch: Batch | None) -> dict[str, float]:
         """Trains one step on the leader's batch."""
-        return self._trainer.train(share_batch(self.ranks, batch))
+        with self._watch.over("training of step", self.step):
+            return self._trainer.train(share_batch(self.ranks, batch))
 
     def gather(self, version: PolicyVersion) -> Snapshot | None:
         """The weights held, as `version`, on the leader."""
-        return self._publisher.gather(version)
+        with self._watch.over("gathering of version", version.number):
+            return self._publisher.gather(version)
 
     @property
     def adapters(self) -> Snapshot | None:
@@ -81,7 +85,10 @@ class Worker:
 
     def save(self, state: CheckpointState) -> "Future[Path | None]":
         """CheckpointWriter.begin."""
-        return self._writer.begin(self._trainer, state)
+        # Only without learner.async_checkpoint the disk is waited for here.
+        more_s = 0.0 if self._config.learner.async_checkpoint else WRITE_LIMIT_S
+        with self._watch.over("checkpoint of version", state.step, more_s=more_s):
+            return self._writer.begin(self._trainer, state)
 
     def close(self) -> None:
         """CheckpointWriter.close: what is being written is completed first."""

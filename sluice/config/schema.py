@@ -222,6 +222,11 @@ class LearnerConfig(Section):
     resume: str = Field(default="auto", description="auto | never | path of a checkpoint")
     max_skipped_updates: PositiveInt = Field(default=5, description="non-finite updates in a row before the run stops")
     threads: PositiveInt = Field(default=1, description="OMP threads a rank on a CPU")
+    step_timeout_s: PositiveFloat = Field(
+        default=1800.0,
+        description="limit of training a step, of gathering its weights and of copying a checkpoint (twice that the first "
+        "time); then the rank prints its stacks and ends, and the learner starts again from its checkpoint",
+    )
 
 
 class CoordinatorConfig(Section):

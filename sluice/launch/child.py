@@ -1,11 +1,10 @@
-"""python child.py PARENT COMMAND...: becomes COMMAND, and gets SIGTERM when process PARENT dies.
+"""python child.py PARENT SIGNAL COMMAND...: becomes COMMAND, and gets SIGNAL (a number) when process PARENT dies.
 
 So that even `kill -9` of a launcher leaves no process behind (Linux only; elsewhere it just becomes COMMAND).
 """
 
 import ctypes
 import os
-import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
@@ -13,9 +12,9 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Arms the parent-death signal, then replaces this process."""
-    parent, command = int(sys.argv[1]), sys.argv[2:]
+    parent, signum, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum)
         if os.getppid() != parent:
             sys.exit("sluice.launch.child: the launcher is already gone")
     os.execvp(command[0], command)

@@ -81,7 +81,7 @@ async def start(
 
     Raises LaunchError when it cannot be started.
     """
-    wrapped = [sys.executable, "-I", "-S", str(_CHILD), str(os.getpid()), *command]
+    wrapped = [sys.executable, "-I", "-S", str(_CHILD), str(os.getpid()), str(int(signal.SIGTERM)), *command]
     with contextlib.ExitStack() as opened:
         log = None
         if log_path is not None:

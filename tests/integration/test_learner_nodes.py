@@ -172,12 +172,15 @@ async def test_a_further_machine_waits_for_a_first_one_that_stops_and_leaves_on_
         assert (await _ends(further))[0] == 130
 
 
-async def test_a_killed_torchrun_takes_its_ranks_with_it(coordinator: tuple[FakeCoordinator, str]) -> None:
+async def test_a_killed_torchrun_takes_its_ranks_with_it_frozen_ones_too(
+    coordinator: tuple[FakeCoordinator, str],
+) -> None:
     fake, address = coordinator
     async with _process(*_node("--nproc-per-node", "2", "--", *_flags(address))) as torchrun:
         await fake.until("len(registrations) == 1")
         ranks = _ranks_under(torchrun)
         assert len(ranks) == 2
+        ranks[1].suspend()
         torchrun.kill()
         await assert_eventually(lambda: all(_has_ended(rank) for rank in ranks), within_s=30, what="its ranks are gone")
 

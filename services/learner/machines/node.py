@@ -72,8 +72,9 @@ def _torchrun_arguments(args: argparse.Namespace) -> list[str]:
     if args.nnodes > 1:
         meet = ["--rdzv-backend", "static", "--rdzv-endpoint", args.rdzv_endpoint, "--rdzv-id", args.rdzv_id]
         meet += ["--node-rank", str(args.node_rank), "--rdzv-conf", f"timeout={max(1, round(args.timeout_s))}"]
-    # A rank that outlived a killed torchrun would go on in the old round while a new one takes its place.
-    armed = [sys.executable, "-I", "-S", child.__file__, str(os.getpid())]
+    # A rank that outlived a killed torchrun would go on in the old round while a new one takes its place. Each is in a
+    # session of its own, and one that is frozen would not hear SIGTERM.
+    armed = [sys.executable, "-I", "-S", child.__file__, str(os.getpid()), str(int(signal.SIGKILL))]
     rank = [sys.executable, "-u", "-m", "services.learner", *args.arguments]
     sizes = ["--nnodes", str(args.nnodes), "--nproc-per-node", str(args.nproc_per_node)]
     return [*meet, *sizes, "--no-python", *armed, *rank]

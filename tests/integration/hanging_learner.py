@@ -1,0 +1,40 @@
+"""One rank of the real learner that hangs in the training of a step. Started in place of `-m services.learner`.
+
+Environment: HANG_AT the step, HANG_RANK the rank, HANG_HOW `sleep` (Python goes on beside it), `lock` (it holds Python's
+lock) or a folder: then it makes `hanging` in it and goes on once there is a file `go`.
+"""
+
+import ctypes
+import os
+import sys
+import time
+from pathlib import Path
+
+from services.learner.__main__ import main
+from services.learner.batches.batch import Batch
+from services.learner.training.train_step import Trainer
+
+FOR_EVER_S = 1000
+_train = Trainer.train
+
+
+def _hang_then_train(self: Trainer, batch: Batch) -> dict[str, float]:
+    if batch.step == int(os.environ["HANG_AT"]) and os.environ.get("RANK", "0") == os.environ["HANG_RANK"]:
+        _hang(os.environ["HANG_HOW"])
+    return _train(self, batch)
+
+
+def _hang(how: str) -> None:
+    if how == "lock":
+        ctypes.PyDLL(None).sleep(FOR_EVER_S)
+    elif how == "sleep":
+        time.sleep(FOR_EVER_S)
+    else:
+        Path(how, "hanging").touch()
+        while not Path(how, "go").exists():
+            time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    Trainer.train = _hang_then_train  # type: ignore[method-assign]
+    sys.exit(main())

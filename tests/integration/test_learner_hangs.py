@@ -1,0 +1,107 @@
+"""Real learner processes that hang: the step's limit ends them by name, and one that was replaced trains nothing more."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from sluice.testing import assert_eventually
+from tests.integration.fake_coordinator import FakeCoordinator
+from tests.unit.learner.learner_cases import make_config, write_tiny_model
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+
+ROOT = Path(__file__).parents[2]
+HANGING = str(ROOT / "tests" / "integration" / "hanging_learner.py")
+TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+LIMIT_S = 2.0
+
+
+@pytest.fixture
+async def coordinator(tmp_path: Path) -> AsyncIterator[tuple[FakeCoordinator, str]]:
+    model = write_tiny_model(tmp_path / "base")
+    (model / "tokenizer.json").write_text("{}")
+    config = make_config(model, learner={"max_tokens_per_micro_batch": 64, "step_timeout_s": LIMIT_S})
+    fake = FakeCoordinator(config=config, run_dir=tmp_path / "run", ready=2, end=2)
+    fake.run_dir.mkdir()
+    server = await fake.serve()
+    yield fake, f"127.0.0.1:{server.port}"
+    await server.stop(grace_s=0)
+
+
+@asynccontextmanager
+async def _learner(address: str, *how: str, **hang: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    arguments = ("--coordinator", address, "--port", "0", "--metrics-port", "0")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | hang
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *how, *arguments, env=environment, cwd=ROOT, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _end(process: asyncio.subprocess.Process) -> tuple[int, str]:
+    async with asyncio.timeout(60):
+        _, errors = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, errors.decode()
+
+
+async def test_a_rank_that_hangs_while_its_heartbeats_go_on_ends_all_ranks_by_name_with_their_stacks(
+    coordinator: tuple[FakeCoordinator, str],
+) -> None:
+    fake, address = coordinator
+    async with _learner(address, *TWO_RANKS, HANGING, HANG_AT="1", HANG_RANK="1", HANG_HOW="sleep") as torchrun:
+        await fake.until("len(commits) == 1")
+        started = time.monotonic()
+        code, errors = await _end(torchrun)
+    assert code == 1
+    assert time.monotonic() - started >= LIMIT_S
+    assert "step_hung" in errors
+    for fact in ("rank=1", "part='training of step 1'", "limit_s=2.0", "setting=learner.step_timeout_s"):
+        assert fact in errors
+    assert "in _hang\n" in errors
+    assert [commit.step for commit in fake.commits] == [0]
+
+
+async def test_a_hang_that_holds_pythons_lock_is_ended_too_and_the_first_step_gets_twice_the_time(
+    coordinator: tuple[FakeCoordinator, str],
+) -> None:
+    fake, address = coordinator
+    async with _learner(address, HANGING, HANG_AT="0", HANG_RANK="0", HANG_HOW="lock") as process:
+        await fake.until("len(registrations) == 1")
+        code, errors = await _end(process)
+    assert code == 1
+    assert "Timeout (0:00:04.5" in errors
+    assert "in _hang\n" in errors
+    assert fake.commits == []
+
+
+async def test_a_learner_that_wakes_up_after_another_took_over_ends_and_commits_nothing(
+    coordinator: tuple[FakeCoordinator, str], tmp_path: Path
+) -> None:
+    fake, address = coordinator
+    patient = fake.config.learner.model_copy(update={"step_timeout_s": 600.0})
+    fake.config = fake.config.model_copy(update={"learner": patient})
+    async with _learner(address, HANGING, HANG_AT="0", HANG_RANK="0", HANG_HOW=str(tmp_path)) as zombie:
+        await assert_eventually((tmp_path / "hanging").exists, within_s=60)
+        zombie.send_signal(signal.SIGSTOP)
+        async with _learner(address, "-m", "services.learner") as successor:
+            await fake.until("len(commits) == 2")
+            assert (await _end(successor))[0] == 0
+        (tmp_path / "go").touch()
+        zombie.send_signal(signal.SIGCONT)
+        code, errors = await _end(zombie)
+    assert code == 1
+    assert "fence 1 is not 2" in errors
+    assert [(commit.step, commit.fence) for commit in fake.commits] == [(0, 2), (1, 2)]
