@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from services.coordinator.model import Admission, Attempt, Group, PromptLike, QueuedGroup, Reward, Sample
@@ -13,7 +12,7 @@ EXTRACTED_CHARACTERS = 200
 
 def open_info(group: Group) -> dict[str, Any]:
     """JSON facts of an open group, enough to generate it again from its prompt."""
-    admitted = None if group.admitted is None else asdict(group.admitted)
+    admitted = None if group.admitted is None else _shallow(group.admitted)
     info = {"admission": group.admission, "cursor": group.cursor, "prompt_id": group.prompt.prompt_id}
     return info | {"admitted": admitted}
 
@@ -53,7 +52,7 @@ def accepted_group(group: Group, *, payload_bytes: int) -> QueuedGroup:
 
 def accepted_info(accepted: QueuedGroup) -> dict[str, Any]:
     """JSON facts of an accepted group, enough to rebuild it as QueuedGroup."""
-    return asdict(accepted)
+    return _shallow(accepted)
 
 
 def ledger_row(group: Group, *, term: str, ended: bool = True) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def ledger_row(group: Group, *, term: str, ended: bool = True) -> dict[str, Any]
         "lost_tokens": group.lost_tokens,
         "acc_mean": sum(accs) / len(accs) if accs else -1.0,
         "ended_s": time.time() if ended else -1.0,
-        "attempts": [asdict(attempt) for attempt in group.attempts],
+        "attempts": [_shallow(attempt) for attempt in group.attempts],
         "completions": [_completion(sample, reward) for sample, reward in zip(samples, rewards, strict=True)],
     }
 
@@ -101,6 +100,11 @@ def queued_row(accepted: QueuedGroup, *, term: str, step: int, ended: bool = Tru
         "tokens": accepted.tokens,
         "ended_s": time.time() if ended else -1.0,
     }
+
+
+def _shallow(facts: Admission | Attempt | QueuedGroup) -> dict[str, Any]:
+    """Its fields by name; not `asdict`, which copies a whole row deeply."""
+    return {name: getattr(facts, name) for name in facts.__slots__}
 
 
 def _completion(sample: Sample, reward: Reward | None) -> dict[str, Any]:
