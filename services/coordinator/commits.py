@@ -116,7 +116,7 @@ class Commits:
             learner.version = version
         if self._progress.version is None or version.number >= self._progress.version.number:
             self._progress.version = version
-        self._fleet.changed.notify()
+        self._fleet.notify_all()
 
     async def _report(self, step: int, trained: list[QueuedGroup], metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Writes what people read about the step; returns its metrics."""

@@ -123,7 +123,7 @@ class Core:
         behind = self.progress.trained_steps - version.number
         if behind > 0:
             self.events.emit("warning", f"the learner came back at version {version.number}; it replays {behind} steps")
-        self.fleet.changed.notify()
+        self.fleet.notify_all()
         return fence
 
     async def batch_for_learner(self, step: int, *, wait_s: float) -> BatchFile | str:

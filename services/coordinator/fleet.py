@@ -65,6 +65,9 @@ class Fleet:
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
         self.changed = Signal()
+        """Anything: a member, its load, and what the board shares this signal for."""
+        self.roster = Signal()
+        """Who is here, in which state, what the learner has published. Every rollout's push waits for it: no group wakes it."""
         self._replaced: set[str] = set()
 
     def register(self, member: Member) -> Member | None:
@@ -86,7 +89,7 @@ class Fleet:
         if member.role is Role.REWARD:
             member.state = State.READY
         self.members[member.service_id] = member
-        self.changed.notify()
+        self.notify_all()
         return replaced
 
     def beat(self, *, service_id: str, incarnation: str, running: int, draining: bool, now_s: float) -> bool:
@@ -130,8 +133,15 @@ class Fleet:
 
     def set_state(self, member: Member, state: State) -> None:
         """Moves a member and tells whoever waits."""
-        member.state = state
+        moved, member.state = member.state is not state, state
         self.changed.notify()
+        if moved:
+            self.roster.notify()
+
+    def notify_all(self) -> None:
+        """Wakes whoever waits for anything about the fleet."""
+        self.changed.notify()
+        self.roster.notify()
 
     def of(self, role: Role, *, state: State | None = State.READY) -> list[Member]:
         """Members of a role in a state (READY by default, None for all that are not lost)."""

@@ -64,14 +64,14 @@ class WeightPush:
                     if member not in served:
                         served.add(member)
                         tasks.create_task(self._keep_current(member), name=f"push-{member.service_id}")
-                await self._fleet.changed.wait()
+                await self._fleet.roster.wait()
 
     async def _keep_current(self, member: Member) -> None:
         epoch, failures = _Epoch(), 0
         while not member.gone.is_set():
             learner = self._fleet.learner
             if learner is None or not _is_behind(member, learner) or member.state is State.DRAINING:
-                await self._fleet.changed.wait()
+                await self._fleet.roster.wait()
                 continue
             try:
                 async with member.weights:

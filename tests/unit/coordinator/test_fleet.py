@@ -1,5 +1,7 @@
 """Who is registered: replacement, loss, and coming back."""
 
+import asyncio
+
 import pytest
 
 from services.coordinator.fleet import FORGET_LOST_S, Fleet, Member, Role, State
@@ -73,3 +75,16 @@ def test_rewards_are_ready_when_they_register_and_rollouts_are_not() -> None:
     fleet.register(member("b", service_id="reward-0", role=Role.REWARD))
     assert not fleet.of(Role.ROLLOUT)
     assert [found.service_id for found in fleet.of(Role.REWARD)] == ["reward-0"]
+
+
+async def test_a_group_wakes_no_weight_push_but_a_member_that_changes_its_state_does() -> None:
+    fleet, rollout = Fleet(), member("a")
+    fleet.register(rollout)
+    waiting = asyncio.create_task(fleet.roster.wait())
+    await asyncio.sleep(0)
+    fleet.changed.notify()
+    fleet.set_state(rollout, rollout.state)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    fleet.set_state(rollout, State.READY)
+    assert await waiting
