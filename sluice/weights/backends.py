@@ -11,12 +11,14 @@ gloo is exercised by the tests. The NCCL path has not been run: its tests need t
 import contextlib
 import ctypes
 import ipaddress
+import math
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,9 +26,6 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import BroadcastOptions, ProcessGroupGloo
 
 from sluice.errors import TransferError
-
-if TYPE_CHECKING:
-    from torch.distributed import Work
 
 Collective = Literal["gloo", "nccl"]
 
@@ -151,6 +150,9 @@ class _NcclGroup:
         timeout = timedelta(seconds=rendezvous.timeout_s)
         options = ProcessGroupNCCL.Options()
         options._timeout = timeout
+        # Making a communicator has a limit only when it does not block; torch reads it once a process.
+        options.config.blocking = 0
+        os.environ.setdefault("TORCH_NCCL_NONBLOCKING_TIMEOUT", str(math.ceil(rendezvous.timeout_s)))
         with _no_nccl_watchdog():
             group = ProcessGroupNCCL(store, rendezvous.rank, rendezvous.world_size, options)
         made = cls(
@@ -161,7 +163,7 @@ class _NcclGroup:
             options=_broadcast_options(timeout),
             device=torch.device("cuda", torch.cuda.current_device()),
         )
-        made._finish(made.group.broadcast([torch.zeros(1, device=made.device)], made.options))  # NCCL connects lazily
+        made._broadcast(torch.zeros(1, device=made.device))  # NCCL connects with the first operation
         return made
 
     def broadcast(self, data: np.ndarray) -> None:
@@ -172,16 +174,16 @@ class _NcclGroup:
         try:
             if self.is_root:
                 bucket.copy_(host)
-            self._finish(self.group.broadcast([bucket], self.options))
+            self._broadcast(bucket)
             if not self.is_root:
                 host.copy_(bucket)
         except RuntimeError as error:  # torch's distributed and accelerator errors share no narrower base
             raise TransferError(f"epoch {self.epoch}: {error}") from error
 
-    def _finish(self, work: "Work") -> None:
+    def _broadcast(self, tensor: torch.Tensor) -> None:
         """Blocks this thread, not only the stream, until the operation is done. On a failure frees the peer's end."""
         try:
-            work.wait(self.timeout)
+            self.group.broadcast([tensor], self.options).wait(self.timeout)
         except RuntimeError:
             self.group.abort()
             raise
@@ -191,20 +193,25 @@ class _NcclGroup:
         self.staging = None
 
 
+_environment = threading.Lock()
+"""Held while the environment is changed: groups are made in several threads."""
+
+
 @contextlib.contextmanager
 def _no_nccl_watchdog() -> Iterator[None]:
     """A group made within does not end the process when an operation times out: its deadline is ours. Other groups, such
     as FSDP's, keep torch's default."""
     name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
-    before = os.environ.get(name)
-    os.environ[name] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    with _environment:
+        before = os.environ.get(name)
+        os.environ[name] = "0"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
 
 
 def _broadcast_options(timeout: timedelta) -> BroadcastOptions:

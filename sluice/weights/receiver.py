@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,11 @@ from sluice.errors import Expired, NotReady, TransferError
 from sluice.weights import files
 from sluice.weights.backends import Collective, Rendezvous, TransferGroup, join
 from sluice.weights.manifest import Manifest, buckets, new_digest
+
+T = TypeVar("T")
+
+JOIN_SLACK_S = 1.0
+"""What a join may take longer than its own limit: a call that has one reports better than a thread that is left."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +61,7 @@ class WeightReceiver:
         with self._lock:
             self._leave()
             self._epoch = rendezvous.epoch
-        group = join(rendezvous, backend=backend)
+        group = _join_in_time(rendezvous, backend)
         with self._lock:
             if self._epoch == rendezvous.epoch:
                 self._group = group
@@ -140,6 +146,27 @@ class WeightReceiver:
         return spare if spare is not None and spare.size == total_bytes else np.empty(total_bytes, np.uint8)
 
 
+def _join_in_time(rendezvous: Rendezvous, backend: Collective) -> TransferGroup:
+    """`join` in a thread that is left behind at the deadline: torch's store client waits for ever for the answer of a
+    learner that accepts its connection and then says nothing. The thread ends with that connection."""
+    joined: Future[TransferGroup] = Future()
+    source = lambda: join(rendezvous, backend=backend)  # noqa: E731
+    threading.Thread(target=_fulfil, args=(joined, source), name="weights-join", daemon=True).start()
+    try:
+        return joined.result(rendezvous.timeout_s + JOIN_SLACK_S)
+    except TimeoutError:
+        joined.add_done_callback(_close_late)
+        raise TransferError(
+            f"epoch {rendezvous.epoch}: the learner at {rendezvous.host}:{rendezvous.port} took the connection and did "
+            f"not answer within {rendezvous.timeout_s:g} s"
+        ) from None
+
+
+def _close_late(joined: Future[TransferGroup]) -> None:
+    if joined.exception() is None:
+        joined.result().close()
+
+
 def _receive(group: TransferGroup, manifest: Manifest, buffer: np.ndarray) -> Received:
     started = time.monotonic()
     hasher = new_digest(manifest.tensors)
@@ -167,7 +194,7 @@ def _verified(manifest: Manifest, buffer: np.ndarray, digest: str, started: floa
     return Received(manifest=manifest, buffer=buffer, digest=digest, receive_ms=elapsed_ms)
 
 
-def _fulfil(future: Future[Received], source: Callable[[], Received]) -> None:
+def _fulfil(future: Future[T], source: Callable[[], T]) -> None:
     try:
         future.set_result(source())
     except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the future, nothing is swallowed
