@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2
 
 from sluice.rpc.channel import open_channel
 from sluice.rpc.limits import CHANNEL_OPTIONS
@@ -41,6 +42,19 @@ class AsyncClient:
     async def stop(self, *, reason: str = "") -> pb.StopResponse:
         """Ends the run after the current step."""
         return await self._stub.Stop(pb.StopRequest(reason=reason), timeout=CALL_TIMEOUT_S)
+
+    async def answers(self) -> bool:
+        """Whether the coordinator's event loop runs (health, without a look at Redis); waits as long as the caller does."""
+        check = self._channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        try:
+            await check(health_pb2.HealthCheckRequest(), timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return True
 
     async def close(self) -> None:
         """Closes the channel."""

@@ -295,7 +295,14 @@ class LaunchConfig(Section):
         pattern=r"^.+:\d{1,5}$",
         description="HOST:PORT of this machine where the learner's machines meet; needed when there are several",
     )
-    max_restarts: NonNegativeInt = Field(default=3, description="restarts of one service before the run is stopped")
+    max_restarts: NonNegativeInt = Field(
+        default=3, description="restarts of one service within restart_window_s before the run is stopped"
+    )
+    restart_window_s: PositiveFloat = Field(default=3600.0, description="after this long a restart is forgotten")
+    frozen_timeout_s: PositiveFloat = Field(
+        default=30.0,
+        description="a process that answered once and then is silent for this long is killed and started again",
+    )
     ready_timeout_s: PositiveFloat = Field(default=300.0, description="limit for a service to become ready")
     grace_s: PositiveFloat = Field(default=15.0, description="time between SIGTERM and SIGKILL")
     check_reward: bool = Field(

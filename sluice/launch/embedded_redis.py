@@ -14,6 +14,7 @@ from sluice.errors import LaunchError
 from sluice.launch.processes import Child, start
 
 START_TIMEOUT_S = 30.0
+SOCKET = "redis.sock"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,6 +24,10 @@ class EmbeddedRedis:
     child: Child
     url: str
     socket_dir: Path
+
+    async def answers(self) -> bool:
+        """Whether it answers a PING; waits as long as the caller does."""
+        return await _pong(self.socket_dir / SOCKET)
 
     async def stop(self) -> None:
         """Ends the server and removes its socket."""
@@ -57,7 +62,7 @@ async def start_redis(
     server = find_server()
     # A unix socket's path may have at most ~107 bytes, so it cannot live in the run directory.
     socket_dir = socket_dir or Path(tempfile.mkdtemp(prefix="sluice-redis-"))
-    socket = socket_dir / "redis.sock"
+    socket = socket_dir / SOCKET
     held = [] if lock_fd is None else [lock_fd]
     child = await start(
         "redis", _command(server, directory, socket), log_path=log_path, environ=dict(os.environ), pass_fds=held

@@ -2,16 +2,19 @@
 
  who waits            for what                       unblocked by
  a service's keeper   the exit of its process        the exit, or `stop`
-A service that dies is started again, up to `launch.max_restarts` times; one that dies before it was ever registered, or
-ends with code 2 (it was started wrongly), fails the run: `failed` then holds a LaunchError with the end of its log.
+A service that dies is started again, up to `launch.max_restarts` times within `launch.restart_window_s`; one that dies
+before it was ever registered, or ends with code 2 (it was started wrongly), fails the run: `failed` then holds a
+LaunchError with the end of its log.
 """
 
 import asyncio
 import signal
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from sluice.clock import Clock, SystemClock
 from sluice.config.schema import LaunchConfig
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Command
@@ -22,9 +25,18 @@ class Keeper:
     """The processes of one run and the tasks that keep them. Use inside one event loop."""
 
     def __init__(
-        self, *, launch: LaunchConfig, log_dir: Path, say: Callable[[str], None], is_over: Callable[[], Awaitable[bool]]
+        self,
+        *,
+        launch: LaunchConfig,
+        log_dir: Path,
+        say: Callable[[str], None],
+        is_over: Callable[[], Awaitable[bool]],
+        clock: Clock | None = None,
     ) -> None:
         self._launch, self._log_dir, self._say, self._is_over = launch, log_dir, say, is_over
+        self._clock = clock or SystemClock()
+        self._restarts: dict[str, deque[float]] = {}
+        """When each service was started again, as far as that still counts."""
         self._children: dict[str, Child] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self.ending = False
@@ -45,20 +57,30 @@ class Keeper:
         task = self._keepers[name] = asyncio.create_task(work, name=f"keep-{name}")
         task.add_done_callback(self._ended)
 
-    def judge(self, child: Child, code: int, *, restarts: int) -> None:
+    def judge(self, child: Child, code: int) -> None:
         """Says that a process is started again, or raises LaunchError when it must not be."""
-        limit = self._launch.max_restarts
+        limit, window_s = self._launch.max_restarts, self._launch.restart_window_s
+        restarts, now = self._restarts.setdefault(child.name, deque()), self._clock.now()
+        while restarts and now - restarts[0] >= window_s:
+            restarts.popleft()
+        how = child.killed or f"ended with {_how(code)}"
         if child.name not in self.known:
             why = "while starting"
         elif code == EXIT_BAD_USAGE:
             why = "because it was started wrongly"
-        elif restarts >= limit:
-            why = f"once more after {limit} restarts (launch.max_restarts)"
+        elif len(restarts) >= limit:
+            why = f"once more after {limit} restarts in {window_s:g} s (launch.max_restarts, launch.restart_window_s)"
         else:
-            self._say(f"{child.name} ended with {_how(code)}; restart {restarts + 1} of {limit}")
+            restarts.append(now)
+            self._say(f"{child.name} {how}; restart {len(restarts)} of {limit}")
             return
         kind = ConfigError if code == EXIT_BAD_USAGE else LaunchError
-        raise kind(f"{child.name} ended with {_how(code)} {why}; {child.log_path} ends:\n{child.log_tail()}")
+        raise kind(f"{child.name} {how} {why}; {child.log_path} ends:\n{child.log_tail()}")
+
+    def child(self, name: str) -> Child | None:
+        """The process of a service that is kept, None while there is none."""
+        child = self._children.get(name)
+        return child if child is not None and child.alive else None
 
     def names(self, role: str) -> set[str]:
         """Replicas of a role that are kept."""
@@ -96,7 +118,6 @@ class Keeper:
 
     async def _keep_alive(self, command: Command, running: Child | None) -> None:
         """Starts and restarts one service until the run ends."""
-        restarts = 0
         while not self.ending:
             log_path = self._log_dir / f"{command.name}.log"
             child = running or await start(command.name, command.argv, log_path=log_path, environ=command.environ)
@@ -104,8 +125,7 @@ class Keeper:
             code = await child.process.wait()
             if code == 0 and command.name == "learner" and await self._is_over():
                 return  # it leaves by itself when the run has ended, and also when somebody sends it SIGTERM
-            self.judge(child, code, restarts=restarts)
-            restarts += 1
+            self.judge(child, code)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) and not self.failed.done():

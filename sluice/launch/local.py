@@ -2,7 +2,8 @@
 
  who waits     for what                  unblocked by
  the watcher   the run's final state     the coordinator's status, a service that cannot be kept alive, a signal
-Who keeps a service alive is in keeper.py. A run directory that is started again goes on where it was.
+Who keeps a service alive is in keeper.py, who finds one that is frozen in frozen.py. A run directory that is started
+again goes on where it was.
 """
 
 import asyncio
@@ -17,14 +18,16 @@ import grpc
 
 from sluice.cli.view import View
 from sluice.client import AsyncClient
+from sluice.clock import SystemClock
 from sluice.config.load import dump_config
 from sluice.config.schema import Config
 from sluice.errors import SluiceError
 from sluice.launch.commands import Command, coordinator_command, learner_node_line, service_command
 from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
+from sluice.launch.frozen import FrozenWatch
 from sluice.launch.interrupts import Interrupts
 from sluice.launch.keeper import Keeper
-from sluice.launch.processes import EXIT_BAD_USAGE, read_ready, start
+from sluice.launch.processes import EXIT_BAD_USAGE, Child, read_ready, start
 from sluice.launch.run_lock import lock_run_dir
 from sluice.v1 import coordinator_pb2 as pb
 
@@ -71,6 +74,7 @@ class LocalRun:
             say=self._view.message,
             is_over=self._is_over,
         )
+        self._frozen = FrozenWatch(launch=self._config.launch, keeper=self._keeper, clock=SystemClock())
         message, code = "", 1
         with self._interrupts:
             try:
@@ -135,11 +139,9 @@ class LocalRun:
         directory, log_path = self._run_dir / "redis", self._log("redis")
 
         async def keep(redis: EmbeddedRedis) -> None:
-            restarts = 0
             while True:
                 code = await redis.child.process.wait()
-                self._keeper.judge(redis.child, code, restarts=restarts)
-                restarts += 1
+                self._keeper.judge(redis.child, code)
                 self._redis = redis = await start_redis(
                     directory, log_path=log_path, socket_dir=redis.socket_dir, lock_fd=self._lock_fd
                 )
@@ -147,6 +149,7 @@ class LocalRun:
         self._redis = await start_redis(directory, log_path=log_path, lock_fd=self._lock_fd)
         self._keeper.known.add("redis")
         self._keeper.supervise("redis", keep(self._redis))
+        self._keeper.supervise("redis-watch", self._watch_redis(self._redis))
         return self._redis.url
 
     async def _start_coordinator(self, redis_url: str) -> None:
@@ -181,6 +184,17 @@ class LocalRun:
             check_only=self._check_only,
         )
         self._keeper.keep(again, running=child)
+        probe = self._frozen.probe(lambda: self._keeper.child(first.name), self._client.answers, ready=child)
+        self._keeper.supervise("coordinator-watch", probe)
+
+    async def _watch_redis(self, redis: EmbeddedRedis) -> None:
+        """Its restarts keep the socket."""
+
+        def running() -> Child | None:
+            assert self._redis is not None
+            return self._redis.child if self._redis.child.alive else None
+
+        await self._frozen.probe(running, redis.answers, ready=redis.child)
 
     async def _is_finished(self) -> bool:
         assert self._client is not None
@@ -226,8 +240,11 @@ class LocalRun:
         assert self._client is not None
         while True:
             with contextlib.suppress(grpc.aio.AioRpcError):  # the coordinator may be restarting: its keeper judges that
+                asked_s = time.monotonic()
                 self._status = await self._client.status()
-                self._keeper.known |= {service.service_id for service in self._status.services}
+                ages_s = {service.service_id: service.heartbeat_age_s for service in self._status.services}
+                self._keeper.known |= set(ages_s)
+                self._frozen.services(ages_s, asked_s=asked_s)
                 self._view.update(self._status)
                 if self._status.state in FINAL:
                     if "learner" in self._keeper.known:  # it exports the model when it hears of the end, then it leaves

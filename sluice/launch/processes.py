@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ class Child:
     process: asyncio.subprocess.Process
     log_path: Path | None
     """None: the launcher's own output."""
+    started_s: float
+    """Monotonic seconds."""
+    killed: str = ""
+    """Why the launcher killed it, if it did."""
 
     @property
     def alive(self) -> bool:
@@ -51,6 +56,11 @@ class Child:
                 wait.cancel()
         _signal_session(self.process.pid, signal.SIGKILL)
         await self.process.wait()
+
+    def kill(self, why: str) -> None:
+        """SIGKILL to the whole session, which a stopped process hears too; on Linux sessions below it end with it."""
+        self.killed = why
+        _signal_session(self.process.pid, signal.SIGKILL)
 
     def log_tail(self) -> str:
         """The last lines of its log, for an error message."""
@@ -81,6 +91,7 @@ async def start(
 
     Raises LaunchError when it cannot be started.
     """
+    started_s = time.monotonic()
     wrapped = [sys.executable, "-I", "-S", str(_CHILD), str(os.getpid()), str(int(signal.SIGTERM)), *command]
     with contextlib.ExitStack() as opened:
         log = None
@@ -99,7 +110,7 @@ async def start(
             )
         except OSError as error:
             raise LaunchError(f"{name}: cannot start {command[0]}: {error}") from error
-    return Child(name=name, process=process, log_path=log_path)
+    return Child(name=name, process=process, log_path=log_path, started_s=started_s)
 
 
 async def read_ready(read_fd: int, child: Child, *, timeout_s: float) -> str:
