@@ -32,9 +32,6 @@ from sluice.v1 import common_pb2
 
 log = structlog.get_logger(__name__)
 
-FORGOTTEN_FENCES = 1000
-"""Redis may also have forgotten fences that learners hold: after a repair they go on well above any of them."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupLine:
@@ -105,14 +102,15 @@ class Core:
     async def learner_states(self, stated: Statement) -> None:
         """Books what Redis forgot of the steps behind a learner. Raises NotReady for one that does not fit this run."""
         await self.repair.learner_states(stated)
-        if self.repair.forgotten:
-            self.repair.forgotten = False
-            self.learner_fence += FORGOTTEN_FENCES
 
     async def learner_arrived(self, member: Member, version: Version) -> int:
-        """A learner registered; returns its fence. A new process gets a new one, which shuts out any other."""
+        """A learner registered; returns its fence. A new process gets a new one, which shuts out any other.
+
+        It is no lower than the coordinator's: so it is above those that Redis may have forgotten, too.
+        """
         if member.incarnation != self.learner_incarnation:
-            self.learner_fence, self.learner_incarnation = self.learner_fence + 1, member.incarnation
+            self.learner_fence = max(self.learner_fence + 1, self.store.fence)
+            self.learner_incarnation = member.incarnation
         fence = self.learner_fence
         await self.store.set_meta({"learner_fence": str(fence), "learner_incarnation": member.incarnation})
         self.learner_was_here = True

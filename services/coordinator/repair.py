@@ -84,8 +84,6 @@ class Repair:
         self._progress, self._events, self._facts = progress, events, facts
         self._one_at_a_time = asyncio.Lock()
         self._done = False
-        self.forgotten = False
-        """Whether there was something to repair."""
 
     async def learner_states(self, stated: Statement) -> None:
         """Repairs Redis. Raises NotReady for a learner that contradicts this run, or is ahead and cannot say by what."""
@@ -142,7 +140,7 @@ class Repair:
             self._progress.remember(lines.objects)
         if not account.empty:
             await self._tell(stated.version, account)
-        self._done, self.forgotten = True, not account.empty
+        self._done = True
 
     async def _assign_as_trained(self, step: int, said: TrainedStep | None, rows: Rows, account: Account) -> None:
         """Step `step` lies behind the learner, and Redis does not know its batch."""

@@ -6,7 +6,7 @@ told of answers FORGOT: what is in memory here is not in Redis any more, so the 
 Nothing here knows of gRPC or decides anything about RL.
 
 Keys, all under `sluice:{run}:`
-  fence        integer, raised by each coordinator that takes over the run
+  fence        integer, raised by each coordinator that takes over the run, to the time at least: Unix, in milliseconds
   state        hash  group id -> open | queued | assigned            (only live groups)
   info         hash  group id -> JSON facts of a live group
   groups       stream of accepted payloads; `entry` hash: group id -> stream id
@@ -21,6 +21,7 @@ Keys, all under `sluice:{run}:`
 import asyncio
 import itertools
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -49,6 +50,13 @@ if held > tonumber(fence) then return redis.error_reply('FENCED') end
 if held < tonumber(fence) or tonumber(redis.call('GET', KEYS[11]) or '0') < tonumber(seen) then
   return redis.error_reply('FORGOT')
 end
+"""
+
+# ARGV: milliseconds of Unix time. A Redis that forgot fences does not give one of them out again: the clock has gone on.
+_TAKE_OVER = """
+local fence = math.max(tonumber(redis.call('GET', KEYS[1]) or '0') + 1, tonumber(ARGV[1]))
+redis.call('SET', KEYS[1], string.format('%.0f', fence))
+return fence
 """
 
 # Around every script: its answer comes with the number of writes.
@@ -172,6 +180,15 @@ return 1
 """
 )
 
+# ARGV: fence, then (name, value)...
+_SET_META = (
+    _FENCE
+    + """
+redis.call('HSET', KEYS[9], unpack(ARGV, 2))
+return 1
+"""
+)
+
 RECENT_ROWS = 10_000
 ROWS_AT_ONCE = 100
 """Rows that are looked through between two turns of the event loop: some milliseconds."""
@@ -208,6 +225,7 @@ class Store:
                 "assign": _ASSIGN,
                 "commit": _COMMIT,
                 "drop_rows": _DROP_ROWS,
+                "set_meta": _SET_META,
                 "confirm": _FENCE + "return 1",
                 "restore_batch": _FENCE + RESTORE_BATCH,
                 "rebook": _FENCE + REBOOK,
@@ -242,7 +260,8 @@ class Store:
             )
         if persistence.get("appendonly") != "yes":
             log.warning("redis_without_append_only_file", consequence="groups accepted are lost when redis dies")
-        self.fence = int(await self._redis.incr(self._key["fence"]))
+        now_ms = time.time_ns() // 1_000_000
+        self.fence = int(await self._redis.eval(_TAKE_OVER, 1, self._key["fence"], now_ms))
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -321,7 +340,7 @@ class Store:
 
     async def set_meta(self, values: Mapping[str, str]) -> None:
         """Sets entries of `meta`."""
-        await self._call(self._redis.hset(self._key["meta"], mapping={**values}))
+        await self._run("set_meta", *(part for pair in values.items() for part in pair))
 
     async def rows(self, limit: int) -> tuple[int, list[dict[str, Any]]]:
         """How many rows are in files already, and the oldest `limit` that are not."""

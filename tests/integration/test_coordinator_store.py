@@ -208,3 +208,20 @@ async def test_who_is_cancelled_while_redis_answers_ends_there(redis_server: Emb
         await asyncio.wait([call])
         assert call.cancelled() == was_cancelled, turns
         await store.close()
+
+
+async def test_a_coordinator_that_was_replaced_is_shut_out_also_when_redis_forgot_every_fence(
+    store: Store, redis_server: EmbeddedRedis
+) -> None:
+    await accept(store, "a")
+    client = aioredis.Redis.from_url(redis_server.url)
+    await client.flushall()
+    await client.aclose()
+    second = Store(url=redis_server.url, run_id="run")
+    await second.open()
+    await accept(second, "a", "b", "c")  # more writes than the first one was told of
+    for late in (store.set_meta({"cursor": "9"}), store.admit("z", info={}, cursor="9", admissions=9), store.confirm()):
+        with pytest.raises(Fenced):
+            await late
+    assert (await second.meta())["cursor"] == "3"
+    await second.close()
