@@ -70,6 +70,7 @@ class Assigner:
             return "the run is being stopped"
 
     async def _recorded(self, step: int, digest: str) -> BatchFile:
+        await self._files.name_batch(step, digest)  # whoever recorded it may have died before
         batch = await self._files.read_batch(step)
         if batch.digest != digest:
             raise DataError(f"batch {step}: its file in {self._files.run_dir}/batches is not what was assigned")
@@ -93,7 +94,10 @@ class Assigner:
         return True
 
     async def _assign(self, step: int, choice: Choice) -> BatchFile:
-        """Payload file first, then the record in Redis: a recorded batch can always be read."""
+        """The payload is on disk before the record is in Redis: a recorded batch can always be read.
+
+        It gets its name last: a coordinator that was replaced without knowing is shut out before it overwrites one.
+        """
         payloads = []
         for group in choice.chosen:
             payload = await self._store.payload(group.group_id)
@@ -102,9 +106,10 @@ class Assigner:
             assert payload is not None, f"accepted group {group.group_id} has no payload"
             payloads.append(payload)
         ids = [group.group_id for group in choice.chosen]
-        batch = await self._files.write_batch(step, ids=ids, payloads=payloads)
+        batch = await self._files.stage_batch(step, payloads=payloads)
         tokens = sum(group.tokens for group in choice.chosen)
         await self._store.assign(step, record={"ids": ids, "digest": batch.digest}, group_ids=ids, tokens=tokens)
+        await self._files.name_batch(step, batch.digest)
         for group in choice.chosen:
             self._conductor.queued_bytes -= group.payload_bytes
             self._board.remove(group)

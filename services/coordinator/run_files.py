@@ -7,6 +7,7 @@ RUN/ledger/part-*.parquet     a row for every group that ended
 """
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -43,11 +44,17 @@ class RunFiles:
         for folder in ("batches", "ledger", "logs"):
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
 
-    async def write_batch(self, step: int, *, ids: Sequence[str], payloads: Sequence[bytes]) -> BatchFile:
-        """Writes batch `step` under a temporary name, syncs and renames."""
+    async def stage_batch(self, step: int, *, payloads: Sequence[bytes]) -> BatchFile:
+        """Writes and syncs batch `step` under a name of its own; it is the batch once `name_batch` was called."""
         body = frame(payloads)
-        await asyncio.to_thread(_write_atomically, self._batch_path(step), body)
-        return BatchFile(step=step, payloads=payloads, digest=blake3.blake3(body).hexdigest())
+        batch = BatchFile(step=step, payloads=payloads, digest=blake3.blake3(body).hexdigest())
+        await asyncio.to_thread(_write_synced, self._staged_path(step, batch.digest), body)
+        return batch
+
+    async def name_batch(self, step: int, digest: str) -> None:
+        """The staged batch of this digest becomes batch `step`; nothing when it is that already."""
+        with contextlib.suppress(FileNotFoundError):
+            await asyncio.to_thread(os.replace, self._staged_path(step, digest), self._batch_path(step))
 
     async def read_batch(self, step: int) -> BatchFile:
         """Reads batch `step`. Raises NotFound when the file is gone."""
@@ -60,8 +67,8 @@ class RunFiles:
 
     def drop_batches_before(self, step: int) -> None:
         """Removes batches that no kept checkpoint can ask for."""
-        for path in (self.run_dir / "batches").glob("step-*.groups"):
-            if int(path.stem.removeprefix("step-")) < step:
+        for path in (self.run_dir / "batches").glob("step-*"):
+            if int(path.name.split(".")[0].removeprefix("step-")) < step:
                 path.unlink(missing_ok=True)
 
     def kept_checkpoints(self) -> list[int]:
@@ -114,14 +121,15 @@ class RunFiles:
     def _batch_path(self, step: int) -> Path:
         return batch_path(self.run_dir, step)
 
+    def _staged_path(self, step: int, digest: str) -> Path:
+        return self._batch_path(step).with_suffix(f".{digest[:16]}.staged")
 
-def _write_atomically(path: Path, body: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+
+def _write_synced(path: Path, body: bytes) -> None:
+    with path.open("wb") as file:
         file.write(body)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _append(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from services.coordinator.fleet import Fleet, Member, Role, State
 from services.coordinator.model import Group, PromptLike, Reward, Sample, Span, Version
 from services.coordinator.ports import Sampling
 from sluice.config.schema import Config
+from sluice.errors import Fenced
 from sluice.testing import ManualClock
 
 
@@ -103,6 +104,8 @@ class FakeStore:
         self.rows_: list[dict[str, Any]] = []
         self.payloads: dict[str, bytes] = {}
         self.batches: dict[int, dict[str, Any]] = {}
+        self.fenced = False
+        """Another coordinator has taken over."""
         self.answers = asyncio.Event()
         """Cleared: what is written is done, but the answer does not come."""
         self.answers.set()
@@ -142,6 +145,8 @@ class FakeStore:
     async def assign(
         self, step: int, *, record: Mapping[str, Any], group_ids: Sequence[str], tokens: int
     ) -> dict[str, Any]:
+        if self.fenced:
+            raise Fenced("taken over")
         assert all(self.state[group_id] == "queued" for group_id in group_ids)
         self.state.update(dict.fromkeys(group_ids, "assigned"))
         self.batches[step] = dict(record)

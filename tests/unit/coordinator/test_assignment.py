@@ -11,7 +11,7 @@ from services.coordinator.events import Events
 from services.coordinator.fleet import Role
 from services.coordinator.ledger import count
 from services.coordinator.run_files import BatchFile, RunFiles
-from sluice.errors import DataError
+from sluice.errors import DataError, Fenced
 from sluice.testing import assert_eventually
 from tests.unit.coordinator.fakes import Stage, make_config
 
@@ -66,6 +66,26 @@ async def test_a_batch_file_that_was_changed_is_not_handed_out(scene: Scene) -> 
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(DataError, match="not what was assigned"):
         await scene.assigner.batch(0, wait_s=0)
+
+
+async def test_a_coordinator_that_was_replaced_does_not_overwrite_the_batch_of_its_successor(scene: Scene) -> None:
+    handed_out = await scene.files.stage_batch(0, payloads=[b"of the successor"])
+    await scene.files.name_batch(0, handed_out.digest)
+    scene.stage.store.fenced = True
+    with pytest.raises(Fenced):
+        await scene.assigner.batch(0, wait_s=0)
+    assert (await scene.files.read_batch(0)).payloads == [b"of the successor"]
+
+
+async def test_a_batch_whose_coordinator_died_before_its_file_had_its_name_is_handed_out(scene: Scene) -> None:
+    batch = await scene.assigner.batch(0, wait_s=0)
+    assert isinstance(batch, BatchFile)
+    (scene.files.run_dir / "batches" / "step-000000.groups").unlink()
+    await scene.files.stage_batch(0, payloads=[b"of a choice that was never recorded"])
+    await scene.files.stage_batch(0, payloads=batch.payloads)
+    assert await scene.assigner.batch(0, wait_s=0) == batch
+    scene.files.drop_batches_before(1)
+    assert list((scene.files.run_dir / "batches").iterdir()) == []
 
 
 async def test_a_learner_that_hangs_up_while_its_batch_is_recorded_gets_it_when_it_is_back(scene: Scene) -> None:

@@ -104,7 +104,8 @@ def write_run(folder: Path) -> Path:
     async def write() -> None:
         await files.write_ledger(rows[:4], part="000000000000")
         await files.write_ledger(rows[4:], part="000000000004")
-        await files.write_batch(3, ids=[kept.group_id], payloads=[ZstdGroups().encode(kept)])
+        batch = await files.stage_batch(3, payloads=[ZstdGroups().encode(kept)])
+        await files.name_batch(3, batch.digest)
 
     asyncio.run(write())
     (run_dir / "config.yaml").write_text(dump_config(make_config()), encoding="utf-8")
