@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo test check static unit protos format bench bench-learner clean
+.PHONY: help setup demo test chaos check static unit protos format bench bench-learner clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -17,6 +17,9 @@ demo: setup      ## teach a small model to add: four services, two cores, a few 
 
 test: setup static ## every test but chaos and gpu
 	$(PY) -m pytest -m "not chaos and not gpu" $(ARGS)
+
+chaos: setup     ## kill, freeze and cut off everything, over seeded runs (ARGS="--runs 16", ARGS="--seed 7 -k processes")
+	$(PY) -m pytest -v -p no:randomly -m chaos tests/chaos $(ARGS)
 
 check: setup static unit ## lint, types, architecture, proto drift and the unit tests, in under a minute
 

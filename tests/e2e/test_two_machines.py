@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from sluice.testing import assert_eventually_blocking
+from tests.chaos.verdict import problems
 from tests.e2e.conftest import ROOT
 from tests.e2e.test_whole_run import GROUPS, TINY, read, steps_trained, until
 from tests.two_machines import SecondMachine, second_machine
@@ -62,4 +63,5 @@ def test_a_run_goes_on_when_the_learner_on_the_other_machine_is_killed_and_both_
     steps = [line["step"] for line in read(run.run_dir, "metrics.jsonl") if line["kind"] == "step"]
     assert steps == sorted(steps) == list(range(6))
     assert f'"trained": {6 * GROUPS}' in (run.run_dir / "summary.json").read_text()
+    assert problems(run.run_dir) == []
     assert run.left_behind() == []

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.chaos.verdict import problems
 from tests.e2e.conftest import Run, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -62,6 +63,7 @@ def test_a_short_run_learns_closes_its_ledger_and_leaves_nothing_behind(start_ru
     assert "#" in text
     for name in ("config.yaml", "curves.png", "samples.jsonl", "logs/coordinator.log"):
         assert (run.run_dir / name).stat().st_size > 0
+    assert problems(run.run_dir) == []
     assert run.left_behind() == []
 
 
@@ -83,6 +85,7 @@ def test_services_that_are_killed_are_started_again_and_no_group_is_lost(start_r
     rows = pq.read_table(run.run_dir / "ledger").to_pylist()
     trained = [row["group_id"] for row in rows if row["term"] == "trained"]
     assert len(set(trained)) == len(trained) == 10 * GROUPS
+    assert problems(run.run_dir) == []
     assert run.left_behind() == []
 
 

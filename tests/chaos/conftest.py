@@ -1,0 +1,99 @@
+"""The tiny model and its recipe, how many runs there are, and the table of recovery times at the end."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.chaos.trial import ROOT, Trial
+from tests.chaos.witness import Recovery
+from tests.tiny_model import write_tiny_model
+
+RESULTS = ROOT / "build" / "chaos.json"
+DEADLINE_S = 240.0
+"""Of one run: many times what it needs on an idle machine."""
+
+RECIPE: dict[str, Any] = {
+    "run": {"name": "chaos", "total_steps": 24},
+    "model": {"dtype": "float32"},
+    "data": {
+        "train_files": ["mixadd3:train"],
+        "train_batch_size": 4,
+        "max_prompt_length": 16,
+        "max_response_length": 64,
+        "template": "none",
+    },
+    "rollout": {"n": 4, "engine": "transformers", "max_num_seqs": 32},
+    "reward": {"workers": 1, "routes": {"mixadd3": "tests.chaos.grader"}},
+    "learner": {"lr": 1e-4, "warmup_steps": 0, "checkpoint_every_steps": 3, "max_tokens_per_micro_batch": 4096},
+    "coordinator": {"heartbeat_interval_s": 0.3, "heartbeat_timeout_s": 2.0},
+    "weights": {"timeout_s": 5.0},
+    "eval": {"every_steps": 0},
+    "launch": {"learner_nproc_per_node": 2, "check_reward": False, "max_restarts": 20, "grace_s": 5.0},
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Only where this folder is asked for by name, as `make chaos` does."""
+    parser.addoption("--runs", type=int, default=8, help="seeds 0 to N-1 of the chaos suite")
+    parser.addoption("--seed", type=int, action="append", help="this seed alone; may be given several times")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test a seed."""
+    if "seed" in metafunc.fixturenames:
+        option = metafunc.config.getoption
+        metafunc.parametrize("seed", option("--seed", None) or range(option("--runs", 8)))
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of short steps on the tiny model: two learner ranks, one rollout, one reward with one grader."""
+    folder = tmp_path_factory.mktemp("chaos")
+    tree = RECIPE | {"model": RECIPE["model"] | {"path": str(write_tiny_model(folder / "model"))}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture
+def start_trial(recipe: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Trial]]:
+    """Makes trials, and keeps what the last one of each test has recovered from for the table."""
+    made: list[Trial] = []
+
+    def make(*overrides: str, **named: Any) -> Trial:
+        made.append(Trial(recipe, tmp_path / "run", overrides=overrides, deadline_s=DEADLINE_S, **named))
+        return made[-1]
+
+    yield make
+    noted = request.config.stash.setdefault(_NOTED, [])
+    noted += [(request.node.name, recovery) for trial in made for recovery in trial.witness.recoveries]
+
+
+_NOTED = pytest.StashKey[list[tuple[str, Recovery]]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Prints the recovery times and writes them to build/chaos.json."""
+    noted = config.stash.get(_NOTED, [])
+    if not noted:
+        return
+    terminalreporter.section("recovery: seconds until everybody is READY again, and until the next step is committed")
+    for _, recovery in sorted(noted, key=lambda one: one[1].victims):
+        terminalreporter.line(
+            f"{_seconds(recovery.back_s)} {_seconds(recovery.step_s)}  {' and '.join(recovery.victims)}"
+        )
+    RESULTS.parent.mkdir(exist_ok=True)
+    lines = [
+        {"test": name, "victims": one.victims, "thawed_s": one.thawed_s - one.struck_s}
+        | {"back_s": one.back_s, "step_s": one.step_s}
+        for name, one in noted
+    ]
+    RESULTS.write_text(json.dumps(lines, indent=1) + "\n")
+    terminalreporter.line(f"in {RESULTS}")
+
+
+def _seconds(value: float | None) -> str:
+    return f"{'-' if value is None else f'{value:.1f}':>6}"

@@ -1,0 +1,108 @@
+"""What is done to a run, and when: a pure function of a seed, so that a run that failed can be had again.
+
+Over consecutive seeds every victim is killed and frozen in turn; the moment, the second victim and how long it is frozen
+are drawn. A moment is a number of committed steps and a pause after it: the same place in the run on any machine.
+"""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from random import Random
+
+
+class Victim(enum.Enum):
+    """A process of a run by what it does."""
+
+    ROLLOUT = "rollout"
+    """With its engine: vLLM's core runs inside this process."""
+    REWARD = "reward"
+    GRADER = "grader"
+    """The reward's worker process, which runs the verifiers."""
+    COORDINATOR = "coordinator"
+    LEADER = "learner rank 0"
+    FOLLOWER = "learner rank 1"
+    TORCHRUN = "torchrun"
+    """The parent of the learner's ranks."""
+    REDIS = "redis"
+
+
+class Deed(enum.Enum):
+    """What is done to it."""
+
+    KILL = "killed"
+    FREEZE = "frozen"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hit:
+    """One deed to one victim."""
+
+    victim: Victim
+    deed: Deed
+    thaw_after_s: float | None = None
+    """When a frozen one goes on; None: never, somebody has to end it."""
+
+    def __str__(self) -> str:
+        frozen = "" if self.deed is Deed.KILL else " for good" if self.thaw_after_s is None else ""
+        return f"{self.victim.value} {self.deed.value}{frozen}" + (
+            f" for {self.thaw_after_s:.1f} s" if self.thaw_after_s is not None else ""
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strike:
+    """Hits that come at once."""
+
+    after_step: int
+    """Steps committed before."""
+    pause_s: float
+    """Then this long."""
+    hits: tuple[Hit, ...]
+
+    def __str__(self) -> str:
+        return f"after step {self.after_step} + {self.pause_s:.2f} s: {' and '.join(map(str, self.hits))}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """All strikes of one run, in order."""
+
+    seed: int
+    strikes: tuple[Strike, ...]
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}: " + "; ".join(map(str, self.strikes))
+
+
+ROTATION: Sequence[tuple[Victim, Deed]] = tuple((victim, deed) for deed, victim in product(Deed, Victim))
+
+THAWS_S = (1.0, 6.0)
+"""Shorter and longer than `coordinator.heartbeat_timeout_s` of the runs here."""
+
+
+def make_plan(seed: int, *, steps: int, strikes: int = 2) -> Plan:
+    """`strikes` strikes in a run of `steps` steps, each in its part of the run; the last may come when all is trained."""
+    random = Random(seed)
+    span = steps // strikes
+    made = []
+    for index in range(strikes):
+        victim, deed = ROTATION[(seed * strikes + index) % len(ROTATION)]
+        hits = [_hit(random, victim, deed)]
+        if random.random() < 0.5:
+            other = random.choice([one for one in Victim if one is not victim])
+            hits.append(_hit(random, other, random.choice(list(Deed))))
+        made.append(
+            Strike(
+                after_step=index * span + random.randint(1, span), pause_s=random.uniform(0.0, 0.3), hits=tuple(hits)
+            )
+        )
+    return Plan(seed=seed, strikes=tuple(made))
+
+
+def _hit(random: Random, victim: Victim, deed: Deed) -> Hit:
+    return Hit(
+        victim=victim,
+        deed=deed,
+        thaw_after_s=random.uniform(*THAWS_S) if deed is Deed.FREEZE else None,
+    )

@@ -1,0 +1,43 @@
+"""The plan of a seed: the same each time, and over a round of seeds everybody is killed and frozen."""
+
+import pytest
+
+from tests.chaos.plan import ROTATION, Deed, Plan, Victim, make_plan
+
+STEPS = 24
+
+
+def hits(plans: list[Plan]) -> set[tuple[Victim, Deed]]:
+    return {(hit.victim, hit.deed) for plan in plans for strike in plan.strikes for hit in strike.hits}
+
+
+def test_a_seed_says_everything() -> None:
+    assert make_plan(5, steps=STEPS) == make_plan(5, steps=STEPS)
+    assert len({str(make_plan(seed, steps=STEPS)) for seed in range(50)}) == 50
+
+
+@pytest.mark.parametrize("first", [0, 3, 1000])
+def test_eight_seeds_in_a_row_do_each_deed_to_each_victim(first: int) -> None:
+    plans = [make_plan(seed, steps=STEPS) for seed in range(first, first + 8)]
+    assert hits(plans) == set(ROTATION) == {(victim, deed) for victim in Victim for deed in Deed}
+
+
+def test_strikes_come_in_order_up_to_the_last_step_and_hit_one_or_two() -> None:
+    plans = [make_plan(seed, steps=STEPS) for seed in range(200)]
+    sizes, latest = set(), 0
+    for plan in plans:
+        steps = [strike.after_step for strike in plan.strikes]
+        assert steps == sorted(set(steps))
+        assert steps[0] >= 1
+        latest = max(latest, steps[-1])
+        for strike in plan.strikes:
+            sizes.add(len(strike.hits))
+            assert len({hit.victim for hit in strike.hits}) == len(strike.hits)
+            assert all((hit.thaw_after_s is None) == (hit.deed is Deed.KILL) for hit in strike.hits)
+    assert sizes == {1, 2}
+    assert latest == STEPS
+
+
+def test_a_plan_reads_as_a_sentence() -> None:
+    assert str(make_plan(0, steps=STEPS)).startswith("seed 0: after step ")
+    assert "rollout killed" in str(make_plan(0, steps=STEPS))
