@@ -85,7 +85,8 @@ class Commits:
         if unknown:
             raise InvalidRequest(f"step {step}: metrics not in the catalogue: {sorted(unknown)}")
         trained = self._assigner.assigned.get(step, [])
-        values = await self._report(step, trained, metrics) if trained else {}
+        made = {"lineage": version.lineage, "weights_digest": weights_digest, "batch_digest": batch_digest}
+        values = await self._report(step, trained, metrics, made) if trained else {}
         record = {"lineage": version.lineage, "number": version.number, "digest": weights_digest}
         rows = {group.group_id: queued_row(group, term="trained", step=step) for group in trained}
         tokens = sum(group.tokens for group in trained)
@@ -118,13 +119,16 @@ class Commits:
             self._progress.version = version
         self._fleet.notify_all()
 
-    async def _report(self, step: int, trained: list[QueuedGroup], metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """Writes what people read about the step; returns its metrics."""
+    async def _report(
+        self, step: int, trained: list[QueuedGroup], metrics: Mapping[str, float], made: Mapping[str, str]
+    ) -> Mapping[str, float]:
+        """Writes what people read about the step, and by which digests it can be replayed; returns its metrics."""
         window = self._conductor.window.metrics(now_s=self._clock.now(), step=step, trained=trained)
         booked = ledger_metrics(count(await self._store.counters(), self._board))
         values = {**window, **self._gauges(), **booked, **metrics}
         await self._store.set_meta({"train_ended_s": str(time.time())})
-        await self._files.append("metrics.jsonl", {"kind": "step", "step": step, "time_s": time.time(), **values})
+        line = {"kind": "step", "step": step, "time_s": time.time(), **made, **values}
+        await self._files.append("metrics.jsonl", line)
         await self._files.append("samples.jsonl", await self._example(step))
         return values
 

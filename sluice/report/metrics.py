@@ -1,7 +1,8 @@
 """Reads RUN/metrics.jsonl into columns.
 
 One JSON object a line: `{"kind": "step", "step": k, "time_s": ..., NAME: value, ...}` for every trained step and
-`{"kind": "eval", "version": v, "time_s": ..., NAME: value, ...}` for every evaluation. A learner that was restored
+`{"kind": "eval", "version": v, "time_s": ..., NAME: value, ...}` for every evaluation. The line of a step also has
+`lineage`, `weights_digest` and `batch_digest`: texts, not columns. A learner that was restored
 trains some steps again; the later line of a step (or of an evaluated version) replaces the earlier one, so the columns
 show the surviving history. Kinds that this version does not know are left alone.
 """

@@ -10,11 +10,13 @@ from typing import Any
 import grpc
 import pyarrow.parquet as pq
 import pytest
+from blake3 import blake3
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from sluice.config.load import parse_config
 from sluice.launch.embedded_redis import EmbeddedRedis
+from sluice.report.batch_file import batch_path
 from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.coordinator_cases import (
     Coordinator,
@@ -114,6 +116,10 @@ async def test_three_steps_from_registration_to_a_closed_ledger(serve: Serve, ca
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "step"] == [0, 1, 2]
     assert [line["ledger/closed"] for line in lines if line["kind"] == "step"] == [1, 1, 1]
+    assert [line["weights_digest"] for line in lines if line["kind"] == "step"] == [digest(1), digest(2), digest(3)]
+    for line in (line for line in lines if line["kind"] == "step"):
+        body = batch_path(tmp_path / "run", line["step"]).read_bytes()
+        assert line["batch_digest"] == blake3(body).hexdigest()
     assert cast.rollout.applied[0] == 0
     assert cast.rollout.applied[-1] == 3
 
