@@ -63,7 +63,7 @@ def run(options: ServiceOptions) -> bool:
 
 def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> bool:
     config_yaml, run_dir = control.run_facts()
-    config, worker, state = _worker(ranks, facts=(config_yaml, run_dir))
+    config, worker, state = make_worker(ranks, facts=(config_yaml, run_dir))
     snapshot = worker.gather(_version(state))
     assert snapshot is not None
     front = _front(ranks, config, options, Path(run_dir))
@@ -100,7 +100,7 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> bool:
 
 
 def _follow(ranks: Ranks) -> bool:
-    config, worker, state = _worker(ranks, facts=())
+    config, worker, state = make_worker(ranks, facts=())
     _on_signal(lambda: None, grace_s=config.launch.grace_s)  # the leader says when to stop
     worker.gather(_version(state))
     try:
@@ -109,7 +109,7 @@ def _follow(ranks: Ranks) -> bool:
         worker.close()
 
 
-def _worker(ranks: Ranks, *, facts: tuple[str, ...]) -> tuple[Config, Worker, CheckpointState]:
+def make_worker(ranks: Ranks, *, facts: tuple[str, ...]) -> tuple[Config, Worker, CheckpointState]:
     """Every rank's share of the model, at the version to start from; followers give no facts."""
     config_yaml, run_dir = ranks.share_texts(facts)
     config = parse_config(config_yaml, where="the coordinator's configuration")

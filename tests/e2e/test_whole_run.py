@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,7 +12,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.chaos.verdict import problems
-from tests.e2e.conftest import Run, until
+from tests.e2e.conftest import ROOT, Run, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -87,6 +89,10 @@ def test_services_that_are_killed_are_started_again_and_no_group_is_lost(start_r
     assert len(set(trained)) == len(trained) == 10 * GROUPS
     assert problems(run.run_dir) == []
     assert run.left_behind() == []
+    replay = [sys.executable, "-m", "sluice.cli.main", "replay", str(run.run_dir), "--step", "9"]
+    replayed = subprocess.run(replay, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    assert replayed.stdout.splitlines()[-1] == "same"
 
 
 def test_control_c_stops_the_run_in_order_and_leaves_nothing_behind(start_run) -> None:

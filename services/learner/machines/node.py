@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where node 0 holds the store")
     parser.add_argument("--rdzv-id", default="none", help="name of the run, the same on every machine")
     parser.add_argument("--timeout-s", type=float, default=300.0, help="limit of the wait for all machines")
-    parser.add_argument("arguments", nargs="*", help="after --: flags of services.learner")
+    parser.add_argument("--module", default="services.learner", help="what each rank runs (default: %(default)s)")
+    parser.add_argument("arguments", nargs="*", help="after --: flags of the module")
     return parser
 
 
@@ -75,7 +76,7 @@ def _torchrun_arguments(args: argparse.Namespace) -> list[str]:
     # A rank that outlived a killed torchrun would go on in the old round while a new one takes its place. Each is in a
     # session of its own, and one that is frozen would not hear SIGTERM.
     armed = [sys.executable, "-I", "-S", child.__file__, str(os.getpid()), str(int(signal.SIGKILL))]
-    rank = [sys.executable, "-u", "-m", "services.learner", *args.arguments]
+    rank = [sys.executable, "-u", "-m", args.module, *args.arguments]
     sizes = ["--nnodes", str(args.nnodes), "--nproc-per-node", str(args.nproc_per_node)]
     return [*meet, *sizes, "--no-python", *armed, *rank]
 

@@ -25,6 +25,13 @@ def path_of(directory: Path, step: int) -> Path:
     return directory / f"step-{step}"
 
 
+def step_of(path: Path) -> int:
+    """The step of a complete checkpoint, by its folder's name."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
 def partial_of(directory: Path, step: int) -> Path:
     """Where it is written to before it is complete."""
     return directory / f".step-{step}.partial"
@@ -79,9 +86,9 @@ def verify(path: Path) -> None:
             raise ValueError(f"{path}: {name} is not what was written (size or hash differs)")
 
 
-def newest_that_verifies(directory: Path) -> Path | None:
-    """The checkpoint to resume from; those that do not verify are skipped and logged."""
-    for step in sorted(steps(directory), reverse=True):
+def newest_that_verifies(directory: Path, *, up_to: int | None = None) -> Path | None:
+    """The checkpoint to start from, not later than step `up_to`; those that do not verify are skipped and logged."""
+    for step in sorted((step for step in steps(directory) if up_to is None or step <= up_to), reverse=True):
         path = path_of(directory, step)
         try:
             verify(path)

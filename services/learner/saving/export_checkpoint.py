@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _export(args: argparse.Namespace) -> str:
     """Writes the folder; returns what to print."""
-    config = _config(args.run_dir, dtype=args.dtype)
+    config = read_config(args.run_dir, dtype=args.dtype)
     checkpoint = _checkpoint(args.run_dir / "checkpoints", args.checkpoint)
     target = (args.to or args.run_dir / "exports" / checkpoint.name).resolve()
     _check_target(target, force=args.force)
@@ -45,7 +45,7 @@ def _export(args: argparse.Namespace) -> str:
     return f"{target}: version {snapshot.manifest.version}, {config.model.dtype}, {size_bytes / 1e6:.1f} MB"
 
 
-def _config(run_dir: Path, *, dtype: str | None) -> Config:
+def read_config(run_dir: Path, *, dtype: str | None = None) -> Config:
     """The run's own, with the wanted type of weights. Raises ConfigError."""
     path = run_dir / "config.yaml"
     try:
