@@ -379,7 +379,7 @@ def _board(open_: tuple, queued: tuple, next_step: int, setting: Setting) -> Boa
 def choice(coordinator: Coordinator, setting: Setting) -> Batch | None:
     """The batch that would be assigned now; None while it is not full or waits for groups in flight."""
     found = board_of(coordinator, setting).choose()
-    if found.expired:
+    if found.expired and setting.staleness > 0:
         raise Violation(f"accepted groups {[group.admission for group in found.expired]} are too old for any step")
     if not setting.first_admitted_first:
         youngest = sorted(coordinator.queued, reverse=True)[: setting.batch]
@@ -395,6 +395,7 @@ def _batch_for_learner(work: _Work, step: int) -> Batch | None:
     if recorded is None or not work.setting.rules.assign_once:
         if step != work.memory.next_step and recorded is None:
             return None
+        _drop_surplus(work)
         chosen = choice(work.memory, work.setting)
         if chosen is None:
             return None
@@ -418,6 +419,15 @@ def _assign(work: _Work, step: int, chosen: Batch) -> None:
         work.run("assign", step, chosen)
     queued = tuple(entry for entry in work.memory.queued if entry[0] not in chosen)
     work.memory = work.memory._replace(queued=queued, next_step=step + 1)
+    _drop_surplus(work)
+
+
+def _drop_surplus(work: _Work) -> None:
+    """Without staleness, what is left of a batch cannot be trained; it is counted as stale here."""
+    if work.setting.staleness == 0:
+        for group in board_of(work.memory, work.setting).choose().expired:
+            work.run("end", group.admission, QUEUED, STALE)
+            _take_off(work, (group.admission,))
 
 
 def _named(disk: Disk, step: int) -> Disk:
@@ -461,6 +471,8 @@ def _get_batch(state: State, setting: Setting, learner: Learner) -> Iterator[tup
     work, step = _Work(state, setting), learner.version
     batch = _batch_for_learner(work, step)
     if batch is None:
+        if work.trail:
+            yield from work.results("surplus is dropped")
         return
     first = _of(state.handed, step)
     if first is not None and first != batch and not work.ended:
@@ -692,7 +704,8 @@ def check_event(before: State, label: str, after: State, setting: Setting) -> No
     terms = dict((*after.disk.rows(until=after.redis.rows_in_files), *after.redis.rows))
     for group, was, oldest in before.redis.live:
         now = after.redis.state_of(group)
-        if was != OPEN and now is None and terms.get(group) != TRAINED:
+        surplus = setting.staleness == 0 and was == QUEUED and terms.get(group) == STALE
+        if was != OPEN and now is None and terms.get(group) != TRAINED and not surplus:
             raise Violation(f"{label}: accepted group {group} has become {terms.get(group)}")
         if was == "assigned" and now in (OPEN, QUEUED):
             raise Violation(f"{label}: assigned group {group} is {now} again")
@@ -717,10 +730,7 @@ def zombie_harm(state: State, setting: Setting) -> str | None:
     coordinator = state.coordinator
     if zombie is None or coordinator is None or _has_forgotten(state, coordinator):
         return None
-    attempts: list[tuple[str, tuple]] = [("confirm", ()), ("admit", (zombie.admissions,)), ("set_learner", (99, 99))]
-    attempts += [("accept", (group, version)) for group, version, _ in zombie.open]
-    attempts += [("commit", (zombie.trained, ()))]
-    for name, args in attempts:
+    for name, args in zombie_attempts(zombie):
         _, answer = call(state.redis, zombie.guard, name, args, rules=setting.rules)
         if answer not in (FENCED, FORGOT):
             return f"a coordinator that was replaced may still {name}{args}"
@@ -728,6 +738,13 @@ def zombie_harm(state: State, setting: Setting) -> str | None:
     if batch is not None and handed not in (None, batch):
         return f"a coordinator that was replaced overwrites batch {zombie.next_step}: {handed} with {batch}"
     return None
+
+
+def zombie_attempts(zombie: Coordinator) -> list[tuple[str, tuple]]:
+    """Scripts that a coordinator with this memory may be about to run."""
+    attempts: list[tuple[str, tuple]] = [("confirm", ()), ("admit", (zombie.admissions,)), ("set_learner", (99, 99))]
+    attempts += [("accept", (group, version)) for group, version, _ in zombie.open]
+    return [*attempts, ("commit", (zombie.trained, ()))]
 
 
 def _may_write_file(zombie: Coordinator, setting: Setting) -> Batch | None:

@@ -101,7 +101,7 @@ def call(redis: Redis, guard: Guard, name: str, args: tuple, *, rules: Rules) ->
         return redis, FENCED
     if rules.fences and (redis.fence < guard.fence or redis.writes < guard.seen):
         return redis, FORGOT
-    after, answer = _SCRIPTS[name](redis, rules, *args)
+    after, answer = SCRIPTS[name](redis, rules, *args)
     return after._replace(writes=redis.writes + 1), answer
 
 
@@ -208,7 +208,7 @@ def _rebook(redis: Redis, rules: Rules, before: int, rows: Rows) -> tuple[Redis,
     return after._replace(rows=after.rows[len(rows) :], rows_in_files=before + len(rows)), len(rows) - counted
 
 
-_SCRIPTS = {
+SCRIPTS = {
     "admit": _admit,
     "accept": _accept,
     "end": _end,
@@ -221,6 +221,7 @@ _SCRIPTS = {
     "restore_batch": _restore_batch,
     "rebook": _rebook,
 }
+"""By the name that `call` takes."""
 
 
 def _set(redis: Redis, group: int, state: str, oldest: int) -> Redis:

@@ -11,6 +11,7 @@ ONE = Setting(batch=1, gen_batch=1)
 RUNS = {
     "three steps, a checkpoint every second one": Setting(steps=3, checkpoint_every=2),
     "synchronous": Setting(staleness=0),
+    "synchronous and over-generated": Setting(staleness=0, gen_batch=3, coordinator_crashes=1),
     "two rollouts of different age": Setting(steps=3, rollouts=2, checkpoint_every=2),
     "a rejected group": Setting(gen_batch=3, rejections=1, queue_groups=3),
     "three steps of staleness": Setting(staleness=2, steps=3, queue_groups=6, checkpoint_every=3),
