@@ -34,6 +34,7 @@ from services.coordinator.store import Store
 from services.coordinator.weight_push import WeightPush
 from services.coordinator.wire import ZstdGroups
 from sluice.clock import SystemClock
+from sluice.config.derived import most_queued_bytes
 from sluice.config.schema import Config
 from sluice.errors import LaunchError, Unavailable
 from sluice.model_identity import model_identity
@@ -142,7 +143,7 @@ async def build(config: Config, options: Options) -> Core:
     log.info("data", **data_facts)
     evaluation_prompts: Sequence[PromptLike] = held_out.take(config.eval.prompts) if held_out else []
     store = Store(url=options.redis_url, run_id=run_id)
-    await store.open()
+    await store.open(most_queued_bytes=most_queued_bytes(config))
     files = RunFiles(options.run_dir)
     prompts = PromptFeed(data=training, files=files)
     meta = await store.meta()

@@ -62,7 +62,7 @@ class Conductor:
         self.window = StepWindow(started_s=clock.now())
         self.queued_bytes = 0
         self.failures_in_a_row = 0
-        """Groups that failed since the last one that was scored."""
+        """Groups that failed since the last one that was kept or filtered."""
         self.last_progress_s = clock.now()
         """When a group last started or ended: what the stall watch looks at."""
 
@@ -108,9 +108,14 @@ class Conductor:
             self._admitting()
             and self._board.has_room()
             and self._is_needed()
-            and self.queued_bytes < self._config.coordinator.queue_max_bytes
+            and self._queue_has_room()
             and bool(self._fleet.of(Role.REWARD))
         )
+
+    def _queue_has_room(self) -> bool:
+        """Back-pressure. It spares the groups of the next batch: only that batch empties the queue."""
+        spared = self._board.rank(self._admissions) < self._config.data.train_batch_size
+        return spared or self.queued_bytes < self._config.coordinator.queue_max_bytes
 
     def _is_needed(self) -> bool:
         """Whether another group could still be trained before the last step ends."""
@@ -146,24 +151,32 @@ class Conductor:
             await self._generation.fill(group, member)
             await self._scoring.fill(group)
         except GroupFailed as failure:
-            self.failures_in_a_row += 1
-            group.fault = failure.fault
             if group.rewards:
                 self.window.add_scored(group)
-            await self.end(group, f"failed:{failure.reason}")
+            await self._fail(group, failure)
             return
-        self.failures_in_a_row = 0
         group.phase = Phase.SCORED
         self.window.add_scored(group)
         verdict = self._judge(group)
         self.window.add_verdict(verdict)
         self._board.verdicts += 1
         if verdict is Verdict.KEPT and not self._too_late(group):
-            await unbroken(self._accept(group))
+            try:
+                payload = self._codec.encode(group)
+            except GroupFailed as failure:
+                await self._fail(group, failure)
+                return
+            await unbroken(self._accept(group, payload))
         elif verdict is Verdict.KEPT:
             await self.end(group, "surplus" if self._board.max_staleness == 0 else "stale")
         else:
             await self.end(group, f"filtered_{verdict.value}")
+        self.failures_in_a_row = 0
+
+    async def _fail(self, group: Group, failure: GroupFailed) -> None:
+        self.failures_in_a_row += 1
+        group.fault = failure.fault
+        await self.end(group, f"failed:{failure.reason}")
 
     def _judge(self, group: Group) -> Verdict:
         """Dynamic sampling (eq. 11); with the filter off every group is kept."""
@@ -184,8 +197,7 @@ class Conductor:
         assert oldest is not None
         return self._board.next_step - oldest > self._board.max_staleness
 
-    async def _accept(self, group: Group) -> None:
-        payload = self._codec.encode(group)
+    async def _accept(self, group: Group, payload: bytes) -> None:
         accepted = accepted_group(group, payload_bytes=len(payload))
         await self._store.accept(
             group.group_id,

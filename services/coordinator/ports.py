@@ -49,7 +49,7 @@ class GroupCodec(Protocol):
     """Groups to bytes, for the queue and the batch files."""
 
     def encode(self, group: Group) -> bytes:
-        """A compressed, self-contained group."""
+        """A compressed, self-contained group. Raises GroupFailed for one that no learner could be sent."""
         ...
 
 

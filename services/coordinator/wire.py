@@ -5,14 +5,18 @@ from dataclasses import replace
 
 import zstandard
 
-from services.coordinator.model import Group, QueuedGroup, Reward, Sample, Span, Version
+from services.coordinator.model import Group, GroupFailed, QueuedGroup, Reward, Sample, Span, Version
 from services.coordinator.prompts.render import Prompt
 from services.coordinator.rows import accepted_group
 from services.coordinator.statement import Statement, TrainedStep
 from sluice.errors import InvalidRequest, SluiceError
 from sluice.rpc.arrays import pack_floats, pack_ids, unpack_floats, unpack_ids
+from sluice.rpc.limits import MAX_MESSAGE_BYTES
 from sluice.v1 import common_pb2 as pb
 from sluice.v1 import coordinator_pb2
+
+LARGEST_GROUP_BYTES = MAX_MESSAGE_BYTES - 64
+"""GetBatch sends a group a message; the rest is the frame around it. Redis would take twice as much."""
 
 _FINISH = {
     pb.FINISH_REASON_STOP: "stop",
@@ -185,8 +189,15 @@ class ZstdGroups:
         self._decompressor = zstandard.ZstdDecompressor()
 
     def encode(self, group: Group) -> bytes:
-        """A compressed, self-contained group."""
-        return self._compressor.compress(group_to(group).SerializeToString())
+        """A compressed, self-contained group. Raises GroupFailed for one that does not fit a message to the learner."""
+        body = group_to(group).SerializeToString()
+        if len(body) > LARGEST_GROUP_BYTES:
+            raise GroupFailed(
+                reason="too_large",
+                fault=f"{group.group_id} has {len(body)} bytes with its texts, a message to the learner takes "
+                f"{LARGEST_GROUP_BYTES}; lower rollout.n or data.max_response_length, or shorten extra_info of the prompt",
+            )
+        return self._compressor.compress(body)
 
     def decode(self, payload: bytes) -> pb.Group:
         """The message behind a payload."""

@@ -26,6 +26,18 @@ def most_groups_in_flight(config: Config) -> int:
     return min(config.gen_batch_size, in_time)
 
 
+def most_queued_bytes(config: Config) -> int:
+    """Payloads of accepted groups that may wait at once: what may be alive, and no more than the queue lets in.
+
+    A full queue still takes what is in flight, and the groups of the next batch.
+    """
+    alive = (config.coordinator.max_staleness + 1) * config.data.train_batch_size
+    if config.coordinator.max_staleness == 0:
+        alive = config.gen_batch_size
+    full = config.coordinator.queue_max_bytes + most_groups_in_flight(config) * config.largest_group_bytes
+    return min(alive * config.largest_group_bytes, full)
+
+
 def _step(config: Config) -> list[tuple[str, int, str]]:
     n, batch, mini = config.rollout.n, config.data.train_batch_size, config.mini_batch_size
     return [
@@ -60,6 +72,12 @@ def _flight(config: Config) -> list[tuple[str, int, str]]:
         ),
         ("sequences in flight at most", sequences, f"groups in flight x rollout.n = {groups} x {config.rollout.n}"),
         ("tokens in flight at most", sequences * longest, f"sequences in flight x longest = {sequences} x {longest}"),
+        (
+            "bytes in the queue at most",
+            most_queued_bytes(config),
+            "groups that can still be trained in time, and no more than coordinator.queue_max_bytes + those in flight; "
+            f"{config.largest_group_bytes} bytes a group",
+        ),
     ]
 
 

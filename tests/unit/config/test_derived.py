@@ -2,8 +2,9 @@
 
 import pytest
 
-from sluice.config.derived import derived_table
+from sluice.config.derived import derived_table, most_queued_bytes
 from sluice.config.load import load_config
+from sluice.errors import ConfigError
 
 BASE = ["model.path=m", "data.train_files=[a.jsonl]"]
 
@@ -62,3 +63,33 @@ def test_every_number_says_how_it_follows() -> None:
     table = derived_table(load_config(None, overrides=BASE))
     assert all(how for _, _, how in table)
     assert len({name for name, _, _ in table}) == len(table)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], 2 * 512 * 16 * 20480 * 10),  # K = 1: two batches may be alive
+        (["coordinator.max_staleness=0", "data.gen_batch_size=600"], 600 * 16 * 20480 * 10),
+        (
+            ["coordinator.max_staleness=9"],
+            (4 << 30) + 512 * 16 * 20480 * 10,
+        ),  # ten batches are more than the queue takes
+    ],
+)
+def test_the_queue_comes_to_what_may_be_alive_or_to_its_limit_and_what_is_in_flight(
+    overrides: list[str], expected: int
+) -> None:
+    assert most_queued_bytes(load_config(None, overrides=[*BASE, *overrides])) == expected
+
+
+def test_a_queue_smaller_than_a_batch_and_a_group_larger_than_a_message_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"coordinator\.queue_max_bytes: must hold at least .* 1677721600 bytes, got 1000"
+    ):
+        load_config(None, overrides=[*BASE, "coordinator.queue_max_bytes=1000"])
+    with pytest.raises(
+        ConfigError, match=r"data\.max_response_length: 16 samples .* of 2500000 tokens make a group of 320000000"
+    ):
+        load_config(
+            None, overrides=[*BASE, "data.max_response_length=2500000", "coordinator.queue_max_bytes=999999999999"]
+        )

@@ -12,7 +12,7 @@ import numpy as np
 from services.coordinator.board import Board
 from services.coordinator.conductor import Conductor
 from services.coordinator.fleet import Fleet, Member, Role, State
-from services.coordinator.model import Group, PromptLike, Reward, Sample, Span, Version
+from services.coordinator.model import Group, GroupFailed, PromptLike, Reward, Sample, Span, Version
 from services.coordinator.ports import Sampling
 from sluice.config.schema import Config
 from sluice.errors import Fenced
@@ -167,7 +167,12 @@ class FakeStore:
 
 
 class FakeCodec:
+    too_large = ""
+    """A group that does not fit."""
+
     def encode(self, group: Group) -> bytes:
+        if group.group_id == self.too_large:
+            raise GroupFailed(reason="too_large", fault="too large")
         return group.group_id.encode()
 
 
@@ -223,6 +228,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         self.clock, self.fleet, self.store = ManualClock(), Fleet(), FakeStore()
+        self.codec = FakeCodec()
         self.board = Board(
             train_batch_size=self.config.data.train_batch_size,
             gen_batch_size=self.config.gen_batch_size,
@@ -239,7 +245,7 @@ class Stage:
             prompts=FakePrompts(),
             rollouts=self.rollouts,
             rewards=self.rewards,
-            codec=FakeCodec(),
+            codec=self.codec,
             clock=self.clock,
             admitting=lambda: self.open,
             cursor="",

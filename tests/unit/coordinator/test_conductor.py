@@ -197,3 +197,28 @@ async def test_work_goes_to_the_least_loaded_rollout() -> None:
     async with running(stage):
         await settle()
         assert [member.outstanding for member in members] == [4, 4]
+
+
+async def test_a_full_queue_holds_back_what_is_not_of_the_next_batch_and_never_that_batch() -> None:
+    payload_bytes = len("r-0000000")
+    stage = Stage(make_config(coordinator__queue_max_bytes=4 * 2 * 8 * 10))  # the least that is allowed
+    stage.conductor.queued_bytes = stage.config.coordinator.queue_max_bytes - 2 * payload_bytes
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert len(stage.board.queued) == 4, "ranks 0 to 3 come in though two of them fill the queue; 4 to 7 wait"
+        stage.conductor.queued_bytes = 0
+        stage.board.changed.notify()
+        await settle()
+        assert len(stage.board.queued) == 8
+
+
+async def test_a_group_that_no_message_can_carry_fails_by_name_before_it_is_accepted() -> None:
+    stage = Stage(make_config())
+    stage.codec.too_large = "r-0000001"
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert stage.store.counters["failed:too_large"] == 1
+        assert stage.store.rows_[0]["fault"] == "too large"
+        assert len(stage.board.queued) == 8
