@@ -169,11 +169,13 @@ class FakeStore:
 class FakeCodec:
     too_large = ""
     """A group that does not fit."""
+    padding = 0
+    """Least bytes of a payload."""
 
     def encode(self, group: Group) -> bytes:
         if group.group_id == self.too_large:
             raise GroupFailed(reason="too_large", fault="too large")
-        return group.group_id.encode()
+        return group.group_id.encode().ljust(self.padding)
 
 
 def make_sample(index: int, *, version: int = 0, tokens: int = 4, seed: int = 0) -> Sample:
