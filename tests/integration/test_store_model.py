@@ -1,4 +1,4 @@
-"""The model of the store (tests/model/store_model.py) against the real scripts in a real Redis: same answers, same contents.
+"""The model of the store (tests/unit/coordinator/store_model.py) against the real scripts in a real Redis: same answers, same contents.
 
 Random ways through the model of a run - with every accident, operations that are broken off, repairs, a Redis put back to
 an earlier moment - are gone with real stores beside it.
@@ -14,9 +14,9 @@ from services.coordinator.ports import Forgot
 from services.coordinator.store import Store
 from sluice.errors import Fenced
 from sluice.launch.embedded_redis import EmbeddedRedis
-from tests.model import run_model, store_model
-from tests.model.run_model import Coordinator, Setting, State, start, successors, zombie_attempts
-from tests.model.store_model import COUNTERS, FENCED, FORGOT, OPEN, QUEUED, Guard, Redis, lost_of, tokens_of
+from tests.unit.coordinator import run_model, store_model
+from tests.unit.coordinator.run_model import Coordinator, Setting, State, start, successors, zombie_attempts
+from tests.unit.coordinator.store_model import COUNTERS, FENCED, FORGOT, OPEN, QUEUED, Guard, Redis, lost_of, tokens_of
 
 pytestmark = pytest.mark.integration
 

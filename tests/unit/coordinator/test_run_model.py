@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.model.run_model import Setting, Violation, explore
-from tests.model.store_model import Rules
+from tests.unit.coordinator.run_model import Setting, Violation, explore
+from tests.unit.coordinator.store_model import Rules
 
 ONE = Setting(batch=1, gen_batch=1)
 """Batches of one group: for accidents that come in great numbers."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from services.coordinator.board import Board
 from services.coordinator.model import Group, QueuedGroup
-from tests.model.store_model import (
+from tests.unit.coordinator.store_model import (
     FENCED,
     FILTERED,
     FORGOT,
