@@ -260,7 +260,7 @@ class Store:
         version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
         if version < MINIMUM_VERSION:
             raise ConfigError(f"redis: version must be >= 6.2, got {info['redis_version']}; upgrade the server")
-        limit = int(memory.get("maxmemory", 0))
+        limit = int(memory.get("maxmemory") or 0)
         if limit and memory.get("maxmemory-policy") != "noeviction":
             raise ConfigError(
                 f"redis: maxmemory-policy must be noeviction, got {memory.get('maxmemory-policy')}; any other may evict "

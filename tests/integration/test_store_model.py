@@ -1,4 +1,4 @@
-"""The model of the store (tests/unit/coordinator/store_model.py) against the real scripts in a real Redis: same answers, same contents.
+"""The model of the store (unit/coordinator/store_model.py) against the real scripts in a real Redis: same answers and contents.
 
 Random ways through the model of a run - with every accident, operations that are broken off, repairs, a Redis put back to
 an earlier moment - are gone with real stores beside it.
