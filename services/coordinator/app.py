@@ -22,6 +22,7 @@ from services.coordinator.ledger import count, ledger_metrics
 from services.coordinator.ledger_files import LedgerFiles
 from services.coordinator.lifecycle import Lifecycle
 from services.coordinator.model import PromptLike, QueuedGroup, Version
+from services.coordinator.probe import Prober
 from services.coordinator.progress import Progress, RunState
 from services.coordinator.prompt_feed import PromptFeed
 from services.coordinator.prompts import PromptStream
@@ -177,7 +178,16 @@ async def build(config: Config, options: Options) -> Core:
         config=config, board=board, store=store, files=files, conductor=conductor, events=events, clock=clock
     )
     ledger = LedgerFiles(store=store, files=files)
-    push = WeightPush(fleet=fleet, clients=clients, events=events, clock=clock, timeout_s=config.weights.timeout_s)
+    push = WeightPush(
+        fleet=fleet,
+        clients=clients,
+        events=events,
+        clock=clock,
+        timeout_s=config.weights.timeout_s,
+        prober=Prober(config=config, fleet=fleet, rollouts=clients, prompt=training.next(0)[0])
+        if config.weights.probe
+        else None,
+    )
     commits = Commits(
         store=store,
         files=files,

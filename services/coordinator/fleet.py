@@ -44,6 +44,8 @@ class Member:
     incarnation: str
     capacity: int
     last_beat_s: float
+    engine: str = ""
+    """Of a rollout: implementation, its version and the device."""
     state: State = State.REGISTERED
     version: Version | None = None
     """What it is known to hold."""

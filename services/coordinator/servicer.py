@@ -172,6 +172,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             incarnation=request.incarnation,
             capacity=max(1, request.capacity),
             last_beat_s=core.clock.now(),
+            engine=request.engine,
         )
         replaced = core.fleet.register(member)
         fence = await core.learner_arrived(member, version_from(request.version)) if role is Role.LEARNER else 0

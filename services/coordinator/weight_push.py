@@ -17,6 +17,7 @@ from services.coordinator.clients import Clients, as_sluice_errors
 from services.coordinator.events import Events
 from services.coordinator.fleet import Fleet, Member, Role, State
 from services.coordinator.model import Version
+from services.coordinator.probe import Prober
 from services.coordinator.wire import version_from
 from sluice.clock import Clock
 from sluice.errors import SluiceError, TransferError, Unavailable
@@ -48,9 +49,20 @@ class _Epoch:
 class WeightPush:
     """The weight pushes of a run."""
 
-    def __init__(self, *, fleet: Fleet, clients: Clients, events: Events, clock: Clock, timeout_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        clients: Clients,
+        events: Events,
+        clock: Clock,
+        timeout_s: float,
+        prober: Prober | None,
+    ) -> None:
+        """Without a `prober` a rollout is READY when it has applied."""
         self._fleet, self._clients, self._events, self._clock = fleet, clients, events, clock
         self._timeout_s = timeout_s
+        self._prober = prober
         self.times: list[PushTimes] = []
         """Pushes since the last commit; the committer takes them."""
 
@@ -102,7 +114,11 @@ class WeightPush:
                 f"{member.service_id} applied {applied.version.number} with digest {applied.digest[:12]}, the learner "
                 f"published {manifest.version.number} with {manifest.digest[:12]}"
             )
-        member.version = version_from(manifest.version)
+        version = version_from(manifest.version)
+        if self._prober is not None and member.state in (State.SYNCING, State.QUARANTINED):
+            for odd in await self._prober.check(member, version):
+                self._quarantine(odd, TransferError(f"its probe is not that of most, of {member.service_id} for one"))
+        member.version = version
         times = PushTimes(
             push_ms=(self._clock.now() - started) * 1e3, receive_ms=applied.receive_ms, stall_ms=applied.stall_ms
         )
@@ -172,4 +188,6 @@ def _is_behind(member: Member, learner: Member) -> bool:
     newest: Version | None = learner.version
     if newest is None:
         return False
-    return member.version is None or newest.number > member.version.number
+    if member.version is None or newest.number > member.version.number:
+        return True
+    return member.state is State.QUARANTINED and newest.number == member.version.number

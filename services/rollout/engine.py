@@ -104,7 +104,7 @@ class Engine(Protocol):
     """An inference engine. All methods are called by the one thread that owns it."""
 
     name: str
-    """Implementation and its version: "vllm 0.32.0"."""
+    """Implementation, its version and the device: "vllm 0.32.0 on cpu"."""
     max_model_len: int
     """Context length in tokens."""
     capacity: int

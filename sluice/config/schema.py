@@ -268,6 +268,9 @@ class WeightsConfig(Section):
     inflight: Literal["keep", "recompute"] = Field(
         default="keep", description="KV of running requests when weights change"
     )
+    probe: bool = Field(
+        default=True, description="a short greedy completion, compared among rollouts, before a rollout's first group"
+    )
     lora: Literal["merged", "adapter"] = Field(
         default="merged",
         description="with model.lora_rank: push whole merged weights, or adapters only, which rollouts merge themselves",

@@ -202,7 +202,7 @@ class RolloutServiceGetInfoResponse(_message.Message):
     MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
     engine: _builtins.str
-    """"vllm" or "transformers", with its version."""
+    """"vllm" or "transformers", with its version and the device."""
     digest: _builtins.str
     """Digest of the weights in use; empty before the first push."""
     running_samples: _builtins.int

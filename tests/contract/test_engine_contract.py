@@ -151,6 +151,36 @@ def test_an_end_token_at_max_tokens_is_a_stop(engine: Engine) -> None:
     assert again.finish_reason is FinishReason.STOP
 
 
+def test_a_probe_finds_a_stale_tensor_that_the_digest_cannot(
+    engine: Engine, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from services.coordinator.probe import PROBE_TOKENS, TOLERANCE_NATS, ProbeAnswer, difference_nats
+    from services.rollout.adapters import transformers_engine
+    from tests.tiny_model import load, perturbed, snapshot
+
+    modules = [transformers_engine]
+    if engine.name.startswith("vllm"):
+        from services.rollout.adapters import vllm_extension
+
+        modules = [vllm_extension]
+    unpack = modules[0].named_tensors
+
+    def probe() -> ProbeAnswer:
+        [sample] = draw(engine, request("probe", temperature=0, max_tokens=PROBE_TOKENS))
+        return ProbeAnswer(token_ids=sample.token_ids, logprobs=sample.logprobs)
+
+    changed = snapshot(perturbed(load(model_path), seed=1, scale=0.02), 1)
+    answers = []
+    for lost in ("model.embed_tokens.weight", ""):
+        stays = lambda named, lost=lost: ((name, tensor) for name, tensor in unpack(*named) if name != lost)  # noqa: E731
+        monkeypatch.setattr(modules[0], "named_tensors", lambda *named, stays=stays: stays(named))
+        engine.load_weights(changed.manifest, changed.buffer, recompute_kv=False)
+        answers.append(probe())
+    again = probe()
+    assert difference_nats(answers[0], answers[1]) > TOLERANCE_NATS["float32"]
+    assert difference_nats(answers[1], again) < 0.1 * TOLERANCE_NATS["float32"]
+
+
 @pytest.mark.parametrize("recompute_kv", [False, True])
 def test_spans_are_exact_to_the_token_when_weights_switch_mid_generation(
     engine: Engine, model_path: Path, recompute_kv: bool

@@ -159,6 +159,7 @@ class FakeRollout(Service, rollout_pb2_grpc.RolloutServiceServicer):
         self.generated: list[str] = []
         self.applied: list[int] = []
         self.die_on: str | None = None
+        self.logprobs = [-0.1, -0.2, -0.3]
         rollout_pb2_grpc.add_RolloutServiceServicer_to_server(self, server)
 
     async def Generate(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
@@ -171,7 +172,7 @@ class FakeRollout(Service, rollout_pb2_grpc.RolloutServiceServicer):
                 sample=common.Sample(
                     index=spec.index,
                     token_ids=pack_ids([5, 6, 2]),
-                    logprobs=pack_floats([-0.1, -0.2, -0.3]),
+                    logprobs=pack_floats(self.logprobs),
                     spans=[span],
                     finish_reason=common.FINISH_REASON_STOP,
                     text="right" if spec.index == 0 else "wrong",

@@ -307,6 +307,31 @@ async def test_an_evaluation_is_repeated_on_another_rollout_when_its_rollout_die
     await second.server.stop(grace_s=0)
 
 
+async def test_a_rollout_whose_engine_computes_something_else_gets_no_work_until_it_is_cured(
+    serve: Serve, cast: Cast, model: Path
+) -> None:
+    def is_in(state: "pb.ServiceState.ValueType") -> Callable[[pb.GetStatusResponse], bool]:
+        return lambda status: any(
+            member.service_id == "rollout-1" and member.state == state for member in status.services
+        )
+
+    odd = FakeRollout(role=pb.SERVICE_ROLE_ROLLOUT, service_id="rollout-1", incarnation="rollout-1-a", model=model)
+    await odd.start()
+    odd.logprobs = [-0.1, -2.0, -0.3]
+    async with serve() as run:
+        await cast.register(run)
+        await run.until(lambda status: len(status.evaluations) == 1)
+        await odd.register(run)
+        await run.until(is_in(pb.SERVICE_STATE_QUARANTINED))
+        assert odd.applied == [0]
+        assert all(request_id.startswith("probe-a0-") for request_id in odd.generated)
+        odd.logprobs = cast.rollout.logprobs
+        await run.until(is_in(pb.SERVICE_STATE_READY))
+        assert len(odd.applied) > 1
+    assert odd.server is not None
+    await odd.server.stop(grace_s=0)
+
+
 async def test_a_grader_that_answers_nan_fails_the_group_and_not_the_coordinator(serve: Serve, cast: Cast) -> None:
     cast.reward.nan_of = "run-0000001"
     async with serve() as run:

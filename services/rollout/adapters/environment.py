@@ -21,3 +21,10 @@ def set_environment(*, threads: int) -> None:
     if not torch.cuda.is_available():
         # Only the logprobs operator would be compiled: 14 s of a cold start, and it needs a C++ compiler.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
+
+
+def device_name() -> str:
+    """What this process computes on, as part of an engine's name: numbers of two kinds differ more than those of one."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

@@ -18,6 +18,7 @@ import transformers
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from services.rollout.adapters.environment import device_name
 from services.rollout.engine import FinishedSample, FinishReason, RunningSample, SampleRequest
 from services.rollout.model_files import ModelFacts
 from sluice.errors import ConfigError
@@ -43,7 +44,7 @@ class TransformersEngine:
 
     def __init__(self, model: ModelFacts, *, dtype: str, max_model_len: int, max_num_seqs: int) -> None:
         """Loads the model, on CUDA where there is one."""
-        self.name = f"transformers {transformers.__version__}"
+        self.name = f"transformers {transformers.__version__} on {device_name()}"
         self.max_model_len = max_model_len
         self.capacity = max_num_seqs
         self.version: PolicyVersion | None = None

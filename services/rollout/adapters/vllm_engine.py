@@ -23,6 +23,7 @@ from vllm.v1.engine import FinishReason as VllmFinishReason
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor import Executor
 
+from services.rollout.adapters.environment import device_name
 from services.rollout.engine import FinishedSample, FinishReason, RunningSample, SampleRequest
 from services.rollout.model_files import ModelFacts
 from sluice.weights import files
@@ -59,7 +60,7 @@ class VllmEngine:
         kv_cache_bytes: int | None,
     ) -> None:
         """Loads the model. `kv_cache_bytes` counts on a CPU only, `gpu_memory_utilization` on CUDA only."""
-        self.name = f"vllm {vllm.__version__}"
+        self.name = f"vllm {vllm.__version__} on {device_name()}"
         self.max_model_len = max_model_len
         self.capacity = max_num_seqs
         self.version: PolicyVersion | None = None
