@@ -98,14 +98,13 @@ class Assigner:
 
         It gets its name last: a coordinator that was replaced without knowing is shut out before it overwrites one.
         """
-        payloads = []
-        for group in choice.chosen:
-            payload = await self._store.payload(group.group_id)
+        ids = [group.group_id for group in choice.chosen]
+        payloads: list[bytes] = []
+        for group_id, payload in zip(ids, await self._store.payloads(ids), strict=True):
             if payload is None:
                 await self._store.confirm()
-            assert payload is not None, f"accepted group {group.group_id} has no payload"
+            assert payload is not None, f"accepted group {group_id} has no payload"
             payloads.append(payload)
-        ids = [group.group_id for group in choice.chosen]
         batch = await self._files.stage_batch(step, payloads=payloads)
         tokens = sum(group.tokens for group in choice.chosen)
         await self._store.assign(step, record={"ids": ids, "digest": batch.digest}, group_ids=ids, tokens=tokens)

@@ -24,13 +24,15 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio as aioredis
 import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, RedisError, ResponseError
+from redis.commands.core import AsyncScript
+from redis.exceptions import BusyLoadingError, NoScriptError, OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -202,6 +204,14 @@ FORGOT = (
 MEMORY_A_PAYLOAD_BYTE = 1.25
 """Of Redis. Measured: 1.04 at 2 kB a payload, 1.01 at 20 kB; the rest is for the group's facts, rows and connections."""
 
+SENT_AT_ONCE_BYTES = 16 << 20
+"""Scripts of one round trip have no more in all, unless a single one has: Redis answers nobody else meanwhile."""
+
+PAYLOADS_AT_ONCE = 16
+"""Payloads read in one round trip: large ones have megabytes."""
+NO_ENTRY = "0-0"
+"""A stream id that Redis never gives out."""
+
 OPEN_TIMEOUT_S, OPEN_RETRIES = 15.0, 4
 """How long `open` waits for a Redis that may be starting beside it: 15 s for an answer, some seconds while it is refused."""
 
@@ -238,6 +248,8 @@ class Store:
         self.fence = 0
         self._seen = 0
         """The largest number of writes that this process was told of."""
+        self._asked: deque[_Asked] = deque()
+        self._sending: asyncio.Task[None] | None = None
         self._forgot = asyncio.Event()
         self.recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT_ROWS)
         """Rows of the groups that ended last, without their lists, oldest first, since this process started."""
@@ -286,10 +298,14 @@ class Store:
                 fix="redis-cli config set appendfsync always, and appendfsync always in its configuration file",
             )
         now_ms = time.time_ns() // 1_000_000
+        await self._load()
         self.fence = int(await self._redis.eval(_TAKE_OVER, 1, self._key["fence"], now_ms))
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections; nobody waits for a script any more."""
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.gather(self._sending, return_exceptions=True)
         await self._redis.aclose()
 
     async def admit(self, group_id: str, *, info: Mapping[str, Any], cursor: str, admissions: int) -> None:
@@ -332,11 +348,19 @@ class Store:
 
     async def payload(self, group_id: str) -> bytes | None:
         """The payload of a queued group, None when it is not queued."""
-        entry = await self._call(self._redis.hget(self._key["entry"], group_id))
-        if entry is None:
-            return None
-        found = await self._call(self._redis.xrange(self._key["groups"], min=entry, max=entry))
-        return found[0][1][b"payload"] if found else None
+        return (await self.payloads([group_id]))[0]
+
+    async def payloads(self, group_ids: Sequence[str]) -> list[bytes | None]:
+        """`payload` of each."""
+        entries = await self._call(self._redis.hmget(self._key["entry"], list(group_ids)))
+        found: list[bytes | None] = []
+        for first in range(0, len(entries), PAYLOADS_AT_ONCE):
+            pipe = self._redis.pipeline(transaction=False)
+            for entry in entries[first : first + PAYLOADS_AT_ONCE]:
+                pipe.xrange(self._key["groups"], min=entry or NO_ENTRY, max=entry or NO_ENTRY)
+            answers = await self._call(pipe.execute())
+            found += [answer[0][1][b"payload"] if answer else None for answer in answers]
+        return found
 
     async def live(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """group id -> (state, info) of every live group."""
@@ -418,10 +442,55 @@ class Store:
         return int(await self._run("rebook", before, *parts))
 
     async def _run(self, name: str, *args: str | int | bytes) -> Any:
-        guard = f"{self.fence}:{self._seen}"
-        writes, answer = await self._call(self._scripts[name](keys=self._keys, args=[guard, *args]))
+        """One script. Those that are asked for while others are under way go in one round trip, in their order."""
+        asked = _Asked(script=self._scripts[name], args=args, answer=asyncio.get_running_loop().create_future())
+        self._asked.append(asked)
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send(), name="redis-scripts")
+        return await asked.answer
+
+    async def _send(self) -> None:
+        while self._asked:
+            together = [self._asked.popleft()]
+            size = together[0].size
+            while self._asked and size + self._asked[0].size <= SENT_AT_ONCE_BYTES:
+                together.append(self._asked.popleft())
+                size += together[-1].size
+            try:
+                answers = await self._call(self._together(together))
+            except Exception as error:  # noqa: BLE001 - every one who asked is told, whatever it is
+                answers = [error] * len(together)
+            for asked, answer in zip(together, answers, strict=True):
+                self._tell(asked, answer)
+
+    async def _together(self, together: Sequence["_Asked"]) -> list[Any]:
+        """Answers or errors of scripts, one by one. Redis forgets scripts when it restarts; then they are loaded again."""
+        while True:
+            guard = f"{self.fence}:{self._seen}"
+            pipe = self._redis.pipeline(transaction=False)
+            for asked in together:
+                pipe.evalsha(asked.script.sha, len(self._keys), *self._keys, guard, *asked.args)
+            answers = await pipe.execute(raise_on_error=False)
+            if not any(isinstance(answer, NoScriptError) for answer in answers):
+                return answers
+            await self._load()
+
+    async def _load(self) -> None:
+        """All at once: of scripts that go together, none is known or every one."""
+        for script in self._scripts.values():
+            await self._redis.script_load(script.script)
+
+    def _tell(self, asked: "_Asked", answer: Any) -> None:
+        if asked.answer.done():
+            return  # its caller was cancelled
+        if isinstance(answer, ResponseError):
+            answer = self._ours(answer)
+        if isinstance(answer, Exception):
+            asked.answer.set_exception(answer)
+            return
+        writes, value = answer
         self._seen = max(self._seen, writes)
-        return answer
+        asked.answer.set_result(value)
 
     async def _call(self, command: Any) -> Any:
         task = asyncio.current_task()
@@ -432,19 +501,40 @@ class Store:
         except (RedisConnectionError, RedisTimeoutError) as error:
             raise Unavailable(f"redis: {error}") from error
         except ResponseError as error:
-            if "FENCED" in str(error):
-                raise Fenced("another coordinator has taken over this run; this one must end") from error
-            if "FORGOT" in str(error):
-                self._forgot.set()
-                raise Forgot(FORGOT) from error
-            if isinstance(error, OutOfMemoryError):
-                raise Overloaded(f"redis: {error}; raise its maxmemory or lower coordinator.queue_max_bytes") from error
-            raise
+            ours = self._ours(error)
+            if ours is error:
+                raise
+            raise ours from error
         if (
             task.cancelling() > asked
         ):  # redis-py writes under asyncio.wait_for, which loses a cancellation (Python < 3.12)
             raise asyncio.CancelledError
         return answer
+
+    def _ours(self, error: ResponseError) -> Exception:
+        """What a refusal of Redis means; the error itself where it means nothing of ours."""
+        if "FENCED" in str(error):
+            return Fenced("another coordinator has taken over this run; this one must end")
+        if "FORGOT" in str(error):
+            self._forgot.set()
+            return Forgot(FORGOT)
+        if isinstance(error, OutOfMemoryError):
+            return Overloaded(f"redis: {error}; raise its maxmemory or lower coordinator.queue_max_bytes")
+        return error
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Asked:
+    """A script that somebody waits for."""
+
+    script: AsyncScript
+    args: Sequence[str | int | bytes]
+    answer: "asyncio.Future[Any]"
+
+    @property
+    def size(self) -> int:
+        """Bytes of its arguments, about."""
+        return sum(len(arg) for arg in self.args if not isinstance(arg, int))
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

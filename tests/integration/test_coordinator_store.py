@@ -52,6 +52,44 @@ async def test_a_group_goes_from_open_to_trained_and_every_term_is_counted(store
     assert [row["admission"] for row in (await store.rows(10))[1]] == [0, 1]
 
 
+async def test_hundreds_of_transitions_at_once_all_arrive_in_order(store: Store) -> None:
+    names = [f"g{number:03d}" for number in range(300)]
+    async with asyncio.TaskGroup() as tasks:
+        for number, name in enumerate(names):
+            info = {"admission": number}
+            tasks.create_task(store.admit(name, info=info, cursor=str(number), admissions=number + 1))
+    assert (await store.counters())["admitted"] == 300
+    assert (await store.meta())["admissions"] == "300"  # the last one that was asked for
+
+
+async def test_a_caller_that_gives_up_disturbs_no_other(store: Store) -> None:
+    calls = [
+        asyncio.create_task(store.admit(name, info={"admission": 0}, cursor="", admissions=1))
+        for name in ("a", "b", "c")
+    ]
+    await asyncio.sleep(0)
+    calls[1].cancel()
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(end) for end in ends] == [type(None), asyncio.CancelledError, type(None)]
+    assert {"a", "c"} <= set(await store.live())
+
+
+async def test_a_fenced_script_fails_alone_and_scripts_that_redis_forgot_are_loaded_again(
+    store: Store, redis_server: EmbeddedRedis
+) -> None:
+    await accept(store, "a")
+    other = aioredis.Redis.from_url(redis_server.url)
+    await other.script_flush()
+    await accept(store, "b")
+    assert set(await store.live()) == {"a", "b"}
+    await other.aclose()
+    newer = Store(url=redis_server.url, run_id="run")
+    await newer.open()
+    ends = await asyncio.gather(accept(store, "c"), newer.confirm(), return_exceptions=True)
+    assert [type(end) for end in ends] == [Fenced, type(None)]
+    await newer.close()
+
+
 async def test_repeated_transitions_change_nothing(store: Store) -> None:
     await accept(store, "a")
     await store.admit("a", info={"admission": 0}, cursor="9", admissions=9)
@@ -249,7 +287,7 @@ async def test_who_is_cancelled_while_redis_answers_ends_there(redis_server: Emb
     """Whatever the moment: the client's own waits must not lose it."""
     for turns in range(40):
         store = Store(url=redis_server.url, run_id="run")  # a fresh one, whose first call connects
-        call = asyncio.create_task(store.set_meta({"cursor": "1"}))
+        call = asyncio.create_task(store.counters())
         for _ in range(turns):
             await asyncio.sleep(0)
         was_cancelled = call.cancel()

@@ -102,7 +102,7 @@ class FakeStore:
         self.state: dict[str, str] = {}
         self.counters: Counter[str] = Counter()
         self.rows_: list[dict[str, Any]] = []
-        self.payloads: dict[str, bytes] = {}
+        self._payloads: dict[str, bytes] = {}
         self.batches: dict[int, dict[str, Any]] = {}
         self.fenced = False
         """Another coordinator has taken over."""
@@ -117,7 +117,7 @@ class FakeStore:
     async def accept(self, group_id: str, *, info: Mapping[str, Any], payload: bytes, tokens: int, lost: int) -> bool:
         assert self.state[group_id] == "open"
         json.dumps(dict(info))
-        self.state[group_id], self.payloads[group_id] = "queued", payload
+        self.state[group_id], self._payloads[group_id] = "queued", payload
         self.counters.update(open=-1, queued=1, generated_tokens=tokens + lost, lost_tokens=lost)
         self.counters["tokens:queued"] += tokens
         await self.answers.wait()
@@ -136,8 +136,8 @@ class FakeStore:
         await self.answers.wait()
         return True
 
-    async def payload(self, group_id: str) -> bytes | None:
-        return self.payloads.get(group_id) if self.state.get(group_id) == "queued" else None
+    async def payloads(self, group_ids: Sequence[str]) -> list[bytes | None]:
+        return [self._payloads[name] if self.state.get(name) == "queued" else None for name in group_ids]
 
     async def record(self, kind: str, step: int) -> dict[str, Any] | None:
         return self.batches.get(step)
