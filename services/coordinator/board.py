@@ -16,7 +16,7 @@ class Choice:
     """What batch `step` would be made of right now."""
 
     chosen: list[QueuedGroup]
-    """Accepted groups in admission order; fewer than a batch when it is not ready."""
+    """Accepted groups in admission order; in any order and fewer than a batch when it is not ready."""
     expired: list[QueuedGroup]
     """Accepted groups too old for this step: to be dropped as stale."""
     wait_for: list[Group]
@@ -91,14 +91,15 @@ class Board:
 
     def choose(self) -> Choice:
         """Batch `next_step` as it would be now."""
-        waiting = sorted(self.queued.values(), key=lambda group: group.admission)
-        expired = [group for group in waiting if self.next_step - group.oldest_version > self.max_staleness]
-        usable = [group for group in waiting if self.next_step - group.oldest_version <= self.max_staleness]
+        oldest = self.next_step - self.max_staleness
+        usable = [group for group in self.queued.values() if group.oldest_version >= oldest]
+        expired = [group for group in self.queued.values() if group.oldest_version < oldest]
+        if len(usable) < self.train_batch_size:  # by far the most common: asked after every change
+            return Choice(chosen=usable, expired=expired, wait_for=[])
+        usable.sort(key=lambda group: group.admission)
         chosen = usable[: self.train_batch_size]
-        wait_for = []
-        if len(chosen) == self.train_batch_size:
-            admissions = [group.admission for group in chosen]
-            wait_for = [group for group in self.open.values() if self._would_be_late(group, admissions)]
+        admissions = [group.admission for group in chosen]
+        wait_for = [group for group in self.open.values() if self._would_be_late(group, admissions)]
         return Choice(chosen=chosen, expired=expired, wait_for=wait_for)
 
     def _would_be_late(self, group: Group, chosen: list[int]) -> bool:

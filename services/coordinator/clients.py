@@ -7,11 +7,12 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from services.coordinator.fleet import Member
+from services.coordinator.fleet import Member, Role
 from services.coordinator.model import PromptLike, Reward, Sample, Version
 from services.coordinator.ports import Sampling
 from services.coordinator.wire import finish_to, reward_from, sample_from, version_to
@@ -28,21 +29,27 @@ from sluice.v1 import (
     rollout_pb2_grpc,
 )
 
+_STUB = {
+    Role.ROLLOUT: rollout_pb2_grpc.RolloutServiceStub,
+    Role.REWARD: reward_pb2_grpc.RewardServiceStub,
+    Role.LEARNER: learner_pb2_grpc.LearnerServiceStub,
+}
+
 
 class Clients:
     """All outgoing calls of the coordinator."""
 
     def __init__(self) -> None:
-        self._channels: dict[Member, grpc.aio.Channel] = {}
+        self._peers: dict[Member, _Peer] = {}
         self._closers: set[asyncio.Task[None]] = set()
 
     def rollout(self, member: Member) -> "rollout_pb2_grpc.RolloutServiceAsyncStub":
         """The rollout's stub."""
-        return rollout_pb2_grpc.RolloutServiceStub(self._channel(member))  # type: ignore[return-value]
+        return self._peer(member).stub
 
     def learner(self, member: Member) -> "learner_pb2_grpc.LearnerServiceAsyncStub":
         """The learner's stub."""
-        return learner_pb2_grpc.LearnerServiceStub(self._channel(member))  # type: ignore[return-value]
+        return self._peer(member).stub
 
     async def generate(
         self,
@@ -90,7 +97,7 @@ class Clients:
                 for sample in samples
             ],
         )
-        stub: Any = reward_pb2_grpc.RewardServiceStub(self._channel(member))
+        stub = self._peer(member).stub
         with as_sluice_errors(member):
             response = await stub.Score(request, timeout=timeout_s)
         if len(response.results) != len(samples):
@@ -101,22 +108,31 @@ class Clients:
         """Closes every channel."""
         for task in self._closers:
             task.cancel()
-        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
-        self._channels.clear()
+        await asyncio.gather(*(peer.channel.close() for peer in self._peers.values()))
+        self._peers.clear()
 
-    def _channel(self, member: Member) -> grpc.aio.Channel:
+    def _peer(self, member: Member) -> "_Peer":
         if member.gone.is_set():
             raise Unavailable(f"{member.service_id} at {member.address} is gone")
-        if member not in self._channels:
-            self._channels[member] = open_channel(member.address)
+        if member not in self._peers:
+            channel = open_channel(member.address)
+            self._peers[member] = _Peer(channel=channel, stub=_STUB[member.role](channel))
             task = asyncio.create_task(self._close_when_gone(member))
             self._closers.add(task)
             task.add_done_callback(self._closers.discard)
-        return self._channels[member]
+        return self._peers[member]
 
     async def _close_when_gone(self, member: Member) -> None:
         await member.gone.wait()
-        await self._channels.pop(member).close()
+        await self._peers.pop(member).channel.close()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Peer:
+    """How a member is called. Its stub makes a callable for every method, so it is made once, not once a call."""
+
+    channel: grpc.aio.Channel
+    stub: Any
 
 
 @contextlib.contextmanager

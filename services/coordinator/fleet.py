@@ -182,6 +182,8 @@ class Signal:
 
     async def wait(self, timeout_s: float | None = None) -> bool:
         """True at the next notify, False when `timeout_s` passes first."""
+        if timeout_s is None:
+            return await self._event.wait()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._event.wait()

@@ -38,12 +38,12 @@ class Generation:
 
     def start_on(self, admission: int) -> Member | None:
         """The rollout on which a group of this admission may start now."""
-        ready = [
-            member
-            for member in self._fleet.of(Role.ROLLOUT)
-            if member.version is not None and self._board.may_start(admission=admission, version=member.version.number)
+        held = [
+            (member, member.version.number) for member in self._fleet.of(Role.ROLLOUT) if member.version is not None
         ]
-        member = self._fleet.least_loaded(ready)
+        versions = {number for _, number in held}  # few, however large the fleet
+        allowed = {number for number in versions if self._board.may_start(admission=admission, version=number)}
+        member = self._fleet.least_loaded([member for member, number in held if number in allowed])
         if member is not None:
             member.outstanding += self._config.rollout.n
         return member
