@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo test chaos check static unit protos format bench bench-learner clean
+.PHONY: help setup demo test chaos check static unit protos format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,9 @@ bench: setup     ## every benchmark; prints a table, writes benchmarks/results/*
 bench-learner: setup ## the learner's: loss and head, packing, and the race against TRL (about an hour on 2 idle cores)
 	$(PY) -m benchmarks.run learner_loss learner_packing
 	$(PY) -m benchmarks.vs_trl
+
+bench-system: setup ## coordinator against a bare relay, overlap, weight push, staleness (about an hour on 2 idle cores)
+	GRPC_ENABLE_FORK_SUPPORT=0 $(PY) -m benchmarks.run coordinator_relay overlap weight_push staleness_sweep
 
 clean:           ## remove .venv and everything made by tests and runs
 	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis

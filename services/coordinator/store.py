@@ -458,6 +458,10 @@ class Store:
                 size += together[-1].size
             try:
                 answers = await self._call(self._together(together))
+            except asyncio.CancelledError:
+                for asked in (*together, *self._asked):
+                    asked.answer.cancel()
+                raise
             except Exception as error:  # noqa: BLE001 - every one who asked is told, whatever it is
                 answers = [error] * len(together)
             for asked, answer in zip(together, answers, strict=True):

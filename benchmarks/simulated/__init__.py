@@ -1,0 +1,1 @@
+"""Services without an engine behind the real protocol: what the system's benchmarks put around a real coordinator."""
