@@ -31,7 +31,9 @@ from services.coordinator.reward_check import check_reward
 from services.coordinator.rows import reopened
 from services.coordinator.run_files import RunFiles
 from services.coordinator.servicer import SERVICE_NAME, CoordinatorServicer
+from services.coordinator.stall import StallWatch
 from services.coordinator.store import Store
+from services.coordinator.waits import Scene
 from services.coordinator.weight_push import WeightPush
 from services.coordinator.wire import ZstdGroups
 from sluice.clock import SystemClock
@@ -102,6 +104,7 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter) -> in
         asyncio.create_task(core.sweep_forever(), name="sweep"),
         asyncio.create_task(_export(core, exporter), name="metrics"),
         asyncio.create_task(core.store.watch(), name="redis"),
+        asyncio.create_task(core.stall.run(), name="stall"),
     ]
     stopped = asyncio.create_task(stop.wait(), name="signal")
     life = asyncio.create_task(core.lifecycle.run(), name="lifecycle")
@@ -233,6 +236,28 @@ async def build(config: Config, options: Options) -> Core:
         check_reward=reward_check,
         check_only=options.check_only,
     )
+
+    def scene() -> Scene:
+        return Scene(
+            config=config,
+            progress=progress,
+            board=board,
+            fleet=fleet,
+            assigned=list(assigner.assigned),
+            asked=assigner.asked,
+            admissions=conductor.admissions,
+            queued_bytes=conductor.queued_bytes,
+            evaluating=evaluator.under_way,
+        )
+
+    stall = StallWatch(
+        scene=scene,
+        conductor=conductor,
+        progress=progress,
+        events=events,
+        clock=clock,
+        warn_after_s=config.coordinator.stall_warning_s,
+    )
     await _restore_groups(store, board, conductor, assigner, prompts, progress)
     repair = Repair(
         config=config,
@@ -267,6 +292,7 @@ async def build(config: Config, options: Options) -> Core:
         lifecycle=lifecycle,
         progress=progress,
         repair=repair,
+        stall=stall,
         learner_fence=int(meta.get("learner_fence", 0)),
         learner_incarnation=meta.get("learner_incarnation", ""),
     )

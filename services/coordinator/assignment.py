@@ -42,6 +42,8 @@ class Assigner:
         self._waiting_since: float | None = None
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
+        self.asked: int | None = None
+        """The step of a batch that the learner waits for now."""
         self.assigned: dict[int, list[QueuedGroup]] = {}
         """Batches assigned and not yet trained, for the metrics and rows of their commit."""
 
@@ -58,16 +60,23 @@ class Assigner:
                 )
             if step != self._board.next_step:
                 return f"batch {step} was asked for, but the next one is {self._board.next_step}"
-            while not self._closed:
-                choice = self._board.choose()
-                await self._drop(choice.expired)
-                if len(choice.chosen) == self._config.data.train_batch_size and self._stragglers_are_over(choice):
-                    return await unbroken(self._assign(step, choice))
-                left_s = give_up - self._clock.now()
-                if left_s <= 0:
-                    return self._why_not(choice)
-                await self._board.changed.wait(min(left_s, 1.0))
-            return "the run is being stopped"
+            self.asked = step
+            try:
+                return await self._when_ready(step, give_up_s=give_up)
+            finally:
+                self.asked = None
+
+    async def _when_ready(self, step: int, *, give_up_s: float) -> BatchFile | str:
+        while not self._closed:
+            choice = self._board.choose()
+            await self._drop(choice.expired)
+            if len(choice.chosen) == self._config.data.train_batch_size and self._stragglers_are_over(choice):
+                return await unbroken(self._assign(step, choice))
+            left_s = give_up_s - self._clock.now()
+            if left_s <= 0:
+                return self._why_not(choice)
+            await self._board.changed.wait(min(left_s, 1.0))
+        return "the run is being stopped"
 
     async def _recorded(self, step: int, digest: str) -> BatchFile:
         await self._files.name_batch(step, digest)  # whoever recorded it may have died before

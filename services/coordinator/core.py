@@ -20,6 +20,7 @@ from services.coordinator.progress import Progress, RunState
 from services.coordinator.prompt_feed import PromptFeed
 from services.coordinator.repair import Repair
 from services.coordinator.run_files import BatchFile, RunFiles
+from services.coordinator.stall import StallWatch
 from services.coordinator.statement import Statement
 from services.coordinator.store import Store
 from services.coordinator.weight_push import WeightPush
@@ -83,6 +84,7 @@ class Core:
     lifecycle: Lifecycle
     progress: Progress
     repair: Repair
+    stall: StallWatch
     learner_fence: int = 0
     learner_incarnation: str = ""
     """The process that holds the fence."""

@@ -81,6 +81,8 @@ class Evaluator:
         self._rollouts, self._rewards, self._prompts = rollouts, rewards, prompts
         self._newest = newest
         self._one_at_a_time = asyncio.Lock()
+        self.under_way = ""
+        """What it does now, for people; empty when nothing is evaluated."""
 
     @property
     def possible(self) -> bool:
@@ -106,10 +108,14 @@ class Evaluator:
                     f"evaluation: not done after eval.timeout_s = {settings.timeout_s:.0f} s (it waits for a rollout that "
                     "holds the newest version, then for its samples and a reward)"
                 ) from None
+            finally:
+                self.under_way = ""
 
     async def _attempt(self, prompts: Sequence[PromptLike], n: int, started: float) -> EvaluationResult | None:
         """The whole of it on one rollout; None when that rollout died meanwhile: all samples are of one version."""
+        self.under_way = "waits for a rollout that holds the newest version"
         member = await self._pin()
+        self.under_way = f"runs on {member.service_id}"
         try:
             return await self._run(member, prompts, n, started)
         except BaseExceptionGroup as failures:

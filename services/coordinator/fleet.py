@@ -47,6 +47,8 @@ class Member:
     engine: str = ""
     """Of a rollout: implementation, its version and the device."""
     state: State = State.REGISTERED
+    reason: str = ""
+    """Why it is quarantined or lost."""
     version: Version | None = None
     """What it is known to hold."""
     granted: int = -1
@@ -112,7 +114,7 @@ class Fleet:
             if member.state is not State.LOST and now_s - member.last_beat_s > timeout_s
         ]
         for member in lost:
-            self.lose(member)
+            self.lose(member, f"no heartbeat for {timeout_s:.0f} s")
         for member in list(self.members.values()):
             if member.state is State.LOST and now_s - member.last_beat_s > timeout_s + FORGET_LOST_S:
                 del self.members[member.service_id]
@@ -125,17 +127,17 @@ class Fleet:
         """
         if not isinstance(error, Unavailable) or member.gone.is_set():
             return False
-        self.lose(member)
+        self.lose(member, str(error))
         return True
 
-    def lose(self, member: Member) -> None:
+    def lose(self, member: Member, reason: str) -> None:
         """The member is gone; calls to it end."""
         member.gone.set()
-        self.set_state(member, State.LOST)
+        self.set_state(member, State.LOST, reason)
 
-    def set_state(self, member: Member, state: State) -> None:
+    def set_state(self, member: Member, state: State, reason: str = "") -> None:
         """Moves a member and tells whoever waits."""
-        moved, member.state = member.state is not state, state
+        moved, member.state, member.reason = member.state is not state, state, reason
         self.changed.notify()
         if moved:
             self.roster.notify()

@@ -22,9 +22,9 @@ from services.coordinator.ledger_files import LedgerFiles
 from services.coordinator.ports import DurableState, Forgot
 from services.coordinator.progress import Progress, RunState
 from services.coordinator.run_files import RunFiles
+from services.coordinator.starvation import StarvationWatch
 from sluice.clock import Clock
 from sluice.config.schema import Config
-from sluice.dapo.dynamic_sampling import starved
 from sluice.errors import Expired, Fenced, LaunchError, SluiceError
 
 log = structlog.get_logger(__name__)
@@ -61,6 +61,7 @@ class Lifecycle:
         self._evaluator, self._events, self._clock = evaluator, events, clock
         self._progress, self._check_reward, self._check_only = progress, check_reward, check_only
         self._ledger = ledger
+        self._starvation = StarvationWatch(config=config, board=board, conductor=conductor, events=events, clock=clock)
         self._stopping = asyncio.Event()
         if progress.stop_requested:
             self._stopping.set()
@@ -179,21 +180,9 @@ class Lifecycle:
             raise _Ended(RunState.STOPPED, self._progress.stop_reason)
 
     def _raise_if_stuck(self) -> None:
-        filters, board = self._config.algorithm.filter_groups, self._board
-        batches = filters.max_num_gen_batches
-        if starved(
-            verdicts_since_assignment=board.verdicts,
-            gen_batch_size=board.gen_batch_size,
-            max_num_gen_batches=batches,
-        ):
-            shares = self._conductor.window.verdicts
-            split = ", ".join(f"{verdict.value} {count}" for verdict, count in shares.most_common())
-            raise _Ended(
-                RunState.STARVED,
-                f"{board.verdicts} groups judged ({batches} generation batches) without a full batch: {split}; the data "
-                "is too easy or too hard for the model. Change the data, or raise algorithm.filter_groups.max_num_gen_batches",
-            )
-        if self._conductor.failures_in_a_row >= max(16, 2 * board.train_batch_size):
+        if reason := self._starvation.look():
+            raise _Ended(RunState.STARVED, reason)
+        if self._conductor.failures_in_a_row >= max(16, 2 * self._board.train_batch_size):
             raise SluiceError(
                 f"{self._conductor.failures_in_a_row} groups failed in a row; see the coordinator's log for the reasons"
             )

@@ -171,6 +171,8 @@ class Group:
     """Version of the rollout it was started on, while in flight."""
     samples: dict[int, Sample] = field(default_factory=dict)
     rewards: list[Reward] = field(default_factory=list)
+    grader: str = ""
+    """The reward that has it now."""
     lost_tokens: int = 0
     """Completion tokens thrown away: samples that could no longer be trained in time, or that were refused."""
     admitted: Admission | None = None

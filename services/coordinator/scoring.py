@@ -28,6 +28,7 @@ class Scoring:
         reason, fault = "reward_unavailable", ""
         for _ in range(self._config.coordinator.max_attempts):
             member = await self._reward()
+            group.grader = member.service_id
             try:
                 group.rewards = await self._rewards.score(
                     member, group_id=group.group_id, prompt=group.prompt, samples=samples, timeout_s=limit
@@ -41,6 +42,7 @@ class Scoring:
                 fault = str(error)
                 continue
             finally:
+                group.grader = ""
                 member.outstanding -= 1
                 self._fleet.changed.notify()
             ungraded = [reward for reward in group.rewards if not reward.graded]

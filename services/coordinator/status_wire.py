@@ -58,6 +58,7 @@ async def status(core: Core) -> pb.GetStatusResponse:
         train_wall_s=progress.train_wall_s,
         scale=progress.scale,
         run_dir=str(core.files.run_dir),
+        waits=[pb.Wait(who=wait.who, why=wait.why, since_s=wait.since_s) for wait in core.stall.waits()],
     )
 
 

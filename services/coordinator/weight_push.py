@@ -163,7 +163,7 @@ class WeightPush:
         learner = self._fleet.learner
         if learner is None or learner.gone.is_set() or isinstance(error, Unavailable):
             return  # not the rollout's fault: it goes on with what it holds
-        self._fleet.set_state(member, State.QUARANTINED)
+        self._fleet.set_state(member, State.QUARANTINED, str(error))
         self._events.emit("service_quarantined", str(error), labels={"service_id": member.service_id})
 
     def _announce(self, member: Member, times: PushTimes) -> None:

@@ -44,6 +44,11 @@ class StepWindow:
         """A group was judged."""
         self.verdicts[verdict] += 1
 
+    def seconds_to_keep(self, groups: int, *, now_s: float) -> float | None:
+        """Time that `groups` more with signal take at the pace since the last commit; None while none was kept."""
+        kept = self.verdicts[Verdict.KEPT]
+        return groups * (now_s - self.started_s) / kept if kept else None
+
     def metrics(self, *, now_s: float, step: int, trained: list[QueuedGroup]) -> dict[str, float]:
         """The catalogue's coordinator metrics; those without data are left out."""
         wall_s = max(now_s - self.started_s, 1e-9)

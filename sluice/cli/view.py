@@ -28,6 +28,10 @@ _SHOWN_ELSEWHERE = frozenset({_STEP_EVENT, "evaluated", "weights_pushed", "run_s
 
 _NOTES_KEPT = 4
 _SERVICES_SHOWN = 12
+_WAITS_SHOWN = 8
+
+_WAIT_SHOWN_S = 5.0
+"""Shorter waits are how a run breathes."""
 
 _RUN_STYLES = {
     pb.RUN_STATE_RUNNING: "bold green",
@@ -171,6 +175,8 @@ def render(status: pb.GetStatusResponse, *, notes: Iterable[str] = ()) -> Render
         parts += ["", _ledger(status.ledger)]
     if status.services:
         parts += ["", _services(status.services)]
+    if waits := [wait for wait in status.waits if wait.since_s >= _WAIT_SHOWN_S]:
+        parts += ["", *map(_wait, sorted(waits, key=lambda wait: -wait.since_s)[:_WAITS_SHOWN])]
     if status.reason:
         parts += ["", Text(printable(status.reason), style="bold red")]
     if shown := [Text(printable(note), style="yellow") for note in notes]:
@@ -253,6 +259,10 @@ def _services(services: Sequence[pb.ServiceStatus]) -> Table:
     if len(services) > _SERVICES_SHOWN:
         table.add_row(f"and {len(services) - _SERVICES_SHOWN} more")
     return table
+
+
+def _wait(wait: pb.Wait) -> Text:
+    return Text.assemble((printable(wait.who), "bold"), f" {printable(wait.why)}, since {duration(wait.since_s)}")
 
 
 def _metric(status: pb.GetStatusResponse, name: str) -> float:

@@ -101,6 +101,9 @@ class FilterGroupsConfig(Section):
     max_num_gen_batches: int = Field(
         default=0, description="generation batches without a full batch before the run stops; <= 0: never"
     )
+    on_starvation: Literal["stop", "wait"] = Field(
+        default="stop", description="what happens after max_num_gen_batches: the run stops, or warns and goes on"
+    )
 
 
 class RolloutCorrectionConfig(Section):
@@ -250,6 +253,11 @@ class CoordinatorConfig(Section):
     max_attempts: PositiveInt = Field(default=3, description="tries a group gets before it counts as failed")
     no_service_timeout_s: PositiveFloat = Field(
         default=300.0, description="longest time without any usable rollout or reward"
+    )
+    stall_warning_s: PositiveFloat = Field(
+        default=60.0,
+        description="time without a group that starts or ends and without a step before the log says who waits for whom; "
+        "at least twice the last step's",
     )
     queue_max_bytes: PositiveInt = Field(
         default=4 << 30,

@@ -345,6 +345,36 @@ class Evaluation(_message.Message):
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 
 @_typing.final
+class Wait(_message.Message):
+    """Somebody waits: "<who> <why>, since <since_s> s" is a sentence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHO_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    SINCE_S_FIELD_NUMBER: _builtins.int
+    who: _builtins.str
+    """"batch 12", "2 groups", "learner", "rollout-1", "admission", "evaluation" or "run"."""
+    why: _builtins.str
+    """For whom or what, with the setting that bounds it where there is one; for people."""
+    since_s: _builtins.float
+    """Seconds it has lasted, as far as this coordinator process knows."""
+    def __init__(
+        self,
+        *,
+        who: _builtins.str = ...,
+        why: _builtins.str = ...,
+        since_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["since_s", b"since_s", "who", b"who", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Wait: _TypeAlias = Wait  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -416,6 +446,7 @@ class GetStatusResponse(_message.Message):
     TRAIN_WALL_S_FIELD_NUMBER: _builtins.int
     SCALE_FIELD_NUMBER: _builtins.int
     RUN_DIR_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     state: Global___RunState.ValueType
     reason: _builtins.str
@@ -448,6 +479,10 @@ class GetStatusResponse(_message.Message):
     def scale(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Replicas wished for by role name."""
 
+    @_builtins.property
+    def waits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Wait]:
+        """Who waits for whom, now."""
+
     def __init__(
         self,
         *,
@@ -464,10 +499,11 @@ class GetStatusResponse(_message.Message):
         train_wall_s: _builtins.float = ...,
         scale: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         run_dir: _builtins.str = ...,
+        waits: _abc.Iterable[Global___Wait] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "ledger", b"ledger", "metrics", b"metrics", "reason", b"reason", "run_dir", b"run_dir", "run_id", b"run_id", "scale", b"scale", "services", b"services", "state", b"state", "step", b"step", "total_steps", b"total_steps", "train_wall_s", b"train_wall_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "ledger", b"ledger", "metrics", b"metrics", "reason", b"reason", "run_dir", b"run_dir", "run_id", b"run_id", "scale", b"scale", "services", b"services", "state", b"state", "step", b"step", "total_steps", b"total_steps", "train_wall_s", b"train_wall_s", "version", b"version", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -552,7 +588,7 @@ class WatchEventsResponse(_message.Message):
     time_s: _builtins.float
     """Seconds since the Unix epoch."""
     kind: _builtins.str
-    """A constant snake_case name: step_trained, evaluated, service_ready, service_lost, weights_pushed, scale, run_state, store_repaired, warning."""
+    """A constant snake_case name: step_trained, evaluated, service_ready, service_lost, weights_pushed, scale, run_state, store_repaired, stalled, starving, warning."""
     message: _builtins.str
     """For people."""
     @_builtins.property

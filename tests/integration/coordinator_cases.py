@@ -198,10 +198,12 @@ class FakeReward(Service, reward_pb2_grpc.RewardServiceServicer):
 
     def _add(self, server: grpc.aio.Server) -> None:
         self.nan_of = ""
+        self.all_wrong = False
         reward_pb2_grpc.add_RewardServiceServicer_to_server(self, server)
 
     async def Score(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        wrong = not request.group_id.startswith(("check", "eval")) and int(request.group_id[-7:]) % 5 == 4
+        training = not request.group_id.startswith(("check", "eval"))
+        wrong = training and (self.all_wrong or int(request.group_id[-7:]) % 5 == 4)
         results = []
         for item in request.items:
             acc = float(not wrong and (item.text == "right" or request.ground_truth in item.text))

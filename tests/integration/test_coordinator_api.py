@@ -361,6 +361,45 @@ async def test_pause_outlives_the_coordinator_and_resume_ends_it(serve: Serve, c
         await run.until(lambda status: status.ledger.admitted > admitted)
 
 
+async def test_a_status_says_who_waits_for_whom_and_a_stall_is_told_as_an_event(serve: Serve, cast: Cast) -> None:
+    async with serve(coordinator__stall_warning_s=0.5) as run:
+        await cast.reward.register(run)
+        status = await run.until(lambda status: len(status.waits) > 0)
+        assert [wait.who for wait in status.waits] == ["run"]
+        assert status.waits[0].why.startswith("waits for a rollout and a learner")
+        await cast.rollout.register(run)
+        await cast.learner.register(run)
+        await cast.learner.batch(run, 0)
+        status = await run.until(lambda status: any(wait.since_s > 1 for wait in status.waits))
+        assert "trains step 0 (learner.step_timeout_s is 1800)" in {wait.why for wait in status.waits}
+        async for event in run.stub.WatchEvents(pb.WatchEventsRequest(after_sequence=1), timeout=20):
+            if event.kind == "stalled":
+                break
+        assert "learner trains step 0" in event.message
+        assert event.values["idle_s"] >= 0.5
+
+
+async def test_a_run_without_signal_is_warned_of_and_ends_as_starved_unless_it_is_to_wait(
+    serve: Serve, cast: Cast
+) -> None:
+    cast.reward.all_wrong = True
+    filters = {"max_num_gen_batches": 4, "on_starvation": "wait"}
+    async with serve(algorithm__filter_groups=filters) as run:
+        await cast.register(run)
+        status = await run.until(lambda status: status.ledger.filtered_all_wrong > 4 * 4)
+        assert status.state == pb.RUN_STATE_RUNNING
+    filters["on_starvation"] = "stop"
+    async with serve(algorithm__filter_groups=filters) as run:
+        await cast.register(run)
+        status = await run.until(state_is(pb.RUN_STATE_STARVED))
+        assert "without a full batch: all_wrong" in status.reason
+        async for event in run.stub.WatchEvents(pb.WatchEventsRequest(after_sequence=1), timeout=20):
+            if event.kind == "starving":
+                break
+        assert "all_wrong 8 (acceptance 0.00)" in event.message
+        assert "the run stops at 4" in event.message
+
+
 async def test_groups_live_and_ended_can_be_listed_and_looked_at(serve: Serve, cast: Cast) -> None:
     async with serve() as run:
         await cast.register(run)

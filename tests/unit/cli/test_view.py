@@ -260,3 +260,20 @@ def test_a_terminal_gets_the_panel_and_everything_else_plain_lines():
     assert isinstance(make_view(Terminal(), plain=False), LiveView)
     assert isinstance(make_view(Terminal(), plain=True), PlainView)
     assert isinstance(make_view(io.StringIO(), plain=False), PlainView)
+
+
+def test_long_waits_are_named_longest_first_and_short_ones_are_not() -> None:
+    status = mid_run()
+    status.waits.extend(
+        [
+            pb.Wait(who="batch 12", why="waits for 3 of 20 groups", since_s=4.9),
+            pb.Wait(who="learner", why="trains step 11", since_s=80),
+            pb.Wait(who="rollout-1", why="quarantined: [bold]digest\x1b differs", since_s=200),
+        ]
+    )
+    text = picture(status)
+    assert "batch 12" not in text
+    assert "learner trains step 11, since 1:20" in text
+    assert "quarantined: [bold]digest" in text
+    assert "\x1b" not in text
+    assert text.index("rollout-1") < text.index("learner trains")
