@@ -189,10 +189,13 @@ class Core:
         return None
 
     async def sweep_forever(self) -> None:
-        """Declares services lost that have gone silent."""
-        settings = self.config.coordinator
+        """Declares services lost that have gone silent; while this process itself did not run, nobody was heard."""
+        settings, slept_s = self.config.coordinator, self.clock.now()
         while True:
             await self.clock.sleep(settings.heartbeat_interval_s)
+            before_s, slept_s = slept_s, self.clock.now()
+            if slept_s - before_s > settings.heartbeat_interval_s + settings.heartbeat_timeout_s / 2:
+                self.fleet.excuse(now_s=slept_s)
             for member in self.fleet.sweep(now_s=self.clock.now(), timeout_s=settings.heartbeat_timeout_s):
                 text = f"{member.service_id}: no heartbeat for {settings.heartbeat_timeout_s:.0f} s"
                 self.events.emit("service_lost", text, labels={"service_id": member.service_id})

@@ -72,6 +72,7 @@ class Fleet:
         """Anything: a member, its load, and what the board shares this signal for."""
         self.roster = Signal()
         """Who is here, in which state, what the learner has published. Every rollout's push waits for it: no group wakes it."""
+        self._listens_since_s = float("-inf")
         self._replaced: set[str] = set()
 
     def register(self, member: Member) -> Member | None:
@@ -106,12 +107,16 @@ class Fleet:
             self.set_state(member, State.DRAINING)
         return True
 
+    def excuse(self, *, now_s: float) -> None:
+        """Nobody could be heard until now: silence counts from here."""
+        self._listens_since_s = now_s
+
     def sweep(self, *, now_s: float, timeout_s: float) -> list[Member]:
         """Declares everybody lost whose last heartbeat is older than `timeout_s`; returns them."""
         lost = [
             member
             for member in self.members.values()
-            if member.state is not State.LOST and now_s - member.last_beat_s > timeout_s
+            if member.state is not State.LOST and now_s - max(member.last_beat_s, self._listens_since_s) > timeout_s
         ]
         for member in lost:
             self.lose(member, f"no heartbeat for {timeout_s:.0f} s")

@@ -54,9 +54,10 @@ class FrozenWatch:
         self._heartbeats.look(asked_s)
         for name, age_s in heartbeat_ages_s.items():
             child, heard_s = self._keeper.child(name), asked_s - age_s
-            # An older heartbeat is one of its former process.
             if child is not None and heard_s > child.started_s:
                 self._judge(child, self._heartbeats.silent_s(heard_s), "frozen_timeout_s")
+            elif child is not None:  # that heartbeat is one of its former process
+                self._judge(child, self._heartbeats.silent_s(child.started_s), "ready_timeout_s")
 
     async def probe(
         self, running: Callable[[], Child | None], answers: Callable[[], Awaitable[bool]], *, ready: Child
@@ -83,5 +84,8 @@ class FrozenWatch:
             return False
 
     def _judge(self, child: Child, silent_s: float, key: Literal["frozen_timeout_s", "ready_timeout_s"]) -> None:
-        if silent_s > getattr(self._launch, key) and child.alive:
+        limit_s = getattr(self._launch, key)
+        if key == "ready_timeout_s" and self._launch.learner_nnodes > 1:
+            limit_s *= 2  # the learner's machines may take that long to meet
+        if silent_s > limit_s and child.alive:
             child.kill(f"did not answer for {silent_s:.0f} s (launch.{key}) and was killed")

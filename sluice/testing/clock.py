@@ -23,6 +23,11 @@ class ManualClock:
         heapq.heappush(self._sleepers, (self._now + seconds, self._count, future))
         await future
 
+    def skip(self, seconds: float) -> None:
+        """Time in which this process did not run: whose time has come wakes late, at the next `advance`."""
+        self._now += seconds
+        self._sleepers = [(max(due, self._now), count, woken) for due, count, woken in self._sleepers]
+
     async def advance(self, seconds: float) -> None:
         """Moves the clock and lets whoever wakes run."""
         end = self._now + seconds

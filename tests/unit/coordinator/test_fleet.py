@@ -1,11 +1,17 @@
 """Who is registered: replacement, loss, and coming back."""
 
 import asyncio
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from services.coordinator.core import Core
+from services.coordinator.events import Events
 from services.coordinator.fleet import FORGET_LOST_S, Fleet, Member, Role, State
 from sluice.errors import Expired, Fenced, Unavailable
+from sluice.testing import ManualClock
+from tests.unit.coordinator.fakes import make_config
 
 
 def member(incarnation: str, *, service_id: str = "rollout-0", role: Role = Role.ROLLOUT) -> Member:
@@ -58,6 +64,31 @@ def test_the_lost_are_forgotten_in_the_end() -> None:
     assert list(fleet.members) == ["rollout-0"]
     fleet.sweep(now_s=FORGET_LOST_S + 11, timeout_s=10)
     assert not fleet.members
+
+
+def test_silence_does_not_count_while_nobody_could_be_heard() -> None:
+    fleet, first = Fleet(), member("a")
+    fleet.register(first)
+    fleet.excuse(now_s=100)
+    assert not fleet.sweep(now_s=110, timeout_s=10)
+    assert fleet.sweep(now_s=111, timeout_s=10) == [first]
+
+
+async def test_a_coordinator_that_was_stopped_declares_nobody_lost_when_it_goes_on() -> None:
+    clock, fleet, events, rollout = ManualClock(), Fleet(), Events(), member("a")
+    fleet.register(rollout)
+    core = SimpleNamespace(config=make_config(), clock=clock, fleet=fleet, events=events)
+    sweeping = asyncio.create_task(Core.sweep_forever(cast(Core, core)))
+    await asyncio.sleep(0)
+    clock.skip(3600)
+    for _ in range(10):
+        await clock.advance(1)
+    assert rollout.state is not State.LOST
+    for _ in range(3):
+        await clock.advance(1)
+    assert rollout.state is State.LOST
+    sweeping.cancel()
+    await asyncio.gather(sweeping, return_exceptions=True)
 
 
 def test_only_a_member_that_cannot_be_reached_is_lost_after_a_failed_call() -> None:
