@@ -87,7 +87,7 @@ class Progress:
     def remember(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Redis had forgotten that the run has begun: evaluations, and when it began, from the lines of metrics.jsonl."""
         self.state = RunState.RUNNING
-        self.evaluations = [EvaluationResult.from_line(line) for line in lines if "lineage" in line]
+        self.evaluations = [EvaluationResult.from_line(line) for line in lines if line.get("kind") == "eval"]
         first = lines[0] if lines else {"time_s": time.time()}
         self.train_started_s = first["time_s"] - first.get("step/wall_s", 0.0)
 
