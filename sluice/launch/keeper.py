@@ -92,10 +92,11 @@ class Keeper:
         if child := self._children.pop(name, None):
             await child.stop(grace_s=self._launch.grace_s)
 
-    async def left(self, name: str, *, within_s: float) -> None:
-        """Returns when a service has left by itself, or after `within_s`."""
+    async def left(self, name: str, *, within_s: float) -> bool:
+        """Whether a service has left by itself, at the latest after `within_s`; also when nobody keeps it."""
         if task := self._keepers.get(name):
             await asyncio.wait([task], timeout=within_s)
+        return task is None or task.done()
 
     async def stop(self, *, last: str, at_once: asyncio.Event) -> None:
         """Ends everything, the service `last` after the others; without grace once `at_once` is set."""

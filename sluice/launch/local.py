@@ -236,8 +236,9 @@ class LocalRun:
         second.cancel()
 
     async def _watch_status(self) -> tuple[int, str]:
-        """Feeds the view once a second; returns when the run is over."""
+        """Feeds the view once a second; returns when the run is over and the learner, which exports the model, has left."""
         assert self._client is not None
+        give_up_s = float("inf")
         while True:
             with contextlib.suppress(grpc.aio.AioRpcError):  # the coordinator may be restarting: its keeper judges that
                 asked_s = time.monotonic()
@@ -247,10 +248,12 @@ class LocalRun:
                 self._frozen.services(ages_s, asked_s=asked_s)
                 self._view.update(self._status)
                 if self._status.state in FINAL:
-                    if "learner" in self._keeper.known:  # it exports the model when it hears of the end, then it leaves
-                        await self._keeper.left("learner", within_s=LEARNER_EXPORT_S)
-                    self._status = await self._client.status()
-                    return FINAL[self._status.state], self._status.reason
+                    give_up_s = min(give_up_s, asked_s + LEARNER_EXPORT_S)
+                    exporting = "learner" in self._keeper.known and asked_s < give_up_s
+                    if not exporting or await self._keeper.left("learner", within_s=STATUS_INTERVAL_S):
+                        self._status = await self._client.status()
+                        return FINAL[self._status.state], self._status.reason
+                    continue
             await asyncio.sleep(STATUS_INTERVAL_S)
 
     async def _is_over(self) -> bool:
