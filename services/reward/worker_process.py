@@ -1,7 +1,7 @@
 """The service's handle on one worker process (worker.py): start it, give it a job, read its outcomes, kill it.
 
-Every wait has a limit: START_LIMIT_S for the process to be ready, the caller's for one outcome, _REAP_LIMIT_S for a
-killed process to go. Whatever goes wrong on the pipe is `WorkerDied`; the handle is then only good for `kill`.
+Every wait has a limit: START_LIMIT_S for the process to load a verifier, the caller's for one outcome, _REAP_LIMIT_S for
+a killed process to go. Whatever goes wrong on the pipe is `WorkerDied`; the handle is then only good for `kill`.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class Limits:
 
 
 class WorkerDied(Exception):
-    """The process ended, or sent what is not a frame."""
+    """The process ended, is frozen, or sent what is not a frame."""
 
 
 class Refused(Exception):
@@ -54,6 +54,8 @@ class WorkerProcess:
         self._limits = limits
         self.graded = 0
         """Samples given to it so far."""
+        self._loaded: set[str] = set()
+        """Verifiers it has imported."""
 
     @classmethod
     async def start(cls, limits: Limits) -> "WorkerProcess":
@@ -77,8 +79,9 @@ class WorkerProcess:
 
         Raises:
             Refused: the verifier cannot be loaded, or not within START_LIMIT_S.
-            WorkerDied: see there.
+            WorkerDied: see there; also a process that has this verifier and does not take the job in the time of a sample.
         """
+        loaded = job.verifier in self._loaded
         frame = {
             "verifier": job.verifier,
             "question": asdict(job.question),
@@ -86,13 +89,16 @@ class WorkerProcess:
             "timeout_s": self._limits.timeout_s,
         }
         try:
-            async with asyncio.timeout(START_LIMIT_S):
+            async with asyncio.timeout(self._limits.timeout_s if loaded else START_LIMIT_S):
                 await self._send(frame)
                 reply = await self._receive()
         except TimeoutError:
+            if loaded:
+                raise WorkerDied(f"the grader process took no job for {self._limits.timeout_s:g} s") from None
             raise Refused(f"{job.verifier}: not loaded within {START_LIMIT_S:.0f} s") from None
         if "refused" in reply:
             raise Refused(f"{job.verifier}: {reply['refused']}")
+        self._loaded.add(job.verifier)
         return reply["ready"]
 
     async def outcome(self, *, limit_s: float) -> Outcome:

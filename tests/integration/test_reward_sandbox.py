@@ -83,6 +83,17 @@ async def test_a_group_full_of_attacks_costs_only_the_attackers():
     assert not any(is_alive(pid) for pid in after)
 
 
+async def test_a_process_that_is_frozen_between_two_jobs_is_replaced_and_costs_no_sample():
+    async with pool(workers=1) as graders:
+        await graders.grade(job("good"))
+        (frozen,) = graders.pids
+        os.kill(frozen, signal.SIGSTOP)
+        async with asyncio.timeout(20):
+            graded = await graders.grade(job("good", "good"))
+        assert [outcome.status for outcome in graded.outcomes] == ["ok", "ok"]
+        assert not is_alive(frozen)
+
+
 async def test_good_groups_pass_while_another_hangs():
     async with pool(timeout_s=3.0) as graders:
         hanging = asyncio.create_task(graders.grade(job("spin")))
