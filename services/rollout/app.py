@@ -18,9 +18,11 @@ import structlog
 from services.rollout.adapters.environment import set_environment
 from services.rollout.engine import Engine
 from services.rollout.engine_loop import EngineFailed, EngineLoop
+from services.rollout.engine_watch import end_process, hung_s
 from services.rollout.metrics import RolloutMetrics
 from services.rollout.model_files import ModelFacts, read_model
 from sluice import PROTOCOL_VERSION
+from sluice.clock import SystemClock
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.errors import ConfigError
@@ -129,7 +131,7 @@ class _Service:
                 port = self._exporter.serve(bind=self._options.bind, port=self._options.metrics_port)
                 self._metrics_address = f"{self._options.advertise}:{port}"
             self._port = await server.start(bind=self._options.bind, port=self._options.port)
-            await self._hold()
+            await self._hold(step_limit_s=config.rollout.step_timeout_s)
             await self._leave(grace_s=0.5 * config.launch.grace_s)
         finally:
             await server.stop(grace_s=0.1 * config.launch.grace_s)
@@ -167,17 +169,20 @@ class _Service:
 
         return make_server(register, services=[SERVICE_NAME])
 
-    async def _hold(self) -> None:
-        """Registers and heartbeats until a signal. Raises EngineFailed when the engine is lost."""
+    async def _hold(self, *, step_limit_s: float) -> None:
+        """Registers and heartbeats until a signal. Raises EngineFailed when the engine is lost; one that hangs ends it all."""
         stop = asyncio.Event()
         await self.registration.register()
         stop_on_signals(stop)
         async with asyncio.TaskGroup() as group:
             beating = group.create_task(self.registration.keep_alive())
             stopping = group.create_task(stop.wait())
-            await asyncio.wait((stopping, self._loop.failed), return_when=asyncio.FIRST_COMPLETED)
-            beating.cancel()
-            stopping.cancel()
+            hanging = group.create_task(hung_s(self._loop, limit_s=step_limit_s, clock=SystemClock()))
+            await asyncio.wait((stopping, self._loop.failed, hanging), return_when=asyncio.FIRST_COMPLETED)
+            if hanging.done():
+                end_process(hanging.result(), limit_s=step_limit_s)
+            for task in (beating, stopping, hanging):
+                task.cancel()
         if self._loop.failed.done():
             raise EngineFailed("the engine failed; its traceback is in the log above")
 

@@ -66,6 +66,8 @@ class EngineLoop:
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
+        self._begun_s: float | None = None
+        """When the engine's thread began what it is at; None while it waits for work."""
         context = contextvars.copy_context()  # carries the log lines' bound keys into the thread
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="engine", daemon=True)
 
@@ -77,6 +79,12 @@ class EngineLoop:
     def running(self) -> int:
         """Samples running or waiting."""
         return len(self._streams)
+
+    @property
+    def busy_s(self) -> float:
+        """How long the engine has been at its present step or change of weights; 0 while it is idle."""
+        begun_s = self._begun_s
+        return 0.0 if begun_s is None else time.monotonic() - begun_s
 
     async def generate(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Event]:
         """Draws the samples; yields each as it finishes, in any order, and progress in between.
@@ -214,13 +222,16 @@ class EngineLoop:
         report_at = time.monotonic() + PROGRESS_INTERVAL_S
         while True:
             while not self.engine.running or not self._commands.empty():
+                self._begun_s = None
                 command = self._commands.get()
                 if command is None:
                     return
+                self._begun_s = time.monotonic()
                 command()
+            self._begun_s = now_s = time.monotonic()
             self._deliver(self.engine.step())
-            if time.monotonic() > report_at:
-                report_at = time.monotonic() + PROGRESS_INTERVAL_S
+            if now_s > report_at:
+                report_at = now_s + PROGRESS_INTERVAL_S
                 tokens = {sample_id: len(sample.token_ids) for sample_id, sample in self.engine.running.items()}
                 self._post(lambda tokens=tokens: self._on_progress(tokens))
 

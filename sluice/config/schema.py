@@ -86,6 +86,11 @@ class RolloutConfig(Section):
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="CUDA only")
     kv_cache_bytes: PositiveInt | None = Field(default=128 << 20, description="KV cache of a CPU engine in bytes")
     threads: PositiveInt = Field(default=1, description="OMP threads of a CPU engine")
+    step_timeout_s: PositiveFloat = Field(
+        default=120.0,
+        description="limit of one engine step or change of weights; a rollout that takes longer hangs: it ends and is "
+        "started again",
+    )
 
 
 class FilterGroupsConfig(Section):

@@ -9,7 +9,9 @@ import pytest
 
 from services.rollout.engine import FinishedSample, FinishReason, SampleRequest
 from services.rollout.engine_loop import EngineFailed, EngineLoop
+from services.rollout.engine_watch import hung_s
 from sluice.errors import InvalidRequest, NotReady, Overloaded
+from sluice.testing import ManualClock, assert_eventually
 from sluice.weights.manifest import Manifest, PolicyVersion, plan
 from sluice.weights.snapshot import Packer
 from tests.unit.rollout.fake_engine import FakeEngine
@@ -143,3 +145,21 @@ async def test_a_failing_weight_load_is_the_end_too(loop: EngineLoop, engine: Fa
         await loop.load_weights(manifest(1), EMPTY, recompute_kv=False)
     assert loop.version == PolicyVersion(lineage="a", number=0)
     assert loop.failed.done()
+
+
+async def test_a_step_that_takes_too_long_is_found_and_an_idle_engine_never_is(
+    loop: EngineLoop, engine: FakeEngine
+) -> None:
+    clock = ManualClock()
+    watch = asyncio.create_task(hung_s(loop, limit_s=0.02, clock=clock))
+    await collect(loop, "a")
+    await assert_eventually(lambda: loop.busy_s == 0, what="idle")
+    await clock.advance(100.0)
+    assert not watch.done()
+    engine.gate.clear()
+    hanging = asyncio.create_task(collect(loop, "b"))
+    await assert_eventually(lambda: loop.busy_s > 0.03, what="a step that hangs")
+    await clock.advance(1.0)
+    assert await watch > 0.03
+    engine.gate.set()
+    await hanging

@@ -1,0 +1,45 @@
+"""Ends a rollout whose engine hangs: its heartbeats come from the event loop and would go on for ever.
+
+ who waits   for what                                              unblocked by
+ the watch   a step, or a change of weights, that takes too long   its end, or the limit: the process ends
+An engine may hang because one of its own processes does. They are killed too: one that is stopped would outlive this
+process. A hang that holds Python's lock stops the heartbeats as well, and is its launcher's business.
+"""
+
+import faulthandler
+import multiprocessing
+import os
+import sys
+from typing import NoReturn
+
+import structlog
+
+from services.rollout.engine_loop import EngineLoop
+from sluice.clock import Clock
+
+log = structlog.get_logger(__name__)
+
+LOOK_EVERY_S = 1.0
+
+
+async def hung_s(loop: EngineLoop, *, limit_s: float, clock: Clock) -> float:
+    """Returns, with its seconds, when a step has taken longer than `limit_s`."""
+    while (busy_s := loop.busy_s) <= limit_s:
+        await clock.sleep(min(LOOK_EVERY_S, limit_s / 4))
+    return busy_s
+
+
+def end_process(busy_s: float, *, limit_s: float) -> NoReturn:
+    """One line, all stacks on stderr, and the end of the engine's processes and of this one, with code 1."""
+    log.critical(
+        "engine_hung",
+        busy_s=round(busy_s, 1),
+        limit_s=limit_s,
+        setting="rollout.step_timeout_s",
+        then="this rollout ends, its stacks follow; started again, it gets weights and work again",
+    )
+    sys.stdout.flush()
+    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(1)
