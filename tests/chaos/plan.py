@@ -1,7 +1,8 @@
 """What is done to a run, and when: a pure function of a seed, so that a run that failed can be had again.
 
-Over consecutive seeds every victim is killed and frozen in turn; the moment, the second victim and how long it is frozen
-are drawn. A moment is a number of committed steps and a pause after it: the same place in the run on any machine.
+Over consecutive seeds every victim is killed and frozen, for a while and for good, in turn; the moment, the second victim
+and how long a while is are drawn. A moment is a number of committed steps and a pause after it: the same place in the run
+on any machine.
 """
 
 import enum
@@ -32,6 +33,8 @@ class Deed(enum.Enum):
 
     KILL = "killed"
     FREEZE = "frozen"
+    FREEZE_FOR_GOOD = "frozen for good"
+    """Until somebody notices and ends it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,13 +44,11 @@ class Hit:
     victim: Victim
     deed: Deed
     thaw_after_s: float | None = None
-    """When a frozen one goes on; None: never, somebody has to end it."""
+    """When one that is frozen for a while goes on."""
 
     def __str__(self) -> str:
-        frozen = "" if self.deed is Deed.KILL else " for good" if self.thaw_after_s is None else ""
-        return f"{self.victim.value} {self.deed.value}{frozen}" + (
-            f" for {self.thaw_after_s:.1f} s" if self.thaw_after_s is not None else ""
-        )
+        said = f"{self.victim.value} {self.deed.value}"
+        return said if self.thaw_after_s is None else f"{said} for {self.thaw_after_s:.1f} s"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +78,8 @@ class Plan:
 
 ROTATION: Sequence[tuple[Victim, Deed]] = tuple((victim, deed) for deed, victim in product(Deed, Victim))
 
-THAWS_S = (1.0, 6.0)
-"""Shorter and longer than `coordinator.heartbeat_timeout_s` of the runs here."""
+THAWS_S = (1.0, 5.0)
+"""Shorter and longer than `coordinator.heartbeat_timeout_s` of the runs here, shorter than their `launch.frozen_timeout_s`."""
 
 
 def make_plan(seed: int, *, steps: int, strikes: int = 2) -> Plan:

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from sluice.report.ledger_schema import LEDGER_SCHEMA
-from tests.chaos.conftest import DEADLINE_S
 from tests.chaos.plan import Deed, Hit, Plan, Strike, Victim, make_plan
 from tests.chaos.trial import Trial
 from tests.chaos.verdict import problems
@@ -23,7 +22,7 @@ def kill(victim: Victim) -> Hit:
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(500)
 def test_a_run_outlasts_whatever_is_done_to_its_processes(start_trial, seed: int) -> None:
     plan = make_plan(seed, steps=STEPS)
     print(plan)
@@ -50,12 +49,11 @@ SHORT = Plan(
 def struck(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run in which everybody was hit, and which has come to its end in order."""
     run_dir = tmp_path_factory.mktemp("struck") / "run"
-    with Trial(recipe, run_dir, overrides=["run.total_steps=18"], deadline_s=DEADLINE_S) as trial:
+    with Trial(recipe, run_dir, overrides=["run.total_steps=18"]) as trial:
         trial.carry_out(SHORT)
         trial.finish()
-    restarts = trial.output_path.read_text()
-    for name in ("rollout-0", "coordinator", "redis", "learner"):
-        assert f"{name} ended with" in restarts
+    said = [line for line in trial.output_path.read_text().splitlines() if "; restart " in line]
+    assert {line.split()[0] for line in said} >= {"rollout-0", "coordinator", "redis", "learner"}
     return run_dir
 
 
@@ -100,13 +98,13 @@ def apply_an_old_version(run_dir: Path) -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(500)
 def test_a_run_in_which_everybody_was_hit_has_nothing_to_hide(struck: Path) -> None:
     assert problems(struck) == []
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(500)
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

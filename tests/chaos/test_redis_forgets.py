@@ -18,7 +18,7 @@ from tests.chaos.plan import Victim
 from tests.chaos.trial import Trial
 from tests.chaos.victims import send
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(500)]
 
 STEPS = 16
 STRUCK_AFTER = 8

@@ -11,7 +11,7 @@ from tests.chaos.trial import Trial
 from tests.chaos.victims import send
 from tests.tiny_model import write_tiny_model
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(500)]
 
 VLLM = ("rollout.engine=vllm", "rollout.kv_cache_bytes=33554432")
 
@@ -41,7 +41,7 @@ def test_a_rollout_that_lost_one_of_its_engine_processes_is_replaced(
     start_trial, tmp_path: Path, signum: signal.Signals
 ) -> None:
     model = write_tiny_model(tmp_path / "model", heads=4)
-    two = (f"model.path={model}", "rollout.tensor_parallel_size=2", "coordinator.generate_timeout_s=15")
+    two = (f"model.path={model}", "rollout.tensor_parallel_size=2", "rollout.step_timeout_s=8")
     with start_trial("run.total_steps=14", *VLLM, *two) as trial:
         trial.until(lambda: trial.steps() >= 4, what="step 4")
         rollout, workers = trial.process(Victim.ROLLOUT), engine_processes(trial)

@@ -16,12 +16,16 @@ from pathlib import Path
 
 import psutil
 
+from sluice.v1 import coordinator_pb2 as pb
 from tests.chaos.plan import Deed, Hit, Plan, Victim
 from tests.chaos.verdict import problems
 from tests.chaos.victims import descendants, family, is_alive, send
 from tests.chaos.witness import Recovery, Witness
 
 ROOT = Path(__file__).parent.parent.parent
+DEADLINE_S = 300.0
+"""Of one run: many times what it needs on an idle machine."""
+
 LOG_LINES = 20
 LEAVE_S = 20.0
 """How long a process that was started by hand may take to leave when it is told to."""
@@ -36,7 +40,7 @@ class Trial:
         run_dir: Path,
         *,
         overrides: Sequence[str] = (),
-        deadline_s: float,
+        deadline_s: float = DEADLINE_S,
         host: str = "127.0.0.1",
         prefix: Sequence[str] = (),
         beside: Callable[[str], Sequence[Sequence[str]]] = lambda coordinator: (),
@@ -97,7 +101,7 @@ class Trial:
         found, now = self.witness.alive, time.time()
         if not names <= found.keys():
             return
-        recovery = Recovery(victims=[str(hit) for hit in hits], struck_s=now, thawed_s=now, former={})
+        recovery = Recovery(victims=list(map(str, hits)), struck_s=now, thawed_s=now, former={})
         for hit in hits:
             process = found[hit.victim]
             send(process, signal.SIGKILL if hit.deed is Deed.KILL else signal.SIGSTOP)
@@ -170,7 +174,11 @@ class Trial:
         witness = self.witness
         lines = [f"{role.value}: {_state_of(process)}" for role, process in witness.alive.items()]
         lines += ["the coordinator answers" if witness.answers else "the coordinator does not answer; its last words:"]
-        lines += str(witness.status).splitlines()
+        told = pb.GetStatusResponse()
+        told.CopyFrom(witness.status)
+        told.ClearField("metrics")
+        told.ledger.ClearField("tokens")
+        lines += str(told).splitlines()
         for log in sorted((self.run_dir / "logs").glob("*.log")):
             lines += [f"--- {log.name}", *log.read_text(errors="replace").splitlines()[-LOG_LINES:]]
         return "\n".join([*lines, f"in {self.run_dir}"])
