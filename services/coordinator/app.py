@@ -187,6 +187,7 @@ async def build(config: Config, options: Options) -> Core:
         events=events,
         clock=clock,
         timeout_s=config.weights.timeout_s,
+        finish_s=config.coordinator.generate_timeout_s if config.weights.inflight == "finish" else None,
         prober=Prober(config=config, fleet=fleet, rollouts=clients, prompt=training.next(0)[0])
         if config.weights.probe
         else None,

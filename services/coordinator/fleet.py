@@ -53,6 +53,8 @@ class Member:
     """What it is known to hold."""
     granted: int = -1
     """The largest version number that was ever pushed to this process; its samples may carry no larger one."""
+    finishing: bool = False
+    """It lets its running samples end before new weights: no new group is given to it."""
     running: int = 0
     """What it reports in heartbeats."""
     outstanding: int = 0

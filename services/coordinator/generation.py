@@ -21,6 +21,10 @@ from sluice.errors import Expired, InvalidRequest, SluiceError
 log = structlog.get_logger(__name__)
 
 
+class _Interrupted(SluiceError):
+    """Samples made room for newer weights (`weights.inflight: abort`, or `finish` out of time): no attempt is used up."""
+
+
 class Generation:
     """The first half of a group's path."""
 
@@ -39,7 +43,9 @@ class Generation:
     def start_on(self, admission: int) -> Member | None:
         """The rollout on which a group of this admission may start now."""
         held = [
-            (member, member.version.number) for member in self._fleet.of(Role.ROLLOUT) if member.version is not None
+            (member, member.version.number)
+            for member in self._fleet.of(Role.ROLLOUT)
+            if member.version is not None and not member.finishing
         ]
         versions = {number for _, number in held}  # few, however large the fleet
         allowed = {number for number in versions if self._board.may_start(admission=admission, version=number)}
@@ -58,7 +64,7 @@ class Generation:
                 member = await self._place(group)
             failed = await self._generate_on(group, member)
             member = None
-            if failed is None:
+            if failed is None or isinstance(failed, _Interrupted):
                 continue
             log.warning("generation_failed", group_id=group.group_id, attempt=group.attempt, reason=str(failed))
             if isinstance(failed, InvalidRequest):
@@ -100,11 +106,13 @@ class Generation:
     async def _receive(self, group: Group, member: Member, missing: list[int], attempt: Attempt) -> SluiceError | None:
         """Takes the samples as they come."""
         settings, limit = self._config.rollout, self._config.coordinator.generate_timeout_s
+        again = sum(former.number == group.attempt for former in group.attempts) - 1
+        interrupted = 0
         try:
             async with asyncio.timeout(limit):
                 async for sample in self._rollouts.generate(
                     member,
-                    request_id=f"{group.group_id}.{group.attempt}",
+                    request_id=f"{group.group_id}.{group.attempt}" + (f".{again}" if again else ""),
                     prompt=group.prompt,
                     seeds={index: self._seed(group, index) for index in missing},
                     sampling=Sampling(
@@ -115,6 +123,9 @@ class Generation:
                     attempt.tokens += len(sample.token_ids)
                     if fault := self._fault(group, sample, granted=member.granted):
                         group.lost_tokens += len(sample.token_ids)
+                        if sample.finish_reason == "abort" and _made_room(group, member):
+                            interrupted += 1
+                            continue
                         return SluiceError(fault)
                     group.samples[sample.index] = sample
                     attempt.samples += 1
@@ -128,6 +139,8 @@ class Generation:
             self._fleet.changed.notify()
             self._report_tokens(attempt.tokens)
         left = settings.n - len(group.samples)
+        if left and left == interrupted:
+            return _Interrupted(f"{member.service_id} aborted {left} samples for newer weights")
         return SluiceError(f"{member.service_id} ended {group.group_id} {left} samples short") if left else None
 
     def _fault(self, group: Group, sample: Sample, *, granted: int) -> str:
@@ -149,3 +162,9 @@ class Generation:
         """A seed of 31 bits from the run's seed, the group and its attempt: reproducible, never shared by two samples."""
         text = f"{self._config.run.seed}/{group.prompt.prompt_id}/{group.admission}/{group.attempt}/{index}"
         return int.from_bytes(blake3.blake3(text.encode()).digest(4), "little") >> 1
+
+
+def _made_room(group: Group, member: Member) -> bool:
+    """Whether a push that was under way explains an aborted sample; it ends, so this cannot go on for ever."""
+    assert group.start_version is not None
+    return member.granted > group.start_version

@@ -57,11 +57,14 @@ class WeightPush:
         events: Events,
         clock: Clock,
         timeout_s: float,
+        finish_s: float | None,
         prober: Prober | None,
     ) -> None:
-        """Without a `prober` a rollout is READY when it has applied."""
+        """`finish_s`: how long rollouts let running samples end before they apply; None: they do not. Without a `prober` a
+        rollout is READY when it has applied."""
         self._fleet, self._clients, self._events, self._clock = fleet, clients, events, clock
         self._timeout_s = timeout_s
+        self._finish_s = finish_s
         self._prober = prober
         self.times: list[PushTimes] = []
         """Pushes since the last commit; the committer takes them."""
@@ -156,7 +159,12 @@ class WeightPush:
             # The receive is bounded bucket by bucket; the whole of it by one bucket's limit more than its size needs.
             whole_s = limit + opened.manifest.total_bytes / SLOWEST_BYTES_PER_S
             apply = rollout_pb2.ApplyWeightsRequest(version=opened.manifest.version, timeout_s=whole_s)
-            return await rollout.ApplyWeights(apply, timeout=whole_s + 2)
+            member.finishing = self._finish_s is not None
+            try:
+                return await rollout.ApplyWeights(apply, timeout=whole_s + (self._finish_s or 0.0) + 2)
+            finally:
+                member.finishing = False
+                self._fleet.changed.notify()
 
     def _quarantine(self, member: Member, error: SluiceError) -> None:
         log.warning("weight_push_failed", service_id=member.service_id, reason=str(error))

@@ -153,7 +153,8 @@ class _Service:
             loop=self._loop,
             receiver=WeightReceiver(),
             model=self._model,
-            recompute_kv=config.weights.inflight == "recompute",
+            inflight=config.weights.inflight,
+            finish_s=config.coordinator.generate_timeout_s,
             merger=AdapterMerger(self._model, config) if pushes_adapters(config) else None,
         )
         servicer = RolloutServicer(

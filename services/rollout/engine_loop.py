@@ -15,18 +15,21 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import structlog
 
-from services.rollout.engine import Engine, FinishedSample, SampleRequest
+from services.rollout.engine import Engine, FinishedSample, FinishReason, RunningSample, SampleRequest
 from sluice.errors import InvalidRequest, NotReady, Overloaded, SluiceError
 from sluice.weights.manifest import Manifest, PolicyVersion
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+InFlight = Literal["keep", "recompute", "finish", "abort"]
+"""What becomes of running samples when weights change (`weights.inflight`)."""
 
 PROGRESS_INTERVAL_S = 1.0
 """Between two reports on a running request: often enough to notice a wedged engine, too seldom to cost anything."""
@@ -68,6 +71,12 @@ class EngineLoop:
         self._draining = False
         self._begun_s: float | None = None
         """When the engine's thread began what it is at; None while it waits for work."""
+        self._switches: list[Callable[[], None]] = []
+        """Engine thread: changes of weights that wait for the running samples; several if a caller has left."""
+        self._switch_at = 0.0
+        """Engine thread: when they no longer wait, in monotonic s."""
+        self._held: list[SampleRequest] = []
+        """Engine thread: requests that start after them."""
         context = contextvars.copy_context()  # carries the log lines' bound keys into the thread
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="engine", daemon=True)
 
@@ -113,25 +122,35 @@ class EngineLoop:
     async def abort(self, sample_ids: Collection[str]) -> None:
         """Ends samples now; their streams yield them with FinishReason.ABORT. Unknown ids are skipped."""
         known = [sample_id for sample_id in sample_ids if sample_id in self._streams]
-        await self._call(lambda: self._deliver(self.engine.abort(known)))
+        await self._call(lambda: self._abort(known))
 
     async def load_weights(
-        self, manifest: Manifest, buffer: np.ndarray, *, recompute_kv: bool, announced: Manifest | None = None
+        self,
+        manifest: Manifest,
+        buffer: np.ndarray,
+        *,
+        inflight: InFlight,
+        finish_s: float = 0.0,
+        announced: Manifest | None = None,
     ) -> float:
         """Switches versions between two steps, even if the caller leaves; returns for how many ms nothing was generated.
 
+        Running samples keep their KV or have it recomputed; or they are aborted; or with "finish" they end first, for
+        `finish_s` at most, after which they are aborted, while new requests wait for the new version.
         `announced` is what the learner sent, where that is another manifest because adapters were merged here.
         Raises EngineFailed.
         """
 
         def load() -> float:
+            if inflight == "abort":
+                self._abort(self.engine.running.keys())
             started = time.monotonic()
-            self.engine.load_weights(manifest, buffer, recompute_kv=recompute_kv)
+            self.engine.load_weights(manifest, buffer, recompute_kv=inflight == "recompute")
             self.weights = announced or manifest
             self.last_stall_ms = 1e3 * (time.monotonic() - started)
             return self.last_stall_ms
 
-        return await self._call(load)
+        return await self._call(load, once_idle_or_after_s=finish_s if inflight == "finish" else None)
 
     @property
     def version(self) -> PolicyVersion | None:
@@ -169,8 +188,8 @@ class EngineLoop:
         if len(self._streams) + len(requests) > self._max_samples:
             raise Overloaded(f"{len(self._streams)} samples run or wait here, at most {self._max_samples} may")
 
-    async def _call(self, function: Callable[[], T]) -> T:
-        """Runs `function` in the engine thread between two steps."""
+    async def _call(self, function: Callable[[], T], *, once_idle_or_after_s: float | None = None) -> T:
+        """Runs `function` in the engine thread between two steps, at once unless told to wait."""
         answer: asyncio.Future[T] = self._loop.create_future()
 
         def command() -> None:
@@ -179,14 +198,18 @@ class EngineLoop:
 
         if self.failed.done():
             raise EngineFailed("the engine has failed; this rollout is about to end")
-        self._commands.put(command)
+        if once_idle_or_after_s is None:
+            self._commands.put(command)
+        else:
+            until = time.monotonic() + once_idle_or_after_s
+            self._commands.put(lambda: self._set_switch(command, until))
         await asyncio.wait((answer, self.failed), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             raise EngineFailed("the engine failed during this call; this rollout is about to end")
         return answer.result()
 
     def _post_abort(self, sample_ids: Collection[str]) -> None:
-        self._commands.put(lambda: self._deliver(self.engine.abort(sample_ids)))
+        self._commands.put(lambda: self._abort(sample_ids))
 
     def _on_finished(self, finished: Sequence[FinishedSample]) -> None:
         for sample in finished:
@@ -228,16 +251,48 @@ class EngineLoop:
                     return
                 self._begun_s = time.monotonic()
                 command()
+                self._switch_if_due()
             self._begun_s = now_s = time.monotonic()
             self._deliver(self.engine.step())
+            self._switch_if_due()
             if now_s > report_at:
                 report_at = now_s + PROGRESS_INTERVAL_S
                 tokens = {sample_id: len(sample.token_ids) for sample_id, sample in self.engine.running.items()}
                 self._post(lambda tokens=tokens: self._on_progress(tokens))
 
     def _add(self, requests: Sequence[SampleRequest]) -> None:
+        if self._switches:
+            self._held += requests
+            return
         for request in requests:
             self.engine.add(request)
+
+    def _abort(self, sample_ids: Collection[str]) -> None:
+        chosen = set(sample_ids)
+        never_started = [request for request in self._held if request.sample_id in chosen]
+        self._held = [request for request in self._held if request.sample_id not in chosen]
+        self._deliver(
+            [
+                *self.engine.abort(chosen),
+                *(RunningSample(request, self.engine.version).finish(FinishReason.ABORT) for request in never_started),
+            ]
+        )
+
+    def _set_switch(self, command: Callable[[], None], until: float) -> None:
+        self._switch_at = min(until, self._switch_at) if self._switches else until
+        self._switches.append(command)
+
+    def _switch_if_due(self) -> None:
+        if not self._switches:
+            return
+        if self.engine.running and time.monotonic() > self._switch_at:
+            self._abort(self.engine.running.keys())
+        if not self.engine.running:
+            for command in self._switches:
+                command()
+            self._switches.clear()
+            held, self._held = self._held, []
+            self._add(held)
 
     def _deliver(self, finished: Sequence[FinishedSample]) -> None:
         if finished:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from services.rollout.engine_loop import EngineLoop
+from services.rollout.engine_loop import EngineLoop, InFlight
 from services.rollout.merging import AdapterMerger
 from services.rollout.model_files import ModelFacts, check_tensors
 from sluice.errors import InvalidRequest, NotReady
@@ -41,14 +41,17 @@ class WeightIntake:
         loop: EngineLoop,
         receiver: WeightReceiver,
         model: ModelFacts,
-        recompute_kv: bool,
+        inflight: InFlight,
+        finish_s: float = 0.0,
         merger: AdapterMerger | None = None,
     ) -> None:
-        """With a `merger` snapshots hold adapters, otherwise all of the model's tensors."""
+        """With a `merger` snapshots hold adapters, otherwise all of the model's tensors. `inflight`, `finish_s`: what
+        becomes of running samples (EngineLoop.load_weights)."""
         self._loop = loop
         self._receiver = receiver
         self._model = model
-        self._recompute_kv = recompute_kv
+        self._inflight: InFlight = inflight
+        self._finish_s = finish_s
         self._merger = merger
         self._verbs = asyncio.Lock()
 
@@ -94,7 +97,7 @@ class WeightIntake:
             whole = await asyncio.to_thread(self._merger.merge, manifest, buffer)
             manifest, buffer = whole.manifest, whole.buffer
         return await self._loop.load_weights(
-            manifest, buffer, recompute_kv=self._recompute_kv, announced=received.manifest
+            manifest, buffer, inflight=self._inflight, finish_s=self._finish_s, announced=received.manifest
         )
 
     def close(self) -> None:

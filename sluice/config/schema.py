@@ -278,8 +278,10 @@ class WeightsConfig(Section):
     )
     bucket_bytes: PositiveInt = Field(default=1 << 20, description="bytes a transfer operation")
     timeout_s: PositiveFloat = Field(default=10.0, description="limit of a join and of every transfer operation")
-    inflight: Literal["keep", "recompute"] = Field(
-        default="keep", description="KV of running requests when weights change"
+    inflight: Literal["keep", "recompute", "finish", "abort"] = Field(
+        default="keep",
+        description="running samples when weights change: keep their KV, recompute it, finish first (for "
+        "coordinator.generate_timeout_s at most), or abort and be drawn again",
     )
     probe: bool = Field(
         default=True, description="a short greedy completion, compared among rollouts, before a rollout's first group"

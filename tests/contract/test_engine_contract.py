@@ -1,14 +1,18 @@
 """What every engine promises, checked against plain forward passes of the same weights in float32."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from services.rollout.adapters.environment import set_environment
 from services.rollout.engine import Engine, FinishedSample, FinishReason, SampleRequest, Span
+from services.rollout.engine_loop import EngineLoop, Event, InFlight
 from services.rollout.model_files import read_model
+from sluice.testing import assert_eventually
 from sluice.weights.manifest import PolicyVersion
 
 CAPACITY = 48
@@ -221,6 +225,39 @@ def test_no_prefix_of_an_older_version_is_reused(engine: Engine, model_path: Pat
         assert [span.version.number for span in sample.spans] == [1]
 
 
+@pytest.mark.parametrize("inflight", ["finish", "abort"])
+async def test_no_sample_spans_two_versions_when_running_ones_finish_or_are_aborted_first(
+    engine: Engine, model_path: Path, inflight: InFlight
+) -> None:
+    from tests.tiny_model import load, logprobs, perturbed, snapshot
+
+    first, new = snapshot(load(model_path), 0), perturbed(load(model_path), seed=2, scale=0.2)
+    changed, seeds = snapshot(new, 1), range(6)
+    loop = EngineLoop(_Unclosed(engine), max_samples=64)
+    loop.start()
+    try:
+        await loop.load_weights(first.manifest, first.buffer, inflight=inflight)
+        old = loop.generate([request(f"old{seed}", seed=seed, prompt=LONG_PROMPT, max_tokens=40) for seed in seeds])
+        before, started = engine.generated_tokens, asyncio.ensure_future(_finished(old))
+        await assert_eventually(lambda: engine.generated_tokens > before)
+        push = asyncio.ensure_future(
+            loop.load_weights(changed.manifest, changed.buffer, inflight=inflight, finish_s=60.0)
+        )
+        await asyncio.sleep(0)
+        newer = [request(f"new{seed}", seed=seed, prompt=LONG_PROMPT, max_tokens=8) for seed in seeds]
+        later = await _finished(loop.generate(newer))
+        await push
+        ended = await started
+        assert {span.version.number for sample in ended for span in sample.spans} == {0}
+        assert (FinishReason.ABORT in {sample.finish_reason for sample in ended}) == (inflight == "abort")
+        for sample in later:
+            assert [span.version.number for span in sample.spans] == [1]
+            expected = logprobs(new, LONG_PROMPT, sample.token_ids.tolist())
+            np.testing.assert_allclose(sample.logprobs, expected, atol=TOLERANCE_NATS, rtol=0)
+    finally:
+        loop.close()
+
+
 def test_requests_that_wait_for_their_prefill_find_no_older_prefix(engine: Engine, model_path: Path) -> None:
     from tests.tiny_model import load, logprobs, perturbed, snapshot
 
@@ -280,6 +317,23 @@ def test_more_requests_than_fit_all_finish_with_their_own_prompts(engine: Engine
         expected = logprobs(model, prompts[sample.sample_id], sample.token_ids.tolist())
         np.testing.assert_allclose(sample.logprobs, expected, atol=TOLERANCE_NATS, rtol=0)
     assert engine.generated_tokens - before == sum(len(sample.token_ids) for sample in samples)
+
+
+class _Unclosed:
+    """An engine for a loop that is closed before it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def close(self) -> None:
+        pass
+
+
+async def _finished(events: AsyncGenerator[Event]) -> list[FinishedSample]:
+    return [event async for event in events if isinstance(event, FinishedSample)]
 
 
 def _seed_that_does_not_stop(engine: Engine, tokens: int) -> int:

@@ -53,7 +53,7 @@ def intake(loop: EngineLoop, facts: ModelFacts, *, adapters: bool) -> WeightInta
         }
     )
     merger = AdapterMerger(facts, config) if adapters else None
-    return WeightIntake(loop=loop, receiver=WeightReceiver(), model=facts, recompute_kv=False, merger=merger)
+    return WeightIntake(loop=loop, receiver=WeightReceiver(), model=facts, inflight="keep", merger=merger)
 
 
 def adapters_of(model: PreTrainedModel, number: int) -> Snapshot:

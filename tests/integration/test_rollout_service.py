@@ -87,7 +87,7 @@ async def rollout(model_path: Path) -> AsyncIterator[Rollout]:
     engine = TransformersEngine(facts, dtype="float32", max_model_len=128, max_num_seqs=16)
     loop = EngineLoop(engine, max_samples=64)
     loop.start()
-    intake = WeightIntake(loop=loop, receiver=WeightReceiver(), model=facts, recompute_kv=False)
+    intake = WeightIntake(loop=loop, receiver=WeightReceiver(), model=facts, inflight="keep")
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     servicer = RolloutServicer(
         loop=loop,

@@ -1,6 +1,7 @@
 """Small hand-written fakes of the coordinator's ports."""
 
 import asyncio
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -56,6 +57,8 @@ class FakeRollouts:
     """Added to the stamped version."""
     short: bool = False
     """Ends every answer without an error before the last sample."""
+    aborts: set[str] = field(default_factory=set)
+    """request ids whose last sample comes back aborted."""
 
     async def generate(
         self,
@@ -78,7 +81,9 @@ class FakeRollouts:
                 raise self.failures[request_id]
             if self.short and count == len(seeds) - 1:
                 return
-            yield make_sample(index, version=version.number + self.lie, tokens=self.tokens, seed=seed)
+            sample = make_sample(index, version=version.number + self.lie, tokens=self.tokens, seed=seed)
+            last = count == len(seeds) - 1
+            yield dataclasses.replace(sample, finish_reason="abort") if last and request_id in self.aborts else sample
 
 
 @dataclass

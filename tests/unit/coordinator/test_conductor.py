@@ -97,6 +97,33 @@ async def test_a_failed_attempt_keeps_its_samples_and_asks_only_for_the_missing_
         assert stage.store.counters["lost_tokens"] == 0
 
 
+@pytest.mark.parametrize(("pushing", "then"), [(True, "r-0000000.1.1"), (False, "r-0000000.2")])
+async def test_only_a_sample_aborted_by_a_push_under_way_uses_up_no_attempt(pushing: bool, then: str) -> None:
+    rollouts = FakeRollouts(aborts={"r-0000000.1"})
+    stage = Stage(make_config(rollout__n=3), rollouts=rollouts)
+    member = stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    member.granted += pushing
+    async with running(stage):
+        await settle()
+        assert [name for name in rollouts.requests if name.startswith("r-0000000")] == ["r-0000000.1", then]
+        assert stage.board.queued["r-0000000"].tokens == 12
+        assert stage.board.queued["r-0000000"].attempt == (1 if pushing else 2)
+        assert stage.store.counters["lost_tokens"] == 4
+
+
+async def test_a_rollout_that_lets_its_samples_end_gets_no_new_group() -> None:
+    stage = Stage(make_config())
+    member = stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    member.finishing = True
+    async with running(stage):
+        await settle()
+        assert not stage.rollouts.requests
+        member.finishing = False
+        stage.fleet.changed.notify()
+        await settle()
+        assert len(stage.board.queued) == 8
+
+
 async def test_a_group_that_keeps_failing_is_failed_and_its_rank_is_freed() -> None:
     failures = {f"r-0000000.{attempt}": Overloaded("full") for attempt in (1, 2, 3)}
     stage = Stage(make_config(rollout__n=5), rollouts=FakeRollouts(failures=failures))

@@ -41,7 +41,7 @@ async def engine() -> FakeEngine:
 async def loop(engine: FakeEngine) -> AsyncIterator[EngineLoop]:
     made = EngineLoop(engine, max_samples=10)
     made.start()
-    await made.load_weights(manifest(0), EMPTY, recompute_kv=False)
+    await made.load_weights(manifest(0), EMPTY, inflight="keep")
     yield made
     engine.gate.set()
     made.close()
@@ -61,7 +61,7 @@ async def test_every_sample_is_delivered_to_the_call_that_asked_for_it(loop: Eng
 async def test_weights_switch_between_two_steps_and_spans_say_where(loop: EngineLoop, engine: FakeEngine) -> None:
     engine.gate.clear()
     task = asyncio.create_task(collect(loop, "s", max_tokens=50))
-    push = asyncio.create_task(loop.load_weights(manifest(1), EMPTY, recompute_kv=False))
+    push = asyncio.create_task(loop.load_weights(manifest(1), EMPTY, inflight="keep"))
     engine.gate.set()
     await push
     assert loop.version == PolicyVersion(lineage="a", number=1)
@@ -69,6 +69,60 @@ async def test_weights_switch_between_two_steps_and_spans_say_where(loop: Engine
     assert sample.spans[-1].version.number == 1
     assert [span.start for span in sample.spans[1:]] == [span.end for span in sample.spans[:-1]]
     assert (sample.spans[0].start, sample.spans[-1].end) == (0, 50)
+
+
+async def test_finish_lets_samples_end_and_starts_newer_ones_under_the_new_version(
+    loop: EngineLoop, engine: FakeEngine
+) -> None:
+    engine.gate.clear()
+    running = asyncio.create_task(collect(loop, "s", max_tokens=50))
+    await asyncio.sleep(0)
+    push = asyncio.create_task(loop.load_weights(manifest(1), EMPTY, inflight="finish", finish_s=60.0))
+    await asyncio.sleep(0)
+    newer = asyncio.create_task(collect(loop, "late", "later"))
+    await asyncio.sleep(0)
+    leaver = asyncio.create_task(collect(loop, "leaver", max_tokens=10**9))
+    await asyncio.sleep(0)
+    leaver.cancel()
+    engine.gate.set()
+    await push
+    assert {span.version.number for span in (await running)["s"].spans} == {0}
+    assert {span.version.number for sample in (await newer).values() for span in sample.spans} == {1}
+    assert await loop.drain(timeout_s=5.0) == []
+
+
+async def test_finish_aborts_what_is_still_running_in_the_end(loop: EngineLoop) -> None:
+    task = asyncio.create_task(collect(loop, "s", max_tokens=10**9))
+    await asyncio.sleep(0)
+    await loop.load_weights(manifest(1), EMPTY, inflight="finish", finish_s=0.01)
+    assert (await task)["s"].finish_reason is FinishReason.ABORT
+    assert loop.version == PolicyVersion(lineage="a", number=1)
+
+
+async def test_a_push_that_waits_outlives_its_caller_and_the_next_one_follows(
+    loop: EngineLoop, engine: FakeEngine
+) -> None:
+    engine.gate.clear()
+    task = asyncio.create_task(collect(loop, "s", max_tokens=20))
+    await asyncio.sleep(0)
+    left = asyncio.create_task(loop.load_weights(manifest(1), EMPTY, inflight="finish", finish_s=60.0))
+    await asyncio.sleep(0)
+    left.cancel()
+    push = asyncio.create_task(loop.load_weights(manifest(2), EMPTY, inflight="finish", finish_s=60.0))
+    await asyncio.sleep(0)
+    engine.gate.set()
+    await push
+    assert [span.version.number for span in (await task)["s"].spans] == [0]
+    assert loop.version == PolicyVersion(lineage="a", number=2)
+
+
+async def test_abort_gives_back_running_samples_before_the_switch(loop: EngineLoop) -> None:
+    task = asyncio.create_task(collect(loop, "s", max_tokens=10**9))
+    await asyncio.sleep(0)
+    await loop.load_weights(manifest(1), EMPTY, inflight="abort")
+    sample = (await task)["s"]
+    assert sample.finish_reason is FinishReason.ABORT
+    assert {span.version.number for span in sample.spans} <= {0}
 
 
 async def test_leaving_the_stream_aborts_what_still_runs(loop: EngineLoop, engine: FakeEngine) -> None:
@@ -136,13 +190,13 @@ async def test_a_failing_step_fails_every_request_and_every_later_call(loop: Eng
     with pytest.raises(EngineFailed):
         await collect(loop, "c")
     with pytest.raises(EngineFailed):
-        await loop.load_weights(manifest(1), EMPTY, recompute_kv=False)
+        await loop.load_weights(manifest(1), EMPTY, inflight="keep")
 
 
 async def test_a_failing_weight_load_is_the_end_too(loop: EngineLoop, engine: FakeEngine) -> None:
     engine.broken = RuntimeError("shape mismatch")
     with pytest.raises(EngineFailed):
-        await loop.load_weights(manifest(1), EMPTY, recompute_kv=False)
+        await loop.load_weights(manifest(1), EMPTY, inflight="keep")
     assert loop.version == PolicyVersion(lineage="a", number=0)
     assert loop.failed.done()
 
