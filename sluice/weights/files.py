@@ -3,22 +3,26 @@ metadata, written under a temporary name and renamed, verified by digest when re
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import safetensors
 
 from sluice.errors import TransferError
-from sluice.weights.manifest import PolicyVersion, plan
+from sluice.weights.manifest import Manifest, PolicyVersion, plan
 from sluice.weights.snapshot import Packer, Snapshot
+
+_UNFINISHED = ".tmp"
 
 _NAME_OF_SAFETENSORS_DTYPE = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def write_snapshot(directory: Path, snapshot: Snapshot) -> Path:
-    """Writes `<lineage><number>-<digest>.safetensors` unless it is there; returns its path. Raises OSError."""
+    """Writes `<lineage><number>-<digest>.safetensors` unless it is there; returns its path. Raises OSError, and leaves
+    nothing then."""
     manifest = snapshot.manifest
-    path = directory / f"{manifest.version}-{manifest.digest[:16]}.safetensors"
+    path = path_of(directory, manifest)
     if path.exists():
         return path
     directory.mkdir(parents=True, exist_ok=True)
@@ -35,10 +39,29 @@ def write_snapshot(directory: Path, snapshot: Snapshot) -> Path:
         "bucket_bytes": manifest.bucket_bytes,
         "digest": manifest.digest,
     }
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    safetensors.serialize_file(tensors, str(temporary), {"sluice": json.dumps(facts)})
-    os.replace(temporary, path)
+    temporary = path.with_suffix(f".{os.getpid()}{_UNFINISHED}")
+    try:
+        safetensors.serialize_file(tensors, str(temporary), {"sluice": json.dumps(facts)})
+        os.replace(temporary, path)
+    except safetensors.SafetensorError as error:  # what it makes of an OSError
+        temporary.unlink(missing_ok=True)
+        raise OSError(str(error)) from error
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return path
+
+
+def path_of(directory: Path, manifest: Manifest) -> Path:
+    """Where `write_snapshot` puts a version."""
+    return directory / f"{manifest.version}-{manifest.digest[:16]}.safetensors"
+
+
+def prune(directory: Path, *, keep: Collection[Path]) -> None:
+    """Removes the snapshots in `directory` but those to keep, and what a writer that died left. Raises OSError."""
+    for path in (*directory.glob("*.safetensors"), *directory.glob(f"*{_UNFINISHED}")):
+        if path not in keep:
+            path.unlink(missing_ok=True)
 
 
 def read_snapshot(path: Path) -> Snapshot:

@@ -22,7 +22,7 @@ from typing import Literal
 
 import structlog
 
-from sluice.errors import NotReady, Overloaded, TransferError
+from sluice.errors import NotReady, Overloaded, TransferError, Unavailable
 from sluice.weights import files
 from sluice.weights.backends import ROOT_RANK, Collective, Rendezvous, TransferGroup, TransferStore, join
 from sluice.weights.manifest import Manifest, buckets
@@ -33,8 +33,9 @@ log = structlog.get_logger(__name__)
 MAX_LINKS = 1024
 """Sender threads at once, ended epochs that still wait for their last operation included; chosen: 4 x 256 rollouts."""
 
-KEPT_FILES = 2
-"""Snapshot files at once: the newest, and the one before, which somebody may still be reading."""
+KEPT_VERSIONS = 4
+"""A rollout that has taken none of so many versions is forgotten: its epoch ends, or the file it was told of may go. It
+costs one that comes back a fresh epoch. Chosen: more than one is late by, and the files of one run at once."""
 
 PAIR = 2
 """World size of a transfer group: the learner and one receiver."""
@@ -76,7 +77,11 @@ class WeightSender:
         self._newest: Snapshot | None = None
         self._links: dict[str, _Link] = {}
         self._retired: list[_Link] = []
-        self._written: list[Path] = []
+        self._published = 0
+        self._writing = threading.Lock()
+        """Guards the files, which take long."""
+        self._told: dict[str, tuple[int, Path]] = {}
+        """By rollout: which publication it was told of last, and its file."""
         self._closed = False
         self._failed = 0
         atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
@@ -94,20 +99,25 @@ class WeightSender:
 
     def publish(self, snapshot: Snapshot) -> None:
         """Makes this the snapshot to send; transfers under way go on with theirs."""
-        self._newest = snapshot
+        with self._lock:
+            self._newest = snapshot
+            self._published += 1
+            idle = [name for name, link in self._links.items() if not link.busy and self._is_forgotten(link.opened_at)]
+            for rollout_id in idle:
+                self._retire(rollout_id)
 
     def open(self, *, rollout_id: str, epoch: str, timeout_s: float) -> OpenedTransfer:
         """Begins sending the newest snapshot to one receiver; returns at once (`file`: when it is written).
 
         Raises NotReady when nothing is published yet or the epoch has ended or is busy (then open a fresh one),
-        Overloaded at MAX_LINKS.
+        Overloaded at MAX_LINKS, Unavailable when the disk refuses the file.
         """
         snapshot = self._newest
         if snapshot is None:
             raise NotReady("the learner has published no weights yet")
         if self._backend == "file":
-            with self._lock:
-                path = self._write(snapshot)
+            with self._writing:
+                path = self._write(snapshot, rollout_id)
             return OpenedTransfer(manifest=snapshot.manifest, backend="file", file_path=str(path))
         with self._lock:
             if self._closed:
@@ -117,6 +127,7 @@ class WeightSender:
             if new_epoch:
                 link = self._start_link(self._backend, rollout_id, epoch, timeout_s)
             assert link is not None
+            link.opened_at = self._published
             link.send(snapshot)
         return OpenedTransfer(
             manifest=snapshot.manifest,
@@ -139,22 +150,35 @@ class WeightSender:
         for link in links:
             link.thread.join()
 
-    def _write(self, snapshot: Snapshot) -> Path:
-        """The snapshot's file; of those written here the newest KEPT_FILES stay."""
+    def _write(self, snapshot: Snapshot, rollout_id: str) -> Path:
+        """The snapshot's file. Others go, a former learner's too, unless a rollout may still be reading them."""
         assert self._directory is not None
-        path = files.write_snapshot(self._directory, snapshot)
-        if path not in self._written:
-            self._written.append(path)
-        while len(self._written) > KEPT_FILES:
-            self._written.pop(0).unlink(missing_ok=True)
+        self._told.pop(rollout_id, None)  # whatever it was told of, it asks again
+        self._told = {name: told for name, told in self._told.items() if not self._is_forgotten(told[0])}
+        try:
+            newest = files.path_of(self._directory, snapshot.manifest)
+            files.prune(self._directory, keep={newest, *(path for _, path in self._told.values())})
+            path = files.write_snapshot(self._directory, snapshot)
+        except OSError as error:
+            raise Unavailable(
+                f"version {snapshot.manifest.version} could not be written for rollouts to read: {error}; make room in "
+                f"{self._directory}"
+            ) from error
+        self._told[rollout_id] = (self._published, path)
         return path
 
-    def _start_link(self, backend: Collective, rollout_id: str, epoch: str, timeout_s: float) -> "_Link":
-        assert self._store is not None
+    def _is_forgotten(self, publication: int) -> bool:
+        return self._published - publication >= KEPT_VERSIONS
+
+    def _retire(self, rollout_id: str) -> None:
         self._retired = [link for link in self._retired if link.thread.is_alive()]
         if (former := self._links.pop(rollout_id, None)) is not None:
             former.retire()
             self._retired.append(former)
+
+    def _start_link(self, backend: Collective, rollout_id: str, epoch: str, timeout_s: float) -> "_Link":
+        assert self._store is not None
+        self._retire(rollout_id)
         if len(self._links) + len(self._retired) >= MAX_LINKS:
             raise Overloaded(f"{MAX_LINKS} weight transfers are open; wait until some have ended")
         rendezvous = Rendezvous(
@@ -184,6 +208,10 @@ class _Link:
     ) -> None:
         self.epoch = rendezvous.epoch
         self.rendezvous = rendezvous
+        self.opened_at = 0
+        """The number of the publication that it was opened for last."""
+        self.busy = False
+        """Whether it has something to send."""
         self.thread = threading.Thread(target=self._run, name=f"weights-{rollout_id}", daemon=True)
         self._backend: Collective = backend
         self._on_failure = on_failure
@@ -199,6 +227,7 @@ class _Link:
             self._inbox.put_nowait(snapshot)
         except queue.Full:
             raise NotReady(f"epoch {self.epoch} has not begun its former transfer; open a fresh one") from None
+        self.busy = True
 
     def retire(self) -> None:
         """Ends the thread after its running operation."""
@@ -212,11 +241,13 @@ class _Link:
             group = join(self.rendezvous, backend=self._backend)
             while not self._ended.is_set() and (snapshot := self._inbox.get()) is not None:
                 self._send_buckets(group, snapshot)
+                self.busy = not self._inbox.empty()
         except TransferError as error:
             self._log.warning("weights_transfer_failed", error=str(error))
             self._on_failure()
         finally:
             self._ended.set()
+            self.busy = False
             if group is not None:
                 group.close()
 
