@@ -139,8 +139,9 @@ def flipped(snapshot: Snapshot) -> Snapshot:
 def test_a_receiver_killed_while_idle_costs_its_own_epoch(world: World) -> None:
     world.victim.kill()
     world.publish(1)
-    epoch = world.victim._epoch
-    world.sender.open(rollout_id="victim", epoch=epoch, timeout_s=OPERATION_S)  # nobody is there to take it
+    world.sender.open(
+        rollout_id="victim", epoch=world.victim.epoch, timeout_s=OPERATION_S
+    )  # nobody is there to take it
     assert world.other.push(world.sender) == {"applied": 1}
     world.recovers(number=1, victim_serves=None)
 

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import uuid
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -117,14 +118,13 @@ class ReceiverProcess(Process):
     def __init__(self, rollout_id: str) -> None:
         super().__init__(_receive_orders)
         self.rollout_id = rollout_id
-        self._epochs = 0
-        self._epoch = ""
+        self.epoch = ""
 
     def begin(self, sender: WeightSender, *, fault: Mapping[str, Any] | None = None) -> None:
         """The coordinator's part of a push to it; `outcome` is the rest."""
-        epoch = self._epoch or self._next_epoch()
-        opened = sender.open(rollout_id=self.rollout_id, epoch=epoch, timeout_s=OPERATION_S)
-        self.begin_opened(facts_of(opened), epoch, fault=fault)
+        self.epoch = self.epoch or f"{self.rollout_id}.{uuid.uuid4().hex[:12]}"
+        opened = sender.open(rollout_id=self.rollout_id, epoch=self.epoch, timeout_s=OPERATION_S)
+        self.begin_opened(facts_of(opened), self.epoch, fault=fault)
 
     def begin_opened(self, opened: Mapping[str, Any], epoch: str, *, fault: Mapping[str, Any] | None = None) -> None:
         """As `begin`, for a transfer that was opened elsewhere."""
@@ -134,7 +134,7 @@ class ReceiverProcess(Process):
         """`{"applied": number}` or `{"error": type, "text": message}`; after an error the next epoch is a fresh one."""
         answer = self.answer()
         if "error" in answer:
-            self._epoch = ""
+            self.epoch = ""
         return answer
 
     def push(self, sender: WeightSender) -> dict[str, Any]:
@@ -145,11 +145,6 @@ class ReceiverProcess(Process):
         """Number and digest of the weights it holds; the digest is computed now, over its bytes."""
         answer = self.ask(do="serves")
         return answer["number"], answer["digest"]
-
-    def _next_epoch(self) -> str:
-        self._epochs += 1
-        self._epoch = f"{self.rollout_id}.{id(self):x}.{self._epochs}"
-        return self._epoch
 
 
 class SenderProcess(Process):
