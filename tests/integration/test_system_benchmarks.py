@@ -1,0 +1,38 @@
+"""The system's benchmarks at their smallest: the simulated services still speak what coordinator, relay and reward speak."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import coordinator_relay, overlap
+from benchmarks.simulated.engine import Lengths, TimedEngine
+
+pytestmark = pytest.mark.integration
+
+
+async def test_coordinator_and_relay_carry_the_same_load(tmp_path: Path) -> None:
+    load = coordinator_relay.Load(name="tiny", n=2, tokens=3, batch=4, batches=2)
+    for conduct in (coordinator_relay._coordinator, coordinator_relay._relay):
+        cost = await conduct(tmp_path / conduct.__name__, load, 3)
+        assert cost.wall_ms > 0
+
+
+async def test_a_timed_run_trains_what_qualifies_and_nothing_else() -> None:
+    fleet = overlap.Fleet(rollouts=3, batch=4, longer_s=0.1)
+    pace = await overlap._pace(fleet, max_staleness=1, train_s=0.01, token_s=1e-4, steps=2)
+    assert pace.trained == 1.0
+    assert pace.step_s >= 0.01
+
+
+async def test_a_timed_engine_stamps_the_version_that_sampled_each_token() -> None:
+    engine = TimedEngine(lengths=Lengths(median=4), token_s=0.0, slots=1)
+    engine.apply(3)
+    tokens, spans = await engine.generate(seed=1)
+    assert (tokens, [(span.version.number, span.start_token, span.end_token) for span in spans]) == (4, [(3, 0, 4)])
+
+
+def test_lengths_have_a_long_tail_that_is_cut() -> None:
+    drawn = sorted(Lengths(median=100, sigma=0.9, most=400).draw(seed) for seed in range(2000))
+    assert 90 < drawn[1000] < 110
+    assert drawn[-1] == 400
+    assert 0.03 < drawn.count(400) / len(drawn) < 0.12
