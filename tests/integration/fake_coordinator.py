@@ -1,6 +1,7 @@
 """A coordinator that hands a learner the batches of tests/unit/learner/learner_cases.py over real gRPC, and takes notes."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ class FakeCoordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
     registrations: list[pb.RegisterRequest] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     fence: int = 0
+    heard_s: float = 0.0
+    """Monotonic time of the last heartbeat or registration."""
 
     async def serve(self) -> RpcServer:
         """Serves on a free port."""
@@ -59,10 +62,12 @@ class FakeCoordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def Register(self, request: pb.RegisterRequest, context: grpc.aio.ServicerContext) -> pb.RegisterResponse:
         self.fence += 1
         self.registrations.append(request)
+        self.heard_s = time.monotonic()
         await self._notify()
         return pb.RegisterResponse(service_id=request.service_id, heartbeat_interval_s=0.2, fence=self.fence)
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: grpc.aio.ServicerContext) -> pb.HeartbeatResponse:
+        self.heard_s = time.monotonic()
         return pb.HeartbeatResponse(known=bool(self.registrations))
 
     async def GetBatch(

@@ -9,8 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
+from sluice.clock import SystemClock
+from sluice.config.schema import LaunchConfig
+from sluice.launch.commands import Command
+from sluice.launch.frozen import FrozenWatch
+from sluice.launch.keeper import Keeper
 from sluice.testing import assert_eventually
 from tests.integration.fake_coordinator import FakeCoordinator
 from tests.unit.learner.learner_cases import make_config, write_tiny_model
@@ -105,3 +111,51 @@ async def test_a_learner_that_wakes_up_after_another_took_over_ends_and_commits_
     assert code == 1
     assert "fence 1 is not 2" in errors
     assert [(commit.step, commit.fence) for commit in fake.commits] == [(0, 2), (1, 2)]
+
+
+async def test_a_frozen_rank_is_killed_with_its_torchrun_and_the_learner_registers_again(
+    coordinator: tuple[FakeCoordinator, str], tmp_path: Path
+) -> None:
+    fake, address = coordinator
+    await fake.allow(ready=0)
+    flags = ("--", "--coordinator", address, "--port", "0", "--metrics-port", "0")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-m", "services.learner.machines.node", *flags]
+    launch, said = LaunchConfig(frozen_timeout_s=2.0, grace_s=5.0), list[str]()
+    keeper = Keeper(launch=launch, log_dir=tmp_path, say=said.append, is_over=_no)
+    watch = FrozenWatch(launch=launch, keeper=keeper, clock=SystemClock())
+    keeper.keep(Command(name="learner", argv=argv, environ=environment))
+    try:
+        await fake.until("len(registrations) == 1")
+        keeper.known.add("learner")
+        keeper.supervise("watch", _listen(fake, watch))
+        (rank,) = _ranks_of(keeper)
+        rank.suspend()
+        await fake.until("len(registrations) == 2")
+        assert not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE
+        assert len(_ranks_of(keeper)) == 1
+        assert not keeper.failed.done()
+    finally:
+        await keeper.stop(last="", at_once=asyncio.Event())
+    assert len(said) == 1
+    assert said[0].startswith("learner did not answer for ")
+    assert said[0].endswith(" s (launch.frozen_timeout_s) and was killed; restart 1 of 3")
+
+
+async def _no() -> bool:
+    return False
+
+
+async def _listen(fake: FakeCoordinator, watch: FrozenWatch) -> None:
+    """What the launcher does with each status of the coordinator."""
+    while True:
+        now = time.monotonic()
+        watch.services({"learner": now - fake.heard_s}, asked_s=now)
+        await asyncio.sleep(0.2)
+
+
+def _ranks_of(keeper: Keeper) -> list[psutil.Process]:
+    child = keeper.child("learner")
+    assert child is not None
+    children = psutil.Process(child.process.pid).children(recursive=True)
+    return [found for found in children if found.cmdline()[1:4] == ["-u", "-m", "services.learner"]]
