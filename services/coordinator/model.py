@@ -111,6 +111,8 @@ class Reward:
     grader: str
     grader_version: str
     detail: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Scores of the graders where there are several, and the components they name."""
 
     @property
     def graded(self) -> bool:

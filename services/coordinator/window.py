@@ -1,12 +1,16 @@
 """What happened since the last commit: the coordinator's metrics of one step, named as in the catalogue."""
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from services.coordinator.model import Group, QueuedGroup
 from sluice.dapo.dynamic_sampling import Verdict
+
+# What Prometheus does not take in a name.
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_]")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -18,8 +22,10 @@ class StepWindow:
     tokens: int = 0
     lengths: list[int] = field(default_factory=list)
     accs: list[float] = field(default_factory=list)
+    raw: list[float] = field(default_factory=list)
     shaped: list[float] = field(default_factory=list)
     penalties: list[float] = field(default_factory=list)
+    parts: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     statuses: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     unique: list[float] = field(default_factory=list)
@@ -33,8 +39,12 @@ class StepWindow:
         self.statuses.update(reward.status for reward in group.rewards)
         graded = [reward for reward in group.rewards if reward.graded]
         self.accs += [reward.acc for reward in graded]
+        self.raw += [reward.raw_score for reward in graded]
         self.shaped += [reward.shaped_reward for reward in graded]
         self.penalties += [reward.overlong_penalty for reward in graded]
+        for reward in graded:
+            for name, score in reward.parts.items():
+                self.parts[name].append(score)
 
     def add_tokens(self, tokens: int) -> None:
         """Completion tokens arrived from a rollout."""
@@ -67,9 +77,12 @@ class StepWindow:
                 values[f"reward/{status}_fraction"] = self.statuses[status] / samples
         if self.accs:
             values["reward/generated_acc"] = float(np.mean(self.accs))
+            values["reward/generated_raw_mean"] = float(np.mean(self.raw))
             values["reward/generated_mean"] = float(np.mean(self.shaped))
             values["reward/overlong_fraction"] = float(np.mean(np.asarray(self.penalties) < 0))
             values["reward/overlong_penalty_mean"] = float(np.mean(self.penalties))
+        for name, scores in self.parts.items():
+            values[f"reward/part/{_NOT_IN_A_NAME.sub('_', name)}"] = float(np.mean(scores))
         if trained:
             ages = [step - group.oldest_version for group in trained]
             values["staleness/age_mean_steps"] = float(np.mean(ages))

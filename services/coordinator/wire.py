@@ -102,6 +102,7 @@ def reward_from(message: pb.SampleReward) -> Reward:
         grader=message.grader,
         grader_version=message.grader_version,
         detail=message.detail if finite else f"the grader returned {scores}; scores must be finite",
+        parts=dict(message.parts),
     )
 
 
@@ -178,6 +179,7 @@ def _reward_to(reward: Reward) -> pb.SampleReward:
         grader=reward.grader,
         grader_version=reward.grader_version,
         detail=reward.detail,
+        parts=reward.parts,
     )
 
 

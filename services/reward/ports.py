@@ -1,11 +1,12 @@
 """What the core of the reward service speaks of: questions, grades, outcomes, and who grades.
 
-No wire types. A *verifier* is a module with `NAME`, `VERSION` and a `grade` function (see `Verifier`); it runs on the
-main thread of a worker process, so it may be slow, use `signal`, or hang: then its process is killed.
+No wire types. A *verifier* is a module with `NAME`, `VERSION` and a `grade` function (see `Verifier`), or a user's
+function (functions.py); it runs on the main thread of a worker process, so it may be slow, use `signal`, or hang: then
+its process is killed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 GradeStatus = Literal["ok", "unparsed"]
@@ -42,6 +43,8 @@ class Grade:
     """The answer that was found; empty when none."""
     status: GradeStatus = "ok"
     """`unparsed`: graded as wrong because no answer could be found."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Named components, for people and metrics; what of them counts is in `raw_score`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +62,9 @@ class Job:
     """One group for one verifier."""
 
     verifier: str
-    """Dotted name of the verifier's module."""
+    """Dotted name of the verifier's module, or `file.py:function`, or `module:function`."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """What the route sets for it."""
     question: Question
     completions: Sequence[Completion]
     deadline_s: float | None = None
@@ -76,7 +81,12 @@ class Graded:
 
 
 class Verifier(Protocol):
-    """A module that grades. Raising is fine: it makes that one sample an `error`."""
+    """A module that grades. Raising is fine: it makes that one sample an `error`, or a `timeout` for a TimeoutError.
+
+    One that takes settings has a frozen dataclass `Settings`, which checks them, and its `grade` a keyword `settings` of
+    that type. `grade` may be async: then the samples of a group are graded at once, each within the limit of one. In
+    place of `grade` there may be `grade_group(*, question, completions)`, which returns a grade a completion.
+    """
 
     NAME: str
     VERSION: str

@@ -1,18 +1,27 @@
-"""Which verifier grades a data source.
+"""Which verifiers grade a data source, with which settings and weights.
 
-The built-in table follows verl's names. `reward.routes` of the recipe is asked first; its values are built-in
-verifiers or dotted module names of one's own, which are imported by the worker processes alone.
+The built-in table follows verl's names. `reward.routes` of the recipe is asked first. One's own verifiers - dotted
+modules, `file.py:function`, `module:function` - are imported by the worker processes alone; settings of built-in ones
+are checked here, before anything is graded.
 """
 
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from sluice.config.schema import GraderConfig
 from sluice.errors import ConfigError, InvalidRequest
 
 BUILT_IN: Mapping[str, str] = {
-    name: f"services.reward.verifiers.{name}" for name in ("mixadd3", "math_dapo", "reasoning_gym")
+    name: f"services.reward.verifiers.{name}"
+    for name in (
+        *("mixadd3", "math_dapo", "math_verify", "gsm8k", "exact", "numeric", "multiple_choice", "format", "code"),
+        *("judge", "reasoning_gym"),
+    )
 }
 """Module of every built-in verifier by name."""
 
@@ -23,13 +32,29 @@ ROUTES: Mapping[str, str] = {
     "math": "math_dapo",
     "math_dapo_reasoning": "math_dapo",
     "aime*": "math_dapo",
+    "openai/gsm8k": "gsm8k",
 }
 """Verifier by data source; a key that ends in `*` is a prefix."""
+
+RouteSpec = str | GraderConfig | Sequence[GraderConfig]
+"""What a recipe says of a data source."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One verifier of a route."""
+
+    name: str
+    """What its score is called; unique in the route."""
+    verifier: str
+    """For the worker: a dotted module, or `file.py:function`, or `module:function`."""
+    weight: float = 1.0
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Route:
-    """One verifier and the data sources it serves."""
+    """The graders of a route, joined by `+`, and the data sources they serve."""
 
     name: str
     version: str
@@ -37,46 +62,109 @@ class Route:
 
 
 class Router:
-    """Finds the verifier of a data source. `routes` (data source -> verifier) goes before the built-in table.
+    """Finds the parts of a data source. `routes` go before the built-in table.
 
-    Raises ConfigError for a route to what is neither a built-in verifier nor a dotted module name.
+    Raises ConfigError for a route to what is no verifier, or with settings that its verifier does not take.
     """
 
-    def __init__(self, routes: Mapping[str, str] | None = None) -> None:
-        self._table = {**(routes or {}), **{key: name for key, name in ROUTES.items() if key not in (routes or {})}}
-        for key, name in self._table.items():
-            if name not in BUILT_IN and "." not in name:
-                raise ConfigError(
-                    f"reward.routes.{key}: must be one of {', '.join(BUILT_IN)} or a dotted module name, got {name!r}"
-                )
+    def __init__(self, routes: Mapping[str, RouteSpec] | None = None) -> None:
+        given = {key: _parts(spec, where=f"reward.routes.{key}") for key, spec in (routes or {}).items()}
+        built_in = {key: _parts(name, where=key) for key, name in ROUTES.items() if key not in given}
+        self._table = {**given, **built_in}
 
-    def name_of(self, data_source: str) -> str:
-        """Name of the verifier. Raises InvalidRequest for a data source that none serves."""
-        for key, name in self._table.items():
+    def parts_of(self, data_source: str) -> tuple[Part, ...]:
+        """The parts, at least one. Raises InvalidRequest for a data source that none serves."""
+        for key, parts in self._table.items():
             if data_source == key or (key.endswith("*") and data_source.startswith(key[:-1])):
-                return name
+                return parts
         raise InvalidRequest(
             f"data_source: no verifier for {data_source!r}, known are {', '.join(self._table)}; "
             "add it to reward.routes in the recipe"
         )
 
-    def module_of(self, name: str) -> str:
-        """Dotted module of a verifier by the name that `name_of` gave."""
-        return BUILT_IN.get(name, name)
-
     def routes(self) -> list[Route]:
-        """All verifiers in the order of the table. Versions of those that are not installed or not ours are empty."""
+        """All routes in the order of the table. Versions of those that are not installed or not ours are empty."""
         sources: dict[str, list[str]] = {}
-        for key, name in self._table.items():
+        versions: dict[str, str] = {}
+        for key, parts in self._table.items():
+            name = grader_name(parts)
             sources.setdefault(name, []).append(key)
-        return [Route(name=name, version=_version(name), data_sources=tuple(keys)) for name, keys in sources.items()]
+            versions[name] = "+".join(_version(part.verifier) for part in parts)
+        return [Route(name=name, version=versions[name], data_sources=tuple(keys)) for name, keys in sources.items()]
 
 
-def _version(name: str) -> str:
+def grader_name(parts: Sequence[Part]) -> str:
+    """What the results of a route carry as their grader."""
+    return "+".join(part.name for part in parts)
+
+
+def _parts(spec: RouteSpec, *, where: str) -> tuple[Part, ...]:
+    if isinstance(spec, str):
+        spec = GraderConfig(grader=spec)
+    specs = [spec] if isinstance(spec, GraderConfig) else list(spec)
+    if not specs:
+        raise ConfigError(f"{where}: must name at least one grader, got []")
+    parts = tuple(_part(one, where=where) for one in specs)
+    names = [part.name for part in parts]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"{where}: graders must have different names, got {twice[0]!r} twice; set `name`")
+    return parts
+
+
+def _part(spec: GraderConfig, *, where: str) -> Part:
+    settings = spec.settings
+    if spec.grader in BUILT_IN:
+        settings = _checked(spec, where=where)
+    else:
+        _check_own(spec.grader, where=where)
+    return Part(
+        name=spec.name or spec.grader,
+        verifier=BUILT_IN.get(spec.grader, spec.grader),
+        weight=spec.weight,
+        settings=settings,
+    )
+
+
+def _check_own(grader: str, *, where: str) -> None:
+    """One's own grader is imported where it runs; here it only has to look like one."""
+    place, colon, function = grader.rpartition(":")
+    if colon and place.endswith(".py") and not Path(place).is_file():
+        raise ConfigError(f"{where}: {place} is not a file (looked for {Path(place).absolute()})")
+    if (colon and not (place and function.isidentifier())) or (not colon and "." not in grader):
+        raise ConfigError(
+            f"{where}: must be one of {', '.join(BUILT_IN)}, a dotted module name, `file.py:function` or "
+            f"`module:function`, got {grader!r}"
+        )
+    if not colon and grader.endswith(".py"):
+        raise ConfigError(f"{where}: {grader} needs a function: `{grader}:compute_score`")
+
+
+def _checked(spec: GraderConfig, *, where: str) -> dict[str, object]:
+    """All settings of a built-in verifier. Raises ConfigError naming the one that is wrong."""
+    kind = getattr(importlib.import_module(BUILT_IN[spec.grader]), "Settings", None)
+    if kind is None:
+        if spec.settings:
+            raise ConfigError(f"{where}: {spec.grader} takes no settings, got {', '.join(spec.settings)}")
+        return {}
+    known = [one.name for one in fields(kind)]
+    if unknown := [name for name in spec.settings if name not in known]:
+        raise ConfigError(f"{where}: {spec.grader} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+    try:
+        return asdict(TypeAdapter(kind).validate_python(spec.settings))
+    except ValidationError as error:
+        details = error.errors(include_url=False)[0]
+        place = ".".join(str(step) for step in details["loc"])
+        said = details["msg"].removeprefix("Value error, ")
+        raise ConfigError(
+            f"{where}: {spec.grader}: " + (f"settings.{place}: {said}, got {details['input']!r}" if place else said)
+        ) from error
+
+
+def _version(verifier: str) -> str:
     """A built-in verifier is cheap to import; somebody else's module never runs in this process."""
-    if name not in BUILT_IN:
+    if verifier not in BUILT_IN.values():
         return ""
     try:
-        return importlib.import_module(BUILT_IN[name]).VERSION
+        return importlib.import_module(verifier).VERSION
     except importlib.metadata.PackageNotFoundError:  # an optional dependency
         return ""

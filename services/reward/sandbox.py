@@ -5,6 +5,8 @@
                                      |  a process that died: the sample is tried once more, then `error`
                                      '- the samples after it go to a fresh process
 
+A verifier that judges a group at once has n times the limit for its n samples, and they share what becomes of it.
+
 The caller of `grade` waits for a free slot, at most until its deadline; a slot waits for its process, at most the
 limit of one sample at a time. Wall-clock limits are enforced from outside alone: a library's own timeout does not fire
 inside C code, and `signal.alarm` only on a main thread. The event loop never grades.
@@ -101,22 +103,27 @@ class GraderPool:
     async def _grade(self, index: int, job: Job) -> Graded:
         """Collects one outcome a completion, over as many processes as it takes."""
         outcomes: list[Outcome] = []
-        version, deaths = "", 0
-        while len(outcomes) < len(job.completions) and self._limit_s(job) > 0:
-            process = self._processes[index]
+        version, deaths, total = "", 0, len(job.completions)
+        while len(outcomes) < total and self._limit_s(job) > 0:
+            process, together, whole = self._processes[index], total, False
             try:
-                version = await process.begin(job, job.completions[len(outcomes) :])
-                while len(outcomes) < len(job.completions):
-                    outcomes.append(await process.outcome(limit_s=self._limit_s(job)))
+                begun = await process.begin(job, job.completions[len(outcomes) :])
+                version, whole, together = begun.version, begun.whole, total if begun.whole else 1
+                while len(outcomes) < total:
+                    outcomes.append(await process.outcome(limit_s=self._limit_s(job, samples=together)))
                     deaths = 0
                 break
             except TimeoutError:
-                outcomes.append(Outcome(status="timeout", detail=f"not graded within {self._limits.timeout_s:g} s"))
+                late = Outcome(status="timeout", detail=f"not graded within {together * self._limits.timeout_s:g} s")
+                outcomes += [late] * min(together, total - len(outcomes))
                 deaths = 0
             except WorkerDied as death:
                 deaths += 1
+                if whole:
+                    outcomes.clear()  # it is asked again about all
                 if deaths == _TRIES:
-                    outcomes.append(Outcome(status="error", detail=f"{death}, {_TRIES} times over"))
+                    dead = Outcome(status="error", detail=f"{death}, {_TRIES} times over")
+                    outcomes += [dead] * min(together, total - len(outcomes))
                     deaths = 0
             except Refused as refusal:
                 log.error("verifier_refused", verifier=job.verifier, reason=str(refusal))
@@ -125,11 +132,12 @@ class GraderPool:
         unreached = len(job.completions) - len(outcomes)
         return Graded(outcomes=[*outcomes, *[_UNREACHED] * unreached], version=version)
 
-    def _limit_s(self, job: Job) -> float:
-        """Wall clock for the next completion: the limit of one, cut at the job's deadline."""
+    def _limit_s(self, job: Job, *, samples: int = 1) -> float:
+        """Wall clock for the next completion, or `samples` at once: the limit of each, cut at the job's deadline."""
+        limit_s = samples * self._limits.timeout_s
         if job.deadline_s is None:
-            return self._limits.timeout_s
-        return min(self._limits.timeout_s, job.deadline_s - asyncio.get_running_loop().time())
+            return limit_s
+        return min(limit_s, job.deadline_s - asyncio.get_running_loop().time())
 
     async def _replace(self, index: int) -> None:
         old = self._processes[index]

@@ -1,15 +1,16 @@
-"""Scores one group: the verifier's grade of every sample, then soft overlong shaping; raw and shaped are kept apart.
+"""Scores one group: the verifiers' grades of every sample, summed by weight, then soft overlong shaping; raw and shaped
+are kept apart, and so are the parts of the sum.
 
 It decides nothing about groups (dynamic sampling is the coordinator's) and never turns "could not grade" into "wrong":
 a sample that timed out or failed carries NaN scores, which poison any sum that forgets to look at the status.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from services.reward.ports import Completion, Graders, Job, Outcome, OutcomeStatus, Question
-from services.reward.routing import Router
+from services.reward.ports import Completion, Grade, Graded, Graders, Job, Outcome, OutcomeStatus, Question
+from services.reward.routing import Part, Router, grader_name
 from sluice.dapo.overlong import overlong_penalty
 
 
@@ -45,6 +46,8 @@ class Reward:
     overlong_penalty: float
     """<= 0; 0 without shaping."""
     detail: str
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Unweighted scores of the graders where there are several, and the components they name."""
 
     @property
     def shaped_reward(self) -> float:
@@ -81,18 +84,25 @@ class Scorer:
             InvalidRequest: no verifier for the data source.
             Overloaded: too many groups wait already.
         """
-        name = self._router.name_of(question.data_source)
+        parts = self._router.parts_of(question.data_source)
         completions = [Completion(text=s.text[-self._max_answer_chars :], finished=s.finished) for s in samples]
-        graded = await self._graders.grade(
-            Job(
-                verifier=self._router.module_of(name),
+        graded: list[Graded] = []
+        for part in parts:
+            job = Job(
+                verifier=part.verifier,
+                settings=part.settings,
                 question=question,
                 completions=completions,
                 deadline_s=deadline_s,
             )
+            graded.append(await self._graders.grade(job))
+        columns = zip(*(one.outcomes for one in graded), strict=True)
+        outcomes = [combine(parts, column) for column in columns]
+        return ScoredGroup(
+            rewards=[self._reward(sample, outcome) for sample, outcome in zip(samples, outcomes, strict=True)],
+            grader=grader_name(parts),
+            grader_version="+".join(one.version for one in graded),
         )
-        rewards = [self._reward(sample, outcome) for sample, outcome in zip(samples, graded.outcomes, strict=True)]
-        return ScoredGroup(rewards=rewards, grader=name, grader_version=graded.version)
 
     def _reward(self, sample: SampleToScore, outcome: Outcome) -> Reward:
         grade = outcome.grade
@@ -103,6 +113,7 @@ class Scorer:
             extracted=grade.extracted if grade else "",
             overlong_penalty=self._penalty(sample.response_tokens),
             detail=outcome.detail,
+            parts=grade.parts if grade else {},
         )
 
     def _penalty(self, response_tokens: int) -> float:
@@ -114,3 +125,35 @@ class Scorer:
             buffer_len=self._overlong.buffer_len,
             penalty_factor=self._overlong.penalty_factor,
         )
+
+
+def combine(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Outcome:
+    """One outcome of one sample from that of each part: the weighted sum of scores; the first part says what is right.
+
+    A sample that one part could not grade is not graded.
+    """
+    for part, outcome in zip(parts, outcomes, strict=True):
+        if outcome.grade is None:
+            detail = outcome.detail if len(parts) == 1 else f"{part.name}: {outcome.detail}"
+            return Outcome(status=outcome.status, detail=detail)
+    grades = [outcome.grade for outcome in outcomes if outcome.grade is not None]
+    return Outcome(
+        status=outcomes[0].status,
+        grade=Grade(
+            raw_score=sum(part.weight * grade.raw_score for part, grade in zip(parts, grades, strict=True)),
+            acc=grades[0].acc,
+            extracted=grades[0].extracted,
+            status=grades[0].status,
+            parts=_named(parts, grades),
+        ),
+    )
+
+
+def _named(parts: Sequence[Part], grades: Sequence[Grade]) -> dict[str, float]:
+    if len(parts) == 1:
+        return dict(grades[0].parts)
+    named: dict[str, float] = {}
+    for part, grade in zip(parts, grades, strict=True):
+        named[part.name] = grade.raw_score
+        named |= {f"{part.name}.{name}": value for name, value in grade.parts.items()}
+    return named

@@ -107,6 +107,7 @@ def _results(scored: ScoredGroup) -> list[common_pb2.SampleReward]:
             grader=scored.grader,
             grader_version=scored.grader_version,
             detail=reward.detail,
+            parts=reward.parts,
         )
         for reward in scored.rewards
     ]

@@ -1,7 +1,8 @@
 """A grader process: `python -m services.reward.worker PARENT_PID MEMORY_BYTES`, spoken to over stdin and stdout.
 
-A job arrives as one frame (verifier, question, completions). The answer is one frame that says `ready` or `refused`,
-then one frame a completion as soon as it is judged, so that the service knows which one hangs. What a grader prints
+A job arrives as one frame (verifier, settings, question, completions). The answer is one frame that says `ready` or
+`refused`, then one frame a completion as soon as it is judged, so that the service knows which one hangs; a verifier
+that is asked about the group at once (`whole`) answers for all of it at the end. What a grader prints
 goes to /dev/null and what it reads is empty: the pipes are moved out of its way first. The process ends with its
 parent, whatever it is doing, and at the end of its input.
 
@@ -9,17 +10,16 @@ It enforces memory and, as a backstop, CPU time. The wall-clock limit is the ser
 """
 
 import ctypes
-import importlib
 import math
 import os
 import resource
 import signal
 import sys
-from dataclasses import asdict
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from services.reward.frames import Frame, read, write
-from services.reward.ports import Question
+from services.reward.loading import Asked, describe
+from services.reward.ports import Completion, Question
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -37,31 +37,22 @@ def main() -> None:
 
 def _serve(job: Frame, replies: BinaryIO) -> None:
     try:
-        verifier: Any = importlib.import_module(job["verifier"])
-        verifier.prepare()
-        version = str(verifier.VERSION)
+        asked = Asked(job["verifier"], job["settings"])
     except Exception as error:  # noqa: BLE001 - a verifier is anybody's code; why it cannot be loaded is the answer
-        write(replies, {"refused": _describe(error)})
+        write(replies, {"refused": describe(error)})
         return
-    write(replies, {"ready": version})
+    write(replies, {"ready": asked.version, "whole": asked.whole})
     question = Question(**job["question"])
-    for completion in job["completions"]:
-        _allow_cpu(job["timeout_s"])
-        write(replies, _judge(verifier, question, completion))
-
-
-def _judge(verifier: Any, question: Question, completion: Frame) -> Frame:
-    try:
-        grade = verifier.grade(question=question, text=completion["text"], finished=completion["finished"])
-        if not (math.isfinite(grade.raw_score) and math.isfinite(grade.acc)):
-            raise ValueError(f"scores must be finite, got raw_score {grade.raw_score} and acc {grade.acc}")
-        return {"grade": asdict(grade)}
-    except Exception as error:  # noqa: BLE001 - whatever a grader raises on untrusted text is this sample's outcome
-        return {"error": _describe(error)}
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
+    completions = [Completion(**completion) for completion in job["completions"]]
+    timeout_s = job["timeout_s"]
+    if asked.whole:
+        _allow_cpu(timeout_s * len(completions))
+        for reply in asked.about_all(question, completions, timeout_s=timeout_s):
+            write(replies, reply)
+        return
+    for completion in completions:
+        _allow_cpu(timeout_s)
+        write(replies, asked.about(question, completion))
 
 
 def _end_with(parent_pid: int) -> None:

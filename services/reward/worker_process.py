@@ -38,6 +38,16 @@ class Limits:
     """Samples after which a process is replaced, so that what a library leaks stays small."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+    """A job that a process has taken on."""
+
+    version: str
+    """The verifier's."""
+    whole: bool
+    """Whether all completions are judged at once, and their outcomes come at the end."""
+
+
 class WorkerDied(Exception):
     """The process ended, is frozen, or sent what is not a frame."""
 
@@ -74,8 +84,8 @@ class WorkerProcess:
         """Process id."""
         return self._process.pid
 
-    async def begin(self, job: Job, completions: Sequence[Completion]) -> str:
-        """Hands over the completions and returns the verifier's version.
+    async def begin(self, job: Job, completions: Sequence[Completion]) -> "Begun":
+        """Hands over the completions and returns what the verifier says of itself.
 
         Raises:
             Refused: the verifier cannot be loaded, or not within START_LIMIT_S.
@@ -84,6 +94,7 @@ class WorkerProcess:
         loaded = job.verifier in self._loaded
         frame = {
             "verifier": job.verifier,
+            "settings": dict(job.settings),
             "question": asdict(job.question),
             "completions": [asdict(completion) for completion in completions],
             "timeout_s": self._limits.timeout_s,
@@ -99,7 +110,7 @@ class WorkerProcess:
         if "refused" in reply:
             raise Refused(f"{job.verifier}: {reply['refused']}")
         self._loaded.add(job.verifier)
-        return reply["ready"]
+        return Begun(version=reply["ready"], whole=reply["whole"])
 
     async def outcome(self, *, limit_s: float) -> Outcome:
         """What became of the next completion. Raises TimeoutError after `limit_s`, and WorkerDied."""
@@ -108,6 +119,8 @@ class WorkerProcess:
             reply = await self._receive()
         if "error" in reply:
             return Outcome(status="error", detail=reply["error"])
+        if "timeout" in reply:
+            return Outcome(status="timeout", detail=reply["timeout"])
         grade = Grade(**reply["grade"])
         return Outcome(status=grade.status, grade=grade)
 

@@ -92,7 +92,8 @@ def _kind(kind: Any) -> str:
             f"`{json.dumps(value)}`" if not isinstance(value, str) else f"`{value}`" for value in arguments
         )
     if origin in (Union, UnionType):
-        return " or ".join([*(_kind(argument) for argument in arguments if argument is not NoneType), "null"])
+        null = ["null"] if NoneType in arguments else []
+        return " or ".join([*(_kind(argument) for argument in arguments if argument is not NoneType), *null])
     if hasattr(kind, "__metadata__"):  # Annotated, below a union
         return _limited(_kind(arguments[0]), [text for part in kind.__metadata__ for text in _limits(part)])
     if origin is list:
@@ -100,7 +101,9 @@ def _kind(kind: Any) -> str:
     if origin is tuple:
         return f"list of {len(arguments)} x {_kind(arguments[0])}"
     if origin is dict:
-        return "mapping of text to text"
+        return f"mapping of text to {_kind(arguments[1])}"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return "section"
     return {bool: "true or false", int: "whole number", float: "number", str: "text"}[kind]
 
 

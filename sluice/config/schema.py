@@ -3,7 +3,7 @@
 Names are those verl's users know; units stand in names. `sluice.config.load` reads files into it.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -174,6 +174,15 @@ class OverlongBufferConfig(Section):
     )
 
 
+class GraderConfig(Section):
+    """One grader of a route."""
+
+    grader: str = Field(min_length=1, description="built-in grader, module, `file.py:function` or `module:function`")
+    settings: dict[str, Any] = Field(default_factory=dict, description="the grader's own settings")
+    weight: float = Field(default=1.0, description="factor of its score in the sum")
+    name: str = Field(default="", description="what its score is called in metrics; default: the grader")
+
+
 class RewardConfig(Section):
     """Grading."""
 
@@ -187,8 +196,10 @@ class RewardConfig(Section):
     )
     worker_memory_bytes: PositiveInt = Field(default=2 << 30, description="address-space limit of a grader process")
     recycle_after: PositiveInt = Field(default=10_000, description="gradings after which a grader process is replaced")
-    routes: dict[str, str] = Field(
-        default_factory=dict, description="data_source (or a prefix ending in *) -> grader, before the built-in table"
+    routes: dict[str, str | GraderConfig | list[GraderConfig]] = Field(
+        default_factory=dict,
+        description="data_source (or a prefix ending in *) -> grader, or {grader, settings, weight, name}, or a list of "
+        "those, whose first decides what is right; before the built-in table",
     )
 
 

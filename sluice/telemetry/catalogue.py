@@ -126,6 +126,22 @@ CATALOGUE: tuple[Metric, ...] = (
         " prompts, most groups will be dropped as all right",
     ),
     _m(
+        "reward/generated_raw_mean",
+        "reward",
+        "coordinator",
+        "mean raw score of all generated samples, before shaping and filtering",
+        "rises",
+        "falling while `reward/part/*` of one grader rises: that part is gamed; lower its weight",
+    ),
+    _m(
+        "reward/part/*",
+        "reward",
+        "coordinator",
+        "mean of one part of the score, unweighted: a grader of several (docs/rewards.md), or a component that one names",
+        "rises",
+        "a part that does not move teaches nothing; one that alone moves is what the model learns",
+    ),
+    _m(
         "reward/generated_mean",
         "reward",
         "coordinator",

@@ -270,6 +270,26 @@ class SampleReward(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class PartsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STATUS_FIELD_NUMBER: _builtins.int
     RAW_SCORE_FIELD_NUMBER: _builtins.int
     ACC_FIELD_NUMBER: _builtins.int
@@ -279,6 +299,7 @@ class SampleReward(_message.Message):
     GRADER_FIELD_NUMBER: _builtins.int
     GRADER_VERSION_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     status: Global___RewardStatus.ValueType
     raw_score: _builtins.float
     """The grader's score, before shaping."""
@@ -296,6 +317,10 @@ class SampleReward(_message.Message):
     """Version of the grader."""
     detail: _builtins.str
     """Why, when status is TIMEOUT or ERROR."""
+    @_builtins.property
+    def parts(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Scores of the graders where several make up raw_score, unweighted, and the components that graders name."""
+
     def __init__(
         self,
         *,
@@ -308,10 +333,11 @@ class SampleReward(_message.Message):
         grader: _builtins.str = ...,
         grader_version: _builtins.str = ...,
         detail: _builtins.str = ...,
+        parts: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acc", b"acc", "detail", b"detail", "extracted", b"extracted", "grader", b"grader", "grader_version", b"grader_version", "overlong_penalty", b"overlong_penalty", "raw_score", b"raw_score", "shaped_reward", b"shaped_reward", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acc", b"acc", "detail", b"detail", "extracted", b"extracted", "grader", b"grader", "grader_version", b"grader_version", "overlong_penalty", b"overlong_penalty", "parts", b"parts", "raw_score", b"raw_score", "shaped_reward", b"shaped_reward", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,11 +5,16 @@ Follows verl's `math_dapo` rule for rule, so that scores compare: of the last 30
 truth; without one the prediction is `[INVALID]`. Nothing is compared as mathematics: 1/2 is not 0.5, which is harmless
 where answers are integers, as in DAPO-Math-17k. No `\boxed{}` fallback: later versions of verl added it, the published
 runs did not have it. The normalisation is that of Minerva (arXiv:2206.14858, appendix D.1).
+
+With `strict_box` it is verl's `strict_box_verify`: the content of the last `\boxed{}` of the last 100 characters must be
+the ground truth, character by character.
 """
 
 import re
+from dataclasses import dataclass
 from typing import Final
 
+from services.reward.answers import last_boxed
 from services.reward.ports import Grade, Question
 
 NAME: Final = "math_dapo"
@@ -19,6 +24,7 @@ INVALID: Final = "[INVALID]"
 
 # The longest answer in MATH-500 has 159 characters (verl).
 _TAIL_CHARS = 300
+_BOX_TAIL_CHARS = 100
 
 _ANSWER = re.compile(r"Answer\s*:\s*([^\n]+)", re.IGNORECASE)
 
@@ -54,20 +60,32 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Of a route."""
+
+    strict_box: bool = False
+
+
 def prepare() -> None:
     """Nothing is slow here."""
 
 
-def grade(*, question: Question, text: str, finished: bool) -> Grade:
-    """Raw score +1.0 or -1.0; `unparsed` (and -1.0) without an `Answer:`. Truncation alone is not held against it."""
-    answers = _ANSWER.findall(text[-_TAIL_CHARS:])
-    prediction = normalise(answers[-1] if answers else INVALID)
-    right = prediction == normalise(question.ground_truth)
+def grade(*, question: Question, text: str, finished: bool, settings: Settings = Settings()) -> Grade:
+    """Raw score +1.0 or -1.0; `unparsed` (and -1.0) without the mark. Truncation alone is not held against it."""
+    if settings.strict_box:
+        answer = last_boxed(text[-_BOX_TAIL_CHARS:])
+        prediction, gold = INVALID if answer is None else answer, question.ground_truth
+    else:
+        answers = _ANSWER.findall(text[-_TAIL_CHARS:])
+        answer = answers[-1] if answers else None
+        prediction, gold = normalise(INVALID if answer is None else answer), normalise(question.ground_truth)
+    right = prediction == gold
     return Grade(
         raw_score=1.0 if right else -1.0,
         acc=float(right),
         extracted=prediction,
-        status="ok" if answers else "unparsed",
+        status="unparsed" if answer is None else "ok",
     )
 
 

@@ -14,30 +14,29 @@ from services.reward.routing import Router
         ("math", "math_dapo"),
         ("math_dapo_reasoning", "math_dapo"),
         ("aime2024", "math_dapo"),
+        ("openai/gsm8k", "gsm8k"),
     ],
 )
 def test_known_data_sources_have_their_verifier(data_source, name):
-    router = Router()
-    assert router.name_of(data_source) == name
-    assert router.module_of(name) == f"services.reward.verifiers.{name}"
+    (part,) = Router().parts_of(data_source)
+    assert (part.name, part.verifier, part.weight) == (name, f"services.reward.verifiers.{name}", 1.0)
 
 
 @pytest.mark.parametrize("data_source", ["", "gsm8k", "math_verify", "reasoning_gym", "MATH"])
 def test_an_unknown_data_source_is_refused_with_the_known_ones_and_the_fix(data_source):
     with pytest.raises(ValueError, match=r"mixadd3, reasoning_gym/\*, math_dapo.*reward\.routes"):
-        Router().name_of(data_source)
+        Router().parts_of(data_source)
 
 
 def test_routes_of_the_recipe_go_first_and_may_name_a_module_of_ones_own():
     router = Router({"math": "my_company.graders.strict", "gsm8k*": "math_dapo"})
-    assert router.name_of("math") == "my_company.graders.strict"
-    assert router.module_of("my_company.graders.strict") == "my_company.graders.strict"
-    assert router.name_of("gsm8k/main") == "math_dapo"
-    assert router.name_of("math_dapo") == "math_dapo"
+    assert [part.verifier for part in router.parts_of("math")] == ["my_company.graders.strict"]
+    assert [part.name for part in router.parts_of("gsm8k/main")] == ["math_dapo"]
+    assert [part.name for part in router.parts_of("math_dapo")] == ["math_dapo"]
 
 
 def test_a_route_to_no_verifier_is_refused_at_once():
-    with pytest.raises(ValueError, match=r"reward\.routes\.math: must be one of mixadd3, math_dapo, reasoning_gym"):
+    with pytest.raises(ValueError, match=r"reward\.routes\.math: must be one of mixadd3, math_dapo, math_verify"):
         Router({"math": "maths"})
 
 

@@ -1,35 +1,18 @@
 """Scoring a group without processes: shaping, statuses, the self-check."""
 
-import importlib
 import math
 
 import pytest
 
-from services.reward.ports import Graded, Job, Outcome, Question
+from services.reward.ports import Outcome, Question
 from services.reward.routing import Router
 from services.reward.scoring import OverlongBuffer, SampleToScore, Scorer
 from services.reward.self_check import KNOWN, GoldRow, gold_check
+from tests.unit.reward.in_process import InProcess
 
 QUESTION = Question(data_source="mixadd3", prompt_text="67+58=", ground_truth="125", extra_info={})
 
 BUFFER = OverlongBuffer(max_response_length=72, buffer_len=24, penalty_factor=0.5)
-
-
-class InProcess:
-    """Grades with the real verifiers in this process; texts in `failing` get that outcome instead."""
-
-    def __init__(self, failing: dict[str, Outcome] | None = None) -> None:
-        self.failing = failing or {}
-        self.jobs: list[Job] = []
-
-    async def grade(self, job: Job) -> Graded:
-        self.jobs.append(job)
-        verifier = importlib.import_module(job.verifier)
-        outcomes = []
-        for completion in job.completions:
-            grade = verifier.grade(question=job.question, text=completion.text, finished=completion.finished)
-            outcomes.append(self.failing.get(completion.text) or Outcome(status=grade.status, grade=grade))
-        return Graded(outcomes=outcomes, version=verifier.VERSION)
 
 
 def scorer(graders=None, overlong=None, max_answer_chars=1000):

@@ -1,0 +1,194 @@
+"""Makes a verifier of a user's function, `file.py:function` or `module:function`.
+
+The function is called by keyword with those of these names that it takes, and with the route's settings as more keywords:
+
+- per sample: `data_source`, `solution_str`, `ground_truth`, `extra_info` (verl's `compute_score` as it is), `prompt_str`,
+  `finished`;
+- per group, when it takes `solution_strs`: `data_sources`, `solution_strs`, `ground_truths`, `extra_infos`, `finisheds`
+  (lists, one entry a sample; verl's batched form), and the singular names as above but `solution_str` and `finished`.
+
+It may be async. It returns a number, or a mapping with `score`, and if it likes `acc` and `pred`; further numbers of the
+mapping are named components. Without `score` the score is the sum of the components; without `acc` the score, cut to
+[0, 1], is the accuracy. A group function returns a list of those. The version is the module's `VERSION`, else a digest of
+its source.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from services.reward.ports import Completion, Grade, Question
+
+_GROUP_MARK = "solution_strs"
+_OF_SAMPLE = ("data_source", "solution_str", "ground_truth", "extra_info", "prompt_str", "finished")
+_OF_GROUP = ("data_sources", _GROUP_MARK, "ground_truths", "extra_infos", "finisheds")
+_GROUP_NAMES = (*_OF_GROUP, "data_source", "ground_truth", "extra_info", "prompt_str")
+_ALWAYS = ("data_source", "solution_str", "ground_truth", "extra_info")
+_ALWAYS_GROUP = ("data_sources", _GROUP_MARK, "ground_truths", "extra_infos")
+
+
+def load(place: str, settings: Mapping[str, object]) -> "Function | GroupFunction":
+    """The verifier of `where:function`. Raises what importing it raises, and ValueError for what cannot be called."""
+    where, _, name = place.rpartition(":")
+    module = _from_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{place}: {where} has no function {name!r}")
+    kind = GroupFunction if _GROUP_MARK in inspect.signature(function).parameters else Function
+    return kind(place, function, _version(module), settings)
+
+
+class _Called:
+    """What both kinds share: which keywords the function gets."""
+
+    def __init__(self, place: str, function: Callable[..., Any], version: str, settings: Mapping[str, object]) -> None:
+        self.NAME, self.VERSION = place, version
+        self._function, self._settings = function, dict(settings)
+
+    def prepare(self) -> None:
+        """It was imported by `load`."""
+
+    def _names(self, known: Sequence[str], always: Sequence[str]) -> list[str]:
+        """Which of the `known` names it is called with; `always` those that `**kwargs` gets. Raises ValueError."""
+        parameters = inspect.signature(self._function).parameters
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        for name, parameter in parameters.items():
+            required = parameter.default is parameter.empty and parameter.kind not in (
+                parameter.VAR_KEYWORD,
+                parameter.VAR_POSITIONAL,
+            )
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                raise ValueError(f"{self.NAME}: is called by keyword, but {name!r} is positional only")
+            if required and name not in known and name not in self._settings:
+                raise ValueError(
+                    f"{self.NAME}: nothing to give for {name!r}; known are {', '.join(known)}, others come from "
+                    "the route's settings"
+                )
+        if not takes_all and (extra := [name for name in self._settings if name not in parameters]):
+            raise ValueError(f"{self.NAME}: takes no {extra[0]!r}, which the route's settings name")
+        return [name for name in known if name in parameters or (takes_all and name in always)]
+
+
+class Function(_Called):
+    """A function of one sample; its `grade` is a coroutine function iff the user's is."""
+
+    def __init__(self, *of: Any) -> None:
+        super().__init__(*of)
+        self._wanted = self._names(_OF_SAMPLE, _ALWAYS)
+        self.grade: Callable[..., Any] = (
+            self._grade_async if inspect.iscoroutinefunction(self._function) else self._grade_sync
+        )
+
+    def _grade_sync(self, *, question: Question, text: str, finished: bool) -> Grade:
+        return grade_of(self._function(**self._keywords(question, text, finished)))
+
+    async def _grade_async(self, *, question: Question, text: str, finished: bool) -> Grade:
+        return grade_of(await self._function(**self._keywords(question, text, finished)))
+
+    def _keywords(self, question: Question, text: str, finished: bool) -> dict[str, object]:
+        values = {**_of_question(question), "solution_str": text, "finished": finished}
+        return {**{name: values[name] for name in self._wanted}, **self._settings}
+
+
+class GroupFunction(_Called):
+    """A function of all samples of a group."""
+
+    def __init__(self, *of: Any) -> None:
+        super().__init__(*of)
+        self._wanted = self._names(_GROUP_NAMES, _ALWAYS_GROUP)
+
+    def grade_group(
+        self, *, question: Question, completions: Sequence[Completion]
+    ) -> "list[Grade] | Awaitable[list[Grade]]":
+        """A grade a completion, or a promise of them."""
+        values: dict[str, object] = {
+            **_of_question(question),
+            "data_sources": [question.data_source] * len(completions),
+            "solution_strs": [completion.text for completion in completions],
+            "ground_truths": [question.ground_truth] * len(completions),
+            "extra_infos": [dict(question.extra_info) for _ in completions],
+            "finisheds": [completion.finished for completion in completions],
+        }
+        results = self._function(**{name: values[name] for name in self._wanted}, **self._settings)
+        return _awaited(results) if inspect.isawaitable(results) else _grades(results)
+
+
+def grade_of(result: object) -> Grade:
+    """The grade that a function's result stands for. Raises ValueError for what is none."""
+    if not isinstance(result, Mapping):
+        score = _number(result, "the function returned")
+        return Grade(raw_score=score, acc=min(max(score, 0.0), 1.0), extracted="")
+    components = {
+        str(name): float(value)
+        for name, value in result.items()
+        if name not in ("score", "acc", "pred") and isinstance(value, bool | int | float)
+    }
+    if "score" not in result and not components:
+        raise ValueError(f"the function returned no score and no components, got {list(result)}")
+    score = _number(result["score"], "score:") if "score" in result else sum(components.values())
+    acc = _number(result["acc"], "acc:") if "acc" in result else min(max(score, 0.0), 1.0)
+    pred = result.get("pred")
+    return Grade(raw_score=score, acc=acc, extracted="" if pred is None else str(pred), parts=components)
+
+
+def _number(value: object, what: str) -> float:
+    """A numpy scalar is as good as a float."""
+    try:
+        if value is not None and not isinstance(value, str | bytes):
+            return float(value)  # pyright: ignore[reportArgumentType] - what has no float raises TypeError
+    except TypeError:
+        pass  # the same message below
+    raise ValueError(f"{what} must be a number or a mapping of named numbers, got {value!r}"[:300])
+
+
+def _grades(results: Any) -> list[Grade]:
+    return [grade_of(result) for result in results]
+
+
+async def _awaited(results: Awaitable[Any]) -> list[Grade]:
+    return _grades(await results)
+
+
+def _of_question(question: Question) -> dict[str, object]:
+    return {
+        "data_source": question.data_source,
+        "ground_truth": question.ground_truth,
+        "extra_info": dict(question.extra_info),
+        "prompt_str": question.prompt_text,
+    }
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The file as a module, read once a process; its folder is importable, as for a script."""
+    path = path.resolve()
+    name = f"sluice_grader_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _version(module: ModuleType) -> str:
+    stated = getattr(module, "VERSION", None)
+    if stated is not None:
+        return str(stated)
+    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:12]

@@ -1,0 +1,40 @@
+"""Grades by equality of text: 1 when the answer is the ground truth, else 0.
+
+Blanks around it and runs of blanks do not count, nor does the way Unicode composes an accent (NFC); all else does.
+"""
+
+import unicodedata
+from dataclasses import dataclass
+from typing import Final
+
+from services.reward.answers import Form, find
+from services.reward.ports import Grade, Question
+
+NAME: Final = "exact"
+VERSION: Final = "1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Of a route."""
+
+    answer_in: Form = "any"
+    ignore_case: bool = False
+
+
+def prepare() -> None:
+    """Nothing is slow here."""
+
+
+def grade(*, question: Question, text: str, finished: bool, settings: Settings = Settings()) -> Grade:
+    """Raw score 1.0 or 0.0; `unparsed` when there is no answer."""
+    found = find(text, settings.answer_in)
+    if not found:
+        return Grade(raw_score=0.0, acc=0.0, extracted="", status="unparsed")
+    right = _plain(found, settings) == _plain(question.ground_truth, settings)
+    return Grade(raw_score=float(right), acc=float(right), extracted=found)
+
+
+def _plain(text: str, settings: Settings) -> str:
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    return text.casefold() if settings.ignore_case else text

@@ -1,0 +1,155 @@
+"""Grades by asking a model behind an OpenAI-compatible HTTP API (`POST URL/chat/completions`) for a score.
+
+The samples of a group are asked about at once. A reply without a score, a refused call and a slow one are an `error` or a
+`timeout`, never a wrong answer; the group is then graded again. The key comes from the environment of the reward service,
+never from the recipe.
+"""
+
+import asyncio
+import functools
+import json
+import os
+import re
+import string
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from services.reward.ports import Grade, Question
+
+NAME: Final = "judge"
+VERSION: Final = "1"
+
+_FIELDS = ("prompt", "completion", "ground_truth")
+_AT_ONCE = 64
+_MAX_REPLY_BYTES = 1 << 20
+_TEMPLATE = """\
+Judge whether the response answers the question rightly. The reference answer is right.
+
+Question:
+{prompt}
+
+Reference answer:
+{ground_truth}
+
+Response:
+{completion}
+
+Think it through, then end with a line `Score: N`, N between 0 (wrong) and 1 (right)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Of a route."""
+
+    url: str
+    """Up to and without `/chat/completions`, such as http://127.0.0.1:8000/v1."""
+    model: str
+    template: str = _TEMPLATE
+    """The user message; {prompt}, {completion} and {ground_truth} are filled in."""
+    score_pattern: str = r"Score:\s*([-+]?\d+(?:\.\d+)?)"
+    """Its last match in the reply; the group is the score."""
+    best_score: float = 1.0
+    """The score of full marks; raw scores are shares of it."""
+    right_from: float = 1.0
+    """The raw score from which an answer is right."""
+    api_key_env: str = ""
+    """Name of the environment variable that has the key; empty: none is sent."""
+    max_tokens: int = 1024
+    timeout_s: float = 8.0
+    """Of one call; keep it below reward.timeout_s."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what cannot be asked or read."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(f"url: must be http://HOST/... or https://HOST/..., got {self.url!r}")
+        for name in ("timeout_s", "max_tokens", "best_score"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: must be > 0, got {getattr(self, name)}")
+        try:
+            named = {name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None}
+        except ValueError as error:
+            raise ValueError(f"template: {error}; write {{{{ and }}}} for braces") from error
+        if "completion" not in named or not named <= set(_FIELDS):
+            raise ValueError(f"template: must have {{completion}}, may have {', '.join(_FIELDS)}, got {sorted(named)}")
+        try:
+            groups = re.compile(self.score_pattern).groups
+        except re.error as error:
+            raise ValueError(f"score_pattern: must be a regular expression ({error})") from error
+        if groups != 1:
+            raise ValueError(f"score_pattern: must have one group, got {groups}")
+
+
+def prepare() -> None:
+    """Nothing is slow here."""
+
+
+async def grade(*, question: Question, text: str, finished: bool, settings: Settings) -> Grade:
+    """The judge's score as a share of `best_score`.
+
+    Raises RuntimeError for a refused call or a reply without a score, TimeoutError for a slow one.
+    """
+    message = settings.template.format(prompt=question.prompt_text, completion=text, ground_truth=question.ground_truth)
+    said = await asyncio.get_running_loop().run_in_executor(_calls(), _ask, message, settings)
+    scores = re.findall(settings.score_pattern, said)
+    if not scores:
+        raise RuntimeError(f"judge: no score in the reply, which ends {said[-200:]!r}")
+    raw_score = float(scores[-1]) / settings.best_score
+    if not 0.0 <= raw_score <= 1.0:
+        raise RuntimeError(f"judge: the score must be within 0 and {settings.best_score:g}, got {scores[-1]}")
+    return Grade(raw_score=raw_score, acc=float(raw_score >= settings.right_from), extracted=scores[-1])
+
+
+@functools.cache
+def _calls() -> ThreadPoolExecutor:
+    """Enough threads for a group: asyncio's own are as few as the cores."""
+    return ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="judge")
+
+
+def _ask(message: str, settings: Settings) -> str:
+    body = {
+        "model": settings.model,
+        "messages": [{"role": "user", "content": message}],
+        "temperature": 0.0,
+        "max_tokens": settings.max_tokens,
+    }
+    request = urllib.request.Request(
+        f"{settings.url.rstrip('/')}/chat/completions", data=json.dumps(body).encode(), headers=_headers(settings)
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=settings.timeout_s) as response:
+            raw = response.read(_MAX_REPLY_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        raise RuntimeError(f"judge: HTTP {error.code} from {settings.url}: {error.read(300)!r}") from error
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError):
+            raise TimeoutError(f"judge: no answer from {settings.url} within {settings.timeout_s:g} s") from error
+        raise RuntimeError(f"judge: {settings.url}: {error.reason}") from error
+    if len(raw) > _MAX_REPLY_BYTES:
+        raise RuntimeError(f"judge: the reply must be <= {_MAX_REPLY_BYTES} bytes")
+    return _content(raw)
+
+
+def _headers(settings: Settings) -> dict[str, str]:
+    headers = {"Content-Type": "application/json"}
+    if settings.api_key_env:
+        key = os.environ.get(settings.api_key_env)
+        if not key:
+            raise RuntimeError(f"judge: {settings.api_key_env} is not set in the reward service's environment")
+        headers["Authorization"] = f"Bearer {key}"
+    return headers
+
+
+def _content(raw: bytes) -> str:
+    try:
+        reply: Any = json.loads(raw)
+        content = reply["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise RuntimeError(f"judge: not a chat completion: {raw[:200]!r}") from error
+    if not isinstance(content, str):
+        raise RuntimeError(f"judge: the reply has no text: {raw[:200]!r}")
+    return content

@@ -1,0 +1,143 @@
+r"""Grades numbers as numbers: 1 when the answer is within tolerance of the ground truth, else 0.
+
+Understands signs, thousands separators (1,234 and 1 234), decimals, 1e3 and 1.5 \times 10^{3}, fractions (3/4, \frac34,
+½), mixed numbers (2 1/2), percent (50% is 0.5), a currency before and a unit after. Not 3,14, roots, \pi or words. Values
+are exact fractions until they are compared. A ground truth that is no number is an error, never a wrong answer.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
+
+from services.reward.answers import Form, find
+from services.reward.ports import Grade, Question
+
+NAME: Final = "numeric"
+VERSION: Final = "1"
+
+_LONGEST = 200
+"""Characters of a number; a longer one is no answer, and bounds the work of exact arithmetic."""
+_LARGEST_EXPONENT = 400
+
+_DEFAULT_REL = Fraction(1, 10**6)
+
+_LATEX_BLANK = re.compile(r"\\[,;:! ]|\\(?:left|right|displaystyle|quad)(?![A-Za-z])|~|\{,\}(?=\d{3})|[$]|\\[()\[\]]")
+_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname|boxed)\{([^{}]*)\}")
+_CHARACTERS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-", "＋": "+", "⁄": "/", "∕": "/", "÷": "/", "×": "*",
+                             "％": "%", "\u00a0": " ", "\u2009": " ", "\u202f": " "})  # fmt: skip
+
+_UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)"
+_SIGN = r"[+-]?\s*"
+_DECIMAL = re.compile(
+    rf"(?P<sign>{_SIGN})(?P<value>{_UNSIGNED})(?:[eE](?P<e>[+-]?\d+)|\s*(?:\*|\\times|\\cdot|x)\s*10\^\{{?(?P<ten>[+-]?\d+)\}}?)?"
+)
+_SLASH = re.compile(
+    rf"(?P<sign>{_SIGN})(?:(?P<whole>\d+)\s+)?(?P<top>{_UNSIGNED})\s*/\s*(?P<bottom>{_SIGN}{_UNSIGNED})"
+)
+_FRAC = re.compile(
+    rf"(?P<sign>{_SIGN})(?P<whole>\d+)?\s*\\[dtc]?frac\s*"
+    rf"(?:\{{\s*(?P<top>{_SIGN}{_UNSIGNED})\s*\}}\s*\{{\s*(?P<bottom>{_SIGN}{_UNSIGNED})\s*\}}|(?P<a>\d)\s*(?P<b>\d))"
+)
+_CURRENCY = re.compile(r"^([+-]?)\s*(?:\\\$|[€£¥₹])\s*")
+_PERCENT = re.compile(r"\s*(?:\\?%|percent)\s*\.?")
+_SHORT_UNIT = r"(?:[kcm]?m|[km]?g|m?s|min|h|[mM]?[lL]|K|[kM]?Hz|k?W|k?V|A|k?J|k?N)(?![A-Za-z])"
+_NO_UNIT = r"(?!(?:pi|sqrt|inf|infty|or|and|hundred|thousand|million|billion|trillion|dozen|times|over)\b)"
+_UNIT = re.compile(
+    rf"(?:\s*(?:[°′″'\"][CF]?|\^\{{?\\circ\}}?|\\circ|{_SHORT_UNIT}(?:/{_SHORT_UNIT})?|(?<=\s)[€£¥₹]|"
+    rf"(?<=\s){_NO_UNIT}[^\W\d_]{{2}}[^\d\\=<>+*]{{0,38}})(?:\^?\{{?[23]\}}?|[²³])?)?\s*\.?"
+)
+"""Nothing, or what may follow a number: degrees, a unit we know, a currency, or words that do not change its value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Of a route. An answer is right within the larger of both tolerances."""
+
+    answer_in: Form = "any"
+    abs_tol: float = 0.0
+    rel_tol: float | None = None
+    """Share of the ground truth; unset: 1e-6, and nothing between two whole numbers."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a negative tolerance."""
+        for name in ("abs_tol", "rel_tol"):
+            if not (getattr(self, name) or 0.0) >= 0.0:
+                raise ValueError(f"{name}: must be >= 0, got {getattr(self, name)}")
+
+
+def prepare() -> None:
+    """Nothing is slow here."""
+
+
+def grade(*, question: Question, text: str, finished: bool, settings: Settings = Settings()) -> Grade:
+    """Raw score 1.0 or 0.0; `unparsed` when the answer is no number. Raises ValueError when the ground truth is none."""
+    gold = parse(question.ground_truth)
+    if gold is None:
+        raise ValueError(f"ground_truth: must be a number, got {question.ground_truth[:80]!r}")
+    found = find(text, settings.answer_in)
+    value = parse(found)
+    right = value is not None and abs(value - gold) <= _tolerance(settings, gold, value)
+    return Grade(
+        raw_score=float(right), acc=float(right), extracted=found, status="unparsed" if value is None else "ok"
+    )
+
+
+def parse(text: str) -> Fraction | None:
+    """The number that a text is, of an equation its last side; None when it is none."""
+    text = re.split(r"=|≈|\\approx", text)[-1]
+    text = _plain(text)
+    if len(text) > _LONGEST:
+        return None
+    text = _CURRENCY.sub(r"\1", text)
+    for pattern in (_FRAC, _SLASH, _DECIMAL):
+        match = pattern.match(text)
+        if match:
+            rest = text[match.end() :]
+            if _PERCENT.fullmatch(rest):
+                value = _value(match)
+                return None if value is None else value / 100
+            return _value(match) if _UNIT.fullmatch(rest) else None
+    return None
+
+
+def _plain(text: str) -> str:
+    """Without LaTeX wrappers, fancy characters and blanks around."""
+    text = text.replace(r"\$", "€").translate(_CHARACTERS)  # the sign of a currency, not the mark of maths
+    text = _LATEX_BLANK.sub(lambda match: "," if match[0] == "{,}" else " " if match[0] in (r"\ ", "~") else "", text)
+    text = _TEXT.sub(r" \1 ", text)
+    return "".join(_spelt_out(character) for character in text).strip(" \t\n*")
+
+
+def _spelt_out(character: str) -> str:
+    """A vulgar fraction as ` 1/2`; every other character as it is."""
+    if unicodedata.category(character) != "No" or "⁄" not in (form := unicodedata.normalize("NFKC", character)):
+        return character
+    return " " + form.replace("⁄", "/")
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    groups = match.groupdict()
+    sign = -1 if "-" in groups["sign"] else 1
+    if "value" in groups:
+        number = _fraction(groups["value"])
+        exponent = int(groups["e"] or groups["ten"] or 0)
+        return sign * number * Fraction(10) ** exponent if abs(exponent) <= _LARGEST_EXPONENT else None
+    top, bottom = _fraction(groups["top"] or groups["a"]), _fraction(groups["bottom"] or groups["b"])
+    whole = _fraction(groups["whole"] or "0")
+    return sign * (whole + top / bottom) if bottom else None
+
+
+def _fraction(text: str) -> Fraction:
+    return Fraction("".join(text.replace(",", "").split()))
+
+
+def _tolerance(settings: Settings, gold: Fraction, value: Fraction) -> Fraction:
+    """The largest difference that is still right."""
+    rel = settings.rel_tol
+    if rel is None:
+        share = Fraction(0) if gold.denominator == value.denominator == 1 else _DEFAULT_REL
+    else:
+        share = Fraction(rel)
+    return max(Fraction(settings.abs_tol), share * abs(gold))
