@@ -33,7 +33,7 @@ SETTLE_POLL_S = 20.0
 
 def follow(worker: Worker) -> bool:
     """Does what the leader says until the run has ended (True) or the learner leaves it (False)."""
-    while (command := worker.ranks.command()) not in (Command.STOP, Command.LEAVE):
+    while (command := worker.command()) not in (Command.STOP, Command.LEAVE):
         if command is Command.TRAIN:
             worker.train(None)
             worker.gather(PolicyVersion(lineage="", number=worker.step))
@@ -80,7 +80,7 @@ class Leader:
                 self._save()
         self._save()
         self._settle()
-        self._worker.ranks.command(Command.STOP if found else Command.LEAVE)
+        self._worker.command(Command.STOP if found else Command.LEAVE)
         return found
 
     def _next_batch(self) -> Batch | bool:
@@ -99,11 +99,11 @@ class Leader:
             if found.reason not in ("", reason):
                 reason = found.reason
                 log.info("waiting_for_batch", step=self._worker.step, reason=reason)
-            self._worker.ranks.command(Command.IDLE)
+            self._worker.command(Command.IDLE)
         return False
 
     def _step(self, batch: Batch) -> None:
-        self._worker.ranks.command(Command.TRAIN)
+        self._worker.command(Command.TRAIN)
         metrics = self._worker.train(batch)
         started = time.perf_counter()
         snapshot = self._worker.gather(self._version)
@@ -150,7 +150,7 @@ class Leader:
         if version.number == 0 or self._saved[0] == version:
             self._front.checkpoint_saved(*self._saved)
         elif self._saving is None:
-            self._worker.ranks.command(Command.CHECKPOINT)
+            self._worker.command(Command.CHECKPOINT)
             state = CheckpointState(step=version.number, lineage=version.lineage, trained=self._record.unsaved)
             writing = self._worker.save(state)
             self._saving = (version, writing)
@@ -164,7 +164,7 @@ class Leader:
             wait([self._saving[1]], timeout=SETTLE_POLL_S)
             self._book_when_complete()
             if self._saving is not None:
-                self._worker.ranks.command(Command.IDLE)
+                self._worker.command(Command.IDLE)
                 if time.perf_counter() > deadline:
                     raise still_writing(f"checkpoint of {self._saving[0]}")
 

@@ -10,7 +10,7 @@ from services.learner import lineage
 from services.learner.batches.batch import Batch
 from services.learner.batches.batch_flat import write_batch
 from services.learner.batches.batch_sharing import share_batch
-from services.learner.machines.ranks import Ranks
+from services.learner.machines.ranks import Command, Ranks
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
 from services.learner.publish import Publisher
@@ -67,6 +67,13 @@ class Worker:
             return CheckpointState(step=0, lineage=lineage.FIRST)
         self.restored = Path(path)
         return checkpoint.load(self._trainer, self.restored)
+
+    def command(self, command: Command = Command.IDLE) -> Command:
+        """Ranks.command. The leader watches it: a follower that is frozen takes no command, and gloo waits for it."""
+        if not self.ranks.leads:
+            return self.ranks.command(command)
+        with self._watch.over(f"command {command.name} before step", self.step):
+            return self.ranks.command(command)
 
     def train(self, batch: Batch | None) -> dict[str, float]:
         """Trains one step on the leader's batch."""

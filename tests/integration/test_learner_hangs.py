@@ -80,6 +80,31 @@ async def test_a_rank_that_hangs_while_its_heartbeats_go_on_ends_all_ranks_by_na
     assert [commit.step for commit in fake.commits] == [0]
 
 
+async def test_a_leader_whose_follower_is_frozen_between_two_steps_ends_by_name(
+    coordinator: tuple[FakeCoordinator, str],
+) -> None:
+    fake, address = coordinator
+    await fake.allow(ready=1, end=10)
+    async with _learner(address, *TWO_RANKS, "-m", "services.learner") as torchrun:
+        assert torchrun.stderr is not None
+        await fake.until("len(commits) == 1")
+        follower = next(
+            found for found in psutil.Process(torchrun.pid).children(recursive=True) if found.environ()["RANK"] == "1"
+        )
+        follower.suspend()
+        await fake.allow(ready=10)
+        async with asyncio.timeout(60):
+            line = b""
+            while b"step_hung" not in line:
+                line = await torchrun.stderr.readline()
+                assert line, "torchrun has ended"
+        follower.kill()  # torchrun itself would wait half a minute for it to hear SIGTERM
+        code, _ = await _end(torchrun)
+    assert code == 1
+    assert "rank=0" in line.decode()
+    assert "setting=learner.step_timeout_s" in line.decode()
+
+
 async def test_a_hang_that_holds_pythons_lock_is_ended_too_and_the_first_step_gets_twice_the_time(
     coordinator: tuple[FakeCoordinator, str],
 ) -> None:

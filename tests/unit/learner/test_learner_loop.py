@@ -51,10 +51,6 @@ class Scene:
     exported: list[str] = field(default_factory=list)
     diary: list[str] = field(default_factory=list)
 
-    @property
-    def ranks(self) -> "Scene":
-        return self
-
     def command(self, command: Command = Command.IDLE) -> Command:
         self.diary.append(command.name)
         if command is Command.IDLE:
@@ -278,13 +274,11 @@ def test_a_follower_does_what_it_is_told_until_the_end_and_knows_which_end_it_is
     done: list[str] = []
     script = iter([Command.IDLE, Command.TRAIN, Command.CHECKPOINT, last])
 
-    class Ranks:
+    class Follower:
+        step = 1
+
         def command(self) -> Command:
             return next(script)
-
-    class Follower:
-        ranks = Ranks()
-        step = 1
 
         def train(self, batch: None) -> None:
             done.append("train")
