@@ -27,7 +27,8 @@ PROBE_TOKENS = 8
 """Chosen: enough to pass through every layer's cache; one step of the engine each."""
 
 TOLERANCE_NATS = {"float32": 1e-3, "bfloat16": 0.25}
-"""By `model.dtype`, of the log-probability of a greedy token between two engines of one kind."""
+"""By `model.dtype`, of a greedy token's log-probability between two engines of one kind. Chosen: 80 and 2 times the largest
+difference measured between two kinds (vLLM, transformers); within one kind, on a CPU, it was 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,157 @@
+"""What a push does to a member's standing, with both ends scripted."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from services.coordinator.clients import Clients
+from services.coordinator.events import Events
+from services.coordinator.fleet import Fleet, Member, Role, State
+from services.coordinator.model import Version
+from services.coordinator.probe import Prober
+from services.coordinator.weight_push import WeightPush
+from sluice.errors import TransferError
+from sluice.testing import ManualClock, assert_eventually
+from sluice.v1 import common_pb2, learner_pb2, rollout_pb2
+
+
+@dataclass
+class Ends:
+    """Learner and rollout: every transfer works, applying waits for `may_apply`."""
+
+    may_apply: asyncio.Event = field(default_factory=asyncio.Event)
+    wrong_digests: int = 0
+    newest: int = 0
+    deadlines_s: list[float] = field(default_factory=list)
+
+    def learner(self, member: Member) -> "Ends":
+        return self
+
+    def rollout(self, member: Member) -> "Ends":
+        return self
+
+    async def OpenTransfer(self, request: Any, timeout: float) -> Any:
+        version = common_pb2.PolicyVersion(lineage="a", number=self.newest)
+        manifest = common_pb2.WeightManifest(version=version, digest="right")
+        return learner_pb2.OpenTransferResponse(manifest=manifest, backend="file", file_path="-")
+
+    async def ReceiveWeights(self, request: Any, timeout: float) -> Any:
+        return rollout_pb2.ReceiveWeightsResponse()
+
+    async def ApplyWeights(self, request: Any, timeout: float) -> Any:
+        self.deadlines_s.append(timeout)
+        await self.may_apply.wait()
+        digest = "wrong" if self.wrong_digests > 0 else "right"
+        self.wrong_digests -= 1
+        return rollout_pb2.ApplyWeightsResponse(version=request.version, digest=digest)
+
+
+@dataclass
+class Doubts:
+    """A prober that finds the members of `odd` out, once."""
+
+    odd: list[Member] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    async def check(self, member: Member, version: Version) -> list[Member]:
+        self.asked.append(member.service_id)
+        odd, self.odd = self.odd, []
+        return odd
+
+
+class Scene:
+    def __init__(self, ends: Ends, *, finish_s: float | None = None) -> None:
+        self.ends, self.fleet, self.clock, self.doubts = ends, Fleet(), ManualClock(), Doubts()
+        self.learner = self.add(Role.LEARNER, "learner")
+        self.push = WeightPush(
+            fleet=self.fleet,
+            clients=cast(Clients, ends),
+            events=Events(),
+            clock=self.clock,
+            timeout_s=10.0,
+            finish_s=finish_s,
+            prober=cast(Prober, self.doubts),
+        )
+
+    def add(self, role: Role, name: str) -> Member:
+        member = Member(service_id=name, role=role, address="-", incarnation=name, capacity=1, last_beat_s=0.0)
+        self.fleet.register(member)
+        return member
+
+    def publish(self, number: int) -> None:
+        self.ends.newest = number
+        self.learner.version = Version(lineage="a", number=number)
+        self.fleet.changed.notify()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.push.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+@pytest.mark.parametrize(("finish_s", "deadline_s"), [(60.0, 72.0), (None, 12.0)])
+async def test_a_rollout_is_closed_to_new_groups_only_while_it_lets_samples_end(
+    finish_s: float | None, deadline_s: float
+) -> None:
+    scene = Scene(Ends(), finish_s=finish_s)
+    member = scene.add(Role.ROLLOUT, "r")
+    scene.publish(0)
+    async with scene.running():
+        await assert_eventually(lambda: bool(scene.ends.deadlines_s))
+        assert member.finishing is (finish_s is not None)
+        assert scene.ends.deadlines_s == [deadline_s]
+        scene.ends.may_apply.set()
+        await assert_eventually(lambda: member.state is State.READY)
+        assert not member.finishing
+
+
+async def test_only_newcomers_and_the_quarantined_are_probed() -> None:
+    scene = Scene(Ends(wrong_digests=1))
+    scene.ends.may_apply.set()
+    member = scene.add(Role.ROLLOUT, "r")
+    scene.publish(0)
+    async with scene.running():
+        await assert_eventually(lambda: member.state is State.QUARANTINED)
+        assert not scene.doubts.asked
+        await scene.clock.advance(1.0)
+        await assert_eventually(lambda: member.state is State.READY)
+        scene.publish(1)
+        await assert_eventually(lambda: member.version == Version(lineage="a", number=1))
+    assert scene.doubts.asked == ["r"]
+
+
+async def test_the_odd_one_that_another_probe_found_is_synced_again_at_the_same_version() -> None:
+    scene = Scene(Ends())
+    scene.ends.may_apply.set()
+    odd = scene.add(Role.ROLLOUT, "odd")
+    scene.publish(0)
+    async with scene.running():
+        await assert_eventually(lambda: odd.state is State.READY)
+        scene.doubts.odd = [odd]
+        newcomer = scene.add(Role.ROLLOUT, "newcomer")
+        await assert_eventually(lambda: scene.doubts.asked == ["odd", "newcomer", "odd"])
+        await assert_eventually(lambda: odd.state is newcomer.state is State.READY)
+
+
+async def test_a_probe_that_fails_quarantines_and_leaves_the_version_unclaimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(Ends())
+    scene.ends.may_apply.set()
+    member = scene.add(Role.ROLLOUT, "r")
+
+    async def refuse(*_: Any) -> list[Member]:
+        raise TransferError("its engine computes something else")
+
+    monkeypatch.setattr(scene.doubts, "check", refuse)
+    scene.publish(0)
+    async with scene.running():
+        await assert_eventually(lambda: member.state is State.QUARANTINED)
+        assert member.version is None
