@@ -129,7 +129,7 @@ class Commits:
         await self._store.set_meta({"train_ended_s": str(time.time())})
         line = {"kind": "step", "step": step, "time_s": time.time(), **made, **values}
         await self._files.append("metrics.jsonl", line)
-        await self._files.append("samples.jsonl", await self._example(step))
+        await self._files.append("samples.jsonl", await self._example(step, of=len(trained)))
         return values
 
     def _advance(self, step: int, values: Mapping[str, float]) -> None:
@@ -156,10 +156,9 @@ class Commits:
             values["weights/stall_ms"] = max(t.stall_ms for t in times)
         return values
 
-    async def _example(self, step: int) -> dict[str, object]:
-        """One group of the batch, for people to read."""
-        batch = await self._files.read_batch(step)
-        group = self._codec.decode(batch.payloads[step % len(batch.payloads)])
+    async def _example(self, step: int, *, of: int) -> dict[str, object]:
+        """One group of the batch of `of` groups, for people to read."""
+        group = self._codec.decode(await self._files.read_group(step, step % of))
         return {
             "group_id": group.group_id,
             "step": step,

@@ -10,19 +10,21 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import blake3
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sluice.errors import NotFound
-from sluice.report.batch_file import batch_path, frame, payloads_of
+from sluice.report.batch_file import batch_path, frames, payload_at, payloads_of
 from sluice.report.ledger_schema import LEDGER_SCHEMA
 from sluice.report.ledger_tables import find_row
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,10 +48,13 @@ class RunFiles:
 
     async def stage_batch(self, step: int, *, payloads: Sequence[bytes]) -> BatchFile:
         """Writes and syncs batch `step` under a name of its own; it is the batch once `name_batch` was called."""
-        body = frame(payloads)
-        batch = BatchFile(step=step, payloads=payloads, digest=blake3.blake3(body).hexdigest())
-        await asyncio.to_thread(_write_synced, self._staged_path(step, batch.digest), body)
-        return batch
+
+        def staged() -> str:
+            digest = _digest_of(frames(payloads))
+            _write_synced(self._staged_path(step, digest), frames(payloads))
+            return digest
+
+        return BatchFile(step=step, payloads=payloads, digest=await asyncio.to_thread(staged))
 
     async def name_batch(self, step: int, digest: str) -> None:
         """The staged batch of this digest becomes batch `step`; nothing when it is that already."""
@@ -58,12 +63,28 @@ class RunFiles:
 
     async def read_batch(self, step: int) -> BatchFile:
         """Reads batch `step`. Raises NotFound when the file is gone."""
+
+        def read(file: BinaryIO) -> BatchFile:
+            body = file.read()
+            return BatchFile(step=step, payloads=payloads_of(body), digest=blake3.blake3(body).hexdigest())
+
+        return await self._read(step, read)
+
+    async def read_group(self, step: int, index: int) -> bytes:
+        """The payload of one group of batch `step`. Raises NotFound when the file is gone."""
+        return await self._read(step, lambda file: payload_at(file, index))
+
+    async def _read(self, step: int, read: Callable[[BinaryIO], T]) -> T:
         path = self._batch_path(step)
+
+        def opened() -> T:
+            with path.open("rb") as file:
+                return read(file)
+
         try:
-            body = await asyncio.to_thread(path.read_bytes)
+            return await asyncio.to_thread(opened)
         except FileNotFoundError as error:
             raise NotFound(f"batch {step}: {path} is gone; it is kept while a checkpoint <= {step} exists") from error
-        return BatchFile(step=step, payloads=payloads_of(body), digest=blake3.blake3(body).hexdigest())
 
     def drop_batches_before(self, step: int) -> None:
         """Removes batches that no kept checkpoint can ask for."""
@@ -125,9 +146,18 @@ class RunFiles:
         return self._batch_path(step).with_suffix(f".{digest[:16]}.staged")
 
 
-def _write_synced(path: Path, body: bytes) -> None:
+def _digest_of(pieces: Iterable[bytes]) -> str:
+    """The blake3 of it all, hex."""
+    digest = blake3.blake3()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _write_synced(path: Path, pieces: Iterable[bytes]) -> None:
     with path.open("wb") as file:
-        file.write(body)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
 

@@ -3,9 +3,11 @@
 The coordinator writes these files and hands them out byte for byte; a reader of a run only looks.
 """
 
+import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 _FRAME = struct.Struct("<I")
 
@@ -15,13 +17,15 @@ def batch_path(run_dir: Path, step: int) -> Path:
     return run_dir / "batches" / f"step-{step:06d}.groups"
 
 
-def frame(payloads: Iterable[bytes]) -> bytes:
-    """The body of a batch file."""
-    return b"".join(_FRAME.pack(len(payload)) + payload for payload in payloads)
+def frames(payloads: Iterable[bytes]) -> Iterator[bytes]:
+    """The body of a batch file, piece by piece."""
+    for payload in payloads:
+        yield _FRAME.pack(len(payload))
+        yield payload
 
 
 def payloads_of(body: bytes) -> list[bytes]:
-    """The inverse of `frame`."""
+    """The groups in the body of a batch file."""
     payloads, position = [], 0
     while position < len(body):
         (length,) = _FRAME.unpack_from(body, position)
@@ -29,3 +33,14 @@ def payloads_of(body: bytes) -> list[bytes]:
         payloads.append(body[position : position + length])
         position += length
     return payloads
+
+
+def payload_at(file: BinaryIO, index: int) -> bytes:
+    """Group `index` of an open batch file; the others are not read. Raises IndexError when there are fewer."""
+    while header := file.read(_FRAME.size):
+        (length,) = _FRAME.unpack(header)
+        if index == 0:
+            return file.read(length)
+        file.seek(length, os.SEEK_CUR)
+        index -= 1
+    raise IndexError("batch file: it has fewer groups")

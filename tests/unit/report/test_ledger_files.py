@@ -1,5 +1,6 @@
 """`sluice ledger` and `sluice explain` on the files of a run."""
 
+import io
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from services.coordinator.model import QueuedGroup
 from services.coordinator.rows import ledger_row, open_info, queued_row, reopened
 from sluice.cli.main import main
-from sluice.report.batch_file import frame, payloads_of
+from sluice.report.batch_file import frames, payload_at, payloads_of
 from sluice.report.group_page import group_page
 from sluice.report.ledger_page import account_of_files, ledger_page
 from sluice.report.ledger_schema import LEDGER_SCHEMA
@@ -235,4 +236,8 @@ def test_control_characters_from_outside_do_not_reach_the_terminal(run_dir, tmp_
 
 def test_a_batch_file_is_read_as_it_is_framed() -> None:
     payloads = [b"", b"a", b"bc" * 300]
-    assert payloads_of(frame(payloads)) == payloads
+    body = b"".join(frames(payloads))
+    assert payloads_of(body) == payloads
+    assert [payload_at(io.BytesIO(body), index) for index in range(3)] == payloads
+    with pytest.raises(IndexError):
+        payload_at(io.BytesIO(body), 3)
