@@ -14,7 +14,7 @@ Form = Literal["any", "whole", "line", "boxed", "tag", "hashes"]
 TAIL_CHARS: Final = 4000
 """Of a completion as much as is searched, from its end: no answer is that long, and no search gets slow."""
 
-_LINE = re.compile(r"Answer\s*:[ \t]*([^\n]*)", re.IGNORECASE)
+_LINE = re.compile(r"Answer\s*:\s*([^\n]*)", re.IGNORECASE)
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
 _BOX = "\\boxed{"

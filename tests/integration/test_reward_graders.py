@@ -1,6 +1,7 @@
 """The graders that reach outside of their process: programs under limits, a judge over HTTP, whole groups in workers."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import threading
@@ -14,6 +15,7 @@ from services.reward.ports import Completion, Job, Question
 from services.reward.sandbox import GraderPool
 from services.reward.verifiers import code
 from services.reward.worker_process import Limits
+from tests.unit.reward.corpus.cases import read_cases
 
 pytestmark = pytest.mark.integration
 
@@ -147,7 +149,7 @@ class Judge(BaseHTTPRequestHandler):
         self.asked.append({"path": self.path, "authorization": self.headers["Authorization"], **body})
         wish = body["messages"][0]["content"].rpartition("\n")[2]
         if wish == "together":
-            self.barrier.wait(timeout=30)
+            self.barrier.wait(timeout=60)
         if wish == "hang":
             time.sleep(3)
         if wish == "refuse":
@@ -178,9 +180,9 @@ def judge():
         thread.join()
 
 
-async def judged(url, *texts, timeout_s=10.0, **settings):
+async def judged(url, *texts, limit_s=10.0, **settings):
     chosen = {"url": url, "model": "m", "template": "{prompt}|{ground_truth}\n{completion}", **settings}
-    limits = Limits(timeout_s=timeout_s, memory_bytes=4 << 30, recycle_after=1000)
+    limits = Limits(timeout_s=limit_s, memory_bytes=4 << 30, recycle_after=1000)
     job = Job(
         verifier="services.reward.verifiers.judge",
         settings=chosen,
@@ -204,7 +206,7 @@ async def test_the_judges_last_score_counts_as_a_share_of_the_best(judge, monkey
 
 async def test_what_the_judge_does_not_score_is_ungraded(judge):
     texts = ("none", "refuse", "odd", "bad", "7", "1", "hang")
-    outcomes = await judged(judge, *texts, timeout_s=1.5)
+    outcomes = await judged(judge, *texts, limit_s=1.5)
     assert [one.status for one in outcomes] == ["error", "error", "error", "error", "error", "ok", "timeout"]
     said = ("no score in the reply", "HTTP 503", "not a chat completion", "has no text", "within 0 and 1")
     assert all(text in one.detail for text, one in zip(said, outcomes, strict=False))
@@ -218,7 +220,7 @@ async def test_a_judge_that_is_not_there_or_has_no_key_is_an_error(judge):
 
 
 async def test_a_group_is_judged_at_once(judge):
-    outcomes = await judged(judge, *["together"] * 16, timeout_s=30.0)
+    outcomes = await judged(judge, *["together"] * 16, limit_s=60.0, timeout_s=60.0)
     assert [one.status for one in outcomes] == ["ok"] * 16
 
 
@@ -253,3 +255,20 @@ async def test_a_group_function_always_sees_the_whole_group(group_function, tmp_
     assert [one.grade.raw_score for one in died_once.outcomes] == [3.0, 3.0, 3.0]
     assert [(one.status, one.detail) for one in spinning.outcomes] == [("timeout", "not graded within 1 s")] * 2
     assert {one.grade.raw_score for graded in again for one in graded.outcomes} == {2.0}
+
+
+async def test_an_expression_that_takes_for_ever_is_killed_and_is_not_wrong():
+    case = next(case for case in read_cases() if case.verdict("math_verify") == "T")
+    limits = Limits(timeout_s=4.0, memory_bytes=2 << 30, recycle_after=1000)
+    texts = ("\\boxed{7}", case.completion("math_verify"), "\\boxed{9^{9^{9^{9}}}}", "\\boxed{14/2}")
+    job = Job(
+        verifier="services.reward.verifiers.math_verify",
+        question=question("7"),
+        completions=[Completion(text=text, finished=True) for text in texts],
+    )
+    async with GraderPool.open(workers=1, limits=limits) as pool:
+        await pool.grade(dataclasses.replace(job, completions=job.completions[:1]))  # the import is not part of it
+        first, killed, tower, last = (await pool.grade(job)).outcomes
+    assert (first.status, first.grade.acc, last.status, last.grade.acc) == ("ok", 1.0, "ok", 1.0)
+    assert (killed.status, killed.grade) == ("timeout", None)
+    assert tower.status in ("timeout", "error") or tower.grade.acc == 0.0

@@ -45,7 +45,7 @@ _PERCENT = re.compile(r"\s*(?:\\?%|percent)\s*\.?")
 _SHORT_UNIT = r"(?:[kcm]?m|[km]?g|m?s|min|h|[mM]?[lL]|K|[kM]?Hz|k?W|k?V|A|k?J|k?N)(?![A-Za-z])"
 _NO_UNIT = r"(?!(?:pi|sqrt|inf|infty|or|and|hundred|thousand|million|billion|trillion|dozen|times|over)\b)"
 _UNIT = re.compile(
-    rf"(?:\s*(?:[°′″'\"][CF]?|\^\{{?\\circ\}}?|\\circ|{_SHORT_UNIT}(?:/{_SHORT_UNIT})?|(?<=\s)[€£¥₹]|"
+    rf"(?:\s*(?:[°′″'\"][CF]?|\^\{{?\\circ\}}?|\\circ|{_SHORT_UNIT}(?:/{_SHORT_UNIT})?|[€£¥₹]|"
     rf"(?<=\s){_NO_UNIT}[^\W\d_]{{2}}[^\d\\=<>+*]{{0,38}})(?:\^?\{{?[23]\}}?|[²³])?)?\s*\.?"
 )
 """Nothing, or what may follow a number: degrees, a unit we know, a currency, or words that do not change its value."""
@@ -86,8 +86,9 @@ def grade(*, question: Question, text: str, finished: bool, settings: Settings =
 
 def parse(text: str) -> Fraction | None:
     """The number that a text is, of an equation its last side; None when it is none."""
-    text = re.split(r"=|≈|\\approx", text)[-1]
-    text = _plain(text)
+    text = _plain(re.split(r"=|≈|\\approx", text)[-1])
+    while text[:1] + text[-1:] in ("()", "{}"):
+        text = text[1:-1].strip()
     if len(text) > _LONGEST:
         return None
     text = _CURRENCY.sub(r"\1", text)
@@ -114,7 +115,7 @@ def _spelt_out(character: str) -> str:
     """A vulgar fraction as ` 1/2`; every other character as it is."""
     if unicodedata.category(character) != "No" or "⁄" not in (form := unicodedata.normalize("NFKC", character)):
         return character
-    return " " + form.replace("⁄", "/")
+    return f" {form.replace('⁄', '/')} "
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

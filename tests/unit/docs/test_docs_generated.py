@@ -2,7 +2,7 @@
 
 import re
 
-from scripts import api_docs
+from scripts import api_docs, grader_table
 from sluice.config import docs as config_docs
 from tests.unit.docs.pages import ROOT, in_backticks
 
@@ -35,6 +35,11 @@ def test_every_key_says_what_it_means() -> None:
 
 def test_the_api_page_is_what_its_script_writes() -> None:
     assert api_docs.PAGE.read_text(encoding="utf-8") == api_docs.render_markdown()
+
+
+def test_the_tables_of_graders_are_what_the_script_writes() -> None:
+    text = grader_table.PAGE.read_text(encoding="utf-8")
+    assert text == grader_table.page(text)
 
 
 def test_the_promised_rpcs_are_there_and_no_others_go_unnoticed() -> None:

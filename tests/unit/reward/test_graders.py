@@ -1,0 +1,167 @@
+"""What the corpus does not cover: settings, choices, form, ground truths that are none, and hostile text."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.reward.answers import find, last_boxed
+from services.reward.loading import Asked
+from services.reward.ports import Completion, Question
+from services.reward.verifiers.numeric import parse
+
+
+def ask(verifier, text, ground_truth, *, finished=True, **options):
+    question = Question(data_source="", prompt_text="", ground_truth=ground_truth, extra_info={})
+    asked = Asked(f"services.reward.verifiers.{verifier}", options)
+    return asked.about(question, Completion(text=text, finished=finished))
+
+
+def judged(*arguments, **options):
+    grade = ask(*arguments, **options)["grade"]
+    return grade["raw_score"], grade["extracted"], grade["status"]
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("Answer: B", "B"),
+        ("Answer: (b)", "B"),
+        ("Answer: B) Paris", "B"),
+        ("Answer: **B**", "B"),
+        ("\\boxed{\\text{(B)}}", "B"),
+        ("<answer>\nB.\n</answer>", "B"),
+        ("Answer: the best choice is B", "B"),
+        ("The answer is (B).", "B"),
+        ("First I took option A. No: option B", "B"),
+        (" B ", "B"),
+        ("Answer: A\nAnswer: B", "B"),
+        ("A good question. Answer: C", "C"),
+        ("Answer: Because", ""),
+        ("Answer: Z", ""),
+        ("A good question.", ""),
+        ("", ""),
+    ],
+)
+def test_multiple_choice_finds_the_last_letter(text, letter):
+    assert judged("multiple_choice", text, "(B)") == (float(letter == "B"), letter, "ok" if letter else "unparsed")
+
+
+def test_multiple_choice_knows_how_many_choices_there_are():
+    assert judged("multiple_choice", "Answer: E", "A", letters="ABCD") == (0.0, "", "unparsed")
+    assert "must begin with one of ABCD" in ask("multiple_choice", "A", "E", letters="ABCD")["error"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "raw_score"),
+    [
+        ({"tags": ["think", "answer"]}, "<think>a</think>\n<answer>b</answer> ", 1.0),
+        ({"tags": ["think", "answer"]}, "<answer>b</answer><think>a</think>", 0.0),
+        ({"tags": ["think", "answer"]}, "<think>a<answer>b</answer></think>", 0.0),
+        ({"tags": ["think", "answer"]}, "So <think>a</think><answer>b</answer>", 0.0),
+        ({"tags": ["think", "answer"]}, "<think>a</think><answer>b</answer>.", 0.0),
+        ({"tags": ["think", "answer"]}, "<think>a</think><answer>b", 0.0),
+        ({"tags": ["a"]}, "<a>1</a><a>2</a>", 0.0),
+        ({"pattern": "^So.*done$"}, "So\nI am\ndone", 1.0),
+        ({"pattern": "^So.*done$"}, "I am done", 0.0),
+        ({"pattern": "x", "tags": ["a"]}, "<a>y</a>", 0.0),
+    ],
+)
+def test_format_looks_at_the_form_alone(options, text, raw_score):
+    assert judged("format", text, "anything", **options)[0] == raw_score
+    assert judged("format", text, "anything", finished=False, **options)[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "raw_score"),
+    [
+        ({}, "Answer: 3.1416", 0.0),
+        ({"abs_tol": 0.001}, "Answer: 3.1416", 1.0),
+        ({"rel_tol": 1e-3}, "Answer: 3.1416", 1.0),
+        ({"rel_tol": 0.0}, "Answer: 3.1415900001", 0.0),
+        ({"answer_in": "boxed"}, "Answer: 3.14159", 0.0),
+        ({"answer_in": "whole"}, "3.14159", 1.0),
+    ],
+)
+def test_numeric_has_tolerances_and_places(options, text, raw_score):
+    assert judged("numeric", text, "3.14159", **options)[0] == raw_score
+
+
+def test_whole_numbers_are_compared_exactly_unless_a_tolerance_is_set():
+    large = 10**20
+    assert judged("numeric", f"Answer: {large + 1}", str(large))[0] == 0.0
+    assert judged("numeric", f"Answer: {large + 1}", str(large), rel_tol=1e-9)[0] == 1.0
+
+
+def test_exact_can_ignore_case():
+    assert judged("exact", "Answer: PARIS", "Paris")[0] == 0.0
+    assert judged("exact", "Answer:  PARIS", "Paris", ignore_case=True)[0] == 1.0
+
+
+def test_gsm8k_gives_format_score_for_a_wrong_number_in_the_right_place():
+    assert judged("gsm8k", "#### 4", "5", format_score=0.1) == (0.1, "4", "ok")
+    assert judged("gsm8k", "4", "5", format_score=0.1) == (0.0, "", "unparsed")
+
+
+@pytest.mark.parametrize(("verifier", "gold"), [("numeric", "five"), ("math_verify", ""), ("multiple_choice", "7")])
+def test_a_ground_truth_that_cannot_be_read_is_an_error_not_a_zero(verifier, gold):
+    assert ask(verifier, "Answer: 7", gold)["error"].startswith("ValueError: ground_truth: must")
+
+
+def test_reasoning_gym_refuses_settings():
+    with pytest.raises(ValueError, match="takes no settings"):
+        Asked("services.reward.verifiers.mixadd3", {"k": 1})
+
+
+# What a model under training writes: pieces of marks, numbers and TeX, in any order and as long as it likes.
+PIECES = st.sampled_from(
+    ["Answer:", "\\boxed{", "}", "{", "<answer>", "</answer>", "#### ", "\n", "\\frac", "1", "-", ",", ".", "$", "%", "(",
+     " ", "\\text{", "\x00", "\ufffd", "½", "B", "e9", "/", "^", "####", "√", "٣", "<think>"]
+)  # fmt: skip
+HOSTILE = st.one_of(
+    st.lists(PIECES, max_size=60).map("".join),
+    st.text(max_size=200),
+    st.tuples(PIECES, st.integers(min_value=1, max_value=100_000)).map(lambda pair: pair[0] * pair[1]),
+)
+OPTIONS = {"math_dapo": {}, "gsm8k": {}, "exact": {}, "numeric": {}, "multiple_choice": {}, "mixadd3": {},
+           "format": {"tags": ["think", "answer"]}}  # fmt: skip
+GOLDS = {"multiple_choice": "B"}
+
+
+@pytest.mark.parametrize("verifier", OPTIONS)
+@given(text=HOSTILE)
+@settings(max_examples=60, deadline=None)
+def test_a_grader_survives_any_text(verifier, text):
+    grade = ask(verifier, text, GOLDS.get(verifier, "34"), **OPTIONS[verifier])["grade"]
+    assert grade["acc"] in (0.0, 1.0)
+    assert grade["status"] in ("ok", "unparsed")
+
+
+@pytest.mark.parametrize("verifier", OPTIONS)
+@pytest.mark.parametrize("piece", ["9", "(", "\\boxed{", "Answer: ", "<answer>", "#### 1 ", "\x00", "{,}", "½"])
+def test_a_grader_survives_a_megabyte(verifier, piece):
+    text = piece * (1_000_000 // len(piece))
+    assert ask(verifier, text, GOLDS.get(verifier, "34"), **OPTIONS[verifier])["grade"]["acc"] == 0.0
+
+
+@given(st.fractions())
+def test_numeric_reads_every_fraction_it_is_shown(value):
+    top, bottom = value.numerator, value.denominator
+    shown = [f"{top}/{bottom}", f"\\frac{{{top}}}{{{bottom}}}", f"$\\dfrac{{{top}}}{{{bottom}}}$."]
+    if len(shown[-1]) < 190:
+        assert {parse(text) for text in shown} == {value}
+
+
+@given(st.integers(min_value=-(10**30), max_value=10**30))
+def test_numeric_reads_every_whole_number_with_separators(value):
+    assert {parse(f"{value}"), parse(f"{value:,}"), parse(f"{value:,}".replace(",", "{,}")), parse(f"x={value}.")} == {
+        value
+    }
+
+
+def test_the_last_box_has_balanced_braces():
+    assert last_boxed("\\boxed{1} \\boxed{\\frac{1}{2}}.") == "\\frac{1}{2}"
+    assert last_boxed("\\boxed{1") is None
+    assert last_boxed("") is None
+    assert find("\\boxed{1} <answer>2</answer> Answer: 3", "boxed") == "1"
+    assert find("\\boxed{1} <answer>2</answer> Answer: 3", "any") == "3"
+    assert find("Answer: \\boxed{1}", "any") == "1"
