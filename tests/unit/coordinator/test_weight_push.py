@@ -85,7 +85,7 @@ class Scene:
     def publish(self, number: int) -> None:
         self.ends.newest = number
         self.learner.version = Version(lineage="a", number=number)
-        self.fleet.changed.notify()
+        self.fleet.notify_all()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
