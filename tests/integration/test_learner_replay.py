@@ -143,7 +143,8 @@ async def _record(fake: FakeCoordinator) -> None:
     for commit in fake.commits:
         groups = groups_to_wire(make_batch(step=commit.step, groups=6, n=4))
         payloads = [compressor.compress(group.SerializeToString()) for group in groups]
-        batch = await files.write_batch(commit.step, ids=[group.group_id for group in groups], payloads=payloads)
+        batch = await files.stage_batch(commit.step, payloads=payloads)
+        await files.name_batch(commit.step, batch.digest)
         made = {"lineage": "a", "weights_digest": commit.weights_digest, "batch_digest": batch.digest}
         await files.append("metrics.jsonl", {"kind": "step", "step": commit.step, **made, **commit.metrics})
 
