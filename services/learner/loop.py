@@ -111,6 +111,7 @@ class Leader:
         self._record.trained(self._trained(batch, snapshot))  # before anybody can see its version
         self._publish(snapshot)
         metrics |= {"learner/wait_s": self._waited_s, "learner/publish_s": time.perf_counter() - started}
+        metrics |= {f"learner/{phase}_ms": taken for phase, taken in self._worker.publish_phases_ms.items()}
         self._commit(batch, metrics)
         self._record.committed(self._lineage)
         self._export(self.snapshot)

@@ -90,6 +90,11 @@ class Worker:
         """The LoRA adapters of the newest gather on the leader, else None."""
         return self._publisher.adapters
 
+    @property
+    def publish_phases_ms(self) -> dict[str, float]:
+        """How long the phases of the newest gather took on this rank."""
+        return self._publisher.phases_ms
+
     def save(self, state: CheckpointState) -> "Future[Path | None]":
         """CheckpointWriter.begin."""
         # Only without learner.async_checkpoint the disk is waited for here.

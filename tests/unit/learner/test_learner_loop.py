@@ -46,6 +46,8 @@ class Scene:
     """A checkpoint is complete only when `finish_writing` is called, which an idle command does."""
     writing: "tuple[int, Future[Path | None]] | None" = None
     stop_at: int = 1000
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Of the newest commit."""
     wishes_at: tuple[int, ...] = ()
     served: int = 0
     exported: list[str] = field(default_factory=list)
@@ -63,6 +65,10 @@ class Scene:
 
     def gather(self, version: PolicyVersion) -> Snapshot:
         return _snapshot(version)
+
+    @property
+    def publish_phases_ms(self) -> dict[str, float]:
+        return {"gather": 1.0, "pack": 2.0, "digest": 3.0}
 
     def save(self, state: CheckpointState) -> "Future[Path | None]":
         assert self.writing is None
@@ -88,6 +94,7 @@ class Scene:
         self, batch: Batch, *, version: PolicyVersion, weights_digest: str, metrics: Mapping[str, float]
     ) -> str:
         self.diary.append(f"committed {version}")
+        self.metrics = metrics
         return self.recorded.get(batch.step, weights_digest)
 
     def commit_checkpoint(self, version: PolicyVersion, path: Path) -> None:
@@ -153,6 +160,8 @@ def test_a_step_is_trained_published_and_only_then_committed(tmp_path: Path) -> 
         "STOP",
     ]
     assert scene.exported == ["a1"]
+    assert scene.metrics["learner/gather_ms"] == 1.0
+    assert scene.metrics["learner/publish_s"] > 0
 
 
 def test_the_other_ranks_hear_of_the_leader_after_every_empty_poll(tmp_path: Path) -> None:
