@@ -219,7 +219,9 @@ async def build(config: Config, options: Options) -> Core:
     async def reward_check() -> None:
         events.emit("data", ", ".join(f"{name} {value!r}" for name, value in data_facts.items()))
         checked = [training.next(position)[0] for position in range(CHECKED_PROMPTS)]
-        await check_reward(fleet=fleet, rewards=clients, prompts=checked, timeout_s=config.coordinator.score_timeout_s)
+        limit_s = config.coordinator.score_timeout_s
+        for row in await check_reward(fleet=fleet, rewards=clients, prompts=checked, timeout_s=limit_s):
+            events.emit("reward_checked", str(row))
 
     lifecycle = Lifecycle(
         config=config,

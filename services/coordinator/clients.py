@@ -152,9 +152,10 @@ def as_sluice_errors(member: Member) -> Iterator[None]:
 
 
 def gold_forms(ground_truth: str) -> list[str]:
-    """Texts that state a gold answer in the ways the built-in graders read: bare, `#`, `Answer:`, boxed."""
+    """Texts that state a gold answer in the ways the built-in graders read: bare, `#`, `####`, `Answer:`, boxed, tagged."""
     with contextlib.suppress(ValueError):
         entry = json.loads(ground_truth)
         if isinstance(entry, dict) and "answer" in entry:
             ground_truth = str(entry["answer"])
-    return [ground_truth, f"#{ground_truth}", f"Answer: {ground_truth}", f"\\boxed{{{ground_truth}}}"]
+    forms = ("{}", "#{}", "#### {}", "Answer: {}", "\\boxed{{{}}}", "<answer>{}</answer>")
+    return [form.format(ground_truth) for form in forms]

@@ -20,6 +20,14 @@ def add_parser(commands: Any) -> None:
     up.add_argument("--dry-run", action="store_true", help="check the recipe, print the derived numbers and end")
     _add_run_flags(up)
     up.set_defaults(run=run_up)
+    check = commands.add_parser(
+        "check-reward",
+        help="grade gold and wrong answers as a run would, and end",
+        description="Grades gold answers, other prompts' and garbage with the recipe's graders; prints a line a grader.",
+    )
+    check.add_argument("-c", "--config", type=Path, required=True, help="recipe (YAML)")
+    check.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
+    check.set_defaults(run=run_check_reward)
     demo = commands.add_parser(
         "demo",
         help="teach a small model to add, on 2 CPU cores",
@@ -55,16 +63,29 @@ def run_up(args: argparse.Namespace) -> int:
     return _run(config, args)
 
 
+def run_check_reward(args: argparse.Namespace) -> int:
+    """Has data, tokenizer and reward checked by the real services."""
+    from sluice.config.load import load_config
+
+    return _check(load_config(args.config, overrides=args.overrides, environ=os.environ))
+
+
 def _dry_run(config: Any) -> int:
-    """Prints what follows from the recipe, then has data, tokenizer and reward checked by the real services."""
+    """Prints what follows from the recipe, then has it checked."""
+    from sluice.cli.config import print_derived
+
+    print_derived(config)
+    return _check(config)
+
+
+def _check(config: Any) -> int:
+    """Has data, tokenizer and reward checked by the real services; returns the exit code."""
     import asyncio
     import tempfile
 
-    from sluice.cli.config import print_derived
     from sluice.cli.view import make_view
     from sluice.launch.local import LocalRun
 
-    print_derived(config)
     with tempfile.TemporaryDirectory(prefix="sluice-dry-run-") as folder:
         run_dir = Path(folder) / "dry-run"
         view = make_view(sys.stdout, plain=True)

@@ -130,7 +130,7 @@ def _unknown(key: str) -> str:
         return f"is not a known key; did you mean {near}?"
     section = key.rpartition(".")[0]
     known = [name.rpartition(".")[2] for name in schema_keys() if name.rpartition(".")[0] == section]
-    return f"is not a known key; known here are {', '.join(known)}"
+    return f"is not a known key{'; known here are ' + ', '.join(known) if known else ''}"
 
 
 def _short(value: Any) -> str:

@@ -5,7 +5,7 @@ Names are those verl's users know; units stand in names. `sluice.config.load` re
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sluice.rpc.limits import MAX_MESSAGE_BYTES
 
@@ -183,6 +183,15 @@ class GraderConfig(Section):
     name: str = Field(default="", description="what its score is called in metrics; default: the grader")
 
 
+def _as_graders(route: Any) -> Any:
+    """A route's short forms, a name or one section, as the list that they stand for."""
+    graders = route if isinstance(route, list) else [route]
+    return [{"grader": grader} if isinstance(grader, str) else grader for grader in graders]
+
+
+GraderList = Annotated[list[GraderConfig], BeforeValidator(_as_graders), Field(min_length=1)]
+
+
 class RewardConfig(Section):
     """Grading."""
 
@@ -196,10 +205,10 @@ class RewardConfig(Section):
     )
     worker_memory_bytes: PositiveInt = Field(default=2 << 30, description="address-space limit of a grader process")
     recycle_after: PositiveInt = Field(default=10_000, description="gradings after which a grader process is replaced")
-    routes: dict[str, str | GraderConfig | list[GraderConfig]] = Field(
+    routes: dict[str, GraderList] = Field(
         default_factory=dict,
         description="data_source (or a prefix ending in *) -> grader, or {grader, settings, weight, name}, or a list of "
-        "those, whose first decides what is right; before the built-in table",
+        "those, whose first decides what is right; before the built-in table (docs/rewards.md)",
     )
 
 

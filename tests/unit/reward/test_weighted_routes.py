@@ -5,7 +5,7 @@ import pytest
 from services.reward.ports import Grade, Outcome, Question
 from services.reward.routing import Part, Router
 from services.reward.scoring import SampleToScore, Scorer, combine
-from sluice.config.schema import GraderConfig
+from sluice.config.schema import GraderConfig, RewardConfig
 from tests.unit.reward.in_process import InProcess
 
 PARTS = (Part(name="right", verifier="a.b", weight=2.0), Part(name="form", verifier="c.d", weight=-0.5))
@@ -77,3 +77,24 @@ def test_a_route_that_cannot_grade_is_refused_before_anything_is_graded(route, m
 def test_a_star_takes_every_data_source():
     router = Router({"*": "exact"})
     assert [part.name for part in router.parts_of("anything")] == ["exact"]
+
+
+def test_a_recipe_names_a_grader_by_name_by_section_or_by_list():
+    routes = {
+        "a": "exact",
+        "b": {"grader": "numeric", "settings": {"rel_tol": 0.1}},
+        "c": ["exact", {"grader": "numeric"}],
+    }
+    router = Router(RewardConfig.model_validate({"routes": routes}).routes)
+    assert [[part.name for part in router.parts_of(key)] for key in routes] == [
+        ["exact"],
+        ["numeric"],
+        ["exact", "numeric"],
+    ]
+    assert router.parts_of("b")[0].settings["rel_tol"] == 0.1
+
+
+@pytest.mark.parametrize("route", [3, [], {}, {"grader": ""}, {"grader": "exact", "weihgt": 1}, [["exact"]]])
+def test_a_recipe_with_a_route_that_is_none_is_refused(route):
+    with pytest.raises(ValueError, match=r"routes\.mine"):
+        RewardConfig.model_validate({"routes": {"mine": route}})

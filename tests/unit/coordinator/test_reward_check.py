@@ -1,0 +1,79 @@
+"""The check before training: what it asks, what it refuses, what it tells."""
+
+import pytest
+
+from services.coordinator.model import Group, Reward
+from services.coordinator.reward_check import GARBAGE, check_reward
+from services.coordinator.window import StepWindow
+from services.coordinator.wire import group_from, group_to, reward_from
+from sluice.errors import ConfigError
+from sluice.v1 import common_pb2
+from tests.unit.coordinator.fakes import FakePrompt, Stage, make_config, make_sample
+
+
+class Grading:
+    """Scores texts by a rule of (text, ground truth)."""
+
+    def __init__(self, rule):
+        self.rule = rule
+
+    async def score(self, member, *, group_id, prompt, samples, timeout_s):
+        return [reward(float(self.rule(sample.text, prompt.ground_truth))) for sample in samples]
+
+
+def reward(acc, **changed):
+    facts = {"status": "ok", "raw_score": acc, "acc": acc, "extracted": "", "shaped_reward": acc}
+    return Reward(**{**facts, "overlong_penalty": 0.0, "grader": "mine", "grader_version": "3", **changed})
+
+
+def prompts(*golds):
+    return [FakePrompt(prompt_id=f"p{n}", data_source="d", ground_truth=gold) for n, gold in enumerate(golds)]
+
+
+async def check(rule, *golds):
+    stage = Stage(make_config())
+    return await check_reward(fleet=stage.fleet, rewards=Grading(rule), prompts=prompts(*golds), timeout_s=1.0)
+
+
+async def test_a_sound_grader_passes_and_is_told_of():
+    (row,) = await check(lambda text, gold: text == f"Answer: {gold}", "1", "2", "1", "1")
+    assert (row.gold, row.shuffled, row.shuffled_right, row.garbage) == (4, 4, 0, 4 * len(GARBAGE))
+    assert str(row).startswith("mine 3 for d: gold 4 of 4 right, other prompts' gold 0 of 4, garbage 0 of 12; ")
+
+
+async def test_gold_that_is_wrong_and_garbage_that_is_right_are_refused():
+    with pytest.raises(ConfigError, match="scores the gold answer '1'"):
+        await check(lambda text, gold: False, "1")
+    with pytest.raises(ConfigError, match="empty or garbage answer"):
+        await check(lambda text, gold: True, "1")
+
+
+async def test_a_grader_that_does_not_look_at_the_ground_truth_is_refused():
+    with pytest.raises(ConfigError, match="gold answers of other prompts as right, 2 of 2"):
+        await check(lambda text, gold: text in ("1", "2"), "1", "2")
+
+
+async def test_another_prompts_gold_may_be_right_by_chance_or_be_the_same():
+    (row,) = await check(lambda text, gold: text == gold or text == "2", "1", "2", "3")
+    assert (row.shuffled, row.shuffled_right) == (3, 1)
+    (same,) = await check(lambda text, gold: text == gold, "yes", "yes")
+    assert same.shuffled == 0
+
+
+def test_parts_of_a_score_go_over_the_wire_and_back():
+    message = common_pb2.SampleReward(status=common_pb2.REWARD_STATUS_OK, parts={"math": 1.0, "form": 0.5})
+    group = Group(group_id="g", admission=0, prompt=prompts("1")[0], cursor="")
+    group.samples, group.rewards = {0: make_sample(0)}, [reward_from(message)]
+    assert group_from(group_to(group)).rewards[0].parts == {"math": 1.0, "form": 0.5}
+
+
+def test_parts_are_averaged_into_metrics_under_names_that_prometheus_takes():
+    window = StepWindow(started_s=0.0)
+    for part in (1.0, 0.0):
+        scored = reward(1.0, raw_score=2.0, shaped_reward=1.5, parts={"my/style.py:brevity": part})
+        group = Group(group_id="g", admission=0, prompt=prompts("1")[0], cursor="")
+        group.samples, group.rewards = {0: make_sample(0)}, [scored]
+        window.add_scored(group)
+    values = window.metrics(now_s=1.0, step=0, trained=[])
+    assert values["reward/part/my_style_py_brevity"] == 0.5
+    assert (values["reward/generated_raw_mean"], values["reward/generated_mean"]) == (2.0, 1.5)
