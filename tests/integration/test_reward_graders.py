@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from services.reward.loading import Asked
 from services.reward.ports import Completion, Job, Question
 from services.reward.sandbox import GraderPool
 from services.reward.verifiers import code
@@ -272,3 +273,25 @@ async def test_an_expression_that_takes_for_ever_is_killed_and_is_not_wrong():
     assert (first.status, first.grade.acc, last.status, last.grade.acc) == ("ok", 1.0, "ok", 1.0)
     assert (killed.status, killed.grade) == ("timeout", None)
     assert tower.status in ("timeout", "error") or tower.grade.acc == 0.0
+
+
+NO_GOLD = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
+"""Tasks with many right answers, whose entries have none."""
+LENIENT = {"game_of_life_halting"}
+"""Tasks whose own scorer takes any text that begins with the right word."""
+
+
+def test_every_reasoning_gym_task_takes_its_gold_answer_and_refuses_words():
+    library = pytest.importorskip("reasoning_gym")
+    asked = Asked("services.reward.verifiers.reasoning_gym", {})
+    problems = []
+    for task in sorted(set(library.factory.DATASETS) - {"composite"}):
+        entry = library.create_dataset(task, seed=1, size=1)[0]
+        about = question(json.dumps(entry), f"reasoning_gym/{task}")
+        texts = (f"<answer>{entry['answer']}</answer>", "<answer>no idea at all</answer>")
+        gold, words = (asked.about(about, Completion(text=text, finished=True)) for text in texts)
+        if task not in NO_GOLD and gold.get("grade", {}).get("acc") != 1.0:
+            problems.append((task, gold))
+        if task not in LENIENT and words.get("grade", {}).get("acc") != 0.0:
+            problems.append((task, words))
+    assert not problems

@@ -20,6 +20,11 @@ DATA_SOURCE_PREFIX: Final = "reasoning_gym/"
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _FULL_SCORE = 1.0 - 1e-6
 
+_GRIDS = frozenset({"arc_agi", "rearc"})
+"""Tasks whose scorer compares with tuples, which JSON made lists of."""
+_RAISE_ON_WORDS = frozenset({"prime_factorization"})
+"""Tasks whose scorer raises ValueError on an answer that is no number, instead of calling it wrong."""
+
 
 def __getattr__(name: str) -> str:
     """VERSION is the library's, looked up on use: the library is an optional dependency."""
@@ -38,8 +43,16 @@ def grade(*, question: Question, text: str, finished: bool) -> Grade:
     answer = _extract(text)
     if not answer:
         return Grade(raw_score=0.0, acc=0.0, extracted="", status="unparsed")
-    score = _scorer(question.data_source.removeprefix(DATA_SOURCE_PREFIX))
-    raw_score = float(score(answer, json.loads(question.ground_truth)))
+    task = question.data_source.removeprefix(DATA_SOURCE_PREFIX)
+    entry = json.loads(question.ground_truth)
+    if task in _GRIDS:
+        entry["metadata"]["output"] = tuple(map(tuple, entry["metadata"]["output"]))
+    try:
+        raw_score = float(_scorer(task)(answer, entry))
+    except ValueError:
+        if task not in _RAISE_ON_WORDS:
+            raise
+        return Grade(raw_score=0.0, acc=0.0, extracted=answer, status="unparsed")
     return Grade(raw_score=raw_score, acc=float(raw_score >= _FULL_SCORE), extracted=answer)
 
 
