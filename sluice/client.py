@@ -115,6 +115,11 @@ class Client:
         response = self._stub.Evaluate(pb.EvaluateRequest(prompts=prompts, n=n), timeout=LONG_CALL_TIMEOUT_S)
         return response.evaluation
 
+    def rollback(self, to: int, *, preview: bool = False) -> pb.RollbackResponse:
+        """Goes back to version `to`, that of a checkpoint; with `preview` only says what would be given up."""
+        request = pb.RollbackRequest(to=to, preview=preview)
+        return self._stub.Rollback(request, timeout=LONG_CALL_TIMEOUT_S)
+
     def ledger(self) -> pb.Ledger:
         """The conservation law, term by term."""
         return self._stub.GetLedger(pb.GetLedgerRequest(), timeout=CALL_TIMEOUT_S).ledger

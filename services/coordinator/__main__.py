@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--metrics-port", type=int, help="Prometheus port, 0 for any free one (default: port + 1000)")
     parser.add_argument("--ready-fd", type=int, default=None, help="write the port to this descriptor once serving")
     parser.add_argument("--reopen", action="store_true", help="go on with a run that was stopped or has failed")
+    parser.add_argument("--idle", action="store_true", help="serve the API of a run that lies still")
     parser.add_argument("--check", action="store_true", help="check data, tokenizer and reward, then end")
     parser.add_argument("--log-format", choices=["console", "json"], default="console")
     args = parser.parse_args(argv)
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             ready_fd=args.ready_fd,
             check_only=args.check,
             reopen=args.reopen,
+            idle=args.idle,
         )
         return uvloop.run(serve(config, options))
     except SluiceError as error:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -28,6 +29,7 @@ from services.coordinator.prompt_feed import PromptFeed
 from services.coordinator.prompts import PromptStream
 from services.coordinator.repair import Repair
 from services.coordinator.reward_check import check_reward
+from services.coordinator.rollback import Rollbacks, bring_in_line, surviving_evaluations
 from services.coordinator.rows import reopened
 from services.coordinator.run_files import RunFiles
 from services.coordinator.servicer import SERVICE_NAME, CoordinatorServicer
@@ -40,6 +42,7 @@ from sluice.clock import SystemClock
 from sluice.config.derived import most_queued_bytes
 from sluice.config.schema import Config
 from sluice.errors import LaunchError, Unavailable
+from sluice.launch.processes import EXIT_AGAIN
 from sluice.model_identity import model_identity
 from sluice.rpc.server import make_server, stop_on_signals
 from sluice.telemetry.prometheus import Exporter
@@ -66,6 +69,8 @@ class Options:
     """End after the reward check."""
     reopen: bool = False
     """Go on with a run that was stopped or has failed."""
+    idle: bool = False
+    """Serve the API of a run that lies still, without going on with it."""
 
 
 async def serve(config: Config, options: Options) -> int:
@@ -89,7 +94,7 @@ async def serve(config: Config, options: Options) -> int:
         if options.ready_fd is not None:
             with os.fdopen(options.ready_fd, "w") as ready:
                 ready.write(str(port))
-        return await _until_over(core, stop, exporter)
+        return await _until_over(core, stop, exporter, idle=options.idle)
     finally:
         core.events.close()  # else watchers would use up the grace
         await server.stop(grace_s=2.0)
@@ -97,8 +102,8 @@ async def serve(config: Config, options: Options) -> int:
         await core.close()
 
 
-async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter) -> int:
-    """The run's life beside the tasks that serve it; then a while to tell everybody."""
+async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, *, idle: bool) -> int:
+    """The run's life beside the tasks that serve it; then a while to tell everybody. A rollback ends it at any time."""
     background = [
         asyncio.create_task(core.push.run(), name="weight-push"),
         asyncio.create_task(core.sweep_forever(), name="sweep"),
@@ -107,23 +112,28 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter) -> in
         asyncio.create_task(core.stall.run(), name="stall"),
     ]
     stopped = asyncio.create_task(stop.wait(), name="signal")
-    life = asyncio.create_task(core.lifecycle.run(), name="lifecycle")
+    wished = asyncio.create_task(core.rollbacks.wished.wait(), name="rollback")
+    life: asyncio.Task[Any] = stopped if idle else asyncio.create_task(core.lifecycle.run(), name="lifecycle")
     try:
-        await asyncio.wait([life, stopped, *background], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([life, stopped, wished, *background], return_when=asyncio.FIRST_COMPLETED)
         for task in background:
             if task.done():
                 task.result()
                 raise LaunchError(f"the coordinator's task {task.get_name()} ended by itself")
-        if life.done():
+        if life.done() and not stopped.done():
             state = life.result()
-            await asyncio.wait([stopped], timeout=LINGER_S)
-            return {RunState.FINISHED: 0, RunState.STOPPED: 0, RunState.STARVED: 3}.get(state, 1)
-        log.info("stopping_on_signal", state=core.progress.state.value)
-        return 0
+            await asyncio.wait([stopped, wished], timeout=LINGER_S, return_when=asyncio.FIRST_COMPLETED)
+            if not wished.done():
+                return {RunState.FINISHED: 0, RunState.STOPPED: 0, RunState.STARVED: 3}.get(state, 1)
+        elif not wished.done():
+            log.info("stopping_on_signal", state=core.progress.state.value)
+            return 0
     finally:
-        for task in (life, stopped, *background):
+        for task in (life, stopped, wished, *background):
             task.cancel()
-        await asyncio.gather(life, stopped, *background, return_exceptions=True)
+        await asyncio.gather(life, stopped, wished, *background, return_exceptions=True)
+    await core.roll_back()
+    return EXIT_AGAIN
 
 
 async def _export(core: Core, exporter: Exporter) -> None:
@@ -149,6 +159,8 @@ async def build(config: Config, options: Options) -> Core:
     store = Store(url=options.redis_url, run_id=run_id)
     await store.open(most_queued_bytes=most_queued_bytes(config))
     files = RunFiles(options.run_dir)
+    ledger = LedgerFiles(store=store, files=files)
+    rolled_back = await bring_in_line(store, files, ledger)
     prompts = PromptFeed(data=training, files=files)
     meta = await store.meta()
     progress = await _restored_progress(store, meta)
@@ -180,7 +192,19 @@ async def build(config: Config, options: Options) -> Core:
     assigner = Assigner(
         config=config, board=board, store=store, files=files, conductor=conductor, events=events, clock=clock
     )
-    ledger = LedgerFiles(store=store, files=files)
+    rollbacks = Rollbacks(
+        made=rolled_back,
+        store=store,
+        files=files,
+        ledger=ledger,
+        board=board,
+        assigner=assigner,
+        progress=progress,
+        events=events,
+        newest_version=codec.newest_version,
+        idle=options.idle,
+    )
+    progress.evaluations = surviving_evaluations(progress, rollbacks.history)
     push = WeightPush(
         fleet=fleet,
         clients=clients,
@@ -204,6 +228,7 @@ async def build(config: Config, options: Options) -> Core:
         codec=codec,
         progress=progress,
         ledger=ledger,
+        rollbacks=rollbacks,
         clock=clock,
     )
     evaluator = Evaluator(
@@ -296,6 +321,7 @@ async def build(config: Config, options: Options) -> Core:
         progress=progress,
         repair=repair,
         stall=stall,
+        rollbacks=rollbacks,
         learner_fence=int(meta.get("learner_fence", 0)),
         learner_incarnation=meta.get("learner_incarnation", ""),
     )

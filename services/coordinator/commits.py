@@ -20,6 +20,7 @@ from services.coordinator.ledger import count, ledger_metrics
 from services.coordinator.ledger_files import LedgerFiles
 from services.coordinator.model import Phase, QueuedGroup, Version
 from services.coordinator.progress import Progress
+from services.coordinator.rollback import Rollbacks
 from services.coordinator.rows import queued_row
 from services.coordinator.run_files import RunFiles
 from services.coordinator.store import Store
@@ -28,7 +29,7 @@ from services.coordinator.weight_push import WeightPush
 from services.coordinator.window import StepWindow
 from services.coordinator.wire import ZstdGroups
 from sluice.clock import Clock
-from sluice.errors import InvalidRequest
+from sluice.errors import InvalidRequest, Unavailable
 from sluice.telemetry.catalogue import NAMES
 
 log = structlog.get_logger(__name__)
@@ -54,13 +55,20 @@ class Commits:
         codec: ZstdGroups,
         progress: Progress,
         ledger: LedgerFiles,
+        rollbacks: Rollbacks,
         clock: Clock,
     ) -> None:
         self._store, self._files, self._fleet, self._board = store, files, fleet, board
         self._conductor, self._assigner, self._push = conductor, assigner, push
         self._events, self._codec, self._progress, self._clock = events, codec, progress, clock
-        self._ledger = ledger
+        self._ledger, self._rollbacks = ledger, rollbacks
         self._one_at_a_time = asyncio.Lock()
+        self._closed = False
+
+    async def close(self) -> None:
+        """Nothing is booked from now on; what is under way is ended."""
+        async with self._one_at_a_time:
+            self._closed = True
 
     async def step(
         self, step: int, *, version: Version, weights_digest: str, batch_digest: str, metrics: Mapping[str, float]
@@ -70,6 +78,7 @@ class Commits:
         A learner that lost patience asks again while the first call is still at it: that one is ended, not broken off.
         """
         async with self._one_at_a_time:
+            self._raise_if_closed()
             return await unbroken(self._book(step, version, weights_digest, batch_digest, metrics))
 
     async def _book(
@@ -104,12 +113,19 @@ class Commits:
 
         The ledger's files then tell of every step before it, and the learner of every one since, should Redis forget.
         """
-        await self._ledger.flush()
-        await self._store.set_meta({"checkpoint": json.dumps({"number": version.number, "path": path})})
-        kept = self._files.kept_checkpoints()
-        if kept:
-            self._files.drop_batches_before(kept[0])
-        self._events.emit("checkpoint_saved", path, values={"version": float(version.number)})
+        async with self._one_at_a_time:
+            self._raise_if_closed()
+            await self._ledger.flush()
+            await self._store.set_meta({"checkpoint": json.dumps({"number": version.number, "path": path})})
+            kept = self._files.kept_checkpoints()
+            if kept:
+                self._files.drop_batches_before(kept[0])
+            await self._rollbacks.outdone_by(version.number)
+            self._events.emit("checkpoint_saved", path, values={"version": float(version.number)})
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise Unavailable("the run is being rolled back; call again when the coordinator was started again")
 
     def _newest(self, version: Version) -> None:
         learner = self._fleet.learner

@@ -19,6 +19,7 @@ from services.coordinator.model import Phase, Version
 from services.coordinator.progress import Progress, RunState
 from services.coordinator.prompt_feed import PromptFeed
 from services.coordinator.repair import Repair
+from services.coordinator.rollback import Rollbacks
 from services.coordinator.run_files import BatchFile, RunFiles
 from services.coordinator.stall import StallWatch
 from services.coordinator.statement import Statement
@@ -85,6 +86,7 @@ class Core:
     progress: Progress
     repair: Repair
     stall: StallWatch
+    rollbacks: Rollbacks
     learner_fence: int = 0
     learner_incarnation: str = ""
     """The process that holds the fence."""
@@ -102,7 +104,11 @@ class Core:
         return self.progress.state.final or (self.progress.stop_requested and not self.assigner.assigned)
 
     async def learner_states(self, stated: Statement) -> None:
-        """Books what Redis forgot of the steps behind a learner. Raises NotReady for one that does not fit this run."""
+        """Books what Redis forgot of the steps behind a learner.
+
+        Raises Fenced for one whose history was rolled back, NotReady for one that does not fit this run.
+        """
+        stated.refuse_given_up(self.rollbacks.history)
         await self.repair.learner_states(stated)
 
     async def learner_arrived(self, member: Member, version: Version) -> int:
@@ -118,7 +124,7 @@ class Core:
         self.learner_was_here = True
         member.version = version
         self.fleet.set_state(member, State.READY)
-        if self.progress.version is None:
+        if self.progress.version is None or version.number >= self.progress.version.number:
             self.progress.version = version
         behind = self.progress.trained_steps - version.number
         if behind > 0:
@@ -134,6 +140,14 @@ class Core:
             await self.board.changed.wait(wait_s)
             return "all steps are trained; the last evaluation is under way"
         return await self.assigner.batch(step, wait_s=wait_s)
+
+    async def roll_back(self) -> None:
+        """Makes the rollback that was wished for, once nothing is booked any more. The process has to end afterwards."""
+        self.learner_was_here = False
+        await self.assigner.close()
+        await self.commits.close()
+        await self.repair.close()
+        await self.rollbacks.make()
 
     def live_gauges(self) -> dict[str, float]:
         """Metrics that are read, not accumulated."""

@@ -26,8 +26,9 @@ from services.coordinator.run_files import BatchFile, RunFiles
 from services.coordinator.statement import MAX_STEPS, Statement, TrainedStep
 from services.coordinator.unbroken import unbroken
 from sluice.config.schema import Config
-from sluice.errors import NotFound, NotReady
+from sluice.errors import NotFound, NotReady, Unavailable
 from sluice.report.json_lines import read_json_lines
+from sluice.report.metrics import METRICS_FILE, surviving
 
 log = structlog.get_logger(__name__)
 
@@ -83,14 +84,21 @@ class Repair:
         self._board, self._conductor, self._assigner = board, conductor, assigner
         self._progress, self._events, self._facts = progress, events, facts
         self._one_at_a_time = asyncio.Lock()
-        self._done = False
+        self._done = self._closed = False
 
     async def learner_states(self, stated: Statement) -> None:
         """Repairs Redis. Raises NotReady for a learner that contradicts this run, or is ahead and cannot say by what."""
         async with self._one_at_a_time:
+            if self._closed:
+                raise Unavailable("register: the run is being rolled back; call again")
             await self._check(stated)
             if not self._done:
                 await unbroken(self._repair(stated))
+
+    async def close(self) -> None:
+        """No learner is heard from now on; what is under way is ended."""
+        async with self._one_at_a_time:
+            self._closed = True
 
     async def _check(self, stated: Statement) -> None:
         for said in stated.steps:
@@ -136,8 +144,8 @@ class Repair:
         for step in trained:
             await self._commit(step, stated, rows, account)
         if self._progress.trained_steps and self._progress.state is RunState.STARTING:
-            lines = await asyncio.to_thread(read_json_lines, self._files.run_dir / "metrics.jsonl")
-            self._progress.remember(lines.objects)
+            lines = await asyncio.to_thread(read_json_lines, self._files.run_dir / METRICS_FILE)
+            self._progress.remember(surviving(lines.objects))
         if not account.empty:
             await self._tell(stated.version, account)
         self._done = True

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sluice.errors import NotFound
-from sluice.report.batch_file import batch_path, frames, payload_at, payloads_of
+from sluice.report.batch_file import batch_files, batch_path, frames, payload_at, payloads_of
 from sluice.report.ledger_schema import LEDGER_SCHEMA
 from sluice.report.ledger_tables import find_row
 
@@ -88,8 +88,8 @@ class RunFiles:
 
     def drop_batches_before(self, step: int) -> None:
         """Removes batches that no kept checkpoint can ask for."""
-        for path in (self.run_dir / "batches").glob("step-*"):
-            if int(path.name.split(".")[0].removeprefix("step-")) < step:
+        for found, path in list(batch_files(self.run_dir)):
+            if found < step:
                 path.unlink(missing_ok=True)
 
     def kept_checkpoints(self) -> list[int]:
@@ -99,8 +99,7 @@ class RunFiles:
 
     async def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Appends one JSON line to RUN/<name>."""
-        text = json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n"
-        await asyncio.to_thread(_append, self.run_dir / name, text)
+        await asyncio.to_thread(append_line, self.run_dir / name, line)
 
     async def find_row(self, wanted: str) -> dict[str, Any] | None:
         """The row of the group with this id or admission number in the ledger files, None when they have none."""
@@ -136,6 +135,31 @@ class RunFiles:
 
         await asyncio.to_thread(write)
 
+    async def mark_rolled_back(self, *, since: int, fault: str) -> None:
+        """Groups that were trained in a step from `since` on count as `rollback` in every file, which is replaced whole."""
+
+        def mark() -> None:
+            for path in sorted((self.run_dir / "ledger").glob("part-*.parquet")):
+                with pq.ParquetFile(path) as file:
+                    ended = file.read(columns=["term", "step"]).to_pylist()
+                    given_up = [row["term"] == "trained" and row["step"] >= since for row in ended]
+                    if not any(given_up):
+                        continue
+                    table = file.read()
+                for name, value in (("term", "rollback"), ("fault", fault)):
+                    place = table.schema.get_field_index(name)
+                    if place < 0:  # an older file may have fewer columns
+                        continue
+                    was = table.column(place).to_pylist()
+                    values = [value if gone else old for gone, old in zip(given_up, was, strict=True)]
+                    table = table.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
+                body = pa.BufferOutputStream()
+                pq.write_table(table, body)
+                _write_synced(path.with_suffix(".tmp"), [body.getvalue()])
+                os.replace(path.with_suffix(".tmp"), path)
+
+        await asyncio.to_thread(mark)
+
     def _ledger_path(self, part: str) -> Path:
         return self.run_dir / "ledger" / f"part-{part}.parquet"
 
@@ -162,7 +186,9 @@ def _write_synced(path: Path, pieces: Iterable[bytes]) -> None:
         os.fsync(file.fileno())
 
 
-def _append(path: Path, text: str) -> None:
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Appends one JSON line; blocking."""
+    text = json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n"
     with path.open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)

@@ -148,6 +148,11 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def GetLedger(self, request: pb.GetLedgerRequest, context: grpc.aio.ServicerContext) -> pb.GetLedgerResponse:
         return pb.GetLedgerResponse(ledger=await status_wire.ledger(self._core))
 
+    async def Rollback(self, request: pb.RollbackRequest, context: grpc.aio.ServicerContext) -> pb.RollbackResponse:
+        rollbacks = self._core.rollbacks
+        account = await (rollbacks.preview(request.to) if request.preview else rollbacks.wish(request.to))
+        return status_wire.rollback(account)
+
     async def GetConfig(self, request: pb.GetConfigRequest, context: grpc.aio.ServicerContext) -> pb.GetConfigResponse:
         return pb.GetConfigResponse(yaml=dump_config(self._core.config))
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.coordinator.model import Version
-from sluice.errors import InvalidRequest
+from sluice.errors import Fenced, InvalidRequest
+from sluice.lineage import Rollback, is_given_up, is_older
 
 MAX_STEPS = 1024
 """More steps than this are not taken in one registration; the learner states its newest ones."""
@@ -49,6 +50,20 @@ class Statement:
         for step in self.steps:
             if not step.batch_digest or not step.group_ids:
                 raise InvalidRequest(f"register: trained: step {step.step} has no batch digest or no groups")
+
+    def refuse_given_up(self, rollbacks: Sequence[Rollback]) -> None:
+        """Raises Fenced for a learner of a history that was rolled back: it must end; the next one starts from what is left."""
+        for said in self.steps:
+            if is_given_up(said.version.lineage, said.version.number, rollbacks):
+                raise Fenced(
+                    f"register: the learner trained step {said.step} as version {said.version.lineage}{said.version.number}, "
+                    f"which was rolled back: the run went on from version {rollbacks[-1].to}. Start the learner again"
+                )
+        if rollbacks and is_older(self.version.lineage, rollbacks[-1].lineage):
+            raise Fenced(
+                f"register: the learner holds version {self.version.lineage}{self.version.number}, the run was rolled back "
+                f"to version {rollbacks[-1].to} and goes on as lineage {rollbacks[-1].lineage}. Start the learner again"
+            )
 
     def of(self, step: int) -> TrainedStep | None:
         """What is said about `step`."""

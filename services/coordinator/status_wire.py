@@ -5,6 +5,7 @@ from services.coordinator.evaluation import EvaluationResult
 from services.coordinator.fleet import Member, Role, State
 from services.coordinator.ledger import LedgerCounts, count, ledger_metrics
 from services.coordinator.progress import Progress, RunState
+from services.coordinator.rollback import Account
 from services.coordinator.wire import version_to
 from sluice.v1 import coordinator_pb2 as pb
 
@@ -59,6 +60,10 @@ async def status(core: Core) -> pb.GetStatusResponse:
         scale=progress.scale,
         run_dir=str(core.files.run_dir),
         waits=[pb.Wait(who=wait.who, why=wait.why, since_s=wait.since_s) for wait in core.stall.waits()],
+        rollbacks=[
+            pb.RolledBack(to=made.to, lineage=made.lineage, reached=made.reached, time_s=made.time_s)
+            for made in core.rollbacks.made
+        ],
     )
 
 
@@ -107,6 +112,18 @@ def evaluation(result: EvaluationResult) -> pb.Evaluation:
         prompts=result.prompts,
         mean_response_tokens=result.mean_response_tokens,
         wall_s=result.wall_s,
+    )
+
+
+def rollback(account: Account) -> pb.RollbackResponse:
+    """What a rollback gave up, or would."""
+    return pb.RollbackResponse(
+        to=account.to,
+        reached=account.reached,
+        lineage=account.lineage,
+        groups=account.groups,
+        tokens=account.tokens,
+        checkpoints=account.checkpoints,
     )
 
 

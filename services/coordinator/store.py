@@ -14,7 +14,7 @@ Keys, all under `sluice:{run}:`
   commit       hash  step -> JSON {lineage, number, digest}
   counter      hash  ledger term -> groups, `tokens:` + term -> their completion tokens, and what was received or lost
   rows         list  JSON ledger rows of ended groups, until they are in a Parquet file
-  meta         hash  cursor, admissions, run state ...
+  meta         hash  cursor, admissions, run state, rollbacks ...
   writes       integer, scripts that were run: one that is smaller than it was has lost its end
 """
 
@@ -38,6 +38,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from services.coordinator.ports import Forgot
 from services.coordinator.store_repair import REBOOK, RESTORE_BATCH
+from services.coordinator.store_rollback import FORGET, ROLL_BACK
 from sluice.errors import ConfigError, Fenced, LaunchError, Overloaded, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -243,6 +244,8 @@ class Store:
                 "confirm": _FENCE + "return 1",
                 "restore_batch": _FENCE + RESTORE_BATCH,
                 "rebook": _FENCE + REBOOK,
+                "roll_back": _FENCE + ROLL_BACK,
+                "forget": _FENCE + FORGET,
             }.items()
         }
         self.fence = 0
@@ -440,6 +443,29 @@ class Store:
             for part in (row["group_id"], row["term"], int(row["tokens"] or 0), int(row.get("lost_tokens") or 0))
         ]
         return int(await self._run("rebook", before, *parts))
+
+    async def roll_back(
+        self,
+        number: int,
+        *,
+        to: int,
+        trained: int,
+        trained_tokens: int,
+        meta: Mapping[str, str],
+        live: Sequence[tuple[Mapping[str, Any], int, int]],
+    ) -> None:
+        """Rollback `number` is decided: records from step `to` on are gone, `trained` groups and the live ones are given up.
+
+        A live group is (row, tokens of its samples, tokens lost, the latter for an open one alone). Nothing when it was
+        decided before.
+        """
+        entries = [part for pair in meta.items() for part in pair]
+        groups = [part for row, tokens, lost in live for part in (row["group_id"], json.dumps(row), tokens, lost)]
+        await self._run("roll_back", number, to, trained, trained_tokens, len(meta), *entries, *groups)
+
+    async def forget(self, number: int, *, rollbacks: str) -> None:
+        """Redis did not know of rollback `number`: all that it knows of the run is older, and goes; see `repair`."""
+        await self._run("forget", number, rollbacks)
 
     async def _run(self, name: str, *args: str | int | bytes) -> Any:
         """One script. Those that are asked for while others are under way go in one round trip, in their order."""

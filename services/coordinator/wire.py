@@ -205,6 +205,10 @@ class ZstdGroups:
         """The message behind a payload."""
         return pb.Group.FromString(self._decompressor.decompress(payload))
 
+    def newest_version(self, payload: bytes) -> int:
+        """The number of the newest version that sampled a token of the group."""
+        return max(span.version.number for sample in self.decode(payload).samples for span in sample.spans)
+
     def accepted(self, payload: bytes) -> QueuedGroup:
         """What is to be known of the group in a batch file: all but when it was admitted and what was tried."""
         accepted = accepted_group(group_from(self.decode(payload)), payload_bytes=0)

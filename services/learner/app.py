@@ -7,7 +7,7 @@ rank 0 serves and registers, so that nobody can ask for weights that are not the
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,6 @@ import torch
 
 from services.learner.control_plane import ControlPlane
 from services.learner.front import SharedFront
-from services.learner.lineage import LineageBook
 from services.learner.loop import Leader, follow
 from services.learner.machines.ranks import Ranks, join_ranks, naming_lost_ranks
 from services.learner.machines.shared_folders import check_shared_folders
@@ -30,6 +29,7 @@ from services.learner.servicer import LearnerServicer
 from services.learner.worker import Worker
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
+from sluice.lineage import LINEAGES_FILE, LineageBook, Rollback
 from sluice.rpc.service import ServiceOptions
 from sluice.v1.learner_pb2_grpc import add_LearnerServiceServicer_to_server
 from sluice.weights.manifest import PolicyVersion
@@ -62,8 +62,8 @@ def run(options: ServiceOptions) -> bool:
 
 
 def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> bool:
-    config_yaml, run_dir = control.run_facts()
-    config, worker, state = make_worker(ranks, facts=(config_yaml, run_dir))
+    config_yaml, run_dir, rollbacks = control.run_facts()
+    config, worker, state = make_worker(ranks, facts=(config_yaml, run_dir), rollbacks=rollbacks)
     snapshot = worker.gather(_version(state))
     assert snapshot is not None
     front = _front(ranks, config, options, Path(run_dir))
@@ -77,7 +77,7 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> bool:
         worker=worker,
         coordinator=control,
         front=front,
-        lineages=LineageBook(Path(run_dir) / "lineages"),
+        lineages=LineageBook(Path(run_dir) / LINEAGES_FILE),
         record=record,
         state=state,
         snapshot=snapshot,
@@ -109,15 +109,17 @@ def _follow(ranks: Ranks) -> bool:
         worker.close()
 
 
-def make_worker(ranks: Ranks, *, facts: tuple[str, ...]) -> tuple[Config, Worker, CheckpointState]:
-    """Every rank's share of the model, at the version to start from; followers give no facts."""
+def make_worker(
+    ranks: Ranks, *, facts: tuple[str, ...], rollbacks: Sequence[Rollback] = ()
+) -> tuple[Config, Worker, CheckpointState]:
+    """Every rank's share of the model, at the version to start from; followers give no facts and no rollbacks."""
     config_yaml, run_dir = ranks.share_texts(facts)
     config = parse_config(config_yaml, where="the coordinator's configuration")
     torch.set_num_threads(config.learner.threads)
     torch.manual_seed(config.run.seed)
     check_shared_folders(ranks, run_dir=Path(run_dir), model_path=config.model.path)
     worker = Worker(config=config, ranks=ranks, run_dir=Path(run_dir))
-    state = worker.restore()
+    state = worker.restore(rollbacks)
     if ranks.leads:
         log.info("model_ready", path=config.model.path, version=str(_version(state)), ranks=ranks.size)
     return config, worker, state

@@ -4,7 +4,7 @@ Blocking on the training side (`Coordinator` of ports.py), asynchronous inside.
 """
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -20,6 +20,7 @@ from services.learner.record import TrainingRecord
 from services.learner.wire import batch_from_wire, trained_to_wire
 from sluice import PROTOCOL_VERSION
 from sluice.config.schema import Config
+from sluice.lineage import Rollback
 from sluice.model_identity import ModelIdentity, model_identity
 from sluice.rpc.registration import Registration
 from sluice.rpc.server import RpcServer, make_server
@@ -53,8 +54,8 @@ class ControlPlane:
         self._identity = ModelIdentity(model_hash="", tokenizer_hash="")
         self._link: CoordinatorLink = self._thread.call(self._connect())
 
-    def run_facts(self) -> tuple[str, str]:
-        """The run's configuration as YAML and its directory; waits for the coordinator."""
+    def run_facts(self) -> tuple[str, str, Sequence[Rollback]]:
+        """The run's configuration as YAML, its directory and its rollbacks, oldest first; waits for the coordinator."""
         return self._thread.call(self._link.run_facts())
 
     def open(

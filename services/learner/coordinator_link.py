@@ -6,13 +6,14 @@ fences); otherwise another learner has taken over and `Fenced` ends this one.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from services.learner.ports import NoBatch
 from sluice.errors import Fenced
+from sluice.lineage import Rollback
 from sluice.rpc.registration import CALL_TIMEOUT_S, Registration
 from sluice.v1 import common_pb2
 from sluice.v1 import coordinator_pb2 as pb
@@ -50,13 +51,14 @@ class CoordinatorLink:
     def __post_init__(self) -> None:
         self.registration.on_registered = self._announce
 
-    async def run_facts(self) -> tuple[str, str]:
-        """The run's configuration as YAML and its directory."""
+    async def run_facts(self) -> tuple[str, str, Sequence[Rollback]]:
+        """The run's configuration as YAML, its directory and its rollbacks, oldest first."""
         config = await self.registration.fetch_config()
         status = await self.registration.patiently(
             lambda: self.registration.stub.GetStatus(pb.GetStatusRequest(), timeout=CALL_TIMEOUT_S), "GetStatus"
         )
-        return config, status.run_dir
+        rollbacks = [Rollback(to=rollback.to, lineage=rollback.lineage) for rollback in status.rollbacks]
+        return config, status.run_dir, rollbacks
 
     async def batch(self, step: int) -> RawBatch | NoBatch:
         """Batch `step`, or none after POLL_S or a wake."""

@@ -14,7 +14,6 @@ from pathlib import Path
 import structlog
 
 from services.learner.batches.batch import Batch
-from services.learner.lineage import LineageBook
 from services.learner.machines.ranks import Command
 from services.learner.ports import Coordinator, Front
 from services.learner.publish import renamed
@@ -22,6 +21,7 @@ from services.learner.record import TrainedBatch, TrainingRecord
 from services.learner.saving.checkpoint import CheckpointState
 from services.learner.saving.checkpoint_writer import WRITE_LIMIT_S, still_writing
 from services.learner.worker import Worker
+from sluice.lineage import LineageBook
 from sluice.weights.manifest import PolicyVersion
 from sluice.weights.snapshot import Snapshot
 

@@ -1,12 +1,13 @@
 """One rank's part of a run. Every method is collective: all ranks call it together, only the leader's arguments count."""
 
+from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import structlog
 
-from services.learner import lineage
 from services.learner.batches.batch import Batch
 from services.learner.batches.batch_flat import write_batch
 from services.learner.batches.batch_sharing import share_batch
@@ -20,6 +21,7 @@ from services.learner.saving.checkpoint_writer import WRITE_LIMIT_S, CheckpointW
 from services.learner.step_watch import StepWatch
 from services.learner.training.train_step import Trainer
 from sluice.config.schema import Config
+from sluice.lineage import FIRST, Rollback, lineage_from
 from sluice.weights.manifest import PolicyVersion
 from sluice.weights.snapshot import Snapshot
 
@@ -57,16 +59,21 @@ class Worker:
         """Steps completed: the number of the version held."""
         return self._trainer.step
 
-    def restore(self) -> CheckpointState:
-        """What `learner.resume` asks for; version 0 of the first lineage when there is nothing to resume from."""
-        chosen = (
-            checkpoint.choose(self._config.learner.resume, directory=self._checkpoints) if self.ranks.leads else None
-        )
+    def restore(self, rollbacks: Sequence[Rollback] = ()) -> CheckpointState:
+        """What `learner.resume` asks for; version 0 of the first lineage when there is nothing to resume from.
+
+        After one of the run's `rollbacks` it goes on under that one's lineage, or one minted since.
+        """
+        chosen = None
+        if self.ranks.leads:
+            resume = self._config.learner.resume
+            chosen = checkpoint.choose(resume, directory=self._checkpoints, rollbacks=rollbacks)
         (path,) = self.ranks.share_texts([str(chosen or "")])
-        if not path:
-            return CheckpointState(step=0, lineage=lineage.FIRST)
-        self.restored = Path(path)
-        return checkpoint.load(self._trainer, self.restored)
+        state = CheckpointState(step=0, lineage=FIRST)
+        if path:
+            self.restored = Path(path)
+            state = checkpoint.load(self._trainer, self.restored)
+        return replace(state, lineage=lineage_from(state.lineage, rollbacks))
 
     def command(self, command: Command = Command.IDLE) -> Command:
         """Ranks.command. The leader watches it: a follower that is frozen takes no command, and gloo waits for it."""

@@ -103,10 +103,15 @@ class PlainView:
         self._status = pb.GetStatusResponse()
         self._steps_printed = 0
         self._evaluations_printed = 0
+        self._rollbacks_seen = 0
 
     def update(self, status: pb.GetStatusResponse) -> None:
         if status.state != self._status.state:
             self._line(f"run {_run_state(status)}" + (f": {status.reason}" if status.reason else ""))
+        for made in status.rollbacks[self._rollbacks_seen :]:  # what they gave up is printed again when it comes again
+            self._rollbacks_seen += 1
+            self._steps_printed = min(self._steps_printed, made.to)
+            self._evaluations_printed = min(self._evaluations_printed, len(status.evaluations))
         for evaluation in status.evaluations[self._evaluations_printed :]:
             self._line(evaluation_line(evaluation))
         self._evaluations_printed = max(self._evaluations_printed, len(status.evaluations))

@@ -21,18 +21,25 @@ class Command:
 
 
 def coordinator_command(
-    config: Config, *, run_dir: Path, redis_url: str, port: int, ready_fd: int | None, check_only: bool = False
+    config: Config,
+    *,
+    run_dir: Path,
+    redis_url: str,
+    port: int,
+    ready_fd: int | None,
+    check_only: bool = False,
+    idle: bool = False,
 ) -> Command:
     """The coordinator on `port`; it writes its port to `ready_fd`.
 
-    With `ready_fd` it is the first one of this launcher, which goes on with a run that was stopped or has failed; a later
-    one takes the state of the run as it is.
+    With `ready_fd` it is the first one of this launcher, which goes on with a run that was stopped or has failed, unless it
+    is `idle`: that one serves the API of a run that lies still. A later one takes the state of the run as it is.
     """
     argv = [sys.executable, "-m", "services.coordinator", "--config", str(run_dir / "config.yaml")]
     argv += ["--run-dir", str(run_dir), "--redis-url", redis_url, "--bind", config.network.bind, "--port", str(port)]
     argv += ["--metrics-port", "0"]
     argv += ["--check"] if check_only else []
-    argv += ["--ready-fd", str(ready_fd), "--reopen"] if ready_fd is not None else []
+    argv += ["--ready-fd", str(ready_fd), "--idle" if idle else "--reopen"] if ready_fd is not None else []
     return Command(name="coordinator", argv=argv, environ=_environ(threads=1))
 
 

@@ -18,7 +18,7 @@ from sluice.clock import Clock, SystemClock
 from sluice.config.schema import LaunchConfig
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Command
-from sluice.launch.processes import EXIT_BAD_USAGE, Child, start
+from sluice.launch.processes import EXIT_AGAIN, EXIT_BAD_USAGE, Child, start
 
 
 class Keeper:
@@ -126,6 +126,9 @@ class Keeper:
             code = await child.process.wait()
             if code == 0 and command.name == "learner" and await self._is_over():
                 return  # it leaves by itself when the run has ended, and also when somebody sends it SIGTERM
+            if code == EXIT_AGAIN:
+                self._say(f"{child.name} has ended to be started again")
+                continue
             self.judge(child, code)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

@@ -21,6 +21,9 @@ EXIT_BAD_USAGE = 2
 EXIT_NOT_JOINED = 4
 """How one machine of the learner says that the others did not come in time."""
 
+EXIT_AGAIN = 75
+"""How a process says that it ended on purpose, to be started again at once: it does not count as a restart."""
+
 LOG_TAIL_LINES = 15
 
 _CHILD = Path(__file__).with_name("child.py")

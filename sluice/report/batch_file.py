@@ -4,17 +4,26 @@ The coordinator writes these files and hands them out byte for byte; a reader of
 """
 
 import os
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 _FRAME = struct.Struct("<I")
+_NAME = re.compile(r"step-(\d+)\.")
 
 
 def batch_path(run_dir: Path, step: int) -> Path:
     """Where the batch of a step is, while a checkpoint may ask for it."""
     return run_dir / "batches" / f"step-{step:06d}.groups"
+
+
+def batch_files(run_dir: Path) -> Iterator[tuple[int, Path]]:
+    """Every batch file with its step, staged ones too, in no order."""
+    for path in (run_dir / "batches").glob("step-*"):
+        if match := _NAME.match(path.name):
+            yield int(match[1]), path
 
 
 def frames(payloads: Iterable[bytes]) -> Iterator[bytes]:

@@ -121,8 +121,8 @@ def _verdict(row: Mapping[str, Any], config: Config) -> str:
     term, filters = row["term"], config.algorithm.filter_groups
     if term.startswith("failed:"):
         return f"none, it failed ({term.removeprefix('failed:')}): {row.get('fault') or 'why was not recorded'}"
-    if term == "abandoned" and not _was_graded(row):
-        return "none, the run ended before it had one"
+    if term in ("abandoned", "rollback") and not _was_graded(row):
+        return f"none, the run {'ended' if term == 'abandoned' else 'was rolled back'} before it had one"
     metric = filters.metric
     kept = (
         f"kept, its samples differ in {metric} (dynamic sampling)" if filters.enable else "kept, no group is filtered"
@@ -131,7 +131,7 @@ def _verdict(row: Mapping[str, Any], config: Config) -> str:
         "stale": f"then too old: its oldest token is of version {row['oldest_version']}, and coordinator.max_staleness is "
         f"{config.coordinator.max_staleness}",
         "surplus": "then not needed: the batch of its version was full without it",
-        "rollback": "then its weights were rolled back",
+        "rollback": "then the run was rolled back",
         "abandoned": "then the run ended",
     }
     if term in then:
@@ -155,7 +155,9 @@ def _training(row: Mapping[str, Any], config: Config) -> list[str]:
     step, oldest, bound = row["step"], _known(row["oldest_version"]), config.coordinator.max_staleness
     lines = []
     if step >= 0:
-        is_over = "trained" if row["term"] == "trained" else "to be trained"
+        is_over = {"trained": "trained", "rollback": "assigned or trained, then rolled back"}.get(
+            row["term"], "to be trained"
+        )
         age = (
             "its age is not recorded"
             if oldest is None

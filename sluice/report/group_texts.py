@@ -29,9 +29,9 @@ def texts_on_disk(run_dir: Path, *, group_id: str, step: int) -> Texts | str:
     if step < 0:
         return "not on disk: only groups that were handed to the learner are written with their texts"
     path = batch_path(run_dir, step)
-    if path.exists():
-        decompressor = zstandard.ZstdDecompressor()
-        for payload in payloads_of(path.read_bytes()):
+    decompressor = zstandard.ZstdDecompressor()
+    for kept in (path, *path.parent.glob(f"*/{path.name}")):  # those that a rollback has set aside
+        for payload in payloads_of(kept.read_bytes()) if kept.exists() else ():
             group = common_pb2.Group.FromString(decompressor.decompress(payload))
             if group.group_id == group_id:
                 return texts_of(group)

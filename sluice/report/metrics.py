@@ -4,19 +4,24 @@ One JSON object a line: `{"kind": "step", "step": k, "time_s": ..., NAME: value,
 `{"kind": "eval", "version": v, "time_s": ..., NAME: value, ...}` for every evaluation. The line of a step also has
 `lineage`, `weights_digest` and `batch_digest`: texts, not columns. A learner that was restored
 trains some steps again; the later line of a step (or of an evaluated version) replaces the earlier one, so the columns
-show the surviving history. Kinds that this version does not know are left alone.
+show the surviving history. `{"kind": "rollback", "to": c, "lineage": l, ...}` says that steps from c on, and versions behind
+c of lineages before l, were given up: their lines do not count. Kinds that this version does not know are left alone.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from sluice.lineage import FIRST, Rollback, is_given_up
 from sluice.report.json_lines import JsonObject, read_json_lines
 
 METRICS_FILE = "metrics.jsonl"
+
+ROLLBACK = "rollback"
+"""The kind of line that a rollback leaves."""
 
 Row = Mapping[str, float]
 
@@ -41,11 +46,26 @@ def read_metrics(run_dir: Path) -> RunMetrics:
     """
     path = run_dir / METRICS_FILE
     lines = read_json_lines(path)
+    objects = surviving(lines.objects)
     return RunMetrics(
-        steps=_latest(path, lines.objects, kind="step", key="step"),
-        evaluations=_latest(path, lines.objects, kind="eval", key="version"),
+        steps=_latest(path, objects, kind="step", key="step"),
+        evaluations=_latest(path, objects, kind="eval", key="version"),
         torn_lines=lines.torn_lines,
     )
+
+
+def surviving(objects: Iterable[JsonObject]) -> list[JsonObject]:
+    """The lines of steps and evaluations that no later line rolls back."""
+    kept: list[JsonObject] = []
+    rollbacks: list[Rollback] = []
+    for line in objects:
+        if line.get("kind") != ROLLBACK:
+            kept.append(line)
+            continue
+        rollback = Rollback(to=line["to"], lineage=line["lineage"])
+        rollbacks.append(rollback)
+        kept = [line for line in kept if not (line.get("kind") == "step" and line.get("step", -1) >= rollback.to)]
+    return [line for line in kept if not is_given_up(line.get("lineage", FIRST), line.get("version", 0), rollbacks)]
 
 
 def column(rows: Sequence[Row], name: str) -> np.ndarray:

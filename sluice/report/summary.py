@@ -112,6 +112,7 @@ def _ledger_line(groups: JsonObject) -> Text:
         "stale": groups["stale"],
         "failed": failed,
         "surplus": groups["surplus"],
+        "rolled back": groups["rollback"],
         "abandoned": groups["abandoned"],
     }
     counts = f"{groups['admitted']} admitted, {groups['trained']} trained, {filtered} without signal" + "".join(

@@ -447,6 +447,7 @@ class GetStatusResponse(_message.Message):
     SCALE_FIELD_NUMBER: _builtins.int
     RUN_DIR_FIELD_NUMBER: _builtins.int
     WAITS_FIELD_NUMBER: _builtins.int
+    ROLLBACKS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     state: Global___RunState.ValueType
     reason: _builtins.str
@@ -483,6 +484,10 @@ class GetStatusResponse(_message.Message):
     def waits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Wait]:
         """Who waits for whom, now."""
 
+    @_builtins.property
+    def rollbacks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolledBack]:
+        """Every rollback of the run, oldest first."""
+
     def __init__(
         self,
         *,
@@ -500,14 +505,158 @@ class GetStatusResponse(_message.Message):
         scale: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         run_dir: _builtins.str = ...,
         waits: _abc.Iterable[Global___Wait] | None = ...,
+        rollbacks: _abc.Iterable[Global___RolledBack] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "ledger", b"ledger", "metrics", b"metrics", "reason", b"reason", "run_dir", b"run_dir", "run_id", b"run_id", "scale", b"scale", "services", b"services", "state", b"state", "step", b"step", "total_steps", b"total_steps", "train_wall_s", b"train_wall_s", "version", b"version", "waits", b"waits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "ledger", b"ledger", "metrics", b"metrics", "reason", b"reason", "rollbacks", b"rollbacks", "run_dir", b"run_dir", "run_id", b"run_id", "scale", b"scale", "services", b"services", "state", b"state", "step", b"step", "total_steps", b"total_steps", "train_wall_s", b"train_wall_s", "version", b"version", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class RolledBack(_message.Message):
+    """A rollback that was made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TO_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
+    REACHED_FIELD_NUMBER: _builtins.int
+    TIME_S_FIELD_NUMBER: _builtins.int
+    to: _builtins.int
+    """The version that the run went back to."""
+    lineage: _builtins.str
+    """Its history from there on."""
+    reached: _builtins.int
+    """Steps that were trained before it."""
+    time_s: _builtins.float
+    """Seconds since the Unix epoch."""
+    def __init__(
+        self,
+        *,
+        to: _builtins.int = ...,
+        lineage: _builtins.str = ...,
+        reached: _builtins.int = ...,
+        time_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lineage", b"lineage", "reached", b"reached", "time_s", b"time_s", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolledBack: _TypeAlias = RolledBack  # noqa: Y015
+
+@_typing.final
+class RollbackRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TO_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
+    to: _builtins.int
+    """The version to go back to: that of a checkpoint, or 0 for the base model."""
+    preview: _builtins.bool
+    """Only says what would be given up."""
+    def __init__(
+        self,
+        *,
+        to: _builtins.int = ...,
+        preview: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["preview", b"preview", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackRequest: _TypeAlias = RollbackRequest  # noqa: Y015
+
+@_typing.final
+class RollbackResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class GroupsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TokensEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TO_FIELD_NUMBER: _builtins.int
+    REACHED_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    to: _builtins.int
+    reached: _builtins.int
+    """Steps that were trained: those from `to` on are given up."""
+    lineage: _builtins.str
+    """The history from there on; empty in a preview."""
+    @_builtins.property
+    def groups(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Groups given up, by what they were: trained, assigned, queued or open."""
+
+    @_builtins.property
+    def tokens(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Their completion tokens."""
+
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Versions of the checkpoints set aside, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        to: _builtins.int = ...,
+        reached: _builtins.int = ...,
+        lineage: _builtins.str = ...,
+        groups: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        tokens: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        checkpoints: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "groups", b"groups", "lineage", b"lineage", "reached", b"reached", "to", b"to", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackResponse: _TypeAlias = RollbackResponse  # noqa: Y015
 
 @_typing.final
 class WatchEventsRequest(_message.Message):
@@ -588,7 +737,7 @@ class WatchEventsResponse(_message.Message):
     time_s: _builtins.float
     """Seconds since the Unix epoch."""
     kind: _builtins.str
-    """A constant snake_case name: step_trained, evaluated, service_ready, service_lost, weights_pushed, scale, run_state, store_repaired, stalled, starving, warning."""
+    """A constant snake_case name: step_trained, evaluated, service_ready, service_lost, weights_pushed, scale, run_state, store_repaired, rolled_back, stalled, starving, warning."""
     message: _builtins.str
     """For people."""
     @_builtins.property

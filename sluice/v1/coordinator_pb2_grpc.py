@@ -99,6 +99,11 @@ class CoordinatorServiceStub(object):
                 request_serializer=sluice_dot_v1_dot_coordinator__pb2.GetLedgerRequest.SerializeToString,
                 response_deserializer=sluice_dot_v1_dot_coordinator__pb2.GetLedgerResponse.FromString,
                 _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/sluice.v1.CoordinatorService/Rollback',
+                request_serializer=sluice_dot_v1_dot_coordinator__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=sluice_dot_v1_dot_coordinator__pb2.RollbackResponse.FromString,
+                _registered_method=True)
         self.GetConfig = channel.unary_unary(
                 '/sluice.v1.CoordinatorService/GetConfig',
                 request_serializer=sluice_dot_v1_dot_coordinator__pb2.GetConfigRequest.SerializeToString,
@@ -225,6 +230,14 @@ class CoordinatorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rollback(self, request, context):
+        """Goes back to a checkpoint: later steps are given up, the run goes on from there under a new lineage. It is decided
+        when this returns; the coordinator then ends, to be started again with what is left, and the learner after it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetConfig(self, request, context):
         """The resolved configuration.
         """
@@ -334,6 +347,11 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     servicer.GetLedger,
                     request_deserializer=sluice_dot_v1_dot_coordinator__pb2.GetLedgerRequest.FromString,
                     response_serializer=sluice_dot_v1_dot_coordinator__pb2.GetLedgerResponse.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=sluice_dot_v1_dot_coordinator__pb2.RollbackRequest.FromString,
+                    response_serializer=sluice_dot_v1_dot_coordinator__pb2.RollbackResponse.SerializeToString,
             ),
             'GetConfig': grpc.unary_unary_rpc_method_handler(
                     servicer.GetConfig,
@@ -717,6 +735,33 @@ class CoordinatorService(object):
             '/sluice.v1.CoordinatorService/GetLedger',
             sluice_dot_v1_dot_coordinator__pb2.GetLedgerRequest.SerializeToString,
             sluice_dot_v1_dot_coordinator__pb2.GetLedgerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sluice.v1.CoordinatorService/Rollback',
+            sluice_dot_v1_dot_coordinator__pb2.RollbackRequest.SerializeToString,
+            sluice_dot_v1_dot_coordinator__pb2.RollbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

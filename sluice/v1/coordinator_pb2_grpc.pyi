@@ -57,6 +57,10 @@ class CoordinatorServiceStub:
     """One group of the run, live or ended, with its samples while they are kept."""
     GetLedger: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetLedgerRequest, _coordinator_pb2.GetLedgerResponse]
     """The conservation law, term by term."""
+    Rollback: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.RollbackRequest, _coordinator_pb2.RollbackResponse]
+    """Goes back to a checkpoint: later steps are given up, the run goes on from there under a new lineage. It is decided
+    when this returns; the coordinator then ends, to be started again with what is left, and the learner after it.
+    """
     GetConfig: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetConfigRequest, _coordinator_pb2.GetConfigResponse]
     """The resolved configuration."""
     Register: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.RegisterRequest, _coordinator_pb2.RegisterResponse]
@@ -99,6 +103,10 @@ class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
     """One group of the run, live or ended, with its samples while they are kept."""
     GetLedger: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetLedgerRequest, _coordinator_pb2.GetLedgerResponse]  # type: ignore[assignment]
     """The conservation law, term by term."""
+    Rollback: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.RollbackRequest, _coordinator_pb2.RollbackResponse]  # type: ignore[assignment]
+    """Goes back to a checkpoint: later steps are given up, the run goes on from there under a new lineage. It is decided
+    when this returns; the coordinator then ends, to be started again with what is left, and the learner after it.
+    """
     GetConfig: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetConfigRequest, _coordinator_pb2.GetConfigResponse]  # type: ignore[assignment]
     """The resolved configuration."""
     Register: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.RegisterRequest, _coordinator_pb2.RegisterResponse]  # type: ignore[assignment]
@@ -216,6 +224,16 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.GetLedgerResponse, _abc.Awaitable[_coordinator_pb2.GetLedgerResponse]]:
         """The conservation law, term by term."""
+
+    @_abc_1.abstractmethod
+    def Rollback(
+        self,
+        request: _coordinator_pb2.RollbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.RollbackResponse, _abc.Awaitable[_coordinator_pb2.RollbackResponse]]:
+        """Goes back to a checkpoint: later steps are given up, the run goes on from there under a new lineage. It is decided
+        when this returns; the coordinator then ends, to be started again with what is left, and the learner after it.
+        """
 
     @_abc_1.abstractmethod
     def GetConfig(

@@ -78,7 +78,7 @@ class Coordinator:
 
 @contextlib.asynccontextmanager
 async def coordinator(
-    config: Config, run_dir: Path, redis_url: str, *, reopen: bool = False
+    config: Config, run_dir: Path, redis_url: str, *, reopen: bool = False, idle: bool = False
 ) -> AsyncIterator[Coordinator]:
     """Serves until left; leaving is a SIGTERM, after which another one may go on with the same run."""
     await asyncio.to_thread(run_dir.mkdir, exist_ok=True)
@@ -91,6 +91,7 @@ async def coordinator(
         metrics_port=0,
         ready_fd=write_fd,
         reopen=reopen,
+        idle=idle,
     )
     task = asyncio.create_task(serve(config, options))
     with os.fdopen(read_fd) as ready:
@@ -114,6 +115,7 @@ class Service:
     incarnation: str
     model: Path
     version: int = 0
+    lineage: str = LINEAGE
     max_model_len: int = 128
     changes: dict[str, Any] = field(default_factory=dict)
     server: RpcServer | None = None
@@ -135,7 +137,7 @@ class Service:
             engine="fake",
             capacity=64,
             max_model_len=self.max_model_len,
-            version=version(self.version),
+            version=version(self.version, self.lineage),
             incarnation=self.incarnation,
             trained=self.stated(),
         )
@@ -235,12 +237,12 @@ class FakeLearner(Service, learner_pb2_grpc.LearnerServiceServicer):
     async def OpenTransfer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         self.transfers += 1
         await self.may_open.wait()
-        manifest = common.WeightManifest(version=version(self.version), digest=digest(self.version))
+        manifest = common.WeightManifest(version=version(self.version, self.lineage), digest=digest(self.version))
         return learner_pb2.OpenTransferResponse(manifest=manifest, backend="file", file_path="-", new_epoch=True)
 
     async def SaveCheckpoint(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         return learner_pb2.LearnerServiceSaveCheckpointResponse(
-            path=f"step-{self.version}", version=version(self.version)
+            path=f"step-{self.version}", version=version(self.version, self.lineage)
         )
 
     async def batch(self, to: Coordinator, step: int, *, wait_s: float = 20.0) -> list[pb.GetBatchResponse]:
@@ -251,7 +253,7 @@ class FakeLearner(Service, learner_pb2_grpc.LearnerServiceServicer):
         self.version = max(self.version, step + 1)
         request = pb.CommitStepRequest(
             step=step,
-            version=version(step + 1),
+            version=version(step + 1, self.lineage),
             weights_digest=digest(step + 1),
             batch_digest=batch[0].header.digest,
             metrics={"loss/entropy_nats": 1.0},
@@ -265,8 +267,8 @@ class FakeLearner(Service, learner_pb2_grpc.LearnerServiceServicer):
             await self.commit(to, step, await self.batch(to, step))
 
 
-def version(number: int) -> common.PolicyVersion:
-    return common.PolicyVersion(lineage=LINEAGE, number=number)
+def version(number: int, lineage: str = LINEAGE) -> common.PolicyVersion:
+    return common.PolicyVersion(lineage=lineage, number=number)
 
 
 def digest(number: int) -> str:

@@ -30,6 +30,7 @@ class FakeCoordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
     ready: int = 0
     end: int = 10_000
     recorded: dict[int, str] = field(default_factory=dict)
+    rollbacks: list[pb.RolledBack] = field(default_factory=list)
     commits: list[pb.CommitStepRequest] = field(default_factory=list)
     checkpoints: list[pb.CommitCheckpointRequest] = field(default_factory=list)
     registrations: list[pb.RegisterRequest] = field(default_factory=list)
@@ -57,7 +58,7 @@ class FakeCoordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
         return pb.GetConfigResponse(yaml=yaml.safe_dump(self.config.model_dump(mode="json")))
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext) -> pb.GetStatusResponse:
-        return pb.GetStatusResponse(run_dir=str(self.run_dir))
+        return pb.GetStatusResponse(run_dir=str(self.run_dir), rollbacks=self.rollbacks)
 
     async def Register(self, request: pb.RegisterRequest, context: grpc.aio.ServicerContext) -> pb.RegisterResponse:
         self.fence += 1

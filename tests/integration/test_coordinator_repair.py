@@ -50,7 +50,7 @@ class Learner(FakeLearner):
             step=step,
             batch_digest=batch[0].header.digest,
             group_ids=[part.group.group_id for part in batch[1:]],
-            version=version(step + 1),
+            version=version(step + 1, self.lineage),
             weights_digest=digest(step + 1),
         )
         self.trained = [*self.trained[:step], trained]
@@ -81,9 +81,9 @@ class Scene:
         )
         self.learner = Learner(role=pb.SERVICE_ROLE_LEARNER, service_id="learner", incarnation="learner-a", model=model)
 
-    def serve(self, steps: int = 5) -> AbstractAsyncContextManager[Coordinator]:
+    def serve(self, steps: int = 5, **how: bool) -> AbstractAsyncContextManager[Coordinator]:
         config = small_config(self.model, run__total_steps=steps)
-        return coordinator(config, self.run_dir, self.redis_url)
+        return coordinator(config, self.run_dir, self.redis_url, **how)
 
     async def register(self, to: Coordinator) -> None:
         for service in (self.reward, self.rollout, self.learner):

@@ -16,7 +16,7 @@ from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Command
 from sluice.launch.embedded_redis import find_server, start_redis
 from sluice.launch.keeper import Keeper
-from sluice.launch.processes import read_ready, start
+from sluice.launch.processes import EXIT_AGAIN, read_ready, start
 from sluice.launch.run_lock import lock_run_dir
 from sluice.testing import assert_eventually, assert_eventually_blocking
 
@@ -102,6 +102,23 @@ async def test_a_service_that_dies_too_often_ends_the_run_by_name_with_its_log(
         "out of memory",
     ):
         assert part in str(caught.value)
+
+
+async def test_a_service_that_ends_to_be_started_again_uses_up_no_restart(
+    make_keeper: Callable[..., Keeper], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    keeper = make_keeper(max_restarts=0, say=said.append)
+    keeper.known.add("coordinator")
+    log = tmp_path / "ran"
+    code = (
+        f"import sys; file = open({str(log)!r}, 'a'); file.write('x'); sys.exit({EXIT_AGAIN} if file.tell() < 4 else 7)"
+    )
+    keeper.keep(command("coordinator", code))
+    with pytest.raises(LaunchError, match="once more after 0 restarts"):
+        async with asyncio.timeout(20):
+            await asyncio.shield(keeper.failed)
+    assert said == ["coordinator has ended to be started again"] * 3
 
 
 async def test_a_service_that_dies_before_it_was_registered_or_was_started_wrongly_is_not_restarted(

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from sluice.rpc.channel import open_channel
 from sluice.telemetry.catalogue import NAMES
-from sluice.v1 import common_pb2, learner_pb2_grpc
+from sluice.v1 import common_pb2, coordinator_pb2, learner_pb2_grpc
 from sluice.v1 import learner_pb2 as pb
 from sluice.weights.manifest import PolicyVersion
 from tests.integration.fake_coordinator import FakeCoordinator, serving_a_tiny_run
@@ -114,6 +114,31 @@ async def test_a_stopped_learner_leaves_a_checkpoint_and_the_next_one_goes_on_in
     versions = [PolicyVersion(lineage=c.version.lineage, number=c.version.number) for c in fake.commits[2:]]
     assert [str(version) for version in versions] == ["a3", "b3", "b4"]
     assert np.isfinite(fake.commits[-1].metrics["loss/grad_norm"])
+
+
+async def test_after_a_rollback_the_learner_goes_on_from_what_is_left_under_the_new_lineage(
+    coordinator: tuple[FakeCoordinator, str],
+) -> None:
+    fake, address = coordinator
+    await fake.allow(ready=4, end=4)
+    async with _learner(address) as process:
+        assert await _exit_code(process) == 0
+    assert [Path(commit.path).name for commit in fake.checkpoints] == ["step-2", "step-4"]
+    fake.rollbacks = [coordinator_pb2.RolledBack(to=2, lineage="b", reached=4)]
+    fake.recorded.clear()
+    async with _learner(address) as process:
+        assert await _exit_code(process) == 0
+    assert fake.registrations[1].version == common_pb2.PolicyVersion(lineage="b", number=2)
+    assert [step.step for step in fake.registrations[1].trained] == [0, 1]
+    again = fake.commits[4:]
+    assert [(commit.version.lineage, commit.version.number) for commit in again] == [("b", 3), ("b", 4)]
+    same = [(commit.weights_digest, commit.batch_digest) for commit in fake.commits[2:4]]
+    assert [(commit.weights_digest, commit.batch_digest) for commit in again] == same, (
+        "it started from version 2, not 4"
+    )
+    async with _learner(address) as process:
+        assert await _exit_code(process) == 0
+    assert fake.registrations[2].version == common_pb2.PolicyVersion(lineage="b", number=4)
 
 
 async def test_two_ranks_that_are_told_to_stop_leave_a_checkpoint_within_the_grace_time(

@@ -7,9 +7,9 @@ from pathlib import Path
 from blake3 import blake3
 
 from sluice.errors import ConfigError, NotFound, SluiceError
-from sluice.report.batch_file import batch_path
+from sluice.report.batch_file import batch_files, batch_path
 from sluice.report.json_lines import JsonObject, read_json_lines
-from sluice.report.metrics import METRICS_FILE
+from sluice.report.metrics import METRICS_FILE, surviving
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,19 +27,21 @@ class RecordedStep:
 
 
 def recorded_steps(run_dir: Path) -> dict[int, RecordedStep]:
-    """By step; the last line of a step counts. Lines without digests are passed over. Raises ConfigError."""
+    """By step; the last line of a step counts, none that was rolled back. Lines without digests are passed over.
+
+    Raises ConfigError.
+    """
     try:
         lines = read_json_lines(run_dir / METRICS_FILE).objects
     except (OSError, ValueError) as error:
         raise ConfigError(f"RUN_DIR: must be the directory of a run; {error}") from error
-    found = (_recorded(line) for line in lines if line.get("kind") == "step")
+    found = (_recorded(line) for line in surviving(lines) if line.get("kind") == "step")
     return {step.step: step for step in found if step is not None}
 
 
 def batch_steps(run_dir: Path) -> set[int]:
     """The steps whose batch file is there."""
-    names = (path.stem.removeprefix("step-") for path in (run_dir / "batches").glob("step-*.groups"))
-    return {int(name) for name in names if name.isdigit()}
+    return {step for step, path in batch_files(run_dir) if path == batch_path(run_dir, step)}
 
 
 def batch_body(run_dir: Path, recorded: RecordedStep) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from services.learner.replaying.recorded import batch_steps
 from services.learner.saving import checkpoint_files as files
+from sluice.checkpoints import step_of
 from sluice.errors import NotFound
 from sluice.report.batch_file import batch_path
 
@@ -34,7 +35,7 @@ def starting_point(run_dir: Path, step: int, *, recorded: Collection[int]) -> St
     """
     checkpoints, batches = run_dir / "checkpoints", batch_steps(run_dir)
     newest = files.newest_that_verifies(checkpoints, up_to=step)
-    first = files.step_of(newest) if newest else 0
+    first = step_of(newest) if newest else 0
     needed = range(first, step + 1)
     versions = {0} | {number for number in files.steps(checkpoints) if not first < number <= step}
     replayable = _replayable(versions, batches & set(recorded))

@@ -6,6 +6,7 @@ that are not trained are not in it: they are those of `model.path`. Who writes i
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from services.learner.record import TrainedBatch
 from services.learner.saving import checkpoint_files as files
 from services.learner.training.train_step import Trainer
+from sluice.checkpoints import STATE
 from sluice.errors import ConfigError
-
-STATE = "state.json"
+from sluice.lineage import Rollback
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,14 +59,18 @@ def read_state(directory: Path) -> CheckpointState:
     return CheckpointState(**raw | {"trained": [TrainedBatch(**batch) for batch in raw["trained"]]})
 
 
-def choose(resume: str, *, directory: Path) -> Path | None:
-    """What `learner.resume` asks for: auto, never or a path. Raises ConfigError when a named one does not verify."""
+def choose(resume: str, *, directory: Path, rollbacks: Sequence[Rollback] = ()) -> Path | None:
+    """What `learner.resume` asks for: auto, never or a path.
+
+    Raises ConfigError when a named one does not verify, or was given up by one of the run's `rollbacks`.
+    """
     if resume == "never":
         return None
     if resume == "auto":
-        return files.newest_that_verifies(directory)
+        return files.newest_that_verifies(directory, rollbacks)
     try:
         files.verify(Path(resume))
+        files.refuse_given_up(Path(resume), read_state(Path(resume)).step, rollbacks)
     except ValueError as error:
         raise ConfigError(f"learner.resume: {error}") from error
     return Path(resume)

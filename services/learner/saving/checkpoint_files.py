@@ -6,30 +6,16 @@ A folder `step-K` exists only when it is complete; a file that changed since is 
 import errno
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
-from blake3 import blake3
+
+from sluice.checkpoints import MANIFEST, facts_of, lineage_of, path_of, steps, verify
+from sluice.lineage import Rollback, is_given_up
 
 log = structlog.get_logger(__name__)
-
-MANIFEST = "manifest.json"
-_NAME = re.compile(r"step-(\d+)")
-
-
-def path_of(directory: Path, step: int) -> Path:
-    """Where the complete checkpoint `step` is."""
-    return directory / f"step-{step}"
-
-
-def step_of(path: Path) -> int:
-    """The step of a complete checkpoint, by its folder's name."""
-    match = _NAME.fullmatch(path.name)
-    assert match is not None, path
-    return int(match[1])
 
 
 def partial_of(directory: Path, step: int) -> Path:
@@ -59,7 +45,10 @@ def discard(partial: Path) -> None:
 
 def seal(partial: Path, step: int) -> Path:
     """Hashes and syncs every file, then gives the folder its name; returns the new path. Raises OSError."""
-    facts = {path.name: _facts(path, sync=True) for path in sorted(partial.iterdir())}
+    files = sorted(partial.iterdir())
+    for path in files:
+        _sync(path)
+    facts = {path.name: facts_of(path) for path in files}
     manifest = partial / MANIFEST
     manifest.write_text(json.dumps(facts, indent=1))
     _sync(manifest)
@@ -71,32 +60,29 @@ def seal(partial: Path, step: int) -> Path:
     return final
 
 
-def verify(path: Path) -> None:
-    """Raises ValueError, saying what, unless every file is as it was when the folder was sealed."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no readable {MANIFEST}: {error}") from error
-    if not isinstance(manifest, dict) or not manifest:
-        raise ValueError(f"{path}: {MANIFEST} names no file")
-    for name, facts in manifest.items():
-        if not (path / name).is_file():
-            raise ValueError(f"{path}: {name} is missing")
-        if _facts(path / name) != facts:
-            raise ValueError(f"{path}: {name} is not what was written (size or hash differs)")
+def newest_that_verifies(
+    directory: Path, rollbacks: Sequence[Rollback] = (), *, up_to: int | None = None
+) -> Path | None:
+    """The checkpoint to start from, not later than step `up_to`.
 
-
-def newest_that_verifies(directory: Path, *, up_to: int | None = None) -> Path | None:
-    """The checkpoint to start from, not later than step `up_to`; those that do not verify are skipped and logged."""
+    Those that do not verify, or were given up by one of the run's `rollbacks`, are skipped and logged.
+    """
     for step in sorted((step for step in steps(directory) if up_to is None or step <= up_to), reverse=True):
         path = path_of(directory, step)
         try:
             verify(path)
+            refuse_given_up(path, step, rollbacks)
         except ValueError as error:
             log.warning("checkpoint_skipped", path=str(path), reason=str(error))
             continue
         return path
     return None
+
+
+def refuse_given_up(path: Path, step: int, rollbacks: Sequence[Rollback]) -> None:
+    """Raises ValueError for a checkpoint of a history that was rolled back, written by a learner that had not heard."""
+    if rollbacks and is_given_up(lineage_of(path), step, rollbacks):
+        raise ValueError(f"{path}: was rolled back, the run goes on from version {rollbacks[-1].to}")
 
 
 def retain(directory: Path, *, newest: int, keep: int) -> None:
@@ -109,19 +95,6 @@ def retain(directory: Path, *, newest: int, keep: int) -> None:
             shutil.rmtree(path_of(directory, step))
         except OSError as error:
             log.warning("checkpoint_not_removed", path=str(path_of(directory, step)), reason=str(error))
-
-
-def steps(directory: Path) -> Iterator[int]:
-    """The steps there is a checkpoint of, in no order."""
-    for path in directory.glob("step-*"):
-        if match := _NAME.fullmatch(path.name):
-            yield int(match[1])
-
-
-def _facts(path: Path, *, sync: bool = False) -> dict[str, int | str]:
-    if sync:
-        _sync(path)
-    return {"size_bytes": path.stat().st_size, "blake3": blake3().update_mmap(path).hexdigest()}
 
 
 def _sync(path: Path) -> None:

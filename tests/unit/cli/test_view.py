@@ -221,6 +221,24 @@ def test_a_step_that_the_status_has_told_is_not_told_again_by_its_event():
     assert sum(line.startswith("step") for line in lines) == 1
 
 
+def test_steps_that_come_again_after_a_rollback_get_their_lines_again():
+    back = mid_run()
+    back.step = 3
+    del back.evaluations[1:]
+    back.rollbacks.add(to=3, lineage="b", reached=12)
+    lines = plain(mid_run(), back, step_event(3), mid_run_again(back))
+    assert [line.split()[1] for line in lines if line.startswith("step")] == ["12/100", "4/100", "5/100"]
+    assert [line.split()[1] for line in lines if line.startswith("evaluated")] == ["v0", "v10", "v4"]
+
+
+def mid_run_again(back):
+    status = pb.GetStatusResponse()
+    status.CopyFrom(back)
+    status.step = 5
+    status.evaluations.add(version=version(4), n=8)
+    return status
+
+
 def test_a_start_without_data_prints_only_the_state():
     assert plain(starting()) == ["run starting"]
 

@@ -4,7 +4,8 @@ import pytest
 
 from services.coordinator.model import Version, admission_of, group_id_of
 from services.coordinator.statement import MAX_STEPS, Statement, TrainedStep
-from sluice.errors import InvalidRequest
+from sluice.errors import Fenced, InvalidRequest
+from sluice.lineage import Rollback
 
 
 def trained(step: int, *ids: str, batch: str = "b") -> TrainedStep:
@@ -20,6 +21,17 @@ def trained(step: int, *ids: str, batch: str = "b") -> TrainedStep:
 
 def stated(number: int, *steps: TrainedStep) -> Statement:
     return Statement(version=Version(lineage="a", number=number), steps=steps)
+
+
+def test_a_learner_of_a_history_that_was_rolled_back_is_refused_by_name() -> None:
+    rollbacks = [Rollback(to=6, lineage="b")]
+    stated(6, trained(5)).refuse_given_up([])
+    with pytest.raises(Fenced, match="trained step 6 as version a7, which was rolled back"):
+        stated(7, trained(5), trained(6)).refuse_given_up(rollbacks)
+    with pytest.raises(Fenced, match="holds version a6, the run was rolled back to version 6 and goes on as lineage b"):
+        stated(6, trained(5)).refuse_given_up(rollbacks)
+    Statement(version=Version(lineage="b", number=6), steps=[trained(5)]).refuse_given_up(rollbacks)
+    Statement(version=Version(lineage="c", number=8)).refuse_given_up(rollbacks)
 
 
 def test_the_last_steps_before_the_version_can_be_looked_up() -> None:

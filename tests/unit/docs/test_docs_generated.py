@@ -9,7 +9,7 @@ from tests.unit.docs.pages import ROOT, in_backticks
 PROMISED = {
     "CoordinatorService": {
         *("GetStatus", "WatchEvents", "Pause", "Resume", "Drain", "Stop", "Scale", "SaveCheckpoint", "Evaluate"),
-        *("SubmitPrompts", "ListGroups", "GetGroup", "GetLedger", "GetConfig"),
+        *("SubmitPrompts", "ListGroups", "GetGroup", "GetLedger", "GetConfig", "Rollback"),
         *("Register", "Heartbeat", "GetBatch", "CommitStep", "CommitCheckpoint"),
     },
     "RolloutService": {

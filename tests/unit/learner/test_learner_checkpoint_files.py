@@ -1,12 +1,15 @@
 """Checkpoint folders: complete or absent, verified, retained."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from services.learner.saving import checkpoint
 from services.learner.saving import checkpoint_files as files
+from sluice.checkpoints import STATE
 from sluice.errors import ConfigError
+from sluice.lineage import Rollback
 
 
 def _write(directory: Path, step: int) -> Path:
@@ -21,6 +24,21 @@ def test_a_sealed_folder_verifies_and_nothing_else_is_left(tmp_path: Path) -> No
     path = _write(tmp_path, 3)
     files.verify(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-3"]
+
+
+def test_a_checkpoint_that_was_rolled_back_is_not_resumed_from(tmp_path: Path) -> None:
+    for step, lineage in ((2, "a"), (3, "a"), (4, "b"), (5, "a")):
+        partial = files.partial_of(tmp_path, step)
+        files.begin(partial)
+        (partial / STATE).write_text(json.dumps({"step": step, "lineage": lineage, "trained": []}))
+        files.seal(partial, step)
+    back_to_2 = Rollback(to=2, lineage="b")
+    assert checkpoint.choose("auto", directory=tmp_path) == tmp_path / "step-5"
+    assert checkpoint.choose("auto", directory=tmp_path, rollbacks=[back_to_2]) == tmp_path / "step-4"
+    again = [back_to_2, Rollback(to=3, lineage="c")]
+    assert checkpoint.choose("auto", directory=tmp_path, rollbacks=again) == tmp_path / "step-2"
+    with pytest.raises(ConfigError, match="step-5: was rolled back, the run goes on from version 3"):
+        checkpoint.choose(str(tmp_path / "step-5"), directory=tmp_path, rollbacks=again)
 
 
 @pytest.mark.parametrize("name", ["shard", ".metadata"])

@@ -11,7 +11,6 @@ import pytest
 
 from services.learner import loop
 from services.learner.batches.batch import Batch
-from services.learner.lineage import LineageBook
 from services.learner.loop import Leader, follow
 from services.learner.machines.ranks import Command
 from services.learner.ports import NoBatch
@@ -19,6 +18,7 @@ from services.learner.record import TrainingRecord
 from services.learner.saving.checkpoint import CheckpointState
 from services.learner.worker import Worker
 from sluice.errors import Expired
+from sluice.lineage import LineageBook
 from sluice.weights.manifest import PolicyVersion, plan
 from sluice.weights.snapshot import Packer, Snapshot
 from tests.unit.learner.learner_cases import make_batch

@@ -55,6 +55,23 @@ def test_a_step_trained_again_after_a_restore_replaces_its_first_line(tmp_path):
     assert column(read_metrics(tmp_path).steps, "loss/policy").tolist() == [3.0, 2.0]
 
 
+def test_what_was_rolled_back_is_not_shown_and_what_came_after_is(tmp_path):
+    step = {"kind": "step", "loss/policy": 1.0}
+    write(
+        tmp_path / "metrics.jsonl",
+        *({**step, "step": number} for number in range(4)),
+        {"kind": "eval", "version": 2, "lineage": "a"},
+        {"kind": "eval", "version": 4, "lineage": "a"},
+        {"kind": "rollback", "number": 1, "to": 2, "lineage": "b"},
+        {"kind": "eval", "version": 3, "lineage": "a"},
+        {**step, "step": 2, "loss/policy": 2.0},
+        {"kind": "eval", "version": 3, "lineage": "b", "eval/greedy": 0.5},
+    )
+    metrics = read_metrics(tmp_path)
+    assert [(row["step"], row["loss/policy"]) for row in metrics.steps] == [(0, 1.0), (1, 1.0), (2, 2.0)]
+    assert [(row["version"], row.get("eval/greedy")) for row in metrics.evaluations] == [(2, None), (3, 0.5)]
+
+
 def test_steps_and_evaluations_are_told_apart_and_other_kinds_left_alone(tmp_path):
     write(
         tmp_path / "metrics.jsonl",

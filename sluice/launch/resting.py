@@ -1,0 +1,54 @@
+"""The API of a run that lies still: its Redis and an idle coordinator, for what can be done to a run that is not up.
+
+Nothing of the run goes on meanwhile, and `sluice up` cannot start it: the lock of the run directory is held.
+"""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from sluice.config.load import parse_config
+from sluice.config.schema import Config
+from sluice.errors import NotFound
+from sluice.launch.commands import coordinator_command
+from sluice.launch.embedded_redis import start_redis
+from sluice.launch.processes import read_ready, start
+from sluice.launch.run_lock import lock_run_dir
+
+
+@contextlib.asynccontextmanager
+async def resting_run(run_dir: Path) -> AsyncIterator[str]:
+    """The coordinator's address. Raises NotFound without a run, LaunchError when the run is up or cannot be served."""
+    config = _config(run_dir)
+    async with contextlib.AsyncExitStack() as held:
+        lock_fd = await lock_run_dir(run_dir)
+        held.callback(os.close, lock_fd)
+        redis_url = config.network.redis_url
+        if redis_url is None:
+            log_path = run_dir / "logs" / "redis.log"
+            redis = await start_redis(run_dir / "redis", log_path=log_path, lock_fd=lock_fd)
+            held.push_async_callback(redis.stop)
+            redis_url = redis.url
+        read_fd, write_fd = os.pipe()
+        command = coordinator_command(
+            config, run_dir=run_dir, redis_url=redis_url, port=0, ready_fd=write_fd, idle=True
+        )
+        log_path = run_dir / "logs" / "coordinator.log"
+        try:
+            child = await start(
+                command.name, command.argv, log_path=log_path, environ=command.environ, pass_fds=[write_fd]
+            )
+        finally:
+            os.close(write_fd)
+        held.push_async_callback(child.stop, grace_s=config.launch.grace_s)
+        port = await read_ready(read_fd, child, timeout_s=config.launch.ready_timeout_s)
+        yield f"{config.network.advertise}:{port}"
+
+
+def _config(run_dir: Path) -> Config:
+    path = run_dir / "config.yaml"
+    try:
+        return parse_config(path.read_text(encoding="utf-8"), where=str(path))
+    except OSError as error:
+        raise NotFound(f"{run_dir}: must be the directory of a run, {path} cannot be read: {error.strerror}") from error
