@@ -136,11 +136,11 @@ class Repair:
             await self._assign_as_trained(step, stated.of(step), rows, account)
         await self._assign_from_files(rows, account)
         await self._generate_again(stated, rows, account)
+        for group_id in rows:  # first: counted rows are not read again, should the rest be broken off
+            self._take_off_the_board(group_id)
         for part in parts:
             account.ended_groups += await self._store.rebook(before, part)
             before += len(part)
-        for group_id in rows:
-            self._take_off_the_board(group_id)
         for step in trained:
             await self._commit(step, stated, rows, account)
         if self._progress.trained_steps and self._progress.state is RunState.STARTING:

@@ -335,6 +335,48 @@ async def test_a_repair_that_was_broken_off_is_completed(
             assert (await scene.finish(run, range(4, 5))).ledger.trained == 20
 
 
+async def test_a_group_that_has_ended_is_not_generated_again_after_a_repair_that_was_broken_off(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, scored = scene.reward.Score, asyncio.Event()
+
+    async def score_when_allowed(request: Any, context: Any) -> Any:
+        if not request.group_id.startswith(("check", "eval")):
+            await scored.wait()
+        return await whole(request, context)
+
+    monkeypatch.setattr(scene.reward, "Score", score_when_allowed)
+    assert scene.reward.server is not None
+    await scene.reward.server.stop(grace_s=0)
+    await scene.reward.start()
+    async with scene.serve() as run:
+        await scene.register(run)
+        await run.until(lambda status: status.ledger.tokens["in_flight"] >= 4 * 6)
+        before = await scene.remember()
+        scored.set()
+        await scene.learner.train(run, range(2))
+        saved = pb.CommitCheckpointRequest(version=version(2), path="step-2", fence=scene.learner.fence)
+        await run.stub.CommitCheckpoint(saved, timeout=5)
+    await scene.forget(before)
+    rebook = Store.rebook
+
+    async def fails_once_done(self: Store, *args: Any) -> int:
+        await rebook(self, *args)
+        monkeypatch.setattr(Store, "rebook", rebook)
+        raise Unavailable("redis: gone for now")
+
+    monkeypatch.setattr(Store, "rebook", fails_once_done)
+    async with scene.serve() as run:
+        await scene.reward.register(run)
+        await scene.rollout.register(run)
+        assert (await refusal_of(scene.learner.register(run)))[0] is grpc.StatusCode.UNAVAILABLE
+        generated = len(scene.rollout.generated)
+        await scene.learner.register(run)
+        await scene.finish(run, range(2, 5))
+    again = {request.rpartition(".")[0] for request in scene.rollout.generated[generated:]}
+    assert not again & set(scene.learner.ids[:8])
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
