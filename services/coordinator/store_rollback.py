@@ -6,9 +6,11 @@ ROLL_BACK = """
 if tonumber(redis.call('HGET', KEYS[9], 'rolled_back') or '0') >= tonumber(ARGV[2]) then return 0 end
 local first = 7 + 2 * tonumber(ARGV[6])
 for i = first, #ARGV, 4 do
+  if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 0 then return redis.error_reply('NOTLIVE ' .. ARGV[i]) end
+end
+for i = first, #ARGV, 4 do
   local group, tokens, lost = ARGV[i], ARGV[i + 2], ARGV[i + 3]
   local was = redis.call('HGET', KEYS[2], group)
-  if not was then return redis.error_reply('NOTLIVE ' .. group) end
   local entry = redis.call('HGET', KEYS[5], group)
   if entry then redis.call('XDEL', KEYS[4], entry) redis.call('HDEL', KEYS[5], group) end
   redis.call('HDEL', KEYS[2], group)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import redis.asyncio as aioredis
+from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
 from services.coordinator.board import Board
@@ -103,6 +104,23 @@ async def test_repeated_transitions_change_nothing(store: Store) -> None:
     assert await store.commit(0, record={"digest": "w2"}, tokens=6, rows=row) == {"digest": "w1"}
     counters = await store.counters()
     assert (counters["admitted"], counters["trained"], counters["tokens:trained"]) == (1, 1, 6)
+
+
+async def test_a_rollback_that_names_a_group_which_is_not_live_changes_nothing_and_a_repeated_one_neither(
+    store: Store,
+) -> None:
+    await accept(store, "a", "b")
+    before = (await store.counters(), await store.meta(), await store.live())
+    live = [({"group_id": name}, 6, 0) for name in ("a", "gone")]
+    with pytest.raises(ResponseError, match="NOTLIVE gone"):
+        await store.roll_back(1, to=0, trained=0, trained_tokens=0, meta={"rollbacks": "[]"}, live=live)
+    assert (await store.counters(), await store.meta(), await store.live()) == before
+    for _ in range(2):
+        await store.roll_back(1, to=0, trained=0, trained_tokens=0, meta={"rollbacks": "[]"}, live=live[:1])
+    counters = await store.counters()
+    assert (counters["queued"], counters["rollback"]) == (1, 1)
+    assert (counters["tokens:queued"], counters["tokens:rollback"]) == (6, 6)
+    assert (set(await store.live()), await store.payload("a")) == ({"b"}, None)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -77,6 +77,21 @@ def test_a_gap_between_checkpoint_and_step_and_a_run_without_any_start_are_told_
     assert str(refused.value).endswith("; no step of this run can be replayed")
 
 
+def test_steps_that_were_rolled_back_are_replayed_as_they_were_trained_again_or_not_at_all(tmp_path: Path) -> None:
+    lines = [
+        *({**LINE, "step": step} for step in range(4)),
+        {"kind": "rollback", "to": 2, "lineage": "b"},
+        {**LINE, "step": 2, "lineage": "b", "weights_digest": "other"},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = recorded_steps(tmp_path)
+    assert {step: (one.lineage, one.weights_digest) for step, one in found.items()} == {
+        0: ("a", "w"),
+        1: ("a", "w"),
+        2: ("b", "other"),
+    }
+
+
 def test_the_last_line_of_a_step_counts_and_lines_without_digests_do_not(tmp_path: Path) -> None:
     older = {name: value for name, value in LINE.items() if name != "batch_digest"}
     lines = [
