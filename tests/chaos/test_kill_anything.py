@@ -114,7 +114,7 @@ def test_a_run_in_which_everybody_was_hit_has_nothing_to_hide(struck: Path) -> N
         (lose_a_token, "tokens received"),
         (forget_a_step, "metrics.jsonl: steps"),
         (swap_batches, "different groups"),
-        (apply_an_old_version, "version 1 applied after"),
+        (apply_an_old_version, "version a1 applied after"),
     ],
 )
 def test_the_verdict_names_what_is_wrong(

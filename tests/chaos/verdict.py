@@ -16,7 +16,10 @@ import pyarrow.parquet as pq
 from services.coordinator.wire import ZstdGroups
 from sluice.config.load import load_config
 from sluice.config.schema import Config
+from sluice.lineage import is_older
 from sluice.report.batch_file import batch_path, payloads_of
+from sluice.report.json_lines import read_json_lines
+from sluice.report.metrics import METRICS_FILE, surviving
 
 _APPLIED = re.compile(r"weights_applied .*service=rollout .*version=([a-z]+)(\d+)")
 _STARTED = re.compile(r"engine_ready ")
@@ -110,9 +113,9 @@ def _record(run_dir: Path, config: Config, rows: list[dict[str, Any]]) -> Iterat
 
 
 def _steps(run_dir: Path, config: Config) -> Iterator[str]:
-    """metrics.jsonl goes through the steps in order; a step whose writer was killed may stand there twice."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
-    steps = [line for line in lines if line["kind"] == "step"]
+    """What is left of metrics.jsonl goes through the steps in order; one whose writer was killed may be there twice."""
+    lines = read_json_lines(run_dir / METRICS_FILE).objects
+    steps = [line for line in surviving(lines) if line["kind"] == "step"]
     numbers = [line["step"] for line in steps]
     if sorted(set(numbers)) != list(range(config.run.total_steps)):
         yield f"metrics.jsonl: steps {sorted(set(numbers))}, not 0 to {config.run.total_steps - 1}"
@@ -124,7 +127,7 @@ def _steps(run_dir: Path, config: Config) -> Iterator[str]:
 
 
 def _versions(run_dir: Path, config: Config, rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Numbers grow within a sample and within a rollout process."""
+    """Numbers grow within a sample, and within a rollout process from one rollback to the next."""
     for row in rows:
         for sample in row["completions"] or []:
             numbers = [int(span[1]) for span in _SPAN.findall(sample["versions"])]
@@ -132,12 +135,13 @@ def _versions(run_dir: Path, config: Config, rows: list[dict[str, Any]]) -> Iter
                 yield f"{row['group_id']}: a sample's versions go back: {sample['versions']}"
             if row["term"] == "trained" and numbers and numbers[-1] > row["step"]:
                 yield f"{row['group_id']}: trained in step {row['step']}, but sampled by version {numbers[-1]}"
+    rolled_back = {made["lineage"] for made in read_json_lines(run_dir / "rollbacks.jsonl").objects}
     for log in (run_dir / "logs").glob("rollout-*.log"):
-        held = -1
+        lineage, held = "", -1
         for line in log.read_text(errors="replace").splitlines():
             if _STARTED.search(line):
                 held = -1  # a new process
             elif found := _APPLIED.search(line):
-                if int(found[2]) < held:
-                    yield f"{log.name}: version {found[2]} applied after {held}"
-                held = int(found[2])
+                if int(found[2]) < held and not (found[1] in rolled_back and is_older(lineage, found[1])):
+                    yield f"{log.name}: version {found[1]}{found[2]} applied after {lineage}{held}"
+                lineage, held = found[1], int(found[2])
