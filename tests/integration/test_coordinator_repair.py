@@ -228,6 +228,7 @@ async def test_a_redis_that_forgets_ends_the_coordinator_and_the_next_one_goes_o
         await scene.register(run)
         before = await scene.remember()
         batch = await scene.learner.batch(run, 0)
+        await run.until(lambda status: status.ledger.queued == 4)  # else a group on its way ends the coordinator first
         await scene.forget(before)
         code, text = await refusal_of(scene.learner.commit(run, 0, batch))
         assert code is grpc.StatusCode.UNAVAILABLE
