@@ -7,13 +7,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sluice.errors import ConfigError, LaunchError
+from sluice.launch.child import armed
 
 EXIT_BAD_USAGE = 2
 """How a process says that it was started or configured wrongly: starting it again would not help."""
@@ -25,9 +25,6 @@ EXIT_AGAIN = 75
 """How a process says that it ended on purpose, to be started again at once: it does not count as a restart."""
 
 LOG_TAIL_LINES = 15
-
-_CHILD = Path(__file__).with_name("child.py")
-"""Run as a file and without site-packages: it needs the standard library alone and costs 10 ms."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,7 +92,7 @@ async def start(
     Raises LaunchError when it cannot be started.
     """
     started_s = time.monotonic()
-    wrapped = [sys.executable, "-I", "-S", str(_CHILD), str(os.getpid()), str(int(signal.SIGTERM)), *command]
+    wrapped = [*armed(signal.SIGTERM), *command]
     with contextlib.ExitStack() as opened:
         log = None
         if log_path is not None:

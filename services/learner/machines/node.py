@@ -18,7 +18,7 @@ import signal
 import sys
 
 from sluice.errors import Expired, SluiceError
-from sluice.launch import child
+from sluice.launch.child import armed
 from sluice.launch.processes import EXIT_BAD_USAGE, EXIT_NOT_JOINED
 from sluice.rpc.service import exit_code
 
@@ -75,10 +75,9 @@ def _torchrun_arguments(args: argparse.Namespace) -> list[str]:
         meet += ["--node-rank", str(args.node_rank), "--rdzv-conf", f"timeout={max(1, round(args.timeout_s))}"]
     # A rank that outlived a killed torchrun would go on in the old round while a new one takes its place. Each is in a
     # session of its own, and one that is frozen would not hear SIGTERM.
-    armed = [sys.executable, "-I", "-S", child.__file__, str(os.getpid()), str(int(signal.SIGKILL))]
     rank = [sys.executable, "-u", "-m", args.module, *args.arguments]
     sizes = ["--nnodes", str(args.nnodes), "--nproc-per-node", str(args.nproc_per_node)]
-    return [*meet, *sizes, "--no-python", *armed, *rank]
+    return [*meet, *sizes, "--no-python", *armed(signal.SIGKILL), *rank]
 
 
 def _not_joined(args: argparse.Namespace, cause: str) -> str:

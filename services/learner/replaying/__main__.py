@@ -6,7 +6,7 @@ Waits: for the ranks, as long as they train; a signal ends them.
 
 import argparse
 import json
-import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +19,7 @@ from services.learner.saving.export_checkpoint import read_config
 from sluice.cli.replay import add_flags
 from sluice.config.schema import Config
 from sluice.errors import ConfigError, SluiceError
-from sluice.launch import child
+from sluice.launch.child import armed
 from sluice.launch.commands import learner_command
 from sluice.telemetry.logs import configure_logs
 
@@ -82,8 +82,8 @@ def _train(args: argparse.Namespace, config: Config, start: StartingPoint, *, ra
     flags += [] if args.out is None else ["--out", str(args.out.resolve())]
     node = ["--nproc-per-node", str(ranks), "--module", "services.learner.replaying.rank", "--", *flags]
     command = learner_command(node, threads=config.learner.threads)
-    armed = [sys.executable, "-I", "-S", child.__file__, str(os.getpid())]  # the ranks end when this process does
-    return subprocess.run([*armed, *command.argv], env=command.environ, check=False).returncode
+    ranks_end_with_this = armed(signal.SIGTERM)
+    return subprocess.run([*ranks_end_with_this, *command.argv], env=command.environ, check=False).returncode
 
 
 if __name__ == "__main__":
