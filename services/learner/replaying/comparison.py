@@ -12,7 +12,7 @@ TOLERANCE = 1e-6
 """Relative, of the loss. On the CPU of the run nothing differs at all; another one rounds differently."""
 
 _ROOMS = ("learner/", "loss/", "mismatch/")
-_TIMED = "_s"
+_TIMED = ("_s", "_ms")
 """How names of times and rates end, which no replay repeats."""
 
 
