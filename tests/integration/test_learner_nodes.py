@@ -3,12 +3,13 @@
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,11 @@ def second() -> Iterator[SecondMachine]:
 
 @pytest.fixture
 def endpoint(second: SecondMachine) -> str:
-    """Where the machines meet: a port of this one that is free now."""
-    with socket.create_server((second.here, 0)) as server:
-        return f"{second.here}:{server.getsockname()[1]}"
+    """Where the machines meet: a port of this one that is free now, and that no connection going out is given."""
+    for port in random.sample(range(20_000, 30_000), 50):
+        with suppress(OSError), socket.create_server(("", port)):
+            return f"{second.here}:{port}"
+    raise AssertionError("no free port in 50 tries")
 
 
 @pytest.fixture
