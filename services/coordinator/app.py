@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -74,7 +74,13 @@ class Options:
 
 
 async def serve(config: Config, options: Options) -> int:
-    """Runs one coordinator; returns its exit code."""
+    """Runs one coordinator; returns its exit code. The ready pipe is closed when it serves, or will not."""
+    with contextlib.ExitStack() as started:
+        ready = None if options.ready_fd is None else started.enter_context(os.fdopen(options.ready_fd, "w"))
+        return await _serve(config, options, ready)
+
+
+async def _serve(config: Config, options: Options, ready: TextIO | None) -> int:
     stop = asyncio.Event()
     stop_on_signals(stop)
     core = await build(config, options)
@@ -91,9 +97,9 @@ async def serve(config: Config, options: Options) -> int:
         if config.network.metrics:
             metrics_port = exporter.serve(bind=options.bind, port=options.metrics_port)
         log.info("serving", address=f"{options.bind}:{port}", metrics_port=metrics_port, run_dir=str(options.run_dir))
-        if options.ready_fd is not None:
-            with os.fdopen(options.ready_fd, "w") as ready:
-                ready.write(str(port))
+        if ready is not None:
+            ready.write(str(port))
+            ready.close()
         return await _until_over(core, stop, exporter, idle=options.idle)
     finally:
         core.events.close()  # else watchers would use up the grace
@@ -345,6 +351,7 @@ async def _restore_groups(
     """Open groups are generated again, accepted ones wait on, assigned ones belong to their batch."""
     board.next_step = await store.last_step("batch") + 1
     live = await store.live()
+    assigned = {group_id: info for group_id, (state, info) in live.items() if state == "assigned"}
     for group_id, (state, info) in sorted(live.items(), key=lambda item: item[1][1]["admission"]):
         if state == "open":
             prompt, _ = prompts.next(info["cursor"])
@@ -356,7 +363,7 @@ async def _restore_groups(
     for step in range(progress.trained_steps, board.next_step):
         batch = await store.record("batch", step)
         if batch is not None:
-            # A repair that was broken off may have ended some of them already.
-            assigner.assigned[step] = [QueuedGroup(**live[name][1]) for name in batch["ids"] if name in live]
+            # A repair that was broken off has ended some already, or has not come to those whose rows are in files.
+            assigner.assigned[step] = [QueuedGroup(**assigned[name]) for name in batch["ids"] if name in assigned]
     if live:
         log.info("restored", live=len(live), trained_steps=progress.trained_steps, next_step=board.next_step)

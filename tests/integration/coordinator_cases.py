@@ -96,6 +96,8 @@ async def coordinator(
     task = asyncio.create_task(serve(config, options))
     with os.fdopen(read_fd) as ready:
         port = await asyncio.to_thread(ready.read)
+    if not port:
+        await task
     address = f"127.0.0.1:{port}"
     channel = open_channel(address)
     try:

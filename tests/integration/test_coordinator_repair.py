@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import redis.asyncio as aioredis
 
+from services.coordinator.model import group_id_of
 from services.coordinator.store import Store
 from sluice.errors import Unavailable
 from sluice.launch.embedded_redis import EmbeddedRedis
@@ -408,3 +409,19 @@ async def test_a_record_with_gaps_is_refused_as_a_bad_request(scene: Scene) -> N
         code, text = await refusal_of(scene.learner.register(run))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert "must be the steps before version 2" in text
+
+
+async def test_a_repair_that_broke_off_between_a_batch_and_its_rows_does_not_keep_the_next_coordinator_from_starting(
+    scene: Scene,
+) -> None:
+    """The batch names a group whose row is in a file, and which Redis still takes for open."""
+    store = Store(url=scene.redis_url, run_id=scene.run_dir.name)
+    await store.open()
+    group_id = group_id_of(0, run_id=scene.run_dir.name)
+    info = {"admission": 0, "cursor": "", "prompt_id": "", "admitted": None}
+    await store.admit(group_id, info=info, cursor="", admissions=1)
+    await store.restore_batch(0, record={"ids": [group_id], "digest": "-"}, groups=[])
+    await store.close()
+    async with scene.serve() as run:
+        ledger = (await run.status()).ledger
+        assert (ledger.pending, ledger.assigned, ledger.closed) == (1, 0, True)
