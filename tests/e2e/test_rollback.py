@@ -15,7 +15,8 @@ from tests.e2e.conftest import ROOT, Run, until
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 OFTEN_SAVED = ("learner.checkpoint_every_steps=2", "learner.keep_checkpoints=50")
-TINY = ("eval.prompts=16", "eval.n=2", "eval.every_steps=0", *OFTEN_SAVED)
+SMALL = ("data.train_batch_size=4", "learner.mini_batch_size=4", "rollout.engine=transformers")
+TINY = ("eval.prompts=16", "eval.n=2", "eval.every_steps=0", *OFTEN_SAVED, *SMALL)
 
 
 def lines(run: Run, name: str) -> list[dict]:
