@@ -37,161 +37,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from services.coordinator.ports import Forgot
-from services.coordinator.store_repair import REBOOK, RESTORE_BATCH
-from services.coordinator.store_rollback import FORGET, ROLL_BACK
+from services.coordinator.store_scripts import SCRIPTS, TAKE_OVER
 from sluice.errors import ConfigError, Fenced, LaunchError, Overloaded, Unavailable
 
 log = structlog.get_logger(__name__)
 
 MINIMUM_VERSION = (6, 2)
-
-# ARGV[1] is "fence:writes seen".
-_FENCE = """
-local fence, seen = string.match(ARGV[1], '^(%d+):(%d+)$')
-local held = tonumber(redis.call('GET', KEYS[1]) or '0')
-if held > tonumber(fence) then return redis.error_reply('FENCED') end
-if held < tonumber(fence) or tonumber(redis.call('GET', KEYS[11]) or '0') < tonumber(seen) then
-  return redis.error_reply('FORGOT')
-end
-"""
-
-# ARGV: milliseconds of Unix time. A Redis that forgot fences does not give one of them out again: the clock has gone on.
-_TAKE_OVER = """
-local fence = math.max(tonumber(redis.call('GET', KEYS[1]) or '0') + 1, tonumber(ARGV[1]))
-redis.call('SET', KEYS[1], string.format('%.0f', fence))
-return fence
-"""
-
-# Around every script: its answer comes with the number of writes.
-_COUNTED = """
-local function act()
-%s
-end
-local answer = act()
-if type(answer) == 'table' and answer.err then return answer end
-return {redis.call('INCR', KEYS[11]), answer}
-"""
-
-# ARGV: fence, group, info JSON, next cursor, next admission
-_ADMIT = (
-    _FENCE
-    + """
-if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 1 then return 0 end
-redis.call('HSET', KEYS[2], ARGV[2], 'open')
-redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
-redis.call('HSET', KEYS[9], 'cursor', ARGV[4], 'admissions', ARGV[5])
-redis.call('HINCRBY', KEYS[7], 'admitted', 1)
-redis.call('HINCRBY', KEYS[7], 'open', 1)
-return 1
-"""
-)
-
-# ARGV: fence, group, info JSON, payload, tokens of its samples, tokens lost on the way
-_ACCEPT = (
-    _FENCE
-    + """
-if redis.call('HGET', KEYS[2], ARGV[2]) ~= 'open' then return 0 end
-local entry = redis.call('XADD', KEYS[4], '*', 'group', ARGV[2], 'payload', ARGV[4])
-redis.call('HSET', KEYS[5], ARGV[2], entry)
-redis.call('HSET', KEYS[2], ARGV[2], 'queued')
-redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
-redis.call('HINCRBY', KEYS[7], 'open', -1)
-redis.call('HINCRBY', KEYS[7], 'queued', 1)
-redis.call('HINCRBY', KEYS[7], 'tokens:queued', ARGV[5])
-redis.call('HINCRBY', KEYS[7], 'lost_tokens', ARGV[6])
-redis.call('HINCRBY', KEYS[7], 'generated_tokens', ARGV[5] + ARGV[6])
-return 1
-"""
-)
-
-# ARGV: fence, group, expected state, term, row JSON, tokens of its samples, tokens lost on the way (of an open group)
-_END = (
-    _FENCE
-    + """
-if redis.call('HGET', KEYS[2], ARGV[2]) ~= ARGV[3] then return 0 end
-local entry = redis.call('HGET', KEYS[5], ARGV[2])
-if entry then redis.call('XDEL', KEYS[4], entry) redis.call('HDEL', KEYS[5], ARGV[2]) end
-redis.call('HDEL', KEYS[2], ARGV[2])
-redis.call('HDEL', KEYS[3], ARGV[2])
-redis.call('HINCRBY', KEYS[7], ARGV[3], -1)
-redis.call('HINCRBY', KEYS[7], ARGV[4], 1)
-redis.call('HINCRBY', KEYS[7], 'tokens:' .. ARGV[4], ARGV[6])
-if ARGV[3] == 'open' then
-  redis.call('HINCRBY', KEYS[7], 'lost_tokens', ARGV[7])
-  redis.call('HINCRBY', KEYS[7], 'generated_tokens', ARGV[6] + ARGV[7])
-else
-  redis.call('HINCRBY', KEYS[7], 'tokens:' .. ARGV[3], 0 - ARGV[6])
-end
-redis.call('RPUSH', KEYS[8], ARGV[5])
-return 1
-"""
-)
-
-# ARGV: fence, step, record JSON, tokens of the batch, group... Payloads go first: a Redis that is full refuses a script only
-# until its first write, and this is the one that makes room.
-_ASSIGN = (
-    _FENCE
-    + """
-local recorded = redis.call('HGET', KEYS[6], ARGV[2])
-if recorded then return recorded end
-for i = 5, #ARGV do
-  if redis.call('HGET', KEYS[2], ARGV[i]) ~= 'queued' then return redis.error_reply('NOTQUEUED ' .. ARGV[i]) end
-end
-for i = 5, #ARGV do
-  redis.call('XDEL', KEYS[4], redis.call('HGET', KEYS[5], ARGV[i]))
-  redis.call('HDEL', KEYS[5], ARGV[i])
-  redis.call('HSET', KEYS[2], ARGV[i], 'assigned')
-end
-redis.call('HINCRBY', KEYS[7], 'queued', 4 - #ARGV)
-redis.call('HINCRBY', KEYS[7], 'assigned', #ARGV - 4)
-redis.call('HINCRBY', KEYS[7], 'tokens:queued', 0 - ARGV[4])
-redis.call('HINCRBY', KEYS[7], 'tokens:assigned', ARGV[4])
-redis.call('HSET', KEYS[6], ARGV[2], ARGV[3])
-return ARGV[3]
-"""
-)
-
-# KEYS[10] = commit; ARGV: fence, step, commit JSON, trained tokens, then (group, row JSON)...
-_COMMIT = (
-    _FENCE
-    + """
-local recorded = redis.call('HGET', KEYS[10], ARGV[2])
-if recorded then return recorded end
-for i = 5, #ARGV, 2 do
-  redis.call('HDEL', KEYS[2], ARGV[i])
-  redis.call('HDEL', KEYS[3], ARGV[i])
-  redis.call('RPUSH', KEYS[8], ARGV[i + 1])
-end
-local groups = (#ARGV - 4) / 2
-redis.call('HINCRBY', KEYS[7], 'assigned', 0 - groups)
-redis.call('HINCRBY', KEYS[7], 'trained', groups)
-redis.call('HINCRBY', KEYS[7], 'tokens:assigned', 0 - ARGV[4])
-redis.call('HINCRBY', KEYS[7], 'tokens:trained', ARGV[4])
-redis.call('HSET', KEYS[10], ARGV[2], ARGV[3])
-return ARGV[3]
-"""
-)
-
-
-# ARGV: fence, rows dropped before, rows to drop
-_DROP_ROWS = (
-    _FENCE
-    + """
-if (redis.call('HGET', KEYS[9], 'rows_in_files') or '0') ~= ARGV[2] then return 0 end
-redis.call('LTRIM', KEYS[8], ARGV[3], -1)
-redis.call('HINCRBY', KEYS[9], 'rows_in_files', ARGV[3])
-return 1
-"""
-)
-
-# ARGV: fence, then (name, value)...
-_SET_META = (
-    _FENCE
-    + """
-redis.call('HSET', KEYS[9], unpack(ARGV, 2))
-return 1
-"""
-)
 
 RECENT_ROWS = 10_000
 ROWS_AT_ONCE = 100
@@ -231,23 +82,7 @@ class Store:
         names = ("fence", "state", "info", "groups", "entry", "batch", "counter", "rows", "meta", "commit", "writes")
         self._keys = [prefix + name for name in names]
         self._key: dict[str, str] = dict(zip(names, self._keys, strict=True))
-        self._scripts = {
-            name: self._redis.register_script(_COUNTED % text)
-            for name, text in {
-                "admit": _ADMIT,
-                "accept": _ACCEPT,
-                "end": _END,
-                "assign": _ASSIGN,
-                "commit": _COMMIT,
-                "drop_rows": _DROP_ROWS,
-                "set_meta": _SET_META,
-                "confirm": _FENCE + "return 1",
-                "restore_batch": _FENCE + RESTORE_BATCH,
-                "rebook": _FENCE + REBOOK,
-                "roll_back": _FENCE + ROLL_BACK,
-                "forget": _FENCE + FORGET,
-            }.items()
-        }
+        self._scripts = {name: self._redis.register_script(text) for name, text in SCRIPTS.items()}
         self.fence = 0
         self._seen = 0
         """The largest number of writes that this process was told of."""
@@ -302,7 +137,7 @@ class Store:
             )
         now_ms = time.time_ns() // 1_000_000
         await self._load()
-        self.fence = int(await self._redis.eval(_TAKE_OVER, 1, self._key["fence"], now_ms))
+        self.fence = int(await self._redis.eval(TAKE_OVER, 1, self._key["fence"], now_ms))
 
     async def close(self) -> None:
         """Closes the connections; nobody waits for a script any more."""

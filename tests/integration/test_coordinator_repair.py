@@ -1,6 +1,7 @@
 """A Redis that forgot the end of a run, or all of it: the learner's record wins, and the run goes on with a closed ledger."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -82,6 +83,18 @@ class Scene:
         )
         self.learner = Learner(role=pb.SERVICE_ROLE_LEARNER, service_id="learner", incarnation="learner-a", model=model)
 
+    @contextlib.asynccontextmanager
+    async def standing(self) -> AsyncIterator[None]:
+        """The services answer meanwhile."""
+        services = (self.rollout, self.reward, self.learner)
+        for service in services:
+            await service.start()
+        yield
+        await self.redis.aclose()
+        for service in services:
+            assert service.server is not None
+            await service.server.stop(grace_s=0)
+
     def serve(self, steps: int = 5, **how: bool) -> AbstractAsyncContextManager[Coordinator]:
         config = small_config(self.model, run__total_steps=steps)
         return coordinator(config, self.run_dir, self.redis_url, **how)
@@ -133,14 +146,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 async def scene(model: Path, tmp_path: Path, redis_server: EmbeddedRedis) -> AsyncIterator[Scene]:
     made = Scene(model=model, run_dir=tmp_path / "run", redis_url=redis_server.url)
-    services = (made.rollout, made.reward, made.learner)
-    for service in services:
-        await service.start()
-    yield made
-    await made.redis.aclose()
-    for service in services:
-        assert service.server is not None
-        await service.server.stop(grace_s=0)
+    async with made.standing():
+        yield made
 
 
 async def refusal_of(call: Any) -> tuple[grpc.StatusCode, str]:

@@ -90,14 +90,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 async def scene(model: Path, tmp_path: Path, redis_server: EmbeddedRedis) -> AsyncIterator[Run]:
     made = Run(model=model, run_dir=tmp_path / "run", redis_url=redis_server.url)
-    services = (made.rollout, made.reward, made.learner)
-    for service in services:
-        await service.start()
-    yield made
-    await made.redis.aclose()
-    for service in services:
-        assert service.server is not None
-        await service.server.stop(grace_s=0)
+    async with made.standing():
+        yield made
 
 
 async def test_a_run_goes_on_from_the_checkpoint_under_a_new_lineage_and_the_ledger_closes(scene: Run) -> None:
