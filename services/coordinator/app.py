@@ -178,6 +178,7 @@ async def build(config: Config, options: Options) -> Core:
         train_batch_size=config.data.train_batch_size,
         gen_batch_size=config.gen_batch_size,
         max_staleness=config.coordinator.max_staleness,
+        partial_after=config.partial_after,
         changed=fleet.changed,
     )
     conductor = Conductor(
@@ -278,7 +279,6 @@ async def build(config: Config, options: Options) -> Core:
             board=board,
             fleet=fleet,
             assigned=list(assigner.assigned),
-            asked=assigner.asked,
             admissions=conductor.admissions,
             queued_bytes=conductor.queued_bytes,
             evaluating=evaluator.under_way,

@@ -1,7 +1,8 @@
 """Fixes batch k: the first B accepted groups in admission order, recorded before they are handed out.
 
-Waits: for B groups; then, up to `straggler_deadline_s`, for groups in flight that no later batch could train. Unblocked
-by verdicts and by `close`. A batch asked for again is read back from the run directory, byte for byte.
+Waits: for B groups, or for some where a starving run may train what it has; then, up to `straggler_deadline_s`, for groups
+in flight that no later batch could train. Unblocked by verdicts and by `close`. A batch asked for again is read back from
+the run directory, byte for byte.
 """
 
 import asyncio
@@ -42,8 +43,6 @@ class Assigner:
         self._waiting_since: float | None = None
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
-        self.asked: int | None = None
-        """The step of a batch that the learner waits for now."""
         self.assigned: dict[int, list[QueuedGroup]] = {}
         """Batches assigned and not yet trained, for the metrics and rows of their commit."""
 
@@ -60,17 +59,17 @@ class Assigner:
                 )
             if step != self._board.next_step:
                 return f"batch {step} was asked for, but the next one is {self._board.next_step}"
-            self.asked = step
+            self._board.asked = step
             try:
                 return await self._when_ready(step, give_up_s=give_up)
             finally:
-                self.asked = None
+                self._board.asked = None
 
     async def _when_ready(self, step: int, *, give_up_s: float) -> BatchFile | str:
         while not self._closed:
             choice = self._board.choose()
             await self._drop(choice.expired)
-            if len(choice.chosen) == self._config.data.train_batch_size and self._stragglers_are_over(choice):
+            if choice.ready and self._stragglers_are_over(choice):
                 return await unbroken(self._assign(step, choice))
             left_s = give_up_s - self._clock.now()
             if left_s <= 0:
@@ -122,12 +121,19 @@ class Assigner:
             self._conductor.queued_bytes -= group.payload_bytes
             self._board.remove(group)
         self.assigned[step] = choice.chosen
+        self._tell_if_partial(step, choice)
         self._waiting_since = None
         self._board.next_step = step + 1
         self._board.verdicts = 0
         await self._drop(self._board.choose().expired)
         self._board.changed.notify()
         return batch
+
+    def _tell_if_partial(self, step: int, choice: Choice) -> None:
+        have, need = len(choice.chosen), self._config.data.train_batch_size
+        if have < need:
+            text = f"batch {step} goes with {have} of {need} groups: {self._board.verdicts} were judged (train_partial)"
+            self._events.emit("starving", text, values={"missing_groups": float(need - have)})
 
     async def _drop(self, expired: list[QueuedGroup]) -> None:
         term = "surplus" if self._board.max_staleness == 0 else "stale"
@@ -153,7 +159,7 @@ class Assigner:
             await unbroken(self._end(group, "abandoned"))
 
     def _why_not(self, choice: Choice) -> str:
-        have, need = len(choice.chosen), self._config.data.train_batch_size
-        if have < need:
-            return f"{have} of {need} groups with signal; {len(self._board.open)} in flight"
+        if not choice.ready:
+            need = self._config.data.train_batch_size
+            return f"{len(choice.chosen)} of {need} groups with signal; {len(self._board.open)} in flight"
         return f"waiting for {len(choice.wait_for)} groups in flight that no later batch could train"

@@ -46,8 +46,6 @@ class Scene:
     fleet: Fleet
     assigned: Sequence[int]
     """Steps handed out and not trained."""
-    asked: int | None
-    """The step the learner waits for a batch of."""
     admissions: int
     """Groups admitted so far: the number of the next one."""
     queued_bytes: int
@@ -114,20 +112,20 @@ def _learner(scene: Scene, since: SinceOf) -> Iterator[Wait]:
     if scene.fleet.learner is None:
         limit = f"coordinator.no_service_timeout_s is {scene.config.coordinator.no_service_timeout_s:g}"
         yield Wait(who="learner", why=f"there is none ({limit})", since_s=since("no learner"))
-    elif scene.assigned and scene.asked is None:
+    elif scene.assigned and scene.board.asked is None:
         step = min(scene.assigned)
         why = f"trains step {step} (learner.step_timeout_s is {scene.config.learner.step_timeout_s:g})"
         yield Wait(who="learner", why=why, since_s=since(("step", step, scene.fleet.learner.incarnation)))
-    elif scene.asked is None:
+    elif scene.board.asked is None:
         why = "asks for no batch: it saves a checkpoint, or it has only just come"
         yield Wait(who="learner", why=why, since_s=since(("idle", scene.fleet.learner.incarnation)))
 
 
 def _batch(scene: Scene, since: SinceOf) -> Iterator[Wait]:
-    if scene.asked is None:
+    if scene.board.asked is None:
         return
     board, choice = scene.board, scene.board.choose()
-    if len(choice.chosen) < board.train_batch_size:
+    if not choice.ready:
         why = f"waits for {board.train_batch_size - len(choice.chosen)} of {board.train_batch_size} groups"
     elif choice.wait_for:
         names = ", ".join(group.group_id for group in choice.wait_for[:3])
@@ -135,7 +133,7 @@ def _batch(scene: Scene, since: SinceOf) -> Iterator[Wait]:
         why = f"waits for {len(choice.wait_for)} groups that no later batch could train ({names}; {limit})"
     else:
         return
-    yield Wait(who=f"batch {scene.asked}", why=why, since_s=since(("batch", scene.asked)))
+    yield Wait(who=f"batch {scene.board.asked}", why=why, since_s=since(("batch", scene.board.asked)))
 
 
 def _groups(scene: Scene, since: SinceOf) -> Iterator[Wait]:

@@ -106,8 +106,10 @@ class FilterGroupsConfig(Section):
     max_num_gen_batches: int = Field(
         default=0, description="generation batches without a full batch before the run stops; <= 0: never"
     )
-    on_starvation: Literal["stop", "wait"] = Field(
-        default="stop", description="what happens after max_num_gen_batches: the run stops, or warns and goes on"
+    on_starvation: Literal["stop", "wait", "train_partial"] = Field(
+        default="stop",
+        description="what happens after max_num_gen_batches: the run stops, warns and goes on, or trains the groups that it "
+        "has (a smaller batch is not exact DAPO)",
     )
 
 
@@ -393,6 +395,12 @@ class Config(Section):
         return self.learner.mini_batch_size or self.data.train_batch_size
 
     @property
+    def partial_after(self) -> int | None:
+        """Verdicts on one batch after which it is trained although it is not full; None: never."""
+        filters = self.algorithm.filter_groups
+        return self.gen_batch_size * filters.max_num_gen_batches if filters.on_starvation == "train_partial" else None
+
+    @property
     def largest_group_bytes(self) -> int:
         """The compressed payload of a group whose completions all have max_response_length, about."""
         return self.rollout.n * self.data.max_response_length * PAYLOAD_BYTES_A_TOKEN
@@ -409,6 +417,7 @@ class Config(Section):
         return (
             filters.enable
             and filters.metric == "acc"
+            and filters.on_starvation != "train_partial"
             and self.algorithm.loss_mode == "vanilla"
             and self.algorithm.rollout_correction.rollout_is == "none"
             and self.algorithm.rollout_correction.rollout_rs == "none"
@@ -439,6 +448,12 @@ class Config(Section):
             problems.append(
                 f"learner.mini_batch_size: must be <= data.train_batch_size ({data.train_batch_size}), "
                 f"got {self.mini_batch_size}"
+            )
+        filters = self.algorithm.filter_groups
+        if filters.on_starvation == "train_partial" and filters.max_num_gen_batches < 1:
+            problems.append(
+                "algorithm.filter_groups.on_starvation: train_partial needs algorithm.filter_groups.max_num_gen_batches >= 1, "
+                f"got {filters.max_num_gen_batches}; nothing else says when a batch has waited long enough"
             )
         problems += self._correction_problems()
         if self.weights.lora == "adapter" and not self.model.lora_rank:

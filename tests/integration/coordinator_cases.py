@@ -198,16 +198,17 @@ class FakeRollout(Service, rollout_pb2_grpc.RolloutServiceServicer):
 
 
 class FakeReward(Service, reward_pb2_grpc.RewardServiceServicer):
-    """Right is what says "right" or the gold answer; every fifth group is all wrong, one sample of `nan_of` is NaN."""
+    """Right is what says "right" or the gold answer; every fifth group is `wrong`, one sample of `nan_of` is NaN."""
 
     def _add(self, server: grpc.aio.Server) -> None:
         self.nan_of = ""
-        self.all_wrong = False
+        self.wrong: Callable[[int], bool] = lambda number: number % 5 == 4
+        """Of a training group's number."""
         reward_pb2_grpc.add_RewardServiceServicer_to_server(self, server)
 
     async def Score(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         training = not request.group_id.startswith(("check", "eval"))
-        wrong = training and (self.all_wrong or int(request.group_id[-7:]) % 5 == 4)
+        wrong = training and self.wrong(int(request.group_id[-7:]))
         results = []
         for item in request.items:
             acc = float(not wrong and (item.text == "right" or request.ground_truth in item.text))

@@ -382,7 +382,7 @@ async def test_a_status_says_who_waits_for_whom_and_a_stall_is_told_as_an_event(
 async def test_a_run_without_signal_is_warned_of_and_ends_as_starved_unless_it_is_to_wait(
     serve: Serve, cast: Cast
 ) -> None:
-    cast.reward.all_wrong = True
+    cast.reward.wrong = lambda _: True
     filters = {"max_num_gen_batches": 4, "on_starvation": "wait"}
     async with serve(algorithm__filter_groups=filters) as run:
         await cast.register(run)
@@ -398,6 +398,21 @@ async def test_a_run_without_signal_is_warned_of_and_ends_as_starved_unless_it_i
                 break
         assert "all_wrong 8 (acceptance 0.00)" in event.message
         assert "the run stops at 4" in event.message
+
+
+async def test_a_starving_run_may_train_what_it_has(serve: Serve, cast: Cast) -> None:
+    cast.reward.wrong = lambda number: number % 5 > 0
+    filters = {"max_num_gen_batches": 2, "on_starvation": "train_partial"}
+    async with serve(algorithm__filter_groups=filters) as run:
+        await cast.register(run)
+        await cast.learner.train(run, range(3))
+        status = await run.until(lambda status: status.ledger.trained > 0 and not status.ledger.assigned)
+        assert 3 <= status.ledger.trained < 12
+        assert status.ledger.closed
+        async for event in run.stub.WatchEvents(pb.WatchEventsRequest(after_sequence=1), timeout=20):
+            if event.kind == "starving" and "goes with" in event.message:
+                break
+        assert "of 4 groups" in event.message
 
 
 async def test_groups_live_and_ended_can_be_listed_and_looked_at(serve: Serve, cast: Cast) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from services.coordinator.board import Board
 from services.coordinator.conductor import Conductor
 from services.coordinator.fleet import Fleet, Member, Role, State
-from services.coordinator.model import Group, GroupFailed, PromptLike, Reward, Sample, Span, Version
+from services.coordinator.model import Group, GroupFailed, PromptLike, QueuedGroup, Reward, Sample, Span, Version
 from services.coordinator.ports import Sampling
 from sluice.config.schema import Config
 from sluice.errors import Fenced
@@ -183,6 +183,19 @@ class FakeCodec:
         return group.group_id.encode().ljust(self.padding)
 
 
+def make_accepted(admission: int, *, oldest: int = 0) -> QueuedGroup:
+    return QueuedGroup(
+        group_id=f"g{admission}",
+        admission=admission,
+        oldest_version=oldest,
+        tokens=1,
+        payload_bytes=1,
+        prompt_id="p",
+        attempt=1,
+        shaped_mean=0.0,
+    )
+
+
 def make_sample(index: int, *, version: int = 0, tokens: int = 4, seed: int = 0) -> Sample:
     return Sample(
         index=index,
@@ -240,6 +253,7 @@ class Stage:
             train_batch_size=self.config.data.train_batch_size,
             gen_batch_size=self.config.gen_batch_size,
             max_staleness=self.config.coordinator.max_staleness,
+            partial_after=self.config.partial_after,
             changed=self.fleet.changed,
         )
         self.open = True

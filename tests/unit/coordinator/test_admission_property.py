@@ -108,7 +108,16 @@ class Run:
     """One simulated run; `event` makes the next thing happen."""
 
     def __init__(
-        self, *, batch: int, extra: int, staleness: int, steps: int, acceptance: float, padding: int, seed: int
+        self,
+        *,
+        batch: int,
+        extra: int,
+        staleness: int,
+        steps: int,
+        acceptance: float,
+        padding: int,
+        seed: int,
+        partial: bool = False,
     ) -> None:
         self.chance = random.Random(seed)
         config = make_config(
@@ -119,7 +128,9 @@ class Run:
             coordinator__straggler_deadline_s=STRAGGLER_DEADLINE_S,
             coordinator__queue_max_bytes=batch * 2 * 8 * 10,
             run__total_steps=steps,
+            algorithm__filter_groups={"on_starvation": "train_partial", "max_num_gen_batches": 1} if partial else {},
         )
+        self.partial = partial
         self.steps, self.staleness = steps, staleness
         self.rollouts = Rollouts()
         self.stage = Stage(config, rollouts=self.rollouts, rewards=Rewards(self.chance, acceptance))  # type: ignore[arg-type]
@@ -214,7 +225,9 @@ class Run:
         store = self.stage.store
         counts = count(store.counters, self.stage.board)
         assert counts.closed
-        assert counts.terms["assigned"] == self.steps * self.stage.board.train_batch_size
+        sizes = {len(groups) for groups in self.assigner.assigned.values()}
+        full = self.stage.board.train_batch_size
+        assert sizes <= set(range(1, full + 1)) if self.partial else sizes == {full}
         trained = [group.group_id for groups in self.assigner.assigned.values() for group in groups]
         assert len(set(trained)) == len(trained)
         late = {row["group_id"] for row in store.rows_ if row["term"] in ("stale", "surplus")}
@@ -249,6 +262,7 @@ async def _live(run: Run) -> int:
     acceptance=st.sampled_from([0.3, 0.7, 1.0]),
     padding=st.sampled_from([0, 400]),  # bytes a payload; two of 400 are more than the queue of a batch of four takes
     seed=st.integers(0, 2**32),
+    partial=st.booleans(),
 )
 def test_no_run_breaks_the_age_bound_passes_a_group_over_or_stalls(**drawn: Any) -> None:
     run = Run(steps=4, **drawn)
@@ -268,6 +282,16 @@ def test_the_bound_is_used_up_and_stragglers_are_dropped_in_some_of_these_runs()
     assert ages == {0, 1}
     assert doomed > 0
     assert lost > 0
+
+
+def test_batches_that_are_not_full_are_trained_in_some_of_these_runs() -> None:
+    sizes = set()
+    for seed in range(20):
+        run = Run(batch=4, extra=0, staleness=1, steps=4, acceptance=0.3, padding=0, seed=seed, partial=True)
+        asyncio.run(_live(run))
+        run.check_end()
+        sizes |= {len(groups) for groups in run.assigner.assigned.values()}
+    assert sizes == {1, 2, 3, 4}
 
 
 def _room_in_bytes_alone(conductor: Conductor) -> bool:

@@ -1,21 +1,8 @@
 """Which groups make up the next batch, and for whom it waits."""
 
 from services.coordinator.board import Board
-from services.coordinator.model import Group, QueuedGroup
-from tests.unit.coordinator.fakes import FakePrompt, make_sample
-
-
-def accepted(admission: int, *, oldest: int = 0) -> QueuedGroup:
-    return QueuedGroup(
-        group_id=f"g{admission}",
-        admission=admission,
-        oldest_version=oldest,
-        tokens=1,
-        payload_bytes=1,
-        prompt_id="p",
-        attempt=1,
-        shaped_mean=0.0,
-    )
+from services.coordinator.model import Group
+from tests.unit.coordinator.fakes import FakePrompt, make_accepted, make_sample
 
 
 def in_flight(admission: int, *, version: int = 0) -> Group:
@@ -23,14 +10,14 @@ def in_flight(admission: int, *, version: int = 0) -> Group:
     return Group(group_id=f"g{admission}", admission=admission, prompt=prompt, cursor="", start_version=version)
 
 
-def board(*, batch: int = 2, staleness: int = 1) -> Board:
-    return Board(train_batch_size=batch, gen_batch_size=2 * batch, max_staleness=staleness)
+def board(*, batch: int = 2, staleness: int = 1, partial_after: int | None = None) -> Board:
+    return Board(train_batch_size=batch, gen_batch_size=2 * batch, max_staleness=staleness, partial_after=partial_after)
 
 
 def test_a_batch_takes_accepted_groups_in_admission_order_not_completion_order() -> None:
     made = board()
     for admission in (5, 1, 3):
-        made.restore(accepted(admission))
+        made.restore(make_accepted(admission))
     assert [group.admission for group in made.choose().chosen] == [1, 3]
 
 
@@ -38,7 +25,7 @@ def test_a_group_older_than_the_bound_is_expired_not_chosen() -> None:
     made = board()
     made.next_step = 2
     for admission, oldest in ((0, 0), (1, 1), (2, 2)):
-        made.restore(accepted(admission, oldest=oldest))
+        made.restore(make_accepted(admission, oldest=oldest))
     choice = made.choose()
     assert [group.admission for group in choice.expired] == [0]
     assert [group.admission for group in choice.chosen] == [1, 2]
@@ -49,7 +36,7 @@ def test_the_batch_waits_for_a_slow_group_that_no_later_batch_could_train() -> N
     made.next_step = 1
     made.add(in_flight(0, version=0))
     for admission in (1, 2):
-        made.restore(accepted(admission))
+        made.restore(make_accepted(admission))
     assert [group.admission for group in made.choose().wait_for] == [0]
 
 
@@ -58,7 +45,7 @@ def test_it_does_not_wait_for_a_group_that_the_next_batch_can_still_train() -> N
     made.next_step = 1
     made.add(in_flight(0, version=1))
     for admission in (1, 2):
-        made.restore(accepted(admission))
+        made.restore(make_accepted(admission))
     assert made.choose().wait_for == []
 
 
@@ -66,7 +53,7 @@ def test_it_does_not_wait_for_groups_admitted_after_the_batch() -> None:
     made = board()
     made.next_step = 1
     for admission in (0, 1):
-        made.restore(accepted(admission))
+        made.restore(make_accepted(admission))
     made.add(in_flight(2, version=0))
     assert made.choose().wait_for == []
 
@@ -78,7 +65,7 @@ def test_surviving_samples_of_a_retried_group_count_for_its_age() -> None:
     group.samples[0] = make_sample(0, version=0)
     made.add(group)
     for admission in (1, 2):
-        made.restore(accepted(admission))
+        made.restore(make_accepted(admission))
     assert made.choose().wait_for == [group]
 
 
@@ -89,7 +76,7 @@ def test_a_doomed_group_is_waited_for_no_longer() -> None:
     group.doomed = True
     made.add(group)
     for admission in (1, 2):
-        made.restore(accepted(admission))
+        made.restore(make_accepted(admission))
     assert made.choose().wait_for == []
 
 
@@ -101,3 +88,38 @@ def test_every_removal_frees_the_ranks_behind_it() -> None:
     assert made.rank(2) == 2
     made.remove(groups[0])
     assert made.rank(2) == 1
+
+
+def starving_board(*, judged: int, staleness: int = 1) -> Board:
+    """One accepted group of four after `judged` verdicts; it may be trained as it is after six."""
+    made = board(batch=4, staleness=staleness, partial_after=6)
+    made.restore(make_accepted(0))
+    made.verdicts = judged
+    return made
+
+
+def test_a_starving_batch_goes_with_what_it_has_after_so_many_verdicts_and_never_empty() -> None:
+    assert not starving_board(judged=5).choose().ready
+    choice = starving_board(judged=6).choose()
+    assert choice.ready
+    assert [group.admission for group in choice.chosen] == [0]
+    made = starving_board(judged=6)
+    made.remove(made.queued["g0"])
+    assert not made.choose().ready
+
+
+def test_a_batch_that_is_not_full_also_waits_for_groups_behind_it_that_only_it_can_train() -> None:
+    made = starving_board(judged=6)
+    made.next_step = 1
+    made.add(in_flight(5, version=0))
+    made.add(in_flight(6, version=1))
+    assert [group.admission for group in made.choose().wait_for] == [5]
+
+
+def test_nothing_starts_while_a_learner_waits_for_a_batch_that_goes_as_it_is() -> None:
+    made = starving_board(judged=6)
+    assert made.has_room()
+    made.asked = 0
+    assert not made.has_room()
+    made.verdicts = 5
+    assert made.has_room()
