@@ -14,6 +14,12 @@ class LedgerFiles:
     def __init__(self, *, store: DurableState, files: RunFiles) -> None:
         self._store, self._files = store, files
         self._one_at_a_time = asyncio.Lock()
+        self._written = store.rows_written
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a file's worth of rows came since the last flush: steps may be long, and every filtered group is a row."""
+        return self._store.rows_written - self._written >= ROWS_A_FILE and not self._one_at_a_time.locked()
 
     async def flush(self) -> None:
         """Writes every row there is, then forgets it in Redis.
@@ -22,6 +28,7 @@ class LedgerFiles:
         under the same name.
         """
         async with self._one_at_a_time:
+            self._written = self._store.rows_written
             while True:
                 before, rows = await self._store.rows(ROWS_A_FILE)
                 part = f"{before:012d}"

@@ -149,6 +149,8 @@ class Lifecycle:
                     if self._evaluation_is_due(evaluated):
                         evaluated = self._progress.trained_steps
                         tasks.create_task(self._evaluate(full=False), name="evaluation")
+                    if self._ledger.is_due:
+                        tasks.create_task(self._ledger.flush(), name="ledger")
                     await self._board.changed.wait(1.0)
             finally:
                 conducting.cancel()

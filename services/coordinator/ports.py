@@ -72,6 +72,8 @@ class Forgot(Unavailable):
 class DurableState(Protocol):
     """What survives the coordinator (store.py): transitions, records of batches and commits, rows, meta."""
 
+    rows_written: int
+
     async def admit(self, group_id: str, *, info: Mapping[str, Any], cursor: str, admissions: int) -> None: ...
     async def accept(
         self, group_id: str, *, info: Mapping[str, Any], payload: bytes, tokens: int, lost: int

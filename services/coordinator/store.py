@@ -91,6 +91,8 @@ class Store:
         self._forgot = asyncio.Event()
         self.recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT_ROWS)
         """Rows of the groups that ended last, without their lists, oldest first, since this process started."""
+        self.rows_written = 0
+        """By this process, those that are in files by now included."""
 
     async def open(self, *, most_queued_bytes: int = 0) -> None:
         """Checks the server and takes over the run. Raises LaunchError or ConfigError with the fix.
@@ -166,7 +168,7 @@ class Store:
         """
         ended = bool(await self._run("end", group_id, was, term, json.dumps(row), tokens, lost))
         if ended:
-            self.recent.append(_plain(row))
+            self._remember(row)
         return ended
 
     async def assign(
@@ -181,8 +183,13 @@ class Store:
         """assigned -> trained for the batch of `step`; returns what is recorded, the older record when there is one."""
         pairs = [part for group_id, row in rows.items() for part in (group_id, json.dumps(row))]
         recorded = json.loads(await self._run("commit", step, json.dumps(record), tokens, *pairs))
-        self.recent.extend(_plain(row) for row in rows.values())
+        for row in rows.values():
+            self._remember(row)
         return recorded
+
+    def _remember(self, row: Mapping[str, Any]) -> None:
+        self.recent.append(_plain(row))
+        self.rows_written += 1
 
     async def payload(self, group_id: str) -> bytes | None:
         """The payload of a queued group, None when it is not queued."""

@@ -14,6 +14,7 @@ from blake3 import blake3
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from services.coordinator import ledger_files
 from sluice.config.load import parse_config
 from sluice.launch.embedded_redis import EmbeddedRedis
 from sluice.report.batch_file import batch_path
@@ -232,7 +233,7 @@ async def test_a_stopped_run_goes_on_when_it_is_opened_again_and_a_finished_one_
 
 
 async def test_a_batch_that_was_not_trained_when_the_run_was_stopped_is_trained_after_it_is_opened_again(
-    serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.coordinator.lifecycle.STOP_GRACE_S", 0.1)
     async with serve() as run:
@@ -398,6 +399,19 @@ async def test_a_run_without_signal_is_warned_of_and_ends_as_starved_unless_it_i
                 break
         assert "all_wrong 8 (acceptance 0.00)" in event.message
         assert "the run stops at 4" in event.message
+
+
+async def test_rows_leave_redis_by_the_file_however_long_a_step_takes(
+    serve: Serve, cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_files, "ROWS_A_FILE", 8)
+    cast.reward.wrong = lambda _: True
+    async with serve() as run:
+        await cast.register(run)
+        status = await run.until(lambda status: status.ledger.filtered_all_wrong >= 40)
+        files = sorted((tmp_path / "run" / "ledger").glob("*.parquet"))
+        assert len(files) >= 3
+        assert status.ledger.trained == 0
 
 
 async def test_a_starving_run_may_train_what_it_has(serve: Serve, cast: Cast) -> None:
