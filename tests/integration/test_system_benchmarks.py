@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import coordinator_relay, overlap
+from benchmarks import coordinator_relay, overlap, recovery
 from benchmarks.simulated.engine import Lengths, TimedEngine
 
 pytestmark = pytest.mark.integration
@@ -36,3 +36,18 @@ def test_lengths_have_a_long_tail_that_is_cut() -> None:
     assert 90 < drawn[1000] < 110
     assert drawn[-1] == 400
     assert 0.03 < drawn.count(400) / len(drawn) < 0.12
+
+
+def test_recovery_is_a_median_by_victims_and_only_a_kill_has_a_target() -> None:
+    strikes = [{"victims": ["reward killed"], "back_s": seconds} for seconds in (1.0, 30.0, 40.0)]
+    strikes += [{"victims": [f"rollout frozen for {seconds} s"], "back_s": seconds} for seconds in (2.0, 4.0)]
+    strikes += [
+        {"victims": ["redis frozen for good", "grader killed"], "back_s": 50.0},
+        {"victims": ["grader killed"], "back_s": None},
+    ]
+    rows = recovery.recovery_rows(strikes, start_s=5.0)
+    assert [(row.what.partition(":")[0], row.value, row.target, row.met) for row in rows] == [
+        ("reward killed (3)", 30.0, "< 10 s + 5.0 s", False),
+        ("rollout frozen (2)", 3.0, "", True),
+        ("grader killed and redis frozen for good (1)", 50.0, "", True),
+    ]
