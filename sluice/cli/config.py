@@ -59,8 +59,8 @@ def print_derived(config: Any) -> None:
     widths = [max(len(row[column]) for row in table) for column in (0, 1)]
     for name, value, how in table:
         print(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {how}")
-    if not config.exact_dapo:
-        print("not exact DAPO: see algorithm.filter_groups and algorithm.loss_agg_mode")
+    if config.departures:
+        print(f"not exact DAPO: {', '.join(config.departures)}")
 
 
 def _from_verl(args: argparse.Namespace) -> int:

@@ -178,7 +178,7 @@ def _report(config: Any, run_dir: Path, status: Any, wall_s: float) -> None:
 
     console = Console()
     draw_curves(run_dir)
-    summary = build_summary(status=status, run_dir=run_dir, wall_s=wall_s, exact_dapo=config.exact_dapo)
+    summary = build_summary(status=status, run_dir=run_dir, wall_s=wall_s, departures=config.departures)
     write_summary(summary, run_dir=run_dir)
     print_samples(console, read_samples(run_dir), groups_shown=2, samples_shown=3)
     print_summary(console, status=status, summary=summary, run_dir=run_dir)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from sluice.config.exact_dapo import departures
 from sluice.rpc.limits import MAX_MESSAGE_BYTES
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -411,19 +412,14 @@ class Config(Section):
         return self.data.train_batch_size * self.largest_group_bytes
 
     @property
+    def departures(self) -> list[str]:
+        """The settings that depart from the paper's algorithm, `algorithm.loss_mode: gspo` each."""
+        return departures(self)
+
+    @property
     def exact_dapo(self) -> bool:
-        """Whether nothing departs from the paper's algorithm."""
-        filters = self.algorithm.filter_groups
-        return (
-            filters.enable
-            and filters.metric == "acc"
-            and filters.on_starvation != "train_partial"
-            and self.algorithm.loss_mode == "vanilla"
-            and self.algorithm.rollout_correction.rollout_is == "none"
-            and self.algorithm.rollout_correction.rollout_rs == "none"
-            and self.algorithm.loss_agg_mode == "token-mean"
-            and self.algorithm.norm_adv_by_std_in_grpo
-        )
+        """Whether none does."""
+        return not self.departures
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "Config":

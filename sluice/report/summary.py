@@ -7,6 +7,7 @@ trained) is null there and '–' in the table, never zero.
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,16 @@ _NOT_IN_GROUPS = frozenset({"generated_tokens", "trained_tokens", "lost_tokens",
 """Fields of the ledger that count tokens."""
 
 
-def build_summary(*, status: pb.GetStatusResponse, run_dir: Path, wall_s: float, exact_dapo: bool) -> JsonObject:
+def build_summary(
+    *, status: pb.GetStatusResponse, run_dir: Path, wall_s: float, departures: Sequence[str]
+) -> JsonObject:
     """The content of summary.json for a run that has ended; staleness comes from RUN/metrics.jsonl.
 
     `steps` counts trained steps and `versions` the weights they made (version 0 was there before). `wall_s` runs from
     the start of the run, `train_wall_s` from its first admitted group. `staleness` is in steps: the age of a trained
     group's oldest token, its largest value and its mean (every step trains as many groups). `accuracy.before` is the
-    first evaluation and `accuracy.after` the last, null unless there are two.
+    first evaluation and `accuracy.after` the last, null unless there are two. `departures` are the settings by which the
+    run is not exact DAPO (`Config.departures`).
     """
     evaluations = status.evaluations
     return {
@@ -46,7 +50,8 @@ def build_summary(*, status: pb.GetStatusResponse, run_dir: Path, wall_s: float,
         "groups": _groups(status.ledger),
         "staleness": _staleness(run_dir),
         "versions": status.version.number,
-        "exact_dapo": exact_dapo,
+        "exact_dapo": not departures,
+        "departures": list(departures),
     }
 
 
@@ -92,9 +97,13 @@ def _lines(summary: JsonObject) -> list[tuple[str, Text]]:
         ("steps", Text(f"{summary['steps']} in {train_wall} ({wall} with start and evaluation)")),
         ("tokens", Text(_tokens_line(tokens))),
         ("age", Text(f"{number(_float(staleness['mean']), 2)} mean, {number(_float(staleness['max']))} max, in steps")),
-        ("algorithm", Text("exact DAPO" if summary["exact_dapo"] else "not exact DAPO")),
+        ("algorithm", Text(_algorithm(summary["departures"]))),
         ("groups", _ledger_line(groups)),
     ]
+
+
+def _algorithm(departures: Sequence[str]) -> str:
+    return f"not exact DAPO: {', '.join(departures)}" if departures else "exact DAPO"
 
 
 def _tokens_line(tokens: JsonObject) -> str:

@@ -36,6 +36,35 @@ def test_check_prints_the_derived_numbers(recipe: Path, capsys: pytest.CaptureFi
     assert "not exact DAPO" in out
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["algorithm.filter_groups.enable=false"], "algorithm.filter_groups.enable: false"),
+        (["algorithm.filter_groups.metric=seq_reward"], "algorithm.filter_groups.metric: seq_reward"),
+        (["algorithm.loss_mode=gspo"], "algorithm.loss_mode: gspo"),
+        (["algorithm.loss_agg_mode=seq-mean-token-mean"], "algorithm.loss_agg_mode: seq-mean-token-mean"),
+        (["algorithm.norm_adv_by_std_in_grpo=false"], "algorithm.norm_adv_by_std_in_grpo: false"),
+        (["algorithm.rollout_correction.rollout_rs=token"], "algorithm.rollout_correction.rollout_rs: token"),
+        (
+            ["algorithm.rollout_correction.rollout_is=token", "algorithm.proximal=recompute"],
+            "algorithm.rollout_correction.rollout_is: token",
+        ),
+    ],
+)
+def test_check_names_every_setting_that_departs_from_exact_dapo(
+    recipe: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], said: str
+) -> None:
+    assert not load_config(recipe, overrides=overrides).exact_dapo
+    assert main(["config", "check", "-c", str(recipe), *(f"--set={override}" for override in overrides)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"not exact DAPO: {said}"
+
+
+def test_what_is_in_the_paper_is_exact_dapo(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--set=algorithm.overlong_filtering=true", "--set=algorithm.clip_ratio_high=0.3"]
+    assert main(["config", "check", "-c", str(recipe), *flags]) == 0
+    assert "not exact DAPO" not in capsys.readouterr().out
+
+
 def test_check_prints_all_problems_and_exits_with_2(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "check", "-c", str(recipe), "--set", "learner.lr=-1", "--set", "rollout.m=1"]) == 2
     captured = capsys.readouterr()

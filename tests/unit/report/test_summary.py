@@ -47,8 +47,8 @@ def write_ages(run_dir):
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def summarise(run_dir, status=None):
-    return build_summary(status=status or finished_run(), run_dir=run_dir, wall_s=95.25, exact_dapo=True)
+def summarise(run_dir, status=None, departures=()):
+    return build_summary(status=status or finished_run(), run_dir=run_dir, wall_s=95.25, departures=departures)
 
 
 def test_the_summary_has_exactly_the_keys_of_the_contract(tmp_path):
@@ -89,6 +89,7 @@ def test_the_summary_has_exactly_the_keys_of_the_contract(tmp_path):
         "staleness": {"max": 1.0, "mean": 0.5},
         "versions": 100,
         "exact_dapo": True,
+        "departures": [],
     }
 
 
@@ -121,9 +122,9 @@ def test_a_summary_that_is_not_json_leaves_the_older_one_standing(tmp_path):
     assert (tmp_path / "summary.json").read_text() == "{}"
 
 
-def closing_table(run_dir, status):
+def closing_table(run_dir, status, departures=()):
     console = Console(width=140, file=io.StringIO(), record=True)
-    print_summary(console, status=status, summary=summarise(run_dir, status), run_dir=run_dir)
+    print_summary(console, status=status, summary=summarise(run_dir, status, departures), run_dir=run_dir)
     return console.export_text()
 
 
@@ -144,6 +145,12 @@ def test_the_closing_table_says_what_came_of_the_run(tmp_path):
         tmp_path.name,
     ):
         assert part in text, part
+
+
+def test_a_run_that_is_not_exact_dapo_says_by_which_settings(tmp_path):
+    departures = ["algorithm.loss_mode: gspo", "algorithm.filter_groups.enable: false"]
+    assert summarise(tmp_path, departures=departures)["exact_dapo"] is False
+    assert f"not exact DAPO: {', '.join(departures)}" in closing_table(tmp_path, finished_run(), departures)
 
 
 def test_an_open_ledger_and_a_failure_are_not_hidden(tmp_path):
