@@ -89,11 +89,13 @@ def sample_from(message: pb.Sample) -> Sample:
 
 
 def reward_from(message: pb.SampleReward) -> Reward:
-    """Wire -> core; a score that is not a finite number is a sample that could not be graded."""
-    scores = (message.raw_score, message.acc, message.shaped_reward, message.overlong_penalty)
-    finite = all(map(math.isfinite, scores))
+    """Wire -> core; a grade with a score that is not a finite number is a sample that could not be graded."""
+    status = _STATUS.get(message.status, "error")
+    scores = (message.raw_score, message.acc, message.shaped_reward, message.overlong_penalty, *message.parts.values())
+    # The scores of a sample that was not graded are NaN as they should be: its own status and reason stand.
+    broken = status in ("ok", "unparsed") and not all(map(math.isfinite, scores))
     return Reward(
-        status=_STATUS.get(message.status, "error") if finite else "error",
+        status="error" if broken else status,
         raw_score=message.raw_score,
         acc=message.acc,
         extracted=message.extracted,
@@ -101,7 +103,7 @@ def reward_from(message: pb.SampleReward) -> Reward:
         overlong_penalty=message.overlong_penalty,
         grader=message.grader,
         grader_version=message.grader_version,
-        detail=message.detail if finite else f"the grader returned {scores}; scores must be finite",
+        detail=f"the grader returned {scores}; scores must be finite" if broken else message.detail,
         parts=dict(message.parts),
     )
 

@@ -1,5 +1,7 @@
 """The check before training: what it asks, what it refuses, what it tells."""
 
+import math
+
 import pytest
 
 from services.coordinator.model import Group, Reward
@@ -65,6 +67,19 @@ def test_parts_of_a_score_go_over_the_wire_and_back():
     group = Group(group_id="g", admission=0, prompt=prompts("1")[0], cursor="")
     group.samples, group.rewards = {0: make_sample(0)}, [reward_from(message)]
     assert group_from(group_to(group)).rewards[0].parts == {"math": 1.0, "form": 0.5}
+
+
+def test_a_part_that_is_no_finite_number_leaves_the_sample_ungraded():
+    read = reward_from(common_pb2.SampleReward(status=common_pb2.REWARD_STATUS_OK, parts={"math": math.nan}))
+    assert (read.status, read.graded) == ("error", False)
+    assert "scores must be finite" in read.detail
+
+
+def test_a_timeout_stays_a_timeout_though_its_scores_are_none():
+    late = common_pb2.SampleReward(
+        status=common_pb2.REWARD_STATUS_TIMEOUT, raw_score=math.nan, acc=math.nan, detail="not graded within 10 s"
+    )
+    assert (reward_from(late).status, reward_from(late).detail) == ("timeout", "not graded within 10 s")
 
 
 def test_parts_are_averaged_into_metrics_under_names_that_prometheus_takes():
