@@ -1,5 +1,6 @@
 """The flat records of a group: what Redis keeps of a live one, and its row in the ledger files (columns: docs/delivery.md)."""
 
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,9 @@ from services.coordinator.model import Admission, Attempt, Group, PromptLike, Qu
 
 EXTRACTED_CHARACTERS = 200
 """As much of an extracted answer as a row keeps; an answer is short, a ramble is not worth the bytes."""
+
+PARTS = 32
+"""As many named components of a score as a row keeps, the first by name; a user's function may return any number."""
 
 
 def open_info(group: Group) -> dict[str, Any]:
@@ -127,4 +131,11 @@ def _completion(sample: Sample, reward: Reward | None) -> dict[str, Any]:
         "shaped_reward": grade.shaped_reward if grade else None,
         "grader": f"{reward.grader} {reward.grader_version}".strip() if reward else "",
         "detail": reward.detail if reward else "",
+        "parts": _parts(grade) if grade else None,
     }
+
+
+def _parts(grade: Reward) -> str | None:
+    """The components as one JSON object, so that the columns are the same whatever graders call theirs."""
+    kept = dict(sorted(grade.parts.items())[:PARTS])
+    return json.dumps(kept, ensure_ascii=False) if kept else None

@@ -4,6 +4,7 @@ Made of its ledger row alone (columns: docs/delivery.md), live or from the files
 from outside is shown as it is, control characters visible.
 """
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ def group_page(row: Mapping[str, Any], *, config: Config, texts: Texts | str | N
         [f"  {_prompt_line(row)}", f"  {_admission_line(row)}"],
         _attempts(row),
         _samples(row, config),
+        _parts(row),
         [f"verdict: {_verdict(row, config)}", *_training(row, config)],
         [] if texts is None else _texts(texts),
     ]
@@ -101,6 +103,21 @@ def _samples(row: Mapping[str, Any], config: Config) -> list[str]:
             )
         )
     return [title, *(f"  {line}" for line in aligned(lines, right=range(8)))]
+
+
+def _parts(row: Mapping[str, Any]) -> list[str]:
+    """A column for each named component of the scores, where there are any; rows of older runs have none."""
+    completions = row.get("completions") or ()
+    parts = {completion["sample"]: json.loads(completion.get("parts") or "{}") for completion in completions}
+    names = sorted({name for named in parts.values() for name in named})
+    if not names:
+        return []
+    lines = [("#", *names)]
+    lines += [(str(sample), *(_score(named.get(name)) for name in names)) for sample, named in parts.items()]
+    return [
+        "parts of the raw scores, unweighted",
+        *(f"  {line}" for line in aligned(lines, right=range(len(names) + 1))),
+    ]
 
 
 def _answer(completion: Mapping[str, Any]) -> str:

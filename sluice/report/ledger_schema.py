@@ -31,6 +31,7 @@ _COMPLETION = pa.struct(
         ("shaped_reward", pa.float64()),
         ("grader", pa.string()),
         ("detail", pa.string()),
+        ("parts", pa.string()),
     ]
 )
 LEDGER_SCHEMA = pa.schema(

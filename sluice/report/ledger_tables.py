@@ -70,7 +70,7 @@ def open_tables(run_dir: Path, *, lists: bool = False) -> sqlite3.Connection:
         _create(tables, name, fields)
         for path in files:
             if column in names[path]:
-                _insert(tables, name, [field.name for field in fields], _entries(path, column))
+                _insert(tables, name, [field.name for field in fields], _entries(path, column, fields[1:]))
     tables.commit()
     tables.execute("PRAGMA query_only = ON")
     return tables
@@ -112,7 +112,8 @@ def _rows(path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
             yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
 
 
-def _entries(path: Path, column: str) -> Iterator[tuple[Any, ...]]:
+def _entries(path: Path, column: str, fields: list[pa.Field]) -> Iterator[tuple[Any, ...]]:
+    """The group's id and the fields; those that the file's writer did not know yet are None."""
     for group_id, entries in _rows(path, ["group_id", column]):
         for entry in entries or ():
-            yield (group_id, *entry.values())
+            yield (group_id, *(entry.get(field.name) for field in fields))

@@ -59,6 +59,7 @@ def two_attempts(group: Group) -> Group:
         overlong_penalty=-0.25,
         grader="fake",
         grader_version="1",
+        parts={"brevity": 0.25, "right": 1.0},
     )
     return group
 

@@ -2,13 +2,16 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from services.coordinator.model import QueuedGroup
-from services.coordinator.rows import ledger_row, open_info, queued_row, reopened
+from services.coordinator.rows import PARTS, ledger_row, open_info, queued_row, reopened
+from services.coordinator.run_files import RunFiles
 from sluice.cli.main import main
 from sluice.report.batch_file import frames, payload_at, payloads_of
 from sluice.report.group_page import group_page
@@ -73,14 +76,41 @@ def test_a_file_with_fewer_columns_is_read_with_the_rest_absent(run_dir, tmp_pat
     assert select(tmp_path, "SELECT fault, lost_tokens FROM groups LIMIT 1")[1] == [(None, None)]
 
 
+def without_parts(run_dir: Path, folder: Path) -> Path:
+    """The ledger as it was written before samples had `parts`."""
+    (folder / "ledger").mkdir()
+    place = LEDGER_SCHEMA.get_field_index("completions")
+    fields = [field for field in LEDGER_SCHEMA.field(place).type.value_type if field.name != "parts"]
+    older = LEDGER_SCHEMA.set(place, pa.field("completions", pa.list_(pa.struct(fields))))
+    for part in (run_dir / "ledger").iterdir():
+        rows = pq.read_table(part).to_pylist()
+        pq.write_table(pa.Table.from_pylist(rows, schema=older), folder / "ledger" / part.name)
+    (folder / "config.yaml").write_bytes((run_dir / "config.yaml").read_bytes())
+    return folder
+
+
+def test_a_file_of_before_the_parts_is_read_as_it_is(run_dir, tmp_path, capsys) -> None:
+    older = without_parts(run_dir, tmp_path)
+    assert account_of_files(older).closed
+    asked = "SELECT extracted, grader, detail, parts FROM samples WHERE group_id = 'run-0000000' ORDER BY sample"
+    assert select(older, asked)[1] == [("42", "fake 1", "", None), ("", "fake 1", "", None)]
+    assert "parts of" not in explained(older, capsys, "0")
+
+
+async def test_an_older_file_keeps_its_columns_through_a_rollback(run_dir, tmp_path) -> None:
+    older = without_parts(run_dir, tmp_path)
+    await RunFiles(older).mark_rolled_back(since=3, fault="rolled back")
+    assert select(older, "SELECT term FROM groups WHERE admission = 0")[1] == [("rollback",)]
+
+
 @pytest.mark.parametrize("sql", blocks(ROOT / "docs" / "delivery.md", "sql"))
 def test_the_queries_in_the_documentation_find_something(run_dir, capsys, sql: str) -> None:
     assert main(["ledger", "--run-dir", str(run_dir), "--sql", sql]) == 0
     assert len(capsys.readouterr().out.splitlines()) > 1
 
 
-def test_there_are_three_queries_in_the_documentation() -> None:
-    assert len(blocks(ROOT / "docs" / "delivery.md", "sql")) == 3
+def test_there_are_four_queries_in_the_documentation() -> None:
+    assert len(blocks(ROOT / "docs" / "delivery.md", "sql")) == 4
 
 
 def test_every_column_is_in_the_documentation() -> None:
@@ -136,6 +166,20 @@ def test_the_life_of_a_trained_group_is_told_from_its_prompt_to_its_step(run_dir
     assert samples[0] == ["0", "4", "stop", "1", "1", "-0.25", "0.75", "+0.707", "a2:1-4", "42"]
     assert samples[1][:8] == ["1", "4", "length", "0", "0", "0", "0", "-0.707"]
     assert "completion of sample" not in page
+
+
+def test_the_named_components_of_a_score_are_shown_sample_by_sample(run_dir, capsys) -> None:
+    lines = [line.split() for line in explained(run_dir, capsys, "0").splitlines()]
+    title = lines.index(["parts", "of", "the", "raw", "scores,", "unweighted"])
+    assert lines[title + 1 : title + 4] == [["#", "brevity", "right"], ["0", "0.25", "1"], ["1", "–", "–"]]
+    assert "parts of" not in explained(run_dir, capsys, "1")
+
+
+def test_a_row_keeps_a_bounded_number_of_components(capsys) -> None:
+    group = make_group(0, 1.0)
+    group.rewards = [replace(group.rewards[0], parts={f"p{number:04}": float(number) for number in range(1000)})]
+    kept = json.loads(ledger_row(group, term="queued")["completions"][0]["parts"])
+    assert kept == {f"p{number:04}": float(number) for number in range(PARTS)}
 
 
 def test_texts_are_shown_when_asked_for_and_while_the_batch_is_kept(run_dir, capsys) -> None:
