@@ -3,8 +3,8 @@
 Real runs of `sluice up` (tests/chaos: two learner ranks, a rollout, a reward with one grader process, embedded Redis, a tiny
 model) under SIGKILL and SIGSTOP at moments drawn from seeds. A row is the median over the strikes of one victim alone, or of
 several at once. The target is ten seconds beside what nobody can save: the start of the processes themselves, two learner
-ranks importing what they need, measured before the runs. Who is frozen for good is first noticed by a deadline, which is part of
-the time and has no target. About ten minutes on 2 idle cores.
+ranks importing what they need, measured before the runs. Who is frozen for good is first noticed by a deadline, which is part
+of the time and has no target. About ten minutes on 2 idle cores.
 """
 
 import json
