@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -23,16 +23,19 @@ class ControlThread:
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Blocks until it is done; every coroutine given here has its own deadline. Raises what it raises.
 
-        Raises what a background task has ended with, first.
+        It is broken off, and what a background task has ended with is raised, as soon as one has ended: a learner that the
+        coordinator will not have any more need not wait for the answer to its call.
         """
+        calling = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        wait([calling, *self._background], return_when=FIRST_COMPLETED)
         for task in self._background:
             if task.done():
-                coroutine.close()
+                calling.cancel()
                 task.result()
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        return calling.result()
 
     def keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Starts a task that should outlive all calls; its failure is raised by the next call."""
+        """Starts a task that should outlive all calls; its failure is raised by the call under way, or by the next."""
         self._background.append(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
 
     def soon(self, action: Callable[[], None]) -> None:
