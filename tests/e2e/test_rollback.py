@@ -21,7 +21,8 @@ TINY = ("eval.prompts=16", "eval.n=2", "eval.every_steps=0", *OFTEN_SAVED, *SMAL
 
 def lines(run: Run, name: str) -> list[dict]:
     path = run.run_dir / name
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""  # the last line may be in the making
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def steps_since_rollback(run: Run) -> int:
