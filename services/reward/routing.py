@@ -9,20 +9,14 @@ import importlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from sluice.config.graders import BUILT_IN_GRADERS, grader_problem
 from sluice.config.schema import GraderConfig
 from sluice.errors import ConfigError, InvalidRequest
 
-BUILT_IN: Mapping[str, str] = {
-    name: f"services.reward.verifiers.{name}"
-    for name in (
-        *("mixadd3", "math_dapo", "math_verify", "gsm8k", "exact", "numeric", "multiple_choice", "format", "code"),
-        *("judge", "reasoning_gym"),
-    )
-}
+BUILT_IN: Mapping[str, str] = {name: f"services.reward.verifiers.{name}" for name in BUILT_IN_GRADERS}
 """Module of every built-in verifier by name."""
 
 ROUTES: Mapping[str, str] = {
@@ -115,28 +109,14 @@ def _part(spec: GraderConfig, *, where: str) -> Part:
     settings = spec.settings
     if spec.grader in BUILT_IN:
         settings = _checked(spec, where=where)
-    else:
-        _check_own(spec.grader, where=where)
+    elif problem := grader_problem(spec.grader):
+        raise ConfigError(f"{where}: {problem}")
     return Part(
         name=spec.name or spec.grader,
         verifier=BUILT_IN.get(spec.grader, spec.grader),
         weight=spec.weight,
         settings=settings,
     )
-
-
-def _check_own(grader: str, *, where: str) -> None:
-    """One's own grader is imported where it runs; here it only has to look like one."""
-    place, colon, function = grader.rpartition(":")
-    if colon and place.endswith(".py") and not Path(place).is_file():
-        raise ConfigError(f"{where}: {place} is not a file (looked for {Path(place).absolute()})")
-    if (colon and not (place and function.isidentifier())) or (not colon and "." not in grader):
-        raise ConfigError(
-            f"{where}: must be one of {', '.join(BUILT_IN)}, a dotted module name, `file.py:function` or "
-            f"`module:function`, got {grader!r}"
-        )
-    if not colon and grader.endswith(".py"):
-        raise ConfigError(f"{where}: {grader} needs a function: `{grader}:compute_score`")
 
 
 def _checked(spec: GraderConfig, *, where: str) -> dict[str, object]:

@@ -45,10 +45,23 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    config = load_runnable(args.config, overrides=args.overrides)
+    print_derived(config)
+    return 0
+
+
+def load_runnable(path: Path | None, *, overrides: Sequence[str]) -> Any:
+    """The recipe with the environment and the overrides, of which all is there that this machine has to bring.
+
+    Raises ConfigError: what it names, as far as that can be seen without running it, is looked for before anything starts.
+    """
+    from sluice.config.graders import check_graders
     from sluice.config.load import load_config
 
-    print_derived(load_config(args.config, overrides=args.overrides, environ=os.environ))
-    return 0
+    config = load_config(path, overrides=overrides, environ=os.environ)
+    if config.launch.reward_replicas:  # a reward service that is started elsewhere has files of its own
+        check_graders(config)
+    return config
 
 
 def print_derived(config: Any) -> None:

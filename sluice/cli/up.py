@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sluice.cli.config import load_runnable, print_derived
 from sluice.errors import ConfigError, LaunchError
 
 DEMO_RECIPE = "cpu-demo.yaml"
@@ -54,10 +55,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_up(args: argparse.Namespace) -> int:
     """Runs a recipe, or only checks it."""
-    from sluice.config.load import load_config
-
-    overrides = [*args.overrides, *_replica_overrides(args)]
-    config = load_config(args.config, overrides=overrides, environ=os.environ)
+    config = load_runnable(args.config, overrides=[*args.overrides, *_replica_overrides(args)])
     if args.dry_run:
         return _dry_run(config)
     return _run(config, args)
@@ -65,15 +63,11 @@ def run_up(args: argparse.Namespace) -> int:
 
 def run_check_reward(args: argparse.Namespace) -> int:
     """Has data, tokenizer and reward checked by the real services."""
-    from sluice.config.load import load_config
-
-    return _check(load_config(args.config, overrides=args.overrides, environ=os.environ))
+    return _check(load_runnable(args.config, overrides=args.overrides))
 
 
 def _dry_run(config: Any) -> int:
     """Prints what follows from the recipe, then has it checked."""
-    from sluice.cli.config import print_derived
-
     print_derived(config)
     return _check(config)
 
@@ -99,8 +93,6 @@ def _check(config: Any) -> int:
 
 def run_demo(args: argparse.Namespace) -> int:
     """Builds the base model when it is not cached, then runs the demo recipe."""
-    from sluice.config.load import load_config
-
     recipe = find_recipe(DEMO_RECIPE)
     base = demo_base_dir()
     overrides = [f"model.path={base}", f"run.seed={args.seed}", *args.overrides, *_replica_overrides(args)]
@@ -109,7 +101,7 @@ def run_demo(args: argparse.Namespace) -> int:
         overrides.append("rollout.engine=transformers")
     if args.steps is not None:
         overrides.append(f"run.total_steps={args.steps}")
-    config = load_config(recipe, overrides=overrides, environ=os.environ)
+    config = load_runnable(recipe, overrides=overrides)
     warm_up = [sys.executable, "-m", "services.learner.warmup", "--out", str(base)]
     try:
         subprocess.run(warm_up, check=True)

@@ -4,6 +4,8 @@ import pytest
 
 from services.reward.routing import Router
 
+OF_ONES_OWN = "tests.integration.reward_nasty_verifier"
+
 
 @pytest.mark.parametrize(
     ("data_source", "name"),
@@ -29,8 +31,8 @@ def test_an_unknown_data_source_is_refused_with_the_known_ones_and_the_fix(data_
 
 
 def test_routes_of_the_recipe_go_first_and_may_name_a_module_of_ones_own():
-    router = Router({"math": "my_company.graders.strict", "gsm8k*": "math_dapo"})
-    assert [part.verifier for part in router.parts_of("math")] == ["my_company.graders.strict"]
+    router = Router({"math": OF_ONES_OWN, "gsm8k*": "math_dapo"})
+    assert [part.verifier for part in router.parts_of("math")] == [OF_ONES_OWN]
     assert [part.name for part in router.parts_of("gsm8k/main")] == ["math_dapo"]
     assert [part.name for part in router.parts_of("math_dapo")] == ["math_dapo"]
 
@@ -40,8 +42,13 @@ def test_a_route_to_no_verifier_is_refused_at_once():
         Router({"math": "maths"})
 
 
+def test_a_module_that_is_not_there_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"reward\.routes\.math: no module my_company\.strict is found"):
+        Router({"math": "my_company.strict"})
+
+
 def test_the_list_of_verifiers_has_versions_for_the_built_in_ones_alone():
-    listed = {route.name: route for route in Router({"x": "my.grader"}).routes()}
+    listed = {route.name: route for route in Router({"x": OF_ONES_OWN}).routes()}
     assert listed["mixadd3"].version == "1"
     assert listed["math_dapo"].data_sources == ("math_dapo", "math", "math_dapo_reasoning", "aime*")
-    assert listed["my.grader"].version == ""
+    assert listed[OF_ONES_OWN].version == ""
