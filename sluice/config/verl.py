@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sluice.config.schema import Config
-from sluice.config.verl_rules import Ignore, Move, Only, Rule, Unset
+from sluice.config.verl_rules import Ignore, Move, Only, Rule, Unset, reward_routes
 from sluice.config.verl_table import DEFAULTS, TABLE
 from sluice.config.yaml_text import parse_yaml
 from sluice.errors import ConfigError
@@ -42,6 +42,7 @@ def from_verl(source: Mapping[str, Any] | Sequence[str]) -> VerlTranslation:
         work.take_default(key, value)
     if work.moved.get("algorithm.rollout_correction.rollout_is", "none") != "none":
         work.fallbacks["algorithm.proximal"] = "recompute"
+    work.place_function()
     if work.refusals:
         raise ConfigError("\n".join(work.refusals))
     return VerlTranslation(config_tree=_tree({**work.fallbacks, **work.moved}), notes=work.notes())
@@ -63,6 +64,10 @@ class _Translator:
     _ignored: dict[str, list[str]] = field(default_factory=dict)
     _remarks: list[str] = field(default_factory=list)
     _origin: dict[str, str] = field(default_factory=dict)
+    _function: dict[str, Any] = field(default_factory=dict)
+    """Path and name of the source's own reward function."""
+    _function_settings: dict[str, Any] = field(default_factory=dict)
+    """Its further keyword arguments."""
 
     def take(self, key: str, raw: Any) -> None:
         """Applies the rule of one setting."""
@@ -81,8 +86,14 @@ class _Translator:
         if isinstance(rule, Only):
             if value not in rule.values:
                 self.refusals.append(f"{key}: cannot be honoured, got {value!r}: {rule.why}")
-        elif value is not None and value != _MANDATORY:
+        elif value is None or value == _MANDATORY:
+            return
+        elif isinstance(rule, Move):
             self._move(key, rule, value)
+        elif rule.part == "setting":
+            self._put(self._function_settings, key.removeprefix(entry.removesuffix("*")), value, key=key)
+        else:
+            self._put(self._function, rule.part, value, key=key)
 
     def take_default(self, key: str, value: Any) -> None:
         """Fills in what verl would use, unless the source says it by this or another key."""
@@ -92,6 +103,23 @@ class _Translator:
             if target not in self.moved and target not in self.fallbacks:
                 self.fallbacks[target] = value
                 self._remarks.append(f"{target}: {value} is verl's default for {key}, which the source does not set")
+
+    def place_function(self) -> None:
+        """Routes every data source to the reward function that the settings name together, if they do."""
+        path, name = self._function.get("path"), self._function.get("name", "compute_score")
+        if path is None:
+            if named := [self._origin[part] for part in (*self._function, *self._function_settings)]:
+                self._ignore(", ".join(named), "only used with custom_reward_function.path")
+            return
+        key = self._origin["path"]
+        try:
+            self.moved["reward.routes"] = reward_routes(path, name, _nested(self._function_settings))
+        except ValueError as error:
+            self.refusals.append(f"{key}: cannot be honoured, got {path!r}: {error}")
+        self._remarks.append(
+            f"{key}: {name} grades every data source, called by keyword as verl does, from where the run is started; where "
+            "its result has no `acc`, its score cut to [0, 1] is the accuracy that filter_groups looks at"
+        )
 
     def notes(self) -> list[str]:
         """Remarks, then the ignored keys by reason."""
@@ -120,14 +148,18 @@ class _Translator:
             return
         into = self.fallbacks if rule.fallback else self.moved
         for target in rule.to:
-            if target in into and into[target] != converted:
-                self.refusals.append(
-                    f"{key}: contradicts {self._origin[target]}, got {value!r} and {into[target]!r}; give one of them"
-                )
-            into[target] = converted
-            self._origin[target] = key
+            self._put(into, target, converted, key=key)
         if rule.note:
             self._remarks.append(f"{key}: {rule.note}")
+
+    def _put(self, into: dict[str, Any], target: str, value: Any, *, key: str) -> None:
+        """Two settings may say one thing, if they say the same."""
+        if target in into and into[target] != value:
+            self.refusals.append(
+                f"{key}: contradicts {self._origin[target]}, got {value!r} and {into[target]!r}; give one of them"
+            )
+        into[target] = value
+        self._origin[target] = key
 
     def _resolve(self, value: Any) -> Any:
         """Follows `${other.key}` and `${oc.select:other.key,default}`. Raises LookupError where it leads nowhere."""
@@ -179,11 +211,16 @@ def _from_list(assignments: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Sections in the order of the schema, so that the recipe reads like any other."""
-    tree: dict[str, Any] = {name: {} for name in Config.model_fields}
+    tree = _nested(flat)
+    return {name: tree[name] for name in Config.model_fields if name in tree}
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
     for key, value in flat.items():
         *sections, leaf = key.split(".")
         place = tree
         for section in sections:
             place = place.setdefault(section, {})
         place[leaf] = value
-    return {name: section for name, section in tree.items() if section}
+    return tree

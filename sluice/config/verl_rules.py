@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 class Unset(ValueError):
@@ -36,7 +36,14 @@ class Only:
     why: str
 
 
-Rule = Move | Ignore | Only
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Function:
+    """One of the settings that together name the function that grades everything; `reward_routes` puts them together."""
+
+    part: Literal["path", "name", "setting"]
+
+
+Rule = Move | Ignore | Only | Function
 
 
 def move(to: str, convert: Callable[[Any], Any] = lambda value: value, *, note: str = "") -> Move:
@@ -49,6 +56,15 @@ def under(prefix: str, rules: Mapping[str, Rule]) -> dict[str, Rule]:
 
 def files(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
+
+
+def reward_routes(path: str, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The routes for `custom_reward_function`: it grades every data source. Raises ValueError for a path that is none."""
+    module = path.removeprefix("pkg://").replace("/", ".").removesuffix(".py") if path.startswith("pkg://") else None
+    place = module or path.removeprefix("file://")
+    if module is None and not place.endswith(".py"):
+        raise ValueError("must be a Python file, FILE.py, or a module, pkg://MODULE")
+    return {"*": {"grader": f"{place}:{name}", **({"settings": dict(settings)} if settings else {})}}
 
 
 def engine(value: Any) -> str:

@@ -7,6 +7,7 @@ stands for all below it that are not named themselves.
 from typing import Any
 
 from sluice.config.verl_rules import (
+    Function,
     Ignore,
     Move,
     Only,
@@ -44,6 +45,12 @@ _EVAL_SAMPLING = "evaluation draws from the whole distribution; expect other num
 _NEUTRAL = "behaviour log-probabilities must be those of the whole distribution; set top_p to 1 and top_k to -1"
 _ONE_LOSS = "Sluice has no such reweighting; set it to false"
 _PLAIN_MODEL = "a model is one ordinary Hugging Face folder; put what it needs into the folder and leave this unset"
+_MANAGER = Only(
+    values=("naive", "dapo", "prime", "batch"),
+    why="managers of verl's own all call the reward function, which is what is translated; write what yours does as a "
+    "function for reward.routes and set it to dapo",
+)
+_MANAGED = "grading is by data_source, overlong shaping by reward.overlong_buffer"
 _GRADERS = "grading is by data_source; write a verifier module and name it in reward.routes"
 _CORRECTION = (
     "off-policy treatment is rollout_correction.rollout_is and .rollout_rs with a threshold each; leave this unset"
@@ -296,6 +303,13 @@ _OVERLONG: dict[str, Rule] = {
     "log": Ignore(why=_OBSERVE),
 }
 
+_FUNCTION: dict[str, Rule] = {
+    "path": Function(part="path"),
+    "name": Function(part="name"),
+    "reward_kwargs": Only(values=({}, None), why="must be a mapping of keyword arguments"),
+    "reward_kwargs.*": Function(part="setting"),
+}
+
 _REWARD: dict[str, Rule] = {
     **under("reward_model.overlong_buffer", _OVERLONG),
     **under("custom_reward_function.overlong_buffer", _OVERLONG),
@@ -307,13 +321,14 @@ _REWARD: dict[str, Rule] = {
         values=(False, None), why="answers are verified, not judged by a model; set it to false"
     ),
     "reward.reward_model.enable": Only(values=(False,), why="answers are verified, not judged by a model"),
-    "custom_reward_function.path": Only(values=(None,), why=_GRADERS),
-    "reward.custom_reward_function.path": Only(values=(None,), why=_GRADERS),
+    **under("custom_reward_function", _FUNCTION),
+    **under("reward.custom_reward_function", _FUNCTION),
     "reward.reward_manager.module.path": Only(values=(None,), why=_GRADERS),
     "sandbox_fusion.url": Only(values=(None,), why=_GRADERS),
     "reward.sandbox_fusion.url": Only(values=(None,), why=_GRADERS),
-    "reward_model.reward_manager": Ignore(why="grading is by data_source, overlong shaping by reward.overlong_buffer"),
-    "reward.reward_manager.*": Ignore(why="grading is by data_source, overlong shaping by reward.overlong_buffer"),
+    "reward_model.reward_manager": _MANAGER,
+    "reward.reward_manager.name": _MANAGER,
+    "reward.reward_manager.*": Ignore(why=_MANAGED),
     "reward_model.launch_reward_fn_async": Ignore(why="reward services always run beside generation and training"),
     **{
         key: Ignore(why="reward services are processes: launch.reward_replicas, reward.workers")
@@ -334,8 +349,6 @@ _REWARD: dict[str, Rule] = {
             *("reward_model.reward_loop_module_path", "reward.reward_model.*"),
         )
     },
-    "custom_reward_function.name": Ignore(why=_GRADERS),
-    "reward.custom_reward_function.name": Ignore(why=_GRADERS),
 }
 
 _TRAINER: dict[str, Rule] = {

@@ -1,9 +1,14 @@
 """verl settings are translated, ignored with a reason, or refused by name."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.reward.loading import Asked
+from services.reward.ports import Completion, Question
+from services.reward.routing import Router
+from sluice.config.graders import check_graders
 from sluice.config.load import load_config
 from sluice.config.problems import schema_keys
 from sluice.config.verl import from_verl, looks_like_verl
@@ -206,7 +211,9 @@ def test_every_setting_is_translated_ignored_or_checked() -> None:
         ("actor_rollout_ref.model.lora_adapter_path=somewhere", "leave it unset"),
         ("actor_rollout_ref.model.override_config.attention_dropout=0.1", "leave this unset"),
         ("reward_model.enable=True", "verified, not judged"),
-        ("custom_reward_function.path=my.py", "reward.routes"),
+        ("custom_reward_function.path=my.txt", "must be a Python file"),
+        ("reward_model.reward_manager=mine", "set it to dapo"),
+        ("reward.reward_manager.module.path=mine.py", "reward.routes"),
         ("data.prompt_key=question", "rename yours"),
         ("algorithm.rollout_correction.rollout_is=batch", "token, sequence"),
         ("algorithm.rollout_correction.rollout_rs=token_k1", "geometric"),
@@ -312,6 +319,62 @@ def test_clip_ratio_stands_for_both_bounds_unless_they_are_given() -> None:
 def test_the_overlong_buffer_is_found_in_all_its_homes(home: str) -> None:
     tree = translated(f"{home}.enable=True", f"+{home}.len=4096", f"{home}.penalty_factor=0.5", f"{home}.log=True")
     assert tree["reward"]["overlong_buffer"] == {"enable": True, "len": 4096, "penalty_factor": 0.5}
+
+
+# As a launch script with a reward function of its own resolves to.
+FUNCTION_YAML = """\
+actor_rollout_ref: {model: {path: m}, rollout: {n: 4}, actor: {ppo_mini_batch_size: 4}}
+data: {train_files: sums.parquet, train_batch_size: 4, max_response_length: 64}
+algorithm: {adv_estimator: grpo, filter_groups: {enable: true, metric: acc}}
+reward_model: {enable: false, reward_manager: dapo}
+custom_reward_function:
+  path: PATH
+  name: score_sum
+  reward_kwargs: {bonus: 0.5, marks: {end: "#"}}
+"""
+
+FUNCTION_FILE = """\
+def score_sum(data_source, solution_str, ground_truth, extra_info=None, bonus=0.0, marks=None):
+    answer = solution_str.rpartition(marks["end"])[2]
+    right = answer == ground_truth and data_source == "sums" and extra_info == {"split": "train"}
+    return {"score": float(right) + bonus, "acc": right, "pred": answer, "bonus": bonus}
+"""
+
+
+@pytest.mark.parametrize("path", ["{folder}/mine.py", "file://{folder}/mine.py"])
+def test_a_reward_function_of_ones_own_becomes_a_route_and_grades(tmp_path: Path, path: str) -> None:
+    (tmp_path / "mine.py").write_text(FUNCTION_FILE)
+    recipe = tmp_path / "verl.yaml"
+    recipe.write_text(FUNCTION_YAML.replace("PATH", path.format(folder=tmp_path)))
+    config = load_config(recipe)
+    check_graders(config)
+    (part,) = Router(config.reward.routes).parts_of("any/source")
+    assert part.verifier == f"{tmp_path}/mine.py:score_sum"
+    question = Question(data_source="sums", prompt_text="1+1=", ground_truth="2", extra_info={"split": "train"})
+    reply = Asked(part.verifier, part.settings).about(question, Completion(text="so #2", finished=True))
+    grade = reply["grade"]
+    assert (grade["raw_score"], grade["acc"], grade["extracted"], grade["parts"]) == (1.5, 1.0, "2", {"bonus": 0.5})
+
+
+@pytest.mark.parametrize("home", ["custom_reward_function", "reward.custom_reward_function"])
+def test_a_reward_function_has_verls_default_name_and_may_be_in_a_package(home: str) -> None:
+    assert translated(f"{home}.path=my.py")["reward"] == {"routes": {"*": {"grader": "my.py:compute_score"}}}
+    package = translated(f"{home}.path=pkg://team/rewards/sums", f"{home}.name=score")["reward"]
+    assert package == {"routes": {"*": {"grader": "team.rewards.sums:score"}}}
+
+
+def test_what_a_reward_function_means_is_said_and_a_name_alone_changes_nothing() -> None:
+    (note,) = (
+        note for note in from_verl(["custom_reward_function.path=my.py"]).notes if "my.py" in note or "acc" in note
+    )
+    assert note.startswith("custom_reward_function.path: compute_score grades every data source")
+    silent = from_verl(["custom_reward_function.path=null", "custom_reward_function.name=compute_score"])
+    assert "reward" not in silent.config_tree
+    assert "ignored, only used with custom_reward_function.path: custom_reward_function.name" in silent.notes
+    old, new = "custom_reward_function.path", "reward.custom_reward_function.path"
+    assert refusals(f"{old}=a.py", f"{new}=b.py") == [
+        f"{new}: contradicts {old}, got 'b.py' and 'a.py'; give one of them"
+    ]
 
 
 def test_two_settings_for_one_thing_must_agree() -> None:
