@@ -23,7 +23,7 @@ from services.coordinator.unbroken import unbroken
 from services.coordinator.window import StepWindow
 from sluice.clock import Clock
 from sluice.config.schema import Config
-from sluice.dapo.dynamic_sampling import Verdict, group_metric, judge
+from sluice.dapo.dynamic_sampling import Verdict, judge_scores
 
 
 class Conductor:
@@ -181,16 +181,12 @@ class Conductor:
     def _judge(self, group: Group) -> Verdict:
         """Dynamic sampling (eq. 11); with the filter off every group is kept."""
         filters = self._config.algorithm.filter_groups
-        if not filters.enable:
-            return Verdict.KEPT
-        acc = np.array([reward.acc for reward in group.rewards])
-        metric = group_metric(
-            filters.metric,
+        return judge_scores(
+            filters.metric if filters.enable else None,
             raw_scores=np.array([reward.raw_score for reward in group.rewards]),
-            acc=acc,
+            acc=np.array([reward.acc for reward in group.rewards]),
             shaped_rewards=np.array([reward.shaped_reward for reward in group.rewards]),
         )
-        return judge(metric=metric, acc=acc)
 
     def _too_late(self, group: Group) -> bool:
         oldest = group.oldest_version

@@ -47,7 +47,7 @@ async def serve(options: ServiceOptions) -> None:
     try:
         if config.network.metrics:
             standing.metrics_port = exporter.serve(bind=options.bind, port=options.metrics_port)
-        async with GraderPool.open(workers=config.reward.workers, limits=_limits(config)) as pool:
+        async with GraderPool.open(workers=config.reward.workers, limits=limits_of(config)) as pool:
             standing.pool = pool
             server = await make_reward_server(config, pool, exporter)
             standing.port = await server.start(bind=options.bind, port=options.port)
@@ -69,9 +69,7 @@ async def make_reward_server(config: Config, pool: GraderPool, exporter: Exporte
         LaunchError: the self-check failed.
     """
     router = Router(config.reward.routes)
-    scorer = Scorer(
-        graders=pool, router=router, max_answer_chars=config.reward.max_answer_chars, overlong=_overlong(config)
-    )
+    scorer = make_scorer(config, pool, router)
     if problems := await gold_check(KNOWN, scorer):
         raise LaunchError("reward: the self-check failed\n" + "\n".join(problems))
     servicer = RewardServicer(scorer=scorer, router=router, exporter=exporter)
@@ -80,6 +78,22 @@ async def make_reward_server(config: Config, pool: GraderPool, exporter: Exporte
         reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, server)
 
     return make_server(register, services=[SERVICE_NAME])
+
+
+def make_scorer(config: Config, pool: GraderPool, router: Router) -> Scorer:
+    """Scores as the configuration wants it, over a running pool."""
+    return Scorer(
+        graders=pool, router=router, max_answer_chars=config.reward.max_answer_chars, overlong=_overlong(config)
+    )
+
+
+def limits_of(config: Config) -> Limits:
+    """Of every worker process."""
+    return Limits(
+        timeout_s=config.reward.timeout_s,
+        memory_bytes=config.reward.worker_memory_bytes,
+        recycle_after=config.reward.recycle_after,
+    )
 
 
 class _Standing:
@@ -135,14 +149,6 @@ class _Standing:
     def _service_id(self) -> str:
         registered = self.registration.registered
         return registered.service_id if registered else self._options.service_id
-
-
-def _limits(config: Config) -> Limits:
-    return Limits(
-        timeout_s=config.reward.timeout_s,
-        memory_bytes=config.reward.worker_memory_bytes,
-        recycle_after=config.reward.recycle_after,
-    )
 
 
 def _overlong(config: Config) -> OverlongBuffer | None:

@@ -40,8 +40,8 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     ) -> reward_pb2.ScoreResponse:
         """Scores one group."""
         scored = await self._scorer.score(
-            question=_question(request),
-            samples=[_sample(item, position) for position, item in enumerate(request.items)],
+            question=question_of(request),
+            samples=samples_of(request),
             deadline_s=_deadline_s(context),
         )
         for reward in scored.rewards:
@@ -60,7 +60,8 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         )
 
 
-def _question(request: reward_pb2.ScoreRequest) -> Question:
+def question_of(request: reward_pb2.ScoreRequest) -> Question:
+    """Wire -> core. Raises InvalidRequest."""
     try:
         extra_info = json.loads(request.extra_info_json or "{}")
     except ValueError as error:
@@ -75,6 +76,11 @@ def _question(request: reward_pb2.ScoreRequest) -> Question:
         ground_truth=request.ground_truth,
         extra_info=extra_info,
     )
+
+
+def samples_of(request: reward_pb2.ScoreRequest) -> list[SampleToScore]:
+    """Wire -> core. Raises InvalidRequest."""
+    return [_sample(item, position) for position, item in enumerate(request.items)]
 
 
 def _sample(item: reward_pb2.ScoreItem, position: int) -> SampleToScore:

@@ -54,6 +54,19 @@ def judge(*, metric: np.ndarray, acc: np.ndarray) -> Verdict:
     return Verdict.OTHER
 
 
+def judge_scores(
+    metric: MetricName | None, *, raw_scores: np.ndarray, acc: np.ndarray, shaped_rewards: np.ndarray
+) -> Verdict:
+    """The verdict on a group by the metric of that name; each array is [G] float64. None: the filter is off, all are kept.
+
+    Raises ValueError as `judge` and `group_metric` do.
+    """
+    if metric is None:
+        return Verdict.KEPT
+    values = group_metric(metric, raw_scores=raw_scores, acc=acc, shaped_rewards=shaped_rewards)
+    return judge(metric=values, acc=acc)
+
+
 def group_metric(
     name: MetricName, *, raw_scores: np.ndarray, acc: np.ndarray, shaped_rewards: np.ndarray
 ) -> np.ndarray:
