@@ -29,7 +29,7 @@ def run(arguments: Sequence[str] = ("tests/chaos/test_kill_anything.py",)) -> li
     """Raises CalledProcessError when a run did not outlast what was done to it."""
     start_s = _start_s()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-m", "chaos", *arguments]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=ROOT, check=True)
     rows = [Row(what="start of two learner ranks' processes", value=start_s, unit="s", target="", met=True)]
     return rows + recovery_rows(json.loads(NOTED.read_text()), start_s=start_s)
 

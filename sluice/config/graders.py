@@ -109,7 +109,9 @@ def _locate(module: str) -> Path | None:
     path: list[str] | None = None
     spec = None
     for name in itertools.accumulate(module.split("."), "{}.{}".format):
-        spec = importlib.machinery.PathFinder.find_spec(name, [os.getcwd(), *sys.path] if path is None else path)
+        # By its last part: below a folder without __init__.py the full name would ask for parents that are not imported.
+        last = name.rpartition(".")[2]
+        spec = importlib.machinery.PathFinder.find_spec(last, [os.getcwd(), *sys.path] if path is None else path)
         # Packages that were installed in place have finders of their own.
         spec = spec or next(filter(None, (finder.find_spec(name, path) for finder in sys.meta_path)), None)
         if spec is None:

@@ -26,6 +26,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "rewards").mkdir()
     (tmp_path / "rewards" / "style.py").write_text(MINE)
     (tmp_path / "rewards" / "all.py").write_text("from elsewhere import *\n")
+    (tmp_path / "rewards" / "by_task").mkdir()
+    (tmp_path / "rewards" / "by_task" / "sums.py").write_text(MINE)
     (tmp_path / "rewards" / "broken.py").write_text("def compute_score(:\n")
     (tmp_path / "recipe.yaml").write_text("model: {path: m}\ndata: {train_files: [a.jsonl]}\n")
     monkeypatch.chdir(tmp_path)
@@ -44,6 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "rewards/all.py:anything",
         "rewards.style",
         "rewards.style:compute_score",
+        "rewards.by_task.sums:compute_score",
         "services.reward.verifiers.gsm8k",
         "json.decoder:JSONDecoder",
     ],
