@@ -32,9 +32,9 @@ grpcurl -plaintext 127.0.0.1:50050 list
 grpcurl -plaintext 127.0.0.1:50050 {PACKAGE}.CoordinatorService/GetStatus
 ```
 
-There is no TLS and no authentication: everything binds 127.0.0.1 unless `network.bind` says otherwise. Bulk arrays are
-packed little-endian `bytes` (int32 token ids, float32 log-probabilities). From Python, `sluice.client` has `Client` and
-`AsyncClient` for what people script.
+On 127.0.0.1 nobody has to show anything; anywhere else a call needs a certificate or a token, and each method answers
+certain roles only ([security.md](security.md)). Bulk arrays are packed little-endian `bytes` (int32 token ids, float32
+log-probabilities). From Python, `sluice.client` has `Client` and `AsyncClient` for what people script.
 
 An error is one gRPC status with a message that says where, the rule, the value and the fix:
 
@@ -43,7 +43,9 @@ An error is one gRPC status with a message that says where, the rule, the value 
 | INVALID_ARGUMENT | the call can never be served as it is |
 | FAILED_PRECONDITION | the callee is in the wrong state for it |
 | ABORTED | the caller was replaced by a newer process (a fencing token lost) |
-| RESOURCE_EXHAUSTED | back-pressure: later, elsewhere, or less |
+| UNAUTHENTICATED | the caller did not show who it is, or not credibly |
+| PERMISSION_DENIED | the caller's role may not do this |
+| RESOURCE_EXHAUSTED | back-pressure: later, elsewhere, or less (`grpc-retry-pushback-ms` says when, if known) |
 | UNAVAILABLE | cannot be reached now: try again |
 | DEADLINE_EXCEEDED | a deadline passed; the message names who waited for whom |
 | NOT_FOUND | nothing under this name |

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
-from sluice.rpc.channel import open_channel
-from sluice.rpc.limits import CHANNEL_OPTIONS
+from sluice.rpc.channel import open_blocking_channel, open_channel
+from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc
 
@@ -27,8 +27,8 @@ ROLES = {"rollout": pb.SERVICE_ROLE_ROLLOUT, "reward": pb.SERVICE_ROLE_REWARD}
 class AsyncClient:
     """The coordinator's API inside an event loop. Close it with `await client.close()`."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = open_channel(address)
+    def __init__(self, address: str, *, credentials: Credentials = NO_CREDENTIALS) -> None:
+        self._channel = open_channel(address, credentials=credentials)
         self._stub: Any = coordinator_pb2_grpc.CoordinatorServiceStub(self._channel)
 
     async def status(self) -> pb.GetStatusResponse:
@@ -62,10 +62,11 @@ class AsyncClient:
 
 
 class Client:
-    """The coordinator's API for scripts; a context manager."""
+    """The coordinator's API for scripts; a context manager. `credentials` are those of an operator, as
+    `sluice.rpc.credentials.load_credentials(folder)` reads them."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    def __init__(self, address: str, *, credentials: Credentials = NO_CREDENTIALS) -> None:
+        self._channel = open_blocking_channel(address, credentials=credentials)
         self._stub: Any = coordinator_pb2_grpc.CoordinatorServiceStub(self._channel)
 
     def __enter__(self) -> "Client":

@@ -20,6 +20,14 @@ class InvalidRequest(SluiceError, ValueError):
     """A call carries a value that can never be served (INVALID_ARGUMENT)."""
 
 
+class Unauthenticated(SluiceError, ValueError):
+    """The caller did not show who it is, or not credibly (UNAUTHENTICATED)."""
+
+
+class Forbidden(SluiceError, ValueError):
+    """The caller's role may not do this (PERMISSION_DENIED)."""
+
+
 class NotReady(SluiceError):
     """The callee is in the wrong state for this call (FAILED_PRECONDITION)."""
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sluice.rpc.service import COORDINATOR_PORT, metrics_port
+from sluice.rpc.service import COORDINATOR_PORT, add_credentials_flag, metrics_port
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
     parser.add_argument("--run-dir", type=Path, required=True, help="run directory; its name is the run id")
-    parser.add_argument("--redis-url", required=True, help="redis://HOST:PORT/0 or unix:///PATH")
+    parser.add_argument("--redis-url", required=True, help="redis://HOST:PORT/0, rediss:// or unix:///PATH")
     parser.add_argument("--bind", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument(
         "--port", type=int, default=COORDINATOR_PORT, help="port, 0 for any free one (default %(default)s)"
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--reopen", action="store_true", help="go on with a run that was stopped or has failed")
     parser.add_argument("--idle", action="store_true", help="serve the API of a run that lies still")
     parser.add_argument("--check", action="store_true", help="check data, tokenizer and reward, then end")
+    add_credentials_flag(parser)
     parser.add_argument("--log-format", choices=["console", "json"], default="console")
     args = parser.parse_args(argv)
 
@@ -36,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     from services.coordinator.app import Options, serve
     from sluice.config.load import load_config
     from sluice.errors import SluiceError
+    from sluice.rpc.access import Role
+    from sluice.rpc.credentials import load_credentials
     from sluice.telemetry.logs import configure_logs
 
     configure_logs(service="coordinator", fmt=args.log_format)
@@ -51,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             check_only=args.check,
             reopen=args.reopen,
             idle=args.idle,
+            credentials=load_credentials(args.credentials, role=Role.COORDINATOR),
         )
         return uvloop.run(serve(config, options))
     except SluiceError as error:

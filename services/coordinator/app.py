@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,6 +27,7 @@ from services.coordinator.probe import Prober
 from services.coordinator.progress import Progress, RunState
 from services.coordinator.prompt_feed import PromptFeed
 from services.coordinator.prompts import PromptStream
+from services.coordinator.redis_access import redis_access
 from services.coordinator.repair import Repair
 from services.coordinator.reward_check import check_reward
 from services.coordinator.rollback import Rollbacks, bring_in_line, surviving_evaluations
@@ -44,6 +45,7 @@ from sluice.config.schema import Config
 from sluice.errors import LaunchError, Unavailable
 from sluice.launch.processes import EXIT_AGAIN
 from sluice.model_identity import model_identity
+from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.server import make_server, stop_on_signals
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import coordinator_pb2_grpc
@@ -71,6 +73,7 @@ class Options:
     """Go on with a run that was stopped or has failed."""
     idle: bool = False
     """Serve the API of a run that lies still, without going on with it."""
+    credentials: Credentials = field(default=NO_CREDENTIALS, repr=False)
 
 
 async def serve(config: Config, options: Options) -> int:
@@ -83,14 +86,18 @@ async def serve(config: Config, options: Options) -> int:
 async def _serve(config: Config, options: Options, ready: TextIO | None) -> int:
     stop = asyncio.Event()
     stop_on_signals(stop)
+    options.credentials.check_listens(options.bind)  # before Redis is touched
     core = await build(config, options)
+    exporter = Exporter(service="coordinator")
     server = make_server(
         lambda grpc_server: coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(
             CoordinatorServicer(core), grpc_server
         ),
         services=[SERVICE_NAME],
+        credentials=options.credentials,
+        calls_per_s=config.network.max_calls_per_s,
+        exporter=exporter,
     )
-    exporter = Exporter(service="coordinator")
     try:
         port = await server.start(bind=options.bind, port=options.port)
         metrics_port = None
@@ -155,14 +162,14 @@ async def _export(core: Core, exporter: Exporter) -> None:
 async def build(config: Config, options: Options) -> Core:
     """All parts, wired, with what Redis holds of the run."""
     run_id = options.run_dir.name
-    clock, events, clients, codec = SystemClock(), Events(), Clients(), ZstdGroups()
+    clock, events, clients, codec = SystemClock(), Events(), Clients(options.credentials), ZstdGroups()
     identity = model_identity(config.model.path)
     training = PromptStream.open(config, split="train")
     held_out = PromptStream.open(config, split="val") if config.data.val_files else None
     data_facts = training.describe()
     log.info("data", **data_facts)
     evaluation_prompts: Sequence[PromptLike] = held_out.take(config.eval.prompts) if held_out else []
-    store = Store(url=options.redis_url, run_id=run_id)
+    store = Store(url=options.redis_url, run_id=run_id, access=redis_access(config.network))
     await store.open(most_queued_bytes=most_queued_bytes(config))
     files = RunFiles(options.run_dir)
     ledger = LedgerFiles(store=store, files=files)

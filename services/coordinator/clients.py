@@ -17,8 +17,10 @@ from services.coordinator.model import PromptLike, Reward, Sample, Version
 from services.coordinator.ports import Sampling
 from services.coordinator.wire import finish_to, reward_from, sample_from, version_to
 from sluice.errors import SluiceError, Unavailable
+from sluice.rpc.access import Role as AccessRole
 from sluice.rpc.arrays import pack_ids
 from sluice.rpc.channel import open_channel
+from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.errors import error_of
 from sluice.v1 import (
     common_pb2,
@@ -39,7 +41,8 @@ _STUB = {
 class Clients:
     """All outgoing calls of the coordinator."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: Credentials = NO_CREDENTIALS) -> None:
+        self._credentials = credentials
         self._peers: dict[Member, _Peer] = {}
         self._closers: set[asyncio.Task[None]] = set()
 
@@ -115,7 +118,7 @@ class Clients:
         if member.gone.is_set():
             raise Unavailable(f"{member.service_id} at {member.address} is gone")
         if member not in self._peers:
-            channel = open_channel(member.address)
+            channel = open_channel(member.address, credentials=self._credentials, to=AccessRole(member.role.value))
             self._peers[member] = _Peer(channel=channel, stub=_STUB[member.role](channel))
             task = asyncio.create_task(self._close_when_gone(member))
             self._closers.add(task)

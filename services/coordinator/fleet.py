@@ -9,7 +9,7 @@ import enum
 from dataclasses import dataclass, field
 
 from services.coordinator.model import Version
-from sluice.errors import Fenced, SluiceError, Unavailable
+from sluice.errors import Fenced, InvalidRequest, SluiceError, Unavailable
 
 FORGET_LOST_S = 600.0
 """How long a lost process is still shown."""
@@ -88,6 +88,10 @@ class Fleet:
             # From the process, not from a count: a count would start again with the coordinator, and collide.
             member.service_id = f"{member.role.value}-{member.incarnation[:8]}"
         replaced = self.members.get(member.service_id)
+        if replaced is not None and replaced.role is not member.role:
+            raise InvalidRequest(
+                f"{member.service_id}: is the name of a {replaced.role.value} here; give this {member.role.value} another"
+            )
         if replaced is not None:
             replaced.state = State.LOST
             replaced.gone.set()

@@ -15,7 +15,8 @@ from services.coordinator.group_lookup import find_row
 from services.coordinator.wire import statement_from, version_from
 from sluice import PROTOCOL_VERSION
 from sluice.config.load import dump_config
-from sluice.errors import Expired, Fenced, InvalidRequest, NotReady, Unavailable
+from sluice.errors import Expired, Fenced, Forbidden, InvalidRequest, NotReady, Unavailable
+from sluice.rpc.gate import caller
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc, learner_pb2
 
@@ -167,6 +168,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 f"register: {role.value} speaks protocol {request.protocol_version}, this coordinator "
                 f"{PROTOCOL_VERSION}; run one version of sluice everywhere"
             )
+        if (caller_role := caller()) is not None and caller_role.value != role.value:
+            raise Forbidden(f"register: the caller is a {caller_role}, it may not join as a {role.value}")
         self._check_model(request, role)
         if role is Role.LEARNER:
             await core.learner_states(statement_from(request))

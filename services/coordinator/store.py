@@ -27,16 +27,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import redis.asyncio as aioredis
 import structlog
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
 from redis.commands.core import AsyncScript
-from redis.exceptions import BusyLoadingError, NoScriptError, OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from services.coordinator.ports import Forgot
+from services.coordinator.redis_access import RedisAccess
 from services.coordinator.store_scripts import SCRIPTS, TAKE_OVER
 from sluice.errors import ConfigError, Fenced, LaunchError, Overloaded, Unavailable
 
@@ -75,9 +73,10 @@ class Store:
     full).
     """
 
-    def __init__(self, *, url: str, run_id: str, patience: int = 30) -> None:
+    def __init__(self, *, url: str, run_id: str, patience: int = 30, access: RedisAccess | None = None) -> None:
         # Every command may be repeated without effect, so a Redis that restarts is waited for (about a minute).
-        self._url, self._redis = url, _connect(url, retries=patience)
+        self._url, self._access = url, access or RedisAccess()
+        self._redis = self._access.connect(url, retries=patience)
         prefix = f"sluice:{{{run_id}}}:"
         names = ("fence", "state", "info", "groups", "entry", "batch", "counter", "rows", "meta", "commit", "writes")
         self._keys = [prefix + name for name in names]
@@ -99,15 +98,20 @@ class Store:
 
         `most_queued_bytes` is what the queue may come to, for a server whose memory is limited.
         """
+        self._access.check(self._url)
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S), _connect(self._url, retries=OPEN_RETRIES) as connection:
+            async with (
+                asyncio.timeout(OPEN_TIMEOUT_S),
+                self._access.connect(self._url, retries=OPEN_RETRIES) as connection,
+            ):
                 info = await connection.info("server")
                 memory = await connection.config_get("maxmemory*")
                 persistence = await connection.config_get("append*")
         except (RedisError, OSError) as error:
             why = str(error) or f"no answer in {OPEN_TIMEOUT_S:.0f} s"
             raise LaunchError(
-                f"redis: cannot use the server: {why} Is it running, and does network.redis_url name it?"
+                f"redis: cannot use the server: {why} Is it running, does network.redis_url name it, and is the password "
+                "(network.redis_password_file) its own?"
             ) from error
         version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
         if version < MINIMUM_VERSION:
@@ -412,19 +416,3 @@ class _Asked:
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row for lists of groups: its own lists are the larger part of it by far."""
     return {name: value for name, value in row.items() if not isinstance(value, list)}
-
-
-def _connect(url: str, *, retries: int) -> aioredis.Redis:
-    """A client that repeats a command up to `retries` times, at most 2 s apart. Raises ConfigError."""
-    try:
-        return aioredis.Redis.from_url(
-            url,
-            socket_timeout=10.0,
-            socket_connect_timeout=5.0,
-            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
-            health_check_interval=15,
-            retry=Retry(ExponentialBackoff(cap=2.0, base=0.1), retries=retries),
-            retry_on_error=[RedisConnectionError, RedisTimeoutError, BusyLoadingError],
-        )
-    except ValueError as error:
-        raise ConfigError(f"network.redis_url: must be redis://HOST:PORT/DB or unix:///PATH, got {url!r}") from error

@@ -71,7 +71,7 @@ class ControlPlane:
         if config.network.metrics:
             port = self._exporter.serve(bind=self._options.bind, port=self._options.metrics_port)
             self._metrics_address = f"{self._options.advertise}:{port}"
-        self._thread.call(self._serve(add_servicer))
+        self._thread.call(self._serve(add_servicer, calls_per_s=config.network.max_calls_per_s))
         self._thread.call(self._link.registration.register())
         self._thread.keep(self._link.registration.keep_alive())
 
@@ -113,11 +113,22 @@ class ControlPlane:
         self._exporter.close()
 
     async def _connect(self) -> CoordinatorLink:
-        registration = Registration(coordinator=self._options.coordinator, describe=self._describe, beat=self._beat)
+        registration = Registration(
+            coordinator=self._options.coordinator,
+            describe=self._describe,
+            beat=self._beat,
+            credentials=self._options.credentials,
+        )
         return CoordinatorLink(registration=registration)
 
-    async def _serve(self, add_servicer: Callable[[grpc.aio.Server], None]) -> None:
-        self._server = make_server(add_servicer, services=[SERVICE_NAME])
+    async def _serve(self, add_servicer: Callable[[grpc.aio.Server], None], *, calls_per_s: float) -> None:
+        self._server = make_server(
+            add_servicer,
+            services=[SERVICE_NAME],
+            credentials=self._options.credentials,
+            calls_per_s=calls_per_s,
+            exporter=self._exporter,
+        )
         port = await self._server.start(bind=self._options.bind, port=self._options.port)
         log.info("serving", address=f"{self._options.bind}:{port}", metrics=self._metrics_address)
 

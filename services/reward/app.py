@@ -20,6 +20,7 @@ from sluice import PROTOCOL_VERSION
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.errors import LaunchError
+from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.registration import Registration
 from sluice.rpc.server import RpcServer, make_server, stop_on_signals
 from sluice.rpc.service import ServiceOptions
@@ -49,7 +50,7 @@ async def serve(options: ServiceOptions) -> None:
             standing.metrics_port = exporter.serve(bind=options.bind, port=options.metrics_port)
         async with GraderPool.open(workers=config.reward.workers, limits=limits_of(config)) as pool:
             standing.pool = pool
-            server = await make_reward_server(config, pool, exporter)
+            server = await make_reward_server(config, pool, exporter, credentials=options.credentials)
             standing.port = await server.start(bind=options.bind, port=options.port)
             try:
                 await standing.hold()
@@ -61,7 +62,9 @@ async def serve(options: ServiceOptions) -> None:
     log.info("stopped")
 
 
-async def make_reward_server(config: Config, pool: GraderPool, exporter: Exporter) -> RpcServer:
+async def make_reward_server(
+    config: Config, pool: GraderPool, exporter: Exporter, *, credentials: Credentials = NO_CREDENTIALS
+) -> RpcServer:
     """A server over a running pool, not yet started.
 
     Raises:
@@ -77,7 +80,13 @@ async def make_reward_server(config: Config, pool: GraderPool, exporter: Exporte
     def register(server: grpc.aio.Server) -> None:
         reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, server)
 
-    return make_server(register, services=[SERVICE_NAME])
+    return make_server(
+        register,
+        services=[SERVICE_NAME],
+        credentials=credentials,
+        calls_per_s=config.network.max_calls_per_s,
+        exporter=exporter,
+    )
 
 
 def make_scorer(config: Config, pool: GraderPool, router: Router) -> Scorer:
@@ -106,7 +115,9 @@ class _Standing:
         self.port = 0
         self.metrics_port: int | None = None
         self.pool: GraderPool | None = None
-        self.registration = Registration(coordinator=options.coordinator, describe=self._describe, beat=self._beat)
+        self.registration = Registration(
+            coordinator=options.coordinator, describe=self._describe, beat=self._beat, credentials=options.credentials
+        )
 
     async def hold(self) -> None:
         """Registers and heartbeats until a signal, then says farewell."""

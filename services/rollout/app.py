@@ -115,7 +115,9 @@ class _Service:
         self._metrics_address = ""
         self._exporter = Exporter(service="rollout")
         self._metrics = RolloutMetrics(self._exporter, service="rollout")
-        self.registration = Registration(coordinator=options.coordinator, describe=self._describe, beat=self._beat)
+        self.registration = Registration(
+            coordinator=options.coordinator, describe=self._describe, beat=self._beat, credentials=options.credentials
+        )
 
     async def run(self, config: Config) -> None:
         model = read_model(Path(config.model.path))
@@ -168,7 +170,13 @@ class _Service:
         def register(server: grpc.aio.Server) -> None:
             rollout_pb2_grpc.add_RolloutServiceServicer_to_server(servicer, server)
 
-        return make_server(register, services=[SERVICE_NAME])
+        return make_server(
+            register,
+            services=[SERVICE_NAME],
+            credentials=self._options.credentials,
+            calls_per_s=config.network.max_calls_per_s,
+            exporter=self._exporter,
+        )
 
     async def _hold(self, *, step_limit_s: float) -> None:
         """Registers and heartbeats until a signal. Raises EngineFailed when the engine is lost; one that hangs ends it all."""

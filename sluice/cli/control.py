@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from sluice.rpc.service import add_credentials_flag
+
 DEFAULT_COORDINATOR = "127.0.0.1:50050"
 
 Verb = Callable[[Any, argparse.Namespace], str]
@@ -31,6 +33,7 @@ def add_parser(commands: Any) -> None:
 def _add(commands: Any, name: str, text: str, verb: Verb) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     add_coordinator_flag(parser)
+    add_credentials_flag(parser)
     parser.set_defaults(run=lambda args: call(verb, args))
     return parser
 
@@ -50,9 +53,12 @@ def call(verb: Verb, args: argparse.Namespace) -> int:
     import grpc
 
     from sluice.client import Client
+    from sluice.rpc.access import Role
+    from sluice.rpc.credentials import load_credentials
 
     try:
-        with Client(args.coordinator) as client:
+        credentials = load_credentials(args.credentials, role=Role.OPERATOR)
+        with Client(args.coordinator, credentials=credentials) as client:
             text = verb(client, args)
     except grpc.RpcError as error:
         status: Any = error

@@ -8,6 +8,7 @@ from typing import Any
 
 from sluice.cli.control import add_coordinator_flag, call
 from sluice.errors import ConfigError, LaunchError, NotFound
+from sluice.rpc.service import add_credentials_flag
 
 
 def add_parser(commands: Any) -> None:
@@ -34,6 +35,7 @@ def add_parser(commands: Any) -> None:
             "--run-dir", type=Path, metavar="RUN", help="read this run directory instead of asking a run"
         )
         add_coordinator_flag(where)
+        add_credentials_flag(parser)
         parser.set_defaults(run=verb)
 
 

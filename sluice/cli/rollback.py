@@ -7,6 +7,7 @@ from typing import Any
 
 from sluice.cli.control import add_coordinator_flag, call
 from sluice.errors import ConfigError
+from sluice.rpc.service import add_credentials_flag
 
 
 def add_parser(commands: Any) -> None:
@@ -25,6 +26,7 @@ def add_parser(commands: Any) -> None:
         "--run-dir", type=Path, metavar="RUN", help="a run that is not up; `sluice up` then goes on with it"
     )
     add_coordinator_flag(where)
+    add_credentials_flag(parser)
     parser.set_defaults(run=_rollback)
 
 
@@ -46,7 +48,7 @@ def _rollback(args: argparse.Namespace) -> int:
 
     resting = resting_run(args.run_dir.resolve())
     with asyncio.Runner() as runner:
-        args.coordinator = runner.run(resting.__aenter__())
+        args.coordinator, args.credentials = runner.run(resting.__aenter__())
         try:
             return call(_ask_and_do, args)
         finally:

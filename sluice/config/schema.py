@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sluice.config.exact_dapo import departures
-from sluice.rpc.limits import MAX_MESSAGE_BYTES
+from sluice.config.redis_url import password_problem
+from sluice.rpc.addresses import is_loopback
+from sluice.rpc.limits import MAX_CALLS_PER_S, MAX_MESSAGE_BYTES
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -358,15 +360,44 @@ class LaunchConfig(Section):
 
 
 class NetworkConfig(Section):
-    """Addresses. Everything binds loopback unless told otherwise."""
+    """Addresses, and who may call. Everything binds loopback unless told otherwise (docs/security.md)."""
 
-    bind: str = Field(default="127.0.0.1", description="address every server of this machine listens on")
+    bind: str = Field(
+        default="127.0.0.1",
+        description="address every server of this machine listens on; another than loopback needs network.credentials",
+    )
     advertise: str = Field(default="127.0.0.1", description="host other services reach this machine at")
     coordinator_port: NonNegativeInt = Field(default=50050, description="0: any free port")
-    metrics: bool = Field(default=True, description="a Prometheus endpoint a service")
-    redis_url: str | None = Field(
-        default=None, description="an existing Redis; default: an embedded one in the run directory"
+    metrics: bool = Field(default=True, description="a Prometheus endpoint a service; it asks nobody who they are")
+    credentials: str | None = Field(
+        default=None,
+        description="folder made by `sluice certs` or `sluice tokens`; each process gets its own role's part of it",
     )
+    max_calls_per_s: PositiveFloat = Field(
+        default=MAX_CALLS_PER_S, description="calls/s a server takes from one role on one machine; more wait and retry"
+    )
+    redis_url: str | None = Field(
+        default=None,
+        description="an existing Redis, redis://, rediss:// (TLS) or unix://, without its password; default: an embedded "
+        "one in the run directory",
+    )
+    redis_password_file: str | None = Field(
+        default=None, description="file with the password of redis_url; default: environment SLUICE_REDIS_PASSWORD"
+    )
+    redis_ca_file: str | None = Field(
+        default=None, description="PEM of the authority behind rediss://; default: those this machine trusts"
+    )
+
+    @model_validator(mode="after")
+    def _the_network_is_guarded(self) -> "NetworkConfig":
+        if not is_loopback(self.bind) and self.credentials is None:
+            raise ValueError(
+                f"bind: must be a loopback address while network.credentials is not set, got {self.bind}; make credentials "
+                "with `sluice certs DIR` (or `sluice tokens DIR --private-network`) and set network.credentials: DIR"
+            )
+        if self.redis_url is not None and (problem := password_problem(self.redis_url)):
+            raise ValueError(f"redis_url: {problem}")
+        return self
 
 
 class Config(Section):

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sluice.config.schema import Config
+from sluice.rpc.access import Role
+
+REDIS_PASSWORD = "SLUICE_REDIS_PASSWORD"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +43,7 @@ def coordinator_command(
     argv += ["--metrics-port", "0"]
     argv += ["--check"] if check_only else []
     argv += ["--ready-fd", str(ready_fd), "--idle" if idle else "--reopen"] if ready_fd is not None else []
-    return Command(name="coordinator", argv=argv, environ=_environ(threads=1))
+    return Command(name="coordinator", argv=argv, environ=_environ(config, Role.COORDINATOR, threads=1))
 
 
 def service_command(config: Config, role: str, *, index: int, coordinator: str, run_id: str) -> Command:
@@ -51,16 +54,22 @@ def service_command(config: Config, role: str, *, index: int, coordinator: str, 
         ranks = ["--nproc-per-node", str(config.launch.learner_nproc_per_node)]
         if config.launch.learner_nnodes > 1:
             ranks += _meeting(config, node_rank=0, run_id=run_id)
-        return learner_command([*ranks, "--", *common], threads=config.learner.threads)
-    name = f"{role}-{index}"
+        environ = _environ(config, Role.LEARNER, threads=config.learner.threads)
+        return learner_command([*ranks, "--", *common], environ=environ)
+    name, threads = f"{role}-{index}", config.rollout.threads if role == "rollout" else 1
     argv = [sys.executable, "-m", f"services.{role}", "--service-id", name, *common]
-    return Command(name=name, argv=argv, environ=_environ(threads=config.rollout.threads if role == "rollout" else 1))
+    return Command(name=name, argv=argv, environ=_environ(config, Role(role), threads=threads))
 
 
-def learner_command(arguments: Sequence[str], *, threads: int) -> Command:
+def learner_command(arguments: Sequence[str], *, environ: dict[str, str]) -> Command:
     """The learner's ranks of one machine; `arguments` are those of services.learner.machines.node."""
     argv = [sys.executable, "-m", "services.learner.machines.node", *arguments]
-    return Command(name="learner", argv=argv, environ=_environ(threads=threads))
+    return Command(name="learner", argv=argv, environ=environ)
+
+
+def credentials_folder(config: Config, role: Role) -> str:
+    """Where the credentials of `role` lie on this machine; empty when the run has none."""
+    return "" if config.network.credentials is None else str(Path(config.network.credentials).resolve() / role)
 
 
 def learner_node_line(config: Config, *, node_rank: int, run_id: str) -> str:
@@ -78,9 +87,17 @@ def _meeting(config: Config, *, node_rank: int, run_id: str) -> list[str]:
     return [*flags, "--timeout-s", f"{launch.ready_timeout_s:g}"]
 
 
-def _environ(*, threads: int) -> dict[str, str]:
-    """This process's environment with the thread counts that keep services off each other's cores."""
-    return os.environ | {
+def _environ(config: Config, role: Role, *, threads: int) -> dict[str, str]:
+    """The environment of a `role`: its own credentials and no other's, and of all only the coordinator asks Redis."""
+    environ = service_environ(threads=threads)
+    if role is Role.COORDINATOR and REDIS_PASSWORD in os.environ:
+        environ[REDIS_PASSWORD] = os.environ[REDIS_PASSWORD]
+    return environ | {"SLUICE_CREDENTIALS": credentials_folder(config, role)}
+
+
+def service_environ(*, threads: int) -> dict[str, str]:
+    """This process's environment with the thread counts that keep services off each other's cores, and no Redis password."""
+    return {name: value for name, value in os.environ.items() if name != REDIS_PASSWORD} | {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sluice.errors import ConfigError, LaunchError
-from sluice.launch.commands import learner_command
+from sluice.launch.commands import learner_command, service_environ
 from sluice.launch.interrupts import Interrupts
 from sluice.launch.processes import EXIT_BAD_USAGE, EXIT_NOT_JOINED, Child, start
 
@@ -26,7 +26,7 @@ async def stay(arguments: Sequence[str], *, grace_s: float, say: Callable[[str],
     """
     with tempfile.TemporaryDirectory(prefix="sluice-learner-") as folder, Interrupts() as interrupts:
         ended = Path(folder) / "ended"
-        command = learner_command([*arguments, "--", "--ended-file", str(ended)], threads=1)
+        command = learner_command([*arguments, "--", "--ended-file", str(ended)], environ=service_environ(threads=1))
         while True:
             child = await start(command.name, command.argv, log_path=None, environ=command.environ)
             code = await _exit_code(child, interrupts, grace_s=grace_s, say=say)

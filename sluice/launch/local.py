@@ -22,13 +22,21 @@ from sluice.clock import SystemClock
 from sluice.config.load import dump_config
 from sluice.config.schema import Config
 from sluice.errors import SluiceError
-from sluice.launch.commands import Command, coordinator_command, learner_node_line, service_command
+from sluice.launch.commands import (
+    Command,
+    coordinator_command,
+    credentials_folder,
+    learner_node_line,
+    service_command,
+)
 from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
 from sluice.launch.frozen import FrozenWatch
 from sluice.launch.interrupts import Interrupts
 from sluice.launch.keeper import Keeper
 from sluice.launch.processes import EXIT_BAD_USAGE, Child, read_ready, start
 from sluice.launch.run_lock import lock_run_dir
+from sluice.rpc.access import Role
+from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, load_credentials
 from sluice.v1 import coordinator_pb2 as pb
 
 STATUS_INTERVAL_S = 1.0
@@ -63,6 +71,7 @@ class LocalRun:
         self._redis: EmbeddedRedis | None = None
         self._client: AsyncClient | None = None
         self._coordinator = ""
+        self._operator: Credentials = NO_CREDENTIALS
         self._status: pb.GetStatusResponse | None = None
 
     async def run(self) -> Outcome:
@@ -108,6 +117,7 @@ class LocalRun:
 
     async def _start(self) -> bool:
         """Redis, the coordinator, and the services unless the run is finished already (False)."""
+        self._operator = load_credentials(credentials_folder(self._config, Role.OPERATOR), role=Role.OPERATOR)
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._lock_fd = await lock_run_dir(self._run_dir)
         (self._run_dir / "config.yaml").write_text(dump_config(self._config))
@@ -173,7 +183,7 @@ class LocalRun:
             await child.stop(grace_s=self._config.launch.grace_s, at_once=self._interrupts.second)
             raise
         self._coordinator = f"{self._config.network.advertise}:{port}"
-        self._client = AsyncClient(self._coordinator)
+        self._client = AsyncClient(self._coordinator, credentials=self._operator)
         self._keeper.known.add(first.name)
         again = coordinator_command(
             self._config,

@@ -11,15 +11,19 @@ from pathlib import Path
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.errors import NotFound
-from sluice.launch.commands import coordinator_command
+from sluice.launch.commands import coordinator_command, credentials_folder
 from sluice.launch.embedded_redis import start_redis
 from sluice.launch.processes import read_ready, start
 from sluice.launch.run_lock import lock_run_dir
+from sluice.rpc.access import Role
 
 
 @contextlib.asynccontextmanager
-async def resting_run(run_dir: Path) -> AsyncIterator[str]:
-    """The coordinator's address. Raises NotFound without a run, LaunchError when the run is up or cannot be served."""
+async def resting_run(run_dir: Path) -> AsyncIterator[tuple[str, str]]:
+    """The coordinator's address, and the folder of the credentials to call it with.
+
+    Raises NotFound without a run, LaunchError when the run is up or cannot be served.
+    """
     config = _config(run_dir)
     async with contextlib.AsyncExitStack() as held:
         lock_fd = await lock_run_dir(run_dir)
@@ -43,7 +47,7 @@ async def resting_run(run_dir: Path) -> AsyncIterator[str]:
             os.close(write_fd)
         held.push_async_callback(child.stop, grace_s=config.launch.grace_s)
         port = await read_ready(read_fd, child, timeout_s=config.launch.ready_timeout_s)
-        yield f"{config.network.advertise}:{port}"
+        yield f"{config.network.advertise}:{port}", credentials_folder(config, Role.OPERATOR)
 
 
 def _config(run_dir: Path) -> Config:

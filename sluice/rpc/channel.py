@@ -1,10 +1,57 @@
 """Client side: one channel per peer, made inside the event loop that uses it."""
 
+from typing import Any
+
 import grpc
 
+from sluice.rpc.access import Role
+from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, Metadata
 from sluice.rpc.limits import CHANNEL_OPTIONS
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to `host:port` with Sluice's limits and keepalive. Close it with `await channel.close()`."""
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+def open_channel(
+    address: str, *, credentials: Credentials = NO_CREDENTIALS, to: Role = Role.COORDINATOR
+) -> grpc.aio.Channel:
+    """A channel to the `to` at `host:port` with Sluice's limits and keepalive. Close it with `await channel.close()`.
+
+    Raises ConfigError when these credentials must not be shown there.
+    """
+    metadata, options = credentials.metadata(address, to), [*CHANNEL_OPTIONS, *credentials.channel_options(to)]
+    tls = credentials.channel_tls()
+    channel = grpc.aio.secure_channel(address, tls, options) if tls else grpc.aio.insecure_channel(address, options)
+    return _Showing(channel, metadata) if metadata else channel  # type: ignore[return-value]
+
+
+def open_blocking_channel(address: str, *, credentials: Credentials, to: Role = Role.COORDINATOR) -> grpc.Channel:
+    """The same for code without an event loop."""
+    metadata, options = credentials.metadata(address, to), [*CHANNEL_OPTIONS, *credentials.channel_options(to)]
+    tls = credentials.channel_tls()
+    channel = grpc.secure_channel(address, tls, options) if tls else grpc.insecure_channel(address, options)
+    return _Showing(channel, metadata) if metadata else channel  # type: ignore[return-value]
+
+
+class _Showing:
+    """A channel whose every call carries `metadata`. (gRPC's own way, call credentials, insists on TLS; interceptors would
+    wrap every stream.)"""
+
+    def __init__(self, channel: Any, metadata: Metadata) -> None:
+        self._channel, self._metadata = channel, tuple(metadata)
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+        """As the channel's."""
+        return self._with_metadata(self._channel.unary_unary(*args, **kwargs))
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        """As the channel's."""
+        return self._with_metadata(self._channel.unary_stream(*args, **kwargs))
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        """As the channel's."""
+        return self._with_metadata(self._channel.stream_stream(*args, **kwargs))
+
+    def close(self, *args: Any) -> Any:
+        """As the channel's: to be awaited where that is."""
+        return self._channel.close(*args)
+
+    def _with_metadata(self, call: Any) -> Any:
+        return lambda *args, **kwargs: call(*args, **kwargs, metadata=self._metadata)

@@ -7,6 +7,7 @@ from sluice.errors import (
     DataError,
     Expired,
     Fenced,
+    Forbidden,
     InvalidRequest,
     LaunchError,
     NotFound,
@@ -14,6 +15,7 @@ from sluice.errors import (
     Overloaded,
     SluiceError,
     TransferError,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -21,6 +23,8 @@ STATUS_OF: dict[type[SluiceError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
     DataError: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     NotReady: grpc.StatusCode.FAILED_PRECONDITION,
     Fenced: grpc.StatusCode.ABORTED,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,

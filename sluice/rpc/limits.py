@@ -1,6 +1,25 @@
 """The gRPC limits both ends share. Weights never cross gRPC, so 256 MiB is a group of 16 samples x 1M tokens."""
 
+from collections.abc import Mapping, Sequence
+
 MAX_MESSAGE_BYTES = 256 << 20
+
+MAX_REQUEST_BYTES: Mapping[str, int] = {
+    "sluice.v1.CoordinatorService": 64 << 20,  # prompts that are submitted, a learner's record
+    "sluice.v1.RolloutService": 64 << 20,  # a prompt's ids, a manifest
+    "sluice.v1.RewardService": MAX_MESSAGE_BYTES,  # a group's texts
+    "sluice.v1.LearnerService": 1 << 20,
+}
+"""The largest request each service takes; a larger one is refused before it is read whole."""
+
+MAX_CALLS_AT_ONCE = 16_384
+"""Of one server: two of DAPO's largest batches, a group each, and room."""
+
+MAX_STREAMS_A_CONNECTION = 4_096
+"""Further calls on one connection wait in the caller."""
+
+MAX_CALLS_PER_S = 2_000.0
+"""Of one caller, unless network.max_calls_per_s says otherwise: the heartbeats of 2000 rollouts behind one address."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -19,6 +38,18 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     *CHANNEL_OPTIONS,
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    # A connection that never gets through its handshake, and one that nobody has used for long.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 3_600_000),
+    ("grpc.max_concurrent_streams", MAX_STREAMS_A_CONNECTION),
+    ("grpc.max_metadata_size", 16 << 10),
     # Two servers on one port would each get half of the calls.
     ("grpc.so_reuseport", 0),
 )
+
+
+def server_options(services: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """Of a server with these services: requests no larger than the largest that one of them takes."""
+    most = max((MAX_REQUEST_BYTES.get(service, MAX_MESSAGE_BYTES) for service in services), default=MAX_MESSAGE_BYTES)
+    others = (option for option in SERVER_OPTIONS if option[0] != "grpc.max_receive_message_length")
+    return (*others, ("grpc.max_receive_message_length", most))

@@ -15,7 +15,9 @@ import structlog
 
 from sluice.errors import Unavailable
 from sluice.rpc.channel import open_channel
+from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.errors import error_of
+from sluice.rpc.gate import PUSHBACK
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc as pb_grpc
 
@@ -38,6 +40,7 @@ class Registration:
     coordinator: str
     describe: Callable[[], pb.RegisterRequest]
     beat: Callable[[], pb.HeartbeatRequest]
+    credentials: Credentials = field(default=NO_CREDENTIALS, repr=False)
     patience_s: float = 120.0
     on_registered: Callable[[pb.RegisterResponse], Awaitable[None]] | None = None
     registered: pb.RegisterResponse | None = None
@@ -47,7 +50,7 @@ class Registration:
     def stub(self) -> "pb_grpc.CoordinatorServiceAsyncStub":
         """The coordinator's stub on this registration's channel."""
         if self._channel is None:
-            self._channel = open_channel(self.coordinator)
+            self._channel = open_channel(self.coordinator, credentials=self.credentials)
         return pb_grpc.CoordinatorServiceStub(self._channel)  # type: ignore[return-value]
 
     async def fetch_config(self) -> str:
@@ -87,11 +90,12 @@ class Registration:
             try:
                 return await call()
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _RETRYABLE:
+                if error.code() not in _RETRYABLE and not _paced(error):
                     raise error_of(error, peer=f"coordinator {self.coordinator}") from error
                 if loop.time() > give_up:
                     raise Unavailable(
                         f"{what}: the coordinator at {self.coordinator} did not answer for {self.patience_s:.0f} s"
+                        f" ({error.details() or error.code().name})"
                     ) from error
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, 2.0)
@@ -101,3 +105,8 @@ class Registration:
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
+
+
+def _paced(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the call was only too early."""
+    return any(key == PUSHBACK for key, _ in error.trailing_metadata() or ())

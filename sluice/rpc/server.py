@@ -1,4 +1,4 @@
-"""Server side: a grpc.aio server with health, reflection, limits, and one place where errors become statuses.
+"""Server side: a grpc.aio server with health, reflection, a gate, limits, and one place where errors become statuses.
 
 `RpcServer.start` binds and reports the port; `stop` turns health to NOT_SERVING, lets running calls end within the
 grace time and closes. Signals are the app's business (`until_signal`).
@@ -6,6 +6,7 @@ grace time and closes. Signals are the app's business (`until_signal`).
 
 import asyncio
 import signal
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +17,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from sluice.clock import SystemClock
 from sluice.errors import LaunchError
+from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.errors import status_of
-from sluice.rpc.limits import SERVER_OPTIONS
+from sluice.rpc.gate import REASONS, RECEIVE_S, SEND_S, Gate
+from sluice.rpc.limits import MAX_CALLS_AT_ONCE, MAX_CALLS_PER_S, server_options
+from sluice.telemetry.prometheus import Exporter
 
 log = structlog.get_logger(__name__)
 
@@ -29,14 +34,24 @@ class RpcServer:
 
     server: grpc.aio.Server
     services: Sequence[str]
+    credentials: Credentials = NO_CREDENTIALS
+    refused: Counter[str] = field(default_factory=Counter)
+    """Calls that the gate turned away, by reason (sluice.rpc.gate.REASONS)."""
     health: HealthServicer = field(default_factory=HealthServicer)
     port: int = 0
 
     async def start(self, *, bind: str, port: int) -> int:
-        """Binds (0 takes any free port), serves and returns the port. Raises LaunchError when the port is taken."""
-        host = f"[{bind}]" if ":" in bind else bind
+        """Binds (0 takes any free port), serves and returns the port.
+
+        Raises LaunchError when the port is taken, ConfigError when the credentials do not suffice for `bind`.
+        """
+        self.credentials.check_listens(bind)
+        host, tls = f"[{bind}]" if ":" in bind else bind, self.credentials.server_tls()
         try:
-            self.port = self.server.add_insecure_port(f"{host}:{port}")
+            if tls is None:
+                self.port = self.server.add_insecure_port(f"{host}:{port}")
+            else:
+                self.port = self.server.add_secure_port(f"{host}:{port}", tls)
         except RuntimeError as error:
             raise LaunchError(
                 f"cannot listen on {host}:{port}: another process uses the port, or this machine has no such address; "
@@ -53,11 +68,41 @@ class RpcServer:
         await self.server.stop(grace_s)
 
 
-def make_server(register: Callable[[grpc.aio.Server], None], *, services: Sequence[str]) -> RpcServer:
-    """Builds a server; `register` adds the servicer, `services` are the full proto names to report as healthy."""
-    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[_StatusInterceptor()])
+def make_server(
+    register: Callable[[grpc.aio.Server], None],
+    *,
+    services: Sequence[str],
+    credentials: Credentials = NO_CREDENTIALS,
+    calls_per_s: float = MAX_CALLS_PER_S,
+    exporter: Exporter | None = None,
+) -> RpcServer:
+    """Builds a server; `register` adds the servicer, `services` are the full proto names to report as healthy.
+
+    Without credentials it serves loopback only. `calls_per_s` is the limit of one caller; `exporter` counts refusals.
+    """
+    refused: Counter[str] = Counter()
+    metrics = exporter.refusals(REASONS) if exporter else {}
+
+    def count(reason: str) -> None:
+        refused[reason] += 1
+        if reason in metrics:
+            metrics[reason].inc()
+
+    gate = Gate(
+        credentials=credentials,
+        clock=SystemClock(),
+        calls_per_s=calls_per_s,
+        count=count,
+        receive_s=RECEIVE_S,
+        send_s=SEND_S,
+    )
+    server = grpc.aio.server(
+        options=server_options(services),
+        interceptors=[gate, _StatusInterceptor()],
+        maximum_concurrent_rpcs=MAX_CALLS_AT_ONCE,
+    )
     register(server)
-    made = RpcServer(server=server, services=services)
+    made = RpcServer(server=server, services=services, credentials=credentials, refused=refused)
     health_pb2_grpc.add_HealthServicer_to_server(made.health, server)
     reflection.enable_server_reflection(
         (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server

@@ -4,11 +4,15 @@ Standard library alone, so that --help is instant.
 """
 
 import argparse
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sluice.errors import SluiceError
+
+if TYPE_CHECKING:
+    from sluice.rpc.credentials import Credentials
 
 COORDINATOR_PORT, ROLLOUT_PORT, REWARD_PORT, LEARNER_PORT = 50050, 50051, 50052, 50053
 """Default ports; 0 takes any free one, which is registered with the coordinator."""
@@ -30,6 +34,7 @@ class ServiceOptions:
     metrics_port: int
     service_id: str
     """Empty to be given one."""
+    credentials: "Credentials" = field(repr=False)
 
 
 Options = TypeVar("Options", bound=ServiceOptions)
@@ -50,12 +55,27 @@ def service_parser(
     parser.add_argument(
         "--service-id", default="", help="name that outlives restarts (default: given by the coordinator)"
     )
+    add_credentials_flag(parser)
     parser.add_argument("--log-format", choices=("console", "json"), default="console")
+    parser.set_defaults(role=name)
     return parser
 
 
+def add_credentials_flag(parser: Any) -> None:
+    """Where this process's certificate or tokens lie; a path, never a secret."""
+    parser.add_argument(
+        "--credentials",
+        default=os.environ.get("SLUICE_CREDENTIALS", ""),
+        metavar="DIR",
+        help="folder of this role that `sluice certs` or `sluice tokens` made (environment SLUICE_CREDENTIALS)",
+    )
+
+
 def options_from(kind: type[Options], args: argparse.Namespace, **more: Any) -> Options:
-    """The options that `service_parser` read, as `kind`; `more` are fields it adds."""
+    """The options that `service_parser` read, as `kind`; `more` are fields it adds. Raises ConfigError."""
+    from sluice.rpc.access import Role
+    from sluice.rpc.credentials import load_credentials
+
     return kind(
         coordinator=args.coordinator,
         bind=args.bind,
@@ -63,6 +83,7 @@ def options_from(kind: type[Options], args: argparse.Namespace, **more: Any) -> 
         port=args.port,
         metrics_port=metrics_port(args),
         service_id=args.service_id,
+        credentials=load_credentials(args.credentials, role=Role(args.role)),
         **more,
     )
 

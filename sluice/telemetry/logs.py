@@ -1,10 +1,12 @@
-"""structlog set-up, once per process: JSON for machines, console for people, to stderr."""
+"""structlog set-up, once per process: JSON for machines, console for people, to stderr, without secrets."""
 
 import logging
 import sys
 from typing import Literal
 
 import structlog
+
+from sluice.telemetry.redaction import redacted
 
 LogFormat = Literal["console", "json"]
 
@@ -25,11 +27,17 @@ def configure_logs(*, service: str, fmt: LogFormat = "console", level: str = "in
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *([structlog.processors.format_exc_info] if fmt == "json" else []),
             renderer,
+            lambda _logger, _level, line: redacted(str(line)),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_RedactingFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+class _RedactingFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))

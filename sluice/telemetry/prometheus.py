@@ -1,7 +1,7 @@
 """One Prometheus endpoint a process. Names come from the catalogue, with `/` as `_` and the prefix `sluice_`."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
@@ -33,6 +33,14 @@ class Exporter:
     def counter(self, name: str, meaning: str) -> Counter:
         """A counter of this service's own, labelled with the service's name."""
         return Counter("sluice_" + name.replace("/", "_"), meaning, ["service"], registry=self.registry)
+
+    def refusals(self, reasons: Iterable[str]) -> dict[str, Counter]:
+        """A counter by reason of the calls that the server turned away."""
+        service = self._labels["service"]
+        return {
+            reason: self.counter(f"rpc/refused_{reason}", f"calls refused as {reason} [calls]").labels(service)
+            for reason in reasons
+        }
 
     def serve(self, *, bind: str, port: int) -> int:
         """Starts the HTTP endpoint (port 0: any free one) and returns its port."""

@@ -20,7 +20,7 @@ from sluice.cli.replay import add_flags
 from sluice.config.schema import Config
 from sluice.errors import ConfigError, SluiceError
 from sluice.launch.child import armed
-from sluice.launch.commands import learner_command
+from sluice.launch.commands import learner_command, service_environ
 from sluice.telemetry.logs import configure_logs
 
 
@@ -81,7 +81,7 @@ def _train(args: argparse.Namespace, config: Config, start: StartingPoint, *, ra
     flags += ["--scratch", str(result.parent), "--result", str(result)]
     flags += [] if args.out is None else ["--out", str(args.out.resolve())]
     node = ["--nproc-per-node", str(ranks), "--module", "services.learner.replaying.rank", "--", *flags]
-    command = learner_command(node, threads=config.learner.threads)
+    command = learner_command(node, environ=service_environ(threads=config.learner.threads))
     ranks_end_with_this = armed(signal.SIGTERM)
     return subprocess.run([*ranks_end_with_this, *command.argv], env=command.environ, check=False).returncode
 

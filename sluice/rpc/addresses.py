@@ -1,0 +1,20 @@
+"""Whether an address stays on this machine. Standard library alone: the configuration asks too."""
+
+import ipaddress
+
+
+def host_of(address: str) -> str:
+    """The host of `host:port`, `[v6]:port` or of a bare host."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address.rpartition(":")[0] if address.count(":") == 1 else address
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`. A name other than localhost is taken for one of the network."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

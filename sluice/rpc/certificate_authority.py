@@ -1,0 +1,104 @@
+"""Development certificates: a run's own authority, and one certificate a role. Needs the package `cryptography`.
+
+A CA of a company does as well: what counts is the DNS name `ROLE.sluice` (certificates.py).
+"""
+
+import datetime
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from sluice.errors import ConfigError
+from sluice.rpc.access import Role
+from sluice.rpc.certificates import AUTHORITY, DOMAIN, FILE, KEY
+from sluice.rpc.tokens import write_private
+
+AUTHORITY_KEY = "ca-key.pem"
+AUTHORITY_DAYS = 3650
+_CLOCKS_DIFFER = datetime.timedelta(minutes=5)
+
+
+def make_certificates(folder: Path, *, valid_for: datetime.timedelta, hosts: Sequence[str] = ()) -> None:
+    """Writes FOLDER/ROLE/{cert,key,ca}.pem for every role, under the authority in FOLDER, which is made if need be.
+
+    `hosts` are further names or addresses for clients other than ours. Raises ConfigError for half an authority.
+    """
+    authority, signer = _authority(folder)
+    public = authority.public_bytes(Encoding.PEM)
+    for role in Role:
+        key = ec.generate_private_key(ec.SECP256R1())
+        names = [x509.DNSName(f"{role}{DOMAIN}"), *(_name(host) for host in hosts)]
+        certificate = (
+            _builder(f"sluice {role}", key, authority.subject, valid_for)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
+            )
+            .sign(signer, hashes.SHA256())
+        )
+        write_private(folder / role / KEY, _private(key))
+        write_private(folder / role / FILE, certificate.public_bytes(Encoding.PEM))
+        write_private(folder / role / AUTHORITY, public)
+
+
+def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    certificate_path, key_path = folder / AUTHORITY, folder / AUTHORITY_KEY
+    if certificate_path.exists() != key_path.exists():
+        raise ConfigError(f"{folder}: must hold both {AUTHORITY} and {AUTHORITY_KEY} or neither; remove what is left")
+    if certificate_path.exists():
+        signer = load_pem_private_key(key_path.read_bytes(), password=None)
+        assert isinstance(signer, ec.EllipticCurvePrivateKey)
+        return x509.load_pem_x509_certificate(certificate_path.read_bytes()), signer
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _subject("sluice development CA")
+    certificate = (
+        _builder("sluice development CA", key, name, datetime.timedelta(days=AUTHORITY_DAYS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    write_private(key_path, _private(key))
+    write_private(certificate_path, certificate.public_bytes(Encoding.PEM))
+    return certificate, key
+
+
+def _builder(
+    name: str, key: ec.EllipticCurvePrivateKey, issuer: x509.Name, valid_for: datetime.timedelta
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_subject(name))
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(min(now, now + valid_for) - _CLOCKS_DIFFER)
+        .not_valid_after(now + valid_for)
+    )
+
+
+def _subject(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -1,0 +1,124 @@
+"""What a process shows of itself, and what it asks of others: nothing (loopback only), tokens, or certificates.
+
+They lie in a folder a role, which `sluice tokens` or `sluice certs` makes; a process is told its own by SLUICE_CREDENTIALS
+or --credentials. What the folder holds decides, and both ends of a channel agree on it before the first call.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+
+from sluice.errors import ConfigError
+from sluice.rpc.access import Role
+from sluice.rpc.addresses import host_of, is_loopback
+
+ENVIRONMENT = "SLUICE_CREDENTIALS"
+
+Options = Sequence[tuple[str, int | str]]
+Metadata = Sequence[tuple[str, str]]
+
+
+class CallContext(Protocol):
+    """The part of grpc.aio.ServicerContext that tells who calls."""
+
+    def invocation_metadata(self) -> Iterable[Any] | None:
+        """Pairs of name and value that the caller sent in front of its request."""
+        ...
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """What TLS found out about it."""
+        ...
+
+
+class Credentials(Protocol):
+    """One process's credentials: both what it presents and what it accepts."""
+
+    def check_listens(self, bind: str) -> None:
+        """Raises ConfigError when these do not suffice to listen on `bind`."""
+        ...
+
+    def server_tls(self) -> grpc.ServerCredentials | None:
+        """What to listen with; None: plain TCP."""
+        ...
+
+    def caller(self, context: CallContext) -> Role | None:
+        """Who calls; None: anybody on this machine. Raises Unauthenticated without the secret in its message."""
+        ...
+
+    def channel_tls(self) -> grpc.ChannelCredentials | None:
+        """What to connect with; None: plain TCP."""
+        ...
+
+    def channel_options(self, to: Role) -> Options:
+        """What makes sure that the other end is a `to`."""
+        ...
+
+    def metadata(self, address: str, to: Role) -> Metadata:
+        """What goes with every call. Raises ConfigError when it must not be sent there."""
+        ...
+
+
+class NoCredentials:
+    """For a machine that trusts its own users: nobody has to show anything, and only loopback is served."""
+
+    def check_listens(self, bind: str) -> None:
+        """Credentials.check_listens."""
+        if not is_loopback(bind):
+            raise ConfigError(
+                f"network.bind (--bind): must be a loopback address while there are no credentials, got {bind}; make some "
+                "with `sluice certs DIR` (or `sluice tokens DIR --private-network`), then give network.credentials=DIR to "
+                f"`sluice up` and {ENVIRONMENT}=DIR/ROLE to a service started by hand"
+            )
+
+    def server_tls(self) -> grpc.ServerCredentials | None:
+        """Credentials.server_tls."""
+        return None
+
+    def caller(self, context: CallContext) -> Role | None:
+        """Credentials.caller."""
+        return None
+
+    def channel_tls(self) -> grpc.ChannelCredentials | None:
+        """Credentials.channel_tls."""
+        return None
+
+    def channel_options(self, to: Role) -> Options:
+        """Credentials.channel_options."""
+        return ()
+
+    def metadata(self, address: str, to: Role) -> Metadata:
+        """Credentials.metadata."""
+        return ()
+
+
+NO_CREDENTIALS = NoCredentials()
+
+
+def load_credentials(folder: str | Path | None, *, role: Role | None = None) -> Credentials:
+    """What lies in `folder`; nothing for None or "". With `role` the folder must be that role's.
+
+    Raises ConfigError with the file and the fix, also for a certificate that has expired.
+    """
+    from sluice.rpc import certificates, tokens
+
+    if not folder:
+        return NO_CREDENTIALS
+    folder = Path(folder)
+    found = [kind for kind in (tokens, certificates) if (folder / kind.FILE).exists()]
+    if len(found) != 1:
+        what = "both" if found else "neither"
+        raise ConfigError(
+            f"{ENVIRONMENT} (--credentials): {folder} must hold {tokens.FILE} or {certificates.FILE}, it holds {what}; "
+            "name the folder of one role, as `sluice certs` or `sluice tokens` makes it"
+        )
+    loaded = found[0].load(folder)
+    if role is not None and loaded.role is not role:
+        raise ConfigError(f"{ENVIRONMENT} (--credentials): {folder} is that of a {loaded.role}, this is a {role}")
+    return loaded
+
+
+def stays_here(address: str) -> bool:
+    """Whether bytes sent to `host:port` leave this machine not."""
+    return address.startswith("unix:") or is_loopback(host_of(address))

@@ -1,0 +1,194 @@
+"""The door of every server: who calls, whether that role may, how often, and how long a request may take to arrive.
+
+All of it is decided before a byte of the request is read: unary requests are served as streams of one message, so that a
+stranger's 256 MB never leave its socket. What is refused is counted, logged at a bounded rate, and told why and what
+to do; tokens are in neither.
+
+ who waits     for what                   unblocked by
+ a handler     the request's one message  its arrival, the caller's going, RECEIVE_S
+ a handler     the caller to read         its reading, its going, SEND_S
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from sluice.clock import Clock
+from sluice.errors import Expired, Forbidden, InvalidRequest, Overloaded, SluiceError, Unauthenticated
+from sluice.rpc.access import ALLOWED, ANYONE, Role
+from sluice.rpc.credentials import Credentials
+from sluice.rpc.errors import status_of
+from sluice.rpc.pace import Pace
+
+log = structlog.get_logger(__name__)
+
+RECEIVE_S = 30.0
+"""A request of 256 MiB at 10 MB/s."""
+SEND_S = 60.0
+"""One response that the caller does not read."""
+LOGGED_PER_S = 1.0
+"""Refusals written to the log, a caller."""
+PUSHBACK = "grpc-retry-pushback-ms"
+"""gRPC's own name for the time after which to try again."""
+
+REASONS = ("unauthenticated", "denied", "paced", "malformed", "slow")
+
+_caller: ContextVar[Role | None] = ContextVar("caller", default=None)
+
+
+def caller() -> Role | None:
+    """The role behind the call that this task serves; None where nobody has to show one."""
+    return _caller.get()
+
+
+class _Refused(Exception):
+    """How a call ended at the door."""
+
+    def __init__(self, reason: str, error: SluiceError, *, wait_s: float = 0.0) -> None:
+        super().__init__(str(error))
+        self.reason, self.error, self.wait_s = reason, error, wait_s
+
+
+@dataclass(kw_only=True, slots=True)
+class Gate(grpc.aio.ServerInterceptor):
+    """The outermost interceptor of a server. `count` is told the reason of every refusal, one of REASONS."""
+
+    credentials: Credentials
+    clock: Clock
+    calls_per_s: float
+    count: Callable[[str], None]
+    receive_s: float
+    send_s: float
+    _pace: Pace = field(init=False)
+    _logged: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pace = Pace(clock=self.clock, calls_per_s=self.calls_per_s)
+        self._logged = Pace(clock=self.clock, calls_per_s=LOGGED_PER_S, burst_s=5.0)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        if handler.unary_unary:
+            return grpc.stream_unary_rpc_method_handler(self._unary(handler, method), None, handler.response_serializer)
+        if handler.unary_stream:
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(handler, method), None, handler.response_serializer
+            )
+        return grpc.stream_stream_rpc_method_handler(  # reflection
+            self._conversation(handler, method), handler.request_deserializer, handler.response_serializer
+        )
+
+    def _unary(self, handler: Any, method: str) -> Callable[..., Any]:
+        async def serve(_: Any, context: grpc.aio.ServicerContext) -> Any:
+            try:
+                self._admit(method, context)
+                return await handler.unary_unary(await self._receive(handler, context), context)
+            except _Refused as refused:
+                await self._turn_away(method, context, refused)
+
+        return serve
+
+    def _stream(self, handler: Any, method: str) -> Callable[..., Any]:
+        async def serve(_: Any, context: grpc.aio.ServicerContext) -> None:
+            try:
+                self._admit(method, context)
+                request = await self._receive(handler, context)
+                async with contextlib.aclosing(handler.unary_stream(request, context)) as responses:
+                    async for response in responses:
+                        await self._send(response, context)
+            except _Refused as refused:
+                await self._turn_away(method, context, refused)
+
+        return serve
+
+    def _conversation(self, handler: Any, method: str) -> Callable[..., Any]:
+        async def serve(requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            try:
+                self._admit(method, context)
+            except _Refused as refused:
+                await self._turn_away(method, context, refused)
+            async for response in handler.stream_stream(requests, context):
+                yield response
+
+        return serve
+
+    def _admit(self, method: str, context: grpc.aio.ServicerContext) -> None:
+        if method in ANYONE:
+            return
+        try:
+            role = self.credentials.caller(context)
+        except Unauthenticated as error:
+            raise _Refused("unauthenticated", error) from None
+        _caller.set(role)
+        allowed = ALLOWED.get(method)
+        if allowed is None:
+            raise _Refused("denied", Forbidden(f"{method}: sluice/rpc/access.py gives it to nobody"))
+        if role is not None and role not in allowed:
+            raise _Refused(
+                "denied",
+                Forbidden(f"{method}: is for the role {_names(allowed)}, not for {role}; call with such credentials"),
+            )
+        if wait_s := self._pace.take(_name(role, context)):
+            raise _Refused(
+                "paced",
+                Overloaded(
+                    f"{method}: more than {self.calls_per_s:g} calls/s (network.max_calls_per_s) from one caller; try again "
+                    f"in {wait_s:.3f} s"
+                ),
+                wait_s=wait_s,
+            )
+
+    async def _receive(self, handler: Any, context: grpc.aio.ServicerContext) -> Any:
+        """The one message of a unary request."""
+        try:
+            async with asyncio.timeout(self.receive_s):
+                data = await context.read()
+        except TimeoutError:
+            raise _Refused("slow", Expired(f"the request took longer than {self.receive_s:g} s to arrive")) from None
+        if data is grpc.aio.EOF:
+            raise _Refused("malformed", InvalidRequest("the call carried no message; send exactly one"))
+        try:
+            return handler.request_deserializer(data)
+        except DecodeError:
+            raise _Refused(
+                "malformed", InvalidRequest("the message is no protobuf of this method's request; see docs/api.md")
+            ) from None
+
+    async def _send(self, response: Any, context: grpc.aio.ServicerContext) -> None:
+        try:
+            async with asyncio.timeout(self.send_s):
+                await context.write(response)
+        except TimeoutError:
+            raise _Refused("slow", Expired(f"the caller read nothing for {self.send_s:g} s")) from None
+
+    async def _turn_away(self, method: str, context: grpc.aio.ServicerContext, refused: _Refused) -> NoReturn:
+        self.count(refused.reason)
+        name = _name(_caller.get(), context)
+        if not self._logged.take(name):
+            log.warning("call_refused", method=method, caller=name, reason=refused.reason, why=str(refused.error))
+        trailing = ((PUSHBACK, str(round(1e3 * refused.wait_s) + 1)),) if refused.wait_s else ()
+        await context.abort(status_of(refused.error), str(refused.error), trailing)
+        raise AssertionError("abort raises")
+
+
+def _name(role: Role | None, context: grpc.aio.ServicerContext) -> str:
+    """Whose calls are counted together: one role on one machine, whatever its connections."""
+    return f"{role or 'anybody'}@{context.peer().rpartition(':')[0]}"
+
+
+def _names(roles: frozenset[Role]) -> str:
+    return " or ".join(sorted(roles))
