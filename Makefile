@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo test chaos check static unit protos format bench bench-learner bench-system clean
+.PHONY: help setup demo test chaos fuzz audit check static unit protos format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,12 @@ test: setup static ## every test but chaos and gpu
 
 chaos: setup     ## kill, freeze and cut off everything, over seeded runs (ARGS="--runs 16", ARGS="--seed 7 -k processes")
 	$(PY) -m pytest -v -p no:randomly -m chaos tests/chaos $(ARGS)
+
+fuzz: setup      ## 10,000 malformed, oversized, replayed and reordered messages to every method of every service
+	SLUICE_FUZZ_MESSAGES=10000 $(PY) -m pytest -q -m integration tests/integration/test_security_fuzz.py $(ARGS)
+
+audit: setup     ## known vulnerabilities of the pinned dependencies (asks pypi.org and osv.dev)
+	@scripts/audit.sh
 
 check: setup static unit ## lint, types, architecture, proto drift and the unit tests, in under a minute
 
