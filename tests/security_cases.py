@@ -34,7 +34,7 @@ def make_folder(folder: Path, kind: str) -> Path:
     else:
         from sluice.rpc.certificate_authority import make_certificates
 
-        make_certificates(folder, valid_for=datetime.timedelta(days=1))
+        make_certificates(folder, valid_for=datetime.timedelta(days=1), hosts=["127.0.0.1"])
     return folder
 
 
