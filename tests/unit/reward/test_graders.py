@@ -8,6 +8,7 @@ from services.reward.answers import find, last_boxed
 from services.reward.loading import Asked
 from services.reward.ports import Completion, Question
 from services.reward.verifiers.numeric import parse
+from tests.unit.reward.hostile import HOSTILE
 
 
 def ask(verifier, text, ground_truth, *, finished=True, **options):
@@ -112,16 +113,6 @@ def test_reasoning_gym_refuses_settings():
         Asked("services.reward.verifiers.mixadd3", {"k": 1})
 
 
-# What a model under training writes: pieces of marks, numbers and TeX, in any order and as long as it likes.
-PIECES = st.sampled_from(
-    ["Answer:", "\\boxed{", "}", "{", "<answer>", "</answer>", "#### ", "\n", "\\frac", "1", "-", ",", ".", "$", "%", "(",
-     " ", "\\text{", "\x00", "\ufffd", "½", "B", "e9", "/", "^", "####", "√", "٣", "<think>"]
-)  # fmt: skip
-HOSTILE = st.one_of(
-    st.lists(PIECES, max_size=60).map("".join),
-    st.text(max_size=200),
-    st.tuples(PIECES, st.integers(min_value=1, max_value=100_000)).map(lambda pair: pair[0] * pair[1]),
-)
 OPTIONS = {"math_dapo": {}, "gsm8k": {}, "exact": {}, "numeric": {}, "multiple_choice": {}, "mixadd3": {},
            "format": {"tags": ["think", "answer"]}}  # fmt: skip
 GOLDS = {"multiple_choice": "B"}
