@@ -5,7 +5,6 @@ A call to a member that is lost ends at once: its channel is closed when `member
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -152,13 +151,3 @@ def as_sluice_errors(member: Member) -> Iterator[None]:
         raise
     except grpc.aio.UsageError as error:
         raise Unavailable(f"{member.service_id} at {member.address} is gone") from error
-
-
-def gold_forms(ground_truth: str) -> list[str]:
-    """Texts that state a gold answer in the ways the built-in graders read: bare, `#`, `####`, `Answer:`, boxed, tagged."""
-    with contextlib.suppress(ValueError):
-        entry = json.loads(ground_truth)
-        if isinstance(entry, dict) and "answer" in entry:
-            ground_truth = str(entry["answer"])
-    forms = ("{}", "#{}", "#### {}", "Answer: {}", "\\boxed{{{}}}", "<answer>{}</answer>")
-    return [form.format(ground_truth) for form in forms]

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.coordinator.clients import gold_forms
 from services.coordinator.fleet import Fleet, Role
 from services.coordinator.model import PromptLike, Reward, Sample, Span, Version
 from services.coordinator.ports import RewardClient
 from sluice.errors import ConfigError, NotReady
-
-GARBAGE = ("", "?", "I do not know.")
+from sluice.gold_answers import GARBAGE, gold_forms
 
 _FEWEST_SHUFFLED = 2
 """One prompt may have another's answer by chance; a grader that never looks at the ground truth takes all."""

@@ -15,9 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"sluice {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    from sluice.cli import certs, config, control, export, learner_node, ledger, replay, rescore, rollback, up
+    from sluice.cli import certs, config, conformance, control, export, learner_node, ledger, replay, rescore, rollback, up
 
-    for module in (up, learner_node, control, rollback, ledger, export, replay, rescore, config, certs):
+    for module in (up, learner_node, control, rollback, ledger, export, replay, rescore, conformance, config, certs):
         module.add_parser(commands)
     args = parser.parse_args(argv)
 

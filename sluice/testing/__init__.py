@@ -1,4 +1,5 @@
-"""For tests, Sluice's own and a user's: a clock that is told the time, waiting with a deadline, an embedded Redis."""
+"""For tests, Sluice's own and a user's: a clock that is told the time, waiting with a deadline; in `conformance` the checks
+of reward and rollout servers."""
 
 from sluice.testing.clock import ManualClock
 from sluice.testing.waiting import assert_eventually, assert_eventually_blocking

@@ -1,0 +1,13 @@
+"""Checks any reward or rollout server, in any language, against the contract of protos/sluice/v1.
+
+    verdicts = await check_reward("127.0.0.1:50052")
+    assert all(verdict.outcome != "FAIL" for verdict in verdicts)
+
+`sluice conformance` prints the same as a table. A rollout that is checked must not be at work in a run.
+"""
+
+from sluice.testing.conformance.reward import check_reward
+from sluice.testing.conformance.rollout import check_rollout
+from sluice.testing.conformance.suite import Verdict
+
+__all__ = ["Verdict", "check_reward", "check_rollout"]

@@ -1,0 +1,44 @@
+"""A model folder as a weight snapshot that a rollout can be told to read, without torch."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from sluice.errors import ConfigError
+from sluice.weights.manifest import PolicyVersion, plan
+from sluice.weights.snapshot import Packer, Snapshot
+
+BUCKET_BYTES = 1 << 20
+
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_TIED_HEAD = "lm_head.weight"
+
+
+def read_model_snapshot(folder: Path, version: PolicyVersion) -> Snapshot:
+    """The tensors of the folder's .safetensors files as `version`; a tied head is left out, as a learner does.
+
+    Raises ConfigError when it is no model folder, or safetensors is not installed.
+    """
+    try:
+        import safetensors
+    except ImportError as error:
+        raise ConfigError("--model: needs safetensors, which comes with sluice-rl[rollout]") from error
+    try:
+        tied = json.loads((folder / "config.json").read_text()).get("tie_word_embeddings", False)
+        entries = dict(
+            entry
+            for file in sorted(folder.glob("*.safetensors"))
+            for entry in safetensors.deserialize(file.read_bytes())
+        )
+        if tied:
+            entries.pop(_TIED_HEAD, None)
+        named = [(name, _DTYPES[entry["dtype"]], entry["shape"]) for name, entry in entries.items()]
+        packer = Packer(plan(named, bucket_bytes=BUCKET_BYTES))
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise ConfigError(
+            f"--model: {folder} is no Hugging Face model folder with .safetensors files: {error}"
+        ) from error
+    for name, entry in entries.items():
+        packer.put(name, np.frombuffer(entry["data"], np.uint8))
+    return packer.seal(version)

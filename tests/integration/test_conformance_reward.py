@@ -1,0 +1,85 @@
+"""The conformance checks of reward servers: ours passes, and every check can fail."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from services.reward.app import make_reward_server
+from services.reward.sandbox import GraderPool
+from services.reward.worker_process import Limits
+from sluice.config.schema import Config
+from sluice.errors import Unavailable
+from sluice.rpc.server import RpcServer
+from sluice.telemetry.prometheus import Exporter
+from sluice.testing.conformance import check_reward, reward_checks, transport
+from sluice.testing.conformance.reward import meet_reward
+from sluice.testing.conformance.suite import Suite
+from tests.integration.breakable_reward import reward_server
+
+pytestmark = pytest.mark.integration
+
+CONFIG = {
+    "model": {"path": "unused"},
+    "data": {"train_files": ["mixadd3:train"], "max_prompt_length": 16, "max_response_length": 72},
+    "reward": {"workers": 1, "overlong_buffer": {"enable": True, "len": 24, "penalty_factor": 1.0}},
+}
+
+
+@asynccontextmanager
+async def serving(server: RpcServer) -> AsyncIterator[str]:
+    port = await server.start(bind="127.0.0.1", port=0)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(grace_s=0)
+
+
+async def test_our_reward_service_keeps_the_contract() -> None:
+    limits = Limits(timeout_s=10.0, memory_bytes=2 << 30, recycle_after=1000)
+    async with GraderPool.open(workers=1, limits=limits) as pool:
+        server = await make_reward_server(Config.model_validate(CONFIG), pool, Exporter(service="reward"))
+        async with serving(server) as address:
+            verdicts = await check_reward(address)
+    assert [(verdict.check, verdict.seen) for verdict in verdicts if verdict.outcome != "PASS"] == []
+
+
+async def test_a_server_that_breaks_nothing_passes_every_check() -> None:
+    async with serving(reward_server()) as address:
+        verdicts = await check_reward(address)
+    assert {verdict.outcome for verdict in verdicts} == {"PASS"}
+    assert len(verdicts) == len(reward_checks.SUITE.checks) > 20
+
+
+@pytest.mark.parametrize("check", reward_checks.SUITE.checks, ids=lambda check: check.__name__)
+async def test_a_check_fails_on_a_server_that_breaks_what_it_checks(check, monkeypatch) -> None:
+    monkeypatch.setattr(reward_checks, "_GROUP_TIMEOUT_S", 1.0)  # for the server that never answers
+    monkeypatch.setattr(transport, "MAX_MESSAGE_BYTES", 1 << 20)  # for the server that takes any size
+    suite: Suite = Suite()
+    suite.check(check)
+    async with serving(reward_server(broken=check.__name__)) as address, transport.connected(address) as channel:
+        [verdict] = await suite.run(await meet_reward(channel))
+    assert (verdict.outcome, bool(verdict.seen)) == ("FAIL", True)
+    assert verdict.check == check.__name__.replace("_", " ")
+    assert verdict.expected
+
+
+async def test_an_address_where_nothing_answers_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(transport, "CONNECT_TIMEOUT_S", 0.2)
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1: nothing answers there"):
+        await check_reward("127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("broken", "code", "says"),
+    [("", 0, "21 passed, 0 failed, 0 left out"), ("garbage_is_not_right", 1, "FAIL  garbage is not right")],
+)
+async def test_the_command_prints_a_table_and_ends_with_the_verdict(broken: str, code: int, says: str) -> None:
+    async with serving(reward_server(broken)) as address:
+        command = ["-m", "sluice.cli.main", "conformance", "reward", address]
+        process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+        output, _ = await process.communicate()
+    assert process.returncode == code
+    assert says in output.decode()
