@@ -128,8 +128,15 @@ class LocalRun:
         if await self._is_finished():
             return False
         launch = self._config.launch
-        wanted = {"reward": launch.reward_replicas, "rollout": launch.rollout_replicas, "learner": 1}
-        for role, replicas in {"reward": 1}.items() if self._check_only else wanted.items():
+        # A check needs one reward; where none is to be started here, it is the one that will grade the run that is checked.
+        wanted = {"reward": min(1, launch.reward_replicas) if self._check_only else launch.reward_replicas}
+        wanted |= {} if self._check_only else {"rollout": launch.rollout_replicas, "learner": 1}
+        for role, replicas in wanted.items():
+            if not replicas:
+                self._view.message(
+                    f"launch.{role}_replicas is 0: waiting {launch.ready_timeout_s:.0f} s for a {role} to register with "
+                    f"{self._coordinator}"
+                )
             for index in range(replicas):
                 self._keeper.keep(self._service(role, index))
         for node_rank in range(1, 1 if self._check_only else launch.learner_nnodes):
