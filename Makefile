@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo test chaos fuzz audit check static unit protos format bench bench-learner bench-system clean
+.PHONY: help setup typescript demo test chaos fuzz audit check static unit protos format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -12,10 +12,13 @@ help:            ## this list
 setup:           ## make .venv (ACCEL=cpu|cuda|none)
 	@scripts/setup.sh
 
+typescript:      ## build examples/reward-typescript, where node is
+	@scripts/typescript.sh || [ $$? -eq 3 ]
+
 demo: setup      ## teach a small model to add: four services, two cores, a few minutes
 	@.venv/bin/sluice demo $(ARGS)
 
-test: setup static ## every test but chaos and gpu
+test: setup typescript static ## every test but chaos and gpu
 	$(PY) -m pytest -m "not chaos and not gpu" $(ARGS)
 
 chaos: setup     ## kill, freeze and cut off everything, over seeded runs (ARGS="--runs 16", ARGS="--seed 7 -k processes")
@@ -61,3 +64,4 @@ bench-system: setup ## coordinator against a bare relay, overlap, weight push, s
 
 clean:           ## remove .venv and everything made by tests and runs
 	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis
+	cd examples/reward-typescript && rm -rf dist node_modules src/generated

@@ -1,10 +1,17 @@
 """The `sluice` command. Flags are parsed before anything heavy is imported, so that --help is instant."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from sluice import __version__
+
+VERBS = (
+    *("up", "learner_node", "control", "rollback", "ledger", "export", "replay", "rescore", "conformance", "config"),
+    "certs",
+)
+"""Modules of this package, in the order of `sluice --help`; some have several verbs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,10 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"sluice {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    from sluice.cli import certs, config, conformance, control, export, learner_node, ledger, replay, rescore, rollback, up
-
-    for module in (up, learner_node, control, rollback, ledger, export, replay, rescore, conformance, config, certs):
-        module.add_parser(commands)
+    for name in VERBS:
+        importlib.import_module(f"sluice.cli.{name}").add_parser(commands)
     args = parser.parse_args(argv)
 
     from sluice.errors import SluiceError

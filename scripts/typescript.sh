@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Installs and builds examples/reward-typescript from its lock file. Run through `make test`; safe to repeat.
+# Where Node.js or its registry is missing it says so and ends with 3: nothing else in Sluice needs them.
+set -euo pipefail
+cd "$(dirname "$0")/../examples/reward-typescript"
+
+say() { printf 'typescript: %s\n' "$1"; }
+
+command -v node >/dev/null && command -v npm >/dev/null || { say "no node and npm on the PATH; install Node.js 20 or newer"; exit 3; }
+
+stamp=node_modules/.sluice-$(cat package.json package-lock.json tsconfig.json src/*.ts test/*.ts ../../protos/sluice/v1/*.proto | cksum | cut -d' ' -f1)
+[ -f "$stamp" ] && [ -d dist ] && exit 0
+
+say "npm ci"
+if ! npm ci --no-audit --no-fund --loglevel=error; then
+  say "npm ci failed; without its registry the example cannot be built here"
+  exit 3
+fi
+rm -rf dist
+npm run --silent build
+touch "$stamp"
