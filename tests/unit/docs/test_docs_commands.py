@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import itertools
+import json
 import re
 from collections.abc import Sequence
 
@@ -62,6 +63,13 @@ def test_a_make_target_exists(words: tuple[str, ...]) -> None:
     assert words[1] in TARGETS
 
 
+@pytest.mark.parametrize("words", of("npm"), ids=" ".join)
+def test_an_npm_script_exists(words: tuple[str, ...]) -> None:
+    assert words[1] == "--prefix"
+    package = json.loads((ROOT / words[2] / "package.json").read_text())
+    assert words[3] == "ci" or words[words.index("run") + 1 if "run" in words else 3] in package["scripts"]
+
+
 @pytest.mark.parametrize("words", of("grpcurl"), ids=" ".join)
 def test_a_method_called_with_grpcurl_exists(words: tuple[str, ...]) -> None:
     files = (coordinator_pb2, learner_pb2, reward_pb2, rollout_pb2)
@@ -71,7 +79,7 @@ def test_a_method_called_with_grpcurl_exists(words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_command_is_one_that_is_checked_and_sets_known_keys(words: tuple[str, ...]) -> None:
-    programs = ("sluice", "make", "grpcurl", "source")
+    programs = ("sluice", "make", "npm", "grpcurl", "source")
     assert words[0] in programs or words[:2] == ("python", "scripts/api_docs.py") or words[1] == "-m"
     settings = [value for flag, value in itertools.pairwise(words) if flag == "--set"]
     assert {setting.partition("=")[0] for setting in settings} <= set(schema_keys())
