@@ -6,12 +6,16 @@ a signal. On SIGTERM it tells the coordinator that it is leaving, lets running c
 
 import asyncio
 import uuid
+from contextlib import AbstractAsyncContextManager
 
 import grpc
 import structlog
 
+from services.reward.alarm import GradingAlarm
+from services.reward.pools import GraderPools
+from services.reward.ports import Graders
+from services.reward.protections import say_protections
 from services.reward.routing import Router
-from services.reward.sandbox import GraderPool
 from services.reward.scoring import OverlongBuffer, Scorer
 from services.reward.self_check import KNOWN, gold_check
 from services.reward.servicer import RewardServicer
@@ -48,9 +52,11 @@ async def serve(options: ServiceOptions) -> None:
     try:
         if config.network.metrics:
             standing.metrics_port = exporter.serve(bind=options.bind, port=options.metrics_port)
-        async with GraderPool.open(workers=config.reward.workers, limits=limits_of(config)) as pool:
-            standing.pool = pool
-            server = await make_reward_server(config, pool, exporter, credentials=options.credentials)
+        await say_protections()
+        router = Router(config.reward.routes)
+        async with open_graders(config, router) as pools:
+            standing.pools = pools
+            server = await make_reward_server(config, router, pools, exporter, credentials=options.credentials)
             standing.port = await server.start(bind=options.bind, port=options.port)
             try:
                 await standing.hold()
@@ -63,19 +69,14 @@ async def serve(options: ServiceOptions) -> None:
 
 
 async def make_reward_server(
-    config: Config, pool: GraderPool, exporter: Exporter, *, credentials: Credentials = NO_CREDENTIALS
+    config: Config, router: Router, graders: Graders, exporter: Exporter, *, credentials: Credentials = NO_CREDENTIALS
 ) -> RpcServer:
-    """A server over a running pool, not yet started.
-
-    Raises:
-        ConfigError: reward.routes names no verifier.
-        LaunchError: the self-check failed.
-    """
-    router = Router(config.reward.routes)
-    scorer = make_scorer(config, pool, router)
+    """A server over running graders, not yet started. Raises LaunchError when the self-check failed."""
+    scorer = make_scorer(config, graders, router)
     if problems := await gold_check(KNOWN, scorer):
         raise LaunchError("reward: the self-check failed\n" + "\n".join(problems))
-    servicer = RewardServicer(scorer=scorer, router=router, exporter=exporter)
+    alarm = GradingAlarm(fraction=config.reward.warn_ungraded_fraction)
+    servicer = RewardServicer(scorer=scorer, router=router, alarm=alarm, exporter=exporter)
 
     def register(server: grpc.aio.Server) -> None:
         reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, server)
@@ -89,20 +90,24 @@ async def make_reward_server(
     )
 
 
-def make_scorer(config: Config, pool: GraderPool, router: Router) -> Scorer:
+def make_scorer(config: Config, graders: Graders, router: Router) -> Scorer:
     """Scores as the configuration wants it, over a running pool."""
     return Scorer(
-        graders=pool, router=router, max_answer_chars=config.reward.max_answer_chars, overlong=_overlong(config)
+        graders=graders, router=router, max_answer_chars=config.reward.max_answer_chars, overlong=_overlong(config)
     )
 
 
-def limits_of(config: Config) -> Limits:
-    """Of every worker process."""
-    return Limits(
-        timeout_s=config.reward.timeout_s,
-        memory_bytes=config.reward.worker_memory_bytes,
-        recycle_after=config.reward.recycle_after,
+def open_graders(config: Config, router: Router) -> AbstractAsyncContextManager[GraderPools]:
+    """Started worker processes for the routes of `router`, which live as long as the context."""
+    reward = config.reward
+    limits = Limits(
+        timeout_s=reward.timeout_s,
+        memory_bytes=reward.worker_memory_bytes,
+        file_bytes=reward.worker_file_bytes,
+        max_processes=reward.worker_max_processes,
+        recycle_after=reward.recycle_after,
     )
+    return GraderPools.open(workers=reward.workers, limits=limits, network=router.needs_network)
 
 
 class _Standing:
@@ -114,7 +119,7 @@ class _Standing:
         self._leaving = False
         self.port = 0
         self.metrics_port: int | None = None
-        self.pool: GraderPool | None = None
+        self.pools: GraderPools | None = None
         self.registration = Registration(
             coordinator=options.coordinator, describe=self._describe, beat=self._beat, credentials=options.credentials
         )
@@ -135,24 +140,24 @@ class _Standing:
             log.info("farewell_not_heard", code=error.code().name)
 
     def _describe(self) -> coordinator_pb2.RegisterRequest:
-        assert self.pool is not None
+        assert self.pools is not None
         host, metrics = self._options.advertise, self.metrics_port
         return coordinator_pb2.RegisterRequest(
             role=coordinator_pb2.SERVICE_ROLE_REWARD,
             service_id=self._service_id,
             address=f"{host}:{self.port}",
             protocol_version=PROTOCOL_VERSION,
-            capacity=self.pool.capacity,
+            capacity=self.pools.capacity,
             incarnation=self._incarnation,
             metrics_address="" if metrics is None else f"{host}:{metrics}",
         )
 
     def _beat(self) -> coordinator_pb2.HeartbeatRequest:
-        assert self.pool is not None
+        assert self.pools is not None
         return coordinator_pb2.HeartbeatRequest(
             service_id=self._service_id,
             incarnation=self._incarnation,
-            running=self.pool.running,
+            running=self.pools.running,
             draining=self._leaving,
         )
 

@@ -67,8 +67,10 @@ class Job:
     """What the route sets for it."""
     question: Question
     completions: Sequence[Completion]
+    network: bool = False
+    """Whether the verifier may use the network."""
     deadline_s: float | None = None
-    """Event-loop time by which to answer; what is not graded by then is a `timeout`. None: no such time."""
+    """Monotonic seconds by which to answer; what is not graded by then is a `timeout`. None: no such time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,8 +86,9 @@ class Verifier(Protocol):
     """A module that grades. Raising is fine: it makes that one sample an `error`, or a `timeout` for a TimeoutError.
 
     One that takes settings has a frozen dataclass `Settings`, which checks them, and its `grade` a keyword `settings` of
-    that type. `grade` may be async: then the samples of a group are graded at once, each within the limit of one. In
-    place of `grade` there may be `grade_group(*, question, completions)`, which returns a grade a completion.
+    that type; a built-in one that calls other services has `NETWORK = True`. `grade` may be async: then the samples of a
+    group are graded at once, each within the limit of one. In place of `grade` there may be
+    `grade_group(*, question, completions)`, which returns a grade a completion.
     """
 
     NAME: str

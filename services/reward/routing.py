@@ -44,6 +44,8 @@ class Part:
     """For the worker: a dotted module, or `file.py:function`, or `module:function`."""
     weight: float = 1.0
     settings: Mapping[str, object] = field(default_factory=dict)
+    network: bool = False
+    """Whether it may use the network."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +78,11 @@ class Router:
             "add it to reward.routes in the recipe"
         )
 
+    @property
+    def needs_network(self) -> bool:
+        """Whether any verifier may use the network."""
+        return any(part.network for parts in self._table.values() for part in parts)
+
     def routes(self) -> list[Route]:
         """All routes in the order of the table. Versions of those that are not installed or not ours are empty."""
         sources: dict[str, list[str]] = {}
@@ -106,9 +113,10 @@ def _parts(spec: RouteSpec, *, where: str) -> tuple[Part, ...]:
 
 
 def _part(spec: GraderConfig, *, where: str) -> Part:
-    settings = spec.settings
+    settings, network = spec.settings, spec.network
     if spec.grader in BUILT_IN:
         settings = _checked(spec, where=where)
+        network |= getattr(importlib.import_module(BUILT_IN[spec.grader]), "NETWORK", False)
     elif problem := grader_problem(spec.grader):
         raise ConfigError(f"{where}: {problem}")
     return Part(
@@ -116,6 +124,7 @@ def _part(spec: GraderConfig, *, where: str) -> Part:
         verifier=BUILT_IN.get(spec.grader, spec.grader),
         weight=spec.weight,
         settings=settings,
+        network=network,
     )
 
 

@@ -1,7 +1,7 @@
 """A pool of worker processes that can be killed: grading that hangs, eats memory or dies costs one sample, no more.
 
     grade(job) -> bounded queue -> slot (one task, one process) -> worker.py
-                                     |  a sample over its wall-clock limit: SIGKILL, `timeout`
+                                     |  a sample over its wall-clock limit: all that it started is killed, `timeout`
                                      |  a process that died: the sample is tried once more, then `error`
                                      '- the samples after it go to a fresh process
 
@@ -21,6 +21,7 @@ import structlog
 
 from services.reward.ports import Graded, Job, Outcome
 from services.reward.worker_process import Limits, Refused, WorkerDied, WorkerProcess
+from sluice.clock import Clock, SystemClock
 from sluice.errors import Overloaded
 
 log = structlog.get_logger(__name__)
@@ -38,8 +39,8 @@ _UNREACHED = Outcome(status="timeout", detail="the call's deadline passed before
 class GraderPool:
     """`Graders` over worker processes. Open it with `GraderPool.open`."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, clock: Clock) -> None:
+        self._limits, self._clock = limits, clock
         self._waiting: asyncio.Queue[tuple[Job, asyncio.Future[Graded]]] = asyncio.Queue(MAX_WAITING_JOBS)
         self._processes: list[WorkerProcess] = []
         self.running = 0
@@ -47,10 +48,10 @@ class GraderPool:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, *, workers: int, limits: Limits) -> AsyncIterator["GraderPool"]:
-        """A pool of started processes, which live as long as the context."""
-        pool = cls(limits)
-        pool._processes = [await WorkerProcess.start(limits) for _ in range(workers)]
+    async def open(cls, *, workers: int, limits: Limits, clock: Clock | None = None) -> AsyncIterator["GraderPool"]:
+        """A pool of started processes, which live as long as the context; the machine's clock by default."""
+        pool = cls(limits, clock or SystemClock())
+        pool._processes = [await pool._start() for _ in range(workers)]
         async with asyncio.TaskGroup() as group:
             slots = [group.create_task(pool._slot(index), name=f"grader-{index}") for index in range(workers)]
             try:
@@ -66,7 +67,7 @@ class GraderPool:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids, one a slot."""
+        """Process ids of the guards, one a slot."""
         return [process.pid for process in self._processes]
 
     async def grade(self, job: Job) -> Graded:
@@ -137,10 +138,13 @@ class GraderPool:
         limit_s = samples * self._limits.timeout_s
         if job.deadline_s is None:
             return limit_s
-        return min(limit_s, job.deadline_s - asyncio.get_running_loop().time())
+        return min(limit_s, job.deadline_s - self._clock.now())
+
+    async def _start(self) -> WorkerProcess:
+        return await WorkerProcess.start(self._limits, self._clock)
 
     async def _replace(self, index: int) -> None:
         old = self._processes[index]
         await old.kill()
-        self._processes[index] = await WorkerProcess.start(self._limits)
+        self._processes[index] = await self._start()
         log.info("grader_replaced", old_pid=old.pid, new_pid=self._processes[index].pid, graded=old.graded)

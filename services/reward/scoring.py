@@ -78,13 +78,14 @@ class Scorer:
     async def score(
         self, *, question: Question, samples: Sequence[SampleToScore], deadline_s: float | None = None
     ) -> ScoredGroup:
-        """Scores the samples of one question; `deadline_s` is event-loop time.
+        """Scores the samples of one question; `deadline_s` is monotonic.
 
         Raises:
             InvalidRequest: no verifier for the data source.
             Overloaded: too many groups wait already.
         """
         parts = self._router.parts_of(question.data_source)
+        # A text that is too long is cut here and its grade thrown away: graders of a group see a text for every sample.
         completions = [Completion(text=s.text[-self._max_answer_chars :], finished=s.finished) for s in samples]
         graded: list[Graded] = []
         for part in parts:
@@ -93,15 +94,27 @@ class Scorer:
                 settings=part.settings,
                 question=question,
                 completions=completions,
+                network=part.network,
                 deadline_s=deadline_s,
             )
             graded.append(await self._graders.grade(job))
         columns = zip(*(one.outcomes for one in graded), strict=True)
-        outcomes = [combine(parts, column) for column in columns]
+        outcomes = [
+            self._too_long(sample) or combine(parts, column) for sample, column in zip(samples, columns, strict=True)
+        ]
         return ScoredGroup(
             rewards=[self._reward(sample, outcome) for sample, outcome in zip(samples, outcomes, strict=True)],
             grader=grader_name(parts),
             grader_version="+".join(one.version for one in graded),
+        )
+
+    def _too_long(self, sample: SampleToScore) -> Outcome | None:
+        """Half a text would be graded as if it were the whole: that may be wrong, so it is not graded."""
+        length, limit = len(sample.text), self._max_answer_chars
+        if length <= limit:
+            return None
+        return Outcome(
+            status="error", detail=f"completion of {length} characters, over reward.max_answer_chars ({limit})"
         )
 
     def _reward(self, sample: SampleToScore, outcome: Outcome) -> Reward:

@@ -1,11 +1,12 @@
 """RewardService on the wire: decode, score, encode. Decides nothing."""
 
-import asyncio
 import json
+import time
 from collections.abc import Mapping
 
 import grpc
 
+from services.reward.alarm import GradingAlarm
 from services.reward.ports import OutcomeStatus, Question
 from services.reward.routing import Router
 from services.reward.scoring import SampleToScore, ScoredGroup, Scorer
@@ -27,8 +28,8 @@ _STATUS: Mapping[OutcomeStatus, common_pb2.RewardStatus.ValueType] = {
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     """See protos/sluice/v1/reward.proto."""
 
-    def __init__(self, *, scorer: Scorer, router: Router, exporter: Exporter) -> None:
-        self._scorer = scorer
+    def __init__(self, *, scorer: Scorer, router: Router, alarm: GradingAlarm, exporter: Exporter) -> None:
+        self._scorer, self._alarm = scorer, alarm
         self._router = router
         self._graded = {
             status: exporter.counter(f"reward/{status}", f"samples whose grading ended as {status}").labels("reward")
@@ -46,6 +47,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         )
         for reward in scored.rewards:
             self._graded[reward.status].inc()
+        self._alarm.note(scored.rewards)
         return reward_pb2.ScoreResponse(results=_results(scored))
 
     async def ListGraders(
@@ -96,9 +98,9 @@ def _sample(item: reward_pb2.ScoreItem, position: int) -> SampleToScore:
 
 
 def _deadline_s(context: grpc.aio.ServicerContext) -> float | None:
-    """Event-loop time by which to answer; None for a caller without a deadline."""
+    """Monotonic seconds by which to answer; None for a caller without a deadline."""
     remaining_s = context.time_remaining()
-    return None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s - _ANSWER_MARGIN_S
+    return None if remaining_s is None else time.monotonic() + remaining_s - _ANSWER_MARGIN_S
 
 
 def _results(scored: ScoredGroup) -> list[common_pb2.SampleReward]:

@@ -1,35 +1,36 @@
-"""A grader process: `python -m services.reward.worker PARENT_PID MEMORY_BYTES`, spoken to over stdin and stdout.
+"""A grader process: `python -m services.reward.worker PARENT_PID LIMITS`, spoken to over stdin and stdout.
 
 A job arrives as one frame (verifier, settings, question, completions). The answer is one frame that says `ready` or
 `refused`, then one frame a completion as soon as it is judged, so that the service knows which one hangs; a verifier
 that is asked about the group at once (`whole`) answers for all of it at the end. What a grader prints
 goes to /dev/null and what it reads is empty: the pipes are moved out of its way first. The process ends with its
-parent, whatever it is doing, and at the end of its input.
+guard (guard.py), whatever it is doing, and at the end of its input.
 
-It enforces memory and, as a backstop, CPU time. The wall-clock limit is the service's (sandbox.py), from outside.
+It runs under limits of memory, file size, processes and network (LIMITS, JSON: worker_process.Limits) and, as a backstop,
+of CPU time. The wall-clock limit is the service's (sandbox.py), from outside.
 """
 
-import ctypes
+import json
 import math
 import os
 import resource
-import signal
 import sys
 from typing import BinaryIO
 
 from services.reward.frames import Frame, read, write
+from services.reward.guard import guarded
+from services.reward.isolation import limit
 from services.reward.loading import Asked, describe
 from services.reward.ports import Completion, Question
-
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def main() -> None:
     """Serves jobs until the input ends."""
-    parent_pid, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
-    _end_with(parent_pid)
-    _limit(resource.RLIMIT_AS, memory_bytes)
-    _limit(resource.RLIMIT_CORE, 0)
+    parent_pid, limits = int(sys.argv[1]), json.loads(sys.argv[2])
+    guarded(parent_pid, network=limits["network"], max_processes=limits["max_processes"])
+    limit(resource.RLIMIT_AS, limits["memory_bytes"])
+    limit(resource.RLIMIT_FSIZE, limits["file_bytes"])
+    limit(resource.RLIMIT_CORE, 0)
     jobs, replies = _move_pipes_away()
     while (job := read(jobs)) is not None:
         _serve(job, replies)
@@ -53,24 +54,6 @@ def _serve(job: Frame, replies: BinaryIO) -> None:
     for completion in completions:
         _allow_cpu(timeout_s)
         write(replies, asked.about(question, completion))
-
-
-def _end_with(parent_pid: int) -> None:
-    """Asks the kernel for SIGKILL at the parent's death (Linux), and covers the parent that is dead already."""
-    if sys.platform != "linux":
-        return  # there the end of standard input has to do
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent_pid:
-        sys.exit("the reward service is gone")
-
-
-def _limit(kind: int, value: int) -> None:
-    """Sets both limits, never above what is allowed to us."""
-    _, hard = resource.getrlimit(kind)
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (value, value))
 
 
 def _allow_cpu(timeout_s: float) -> None:

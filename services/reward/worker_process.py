@@ -1,22 +1,24 @@
-"""The service's handle on one worker process (worker.py): start it, give it a job, read its outcomes, kill it.
+"""The service's handle on one worker process (worker.py) and its guard: start, give a job, read outcomes, kill.
 
 Every wait has a limit: START_LIMIT_S for the process to load a verifier, the caller's for one outcome, _REAP_LIMIT_S for
 a killed process to go. Whatever goes wrong on the pipe is `WorkerDied`; the handle is then only good for `kill`.
 """
 
 import asyncio
+import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from services.reward.frames import Frame, encode, receive
 from services.reward.ports import Completion, Grade, Job, Outcome
+from sluice.clock import Clock
 
 log = structlog.get_logger(__name__)
 
@@ -33,9 +35,15 @@ class Limits:
     timeout_s: float
     """Wall clock of one sample."""
     memory_bytes: int
-    """Address space."""
+    """Address space, of each of its processes."""
+    file_bytes: int
+    """Largest file that it can write."""
+    max_processes: int
+    """Processes and threads, its own included; where the machine permits such a limit (isolation.py)."""
     recycle_after: int
     """Samples after which a process is replaced, so that what a library leaks stays small."""
+    network: bool = False
+    """Whether it may use the network; taken away where the machine permits namespaces (isolation.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,29 +67,29 @@ class Refused(Exception):
 class WorkerProcess:
     """One process, one job at a time. Make it with `start`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, limits: Limits) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, limits: Limits, clock: Clock) -> None:
         self._process = process
-        self._limits = limits
+        self._limits, self._clock = limits, clock
         self.graded = 0
         """Samples given to it so far."""
         self._loaded: set[str] = set()
         """Verifiers it has imported."""
 
     @classmethod
-    async def start(cls, limits: Limits) -> "WorkerProcess":
-        """Starts a process in a session of its own, so that `kill` takes its children too."""
+    async def start(cls, limits: Limits, clock: Clock) -> "WorkerProcess":
+        """Starts a guard and the process below it, in a session of their own."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.reward.worker", str(os.getpid()), str(limits.memory_bytes)),
+            *(sys.executable, "-m", "services.reward.worker", str(os.getpid()), json.dumps(asdict(limits))),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
             env=_environment(),
         )
-        return cls(process, limits)
+        return cls(process, limits, clock)
 
     @property
     def pid(self) -> int:
-        """Process id."""
+        """Process id of the guard."""
         return self._process.pid
 
     async def begin(self, job: Job, completions: Sequence[Completion]) -> "Begun":
@@ -100,9 +108,7 @@ class WorkerProcess:
             "timeout_s": self._limits.timeout_s,
         }
         try:
-            async with asyncio.timeout(self._limits.timeout_s if loaded else START_LIMIT_S):
-                await self._send(frame)
-                reply = await self._receive()
+            reply = await self._within(self._limits.timeout_s if loaded else START_LIMIT_S, self._exchange(frame))
         except TimeoutError:
             if loaded:
                 raise WorkerDied(f"the grader process took no job for {self._limits.timeout_s:g} s") from None
@@ -115,8 +121,7 @@ class WorkerProcess:
     async def outcome(self, *, limit_s: float) -> Outcome:
         """What became of the next completion. Raises TimeoutError after `limit_s`, and WorkerDied."""
         self.graded += 1
-        async with asyncio.timeout(limit_s):
-            reply = await self._receive()
+        reply = await self._within(limit_s, self._receive())
         if "error" in reply:
             return Outcome(status="error", detail=reply["error"])
         if "timeout" in reply:
@@ -125,15 +130,32 @@ class WorkerProcess:
         return Outcome(status=grade.status, grade=grade)
 
     async def kill(self) -> None:
-        """SIGKILL to the process and its children; returns when it has been reaped."""
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+        """Ends the process and everything below it; returns when none of it lives any more."""
+        with suppress(ProcessLookupError):
+            self._process.terminate()
         try:
             async with asyncio.timeout(_REAP_LIMIT_S):
                 await self._process.wait()
-        except TimeoutError:  # the kernel holds it, in an uninterruptible sleep; it cannot grade any more
+        except TimeoutError:  # something stopped the guard, or the kernel holds one below in an uninterruptible sleep
             log.warning("grader_not_reaped", pid=self.pid, waited_s=_REAP_LIMIT_S)
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def _within(self, limit_s: float, work: Coroutine[Any, Any, Frame]) -> Frame:
+        """What `work` returns. Raises TimeoutError after `limit_s` on the clock that was given."""
+        working, alarm = asyncio.create_task(work), asyncio.create_task(self._clock.sleep(limit_s))
+        try:
+            await asyncio.wait((working, alarm), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise TimeoutError
+            return working.result()
+        finally:
+            working.cancel()
+            alarm.cancel()
+
+    async def _exchange(self, frame: Frame) -> Frame:
+        await self._send(frame)
+        return await self._receive()
 
     async def _send(self, frame: Frame) -> None:
         assert self._process.stdin is not None

@@ -186,6 +186,7 @@ class GraderConfig(Section):
     settings: dict[str, Any] = Field(default_factory=dict, description="the grader's own settings")
     weight: float = Field(default=1.0, description="factor of its score in the sum")
     name: str = Field(default="", description="what its score is called in metrics; default: the grader")
+    network: bool = Field(default=False, description="whether it may use the network; `judge` always may")
 
 
 def _as_graders(route: Any) -> Any:
@@ -206,10 +207,22 @@ class RewardConfig(Section):
         default=10.0, description="wall-clock limit of one grading; then the worker is killed"
     )
     max_answer_chars: PositiveInt = Field(
-        default=100_000, description="longer completions are cut from the left before grading"
+        default=400_000, description="a longer completion is not graded: its status is `error`, not a zero"
     )
     worker_memory_bytes: PositiveInt = Field(default=2 << 30, description="address-space limit of a grader process")
+    worker_file_bytes: PositiveInt = Field(
+        default=256 << 20, description="largest file that a grader process can write"
+    )
+    worker_max_processes: int = Field(
+        default=256, ge=16, description="processes and threads of a grader, where the machine permits the limit"
+    )
     recycle_after: PositiveInt = Field(default=10_000, description="gradings after which a grader process is replaced")
+    warn_ungraded_fraction: float = Field(
+        default=0.02,
+        gt=0,
+        le=1,
+        description="share of the last 1000 samples, timeouts or errors, from which the log warns",
+    )
     routes: dict[str, GraderList] = Field(
         default_factory=dict,
         description="data_source (or a prefix ending in *) -> grader, or {grader, settings, weight, name}, or a list of "

@@ -189,7 +189,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "coordinator",
         "share of samples whose grader was killed at its limit",
         "0",
-        "find the grader in the reward service's log; raise `reward.timeout_s` only if it is honest work; "
+        "find the grader in the reward service's log, which warns from `reward.warn_ungraded_fraction`; raise "
+        "`reward.timeout_s` only if it is honest work; "
         "such samples are not wrong, they are ungraded",
     ),
     _m(

@@ -183,7 +183,14 @@ def judge():
 
 async def judged(url, *texts, limit_s=10.0, **settings):
     chosen = {"url": url, "model": "m", "template": "{prompt}|{ground_truth}\n{completion}", **settings}
-    limits = Limits(timeout_s=limit_s, memory_bytes=4 << 30, recycle_after=1000)
+    limits = Limits(
+        timeout_s=limit_s,
+        memory_bytes=4 << 30,
+        recycle_after=1000,
+        file_bytes=1 << 28,
+        max_processes=256,
+        network=True,
+    )
     job = Job(
         verifier="services.reward.verifiers.judge",
         settings=chosen,
@@ -243,7 +250,7 @@ def group_function(tmp_path):
 
 
 async def test_a_group_function_always_sees_the_whole_group(group_function, tmp_path):
-    limits = Limits(timeout_s=0.5, memory_bytes=1 << 30, recycle_after=1000)
+    limits = Limits(timeout_s=0.5, memory_bytes=1 << 30, recycle_after=1000, file_bytes=1 << 28, max_processes=256)
 
     def job(*texts):
         completions = [Completion(text=text, finished=True) for text in texts]
@@ -260,7 +267,7 @@ async def test_a_group_function_always_sees_the_whole_group(group_function, tmp_
 
 async def test_an_expression_that_takes_for_ever_is_killed_and_is_not_wrong():
     case = next(case for case in read_cases() if case.verdict("math_verify") == "T")
-    limits = Limits(timeout_s=4.0, memory_bytes=2 << 30, recycle_after=1000)
+    limits = Limits(timeout_s=4.0, memory_bytes=2 << 30, recycle_after=1000, file_bytes=1 << 28, max_processes=256)
     texts = ("\\boxed{7}", case.completion("math_verify"), "\\boxed{9^{9^{9^{9}}}}", "\\boxed{14/2}")
     job = Job(
         verifier="services.reward.verifiers.math_verify",

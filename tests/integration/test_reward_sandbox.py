@@ -1,21 +1,37 @@
-"""Real worker processes under real attacks: good samples are scored, bad ones flagged, the pool is whole afterwards."""
+"""Real worker processes under real attacks: good samples are scored, bad ones flagged, the pool is whole afterwards.
+
+A fork bomb is set off only where the machine permits its limit: else it would take the tests along.
+"""
 
 import asyncio
+import dataclasses
+import functools
+import json
 import os
 import signal
+import socket
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import uvloop
+from structlog.testing import capture_logs
 
 from services.reward.ports import Completion, Job, Question
+from services.reward.protections import say_protections
 from services.reward.sandbox import GraderPool
 from services.reward.worker_process import Limits
 from sluice.errors import Overloaded
+from sluice.testing.clock import ManualClock
+from sluice.testing.waiting import assert_eventually
 
 pytestmark = pytest.mark.integration
 
+MAX_PROCESSES = 48
+HANG_S = 120.0
+"""For a worker on a busy machine to come to an attack."""
 QUESTION = Question(data_source="nasty", prompt_text="", ground_truth="", extra_info={})
 
 
@@ -30,14 +46,75 @@ def event_loop_policy():
     return uvloop.EventLoopPolicy()
 
 
-def pool(*, workers=2, timeout_s=1.0, memory_bytes=1 << 30, recycle_after=10_000):
-    limits = Limits(timeout_s=timeout_s, memory_bytes=memory_bytes, recycle_after=recycle_after)
-    return GraderPool.open(workers=workers, limits=limits)
+def limits(*, timeout_s=1.0, recycle_after=10_000, network=False):
+    return Limits(
+        timeout_s=timeout_s,
+        memory_bytes=1 << 30,
+        recycle_after=recycle_after,
+        file_bytes=1 << 24,
+        max_processes=MAX_PROCESSES,
+        network=network,
+    )
 
 
-def job(*texts, verifier="reward_nasty_verifier", deadline_s=None):
+def pool(*, workers=2, clock=None, **others):
+    return GraderPool.open(workers=workers, limits=limits(**others), clock=clock)
+
+
+def job(*texts, verifier="reward_nasty_verifier", deadline_s=None, ground_truth=""):
     completions = [Completion(text=text, finished=True) for text in texts]
-    return Job(verifier=verifier, question=QUESTION, completions=completions, deadline_s=deadline_s)
+    question = dataclasses.replace(QUESTION, ground_truth=ground_truth)
+    return Job(verifier=verifier, question=question, completions=completions, deadline_s=deadline_s)
+
+
+@functools.cache
+def permitted():
+    """What the machine permits: `network`, `processes`, `survivors`."""
+    said = subprocess.run(
+        [sys.executable, "-m", "services.reward.isolation"], check=True, capture_output=True, timeout=60
+    )
+    return json.loads(said.stdout)
+
+
+@pytest.fixture
+def marked(monkeypatch, tmp_path):
+    """Whether any process lives that this test started, wherever it went: they all have its environment."""
+    monkeypatch.setenv("SLUICE_TEST", str(tmp_path))
+    return lambda: is_here("SLUICE_TEST", tmp_path)
+
+
+@pytest.fixture
+def without_namespaces(tmp_path):
+    """A Python that permits none."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("no_namespaces.py")} "$@"\n')
+    python.chmod(0o755)
+    said = subprocess.run([python, "-m", "services.reward.isolation"], check=True, capture_output=True, timeout=60)
+    assert not json.loads(said.stdout)["survivors"]
+    return str(python)
+
+
+def descendants(*pids):
+    """Living processes below `pids`."""
+    children = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                children.setdefault(int(parent), set()).add(int(entry.parent.name))
+    found, below = set(), set(pids)
+    while below := set().union(*(children.get(pid, ()) for pid in below)):
+        found |= below
+    return found
+
+
+def is_here(name, value):
+    """Whether a living process has `name=value` in its environment."""
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            if f"{name}={value}".encode() in entry.read_bytes().split(b"\0"):
+                return True
+    return False
 
 
 def is_alive(pid):
@@ -48,12 +125,15 @@ def is_alive(pid):
     return True
 
 
-async def test_a_group_full_of_attacks_costs_only_the_attackers():
+async def test_a_group_full_of_attacks_costs_only_the_attackers(tmp_path):
+    """No sample is late on this clock unless it has said that it hangs."""
     bad = {
         "spin": "timeout",
         "regex": "timeout",
         "power": "timeout",
         "stubborn": "timeout",
+        **({"bomb": "timeout"} if permitted()["processes"] else {}),
+        "file": "error",
         "memory": "error",
         "die": "error",
         "exit": "error",
@@ -62,9 +142,15 @@ async def test_a_group_full_of_attacks_costs_only_the_attackers():
         "chatty": "ok",
     }
     texts = [text for attack in bad for text in ("good", attack)] + ["good"]
-    async with pool() as graders:
+    clock = ManualClock()
+    async with pool(clock=clock) as graders:
         before = graders.pids
-        graded = await graders.grade(job(*texts))
+        grading = asyncio.create_task(graders.grade(job(*texts, ground_truth=str(tmp_path))))
+        for hanging in (text for text, status in bad.items() if status == "timeout"):
+            await assert_eventually((tmp_path / hanging).exists, within_s=HANG_S)
+            await in_hand()
+            await clock.advance(1.0)
+        graded = await grading
         statuses = [outcome.status for outcome in graded.outcomes]
         assert statuses == [bad.get(text, "ok") for text in texts]
         details = dict(zip(texts, (outcome.detail for outcome in graded.outcomes), strict=True))
@@ -83,15 +169,87 @@ async def test_a_group_full_of_attacks_costs_only_the_attackers():
     assert not any(is_alive(pid) for pid in after)
 
 
+async def in_hand():
+    """The grader said so after all of its earlier answers: what a turn of the event loop reads is on the pipe already."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("network", [True, False])
+async def test_only_workers_that_may_use_the_network_reach_it(network):
+    if not permitted()["network"]:
+        pytest.skip("network namespaces are not permitted here")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        async with pool(workers=1, timeout_s=60.0, network=network) as graders:
+            (outcome,) = (await graders.grade(job(f"connect {server.getsockname()[1]}"))).outcomes
+    assert (outcome.status, outcome.detail) == (
+        ("ok", "") if network else ("error", "OSError: [Errno 101] Network is unreachable")
+    )
+
+
+async def test_a_fork_bomb_is_held_at_its_limit_and_all_of_it_ends(marked, tmp_path):
+    if not permitted()["processes"]:
+        pytest.skip("the number of processes cannot be limited here")
+    clock, held = ManualClock(), 0
+    async with pool(workers=1, clock=clock) as graders:
+        grading = asyncio.create_task(graders.grade(job("good", "bomb", "good", ground_truth=str(tmp_path))))
+        await assert_eventually((tmp_path / "bomb").exists, within_s=HANG_S)
+        await assert_eventually(lambda: len(descendants(*graders.pids)) >= MAX_PROCESSES - 3, within_s=HANG_S)
+        for _ in range(100):
+            held = max(held, len(descendants(*graders.pids)))
+            await asyncio.sleep(0)
+        (bombed,) = graders.pids
+        await clock.advance(1.0)
+        assert [outcome.status for outcome in (await grading).outcomes] == ["ok", "timeout", "ok"]
+        assert not is_alive(bombed)
+    assert held <= MAX_PROCESSES
+    assert not marked()
+
+
+async def test_what_a_grader_left_in_the_background_ends_with_its_worker(marked):
+    if not permitted()["survivors"]:
+        pytest.skip("process namespaces are not permitted here")
+    async with pool(workers=1, timeout_s=60.0) as graders:
+        assert (await graders.grade(job("daemon"))).outcomes[0].status == "ok"
+        await assert_eventually(lambda: len(descendants(*graders.pids)) == 3, what="first process, worker and daemon")
+    assert not marked()
+
+
+async def test_it_ends_with_its_worker_where_namespaces_are_not_permitted_too(marked, monkeypatch, without_namespaces):
+    monkeypatch.setattr(sys, "executable", without_namespaces)
+    async with pool(workers=1, timeout_s=60.0) as graders:
+        assert (await graders.grade(job("daemon"))).outcomes[0].status == "ok"
+        await assert_eventually(lambda: len(descendants(*graders.pids)) == 2, what="the worker and the daemon")
+    assert not marked()
+
+
+async def test_the_service_says_which_protections_are_on_and_what_follows_from_those_that_are_not(
+    monkeypatch, without_namespaces
+):
+    with capture_logs() as logs:
+        await say_protections()
+    assert set(logs[0]["off"]) == {name for name, holds in permitted().items() if not holds}
+    monkeypatch.setattr(sys, "executable", without_namespaces)
+    with capture_logs() as logs:
+        await say_protections()
+    said, warning = logs
+    assert said["event"] == "sandbox"
+    assert {"wall clock", "memory", "cpu time", "file size"} <= set(said["on"])
+    assert {"network", "survivors"} <= set(said["off"])
+    assert (warning["event"], warning["log_level"]) == ("sandbox_incomplete", "warning")
+    assert "graders and programs reach the network" in warning["consequence"]
+
+
 async def test_a_process_that_is_frozen_between_two_jobs_is_replaced_and_costs_no_sample():
     async with pool(workers=1) as graders:
         await graders.grade(job("good"))
-        (frozen,) = graders.pids
-        os.kill(frozen, signal.SIGSTOP)
+        frozen = descendants(*graders.pids)
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
         async with asyncio.timeout(20):
             graded = await graders.grade(job("good", "good"))
         assert [outcome.status for outcome in graded.outcomes] == ["ok", "ok"]
-        assert not is_alive(frozen)
+        assert not any(is_alive(pid) for pid in frozen)
 
 
 async def test_good_groups_pass_while_another_hangs():
@@ -159,30 +317,37 @@ async def test_a_full_queue_is_back_pressure(monkeypatch):
     assert [task.result().outcomes[0].status for task in tasks] == ["timeout", "ok", "ok"]
 
 
-async def test_no_worker_outlives_a_service_that_is_killed():
-    script = (
-        "import asyncio\n"
-        "from services.reward.sandbox import GraderPool\n"
-        "from services.reward.worker_process import Limits\n"
-        "async def main():\n"
-        "    limits = Limits(timeout_s=60, memory_bytes=1 << 30, recycle_after=100)\n"
-        "    async with GraderPool.open(workers=2, limits=limits) as pool:\n"
-        "        print(*pool.pids, flush=True)\n"
-        "        await asyncio.sleep(60)\n"
-        "asyncio.run(main())\n"
-    )
+SERVICE = """
+import asyncio
+from services.reward.ports import Completion, Job, Question
+from services.reward.sandbox import GraderPool
+from services.reward.worker_process import Limits
+
+async def main():
+    limits = Limits(timeout_s=600, memory_bytes=1 << 30, recycle_after=100, file_bytes=1, max_processes=48)
+    question = Question(data_source="", prompt_text="", ground_truth="", extra_info={})
+    async with GraderPool.open(workers=1, limits=limits) as pool:
+        for text in ("daemon", "stubborn"):
+            completions = [Completion(text=text, finished=True)]
+            graded = await pool.grade(Job(verifier="reward_nasty_verifier", question=question, completions=completions))
+            print(graded.outcomes[0].status, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("namespaces", [True, False])
+async def test_nothing_outlives_a_service_that_is_killed(marked, without_namespaces, namespaces):
     service = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+        *(sys.executable if namespaces else without_namespaces, "-c", SERVICE),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    pids = [int(pid) for pid in (await service.stdout.readline()).split()]
-    exits = [asyncio.get_running_loop().create_future() for _ in pids]
-    descriptors = [os.pidfd_open(pid) for pid in pids]
-    for descriptor, gone in zip(descriptors, exits, strict=True):
-        asyncio.get_running_loop().add_reader(descriptor, lambda gone=gone: gone.done() or gone.set_result(None))
-    service.kill()
-    async with asyncio.timeout(10):
-        await asyncio.gather(*exits)
-    for descriptor in descriptors:
-        asyncio.get_running_loop().remove_reader(descriptor)
-        os.close(descriptor)
-    await service.wait()
+    try:
+        async with asyncio.timeout(HANG_S):
+            assert await service.stdout.readline() == b"ok\n"
+        assert marked()
+    finally:
+        service.kill()
+        await service.wait()
+    await assert_eventually(lambda: not marked())

@@ -15,6 +15,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.reward.app import SERVICE_NAME, make_reward_server
+from services.reward.routing import Router
 from services.reward.sandbox import GraderPool
 from services.reward.worker_process import Limits
 from sluice import PROTOCOL_VERSION
@@ -57,9 +58,10 @@ def _nasty_verifier_is_importable(monkeypatch):
 @asynccontextmanager
 async def reward_stub():
     """A stub of a server in this process, as the app builds it."""
-    limits = Limits(timeout_s=1.0, memory_bytes=2 << 30, recycle_after=1000)
+    limits = Limits(timeout_s=1.0, memory_bytes=2 << 30, recycle_after=1000, file_bytes=1 << 28, max_processes=256)
     async with GraderPool.open(workers=1, limits=limits) as pool:
-        server = await make_reward_server(Config.model_validate(CONFIG), pool, Exporter(service="reward"))
+        config = Config.model_validate(CONFIG)
+        server = await make_reward_server(config, Router(config.reward.routes), pool, Exporter(service="reward"))
         port = await server.start(bind="127.0.0.1", port=0)
         channel = open_channel(f"127.0.0.1:{port}")
         try:

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import structlog
 
-from services.reward.app import limits_of, make_scorer
+from services.reward.app import make_scorer, open_graders
 from services.reward.rescoring.comparison import Comparison, Judged, ScoredAgain
 from services.reward.rescoring.page import as_json, page
 from services.reward.rescoring.recorded import RecordedGroup, batch_steps, not_covered, read_batch
 from services.reward.routing import Router
-from services.reward.sandbox import GraderPool
 from services.reward.scoring import Scorer
 from services.reward.servicer import question_of, samples_of
 from sluice.cli.rescore import add_flags
@@ -89,7 +88,7 @@ async def _score_batches(
     run_dir: Path, steps: list[int], config: Config, router: Router, comparison: Comparison
 ) -> None:
     """Batch by batch, so that the texts of one batch are in memory."""
-    async with GraderPool.open(workers=config.reward.workers, limits=limits_of(config)) as pool:
+    async with open_graders(config, router) as pool:
         scorer = make_scorer(config, pool, router)
         for step in steps:
             groups = await asyncio.to_thread(read_batch, run_dir, step)

@@ -22,6 +22,7 @@ from services.reward.ports import Grade, Question
 
 NAME: Final = "judge"
 VERSION: Final = "1"
+NETWORK: Final = True
 
 _FIELDS = ("prompt", "completion", "ground_truth")
 _AT_ONCE = 64

@@ -3,6 +3,7 @@
 import pytest
 
 from services.reward.routing import Router
+from sluice.config.schema import GraderConfig
 
 OF_ONES_OWN = "tests.integration.reward_nasty_verifier"
 
@@ -52,3 +53,18 @@ def test_the_list_of_verifiers_has_versions_for_the_built_in_ones_alone():
     assert listed["mixadd3"].version == "1"
     assert listed["math_dapo"].data_sources == ("math_dapo", "math", "math_dapo_reasoning", "aime*")
     assert listed[OF_ONES_OWN].version == ""
+
+
+@pytest.mark.parametrize(
+    ("route", "network"),
+    [
+        (GraderConfig(grader="math_dapo"), False),
+        (GraderConfig(grader=OF_ONES_OWN), False),
+        (GraderConfig(grader=OF_ONES_OWN, network=True), True),
+        (GraderConfig(grader="judge", settings={"url": "http://127.0.0.1/v1", "model": "m"}), True),
+    ],
+)
+def test_graders_have_no_network_unless_the_route_says_so_or_they_are_judges(route, network):
+    router = Router({"mine": route})
+    (part,) = router.parts_of("mine")
+    assert (part.network, router.needs_network) == (network, network)

@@ -49,10 +49,14 @@ async def test_what_could_not_be_graded_has_no_score_at_all():
         assert all(math.isnan(value) for value in (reward.raw_score, reward.acc, reward.shaped_reward))
 
 
-async def test_long_texts_are_cut_from_the_left_before_they_are_graded():
+async def test_a_completion_over_the_limit_is_an_error_and_never_grades_as_wrong_or_right():
     graders = InProcess()
-    await scorer(graders, max_answer_chars=6).score(question=QUESTION, samples=[sample("7+8+0=15#125")])
-    assert graders.jobs[0].completions[0].text == "15#125"
+    samples = [sample("#125"), sample("15#125"), sample("515#125")]
+    scored = await scorer(graders, max_answer_chars=6).score(question=QUESTION, samples=samples)
+    assert [reward.status for reward in scored.rewards] == ["ok", "ok", "error"]
+    assert scored.rewards[2].detail == "completion of 7 characters, over reward.max_answer_chars (6)"
+    assert math.isnan(scored.rewards[2].raw_score)
+    assert [len(completion.text) for completion in graders.jobs[0].completions] == [4, 6, 6]
 
 
 async def test_an_unknown_data_source_grades_nothing():
