@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from services.reward.app import make_reward_server
+from services.reward.routing import Router
 from services.reward.sandbox import GraderPool
 from services.reward.worker_process import Limits
 from sluice.config.schema import Config
@@ -38,9 +39,11 @@ async def serving(server: RpcServer) -> AsyncIterator[str]:
 
 
 async def test_our_reward_service_keeps_the_contract() -> None:
-    limits = Limits(timeout_s=10.0, memory_bytes=2 << 30, recycle_after=1000)
+    limits = Limits(timeout_s=10.0, memory_bytes=2 << 30, file_bytes=1 << 28, max_processes=256, recycle_after=1000)
     async with GraderPool.open(workers=1, limits=limits) as pool:
-        server = await make_reward_server(Config.model_validate(CONFIG), pool, Exporter(service="reward"))
+        config = Config.model_validate(CONFIG)
+        router = Router(config.reward.routes)
+        server = await make_reward_server(config, router, pool, Exporter(service="reward"))
         async with serving(server) as address:
             verdicts = await check_reward(address)
     assert [(verdict.check, verdict.seen) for verdict in verdicts if verdict.outcome != "PASS"] == []

@@ -22,7 +22,9 @@ from tests.unit.reward.hostile import HOSTILE
 
 pytestmark = pytest.mark.integration
 
-LIMITS = Limits(timeout_s=2.0, memory_bytes=4 << 30, recycle_after=10_000)
+LIMITS = Limits(
+    timeout_s=2.0, memory_bytes=4 << 30, file_bytes=1 << 28, max_processes=256, recycle_after=10_000, network=True
+)
 GRADED = ("ok", "unparsed")
 FEW = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
 """The same texts each time: a run of this file takes seconds, and none takes longer by chance."""
