@@ -10,10 +10,12 @@ from services.rollout.engine import SampleRequest
 from services.rollout.model_files import read_model
 
 PROMPT = (5, 6, 7)
+LONG_PROMPT = tuple(3 + index % 40 for index in range(70))
+"""Two blocks of the prefix cache and more."""
 
 
 @pytest.mark.e2e
-def test_two_workers_serve_each_version_exactly(tmp_path: Path) -> None:
+def test_two_workers_serve_each_version_exactly_and_reuse_no_older_prefix(tmp_path: Path) -> None:
     set_environment(threads=1)
     from services.rollout.adapters.vllm_engine import VllmEngine
     from tests.tiny_model import load, logprobs, perturbed, snapshot, write_tiny_model
@@ -32,15 +34,16 @@ def test_two_workers_serve_each_version_exactly(tmp_path: Path) -> None:
         for number in range(2):
             weights = snapshot(perturbed(model, seed=number), number)
             engine.load_weights(weights.manifest, weights.buffer, recompute_kv=False)
-            for seed in range(4):
+            prompts = {"0": PROMPT, "1": PROMPT, "2": LONG_PROMPT, "3": LONG_PROMPT}
+            for seed, (sample_id, prompt) in enumerate(prompts.items()):
                 engine.add(
                     SampleRequest(
-                        sample_id=str(seed), prompt_token_ids=PROMPT, seed=seed, temperature=1.0, max_tokens=20
+                        sample_id=sample_id, prompt_token_ids=prompt, seed=seed, temperature=1.0, max_tokens=20
                     )
                 )
             while engine.running:
                 for sample in engine.step():
-                    expected = logprobs(model, PROMPT, sample.token_ids.tolist())
+                    expected = logprobs(model, prompts[sample.sample_id], sample.token_ids.tolist())
                     np.testing.assert_allclose(sample.logprobs, expected, atol=1e-4)
                     assert [span.version.number for span in sample.spans] == [number]
     finally:
