@@ -1,0 +1,43 @@
+"""A snapshot has the same bytes however many ranks hold the weights, and however they travel."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.learner.learner_cases import write_tiny_model
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[2]
+RANK = Path(__file__).with_name("gathering_rank.py")
+
+
+def _publish(model: Path, out: Path, *, ranks: int) -> dict[str, Any]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node", str(ranks)]
+    done = subprocess.run(
+        [sys.executable, *torchrun, sys.executable, str(RANK), str(model), str(out)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(out.read_text())
+
+
+def test_shards_even_uneven_and_empty_make_the_snapshot_that_whole_tensors_make(tmp_path: Path) -> None:
+    # Of 3 ranks the last has 12 of 40 rows of the vocabulary, 10 of 32 of the MLP, 2 of 8 of the keys, none of LoRA's 4.
+    model = write_tiny_model(tmp_path / "model")  # its head is tied
+    by_ranks = {ranks: _publish(model, tmp_path / f"{ranks}.json", ranks=ranks) for ranks in (1, 2, 3)}
+    for found in by_ranks.values():
+        for dtype, lora, ours, plain in found["digests"]:
+            assert ours == plain, (dtype, lora)
+    digests = [found["digests"] for found in by_ranks.values()]
+    assert digests[0] == digests[1] == digests[2]
+    assert len({ours for _, _, ours, _ in digests[0]}) == 5  # adapters alone are float32 either way
+    for ranks in (2, 3):
+        refusal = "version a1 is not published: model.norm.weight holds weights that are not finite"
+        assert by_ranks[ranks]["refusals"] == [refusal] * ranks
