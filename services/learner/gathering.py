@@ -107,7 +107,7 @@ class _Bucket:
 
     def part(self, bad: Tensor) -> Tensor:
         """uint8[S]: this rank's shards, converted. Marks in `bad`, int32[parameters], those that are not finite."""
-        part = torch.empty(self.part_bytes, dtype=torch.uint8, device=self.wanted[0][1].parameter.to_local().device)
+        part = torch.empty(self.part_bytes, dtype=torch.uint8, device=bad.device)  # shards may lie on the CPU (cpu_offload)
         for index, wanted, start in self.wanted:
             shard = _checked(index, wanted, bad).reshape(-1)
             part[start : start + shard.numel() * wanted.dtype.itemsize].view(wanted.dtype).copy_(shard)
