@@ -106,8 +106,11 @@ class _Bucket:
         self.part_bytes += -(-wanted.part_bytes // ALIGN_BYTES) * ALIGN_BYTES
 
     def part(self, bad: Tensor) -> Tensor:
-        """uint8[S]: this rank's shards, converted. Marks in `bad`, int32[parameters], those that are not finite."""
-        part = torch.empty(self.part_bytes, dtype=torch.uint8, device=bad.device)  # shards may lie on the CPU (cpu_offload)
+        """uint8[S]: this rank's shards, converted. Marks in `bad`, int32[parameters], those that are not finite.
+
+        On the device of `bad`, wherever the shards lie (`learner.cpu_offload`).
+        """
+        part = torch.empty(self.part_bytes, dtype=torch.uint8, device=bad.device)
         for index, wanted, start in self.wanted:
             shard = _checked(index, wanted, bad).reshape(-1)
             part[start : start + shard.numel() * wanted.dtype.itemsize].view(wanted.dtype).copy_(shard)
