@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
 
 LONGEST_POLL_S = 30.0
+MOST_SAMPLES_A_PROMPT = 4096
+"""Of an evaluation: what a rollout takes in one call. Two billion would be made before anybody refused them."""
 
 _ROLE = {
     pb.SERVICE_ROLE_ROLLOUT: Role.ROLLOUT,
@@ -117,8 +119,11 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         return pb.SaveCheckpointResponse(path=saved.path, version=saved.version)
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: grpc.aio.ServicerContext) -> pb.EvaluateResponse:
-        if request.prompts < 0 or request.n < 0:
-            raise InvalidRequest("evaluate: prompts and n must be >= 0; 0 takes the configured number")
+        if request.prompts < 0 or not 0 <= request.n <= MOST_SAMPLES_A_PROMPT:
+            raise InvalidRequest(
+                f"evaluate: prompts must be >= 0 and n 0 to {MOST_SAMPLES_A_PROMPT}, got {request.prompts} and {request.n}; "
+                "0 takes the configured number"
+            )
         result = await self._core.evaluator.evaluate(prompts=request.prompts, n=request.n)
         await self._core.lifecycle.record_evaluation(result, full=False)
         return pb.EvaluateResponse(evaluation=status_wire.evaluation(result))
