@@ -2,9 +2,11 @@
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from sluice.rpc.tokens import make_tokens
 from tests.chaos.links import Cables, Link, Ports, three_machines
 from tests.chaos.plan import Victim
 from tests.chaos.trial import free_port
@@ -22,8 +24,9 @@ def cables() -> Iterator[Cables]:
 
 
 @pytest.mark.parametrize("link", Link, ids=lambda link: link.value)
-def test_a_run_outlasts_a_cut_link(start_trial, cables: Cables, link: Link) -> None:
-    rollout_port = free_port()
+def test_a_run_outlasts_a_cut_link(start_trial, cables: Cables, link: Link, tmp_path: Path) -> None:
+    rollout_port, credentials = free_port(), tmp_path / "credentials"
+    make_tokens(credentials, private_network=True)
 
     def services(coordinator: str) -> list[list[str]]:
         """A rollout and a reward, each on its own machine."""
@@ -32,7 +35,7 @@ def test_a_run_outlasts_a_cut_link(start_trial, cables: Cables, link: Link) -> N
                 machine,
                 *(sys.executable, "-m", f"services.{role}", "--service-id", f"{role}-0"),
                 *("--coordinator", coordinator, "--bind", "0.0.0.0", "--advertise", address, "--port", str(port)),
-                *("--metrics-port", "0"),
+                *("--metrics-port", "0", "--credentials", str(credentials / role)),
             )
             for role, machine, address, port in (
                 ("rollout", cables.rollout, cables.rollout_address, rollout_port),
@@ -42,7 +45,8 @@ def test_a_run_outlasts_a_cut_link(start_trial, cables: Cables, link: Link) -> N
 
     trial = start_trial(
         *("launch.rollout_replicas=0", "launch.reward_replicas=0"),
-        *("network.bind=0.0.0.0", f"network.advertise={cables.hub_address}"),
+        *("network.bind=0.0.0.0", f"network.advertise={cables.hub_address}", f"network.credentials={credentials}"),
+        credentials=credentials,
         host=cables.hub_address,
         prefix=cables.command(cables.hub),
         beside=services,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from sluice.rpc.credentials import load_credentials
 from sluice.v1 import coordinator_pb2 as pb
 from tests.chaos.plan import Deed, Hit, Plan, Victim
 from tests.chaos.verdict import problems
@@ -45,10 +46,12 @@ class Trial:
         prefix: Sequence[str] = (),
         beside: Callable[[str], Sequence[Sequence[str]]] = lambda coordinator: (),
         forgetful: bool = False,
+        credentials: Path | None = None,
     ) -> None:
         """`prefix` goes before the launcher's command line; `beside` gives those of processes that are started by hand.
 
-        With a Redis that is `forgetful` the coordinator may for a moment know of fewer steps than it did.
+        With a Redis that is `forgetful` the coordinator may for a moment know of fewer steps than it did. `credentials` is
+        the folder that the run has, with an operator's in it.
         """
         self.run_dir = run_dir
         self.output_path = run_dir.parent / f"{run_dir.name}.out"
@@ -63,6 +66,7 @@ class Trial:
             processes=self._descendants,
             committed_s=lambda: [at_s for _, at_s in self._committed()],
             forgetful=forgetful,
+            credentials=load_credentials(credentials and credentials / "operator"),
         )
 
     def __enter__(self) -> "Trial":

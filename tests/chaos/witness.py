@@ -3,6 +3,7 @@
 It looks every LOOK_S until `close`, wakes what is to be thawed, and waits for nobody longer than CALL_S.
 """
 
+import contextlib
 import signal
 import threading
 import time
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 import grpc
 import psutil
 
-from sluice.rpc.limits import CHANNEL_OPTIONS
+from sluice.rpc.channel import open_blocking_channel
+from sluice.rpc.credentials import Credentials
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc
 from tests.chaos.plan import Victim
@@ -58,10 +60,11 @@ class Witness:
         processes: Callable[[], list[psutil.Process]],
         committed_s: Callable[[], Iterable[float]],
         forgetful: bool,
+        credentials: Credentials,
     ) -> None:
         """`committed_s` gives the Unix times of all steps; with a `forgetful` Redis the coordinator may go back."""
         self._address, self._processes, self._committed_s = address, processes, committed_s
-        self._forgetful = forgetful
+        self._forgetful, self._credentials = forgetful, credentials
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="witness", daemon=True)
@@ -109,7 +112,7 @@ class Witness:
         return here.get(SERVICE.get(victim, pb.SERVICE_ROLE_UNSPECIFIED), "")
 
     def _watch(self) -> None:
-        with grpc.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
+        with contextlib.closing(open_blocking_channel(self._address, credentials=self._credentials)) as channel:
             stub = coordinator_pb2_grpc.CoordinatorServiceStub(channel)
             while not self._closed.wait(LOOK_S):
                 self._look(stub)
