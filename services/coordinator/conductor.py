@@ -157,6 +157,7 @@ class Conductor:
             return
         group.phase = Phase.SCORED
         self.window.add_scored(group)
+        group.drop_ungraded()
         verdict = self._judge(group)
         self.window.add_verdict(verdict)
         self._board.verdicts += 1

@@ -195,6 +195,16 @@ class Group:
         """Completion tokens of the samples it has."""
         return sum(len(sample.token_ids) for sample in self.samples.values())
 
+    def drop_ungraded(self) -> None:
+        """What could not be graded is not trained; its tokens are lost."""
+        graded = [
+            (index, reward) for index, reward in zip(sorted(self.samples), self.rewards, strict=True) if reward.graded
+        ]
+        before = self.response_tokens
+        self.samples = {index: self.samples[index] for index, _ in graded}
+        self.rewards = [reward for _, reward in graded]
+        self.lost_tokens += before - self.response_tokens
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueuedGroup:

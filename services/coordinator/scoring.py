@@ -22,7 +22,10 @@ class Scoring:
         self._config, self._fleet, self._rewards = config, fleet, rewards
 
     async def fill(self, group: Group) -> None:
-        """Fills `group.rewards`. Raises GroupFailed after `max_attempts` without a grade for every sample."""
+        """Fills `group.rewards`. Raises GroupFailed after `max_attempts` without a grade for every sample.
+
+        With `algorithm.min_group_size` that many are enough in the end; then some rewards are not graded.
+        """
         samples = [group.samples[index] for index in sorted(group.samples)]
         limit = self._config.coordinator.score_timeout_s
         reason, fault = "reward_unavailable", ""
@@ -50,7 +53,12 @@ class Scoring:
                 return
             reason, fault = f"reward_{ungraded[0].status}", ungraded[0].detail
             log.warning("sample_not_graded", group_id=group.group_id, status=ungraded[0].status, why=ungraded[0].detail)
-        raise GroupFailed(reason=reason, fault=fault)
+        if not self._is_enough(group):
+            raise GroupFailed(reason=reason, fault=fault)
+
+    def _is_enough(self, group: Group) -> bool:
+        least = self._config.algorithm.min_group_size
+        return least > 0 and sum(reward.graded for reward in group.rewards) >= least
 
     async def _reward(self) -> Member:
         """Waits until a reward has room."""

@@ -11,6 +11,7 @@ _PAPER = {
     "algorithm.filter_groups.enable": (True,),
     "algorithm.filter_groups.metric": ("acc",),
     "algorithm.filter_groups.on_starvation": ("stop", "wait"),
+    "algorithm.min_group_size": (0,),
     "algorithm.loss_mode": ("vanilla",),
     "algorithm.loss_agg_mode": ("token-mean",),
     "algorithm.norm_adv_by_std_in_grpo": (True,),

@@ -163,6 +163,12 @@ class AlgorithmConfig(Section):
     )
     norm_adv_by_std_in_grpo: bool = Field(default=True, description="divide advantages by the group's std (eq. 9)")
     filter_groups: FilterGroupsConfig = FilterGroupsConfig()
+    min_group_size: int = Field(
+        default=0,
+        ge=0,
+        description="train a group of which at least so many samples could be graded, without the others; 0: a group with a "
+        "sample that could not be graded is dropped (a smaller group is not exact DAPO)",
+    )
     overlong_filtering: bool = Field(default=False, description="mask truncated samples in the loss")
     use_kl_loss: Literal[False] = Field(default=False, description="DAPO has no KL term; anything else is refused")
     use_kl_in_reward: Literal[False] = Field(default=False, description="DAPO has no KL term; anything else is refused")
@@ -494,6 +500,11 @@ class Config(Section):
             problems.append(
                 "algorithm.filter_groups.on_starvation: train_partial needs algorithm.filter_groups.max_num_gen_batches >= 1, "
                 f"got {filters.max_num_gen_batches}; nothing else says when a batch has waited long enough"
+            )
+        if (least := self.algorithm.min_group_size) and not 2 <= least <= self.rollout.n:
+            problems.append(
+                f"algorithm.min_group_size: must be 0 (off) or from 2 to rollout.n ({self.rollout.n}), got {least}; "
+                "a group of one has no advantage"
             )
         problems += self._correction_problems()
         if self.weights.lora == "adapter" and not self.model.lora_rank:

@@ -3,15 +3,16 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from services.coordinator.fleet import Role, State
 from services.coordinator.ledger import count
-from services.coordinator.model import Version
+from services.coordinator.model import Group, Reward, Version
 from sluice.errors import InvalidRequest, Overloaded, Unavailable
 from sluice.testing import assert_eventually
-from tests.unit.coordinator.fakes import FakeRewards, FakeRollouts, Stage, make_config
+from tests.unit.coordinator.fakes import FakeCodec, FakeRewards, FakeRollouts, Stage, make_config, make_reward
 
 
 @contextlib.asynccontextmanager
@@ -172,6 +173,44 @@ async def test_a_sample_that_could_not_be_graded_is_a_failure_never_a_zero() -> 
         await assert_eventually(lambda: stage.store.counters["failed:reward_timeout"] >= 1)
         assert not stage.board.queued
         assert stage.store.counters["filtered_all_wrong"] == 0
+
+
+class RememberedGroups(FakeCodec):
+    def __init__(self) -> None:
+        self.encoded: dict[str, Group] = {}
+
+    def encode(self, group: Group) -> bytes:
+        self.encoded[group.group_id] = group
+        return super().encode(group)
+
+
+class SomeUngraded(FakeRewards):
+    """Of four samples the second cannot be graded, of every other group the third neither."""
+
+    async def score(self, member: Any, *, group_id: str, **others: Any) -> list[Reward]:
+        rewards = await super().score(member, group_id=group_id, **others)
+        bad = (1,) if int(group_id[-1]) % 2 == 0 else (1, 2)
+        return [make_reward(0.0, status="timeout") if index in bad else one for index, one in enumerate(rewards)]
+
+
+async def test_a_group_may_be_trained_without_the_samples_that_could_not_be_graded_if_it_is_told_so() -> None:
+    stage, codec = (
+        Stage(make_config(rollout__n=4, algorithm__min_group_size=3), rewards=SomeUngraded()),
+        RememberedGroups(),
+    )
+    stage.conductor._codec = codec
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await assert_eventually(lambda: len(stage.board.queued) >= 2)
+        await assert_eventually(lambda: stage.store.counters["failed:reward_timeout"] >= 2)
+    trained = codec.encoded["r-0000000"]
+    assert sorted(trained.samples) == [0, 2, 3]
+    assert [reward.acc for reward in trained.rewards] == [1.0, 0.0, 0.0]
+    tokens = len(trained.samples[0].token_ids)
+    assert (trained.response_tokens, trained.lost_tokens) == (3 * tokens, tokens)
+    assert {group_id[-1] for group_id in stage.board.queued} <= set("02468")
+    assert stage.conductor.window.statuses["timeout"] > 0
+    assert count(stage.store.counters, stage.board).closed
 
 
 async def test_a_kept_group_that_comes_too_late_is_stale() -> None:
