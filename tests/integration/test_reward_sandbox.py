@@ -252,12 +252,16 @@ async def test_a_process_that_is_frozen_between_two_jobs_is_replaced_and_costs_n
         assert not any(is_alive(pid) for pid in frozen)
 
 
-async def test_good_groups_pass_while_another_hangs():
-    async with pool(timeout_s=3.0) as graders:
-        hanging = asyncio.create_task(graders.grade(job("spin")))
+async def test_good_groups_pass_while_another_hangs(tmp_path):
+    clock = ManualClock()
+    async with pool(clock=clock) as graders:
+        hanging = asyncio.create_task(graders.grade(job("spin", ground_truth=str(tmp_path))))
+        await assert_eventually((tmp_path / "spin").exists, within_s=HANG_S)
         good = await asyncio.gather(*(graders.grade(job(*["good"] * 8)) for _ in range(25)))
         assert not hanging.done()
         assert all(outcome.status == "ok" for graded in good for outcome in graded.outcomes)
+        await in_hand()
+        await clock.advance(1.0)
         assert (await hanging).outcomes[0].status == "timeout"
 
 
