@@ -22,6 +22,7 @@ from services.coordinator.fleet import Fleet
 from services.coordinator.ledger import count, ledger_metrics
 from services.coordinator.ledger_files import LedgerFiles
 from services.coordinator.lifecycle import Lifecycle
+from services.coordinator.loggers.loggers import open_loggers
 from services.coordinator.model import PromptLike, QueuedGroup, Version
 from services.coordinator.probe import Prober
 from services.coordinator.progress import Progress, RunState
@@ -180,6 +181,8 @@ async def build(config: Config, options: Options) -> Core:
     if options.reopen:
         progress.reopen(total_steps=config.run.total_steps)
         await store.set_meta(progress.to_meta())
+    loggers = open_loggers(config, run_dir=options.run_dir, trained_steps=progress.trained_steps)
+    files.follow = loggers.put
     fleet = Fleet()
     board = Board(
         train_batch_size=config.data.train_batch_size,
@@ -335,6 +338,7 @@ async def build(config: Config, options: Options) -> Core:
         repair=repair,
         stall=stall,
         rollbacks=rollbacks,
+        loggers=loggers,
         learner_fence=int(meta.get("learner_fence", 0)),
         learner_incarnation=meta.get("learner_incarnation", ""),
     )

@@ -144,7 +144,7 @@ class Commits:
         values = {**window, **self._gauges(), **booked, **metrics}
         await self._store.set_meta({"train_ended_s": str(time.time())})
         line = {"kind": "step", "step": step, "time_s": time.time(), **made, **values}
-        await self._files.append("metrics.jsonl", line)
+        await self._files.append_metrics(line)
         await self._files.append("samples.jsonl", await self._example(step, of=len(trained)))
         return values
 

@@ -15,6 +15,7 @@ from services.coordinator.evaluation import Evaluator
 from services.coordinator.events import Events
 from services.coordinator.fleet import Fleet, Member, State
 from services.coordinator.lifecycle import Lifecycle
+from services.coordinator.loggers.loggers import Loggers
 from services.coordinator.model import Phase, Version
 from services.coordinator.progress import Progress, RunState
 from services.coordinator.prompt_feed import PromptFeed
@@ -87,6 +88,7 @@ class Core:
     repair: Repair
     stall: StallWatch
     rollbacks: Rollbacks
+    loggers: Loggers
     learner_fence: int = 0
     learner_incarnation: str = ""
     """The process that holds the fence."""
@@ -216,5 +218,6 @@ class Core:
 
     async def close(self) -> None:
         """Ends channels and connections."""
+        await self.loggers.close()
         await self.clients.close()
         await self.store.close()

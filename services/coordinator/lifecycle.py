@@ -223,9 +223,7 @@ class Lifecycle:
         await self.save()
         values = {"eval/avg_at_n": result.avg_at_n, "eval/pass_at_n": result.pass_at_n, "eval/greedy": result.greedy}
         self._progress.metrics.update(values)
-        await self._files.append(
-            "metrics.jsonl", {"kind": "eval", "time_s": time.time(), "full": full} | result.to_line()
-        )
+        await self._files.append_metrics({"kind": "eval", "time_s": time.time(), "full": full} | result.to_line())
         self._events.emit(
             "evaluated",
             f"version {result.version.number}: avg@{result.n} {result.avg_at_n:.3f}, greedy {result.greedy:.3f}",

@@ -23,6 +23,7 @@ from sluice.errors import NotFound
 from sluice.report.batch_file import batch_files, batch_path, frames, payload_at, payloads_of
 from sluice.report.ledger_schema import LEDGER_SCHEMA
 from sluice.report.ledger_tables import find_row
+from sluice.report.metrics import METRICS_FILE
 
 T = TypeVar("T")
 
@@ -43,6 +44,8 @@ class RunFiles:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
+        self.follow: Callable[[Mapping[str, Any]], None] = lambda line: None
+        """Called with every line of a step or an evaluation once it is written; it must return at once."""
         for folder in ("batches", "ledger", "logs"):
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
 
@@ -100,6 +103,11 @@ class RunFiles:
     async def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Appends one JSON line to RUN/<name>."""
         await asyncio.to_thread(append_line, self.run_dir / name, line)
+
+    async def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Appends a line of a step or an evaluation to RUN/metrics.jsonl."""
+        await self.append(METRICS_FILE, line)
+        self.follow(line)
 
     async def find_row(self, wanted: str) -> dict[str, Any] | None:
         """The row of the group with this id or admission number in the ledger files, None when they have none."""

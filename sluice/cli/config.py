@@ -57,10 +57,12 @@ def load_runnable(path: Path | None, *, overrides: Sequence[str]) -> Any:
     """
     from sluice.config.graders import check_graders
     from sluice.config.load import load_config
+    from sluice.config.loggers import check_loggers
 
     config = load_config(path, overrides=overrides, environ=os.environ)
     if config.launch.reward_replicas:  # a reward service that is started elsewhere has files of its own
         check_graders(config)
+    check_loggers(config)
     return config
 
 

@@ -36,6 +36,11 @@ class RunConfig(Section):
         default=0, description="the one seed: prompt order, sampling and training derive from it"
     )
     total_steps: PositiveInt = Field(default=100, description="steps to train; one step is one batch")
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        default_factory=list,
+        description="who gets the lines of metrics.jsonl beside it; each is a package and an extra of that name "
+        "(docs/monitoring.md)",
+    )
 
 
 class ModelConfig(Section):

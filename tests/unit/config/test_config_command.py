@@ -1,5 +1,6 @@
 """`sluice config show | check | from-verl`."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,15 @@ def test_a_file_of_settings_has_any_of_verls_forms(text: str, settings: object) 
 def test_other_files_are_refused() -> None:
     with pytest.raises(ConfigError, match="f: must be a YAML mapping"):
         read_settings("just words", where="f")
+
+
+def test_a_logger_that_is_not_installed_is_refused_with_what_to_install(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    wish = ["--set", "launch.reward_replicas=0", "--set", "run.loggers=[wandb, mlflow, wandb]"]
+    assert main(["config", "check", "-c", str(recipe), *wish]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert "run.loggers: wandb is not installed" in said[0]
+    assert "pip install 'sluice-rl[mlflow]'" in said[1]

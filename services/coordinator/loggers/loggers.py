@@ -1,0 +1,58 @@
+"""The loggers that a run wants, fed together."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from services.coordinator.loggers.feed import Feed, Logger
+from services.coordinator.loggers.line import line_of
+from services.coordinator.loggers.to_mlflow import MlflowLogger
+from services.coordinator.loggers.to_tensorboard import TensorBoardLogger
+from services.coordinator.loggers.to_wandb import WandbLogger
+from sluice.config.loggers import check_loggers
+from sluice.config.schema import Config
+
+CLOSE_WITHIN_S = 10.0
+"""For all together. Chosen: an upload may take a while, and `launch.grace_s` is 15 s."""
+
+
+class Loggers:
+    """All feeds of a run; none is the ordinary case."""
+
+    def __init__(self, feeds: Sequence[Feed] = ()) -> None:
+        self._feeds = feeds
+
+    @property
+    def dropped(self) -> int:
+        """Lines that loggers did not take, all together."""
+        return sum(feed.dropped for feed in self._feeds)
+
+    def put(self, record: Mapping[str, Any]) -> None:
+        """A line of metrics.jsonl. Returns at once."""
+        if self._feeds:
+            line = line_of(record)
+            for feed in self._feeds:
+                feed.put(line)
+
+    async def close(self) -> None:
+        """Lets all write what waits."""
+        async with asyncio.TaskGroup() as tasks:
+            for feed in self._feeds:
+                tasks.create_task(asyncio.to_thread(feed.close, within_s=CLOSE_WITHIN_S))
+
+
+def open_loggers(config: Config, *, run_dir: Path, trained_steps: int) -> Loggers:
+    """Opens `run.loggers`. `trained_steps`: what the run has behind it now; a rollback makes it fewer.
+
+    Raises ConfigError when one is not installed.
+    """
+    check_loggers(config)
+    settings = config.model_dump(mode="json")
+    run_id, name = run_dir.name, config.run.name
+    makers: Mapping[str, Callable[[], Logger]] = {
+        "tensorboard": lambda: TensorBoardLogger(run_dir / "tensorboard", trained_steps=trained_steps),
+        "wandb": lambda: WandbLogger(project=name, run_id=run_id, folder=run_dir, settings=settings),
+        "mlflow": lambda: MlflowLogger(experiment=name, run_id=run_id, settings=settings),
+    }
+    return Loggers([Feed(wanted, makers[wanted]) for wanted in dict.fromkeys(config.run.loggers)])
