@@ -19,6 +19,7 @@ from services.coordinator.core import Core
 from services.coordinator.evaluation import Evaluator
 from services.coordinator.events import Events
 from services.coordinator.fleet import Fleet
+from services.coordinator.gauges import disk_gauges, gauges, targets
 from services.coordinator.ledger import count, ledger_metrics
 from services.coordinator.ledger_files import LedgerFiles
 from services.coordinator.lifecycle import Lifecycle
@@ -54,6 +55,7 @@ from sluice.v1 import coordinator_pb2_grpc
 log = structlog.get_logger(__name__)
 
 CHECKED_PROMPTS = 4
+DISK_EVERY_S = 15.0
 LINGER_S = 120.0
 """How long a finished coordinator goes on serving, so that learner and launcher hear of the end."""
 
@@ -122,6 +124,7 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, *, id
         asyncio.create_task(core.push.run(), name="weight-push"),
         asyncio.create_task(core.sweep_forever(), name="sweep"),
         asyncio.create_task(_export(core, exporter), name="metrics"),
+        asyncio.create_task(_export_disk(core, exporter), name="disk"),
         asyncio.create_task(core.store.watch(), name="redis"),
         asyncio.create_task(core.stall.run(), name="stall"),
     ]
@@ -151,13 +154,21 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, *, id
 
 
 async def _export(core: Core, exporter: Exporter) -> None:
-    """Keeps the Prometheus gauges current."""
+    """Keeps the Prometheus gauges and the list of everybody's endpoints current."""
     while True:
-        exporter.set(core.progress.metrics | core.live_gauges())
+        exporter.targets = targets(core.fleet, run_id=core.run_id)
+        exporter.set(core.progress.metrics | core.live_gauges() | gauges(core))
         with contextlib.suppress(Unavailable):  # while Redis is away the ledger's gauges stand still
             exporter.set(ledger_metrics(count(await core.store.counters(), core.board)))
         await core.board.changed.wait(1.0)
         await core.clock.sleep(0.5)
+
+
+async def _export_disk(core: Core, exporter: Exporter) -> None:
+    """Apart from the others, which go on while a network's disk does not answer."""
+    while True:
+        exporter.set(await asyncio.to_thread(disk_gauges, core.files.run_dir))
+        await core.clock.sleep(DISK_EVERY_S)
 
 
 async def build(config: Config, options: Options) -> Core:

@@ -41,6 +41,8 @@ class Assigner:
         self._config, self._board, self._store, self._files = config, board, store, files
         self._conductor, self._events, self._clock = conductor, events, clock
         self._waiting_since: float | None = None
+        self._wanted, self._wanted_since_s = -1, 0.0
+        """The newest step that the learner asked a batch for, and when it first did."""
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
         self.assigned: dict[int, list[QueuedGroup]] = {}
@@ -60,6 +62,8 @@ class Assigner:
             if step != self._board.next_step:
                 return f"batch {step} was asked for, but the next one is {self._board.next_step}"
             self._board.asked = step
+            if self._wanted != step:
+                self._wanted, self._wanted_since_s = step, self._clock.now()
             try:
                 return await self._when_ready(step, give_up_s=give_up)
             finally:
@@ -76,6 +80,10 @@ class Assigner:
                 return self._why_not(choice)
             await self._board.changed.wait(min(left_s, 1.0))
         return "the run is being stopped"
+
+    def learner_waits_s(self) -> float:
+        """How long the learner has been waiting for its next batch, over all its calls; 0 while it has one."""
+        return self._clock.now() - self._wanted_since_s if self._wanted == self._board.next_step else 0.0
 
     async def _recorded(self, step: int, digest: str) -> BatchFile:
         await self._files.name_batch(step, digest)  # whoever recorded it may have died before

@@ -44,6 +44,8 @@ class Member:
     incarnation: str
     capacity: int
     last_beat_s: float
+    metrics_address: str = ""
+    """host:port of its Prometheus endpoint; empty when it has none."""
     engine: str = ""
     """Of a rollout: implementation, its version and the device."""
     state: State = State.REGISTERED
@@ -61,6 +63,8 @@ class Member:
     """What this coordinator has given it and not got back: samples (rollout) or groups (reward)."""
     weights: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a weight push, and by an evaluation to pin the version."""
+    leaving: bool = False
+    """It said so: its silence is no loss."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it is lost or replaced: whoever waits on a call to it stops waiting."""
 
@@ -108,7 +112,7 @@ class Fleet:
         member = self.members.get(service_id)
         if member is None or member.incarnation != incarnation or member.state is State.LOST:
             return False
-        member.last_beat_s, member.running = now_s, running
+        member.last_beat_s, member.running, member.leaving = now_s, running, draining
         if draining and member.state is not State.DRAINING:
             self.set_state(member, State.DRAINING)
         return True

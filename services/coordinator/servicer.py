@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 
 import grpc
@@ -27,6 +28,8 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
 LONGEST_POLL_S = 30.0
 MOST_SAMPLES_A_PROMPT = 4096
 """Of an evaluation: what a rollout takes in one call. Two billion would be made before anybody refused them."""
+
+_ADDRESS = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}:\d{1,5}")
 
 _ROLE = {
     pb.SERVICE_ROLE_ROLLOUT: Role.ROLLOUT,
@@ -175,6 +178,10 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             )
         if (caller_role := caller()) is not None and caller_role.value != role.value:
             raise Forbidden(f"register: the caller is a {caller_role}, it may not join as a {role.value}")
+        if request.metrics_address and not _ADDRESS.fullmatch(request.metrics_address):
+            raise InvalidRequest(
+                f"register: metrics_address must be HOST:PORT or empty, got {request.metrics_address!r:.80}"
+            )
         self._check_model(request, role)
         if role is Role.LEARNER:
             await core.learner_states(statement_from(request))
@@ -185,6 +192,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             incarnation=request.incarnation,
             capacity=max(1, request.capacity),
             last_beat_s=core.clock.now(),
+            metrics_address=request.metrics_address,
             engine=request.engine,
         )
         replaced = core.fleet.register(member)

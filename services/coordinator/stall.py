@@ -48,12 +48,19 @@ class StallWatch:
             self.look()
             await self._clock.sleep(LOOK_EVERY_S)
 
+    def idle_s(self) -> float:
+        """How long nothing has moved; 0 while the run is not in training."""
+        if self._progress.state is not RunState.RUNNING:
+            return 0.0
+        moved_s = max(self._running_since_s, self._conductor.last_progress_s, self._progress.last_commit_s)
+        return self._clock.now() - moved_s
+
     def look(self) -> None:
         """Warns when it is time."""
-        waits, now = self.waits(), self._clock.now()
+        waits = self.waits()
         if self._progress.state is not RunState.RUNNING:
-            self._running_since_s = now
-        idle_s = now - max(self._running_since_s, self._conductor.last_progress_s, self._progress.last_commit_s)
+            self._running_since_s = self._clock.now()
+        idle_s = self.idle_s()
         first_s = max(self._warn_after_s, 2 * self._progress.metrics.get("step/wall_s", 0.0))
         if idle_s < first_s:
             self._warned_s = 0.0

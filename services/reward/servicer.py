@@ -31,10 +31,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     def __init__(self, *, scorer: Scorer, router: Router, alarm: GradingAlarm, exporter: Exporter) -> None:
         self._scorer, self._alarm = scorer, alarm
         self._router = router
-        self._graded = {
-            status: exporter.counter(f"reward/{status}", f"samples whose grading ended as {status}").labels("reward")
-            for status in _STATUS
-        }
+        self._graded = {status: exporter.counter(f"reward/{status}").labels("reward") for status in _STATUS}
 
     async def Score(
         self, request: reward_pb2.ScoreRequest, context: grpc.aio.ServicerContext

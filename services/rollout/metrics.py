@@ -9,12 +9,10 @@ class RolloutMetrics:
 
     def __init__(self, exporter: Exporter, *, service: str) -> None:
         labels = {"service": service}
-        self._running = exporter.gauge("rollout/running_samples", "samples running or waiting").labels(**labels)
-        self._version = exporter.gauge("rollout/version", "number of the weights in use; -1 before any").labels(
-            **labels
-        )
-        self._stall = exporter.gauge("rollout/stall_ms", "time without generation at the newest push").labels(**labels)
-        self._tokens = exporter.counter("rollout/generated_tokens", "completion tokens since start").labels(**labels)
+        self._running = exporter.gauge("rollout/running_samples").labels(**labels)
+        self._version = exporter.gauge("rollout/version").labels(**labels)
+        self._stall = exporter.gauge("rollout/stall_ms").labels(**labels)
+        self._tokens = exporter.counter("rollout/generated_tokens").labels(**labels)
         self._counted_tokens = 0
 
     def refresh(self, loop: EngineLoop) -> None:

@@ -4,28 +4,11 @@
 names and no others. `python -m sluice.telemetry.catalogue` prints docs/metrics.md.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable
 
-Source = Literal["learner", "coordinator"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Metric:
-    """One catalogue entry."""
-
-    name: str
-    unit: str
-    source: Source
-    meaning: str
-    healthy: str
-    action: str = ""
-    """What to do when it leaves the healthy range."""
-
-
-def _m(name: str, unit: str, source: Source, meaning: str, healthy: str, action: str = "") -> Metric:
-    return Metric(name=name, unit=unit, source=source, meaning=meaning, healthy=healthy, action=action)
-
+from sluice.telemetry.live_metrics import LIVE
+from sluice.telemetry.metric import Metric
+from sluice.telemetry.metric import entry as _m
 
 _LEDGER_TERMS = (
     ("live", "pending, in flight, scored, queued or assigned", "a few batches", "see `queue/in_flight_groups`"),
@@ -88,7 +71,7 @@ def _ledger() -> tuple[Metric, ...]:
     )
 
 
-CATALOGUE: tuple[Metric, ...] = (
+_OF_STEPS: tuple[Metric, ...] = (
     # --- what the policy can do -------------------------------------------------------------------------------
     _m(
         "eval/avg_at_n",
@@ -650,7 +633,16 @@ CATALOGUE: tuple[Metric, ...] = (
     ),
 )
 
+CATALOGUE: tuple[Metric, ...] = (*_OF_STEPS, *LIVE)
+
 NAMES: frozenset[str] = frozenset(metric.name for metric in CATALOGUE)
+
+_BY_NAME = {metric.name: metric for metric in CATALOGUE}
+
+
+def metric_of(name: str) -> Metric:
+    """The entry of a metric, or of the pattern that it falls under. Raises KeyError for a name that has none."""
+    return _BY_NAME.get(f"{name.rpartition('/')[0]}/*") or _BY_NAME[name]
 
 
 def render_markdown() -> str:
@@ -658,23 +650,22 @@ def render_markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "Made by `python -m sluice.telemetry.catalogue > docs/metrics.md`; a test keeps it so.",
+        "Made by `python -m sluice.telemetry.catalogue > docs/metrics.md`; a test keeps it so. How to watch them, and what",
+        "warns: [monitoring.md](monitoring.md). Prometheus has `queue/groups` as `sluice_queue_groups`, and a counter with",
+        "`_total` at its end.",
         "",
     ]
     for source in ("coordinator", "learner"):
-        lines += [
-            f"## From the {source}",
-            "",
-            "| metric | unit | meaning | healthy | otherwise |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| `{m.name}` | {m.unit} | {m.meaning} | {m.healthy} | {m.action} |"
-            for m in CATALOGUE
-            if m.source == source
-        ]
-        lines.append("")
+        lines += [f"## Of a step, from the {source}", "", *_table(m for m in _OF_STEPS if m.source == source)]
+    lines += ["## Of this moment, on the Prometheus endpoints only", ""]
+    for source in ("coordinator", "rollout", "reward", "every service"):
+        lines += [f"### From the {source}", "", *_table(m for m in LIVE if m.source == source)]
     return "\n".join(lines)
+
+
+def _table(metrics: Iterable[Metric]) -> list[str]:
+    rows = [f"| `{m.name}` | {m.unit} | {m.meaning} | {m.healthy} | {m.action} |" for m in metrics]
+    return ["| metric | unit | meaning | healthy | otherwise |", "|---|---|---|---|---|", *rows, ""]
 
 
 if __name__ == "__main__":

@@ -1,55 +1,81 @@
-"""One Prometheus endpoint a process. Names come from the catalogue, with `/` as `_` and the prefix `sluice_`."""
+"""One Prometheus endpoint a process. Names come from the catalogue, with `/` as `_` and the prefix `sluice_`.
+
+The coordinator's endpoint also says at /targets where the endpoints of all registered services are, in the form that
+Prometheus reads (`http_sd_configs`).
+"""
 
 import contextlib
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from socketserver import ThreadingMixIn
+from threading import Thread
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
 
 from sluice.errors import LaunchError
-from sluice.telemetry.catalogue import CATALOGUE
+from sluice.telemetry.catalogue import metric_of
+from sluice.telemetry.metric import prometheus_name
+
+_SILENT_S = 10.0
+"""A connection that says nothing for this long is closed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """An endpoint that Prometheus is to read."""
+
+    address: str
+    """host:port."""
+    labels: Mapping[str, str]
 
 
 class Exporter:
-    """Gauges by catalogue name, and counters a service adds for itself."""
+    """Gauges and counters by catalogue name; a name that is not in the catalogue is a KeyError."""
 
     def __init__(self, *, service: str) -> None:
         self.registry = CollectorRegistry()
+        self.targets: Sequence[Target] | None = None
+        """What /targets says: replaced as a whole, since another thread reads it. None: there is no such page."""
         self._labels = {"service": service}
         self._gauges: dict[str, Gauge] = {}
-        self._meanings = {metric.name: f"{metric.meaning} [{metric.unit}]" for metric in CATALOGUE}
         self._stack = contextlib.ExitStack()
 
     def set(self, values: Mapping[str, float]) -> None:
-        """Sets gauges by catalogue name; a name that is not in the catalogue is a KeyError."""
+        """Sets gauges by catalogue name."""
         for name, value in values.items():
             if name not in self._gauges:
-                self._gauges[name] = self.gauge(name, self._meanings[name])
+                self._gauges[name] = self.gauge(name)
             self._gauges[name].labels(**self._labels).set(value)
 
-    def gauge(self, name: str, meaning: str) -> Gauge:
-        """A gauge of this service's own, labelled with the service's name."""
-        return Gauge("sluice_" + name.replace("/", "_"), meaning, ["service"], registry=self.registry)
+    def gauge(self, name: str) -> Gauge:
+        """A gauge that the service sets itself, labelled with the service's name."""
+        return Gauge(prometheus_name(name), _help(name), ["service"], registry=self.registry)
 
-    def counter(self, name: str, meaning: str) -> Counter:
-        """A counter of this service's own, labelled with the service's name."""
-        return Counter("sluice_" + name.replace("/", "_"), meaning, ["service"], registry=self.registry)
+    def counter(self, name: str) -> Counter:
+        """A counter, labelled with the service's name."""
+        return Counter(prometheus_name(name), _help(name), ["service"], registry=self.registry)
 
     def refusals(self, reasons: Iterable[str]) -> dict[str, Counter]:
         """A counter by reason of the calls that the server turned away."""
         service = self._labels["service"]
         return {
-            reason: self.counter(f"rpc/refused_{reason}", f"calls refused as {reason} [calls]").labels(service)
+            reason: self.counter(f"rpc/refused_{reason}").labels(service)
             for reason in reasons
         }
 
     def serve(self, *, bind: str, port: int) -> int:
         """Starts the HTTP endpoint (port 0: any free one) and returns its port."""
         try:
-            server, thread = start_http_server(port, addr=bind, registry=self.registry)
+            server = make_server(bind, port, self._app(), server_class=_Server, handler_class=_Handler)
         except OSError as error:
             raise LaunchError(
                 f"metrics: cannot listen on {bind}:{port}: {error}; --metrics-port 0 takes any free port"
             ) from error
+        thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
         self._stack.callback(thread.join, 1.0)
         self._stack.callback(server.server_close)
         self._stack.callback(server.shutdown)
@@ -58,3 +84,31 @@ class Exporter:
     def close(self) -> None:
         """Stops the endpoint."""
         self._stack.close()
+
+    def _app(self) -> Callable[..., Iterable[bytes]]:
+        metrics = make_wsgi_app(self.registry)
+
+        def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            if self.targets is None or environ["PATH_INFO"] != "/targets":
+                return metrics(environ, start_response)
+            groups = [{"targets": [target.address], "labels": dict(target.labels)} for target in self.targets]
+            start_response("200 OK", [("Content-Type", "application/json")])
+            return [json.dumps(groups).encode()]
+
+        return answer
+
+
+def _help(name: str) -> str:
+    metric = metric_of(name)
+    return f"{metric.meaning} [{metric.unit}]"
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _SILENT_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are not worth a line."""

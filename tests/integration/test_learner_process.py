@@ -19,6 +19,7 @@ from sluice.v1 import common_pb2, coordinator_pb2, learner_pb2_grpc
 from sluice.v1 import learner_pb2 as pb
 from sluice.weights.manifest import PolicyVersion
 from tests.integration.fake_coordinator import FakeCoordinator, serving_a_tiny_run
+from tests.promql import metrics_in, rules
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -65,6 +66,8 @@ async def test_two_ranks_train_three_steps_commit_each_and_export_a_model_that_t
         (2, "a", 3),
     ]
     assert set(fake.commits[0].metrics) <= NAMES
+    warned_of = set().union(*(metrics_in(rule["expr"]) for rule in rules()))
+    assert {metric.name for metric in warned_of if metric.source == "learner"} <= set(fake.commits[0].metrics)
     assert fake.commits[0].metrics["learner/updates"] == 2
     assert [Path(commit.path).name for commit in fake.checkpoints] == ["step-2", "step-3"]
     assert fake.registrations[0].version == common_pb2.PolicyVersion(lineage="a", number=0)

@@ -25,6 +25,7 @@ from sluice.rpc.server import make_server
 from sluice.telemetry.prometheus import Exporter
 from sluice.testing.waiting import assert_eventually
 from sluice.v1 import common_pb2, coordinator_pb2, coordinator_pb2_grpc, reward_pb2, reward_pb2_grpc
+from tests.integration.scraping import asked_of, scrape
 
 pytestmark = pytest.mark.integration
 
@@ -205,6 +206,9 @@ async def test_the_process_registers_serves_and_drains_on_sigterm():
         health = health_pb2_grpc.HealthStub(channel)
         status = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE_NAME), timeout=10)
         assert status.status == health_pb2.HealthCheckResponse.SERVING
+        found = await scrape(registered.metrics_address)
+        assert asked_of("reward") <= set(found)
+        assert {found[name]["service"] for name in asked_of("reward")} == {"reward"}
         running = reward_pb2_grpc.RewardServiceStub(channel).Score(request("nasty", "", *["wait"] * 4), timeout=20)
         await assert_eventually(lambda: bool(coordinator.beats) and coordinator.beats[-1].running == 1)
         process.send_signal(signal.SIGTERM)

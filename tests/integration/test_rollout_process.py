@@ -17,6 +17,7 @@ from sluice.rpc.channel import open_channel
 from sluice.rpc.server import make_server
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc, rollout_pb2, rollout_pb2_grpc
+from tests.integration.scraping import asked_of, scrape
 from tests.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +93,9 @@ async def test_it_registers_what_it_serves_registers_again_when_forgotten_and_le
         assert (request.capacity, request.max_model_len) == (32, 48)
         assert len(request.model_hash) == len(request.tokenizer_hash) == 64
         assert not request.HasField("version")
-        assert request.metrics_address
+        found = await scrape(request.metrics_address)
+        assert asked_of("rollout") <= set(found)
+        assert {found[name]["service"] for name in asked_of("rollout")} == {"rollout"}
 
         channel = open_channel(request.address)
         stub = rollout_pb2_grpc.RolloutServiceStub(channel)

@@ -1,0 +1,146 @@
+"""The catalogue's metrics of this moment: what the processes' Prometheus endpoints show beside those of the last step."""
+
+from sluice.telemetry.metric import Metric, entry
+
+_SEE_LOG = "the reward service's log names the graders"
+
+LIVE: tuple[Metric, ...] = (
+    entry(
+        "run/trained_steps",
+        "steps",
+        "coordinator",
+        "steps committed so far",
+        "rises",
+        "`sluice status` says who waits for whom",
+    ),
+    entry(
+        "run/idle_s",
+        "s",
+        "coordinator",
+        "time since a group started or ended or a step was committed; 0 while the run is not in training",
+        "< `coordinator.stall_warning_s`, or twice a step where steps are longer",
+        "`sluice status` says who waits for whom, and the coordinator's log since when",
+    ),
+    entry(
+        "learner/waiting_s",
+        "s",
+        "coordinator",
+        "how long the learner has been waiting for its next batch by now; 0 while it has one",
+        "below `step/wall_s`",
+        "`sluice status` says what the batch waits for: groups with signal (`sampling/gen_batches`), rollouts, graders",
+    ),
+    entry(
+        "staleness/bound_steps",
+        "steps",
+        "coordinator",
+        "the age that no trained token exceeds",
+        "`coordinator.max_staleness`",
+        "compare `staleness/age_mean_steps`",
+    ),
+    entry(
+        "fleet/rollouts_ready",
+        "services",
+        "coordinator",
+        "rollouts that take groups",
+        "as many as were started",
+        "see `fleet/rollouts_quarantined` and `fleet/services_lost`; a new one first loads its model and gets weights",
+    ),
+    entry(
+        "fleet/rollouts_quarantined",
+        "services",
+        "coordinator",
+        "rollouts that get no groups because a weight push to them failed or their probe disagreed",
+        "0",
+        "`sluice status` has the reason; each is pushed to again, and one that stays is to be ended and started again",
+    ),
+    entry(
+        "fleet/rewards_ready",
+        "services",
+        "coordinator",
+        "reward services that take groups",
+        "as many as were started",
+        "none: nothing is admitted; see the logs of the reward services",
+    ),
+    entry(
+        "fleet/services_lost",
+        "services",
+        "coordinator",
+        "services that fell silent and have not come back, for ten minutes after",
+        "0, but after scaling down",
+        "its log, or the kernel's (out of memory); a launcher or an orchestrator starts it again",
+    ),
+    entry(
+        "disk/free_bytes",
+        "bytes",
+        "coordinator",
+        "space left for the run directory",
+        "room for several checkpoints",
+        "lower `learner.keep_checkpoints`, remove exports, or move the run to a larger disk and resume it",
+    ),
+    entry(
+        "disk/free_fraction",
+        "fraction",
+        "coordinator",
+        "`disk/free_bytes` as a share of the disk",
+        "> 0.1",
+        "as for `disk/free_bytes`",
+    ),
+    entry(
+        "logger/dropped_lines",
+        "lines",
+        "coordinator",
+        "lines that the writers of `run.loggers` did not take: too slow, or failed",
+        "0",
+        "the coordinator's log names the writer and the error; metrics.jsonl has every line",
+    ),
+    entry(
+        "rollout/running_samples",
+        "samples",
+        "rollout",
+        "samples running or waiting in the engine",
+        "near `rollout.max_num_seqs`, never 0 for long",
+        "0 while others are busy: it is quarantined or syncing; all at 0: admission waits, `sluice status` says for what",
+    ),
+    entry(
+        "rollout/version",
+        "version",
+        "rollout",
+        "number of the weights in use; -1 before any",
+        "at most a step or two behind `run/trained_steps`",
+        "it lags: compare `weights/push_ms`; `sluice status` has the state of the rollout",
+    ),
+    entry(
+        "rollout/stall_ms",
+        "ms",
+        "rollout",
+        "time without generation at the newest push",
+        "as for `weights/stall_ms`",
+        "as for `weights/stall_ms`",
+    ),
+    entry(
+        "rollout/generated_tokens",
+        "tokens",
+        "rollout",
+        "completion tokens since the process started",
+        "rises steadily",
+        "see `rollout/running_samples`",
+        kind="counter",
+    ),
+    *(
+        entry(
+            f"reward/{status}",
+            "samples",
+            "reward",
+            f"samples whose grading ended as {status}, since the process started",
+            healthy,
+            action,
+            kind="counter",
+        )
+        for status, healthy, action in (
+            ("ok", "rises", "none rises: see `fleet/rewards_ready`"),
+            ("unparsed", "a small share", "see `reward/unparsed_fraction`"),
+            ("timeout", "does not rise", f"{_SEE_LOG}; see `reward/timeout_fraction`"),
+            ("error", "does not rise", f"{_SEE_LOG}; see `reward/error_fraction`"),
+        )
+    ),
+)

@@ -1,0 +1,39 @@
+"""What the catalogue says about one metric."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Source = Literal["learner", "coordinator", "rollout", "reward", "every service"]
+Kind = Literal["gauge", "counter"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """One catalogue entry."""
+
+    name: str
+    """A name that ends in `/*` stands for all that begin like it."""
+    unit: str
+    source: Source
+    meaning: str
+    healthy: str
+    action: str = ""
+    """What to do when it leaves the healthy range."""
+    kind: Kind = "gauge"
+
+    @property
+    def prometheus_name(self) -> str:
+        """What Prometheus calls it; of a pattern, how the names begin."""
+        return prometheus_name(self.name.removesuffix("*")) + ("_total" if self.kind == "counter" else "")
+
+
+def prometheus_name(name: str) -> str:
+    """`queue/groups` as `sluice_queue_groups`. Prometheus itself adds `_total` to counters."""
+    return "sluice_" + name.replace("/", "_")
+
+
+def entry(
+    name: str, unit: str, source: Source, meaning: str, healthy: str, action: str = "", *, kind: Kind = "gauge"
+) -> Metric:
+    """A catalogue entry on few lines."""
+    return Metric(name=name, unit=unit, source=source, meaning=meaning, healthy=healthy, action=action, kind=kind)
