@@ -134,6 +134,10 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         Panel("Disk left", ("disk/free_bytes",)),
         Panel("Share of the disk left", ("disk/free_fraction",)),
         Panel("Ledger", ("ledger/closed", "ledger/admitted_groups", "ledger/received_tokens")),
+        Panel(
+            "Calls refused",
+            [f"rpc/refused_{why}" for why in ("unauthenticated", "denied", "paced", "malformed", "slow")],
+        ),
         Panel("Lines not taken by writers", ("logger/dropped_lines",)),
     ),
 }

@@ -15,6 +15,7 @@ import numpy as np
 from services.coordinator.board import Board
 from services.coordinator.fleet import Fleet, Member, Role
 from services.coordinator.generation import Generation
+from services.coordinator.grading import Grading
 from services.coordinator.model import Admission, Group, GroupFailed, Phase, group_id_of
 from services.coordinator.ports import DurableState, GroupCodec, Prompts, RewardClient, RolloutClient
 from services.coordinator.rows import accepted_group, accepted_info, ledger_row, open_info
@@ -56,7 +57,9 @@ class Conductor:
             rollouts=rollouts,
             report_tokens=lambda tokens: self.window.add_tokens(tokens),
         )
-        self._scoring = Scoring(config=config, fleet=fleet, rewards=rewards)
+        self._scoring = Scoring(
+            config=config, grading=Grading(config=config, fleet=fleet, rewards=rewards, clock=clock)
+        )
         self._admitting = admitting
         self._cursor, self._admissions = cursor, admissions
         self.window = StepWindow(started_s=clock.now())

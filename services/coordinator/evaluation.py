@@ -14,6 +14,7 @@ import numpy as np
 import structlog
 
 from services.coordinator.fleet import Fleet, Member, Role
+from services.coordinator.grading import Grading
 from services.coordinator.model import PromptLike, Reward, Sample, Version
 from services.coordinator.ports import RewardClient, RolloutClient, Sampling
 from sluice.clock import Clock
@@ -78,7 +79,8 @@ class Evaluator:
         clock: Clock,
     ) -> None:
         self._config, self._fleet, self._clock = config, fleet, clock
-        self._rollouts, self._rewards, self._prompts = rollouts, rewards, prompts
+        self._rollouts, self._prompts = rollouts, prompts
+        self._grading = Grading(config=config, fleet=fleet, rewards=rewards, clock=clock)
         self._newest = newest
         self._one_at_a_time = asyncio.Lock()
         self.under_way = ""
@@ -207,18 +209,14 @@ class Evaluator:
         return ordered, await self._grade(request_id, prompt, ordered)
 
     async def _grade(self, group_id: str, prompt: PromptLike, samples: Sequence[Sample]) -> list[Reward]:
-        """Scores by any reward; by another one when it dies."""
+        """Scores by any reward with room; by another one when it dies."""
         while True:
-            reward = self._fleet.least_loaded(self._fleet.of(Role.REWARD))
-            if reward is None:
-                await self._fleet.changed.wait()
-                continue
             try:
-                return await self._rewards.score(
-                    reward, group_id=group_id, prompt=prompt, samples=samples, timeout_s=self._config.eval.timeout_s
+                return await self._grading.score(
+                    group_id=group_id, prompt=prompt, samples=samples, timeout_s=self._config.eval.timeout_s
                 )
             except Unavailable as error:
-                self._fleet.lose_if_unreachable(reward, error)
+                log.warning("evaluation_scoring_failed", group_id=group_id, reason=str(error))
 
 
 def first_error(group: BaseExceptionGroup) -> BaseException:

@@ -1,16 +1,14 @@
 """Fills a group with rewards: a sample that could not be graded is a failure of the group, never a zero.
 
-Waits: for a reward service with room, unblocked by finished calls and registrations; for the scores, at most
-`score_timeout_s` a try.
+Waits: for its grades (grading.py). Graders that push back make it wait and cost it no attempt.
 """
 
 import structlog
 
-from services.coordinator.fleet import Fleet, Member, Role
+from services.coordinator.grading import Grading
 from services.coordinator.model import Group, GroupFailed
-from services.coordinator.ports import RewardClient
 from sluice.config.schema import Config
-from sluice.errors import InvalidRequest, SluiceError
+from sluice.errors import InvalidRequest, Overloaded, SluiceError
 
 log = structlog.get_logger(__name__)
 
@@ -18,36 +16,36 @@ log = structlog.get_logger(__name__)
 class Scoring:
     """The second half of a group's path."""
 
-    def __init__(self, *, config: Config, fleet: Fleet, rewards: RewardClient) -> None:
-        self._config, self._fleet, self._rewards = config, fleet, rewards
+    def __init__(self, *, config: Config, grading: Grading) -> None:
+        self._config, self._grading = config, grading
 
     async def fill(self, group: Group) -> None:
-        """Fills `group.rewards`. Raises GroupFailed after `max_attempts` without a grade for every sample.
+        """Fills `group.rewards`. Raises GroupFailed after `max_attempts` without a grade for every sample, or when the
+        graders have pushed back for `score_wait_s`.
 
-        With `algorithm.min_group_size` that many are enough in the end; then some rewards are not graded.
+        With `algorithm.min_group_size` that many grades are enough in the end; then some rewards are not graded.
         """
         samples = [group.samples[index] for index in sorted(group.samples)]
         limit = self._config.coordinator.score_timeout_s
         reason, fault = "reward_unavailable", ""
+
+        def taken_by(service_id: str) -> None:
+            group.grader = service_id
+
         for _ in range(self._config.coordinator.max_attempts):
-            member = await self._reward()
-            group.grader = member.service_id
             try:
-                group.rewards = await self._rewards.score(
-                    member, group_id=group.group_id, prompt=group.prompt, samples=samples, timeout_s=limit
+                group.rewards = await self._grading.score(
+                    group_id=group.group_id, prompt=group.prompt, samples=samples, timeout_s=limit, taken_by=taken_by
                 )
             except InvalidRequest as error:
                 log.warning("scoring_refused", group_id=group.group_id, reason=str(error))
                 raise GroupFailed(reason="reward_refused", fault=str(error)) from error
+            except Overloaded as error:
+                raise GroupFailed(reason="reward_overloaded", fault=str(error)) from error
             except SluiceError as error:
                 log.warning("scoring_failed", group_id=group.group_id, reason=str(error))
-                self._fleet.lose_if_unreachable(member, error)
                 fault = str(error)
                 continue
-            finally:
-                group.grader = ""
-                member.outstanding -= 1
-                self._fleet.changed.notify()
             ungraded = [reward for reward in group.rewards if not reward.graded]
             if not ungraded:
                 return
@@ -59,13 +57,3 @@ class Scoring:
     def _is_enough(self, group: Group) -> bool:
         least = self._config.algorithm.min_group_size
         return least > 0 and sum(reward.graded for reward in group.rewards) >= least
-
-    async def _reward(self) -> Member:
-        """Waits until a reward has room."""
-        while True:
-            free = [member for member in self._fleet.of(Role.REWARD) if member.outstanding < member.capacity]
-            member = self._fleet.least_loaded(free)
-            if member is not None:
-                member.outstanding += 1
-                return member
-            await self._fleet.changed.wait()

@@ -9,13 +9,14 @@ import asyncio
 import importlib
 import inspect
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from services.reward import functions
 from services.reward.frames import Frame
-from services.reward.ports import Completion, Grade, Question
+from services.reward.ports import Busy, Completion, Grade, Question
 
 
 class Asked:
@@ -30,6 +31,7 @@ class Asked:
         self._options = {} if ":" in verifier else _options(module, settings)
         self.whole = self._group is not None or inspect.iscoroutinefunction(self._grade)
         """Whether it is asked about the group at once."""
+        self._takes_deadline = self._grade is not None and "deadline_s" in inspect.signature(self._grade).parameters
 
     def about(self, question: Question, completion: Completion) -> Frame:
         """The reply on one completion."""
@@ -57,7 +59,9 @@ class Asked:
     async def _at_once(self, question: Question, completions: Sequence[Completion], timeout_s: float) -> list[Frame]:
         async def about(completion: Completion) -> Frame:
             assert self._grade is not None
-            asked = {"question": question, "text": completion.text, "finished": completion.finished}
+            asked: dict[str, Any] = {"question": question, "text": completion.text, "finished": completion.finished}
+            if self._takes_deadline:
+                asked["deadline_s"] = time.monotonic() + timeout_s
             limit = asyncio.timeout(timeout_s)
             try:
                 async with limit:
@@ -96,4 +100,6 @@ def _graded(grade: Grade) -> Frame:
 
 
 def _failed(error: Exception) -> Frame:
+    if isinstance(error, Busy):
+        return {"busy": str(error)[:500]}
     return {"timeout" if isinstance(error, TimeoutError) else "error": describe(error)}

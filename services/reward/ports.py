@@ -55,6 +55,8 @@ class Outcome:
     grade: Grade | None = None
     detail: str = ""
     """Why, when the status is `timeout` or `error`."""
+    busy: bool = False
+    """Whether an `error` only says that the grader is away for now (`Busy`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,13 +84,19 @@ class Graded:
     """Version the verifier stated where it ran; empty when it could not be loaded."""
 
 
+class Busy(Exception):
+    """Raised by a grader when what it asks is away or full for now: its group is graded later, at no cost of an attempt."""
+
+
 class Verifier(Protocol):
-    """A module that grades. Raising is fine: it makes that one sample an `error`, or a `timeout` for a TimeoutError.
+    """A module that grades. Raising is fine: it makes that one sample an `error`, or a `timeout` for a TimeoutError;
+    `Busy` makes its whole group wait.
 
     One that takes settings has a frozen dataclass `Settings`, which checks them, and its `grade` a keyword `settings` of
     that type; a built-in one that calls other services has `NETWORK = True`. `grade` may be async: then the samples of a
-    group are graded at once, each within the limit of one. In place of `grade` there may be
-    `grade_group(*, question, completions)`, which returns a grade a completion.
+    group are graded at once, each within the limit of one; one that takes `deadline_s` is told when that is over
+    (monotonic seconds). In place of `grade` there may be `grade_group(*, question, completions)`, which returns a grade a
+    completion.
     """
 
     NAME: str

@@ -46,6 +46,8 @@ class Reward:
     overlong_penalty: float
     """<= 0; 0 without shaping."""
     detail: str
+    busy: bool = False
+    """Whether an `error` only says that its grader is away for now."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Unweighted scores of the graders where there are several, and the components they name."""
 
@@ -126,6 +128,7 @@ class Scorer:
             extracted=grade.extracted if grade else "",
             overlong_penalty=self._penalty(sample.response_tokens),
             detail=outcome.detail,
+            busy=outcome.busy,
             parts=grade.parts if grade else {},
         )
 
@@ -148,7 +151,7 @@ def combine(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Outcome:
     for part, outcome in zip(parts, outcomes, strict=True):
         if outcome.grade is None:
             detail = outcome.detail if len(parts) == 1 else f"{part.name}: {outcome.detail}"
-            return Outcome(status=outcome.status, detail=detail)
+            return Outcome(status=outcome.status, detail=detail, busy=outcome.busy)
     grades = [outcome.grade for outcome in outcomes if outcome.grade is not None]
     return Outcome(
         status=outcomes[0].status,

@@ -10,7 +10,7 @@ from services.reward.alarm import GradingAlarm
 from services.reward.ports import OutcomeStatus, Question
 from services.reward.routing import Router
 from services.reward.scoring import SampleToScore, ScoredGroup, Scorer
-from sluice.errors import InvalidRequest
+from sluice.errors import InvalidRequest, Overloaded
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import common_pb2, reward_pb2, reward_pb2_grpc
 
@@ -36,12 +36,14 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     async def Score(
         self, request: reward_pb2.ScoreRequest, context: grpc.aio.ServicerContext
     ) -> reward_pb2.ScoreResponse:
-        """Scores one group."""
+        """Scores one group. RESOURCE_EXHAUSTED when the queue is full, or what a grader asks is away for now."""
         scored = await self._scorer.score(
             question=question_of(request),
             samples=samples_of(request),
             deadline_s=_deadline_s(context),
         )
+        if away := next((reward for reward in scored.rewards if reward.busy), None):
+            raise Overloaded(away.detail)  # graded again as a whole: a group has one grade, not two halves
         for reward in scored.rewards:
             self._graded[reward.status].inc()
         self._alarm.note(scored.rewards)

@@ -124,6 +124,8 @@ class WorkerProcess:
         reply = await self._within(limit_s, self._receive())
         if "error" in reply:
             return Outcome(status="error", detail=reply["error"])
+        if "busy" in reply:
+            return Outcome(status="error", detail=reply["busy"], busy=True)
         if "timeout" in reply:
             return Outcome(status="timeout", detail=reply["timeout"])
         grade = Grade(**reply["grade"])

@@ -304,6 +304,11 @@ class CoordinatorConfig(Section):
     heartbeat_timeout_s: PositiveFloat = Field(default=10.0, description="silence after which a service is lost")
     generate_timeout_s: PositiveFloat = Field(default=600.0, description="limit of one generation call")
     score_timeout_s: PositiveFloat = Field(default=120.0, description="limit of one scoring call")
+    score_wait_s: PositiveFloat = Field(
+        default=600.0,
+        description="how long a group waits while graders push back (a full queue, a judge that is away), before it counts as "
+        "failed; such tries are not among coordinator.max_attempts",
+    )
     max_attempts: PositiveInt = Field(default=3, description="tries a group gets before it counts as failed")
     no_service_timeout_s: PositiveFloat = Field(
         default=300.0, description="longest time without any usable rollout or reward"

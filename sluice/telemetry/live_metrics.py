@@ -143,4 +143,22 @@ LIVE: tuple[Metric, ...] = (
             ("error", "does not rise", f"{_SEE_LOG}; see `reward/error_fraction`"),
         )
     ),
+    *(
+        entry(
+            f"rpc/refused_{reason}",
+            "calls",
+            "every service",
+            f"calls refused because {why}, since the process started",
+            "does not rise",
+            "its log says `call_refused` with the caller's address and the method; see docs/security.md",
+            kind="counter",
+        )
+        for reason, why in (
+            ("unauthenticated", "the caller showed no valid credentials"),
+            ("denied", "its role may not call the method"),
+            ("paced", "its role and machine call more often than `network.max_calls_per_s`"),
+            ("malformed", "the request is no message of the method"),
+            ("slow", "the request took too long to arrive, or the answer to be read"),
+        )
+    ),
 )

@@ -61,10 +61,7 @@ class Exporter:
     def refusals(self, reasons: Iterable[str]) -> dict[str, Counter]:
         """A counter by reason of the calls that the server turned away."""
         service = self._labels["service"]
-        return {
-            reason: self.counter(f"rpc/refused_{reason}").labels(service)
-            for reason in reasons
-        }
+        return {reason: self.counter(f"rpc/refused_{reason}").labels(service) for reason in reasons}
 
     def serve(self, *, bind: str, port: int) -> int:
         """Starts the HTTP endpoint (port 0: any free one) and returns its port."""

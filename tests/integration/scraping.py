@@ -28,4 +28,8 @@ def asked_of(source: str) -> set[str]:
     """Prometheus's names of what rules and dashboard take from a kind of service."""
     queries = [*panel_queries(), *(rule["expr"] for rule in rules())]
     metrics = set().union(*map(metrics_in, queries))
-    return {metric.prometheus_name for metric in metrics if metric.source == source and not metric.name.endswith("*")}
+    return {
+        metric.prometheus_name
+        for metric in metrics
+        if metric.source in (source, "every service") and not metric.name.endswith("*")
+    }

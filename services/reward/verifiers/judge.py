@@ -1,16 +1,21 @@
 """Grades by asking a model behind an OpenAI-compatible HTTP API (`POST URL/chat/completions`) for a score.
 
 The samples of a group are asked about at once. A reply without a score, a refused call and a slow one are an `error` or a
-`timeout`, never a wrong answer; the group is then graded again. The key comes from the environment of the reward service,
-never from the recipe.
+`timeout`, never a wrong answer; the group is then graded again. A judge that is away or full (no connection, HTTP 429 or
+5xx) is asked again within the sample's limit, then its groups wait (remote.py). The key comes from the environment of the
+reward service, never from the recipe.
 """
 
 import asyncio
+import email.utils
 import functools
+import http.client
 import json
 import os
+import random
 import re
 import string
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +24,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from services.reward.ports import Grade, Question
+from services.reward.remote import Away, Breaker, patiently
+from sluice.clock import SystemClock
 
 NAME: Final = "judge"
 VERSION: Final = "1"
@@ -26,6 +33,10 @@ NETWORK: Final = True
 
 _FIELDS = ("prompt", "completion", "ground_truth")
 _AT_ONCE = 64
+# Too many requests, and what proxies and servers say while they are restarted or full.
+_PASSING = (408, 429, 500, 502, 503, 504)
+_CLOCK = SystemClock()
+_CHANCE = random.Random()  # seeded by the system: the processes must not knock in step
 _MAX_REPLY_BYTES = 1 << 20
 _TEMPLATE = """\
 Judge whether the response answers the question rightly. The reference answer is right.
@@ -62,13 +73,17 @@ class Settings:
     max_tokens: int = 1024
     timeout_s: float = 8.0
     """Of one call; keep it below reward.timeout_s."""
+    open_after: int = 5
+    """Failed calls in a row after which a process of graders makes none for a while."""
+    pause_s: float = 5.0
+    """How long at first; doubled up to a minute while one call after each pause fails too."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot be asked or read."""
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError(f"url: must be http://HOST/... or https://HOST/..., got {self.url!r}")
-        for name in ("timeout_s", "max_tokens", "best_score"):
+        for name in ("timeout_s", "max_tokens", "best_score", "open_after", "pause_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: must be > 0, got {getattr(self, name)}")
         try:
@@ -89,13 +104,20 @@ def prepare() -> None:
     """Nothing is slow here."""
 
 
-async def grade(*, question: Question, text: str, finished: bool, settings: Settings) -> Grade:
-    """The judge's score as a share of `best_score`.
+async def grade(*, question: Question, text: str, finished: bool, settings: Settings, deadline_s: float) -> Grade:
+    """The judge's score as a share of `best_score`; monotonic `deadline_s`.
 
-    Raises RuntimeError for a refused call or a reply without a score, TimeoutError for a slow one.
+    Raises RuntimeError for a refused call or a reply without a score, TimeoutError for a slow one, Busy while it is away.
     """
     message = settings.template.format(prompt=question.prompt_text, completion=text, ground_truth=question.ground_truth)
-    said = await asyncio.get_running_loop().run_in_executor(_calls(), _ask, message, settings)
+    said = await patiently(
+        lambda limit_s: asyncio.get_running_loop().run_in_executor(_calls(), _ask, message, settings, limit_s),
+        breaker=_breaker(settings.url, settings.open_after, settings.pause_s),
+        limit_s=settings.timeout_s,
+        deadline_s=deadline_s,
+        clock=_CLOCK,
+        chance=_CHANCE,
+    )
     scores = re.findall(settings.score_pattern, said)
     if not scores:
         raise RuntimeError(f"judge: no score in the reply, which ends {said[-200:]!r}")
@@ -111,7 +133,12 @@ def _calls() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="judge")
 
 
-def _ask(message: str, settings: Settings) -> str:
+@functools.cache
+def _breaker(url: str, open_after: int, pause_s: float) -> Breaker:
+    return Breaker(open_after=open_after, pause_s=pause_s, clock=_CLOCK, chance=_CHANCE)
+
+
+def _ask(message: str, settings: Settings, limit_s: float) -> str:
     body = {
         "model": settings.model,
         "messages": [{"role": "user", "content": message}],
@@ -122,17 +149,34 @@ def _ask(message: str, settings: Settings) -> str:
         f"{settings.url.rstrip('/')}/chat/completions", data=json.dumps(body).encode(), headers=_headers(settings)
     )
     try:
-        with urllib.request.urlopen(request, timeout=settings.timeout_s) as response:
+        with urllib.request.urlopen(request, timeout=limit_s) as response:
             raw = response.read(_MAX_REPLY_BYTES + 1)
     except urllib.error.HTTPError as error:
-        raise RuntimeError(f"judge: HTTP {error.code} from {settings.url}: {error.read(300)!r}") from error
+        said = f"judge: HTTP {error.code} from {settings.url}: {error.read(300)!r}"
+        if error.code in _PASSING:
+            raise Away(said, retry_after_s=_retry_after_s(error.headers.get("Retry-After", ""))) from error
+        raise RuntimeError(said) from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, TimeoutError):
-            raise TimeoutError(f"judge: no answer from {settings.url} within {settings.timeout_s:g} s") from error
-        raise RuntimeError(f"judge: {settings.url}: {error.reason}") from error
+            raise TimeoutError(f"judge: no answer from {settings.url} within {limit_s:.3g} s") from error
+        raise Away(f"judge: {settings.url}: {error.reason}") from error
+    except TimeoutError as error:  # within the reply
+        raise TimeoutError(f"judge: {settings.url} did not end its reply within {limit_s:.3g} s") from error
+    except (http.client.HTTPException, ConnectionError) as error:  # it went away within the call
+        raise Away(f"judge: {settings.url}: {type(error).__name__}: {error}") from error
     if len(raw) > _MAX_REPLY_BYTES:
         raise RuntimeError(f"judge: the reply must be <= {_MAX_REPLY_BYTES} bytes")
     return _content(raw)
+
+
+def _retry_after_s(said: str) -> float:
+    """RFC 9110, 10.2.3: seconds, or a date; 0 for neither."""
+    if said.strip().isdecimal():
+        return float(said)
+    try:
+        return email.utils.parsedate_to_datetime(said).timestamp() - time.time()
+    except ValueError:
+        return 0.0
 
 
 def _headers(settings: Settings) -> dict[str, str]:

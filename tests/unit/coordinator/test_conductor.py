@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
-from services.coordinator.fleet import Role, State
+from services.coordinator.fleet import Member, Role, State
 from services.coordinator.ledger import count
 from services.coordinator.model import Group, Reward, Version
 from sluice.errors import InvalidRequest, Overloaded, Unavailable
@@ -288,3 +291,78 @@ async def test_a_group_that_no_message_can_carry_fails_by_name_before_it_is_acce
         assert stage.store.counters["failed:too_large"] == 1
         assert stage.store.rows_[0]["fault"] == "too large"
         assert len(stage.board.queued) == 8
+
+
+@dataclasses.dataclass
+class PushingBack(FakeRewards):
+    """Graders that are full until the clock says otherwise."""
+
+    until_s: float = math.inf
+    now: Callable[[], float] = lambda: 0.0
+    asked: int = 0
+
+    async def score(self, member: Member, **call: Any) -> list[Reward]:
+        self.asked += 1
+        if self.now() < self.until_s:
+            raise Overloaded("the judge is away")
+        return await super().score(member, **call)
+
+
+async def test_graders_that_push_back_make_groups_wait_and_cost_no_attempt() -> None:
+    rewards = PushingBack(until_s=60.0)
+    stage = Stage(make_config(), rewards=rewards)
+    rewards.now = stage.clock.now
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        for _ in range(59):
+            await stage.clock.advance(1.0)
+        waiting = len(stage.board.open)
+        assert rewards.asked > 3 * waiting, "more often than max_attempts"
+        assert rewards.asked < 12 * waiting, "and less and less often"
+        assert not stage.board.queued
+        assert [member.outstanding for member in stage.fleet.of(Role.REWARD)] == [0], "others may be graded meanwhile"
+        for _ in range(20):
+            await stage.clock.advance(1.0)
+        assert len(stage.board.queued) == 8
+        assert not any(term.startswith("failed") for term in stage.store.counters)
+
+
+async def test_graders_that_push_back_for_too_long_fail_the_group_by_name() -> None:
+    stage = Stage(make_config(coordinator__score_wait_s=30.0), rewards=PushingBack())
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await stage.clock.advance(14.0)
+        assert not any(term.startswith("failed") for term in stage.store.counters)
+        for _ in range(30):
+            await stage.clock.advance(1.0)
+        await settle()
+        faults = [row["fault"] for row in stage.store.rows_ if row["term"] == "failed:reward_overloaded"]
+        assert faults
+        assert all("coordinator.score_wait_s is 30" in fault for fault in faults)
+
+
+async def test_a_full_fleet_means_waiting_and_no_reward_is_over_its_capacity() -> None:
+    release = asyncio.Event()
+
+    now, most = Counter[str](), Counter[str]()
+
+    class Slow(FakeRewards):
+        async def score(self, member: Member, **call: Any) -> list[Reward]:
+            now[member.service_id] += 1
+            most.update({member.service_id: int(now[member.service_id] > most[member.service_id])})
+            await release.wait()
+            now[member.service_id] -= 1
+            return await super().score(member, **call)
+
+    stage = Stage(make_config(), rewards=Slow())
+    for member in stage.fleet.of(Role.REWARD):
+        member.capacity = 2
+    stage.add_member(Role.REWARD, "reward-1").capacity = 1
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert most == {"reward-0": 2, "reward-1": 1}
+        release.set()
+        await settle()
+        assert len(stage.board.queued) == 8
+        assert most == {"reward-0": 2, "reward-1": 1}
