@@ -1,0 +1,51 @@
+"""What the coordinator's endpoint says of the fleet, and where it sends Prometheus."""
+
+from services.coordinator.fleet import Fleet, Member, Role
+from services.coordinator.gauges import fleet_gauges, targets
+
+
+def fleet_of(*names: str) -> Fleet:
+    fleet = Fleet()
+    for name in names:
+        role = Role(name.partition("-")[0])
+        address = f"{name}:51051"
+        fleet.register(
+            Member(
+                service_id=name,
+                role=role,
+                address=address,
+                incarnation=name,
+                capacity=1,
+                last_beat_s=0.0,
+                metrics_address=address,
+            )
+        )
+    return fleet
+
+
+def beat(fleet: Fleet, name: str, *, now_s: float, draining: bool = False) -> None:
+    assert fleet.beat(service_id=name, incarnation=name, running=0, draining=draining, now_s=now_s)
+
+
+def test_one_that_fell_silent_is_lost_one_that_said_farewell_is_not() -> None:
+    fleet = fleet_of("rollout-0", "rollout-1", "reward-0")
+    beat(fleet, "rollout-1", now_s=5.0, draining=True)
+    beat(fleet, "reward-0", now_s=100.0)
+    assert len(fleet.sweep(now_s=101.0, timeout_s=10.0)) == 2
+    assert fleet_gauges(fleet) == {
+        "fleet/rollouts_ready": 0.0,
+        "fleet/rollouts_quarantined": 0.0,
+        "fleet/rewards_ready": 1.0,
+        "fleet/services_lost": 1.0,
+    }
+
+
+def test_targets_are_those_who_are_here_in_an_order_that_stays() -> None:
+    fleet = fleet_of("rollout-1", "rollout-0", "reward-0")
+    before = targets(fleet, run_id="r")
+    assert [target.address for target in before] == ["reward-0:51051", "rollout-0:51051", "rollout-1:51051"]
+    assert before[0].labels == {"run": "r", "role": "reward", "service_id": "reward-0"}
+    fleet.least_loaded(fleet.of(Role.REWARD))  # takes turns, by changing the order of its members
+    assert targets(fleet, run_id="r") == before
+    fleet.lose(fleet.members["rollout-0"], "killed")
+    assert [target.address for target in targets(fleet, run_id="r")] == ["reward-0:51051", "rollout-1:51051"]
