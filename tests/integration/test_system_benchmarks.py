@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import coordinator_relay, overlap, recovery
+from benchmarks import coordinator_relay, overlap, recovery, reward_load
 from benchmarks.simulated.engine import Lengths, TimedEngine
 
 pytestmark = pytest.mark.integration
@@ -51,3 +51,16 @@ def test_recovery_is_a_median_by_victims_and_only_a_kill_has_a_target() -> None:
         ("rollout frozen (2)", 3.0, "", True),
         ("grader killed and redis frozen for good (1)", 50.0, "", True),
     ]
+
+
+def test_a_loaded_reward_service_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_load, "WORKERS", 2)
+    monkeypatch.setattr(
+        reward_load, "TIMEOUT_S", 30.0
+    )  # for a busy machine; what hangs is tests/integration/test_reward_sandbox.py
+    monkeypatch.setattr(reward_load, "PATHOLOGICAL", {"a memory bomb": reward_load.PATHOLOGICAL["a memory bomb"]})
+    rows = {row.what: row for row in reward_load.run(most_groups=2, mixed=320, graders=("mixadd3", "judge"))}
+    assert rows["320 mixed samples: lost"].value == 0
+    assert all(row.value > 0 for what, row in rows.items() if "scores/s" in row.unit)
+    assert rows["mixadd3: service, 2 workers"].met
+    assert rows["judge: service, 2 workers"].met

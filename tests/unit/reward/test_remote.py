@@ -166,3 +166,12 @@ async def test_what_is_refused_for_good_is_not_asked_again():
     with pytest.raises(RuntimeError, match="HTTP 401"):
         await ask(judge, made(clock))
     assert judge.asked == [0.0]
+
+
+async def test_a_refusal_comes_from_somebody_who_is_there():
+    clock = ManualClock()
+    breaker = made(clock)
+    with pytest.raises(RuntimeError):
+        await ask(Judge(clock, Away("gone"), Away("gone"), RuntimeError("HTTP 401")), breaker)
+    await ask(Judge(clock, Away("gone"), Away("gone")), breaker)
+    assert breaker.closed
