@@ -100,6 +100,7 @@ def make_engine(config: Config, model: ModelFacts, *, kind: str) -> Engine:
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel_size,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
+        enforce_eager=rollout.enforce_eager,
         kv_cache_bytes=rollout.kv_cache_bytes,
     )
 

@@ -130,6 +130,7 @@ _ROLLOUT: dict[str, Rule] = {
     "dtype": move("model.dtype", dtype),
     "tensor_model_parallel_size": move("rollout.tensor_parallel_size"),
     "gpu_memory_utilization": move("rollout.gpu_memory_utilization"),
+    "enforce_eager": move("rollout.enforce_eager"),
     "max_num_seqs": move("rollout.max_num_seqs"),
     "val_kwargs.n": move("eval.n"),
     "val_kwargs.temperature": move("eval.temperature", eval_temperature),
@@ -164,7 +165,7 @@ _ROLLOUT: dict[str, Rule] = {
     **{
         key: Ignore(why=_ENGINE)
         for key in (
-            *("mode", "enforce_eager", "cudagraph_capture_sizes", "free_cache_engine", "max_num_batched_tokens"),
+            *("mode", "cudagraph_capture_sizes", "free_cache_engine", "max_num_batched_tokens"),
             *("enable_chunked_prefill", "enable_prefix_caching", "scheduling_policy", "load_format", "layered_summon"),
             *(
                 "disable_log_stats",

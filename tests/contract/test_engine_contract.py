@@ -49,6 +49,7 @@ def loaded_engine(request: pytest.FixtureRequest, model_path: Path) -> Iterator[
             max_num_seqs=CAPACITY,
             tensor_parallel_size=1,
             gpu_memory_utilization=0.5,
+            enforce_eager=False,
             kv_cache_bytes=64 << 20,
         )
     yield engine

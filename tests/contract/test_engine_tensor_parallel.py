@@ -28,6 +28,7 @@ def test_two_workers_serve_each_version_exactly_and_reuse_no_older_prefix(tmp_pa
         max_num_seqs=8,
         tensor_parallel_size=2,
         gpu_memory_utilization=0.5,
+        enforce_eager=False,
         kv_cache_bytes=32 << 20,
     )
     try:

@@ -57,9 +57,11 @@ class VllmEngine:
         max_num_seqs: int,
         tensor_parallel_size: int,
         gpu_memory_utilization: float,
+        enforce_eager: bool,
         kv_cache_bytes: int | None,
     ) -> None:
-        """Loads the model. `kv_cache_bytes` counts on a CPU only, `gpu_memory_utilization` on CUDA only."""
+        """Loads the model. `kv_cache_bytes` counts on a CPU only, `gpu_memory_utilization` and `enforce_eager` on CUDA
+        only."""
         self.name = f"vllm {vllm.__version__} on {device_name()}"
         self.max_model_len = max_model_len
         self.capacity = max_num_seqs
@@ -71,7 +73,7 @@ class VllmEngine:
         self._end_token_ids = sorted(model.end_token_ids)
         self._tensor_parallel_size = tensor_parallel_size
         resources: dict[str, Any] = (
-            {"gpu_memory_utilization": gpu_memory_utilization}
+            {"gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager}
             if torch.cuda.is_available()
             else _cpu_arguments(max(max_model_len, max_num_seqs), kv_cache_bytes)
         )

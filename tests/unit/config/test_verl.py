@@ -395,6 +395,7 @@ def test_two_settings_for_one_thing_must_agree() -> None:
         ("trainer.test_freq=-1", "eval", {"every_steps": 0}),
         ("trainer.resume_mode=disable", "learner", {"resume": "never"}),
         (f"{ROLLOUT}.name=hf", "rollout", {"engine": "transformers"}),
+        (f"{ROLLOUT}.enforce_eager=True", "rollout", {"enforce_eager": True}),
         (f"{ROLLOUT}.dtype=float32", "model", {"dtype": "float32"}),
         ("algorithm.norm_adv_by_std_in_grpo=False", "algorithm", {"norm_adv_by_std_in_grpo": False}),
     ],
