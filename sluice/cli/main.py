@@ -9,7 +9,7 @@ from sluice import __version__
 
 VERBS = (
     *("up", "learner_node", "control", "rollback", "ledger", "export", "replay", "rescore", "conformance", "config"),
-    "certs",
+    *("data", "certs"),
 )
 """Modules of this package, in the order of `sluice --help`; some have several verbs."""
 

@@ -8,12 +8,17 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from services.coordinator.prompts.rows import COLUMNS, REQUIRED_COLUMNS, PromptRow, parse_row
 from sluice.errors import DataError
 
+if TYPE_CHECKING:
+    import pyarrow
+
 SUFFIXES = (".jsonl", ".parquet")
+_BATCH_ROWS = 8192
+"""Some 10 MB as Python objects where a prompt has a thousand characters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +83,16 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields `FILE: row N` (0-based) and the row, a batch in memory at a time."""
+    """Yields `FILE: row N` (0-based) and the row."""
+    number = 0
+    for batch in parquet_batches(path):
+        for raw in batch.to_pylist():
+            yield f"{path}: row {number}", raw
+            number += 1
+
+
+def parquet_batches(path: Path) -> Iterator["pyarrow.RecordBatch"]:
+    """The columns that are read, some thousand rows in memory at a time. Raises DataError."""
     import pyarrow
     import pyarrow.parquet
 
@@ -88,10 +102,6 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
             missing = [name for name in REQUIRED_COLUMNS if name not in columns]
             if missing:
                 raise DataError(f"{path}: must have columns {', '.join(missing)}, got {', '.join(columns)}")
-            number = 0
-            for batch in file.iter_batches(columns=[name for name in COLUMNS if name in columns]):
-                for raw in batch.to_pylist():
-                    yield f"{path}: row {number}", raw
-                    number += 1
+            yield from file.iter_batches(_BATCH_ROWS, columns=[name for name in COLUMNS if name in columns])
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
