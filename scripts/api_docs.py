@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import grpc_tools
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     EnumDescriptorProto,
@@ -34,7 +35,8 @@ grpcurl -plaintext 127.0.0.1:50050 {PACKAGE}.CoordinatorService/GetStatus
 
 On 127.0.0.1 nobody has to show anything; anywhere else a call needs a certificate or a token, and each method answers
 certain roles only ([security.md](security.md)). Bulk arrays are packed little-endian `bytes` (int32 token ids, float32
-log-probabilities). From Python, `sluice.client` has `Client` and `AsyncClient` for what people script.
+log-probabilities). From Python, `sluice.Client` and `sluice.AsyncClient` are the coordinator's API
+([client.md](client.md)).
 
 An error is one gRPC status with a message that says where, the rule, the value and the fix:
 
@@ -79,7 +81,8 @@ def read_protos() -> list[FileDescriptorProto]:
     sources = [str(path.relative_to(ROOT / "protos")) for path in sorted((ROOT / "protos").rglob("*.proto"))]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "set"
-        flags = [f"-I{ROOT / 'protos'}", "--include_source_info", f"--descriptor_set_out={out}"]
+        google = Path(grpc_tools.__file__).parent / "_proto"
+        flags = [f"-I{ROOT / 'protos'}", f"-I{google}", "--include_source_info", f"--descriptor_set_out={out}"]
         if code := protoc.main(["protoc", *flags, *sources]):
             sys.exit(f"protoc ended with code {code}")
         return list(FileDescriptorSet.FromString(out.read_bytes()).file)
@@ -148,7 +151,9 @@ def _type(field: FieldDescriptorProto, message: DescriptorProto) -> str:
 
 
 def _name(qualified: str) -> str:
-    """`.sluice.v1.Group` -> a link to its heading."""
+    """`.sluice.v1.Group` -> a link to its heading; a name of another package as it is."""
+    if not qualified.startswith(f".{PACKAGE}."):
+        return qualified.removeprefix(".")
     name = qualified.removeprefix(f".{PACKAGE}.")
     return f"[{name}](#{name.lower()})"
 

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import grpc_tools
 from grpc_tools import protoc
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +21,8 @@ def generate(out: Path) -> None:
         f"--plugin=protoc-gen-mypy={bin_dir / 'protoc-gen-mypy'}",
         f"--plugin=protoc-gen-mypy_grpc={bin_dir / 'protoc-gen-mypy_grpc'}",
     ]
-    code = protoc.main(["protoc", f"-I{ROOT / 'protos'}", *plugins, *flags, *sources])
+    google = Path(grpc_tools.__file__).parent / "_proto"
+    code = protoc.main(["protoc", f"-I{ROOT / 'protos'}", f"-I{google}", *plugins, *flags, *sources])
     if code:
         sys.exit(f"protoc ended with code {code}")
 

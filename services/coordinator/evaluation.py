@@ -94,7 +94,7 @@ class Evaluator:
     async def evaluate(self, *, prompts: int = 0, n: int = 0) -> EvaluationResult:
         """avg@n, pass@n and greedy accuracy of the newest version. Raises NotReady, Expired or the failure of a call."""
         if not self._prompts:
-            raise NotReady("evaluation: data.val_files is empty; name held-out prompts there")
+            raise NotReady("evaluation: data.val_files is empty", fix="name held-out prompts there")
         settings = self._config.eval
         chosen = self._prompts[: prompts or settings.prompts]
         async with self._one_at_a_time:

@@ -1,8 +1,9 @@
 """The event stream people watch: the newest events are kept, every watcher reads at its own pace."""
 
+import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from services.coordinator.fleet import Signal
@@ -26,6 +27,8 @@ class Events:
     """A bounded log with watchers; one that falls behind by more than KEPT_EVENTS misses the oldest."""
 
     def __init__(self) -> None:
+        self.process = secrets.token_hex(8)
+        """Whose sequence numbers these are."""
         self._kept: deque[Event] = deque(maxlen=KEPT_EVENTS)
         self._sequence = 0
         self._more = Signal()
@@ -58,17 +61,24 @@ class Events:
         self._closed = True
         self._more.notify()
 
-    async def watch(self, *, after: int) -> AsyncIterator[Event]:
-        """Events after sequence number `after` (0: from now on) until closed.
+    def watch(self, *, after: int, process: str = "", over: Callable[[], bool] = lambda: False) -> AsyncIterator[Event]:
+        """Events after sequence number `after` of `process` (0: from now on; "": this process) until closed or `over`."""
+        return self._after(self.begin(after=after, process=process), over)
 
-        A number that was never given out is one of a former process: everything kept is new then.
+    def begin(self, *, after: int, process: str = "") -> int:
+        """The number of this process that a watch begins behind.
+
+        To a number of another process, or one that was never given out, everything kept is new.
         """
-        seen = after if 0 < after <= self._sequence else 0 if after > 0 else self._sequence
+        ours = process in ("", self.process) and after <= self._sequence
+        return (after if ours else 0) if after > 0 or process else self._sequence
+
+    async def _after(self, seen: int, over: Callable[[], bool]) -> AsyncIterator[Event]:
         while True:
             for event in [event for event in self._kept if event.sequence > seen]:
                 seen = event.sequence
                 yield event
-            if self._closed:
+            if self._closed or over():
                 return
             if seen >= self._sequence:
                 await self._more.wait()

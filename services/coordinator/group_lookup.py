@@ -28,6 +28,7 @@ async def find_row(core: Core, wanted: str) -> dict[str, Any]:
         admitted = (await core.store.counters()).get("admitted", 0)
         raise NotFound(
             f"group {wanted!r}: must be one of the {admitted} groups of this run, numbered from 0 and named like "
-            f"{core.run_id}-0000000; ListGroups names the newest, RUN/ledger/*.parquet every one that has ended"
+            f"{core.run_id}-0000000",
+            fix="`sluice groups` (ListGroups) names the newest, RUN/ledger/*.parquet every one that has ended",
         )
     return row

@@ -63,5 +63,5 @@ class PromptFeed:
 
     def _render(self, row: dict[str, str]) -> PromptLike:
         if not row["data_source"] or not row["prompt"]:
-            raise InvalidRequest("submit: data_source and prompt must be set")
+            raise InvalidRequest("submit: data_source and prompt must be set", fix="set both, for every prompt")
         return self._data.render(row)

@@ -108,13 +108,15 @@ class Rollbacks:
             raise InvalidRequest(f"rollback: must go back to a version before {reached}, the newest one, got {to}")
         if (state.final or self._progress.stop_requested) and not self._idle:
             what = f"has ended ({state.value})" if state.final else "is being stopped"
-            raise NotReady(f"rollback: the run {what}; when nothing of it is up, `sluice rollback --run-dir` can do it")
+            raise NotReady(
+                f"rollback: the run {what}", fix="when nothing of it is up, `sluice rollback --run-dir` can do it"
+            )
         if self.wished.is_set():
-            raise NotReady("rollback: another one is being made")
+            raise NotReady("rollback: another one is being made", fix="wait for it")
         if to > 0 and (fault := await asyncio.to_thread(self._fault, to)):
             good = await asyncio.to_thread(self._that_verify)
             names = ", ".join(f"step-{step}" for step in good if step < reached) or "none but step-0, the base model"
-            raise NotFound(f"rollback: cannot go back to step-{to}: {fault}; those that verify: {names}")
+            raise NotFound(f"rollback: cannot go back to step-{to}: {fault}", fix=f"those that verify: {names}")
 
     async def preview(self, to: int) -> Account:
         """What a rollback would give up now. Raises as `check` does."""
@@ -126,7 +128,7 @@ class Rollbacks:
         """Has the rollback made; returns what it gave up, once it is decided. Raises as `check` does."""
         await self.check(to)
         if self.wished.is_set():
-            raise NotReady("rollback: another one is being made")
+            raise NotReady("rollback: another one is being made", fix="wait for it")
         self._to = to
         self.wished.set()
         return await asyncio.shield(self._decided)

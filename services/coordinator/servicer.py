@@ -17,6 +17,7 @@ from services.coordinator.wire import statement_from, version_from
 from sluice import PROTOCOL_VERSION
 from sluice.config.load import dump_config
 from sluice.errors import Expired, Fenced, Forbidden, InvalidRequest, NotReady, Unavailable
+from sluice.rpc.events import PROCESS_KEY, SEQUENCE_KEY
 from sluice.rpc.gate import caller
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc, learner_pb2
@@ -54,8 +55,14 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     ) -> AsyncIterator[pb.WatchEventsResponse]:
         core = self._core
         core.launchers += request.launcher
+        begin = core.events.begin(after=request.after_sequence, process=request.process)
+        events = core.events.watch(
+            after=request.after_sequence, process=request.process, over=lambda: core.progress.state.final
+        )
         try:
-            async for event in core.events.watch(after=request.after_sequence):
+            # So that a caller can go on from here even if the connection breaks before the first event.
+            await context.send_initial_metadata(((PROCESS_KEY, core.events.process), (SEQUENCE_KEY, str(begin))))
+            async for event in events:
                 yield pb.WatchEventsResponse(
                     sequence=event.sequence,
                     time_s=event.time_s,
@@ -63,6 +70,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                     message=event.message,
                     values=event.values,
                     labels=event.labels,
+                    process=core.events.process,
                 )
         finally:
             core.launchers -= request.launcher
@@ -81,7 +89,10 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 while board.open:
                     await board.changed.wait()
         except TimeoutError as error:
-            raise Expired(f"drain: {len(board.open)} groups are still in flight after {limit:.0f} s") from error
+            raise Expired(
+                f"drain: {len(board.open)} groups are still in flight after {limit:.0f} s",
+                fix="drain again with a longer timeout; admission stays closed meanwhile",
+            ) from error
         return pb.DrainResponse(state=state)
 
     async def Stop(self, request: pb.StopRequest, context: grpc.aio.ServicerContext) -> pb.StopResponse:
@@ -91,11 +102,16 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def Scale(self, request: pb.ScaleRequest, context: grpc.aio.ServicerContext) -> pb.ScaleResponse:
         role = _ROLE.get(request.role)
         if role not in (Role.ROLLOUT, Role.REWARD) or request.replicas < 0:
-            raise InvalidRequest("scale: role must be ROLLOUT or REWARD and replicas >= 0")
+            raise InvalidRequest(
+                f"scale: must be a number >= 0 of rollouts or rewards, got {request.replicas} of "
+                f"{pb.ServiceRole.Name(request.role) if request.role in pb.ServiceRole.values() else request.role}",
+                fix="name SERVICE_ROLE_ROLLOUT or SERVICE_ROLE_REWARD and how many",
+            )
         if not self._core.launchers:
             raise NotReady(
-                "scale: no launcher is attached to this run; with Docker Compose use "
-                f"`docker compose up -d --no-recreate --scale {role.value}={request.replicas}`"
+                "scale: no launcher is attached to this run",
+                fix="start or end services yourself; with Docker Compose, "
+                f"`docker compose up -d --no-recreate --scale {role.value}={request.replicas}`",
             )
         self._core.progress.scale[role.value] = request.replicas
         await self._core.lifecycle.save()
@@ -112,7 +128,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     ) -> pb.SaveCheckpointResponse:
         learner = self._core.fleet.learner
         if learner is None:
-            raise NotReady("checkpoint: no learner is registered")
+            raise NotReady("checkpoint: no learner is registered", fix="wait until `sluice status` shows one")
         left_s = context.time_remaining()
         limit_s = 300.0 if left_s is None else left_s
         with as_sluice_errors(learner):
@@ -124,8 +140,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def Evaluate(self, request: pb.EvaluateRequest, context: grpc.aio.ServicerContext) -> pb.EvaluateResponse:
         if request.prompts < 0 or not 0 <= request.n <= MOST_SAMPLES_A_PROMPT:
             raise InvalidRequest(
-                f"evaluate: prompts must be >= 0 and n 0 to {MOST_SAMPLES_A_PROMPT}, got {request.prompts} and {request.n}; "
-                "0 takes the configured number"
+                f"evaluate: prompts must be >= 0 and n 0 to {MOST_SAMPLES_A_PROMPT}, got {request.prompts} and {request.n}",
+                fix="0 takes the configured number",
             )
         result = await self._core.evaluator.evaluate(prompts=request.prompts, n=request.n)
         await self._core.lifecycle.record_evaluation(result, full=False)
@@ -142,6 +158,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def ListGroups(
         self, request: pb.ListGroupsRequest, context: grpc.aio.ServicerContext
     ) -> pb.ListGroupsResponse:
+        if request.limit < 0:
+            raise InvalidRequest(f"groups: limit must be >= 0, got {request.limit}", fix="0 takes 100")
         found = [line for line in self._core.group_lines() if not request.state or line.state == request.state]
         return pb.ListGroupsResponse(groups=[status_wire.summary(line) for line in found[: request.limit or 100]])
 
@@ -170,11 +188,12 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def Register(self, request: pb.RegisterRequest, context: grpc.aio.ServicerContext) -> pb.RegisterResponse:
         core, role = self._core, _ROLE.get(request.role)
         if role is None or not request.address or not request.incarnation:
-            raise InvalidRequest("register: role, address and incarnation must be set")
+            raise InvalidRequest("register: role, address and incarnation must be set", fix="set all three")
         if request.protocol_version != PROTOCOL_VERSION:
             raise NotReady(
-                f"register: {role.value} speaks protocol {request.protocol_version}, this coordinator "
-                f"{PROTOCOL_VERSION}; run one version of sluice everywhere"
+                f"register: {role.value} {request.service_id} speaks protocol {request.protocol_version}, this coordinator "
+                f"{PROTOCOL_VERSION}",
+                fix="run one version of sluice everywhere",
             )
         if (caller_role := caller()) is not None and caller_role.value != role.value:
             raise Forbidden(f"register: the caller is a {caller_role}, it may not join as a {role.value}")
@@ -225,14 +244,16 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             if theirs != own:
                 raise NotReady(
                     f"register: {role.value} {request.service_id} has another {what} (hash {theirs[:12]}) than this run "
-                    f"({own[:12]}); give both the same model.path"
+                    f"({own[:12]})",
+                    fix="give both the same model.path",
                 )
         data = self._core.config.data
         longest = data.max_prompt_length + data.max_response_length
         if role is Role.ROLLOUT and request.max_model_len < longest:
             raise NotReady(
                 f"register: the context of {request.service_id} is {request.max_model_len} tokens, data.max_prompt_length "
-                f"+ data.max_response_length is {longest}; lower them or use a model with a longer context"
+                f"+ data.max_response_length is {longest}",
+                fix="lower them or use a model with a longer context",
             )
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: grpc.aio.ServicerContext) -> pb.HeartbeatResponse:
@@ -293,7 +314,10 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def _set_admission(self, admission: str) -> "pb.RunState.ValueType":
         progress = self._core.progress
         if progress.state.final:
-            raise NotReady(f"the run has ended ({progress.state.value})")
+            raise NotReady(
+                f"the run has ended ({progress.state.value})",
+                fix="`sluice up --run-dir` goes on with it: raise run.total_steps where it is finished",
+            )
         progress.admission = admission
         self._core.board.changed.notify()
         await self._core.lifecycle.save()

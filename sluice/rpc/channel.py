@@ -5,26 +5,30 @@ from typing import Any
 import grpc
 
 from sluice.rpc.access import Role
-from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, Metadata
+from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, Metadata, Options
 from sluice.rpc.limits import CHANNEL_OPTIONS
 
 
 def open_channel(
-    address: str, *, credentials: Credentials = NO_CREDENTIALS, to: Role = Role.COORDINATOR
+    address: str, *, credentials: Credentials = NO_CREDENTIALS, to: Role = Role.COORDINATOR, options: Options = ()
 ) -> grpc.aio.Channel:
     """A channel to the `to` at `host:port` with Sluice's limits and keepalive. Close it with `await channel.close()`.
 
     Raises ConfigError when these credentials must not be shown there.
     """
-    metadata, options = credentials.metadata(address, to), [*CHANNEL_OPTIONS, *credentials.channel_options(to)]
+    metadata = credentials.metadata(address, to)
+    options = [*CHANNEL_OPTIONS, *credentials.channel_options(to), *options]
     tls = credentials.channel_tls()
     channel = grpc.aio.secure_channel(address, tls, options) if tls else grpc.aio.insecure_channel(address, options)
     return _Showing(channel, metadata) if metadata else channel  # type: ignore[return-value]
 
 
-def open_blocking_channel(address: str, *, credentials: Credentials, to: Role = Role.COORDINATOR) -> grpc.Channel:
+def open_blocking_channel(
+    address: str, *, credentials: Credentials, to: Role = Role.COORDINATOR, options: Options = ()
+) -> grpc.Channel:
     """The same for code without an event loop."""
-    metadata, options = credentials.metadata(address, to), [*CHANNEL_OPTIONS, *credentials.channel_options(to)]
+    metadata = credentials.metadata(address, to)
+    options = [*CHANNEL_OPTIONS, *credentials.channel_options(to), *options]
     tls = credentials.channel_tls()
     channel = grpc.secure_channel(address, tls, options) if tls else grpc.insecure_channel(address, options)
     return _Showing(channel, metadata) if metadata else channel  # type: ignore[return-value]

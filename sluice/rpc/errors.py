@@ -1,59 +1,114 @@
-"""The one table between Sluice's errors and gRPC statuses, used in both directions."""
+"""How an error crosses the wire: as one gRPC status with a message, and its parts as `grpc-status-details-bin`.
+
+The status is the error's own (sluice/errors.py). The details are what google.rpc.Status looks like on the wire, with one
+sluice.v1.ErrorDetails: a program reads kind, reason and fix there, a person finds all of it in the message.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from sluice.errors import (
-    ConfigError,
-    DataError,
-    Expired,
-    Fenced,
-    Forbidden,
-    InvalidRequest,
-    LaunchError,
-    NotFound,
-    NotReady,
-    Overloaded,
-    SluiceError,
-    TransferError,
-    Unauthenticated,
-    Unavailable,
-)
+from sluice import errors
+from sluice.errors import InvalidRequest, NotReady, SluiceError, Unavailable
+from sluice.v1 import common_pb2
 
-STATUS_OF: dict[type[SluiceError], grpc.StatusCode] = {
-    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
-    DataError: grpc.StatusCode.INVALID_ARGUMENT,
-    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    Forbidden: grpc.StatusCode.PERMISSION_DENIED,
-    NotReady: grpc.StatusCode.FAILED_PRECONDITION,
-    Fenced: grpc.StatusCode.ABORTED,
-    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Unavailable: grpc.StatusCode.UNAVAILABLE,
-    Expired: grpc.StatusCode.DEADLINE_EXCEEDED,
-    NotFound: grpc.StatusCode.NOT_FOUND,
-    TransferError: grpc.StatusCode.DATA_LOSS,
-    LaunchError: grpc.StatusCode.INTERNAL,
+DETAILS_KEY = "grpc-status-details-bin"
+
+_MESSAGE_BYTES = 1_400
+_PART_BYTES = 600
+"""gRPC drops answers with more than 8 KiB of metadata: three times the message, for it may be percent-encoded whole, and
+4/3 of message, reason and fix in the details."""
+
+_KINDS: dict[str, type[SluiceError]] = {
+    re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).upper(): kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, SluiceError)
 }
+"""By the name of the kind on the wire: NotReady is NOT_READY."""
 
-_ERROR_OF: dict[grpc.StatusCode, type[SluiceError]] = {
-    status: error for error, status in reversed(list(STATUS_OF.items()))
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+_KIND_OF: dict[grpc.StatusCode, type[SluiceError]] = {
+    grpc.StatusCode[kind.status]: kind for kind in _KINDS.values() if kind.status != SluiceError.status
 } | {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.CANCELLED: Unavailable,
-    grpc.StatusCode.UNKNOWN: SluiceError,
-    grpc.StatusCode.INTERNAL: SluiceError,
     grpc.StatusCode.UNIMPLEMENTED: NotReady,
 }
+"""Of a status without details: from gRPC itself, or from a server that is not Sluice's. Any other is a SluiceError."""
 
 
-def status_of(error: BaseException) -> grpc.StatusCode:
-    """The status an error leaves a server with: INVALID_ARGUMENT for any ValueError, INTERNAL for a bug of ours."""
-    for kind in type(error).__mro__:
-        if kind in STATUS_OF:
-            return STATUS_OF[kind]
-    return grpc.StatusCode.INVALID_ARGUMENT if isinstance(error, ValueError) else grpc.StatusCode.INTERNAL
+class FailedCall(Protocol):
+    """What grpc.aio.AioRpcError and the blocking API's RpcError have in common."""
+
+    def code(self) -> grpc.StatusCode: ...
+
+    def details(self) -> str | None: ...
+
+    def trailing_metadata(self) -> Iterable[Any] | None: ...
 
 
-def error_of(error: grpc.aio.AioRpcError, *, peer: str) -> SluiceError:
+def known(error: BaseException) -> SluiceError:
+    """The error as one of ours: InvalidRequest for any other ValueError, SluiceError (INTERNAL) for a bug."""
+    if isinstance(error, SluiceError):
+        return error
+    message = str(error) or type(error).__name__
+    return InvalidRequest(message) if isinstance(error, ValueError) else SluiceError(message)
+
+
+def status_of(error: SluiceError) -> grpc.StatusCode:
+    """The status an error leaves a server with."""
+    return grpc.StatusCode[error.status]
+
+
+def message_of(error: SluiceError) -> str:
+    """What a person reads, bounded."""
+    return _cut(str(error), _MESSAGE_BYTES)
+
+
+def trailers_of(error: SluiceError) -> tuple[tuple[str, bytes], ...]:
+    """Trailing metadata with the parts of an error."""
+    kind = next(_NAMES[base] for base in type(error).__mro__ if base in _NAMES)
+    detail = common_pb2.ErrorDetails(
+        kind=kind, reason=_cut(error.reason, _PART_BYTES), fix=_cut(error.fix, _PART_BYTES)
+    )
+    status = common_pb2.RpcStatus(code=status_of(error).value[0], message=message_of(error))
+    status.details.add().Pack(detail)
+    return ((DETAILS_KEY, status.SerializeToString()),)
+
+
+def error_of(error: FailedCall, *, peer: str) -> SluiceError:
     """The Sluice error behind a failed call; `peer` names the callee in the message."""
-    kind = _ERROR_OF.get(error.code(), SluiceError)
-    return kind(f"{peer}: {error.details() or error.code().name}")
+    detail = _details(error)
+    if detail is None:
+        kind = _KIND_OF.get(error.code(), SluiceError)
+        return kind(f"{peer}: {error.details() or error.code().name}")
+    kind = _KINDS.get(detail.kind) or _KIND_OF.get(error.code(), SluiceError)
+    message, tail = error.details() or detail.reason, f"; {detail.fix}"
+    if message.endswith(tail):
+        return kind(f"{peer}: {message.removesuffix(tail)}", fix=detail.fix)
+    made = kind(f"{peer}: {message}")  # the usual fix, or one that was cut off with the message's end
+    made.fix = detail.fix
+    return made
+
+
+def _details(error: FailedCall) -> common_pb2.ErrorDetails | None:
+    """What the callee said of the error, if it did; bytes that are no details count as none."""
+    detail = common_pb2.ErrorDetails()
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            try:
+                status = common_pb2.RpcStatus.FromString(value)
+                if any(packed.Unpack(detail) for packed in status.details):
+                    return detail
+            except DecodeError:
+                return None  # of a server that is not Sluice's; its status and message still say what is wrong
+    return None
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    data = text.encode(errors="replace")
+    return text if len(data) <= most_bytes else data[: most_bytes - 3].decode(errors="ignore") + "…"

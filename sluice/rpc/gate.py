@@ -24,7 +24,7 @@ from sluice.clock import Clock
 from sluice.errors import Expired, Forbidden, InvalidRequest, Overloaded, SluiceError, Unauthenticated
 from sluice.rpc.access import ALLOWED, ANYONE, Role
 from sluice.rpc.credentials import Credentials
-from sluice.rpc.errors import status_of
+from sluice.rpc.errors import message_of, status_of, trailers_of
 from sluice.rpc.pace import Pace
 
 log = structlog.get_logger(__name__)
@@ -140,14 +140,16 @@ class Gate(grpc.aio.ServerInterceptor):
         if role is not None and role not in allowed:
             raise _Refused(
                 "denied",
-                Forbidden(f"{method}: is for the role {_names(allowed)}, not for {role}; call with such credentials"),
+                Forbidden(
+                    f"{method}: is for the role {_names(allowed)}, not for {role}", fix="call with such credentials"
+                ),
             )
         if wait_s := self._pace.take(_name(role, context)):
             raise _Refused(
                 "paced",
                 Overloaded(
-                    f"{method}: more than {self.calls_per_s:g} calls/s (network.max_calls_per_s) from one caller; try again "
-                    f"in {wait_s:.3f} s"
+                    f"{method}: more than {self.calls_per_s:g} calls/s (network.max_calls_per_s) from one caller",
+                    fix=f"try again in {wait_s:.3f} s",
                 ),
                 wait_s=wait_s,
             )
@@ -160,12 +162,13 @@ class Gate(grpc.aio.ServerInterceptor):
         except TimeoutError:
             raise _Refused("slow", Expired(f"the request took longer than {self.receive_s:g} s to arrive")) from None
         if data is grpc.aio.EOF:
-            raise _Refused("malformed", InvalidRequest("the call carried no message; send exactly one"))
+            raise _Refused("malformed", InvalidRequest("the call carried no message", fix="send exactly one"))
         try:
             return handler.request_deserializer(data)
         except DecodeError:
             raise _Refused(
-                "malformed", InvalidRequest("the message is no protobuf of this method's request; see docs/api.md")
+                "malformed",
+                InvalidRequest("the message is no protobuf of this method's request", fix="see docs/api.md"),
             ) from None
 
     async def _send(self, response: Any, context: grpc.aio.ServicerContext) -> None:
@@ -180,8 +183,10 @@ class Gate(grpc.aio.ServerInterceptor):
         name = _name(_caller.get(), context)
         if not self._logged.take(name):
             log.warning("call_refused", method=method, caller=name, reason=refused.reason, why=str(refused.error))
-        trailing = ((PUSHBACK, str(round(1e3 * refused.wait_s) + 1)),) if refused.wait_s else ()
-        await context.abort(status_of(refused.error), str(refused.error), trailing)
+        pushback = ((PUSHBACK, str(round(1e3 * refused.wait_s) + 1)),) if refused.wait_s else ()
+        await context.abort(
+            status_of(refused.error), message_of(refused.error), (*pushback, *trailers_of(refused.error))
+        )
         raise AssertionError("abort raises")
 
 

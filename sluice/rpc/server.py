@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from sluice.clock import SystemClock
 from sluice.errors import LaunchError
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
-from sluice.rpc.errors import status_of
+from sluice.rpc.errors import known, message_of, status_of, trailers_of
 from sluice.rpc.gate import REASONS, RECEIVE_S, SEND_S, Gate
 from sluice.rpc.limits import MAX_CALLS_AT_ONCE, MAX_CALLS_PER_S, server_options
 from sluice.telemetry.prometheus import Exporter
@@ -166,7 +166,8 @@ def _guard_stream(inner: Callable[..., Any], method: str) -> Callable[..., Any]:
 
 
 async def _abort(context: grpc.aio.ServicerContext, error: Exception, method: str) -> None:
-    status = status_of(error)
+    failed = known(error)
+    status = status_of(failed)
     if status is grpc.StatusCode.INTERNAL:
         log.error("rpc_failed", method=method, exc_info=error)
-    await context.abort(status, str(error) or type(error).__name__)
+    await context.abort(status, message_of(failed), trailers_of(failed))

@@ -664,19 +664,25 @@ class WatchEventsRequest(_message.Message):
 
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
     LAUNCHER_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
     after_sequence: _builtins.int
-    """0 for new events only, else events with a larger sequence number that are still kept."""
+    """Events with a larger sequence number that are still kept; 0 without a process for new events only."""
     launcher: _builtins.bool
     """Marks the caller as the launcher that fulfils Scale."""
+    process: _builtins.str
+    """The `process` of the event that after_sequence is the number of: if the coordinator was restarted since, every event
+    it keeps is new. Empty: the process that answers.
+    """
     def __init__(
         self,
         *,
         after_sequence: _builtins.int = ...,
         launcher: _builtins.bool = ...,
+        process: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "launcher", b"launcher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "launcher", b"launcher", "process", b"process"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -732,6 +738,7 @@ class WatchEventsResponse(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Grows by one an event within one coordinator process."""
     time_s: _builtins.float
@@ -740,6 +747,8 @@ class WatchEventsResponse(_message.Message):
     """A constant snake_case name: step_trained, evaluated, service_ready, service_lost, weights_pushed, scale, run_state, store_repaired, rolled_back, stalled, starving, warning."""
     message: _builtins.str
     """For people."""
+    process: _builtins.str
+    """The coordinator process that numbered it."""
     @_builtins.property
     def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Numbers of the event."""
@@ -757,10 +766,11 @@ class WatchEventsResponse(_message.Message):
         message: _builtins.str = ...,
         values: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        process: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "labels", b"labels", "message", b"message", "sequence", b"sequence", "time_s", b"time_s", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "labels", b"labels", "message", b"message", "process", b"process", "sequence", b"sequence", "time_s", b"time_s", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -147,7 +147,8 @@ class CoordinatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchEvents(self, request, context):
-        """Every event from now on (or from a sequence number still kept).
+        """Every event from now on (or from a sequence number still kept) until the run has ended. The initial metadata comes at
+        once and says where the stream begins: `sluice-process` and `sluice-sequence`, as in the request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

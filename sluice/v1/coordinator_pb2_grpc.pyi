@@ -34,7 +34,9 @@ class CoordinatorServiceStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetStatusRequest, _coordinator_pb2.GetStatusResponse]
     """Where the run stands, now."""
     WatchEvents: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.WatchEventsRequest, _coordinator_pb2.WatchEventsResponse]
-    """Every event from now on (or from a sequence number still kept)."""
+    """Every event from now on (or from a sequence number still kept) until the run has ended. The initial metadata comes at
+    once and says where the stream begins: `sluice-process` and `sluice-sequence`, as in the request.
+    """
     Pause: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.PauseRequest, _coordinator_pb2.PauseResponse]
     """Stops admission; running groups finish."""
     Resume: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ResumeRequest, _coordinator_pb2.ResumeResponse]
@@ -80,7 +82,9 @@ class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetStatusRequest, _coordinator_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Where the run stands, now."""
     WatchEvents: _aio.UnaryStreamMultiCallable[_coordinator_pb2.WatchEventsRequest, _coordinator_pb2.WatchEventsResponse]  # type: ignore[assignment]
-    """Every event from now on (or from a sequence number still kept)."""
+    """Every event from now on (or from a sequence number still kept) until the run has ended. The initial metadata comes at
+    once and says where the stream begins: `sluice-process` and `sluice-sequence`, as in the request.
+    """
     Pause: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.PauseRequest, _coordinator_pb2.PauseResponse]  # type: ignore[assignment]
     """Stops admission; running groups finish."""
     Resume: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ResumeRequest, _coordinator_pb2.ResumeResponse]  # type: ignore[assignment]
@@ -135,7 +139,9 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.WatchEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_coordinator_pb2.WatchEventsResponse], _abc.AsyncIterator[_coordinator_pb2.WatchEventsResponse]]:
-        """Every event from now on (or from a sequence number still kept)."""
+        """Every event from now on (or from a sequence number still kept) until the run has ended. The initial metadata comes at
+        once and says where the stream begins: `sluice-process` and `sluice-sequence`, as in the request.
+        """
 
     @_abc_1.abstractmethod
     def Pause(

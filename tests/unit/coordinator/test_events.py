@@ -35,6 +35,23 @@ async def test_a_number_of_a_former_process_means_everything_that_is_kept() -> N
     assert await watch == ["one"]
 
 
+async def test_a_number_of_another_process_means_everything_even_where_this_one_has_given_it_out() -> None:
+    events = Events()
+    for message in ("one", "two"):
+        events.emit("warning", message)
+    events.close()
+    of_another = [event.message async for event in events.watch(after=1, process="another")]
+    of_this = [event.message async for event in events.watch(after=1, process=events.process)]
+    assert (of_another, of_this) == (["one", "two"], ["two"])
+
+
+async def test_a_watch_of_what_is_over_ends_when_all_is_read() -> None:
+    events = Events()
+    for message in ("one", "two"):
+        events.emit("warning", message)
+    assert [event.message async for event in events.watch(after=1, over=lambda: True)] == ["two"]
+
+
 async def test_sequence_numbers_grow_by_one() -> None:
     events = Events()
     for _ in range(5):
