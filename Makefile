@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup typescript demo test chaos fuzz audit check static unit protos format bench bench-learner bench-system clean
+.PHONY: help setup typescript demo test chaos fuzz audit check static unit protos protos-release format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,7 @@ static:
 	.venv/bin/lint-imports --no-cache
 	.venv/bin/buf lint
 	.venv/bin/buf format --diff --exit-code
+	.venv/bin/buf breaking --against protos/sluice.v1.binpb
 	$(PY) scripts/protos.py --check
 	.venv/bin/basedpyright --level error
 
@@ -47,6 +48,9 @@ unit:
 
 protos: setup    ## generate sluice/v1 from protos/
 	$(PY) scripts/protos.py
+
+protos-release:  ## what buf breaking compares with from now on: at a release, after raising sluice.PROTOCOL_VERSION if it breaks
+	.venv/bin/buf build --exclude-source-info -o protos/sluice.v1.binpb
 
 format: setup    ## format and fix what can be fixed
 	.venv/bin/ruff format .
