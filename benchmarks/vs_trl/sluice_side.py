@@ -24,7 +24,8 @@ import grpc
 from benchmarks.vs_trl.cpu_time import tree_cpu_seconds
 from benchmarks.vs_trl.records import Moment, add_moment, moments, weights_dir
 from benchmarks.vs_trl.terms import Terms
-from sluice.client import Client
+from sluice import Client
+from sluice.errors import Unavailable
 from sluice.v1 import coordinator_pb2, learner_pb2, learner_pb2_grpc
 
 _START_LIMIT_S = 60.0
@@ -79,7 +80,7 @@ def _watch(terms: Terms, run: Path, process: subprocess.Popen[Any], port: int) -
     """Records every step until the run ends; returns the Unix time at which it began to train."""
     running_s = cpu_at_start = 0.0
     # When the coordinator is gone, what `sluice up` ends with says more than the broken stream.
-    with Client(f"127.0.0.1:{port}") as client, contextlib.suppress(grpc.RpcError):
+    with Client(f"127.0.0.1:{port}") as client, contextlib.suppress(Unavailable):
         _await_port(port, process)
         for event in client.watch():
             if event.kind == "run_state" and event.labels["state"] == "running":

@@ -1,8 +1,7 @@
-"""Thin verbs over the coordinator's API: status, stop, pause, resume, drain, scale, checkpoint, evaluate."""
+"""Verbs that command a run or look at it: each is one use of `sluice.Client`, whose refusals go to stderr as they are."""
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,22 +14,33 @@ Verb = Callable[[Any, argparse.Namespace], str]
 
 def add_parser(commands: Any) -> None:
     """Adds the verbs."""
-    for name, text, verb in (
-        ("status", "where the run stands", _status),
-        ("stop", "end the run after the current step", lambda client, _: _state(client.stop())),
-        ("pause", "stop admitting groups", lambda client, _: _state(client.pause())),
-        ("resume", "admit groups again", lambda client, _: _state(client.resume())),
-        ("drain", "stop admitting and wait until no group is in flight", lambda client, _: _state(client.drain())),
-        ("checkpoint", "save a checkpoint at the next step boundary", lambda client, _: client.save_checkpoint().path),
-        ("evaluate", "evaluate the newest version on held-out prompts", lambda client, _: str(client.evaluate())),
-    ):
-        _add(commands, name, text, verb)
-    scale = _add(commands, "scale", "have the launcher run this many replicas", _scale)
+    add_verb(commands, "status", "where the run stands", _status)
+    watch = add_verb(commands, "watch", "print every event until the run has ended", _watch)
+    watch.add_argument("--json", action="store_true", help="a JSON object a line")
+    stop = add_verb(commands, "stop", "end the run after the current step", _stop)
+    stop.add_argument("--reason", default="", help="for the log and the summary")
+    add_verb(commands, "pause", "stop admitting groups", lambda client, _: str(client.pause()))
+    add_verb(commands, "resume", "admit groups again", lambda client, _: str(client.resume()))
+    drain = add_verb(commands, "drain", "stop admitting and wait until no group is in flight", _drain)
+    drain.add_argument(
+        "--timeout-s", type=float, default=900.0, metavar="S", help="give up after (default %(default)s)"
+    )
+    add_verb(
+        commands,
+        "checkpoint",
+        "save a checkpoint at the next step boundary",
+        lambda client, _: client.save_checkpoint().path,
+    )
+    evaluate = add_verb(commands, "evaluate", "evaluate the newest version on held-out prompts", _evaluate)
+    evaluate.add_argument("--prompts", type=int, default=0, metavar="N", help="prompts (default: eval.prompts)")
+    evaluate.add_argument("-n", type=int, default=0, help="samples a prompt (default: eval.n)")
+    scale = add_verb(commands, "scale", "have the launcher run this many replicas", _scale)
     scale.add_argument("role", choices=["rollout", "reward"])
     scale.add_argument("replicas", type=int)
 
 
-def _add(commands: Any, name: str, text: str, verb: Verb) -> argparse.ArgumentParser:
+def add_verb(commands: Any, name: str, text: str, verb: Verb) -> argparse.ArgumentParser:
+    """A subcommand that prints what `verb` makes of a run's answers."""
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     add_coordinator_flag(parser)
     add_credentials_flag(parser)
@@ -49,22 +59,18 @@ def add_coordinator_flag(parser: Any) -> None:
 
 
 def call(verb: Verb, args: argparse.Namespace) -> int:
-    """Prints what the verb makes of the coordinator's answers; a call that failed is one line on stderr and exit code 1."""
-    import grpc
-
+    """Prints what the verb makes of the coordinator's answers. Raises the SluiceError of a call that failed."""
     from sluice.client import Client
+    from sluice.errors import Unavailable
     from sluice.rpc.access import Role
     from sluice.rpc.credentials import load_credentials
 
+    credentials = load_credentials(args.credentials, role=Role.OPERATOR)
     try:
-        credentials = load_credentials(args.credentials, role=Role.OPERATOR)
         with Client(args.coordinator, credentials=credentials) as client:
             text = verb(client, args)
-    except grpc.RpcError as error:
-        status: Any = error
-        hint = "; is a run up there? --coordinator names another" if status.code().name == "UNAVAILABLE" else ""
-        print(f"sluice: {args.coordinator}: {status.details()}{hint}", file=sys.stderr)
-        return 1
+    except Unavailable as error:
+        raise Unavailable(str(error), fix="is a run up there? --coordinator names another") from error
     if text:
         print(text)
     return 0
@@ -79,12 +85,34 @@ def _status(client: Any, args: argparse.Namespace) -> str:
     return ""
 
 
+def _watch(client: Any, args: argparse.Namespace) -> str:
+    from google.protobuf.json_format import MessageToJson
+
+    from sluice.cli.view import event_line
+    from sluice.report.figures import printable
+
+    for event in client.watch():
+        if args.json:
+            line = MessageToJson(event, preserving_proto_field_name=True, indent=None)
+        else:
+            line = printable(event_line(event).replace("\n", " | "))
+        print(line, flush=True)
+    return ""
+
+
+def _stop(client: Any, args: argparse.Namespace) -> str:
+    return str(client.stop(reason=args.reason))
+
+
+def _drain(client: Any, args: argparse.Namespace) -> str:
+    return str(client.drain(timeout_s=args.timeout_s))
+
+
+def _evaluate(client: Any, args: argparse.Namespace) -> str:
+    from sluice.cli.view import evaluation_line
+
+    return evaluation_line(client.evaluate(prompts=args.prompts, n=args.n))
+
+
 def _scale(client: Any, args: argparse.Namespace) -> str:
-    made = client.scale(args.role, args.replicas)
-    return f"{args.role}: {made.replicas} replicas wished for"
-
-
-def _state(response: Any) -> str:
-    from sluice.v1 import coordinator_pb2 as pb
-
-    return pb.RunState.Name(response.state).removeprefix("RUN_STATE_").lower()
+    return f"{args.role}: {client.scale(args.role, args.replicas)} replicas wished for"

@@ -51,6 +51,9 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--learner-rdzv-endpoint", default=None, metavar="HOST:PORT", help="where they meet, on this machine"
     )
     parser.add_argument("--plain", action="store_true", help="plain lines instead of the live view")
+    parser.add_argument(
+        "--ready-fd", type=int, metavar="FD", help="write the coordinator's address to this file descriptor"
+    )
 
 
 def run_up(args: argparse.Namespace) -> int:
@@ -142,7 +145,8 @@ def _run(config: Any, args: argparse.Namespace) -> int:
     import asyncio
 
     from sluice.cli.view import make_view
-    from sluice.launch.local import LocalRun, new_run_dir
+    from sluice.launch.local import LocalRun
+    from sluice.launch.run_dir import new_run_dir
     from sluice.model_identity import model_identity
 
     model_identity(config.model.path)
@@ -150,7 +154,8 @@ def _run(config: Any, args: argparse.Namespace) -> int:
     view = make_view(sys.stdout, plain=args.plain)
     view.message(f"run directory {run_dir}")
     try:
-        outcome = asyncio.run(LocalRun(config=config, run_dir=run_dir, view=view).run())
+        run = LocalRun(config=config, run_dir=run_dir, view=view, ready_fd=args.ready_fd)
+        outcome = asyncio.run(run.run())
     finally:
         view.close()
     if outcome.status is not None and outcome.status.step:

@@ -82,7 +82,7 @@ class LiveView:
     def event(self, event: pb.WatchEventsResponse) -> None:
         if event.kind not in _SHOWN_ELSEWHERE:
             at = time.strftime("%H:%M:%S", time.localtime(event.time_s))
-            self._notes.append(f"{at}  {_event_line(event)}")
+            self._notes.append(f"{at}  {event_line(event)}")
 
     def message(self, text: str) -> None:
         self._live.console.print(Text(printable(text)))
@@ -127,7 +127,7 @@ class PlainView:
                 status.metrics[name] = value
             self._step(status)
         elif event.kind not in _SHOWN_ELSEWHERE:
-            self._line(_event_line(event))
+            self._line(event_line(event))
 
     def message(self, text: str) -> None:
         self._line(text)
@@ -171,6 +171,11 @@ def evaluation_line(evaluation: pb.Evaluation) -> str:
         f"  pass@{n} {fraction(evaluation.pass_at_n)}  greedy {fraction(evaluation.greedy)}"
         f"  {evaluation.prompts} prompts in {duration(evaluation.wall_s)}"
     )
+
+
+def event_line(event: pb.WatchEventsResponse) -> str:
+    """One event, on one line."""
+    return f"{event.kind}: {event.message or ', '.join(f'{k}={v}' for k, v in sorted(event.labels.items()))}"
 
 
 def render(status: pb.GetStatusResponse, *, notes: Iterable[str] = ()) -> RenderableType:
@@ -294,7 +299,3 @@ def _eta_s(status: pb.GetStatusResponse) -> float:
 
 def _run_state(status: pb.GetStatusResponse) -> str:
     return pb.RunState.Name(status.state).removeprefix("RUN_STATE_").lower()
-
-
-def _event_line(event: pb.WatchEventsResponse) -> str:
-    return f"{event.kind}: {event.message or ', '.join(f'{k}={v}' for k, v in sorted(event.labels.items()))}"

@@ -9,12 +9,9 @@ again goes on where it was.
 import asyncio
 import contextlib
 import os
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-import grpc
 
 from sluice.cli.view import View
 from sluice.client import AsyncClient
@@ -62,10 +59,16 @@ class Outcome:
 
 
 class LocalRun:
-    """One run on this machine. `check_only` starts what the check of data, tokenizer and reward needs, and ends after it."""
+    """One run on this machine. `check_only` starts what the check of data, tokenizer and reward needs, and ends after it.
 
-    def __init__(self, *, config: Config, run_dir: Path, view: View, check_only: bool = False) -> None:
+    The coordinator's address goes to `ready_fd` when it answers and the run is not finished already.
+    """
+
+    def __init__(
+        self, *, config: Config, run_dir: Path, view: View, check_only: bool = False, ready_fd: int | None = None
+    ) -> None:
         self._config, self._run_dir, self._view, self._check_only = config, run_dir, view, check_only
+        self._ready_fd = ready_fd
         self._interrupts = Interrupts()
         self._lock_fd: int | None = None
         self._redis: EmbeddedRedis | None = None
@@ -127,6 +130,9 @@ class LocalRun:
         await self._start_coordinator(redis_url)
         if await self._is_finished():
             return False
+        if self._ready_fd is not None:
+            os.write(self._ready_fd, self._coordinator.encode())
+            os.close(self._ready_fd)
         launch = self._config.launch
         # A check needs one reward; where none is to be started here, it is the one that will grade the run that is checked.
         wanted = {"reward": min(1, launch.reward_replicas) if self._check_only else launch.reward_replicas}
@@ -190,7 +196,8 @@ class LocalRun:
             await child.stop(grace_s=self._config.launch.grace_s, at_once=self._interrupts.second)
             raise
         self._coordinator = f"{self._config.network.advertise}:{port}"
-        self._client = AsyncClient(self._coordinator, credentials=self._operator)
+        # Silence is judged here and by the keeper, not by retries.
+        self._client = AsyncClient(self._coordinator, credentials=self._operator, retry_reads=False)
         self._keeper.known.add(first.name)
         again = coordinator_command(
             self._config,
@@ -217,7 +224,7 @@ class LocalRun:
         assert self._client is not None
         try:
             return (await self._client.status()).state == pb.RUN_STATE_FINISHED
-        except grpc.aio.AioRpcError:
+        except SluiceError:
             return False  # it died right after its start: its keeper judges that
 
     # --- watch ---------------------------------------------------------------------------------------------------
@@ -247,7 +254,7 @@ class LocalRun:
         """Asks the coordinator to stop and waits for the final state, the grace time or a second signal."""
         assert self._client is not None
         second = asyncio.create_task(self._interrupts.second.wait())
-        with contextlib.suppress(grpc.aio.AioRpcError):
+        with contextlib.suppress(SluiceError):
             await self._client.stop(reason="interrupted")
         await asyncio.wait([watching, second], timeout=self._config.launch.grace_s, return_when=asyncio.FIRST_COMPLETED)
         second.cancel()
@@ -257,7 +264,7 @@ class LocalRun:
         assert self._client is not None
         give_up_s = float("inf")
         while True:
-            with contextlib.suppress(grpc.aio.AioRpcError):  # the coordinator may be restarting: its keeper judges that
+            with contextlib.suppress(SluiceError):  # the coordinator may be restarting: its keeper judges that
                 asked_s = time.monotonic()
                 self._status = await self._client.status()
                 ages_s = {service.service_id: service.heartbeat_age_s for service in self._status.services}
@@ -277,7 +284,7 @@ class LocalRun:
         """Whether the run has ended; one that is being stopped lets the learner go a moment before."""
         assert self._client is not None
         for _ in range(2):
-            with contextlib.suppress(grpc.aio.AioRpcError):
+            with contextlib.suppress(SluiceError):
                 if (await self._client.status()).state in FINAL:
                     return True
             await asyncio.sleep(2 * STATUS_INTERVAL_S)
@@ -287,7 +294,7 @@ class LocalRun:
         """Feeds the view and fulfils `scale`; follows the coordinator over its restarts."""
         assert self._client is not None
         while True:
-            with contextlib.suppress(grpc.aio.AioRpcError):
+            with contextlib.suppress(SluiceError):
                 async for event in self._client.watch(launcher=True):
                     self._view.event(event)
                     if event.kind == "scale":
@@ -319,9 +326,3 @@ class LocalRun:
 
     def _log(self, name: str) -> Path:
         return self._run_dir / "logs" / f"{name}.log"
-
-
-def new_run_dir(config: Config) -> Path:
-    """RUNS/<name>-<time>-<4 hex digits>."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path(config.run.dir) / f"{config.run.name}-{stamp}-{secrets.token_hex(2)}"

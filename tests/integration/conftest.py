@@ -1,11 +1,15 @@
-"""A real Redis for tests that need one: the embedded server, in the test's own directory."""
+"""A real Redis, a real coordinator and the services around it, in the test's own directory."""
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
+from tests.integration.coordinator_cases import Cast, Coordinator, Serve, coordinator, small_config
+from tests.tiny_model import write_tiny_model
 
 
 @pytest.fixture
@@ -16,3 +20,31 @@ async def redis_server(tmp_path: Path) -> AsyncIterator[EmbeddedRedis]:
         yield server
     finally:
         await server.stop()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def serve(model: Path, tmp_path: Path, redis_server: EmbeddedRedis) -> Serve:
+    """Starts a coordinator of the one run of this test; again after it has ended, it goes on with that run."""
+
+    def start(*, reopen: bool = False, port: int = 0, **changes: Any) -> AbstractAsyncContextManager[Coordinator]:
+        config = small_config(model, **changes)
+        return coordinator(config, tmp_path / "run", redis_server.url, reopen=reopen, port=port)
+
+    return start
+
+
+@pytest.fixture
+async def cast(model: Path) -> AsyncIterator[Cast]:
+    made = Cast(model)
+    services = (made.rollout, made.reward, made.learner)
+    for service in services:
+        await service.start()
+    yield made
+    for service in services:
+        assert service.server is not None
+        await service.server.stop(grace_s=0)

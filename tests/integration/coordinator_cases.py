@@ -76,9 +76,12 @@ class Coordinator:
         return status
 
 
+Serve = Callable[..., contextlib.AbstractAsyncContextManager[Coordinator]]
+
+
 @contextlib.asynccontextmanager
 async def coordinator(
-    config: Config, run_dir: Path, redis_url: str, *, reopen: bool = False, idle: bool = False
+    config: Config, run_dir: Path, redis_url: str, *, reopen: bool = False, idle: bool = False, port: int = 0
 ) -> AsyncIterator[Coordinator]:
     """Serves until left; leaving is a SIGTERM, after which another one may go on with the same run."""
     await asyncio.to_thread(run_dir.mkdir, exist_ok=True)
@@ -87,7 +90,7 @@ async def coordinator(
         run_dir=run_dir,
         redis_url=redis_url,
         bind="127.0.0.1",
-        port=0,
+        port=port,
         metrics_port=0,
         ready_fd=write_fd,
         reopen=reopen,
@@ -95,10 +98,10 @@ async def coordinator(
     )
     task = asyncio.create_task(serve(config, options))
     with os.fdopen(read_fd) as ready:
-        port = await asyncio.to_thread(ready.read)
-    if not port:
+        bound = await asyncio.to_thread(ready.read)
+    if not bound:
         await task
-    address = f"127.0.0.1:{port}"
+    address = f"127.0.0.1:{bound}"
     channel = open_channel(address)
     try:
         yield Coordinator(stub=coordinator_pb2_grpc.CoordinatorServiceStub(channel), address=address, task=task)
@@ -268,6 +271,25 @@ class FakeLearner(Service, learner_pb2_grpc.LearnerServiceServicer):
         """Gets, "trains" and commits every step."""
         for step in steps:
             await self.commit(to, step, await self.batch(to, step))
+
+
+class Cast:
+    """The other services of a run."""
+
+    def __init__(self, model: Path) -> None:
+        self.rollout = FakeRollout(
+            role=pb.SERVICE_ROLE_ROLLOUT, service_id="rollout-0", incarnation="rollout-0-a", model=model
+        )
+        self.reward = FakeReward(
+            role=pb.SERVICE_ROLE_REWARD, service_id="reward-0", incarnation="reward-0-a", model=model
+        )
+        self.learner = FakeLearner(
+            role=pb.SERVICE_ROLE_LEARNER, service_id="learner", incarnation="learner-a", model=model
+        )
+
+    async def register(self, to: Coordinator) -> None:
+        for service in (self.reward, self.rollout, self.learner):
+            await service.register(to)
 
 
 def version(number: int, lineage: str = LINEAGE) -> common.PolicyVersion:

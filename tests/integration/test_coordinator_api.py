@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,69 +15,17 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from services.coordinator import ledger_files
 from sluice.config.load import parse_config
-from sluice.launch.embedded_redis import EmbeddedRedis
 from sluice.report.batch_file import batch_path
 from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.coordinator_cases import (
-    Coordinator,
+    Cast,
     FakeLearner,
-    FakeReward,
     FakeRollout,
-    coordinator,
+    Serve,
     digest,
-    small_config,
 )
-from tests.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.integration
-
-Serve = Callable[..., AbstractAsyncContextManager[Coordinator]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def serve(model: Path, tmp_path: Path, redis_server: EmbeddedRedis) -> Serve:
-    """Starts a coordinator of the one run of this test; again after it has ended, it goes on with that run."""
-
-    def start(*, reopen: bool = False, **changes: Any) -> AbstractAsyncContextManager[Coordinator]:
-        return coordinator(small_config(model, **changes), tmp_path / "run", redis_server.url, reopen=reopen)
-
-    return start
-
-
-class Cast:
-    """The other services of a run."""
-
-    def __init__(self, model: Path) -> None:
-        self.rollout = FakeRollout(
-            role=pb.SERVICE_ROLE_ROLLOUT, service_id="rollout-0", incarnation="rollout-0-a", model=model
-        )
-        self.reward = FakeReward(
-            role=pb.SERVICE_ROLE_REWARD, service_id="reward-0", incarnation="reward-0-a", model=model
-        )
-        self.learner = FakeLearner(
-            role=pb.SERVICE_ROLE_LEARNER, service_id="learner", incarnation="learner-a", model=model
-        )
-
-    async def register(self, to: Coordinator) -> None:
-        for service in (self.reward, self.rollout, self.learner):
-            await service.register(to)
-
-
-@pytest.fixture
-async def cast(model: Path) -> AsyncIterator[Cast]:
-    made = Cast(model)
-    services = (made.rollout, made.reward, made.learner)
-    for service in services:
-        await service.start()
-    yield made
-    for service in services:
-        assert service.server is not None
-        await service.server.stop(grace_s=0)
 
 
 def state_is(state: "pb.RunState.ValueType") -> Callable[[pb.GetStatusResponse], bool]:

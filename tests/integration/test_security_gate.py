@@ -12,7 +12,7 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from sluice.client import Client
+from sluice.client import Client, RunState
 from sluice.errors import ConfigError
 from sluice.rpc.access import ALLOWED, SERVED_BY, Role
 from sluice.rpc.channel import open_channel
@@ -222,7 +222,7 @@ async def test_a_script_commands_a_run_over_tls(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, "certs")
     async with answering(Role.COORDINATOR, credentials=of(folder, Role.COORDINATOR)) as server:
         with Client(f"127.0.0.1:{server.port}", credentials=of(folder, Role.OPERATOR)) as client:
-            assert await asyncio.to_thread(client.stop) == pb.StopResponse()
+            assert await asyncio.to_thread(client.stop) is RunState.UNSPECIFIED
 
 
 # --- how much, how fast, how slow ----------------------------------------------------------------------------------

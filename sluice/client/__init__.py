@@ -1,0 +1,17 @@
+"""The coordinator's API from Python: `Client` for scripts and notebooks, `AsyncClient` for programs with an event loop.
+
+    from sluice import Client
+
+    with Client("127.0.0.1:50050") as client:
+        print(client.status().step)
+
+What is asked and how the answer is read stands once, in calls.py; the two clients only send it. Answers are the messages of
+docs/api.md, under shorter names where those are better. Failed calls raise a `sluice.errors.SluiceError`, which has `status`,
+`reason` and `fix`. docs/client.md is the user's page.
+"""
+
+from sluice.client.asynchronous import AsyncClient
+from sluice.client.blocking import Client
+from sluice.client.calls import Event, Group, Prompt, RunState, Status
+
+__all__ = ["AsyncClient", "Client", "Event", "Group", "Prompt", "RunState", "Status"]
