@@ -147,7 +147,7 @@ async def test_a_watch_goes_on_over_a_restart_of_the_coordinator_without_gaps(
 
 
 @pytest.mark.parametrize("kind", [AsyncClient, Client])
-async def test_a_watch_that_has_seen_nothing_yet_misses_nothing_of_the_next_coordinator(
+async def test_a_watch_that_has_seen_nothing_yet_goes_on_with_the_next_coordinator(
     serve: Serve, cast: Cast, unused_tcp_port: int, kind: type[AsyncClient] | type[Client]
 ) -> None:
     address = f"127.0.0.1:{unused_tcp_port}"
@@ -158,7 +158,11 @@ async def test_a_watch_that_has_seen_nothing_yet_misses_nothing_of_the_next_coor
         async with AsyncClient(address) as client:
             return await anext(client.watch())
 
-    async with serve(port=unused_tcp_port):
+    async with serve(port=unused_tcp_port) as run:
+        stream = run.stub.WatchEvents(pb.WatchEventsRequest(), timeout=10)
+        begin = dict(await stream.initial_metadata())
+        stream.cancel()
+        assert (begin["sluice-sequence"], len(begin["sluice-process"])) == ("0", 16)
         watching = asyncio.create_task(first())
         await asyncio.sleep(1.0)  # the stream begins; nothing shows that from outside
         assert not watching.done()
