@@ -1,15 +1,15 @@
 """python -m services.coordinator: serves one run."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from sluice.rpc.service import COORDINATOR_PORT, add_credentials_flag, metrics_port
+from sluice.rpc.service_parser import ServiceParser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags first, so that --help is instant."""
-    parser = argparse.ArgumentParser(
+    parser = ServiceParser(
         prog="python -m services.coordinator",
         description="Sluice's coordinator: admission, queue, ledger, batches, weight pushes and the API of one run.",
     )
@@ -24,10 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--metrics-port", type=int, help="Prometheus port, 0 for any free one (default: port + 1000)")
     parser.add_argument("--ready-fd", type=int, default=None, help="write the port to this descriptor once serving")
     parser.add_argument("--reopen", action="store_true", help="go on with a run that was stopped or has failed")
+    parser.add_argument("--own-redis", action="store_true", help="shut Redis down when the run has ended")
     parser.add_argument("--idle", action="store_true", help="serve the API of a run that lies still")
     parser.add_argument("--check", action="store_true", help="check data, tokenizer and reward, then end")
     add_credentials_flag(parser)
-    parser.add_argument("--log-format", choices=["console", "json"], default="console")
+    parser.add_argument("--log-format", choices=["console", "json"], default="console", help="default: %(default)s")
     args = parser.parse_args(argv)
 
     import os
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             reopen=args.reopen,
             idle=args.idle,
             credentials=load_credentials(args.credentials, role=Role.COORDINATOR),
+            own_redis=args.own_redis,
         )
         return uvloop.run(serve(config, options))
     except SluiceError as error:

@@ -5,11 +5,13 @@ Standard library alone, so that --help is instant.
 
 import argparse
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sluice.errors import SluiceError
+from sluice.rpc.service_parser import ServiceParser
 
 if TYPE_CHECKING:
     from sluice.rpc.credentials import Credentials
@@ -44,19 +46,23 @@ def service_parser(
     name: str, description: str, *, port: int, needs_coordinator: bool = True
 ) -> argparse.ArgumentParser:
     """A parser with the flags of ServiceOptions and --log-format; `port` is the default of --port."""
-    parser = argparse.ArgumentParser(prog=f"python -m services.{name}", description=description)
+    parser = ServiceParser(prog=f"python -m services.{name}", description=description)
     parser.add_argument(
         "--coordinator", required=needs_coordinator, default="", metavar="HOST:PORT", help="where the run is conducted"
     )
     parser.add_argument("--bind", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--advertise", metavar="HOST", help="host others reach it at (default: that of --bind)")
+    parser.add_argument(
+        "--advertise",
+        metavar="HOST",
+        help="host others reach it at (default: that of --bind, this machine's name where --bind is every address)",
+    )
     parser.add_argument("--port", type=int, default=port, help="gRPC port; 0: any free one (default: %(default)s)")
     parser.add_argument("--metrics-port", type=int, help="Prometheus port; 0: any free one (default: port + 1000)")
     parser.add_argument(
         "--service-id", default="", help="name that outlives restarts (default: given by the coordinator)"
     )
     add_credentials_flag(parser)
-    parser.add_argument("--log-format", choices=("console", "json"), default="console")
+    parser.add_argument("--log-format", choices=("console", "json"), default="console", help="default: %(default)s")
     parser.set_defaults(role=name)
     return parser
 
@@ -79,13 +85,18 @@ def options_from(kind: type[Options], args: argparse.Namespace, **more: Any) -> 
     return kind(
         coordinator=args.coordinator,
         bind=args.bind,
-        advertise=args.advertise or args.bind,
+        advertise=args.advertise or _name_behind(args.bind),
         port=args.port,
         metrics_port=metrics_port(args),
         service_id=args.service_id,
         credentials=load_credentials(args.credentials, role=Role(args.role)),
         **more,
     )
+
+
+def _name_behind(bind: str) -> str:
+    """A host that leads to `bind`: containers, and most machines, are known by their names."""
+    return socket.gethostname() if bind in ("0.0.0.0", "::") else bind
 
 
 def metrics_port(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from sluice.errors import Expired, SluiceError
 from sluice.launch.child import armed
 from sluice.launch.processes import EXIT_BAD_USAGE, EXIT_NOT_JOINED
 from sluice.rpc.service import exit_code
+from sluice.rpc.service_parser import ServiceParser
 
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
@@ -54,9 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m services.learner.machines.node", description="The learner on one machine."
-    )
+    parser = ServiceParser(prog="python -m services.learner.machines.node", description="The learner on one machine.")
     parser.add_argument("--nnodes", type=int, default=1, help="machines of the learner (default: %(default)s)")
     parser.add_argument("--node-rank", type=int, default=0, help="0: the machine of `sluice up` (default: %(default)s)")
     parser.add_argument("--nproc-per-node", type=int, default=1, help="ranks on this machine (default: %(default)s)")
