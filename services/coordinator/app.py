@@ -43,6 +43,7 @@ from services.coordinator.weight_push import WeightPush
 from services.coordinator.wire import ZstdGroups
 from sluice.clock import SystemClock
 from sluice.config.derived import most_queued_bytes
+from sluice.config.load import dump_config
 from sluice.config.schema import Config
 from sluice.errors import LaunchError, Unavailable
 from sluice.launch.processes import EXIT_AGAIN
@@ -57,7 +58,7 @@ log = structlog.get_logger(__name__)
 CHECKED_PROMPTS = 4
 DISK_EVERY_S = 15.0
 LINGER_S = 120.0
-"""How long a finished coordinator goes on serving, so that learner and launcher hear of the end."""
+"""Longest time a finished coordinator goes on serving, so that services, watchers and launcher hear of the end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +77,8 @@ class Options:
     """Go on with a run that was stopped or has failed."""
     idle: bool = False
     """Serve the API of a run that lies still, without going on with it."""
+    own_redis: bool = False
+    """Redis serves this run alone, and ends with it."""
     credentials: Credentials = field(default=NO_CREDENTIALS, repr=False)
 
 
@@ -110,7 +113,7 @@ async def _serve(config: Config, options: Options, ready: TextIO | None) -> int:
         if ready is not None:
             ready.write(str(port))
             ready.close()
-        return await _until_over(core, stop, exporter, idle=options.idle)
+        return await _until_over(core, stop, exporter, options)
     finally:
         core.events.close()  # else watchers would use up the grace
         await server.stop(grace_s=2.0)
@@ -118,8 +121,13 @@ async def _serve(config: Config, options: Options, ready: TextIO | None) -> int:
         await core.close()
 
 
-async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, *, idle: bool) -> int:
-    """The run's life beside the tasks that serve it; then a while to tell everybody. A rollback ends it at any time."""
+async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, options: Options) -> int:
+    """The run's life beside the tasks that serve it; then a while to tell everybody. A rollback ends it at any time.
+
+    A run that had ended before this process started is no failure of this process, however it ended: whoever keeps it
+    alive need not start it again.
+    """
+    had_ended = core.progress.state.final
     background = [
         asyncio.create_task(core.push.run(), name="weight-push"),
         asyncio.create_task(core.sweep_forever(), name="sweep"),
@@ -130,7 +138,7 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, *, id
     ]
     stopped = asyncio.create_task(stop.wait(), name="signal")
     wished = asyncio.create_task(core.rollbacks.wished.wait(), name="rollback")
-    life: asyncio.Task[Any] = stopped if idle else asyncio.create_task(core.lifecycle.run(), name="lifecycle")
+    life: asyncio.Task[Any] = stopped if options.idle else asyncio.create_task(core.lifecycle.run(), name="lifecycle")
     try:
         await asyncio.wait([life, stopped, wished, *background], return_when=asyncio.FIRST_COMPLETED)
         for task in background:
@@ -139,9 +147,18 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, *, id
                 raise LaunchError(f"the coordinator's task {task.get_name()} ended by itself")
         if life.done() and not stopped.done():
             state = life.result()
-            await asyncio.wait([stopped, wished], timeout=LINGER_S, return_when=asyncio.FIRST_COMPLETED)
+            left = asyncio.create_task(_everybody_left(core), name="left")
+            background.append(left)
+            await asyncio.wait([stopped, wished, left], timeout=LINGER_S, return_when=asyncio.FIRST_COMPLETED)
             if not wished.done():
-                return {RunState.FINISHED: 0, RunState.STOPPED: 0, RunState.STARVED: 3}.get(state, 1)
+                code = (
+                    0 if had_ended else {RunState.FINISHED: 0, RunState.STOPPED: 0, RunState.STARVED: 3}.get(state, 1)
+                )
+                if (
+                    options.own_redis and code == 0
+                ):  # else this process is started again, and finds that the run has ended
+                    await core.store.shut_down_server()
+                return code
         elif not wished.done():
             log.info("stopping_on_signal", state=core.progress.state.value)
             return 0
@@ -151,6 +168,11 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, *, id
         await asyncio.gather(life, stopped, wished, *background, return_exceptions=True)
     await core.roll_back()
     return EXIT_AGAIN
+
+
+async def _everybody_left(core: Core) -> None:
+    while core.watchers or not core.fleet.has_left:
+        await core.fleet.roster.wait(1.0)  # watchers come and go without a word
 
 
 async def _export(core: Core, exporter: Exporter) -> None:
@@ -184,6 +206,7 @@ async def build(config: Config, options: Options) -> Core:
     store = Store(url=options.redis_url, run_id=run_id, access=redis_access(config.network))
     await store.open(most_queued_bytes=most_queued_bytes(config))
     files = RunFiles(options.run_dir)
+    await files.keep_config(dump_config(config))
     ledger = LedgerFiles(store=store, files=files)
     rolled_back = await bring_in_line(store, files, ledger)
     prompts = PromptFeed(data=training, files=files)

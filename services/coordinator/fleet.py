@@ -176,6 +176,16 @@ class Fleet:
         found = self.of(Role.LEARNER, state=None)
         return found[-1] if found else None
 
+    @property
+    def has_left(self) -> bool:
+        """Whether somebody was here, and all have gone. A learner that is lost comes again, to export the model: only one
+        that said farewell has gone.
+        """
+        gone = {Role.LEARNER: {State.DRAINING}}
+        return bool(self.members) and all(
+            member.state in gone.get(member.role, {State.DRAINING, State.LOST}) for member in self.members.values()
+        )
+
     def least_loaded(self, candidates: list[Member]) -> Member | None:
         """The member with the smallest share of its capacity in use; ties go to the one that was idle longest."""
         if not candidates:

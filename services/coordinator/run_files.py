@@ -49,6 +49,17 @@ class RunFiles:
         for folder in ("batches", "ledger", "logs"):
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
 
+    async def keep_config(self, text: str) -> None:
+        """RUN/config.yaml: what this run was last started with, resolved. `sluice up` has written it already."""
+
+        def keep() -> None:
+            path = self.run_dir / "config.yaml"
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                _write_synced(path.with_suffix(".new"), [text.encode()])
+                os.replace(path.with_suffix(".new"), path)
+
+        await asyncio.to_thread(keep)
+
     async def stage_batch(self, step: int, *, payloads: Sequence[bytes]) -> BatchFile:
         """Writes and syncs batch `step` under a name of its own; it is the batch once `name_batch` was called."""
 

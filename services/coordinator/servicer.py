@@ -54,6 +54,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self, request: pb.WatchEventsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.WatchEventsResponse]:
         core = self._core
+        core.watchers += 1
         core.launchers += request.launcher
         begin = core.events.begin(after=request.after_sequence, process=request.process)
         events = core.events.watch(
@@ -74,6 +75,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 )
         finally:
             core.launchers -= request.launcher
+            core.watchers -= 1
 
     async def Pause(self, request: pb.PauseRequest, context: grpc.aio.ServicerContext) -> pb.PauseResponse:
         return pb.PauseResponse(state=await self._set_admission("paused"))
@@ -110,8 +112,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         if not self._core.launchers:
             raise NotReady(
                 "scale: no launcher is attached to this run",
-                fix="start or end services yourself; with Docker Compose, "
-                f"`docker compose up -d --no-recreate --scale {role.value}={request.replicas}`",
+                fix="start or end services yourself; with Docker Compose, `docker compose up -d --no-deps --no-recreate "
+                f"--scale {role.value}={request.replicas} {role.value}`",
             )
         self._core.progress.scale[role.value] = request.replicas
         await self._core.lifecycle.save()
@@ -264,7 +266,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             draining=request.draining,
             now_s=self._core.clock.now(),
         )
-        return pb.HeartbeatResponse(known=known)
+        return pb.HeartbeatResponse(known=known, run_ended=self._core.progress.state.final)
 
     async def GetBatch(
         self, request: pb.GetBatchRequest, context: grpc.aio.ServicerContext

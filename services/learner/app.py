@@ -53,6 +53,8 @@ def run(options: ServiceOptions) -> bool:
             control = ControlPlane(options)
             try:
                 ended = _lead(ranks, control, options)
+                if ended:
+                    control.farewell()
             finally:
                 control.close(grace_s=_EXIT_GRACE_S)
         else:

@@ -38,6 +38,8 @@ SERVICE_NAME = learner_pb2.DESCRIPTOR.services_by_name["LearnerService"].full_na
 SERVICE_ID = "learner"
 """Unless told otherwise: there is one a run; a new process under this name replaces the former one."""
 
+_FAREWELL_TIMEOUT_S = 2.0
+
 
 class ControlPlane:
     """One process's standing in the run."""
@@ -107,6 +109,12 @@ class ControlPlane:
         """Ends a wait for a batch. Safe from any thread and in a signal handler."""
         self._thread.soon(self._link.wake.set)
 
+    def farewell(self) -> None:
+        """Says that this learner has done all it had to for the run, so that the coordinator need not stay for it."""
+        assert self._front is not None
+        self._front.stop()
+        self._thread.call(self._say_farewell())
+
     def close(self, *, grace_s: float) -> None:
         """Leaves: running calls get `grace_s`."""
         self._thread.close(lambda: self._leave(grace_s))
@@ -131,6 +139,12 @@ class ControlPlane:
         )
         port = await self._server.start(bind=self._options.bind, port=self._options.port)
         log.info("serving", address=f"{self._options.bind}:{port}", metrics=self._metrics_address)
+
+    async def _say_farewell(self) -> None:
+        try:
+            await self._link.registration.stub.Heartbeat(self._beat(), timeout=_FAREWELL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:  # it will notice by itself
+            log.info("farewell_not_heard", code=error.code().name)
 
     async def _leave(self, grace_s: float) -> None:
         if self._server is not None:

@@ -1,7 +1,7 @@
 """Puts the reward service together and runs it: configuration, worker processes, self-check, server, registration.
 
 The only file that names concrete classes. Waits: for the coordinator (`Registration`, which gives up in time), then for
-a signal. On SIGTERM it tells the coordinator that it is leaving, lets running calls end and stops.
+a signal or the end of the run. Then it tells the coordinator that it is leaving, lets running calls end and stops.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _FAREWELL_TIMEOUT_S = 2.0
 
 
 async def serve(options: ServiceOptions) -> None:
-    """Runs the service until SIGTERM or SIGINT.
+    """Runs the service until SIGTERM, SIGINT or the end of the run.
 
     Raises:
         ConfigError: the configuration cannot be used.
@@ -125,14 +125,16 @@ class _Standing:
         )
 
     async def hold(self) -> None:
-        """Registers and heartbeats until a signal, then says farewell."""
+        """Registers and heartbeats until a signal or the end of the run, then says farewell."""
         stop = asyncio.Event()
         await self.registration.register()
         stop_on_signals(stop)
         async with asyncio.TaskGroup() as group:
             beating = group.create_task(self.registration.keep_alive())
-            await stop.wait()
-            beating.cancel()
+            waits = [group.create_task(event.wait()) for event in (stop, self.registration.run_ended)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for task in (beating, *waits):
+                task.cancel()
         self._leaving = True
         try:
             await self.registration.stub.Heartbeat(self._beat(), timeout=_FAREWELL_TIMEOUT_S)

@@ -1,9 +1,9 @@
 """Puts the rollout service together and runs it: configuration, engine, server, registration, until a signal.
 
 The only file that names concrete classes. The configuration is fetched first, because the model has to be loaded before
-the service can register what it serves. Waits: for the coordinator (`Registration` gives up in time), then for a signal
-or the engine's failure. On SIGTERM it says that it is leaving, lets running samples end for half of the grace time,
-aborts the rest and stops.
+the service can register what it serves. Waits: for the coordinator (`Registration` gives up in time), then for a signal,
+the end of the run or the engine's failure. It says that it is leaving, lets running samples end for half of the grace
+time, aborts the rest and stops.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class Options(ServiceOptions):
 
 
 async def serve(options: Options) -> None:
-    """Runs the service until SIGTERM or SIGINT.
+    """Runs the service until SIGTERM, SIGINT or the end of the run.
 
     Raises:
         ConfigError: the model cannot serve this configuration.
@@ -180,18 +180,23 @@ class _Service:
         )
 
     async def _hold(self, *, step_limit_s: float) -> None:
-        """Registers and heartbeats until a signal. Raises EngineFailed when the engine is lost; one that hangs ends it all."""
+        """Registers and heartbeats until a signal or the end of the run.
+
+        Raises EngineFailed when the engine is lost; one that hangs ends the process.
+        """
         stop = asyncio.Event()
         await self.registration.register()
         stop_on_signals(stop)
         async with asyncio.TaskGroup() as group:
             beating = group.create_task(self.registration.keep_alive())
             stopping = group.create_task(stop.wait())
+            ended = group.create_task(self.registration.run_ended.wait())
             hanging = group.create_task(hung_s(self._loop, limit_s=step_limit_s, clock=SystemClock()))
-            await asyncio.wait((stopping, self._loop.failed, hanging), return_when=asyncio.FIRST_COMPLETED)
+            ways = (stopping, ended, self._loop.failed, hanging)
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             if hanging.done():
                 end_process(hanging.result(), limit_s=step_limit_s)
-            for task in (beating, stopping, hanging):
+            for task in (beating, stopping, ended, hanging):
                 task.cancel()
         if self._loop.failed.done():
             raise EngineFailed("the engine failed; its traceback is in the log above")

@@ -15,8 +15,8 @@ Verb = Callable[[Any, argparse.Namespace], str]
 def add_parser(commands: Any) -> None:
     """Adds the verbs."""
     add_verb(commands, "status", "where the run stands", _status)
-    watch = add_verb(commands, "watch", "print every event until the run has ended", _watch)
-    watch.add_argument("--json", action="store_true", help="a JSON object a line")
+    events = add_verb(commands, "events", "print every event until the run has ended", _events)
+    events.add_argument("--json", action="store_true", help="a JSON object a line")
     stop = add_verb(commands, "stop", "end the run after the current step", _stop)
     stop.add_argument("--reason", default="", help="for the log and the summary")
     add_verb(commands, "pause", "stop admitting groups", lambda client, _: str(client.pause()))
@@ -85,7 +85,7 @@ def _status(client: Any, args: argparse.Namespace) -> str:
     return ""
 
 
-def _watch(client: Any, args: argparse.Namespace) -> str:
+def _events(client: Any, args: argparse.Namespace) -> str:
     from google.protobuf.json_format import MessageToJson
 
     from sluice.cli.view import event_line

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sluice.cli.closing import report
 from sluice.cli.config import load_runnable, print_derived
 from sluice.errors import ConfigError, LaunchError
 
@@ -159,23 +160,7 @@ def _run(config: Any, args: argparse.Namespace) -> int:
     finally:
         view.close()
     if outcome.status is not None and outcome.status.step:
-        _report(config, run_dir, outcome.status, outcome.wall_s)
+        report(outcome.status, departures=config.departures, run_dir=run_dir, wall_s=outcome.wall_s)
     if outcome.message:
         print(f"sluice: {outcome.message}", file=sys.stderr)
     return outcome.exit_code
-
-
-def _report(config: Any, run_dir: Path, status: Any, wall_s: float) -> None:
-    """curves.png, summary.json, and the closing table of a run that trained at least one step."""
-    from rich.console import Console
-
-    from sluice.report.curves import draw_curves
-    from sluice.report.samples import print_samples, read_samples
-    from sluice.report.summary import build_summary, print_summary, write_summary
-
-    console = Console()
-    draw_curves(run_dir)
-    summary = build_summary(status=status, run_dir=run_dir, wall_s=wall_s, departures=config.departures)
-    write_summary(summary, run_dir=run_dir)
-    print_samples(console, read_samples(run_dir), groups_shown=2, samples_shown=3)
-    print_summary(console, status=status, summary=summary, run_dir=run_dir)

@@ -124,8 +124,8 @@ class Keeper:
             child = running or await start(command.name, command.argv, log_path=log_path, environ=command.environ)
             running, self._children[command.name] = None, child
             code = await child.process.wait()
-            if code == 0 and command.name == "learner" and await self._is_over():
-                return  # it leaves by itself when the run has ended, and also when somebody sends it SIGTERM
+            if code == 0 and await self._is_over():
+                return  # services leave by themselves when the run has ended, and also when somebody sends them SIGTERM
             if code == EXIT_AGAIN:
                 self._say(f"{child.name} has ended to be started again")
                 continue

@@ -44,6 +44,8 @@ class Registration:
     patience_s: float = 120.0
     on_registered: Callable[[pb.RegisterResponse], Awaitable[None]] | None = None
     registered: pb.RegisterResponse | None = None
+    run_ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a heartbeat is told so: who only serves the coordinator may leave."""
     _channel: grpc.aio.Channel | None = field(default=None, repr=False)
 
     @property
@@ -78,6 +80,8 @@ class Registration:
             assert self.registered is not None
             await asyncio.sleep(self.registered.heartbeat_interval_s)
             answer = await self.patiently(lambda: self.stub.Heartbeat(self.beat(), timeout=CALL_TIMEOUT_S), "Heartbeat")
+            if answer.run_ended:
+                self.run_ended.set()
             if not answer.known:
                 await self.register()
 

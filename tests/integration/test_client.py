@@ -279,7 +279,7 @@ async def test_the_verbs_print_what_the_client_gives(
         code, _, error = await sluice_says("scale", "rollout", "2")
         assert code == 1
         assert "docker compose up" in error
-        watching = asyncio.create_task(sluice_says("watch", "--json"))
+        watching = asyncio.create_task(sluice_says("events", "--json"))
         await cast.learner.train(run, range(1, 3))
         code, events, _ = await watching
         assert code == 0

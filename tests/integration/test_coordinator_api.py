@@ -212,6 +212,41 @@ async def test_a_finished_run_hands_a_learner_that_fell_behind_its_batches_befor
         assert (await cast.learner.batch(run, 3))[0].not_ready.ended
 
 
+async def beat(run: Coordinator, service: FakeRollout | FakeReward | FakeLearner, *, draining: bool) -> bool:
+    """Says that a service is alive, or leaves; returns whether it is told that the run has ended."""
+    request = pb.HeartbeatRequest(service_id=service.service_id, incarnation=service.incarnation, draining=draining)
+    return (await run.stub.Heartbeat(request, timeout=5)).run_ended
+
+
+async def test_services_are_told_of_the_end_and_the_coordinator_ends_when_they_have_left(
+    serve: Serve, cast: Cast, tmp_path: Path
+) -> None:
+    async with serve() as run:
+        await cast.register(run)
+        assert not await beat(run, cast.rollout, draining=False)
+        assert parse_config((tmp_path / "run" / "config.yaml").read_text(), where="run").run.total_steps == 3
+        await cast.learner.train(run, range(3))
+        await cast.learner.batch(run, 3)
+        await run.until(state_is(pb.RUN_STATE_FINISHED))
+        assert await beat(run, cast.rollout, draining=False)
+        for service in (cast.rollout, cast.reward, cast.learner):
+            await beat(run, service, draining=True)
+        async with asyncio.timeout(10):
+            assert await run.task == 0
+
+
+async def test_a_coordinator_that_finds_a_failed_run_has_not_failed_itself(serve: Serve, cast: Cast) -> None:
+    codes = []
+    for changes in ({"launch__ready_timeout_s": 0.2}, {}):
+        async with serve(**changes) as run:
+            await cast.reward.register(run)
+            await run.until(state_is(pb.RUN_STATE_FAILED))
+            await beat(run, cast.reward, draining=True)
+            async with asyncio.timeout(10):
+                codes.append(await run.task)
+    assert codes == [1, 0]
+
+
 async def test_a_rollout_that_was_lost_for_a_moment_gets_weights_again(serve: Serve, cast: Cast) -> None:
     """It registers again as the same process: it must be served like a new one."""
     async with serve(coordinator__heartbeat_timeout_s=0.5, coordinator__heartbeat_interval_s=0.1) as run:

@@ -169,6 +169,7 @@ class Coordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
     def __init__(self):
         self.registered = asyncio.Queue()
         self.beats = []
+        self.run_ended = False
 
     async def GetConfig(self, request, context):
         return coordinator_pb2.GetConfigResponse(yaml=yaml.safe_dump(CONFIG))
@@ -179,7 +180,31 @@ class Coordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
 
     async def Heartbeat(self, request, context):
         self.beats.append(request)
-        return coordinator_pb2.HeartbeatResponse(known=True)
+        return coordinator_pb2.HeartbeatResponse(known=True, run_ended=self.run_ended)
+
+
+async def test_the_process_leaves_by_itself_when_the_run_has_ended():
+    coordinator = Coordinator()
+    server = make_server(
+        lambda made: coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(coordinator, made), services=[]
+    )
+    port = await server.start(bind="127.0.0.1", port=0)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.reward"),
+        cwd=TESTS.parent,
+        env={**os.environ, "PYTHONPATH": str(TESTS), "SLUICE_COORDINATOR": f"127.0.0.1:{port}", "SLUICE_PORT": "0"},
+    )
+    try:
+        await assert_eventually(lambda: bool(coordinator.beats), within_s=60)
+        coordinator.run_ended = True
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0
+        assert coordinator.beats[-1].draining
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await server.stop(grace_s=0.1)
 
 
 async def test_the_process_registers_serves_and_drains_on_sigterm():

@@ -119,3 +119,15 @@ async def test_a_group_wakes_no_weight_push_but_a_member_that_changes_its_state_
     assert not waiting.done()
     fleet.set_state(rollout, State.READY)
     assert await waiting
+
+
+def test_a_fleet_has_left_once_all_are_gone_and_the_learner_has_said_farewell() -> None:
+    fleet, learner = Fleet(), member("l", service_id="learner", role=Role.LEARNER)
+    assert not fleet.has_left, "nobody has come yet"
+    for one in (member("a"), learner):
+        fleet.register(one)
+    fleet.lose(fleet.members["rollout-0"], "killed")
+    fleet.lose(learner, "killed while it exported the model")
+    assert not fleet.has_left
+    fleet.set_state(learner, State.DRAINING)
+    assert fleet.has_left

@@ -1,0 +1,89 @@
+"""Follows a run that this process did not start, until it has ended and its learner, which exports the model, has left.
+
+who waits   for what                 unblocked by
+`follow`    the run's final state    the coordinator's status; PATIENCE_S without an answer
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sluice.cli.view import View
+from sluice.client import AsyncClient
+from sluice.config.load import parse_config
+from sluice.errors import Expired, SluiceError, Unavailable
+from sluice.launch.local import FINAL, LEARNER_EXPORT_S, STATUS_INTERVAL_S
+from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
+from sluice.v1 import coordinator_pb2 as pb
+
+PATIENCE_S = 120.0
+"""How long a coordinator may be away: a restart takes seconds, moving it to another machine a minute."""
+
+_GONE = (pb.SERVICE_STATE_LOST, pb.SERVICE_STATE_DRAINING)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Followed:
+    """How a run ended."""
+
+    status: pb.GetStatusResponse
+    departures: Sequence[str]
+    """`Config.departures`."""
+    had_ended: bool
+    """Whether it had before anybody looked."""
+
+    @property
+    def exit_code(self) -> int:
+        """That of `sluice up`."""
+        return FINAL[self.status.state]
+
+
+async def follow(coordinator: str, view: View, *, credentials: Credentials = NO_CREDENTIALS) -> Followed:
+    """Shows the run in `view` until it has ended. Raises Unavailable."""
+    client = AsyncClient(coordinator, credentials=credentials)
+    events = asyncio.create_task(_show_events(client, view))
+    try:
+        status = await _status(client, coordinator)
+        had_ended = status.state in FINAL
+        config = parse_config(await client.config(), where=f"coordinator {coordinator}")
+        export_until_s = float("inf")
+        while not (status.state in FINAL and (not _learner_is_here(status) or time.monotonic() > export_until_s)):
+            view.update(status)
+            await asyncio.sleep(STATUS_INTERVAL_S)
+            status = await _status(client, coordinator)
+            if status.state in FINAL:
+                export_until_s = min(export_until_s, time.monotonic() + LEARNER_EXPORT_S)
+        view.update(status)
+        return Followed(status=status, departures=config.departures, had_ended=had_ended)
+    finally:
+        events.cancel()
+        await asyncio.gather(events, return_exceptions=True)
+        await client.close()
+
+
+async def _status(client: AsyncClient, coordinator: str) -> pb.GetStatusResponse:
+    """The next status that can be had."""
+    give_up_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return await client.status()
+        except (Unavailable, Expired) as error:
+            if time.monotonic() > give_up_s:
+                raise Unavailable(
+                    f"the coordinator at {coordinator} did not answer for {PATIENCE_S:.0f} s; is the run up there? "
+                    "--coordinator names another"
+                ) from error
+        await asyncio.sleep(STATUS_INTERVAL_S)
+
+
+async def _show_events(client: AsyncClient, view: View) -> None:
+    """Over the coordinator's restarts; when it stays away, `follow` says so."""
+    with contextlib.suppress(SluiceError):
+        async for event in client.watch():
+            view.event(event)
+
+
+def _learner_is_here(status: pb.GetStatusResponse) -> bool:
+    return any(service.role == pb.SERVICE_ROLE_LEARNER and service.state not in _GONE for service in status.services)

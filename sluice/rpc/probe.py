@@ -1,0 +1,38 @@
+"""python -m sluice.rpc.probe [HOST:PORT]: exits with 0 when a service there is healthy, else with 1 and the reason.
+
+For the health checks of container engines. Without an argument: this machine, port SLUICE_PORT.
+"""
+
+import argparse
+import os
+import sys
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+TIMEOUT_S = 3.0
+"""Below the deadline of docker-compose.yml, so that the reason gets printed."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Asks once; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m sluice.rpc.probe", description="Asks a service for its health.")
+    parser.add_argument("address", nargs="?", metavar="HOST:PORT", help="default: 127.0.0.1, port SLUICE_PORT")
+    address = parser.parse_args(argv).address or f"127.0.0.1:{os.environ.get('SLUICE_PORT', '')}"
+    with grpc.insecure_channel(address) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        try:
+            status = check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S).status
+        except grpc.RpcError as error:
+            print(f"{address}: {error}", file=sys.stderr)
+            return 1
+    print(health_pb2.HealthCheckResponse.ServingStatus.Name(status))
+    return 0 if status == health_pb2.HealthCheckResponse.SERVING else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

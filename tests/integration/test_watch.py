@@ -1,0 +1,72 @@
+"""`sluice watch` beside a run that somebody else keeps up, and the probe of container engines, over real gRPC."""
+
+import asyncio
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from sluice.cli.main import main
+from sluice.cli.view import make_view
+from sluice.errors import Unavailable
+from sluice.launch.embedded_redis import EmbeddedRedis
+from sluice.launch.following import follow
+from sluice.rpc import probe
+from sluice.v1 import coordinator_pb2 as pb
+from tests.integration.coordinator_cases import FakeLearner, FakeReward, FakeRollout, coordinator, small_config
+from tests.tiny_model import write_tiny_model
+
+pytestmark = pytest.mark.integration
+
+FAKES = {
+    FakeReward: (pb.SERVICE_ROLE_REWARD, "reward-0"),
+    FakeRollout: (pb.SERVICE_ROLE_ROLLOUT, "rollout-0"),
+    FakeLearner: (pb.SERVICE_ROLE_LEARNER, "learner"),
+}
+
+
+async def test_a_run_is_watched_to_its_end_and_its_account_is_closed(
+    tmp_path: Path, redis_server: EmbeddedRedis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, run_dir = write_tiny_model(tmp_path), tmp_path / "run"
+    _, _, learner = services = [
+        kind(role=role, service_id=name, incarnation=name, model=model) for kind, (role, name) in FAKES.items()
+    ]
+    async with coordinator(small_config(model), run_dir, redis_server.url) as run:
+        flags = ["watch", "--plain", "--coordinator", run.address, "--run-dir", str(run_dir)]
+        watching = asyncio.create_task(asyncio.to_thread(main, flags))
+        for service in services:
+            await service.start()
+            await service.register(run)
+        await learner.train(run, range(3))
+        await learner.batch(run, 3)
+        await run.until(lambda status: status.state == pb.RUN_STATE_FINISHED)
+        for service in services:
+            request = pb.HeartbeatRequest(service_id=service.service_id, incarnation=service.incarnation, draining=True)
+            await run.stub.Heartbeat(request, timeout=5)
+        async with asyncio.timeout(60):
+            assert await watching == 0
+            assert await run.task == 0
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert (summary["steps"], summary["groups"]["closed"]) == (3, True)
+    assert (run_dir / "curves.png").stat().st_size > 1000
+    assert "step 3/3" in capsys.readouterr().out
+    for service in services:
+        await service.server.stop(grace_s=0)
+
+
+async def test_a_coordinator_that_stays_away_is_named(monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:
+    monkeypatch.setattr("sluice.launch.following.PATIENCE_S", 0.1)
+    with pytest.raises(Unavailable, match="did not answer for 0 s; is the run up there"):
+        await follow(f"127.0.0.1:{unused_tcp_port}", make_view(io.StringIO(), plain=True))
+
+
+async def test_the_probe_tells_a_service_that_is_healthy_from_one_that_is_not_there(
+    tmp_path: Path, redis_server: EmbeddedRedis, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with coordinator(small_config(write_tiny_model(tmp_path)), tmp_path / "run", redis_server.url) as run:
+        monkeypatch.setenv("SLUICE_PORT", run.address.partition(":")[2])
+        assert await asyncio.to_thread(probe.main, []) == 0
+    assert await asyncio.to_thread(probe.main, []) == 1
+    assert run.address in capfd.readouterr().err
