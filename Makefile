@@ -19,10 +19,13 @@ demo: setup      ## teach a small model to add: four services, two cores, a few 
 	@.venv/bin/sluice demo $(ARGS)
 
 test: setup typescript static ## every test but chaos and gpu
-	$(PY) -m pytest -m "not chaos and not gpu" $(ARGS)
+	$(PY) -m pytest -m "not chaos and not gpu and not compose" $(ARGS)
 
 chaos: setup     ## kill, freeze and cut off everything, over seeded runs (ARGS="--runs 16", ARGS="--seed 7 -k processes")
 	$(PY) -m pytest -v -p no:randomly -m chaos tests/chaos $(ARGS)
+
+compose-test: setup ## containers for real: build, train, scale, kill, cut off (needs Docker and Compose v2; minutes)
+	$(PY) -m pytest -v -s -m compose tests/compose $(ARGS)
 
 fuzz: setup      ## 10,000 malformed, oversized, replayed and reordered messages to every method of every service
 	SLUICE_FUZZ_MESSAGES=10000 $(PY) -m pytest -q -m integration tests/integration/test_security_fuzz.py $(ARGS)

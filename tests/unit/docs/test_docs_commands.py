@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 import pytest
+import yaml
 
 import sluice.cli.main
 from sluice.config.problems import schema_keys
@@ -77,9 +78,18 @@ def test_a_method_called_with_grpcurl_exists(words: tuple[str, ...]) -> None:
     assert words[-1] in {"list", *(f"{s.full_name}/{method.name}" for s in services for method in s.methods)}
 
 
+@pytest.mark.parametrize("words", of("docker", "compose"), ids=" ".join)
+def test_a_compose_command_names_services_and_files_that_exist(words: tuple[str, ...]) -> None:
+    services = set(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"])
+    assert {name.partition("=")[0] for flag, name in itertools.pairwise(words) if flag == "--scale"} <= services
+    assert all((ROOT / name).is_file() for flag, name in itertools.pairwise(words) if flag == "-f")
+    assert {"up", "run", "exec", "cp", "down"} & set(words)
+    assert words[2] not in ("run", "exec") or services & set(words)
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_command_is_one_that_is_checked_and_sets_known_keys(words: tuple[str, ...]) -> None:
-    programs = ("sluice", "make", "npm", "grpcurl", "source")
+    programs = ("sluice", "make", "npm", "grpcurl", "source", "docker")
     assert words[0] in programs or words[:2] == ("python", "scripts/api_docs.py") or words[1] == "-m"
     settings = [value for flag, value in itertools.pairwise(words) if flag == "--set"]
     assert {setting.partition("=")[0] for setting in settings} <= set(schema_keys())

