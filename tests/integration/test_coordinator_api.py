@@ -19,7 +19,9 @@ from sluice.report.batch_file import batch_path
 from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.coordinator_cases import (
     Cast,
+    Coordinator,
     FakeLearner,
+    FakeReward,
     FakeRollout,
     Serve,
     digest,
