@@ -45,14 +45,19 @@ async def follow(coordinator: str, view: View, *, credentials: Credentials = NO_
     client = AsyncClient(coordinator, credentials=credentials)
     events = asyncio.create_task(_show_events(client, view))
     try:
-        status = await _status(client, coordinator)
+        status = await _status(client, coordinator, patience_s=PATIENCE_S)
         had_ended = status.state in FINAL
         config = parse_config(await client.config(), where=f"coordinator {coordinator}")
         export_until_s = float("inf")
         while not (status.state in FINAL and (not _learner_is_here(status) or time.monotonic() > export_until_s)):
             view.update(status)
             await asyncio.sleep(STATUS_INTERVAL_S)
-            status = await _status(client, coordinator)
+            try:
+                status = await _status(client, coordinator, patience_s=0.0 if status.state in FINAL else PATIENCE_S)
+            except Unavailable:
+                if status.state not in FINAL:
+                    raise
+                break  # the coordinator of a run that has ended leaves when all others have
             if status.state in FINAL:
                 export_until_s = min(export_until_s, time.monotonic() + LEARNER_EXPORT_S)
         view.update(status)
@@ -63,16 +68,16 @@ async def follow(coordinator: str, view: View, *, credentials: Credentials = NO_
         await client.close()
 
 
-async def _status(client: AsyncClient, coordinator: str) -> pb.GetStatusResponse:
+async def _status(client: AsyncClient, coordinator: str, *, patience_s: float) -> pb.GetStatusResponse:
     """The next status that can be had."""
-    give_up_s = time.monotonic() + PATIENCE_S
+    give_up_s = time.monotonic() + patience_s
     while True:
         try:
             return await client.status()
         except (Unavailable, Expired) as error:
             if time.monotonic() > give_up_s:
                 raise Unavailable(
-                    f"the coordinator at {coordinator} did not answer for {PATIENCE_S:.0f} s; is the run up there? "
+                    f"the coordinator at {coordinator} did not answer for {patience_s:.0f} s; is the run up there? "
                     "--coordinator names another"
                 ) from error
         await asyncio.sleep(STATUS_INTERVAL_S)
