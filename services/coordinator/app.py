@@ -59,6 +59,8 @@ CHECKED_PROMPTS = 4
 DISK_EVERY_S = 15.0
 LINGER_S = 120.0
 """Longest time a finished coordinator goes on serving, so that services, watchers and launcher hear of the end."""
+FAREWELL_S = 5.0
+"""How long it does when all services have left, for whoever asks about once a second how the run stands."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,8 +173,12 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, optio
 
 
 async def _everybody_left(core: Core) -> None:
-    while core.watchers or not core.fleet.has_left:
-        await core.fleet.roster.wait(1.0)  # watchers come and go without a word
+    while True:
+        while not core.fleet.has_left:
+            await core.fleet.roster.wait()
+        await core.clock.sleep(FAREWELL_S)
+        if core.fleet.has_left:
+            return
 
 
 async def _export(core: Core, exporter: Exporter) -> None:

@@ -95,8 +95,6 @@ class Core:
     learner_was_here: bool = False
     """Whether a learner has registered with this process. Before, its calls are not heard: Redis may have forgotten."""
     launchers: int = 0
-    watchers: int = 0
-    """Streams of events that somebody reads, launchers among them."""
 
     def ended(self, step: int) -> bool:
         """Whether the learner may leave: no batch will come, and nobody needs its weights any more.

@@ -54,7 +54,6 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self, request: pb.WatchEventsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.WatchEventsResponse]:
         core = self._core
-        core.watchers += 1
         core.launchers += request.launcher
         begin = core.events.begin(after=request.after_sequence, process=request.process)
         events = core.events.watch(
@@ -75,7 +74,6 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 )
         finally:
             core.launchers -= request.launcher
-            core.watchers -= 1
 
     async def Pause(self, request: pb.PauseRequest, context: grpc.aio.ServicerContext) -> pb.PauseResponse:
         return pb.PauseResponse(state=await self._set_admission("paused"))

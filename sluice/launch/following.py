@@ -51,7 +51,10 @@ async def follow(coordinator: str, view: View, *, credentials: Credentials = NO_
         export_until_s = float("inf")
         while not (status.state in FINAL and (not _learner_is_here(status) or time.monotonic() > export_until_s)):
             view.update(status)
-            await asyncio.sleep(STATUS_INTERVAL_S)
+            if events.done():
+                await asyncio.sleep(STATUS_INTERVAL_S)
+            else:  # they end with the run, whose coordinator leaves soon
+                await asyncio.wait([events], timeout=STATUS_INTERVAL_S)
             try:
                 status = await _status(client, coordinator, patience_s=0.0 if status.state in FINAL else PATIENCE_S)
             except Unavailable:

@@ -221,8 +221,9 @@ async def beat(run: Coordinator, service: FakeRollout | FakeReward | FakeLearner
 
 
 async def test_services_are_told_of_the_end_and_the_coordinator_ends_when_they_have_left(
-    serve: Serve, cast: Cast, tmp_path: Path
+    serve: Serve, cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("services.coordinator.app.FAREWELL_S", 0.1)
     async with serve() as run:
         await cast.register(run)
         assert not await beat(run, cast.rollout, draining=False)
@@ -237,7 +238,10 @@ async def test_services_are_told_of_the_end_and_the_coordinator_ends_when_they_h
             assert await run.task == 0
 
 
-async def test_a_coordinator_that_finds_a_failed_run_has_not_failed_itself(serve: Serve, cast: Cast) -> None:
+async def test_a_coordinator_that_finds_a_failed_run_has_not_failed_itself(
+    serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.coordinator.app.FAREWELL_S", 0.1)
     codes = []
     for changes in ({"launch__ready_timeout_s": 0.2}, {}):
         async with serve(**changes) as run:

@@ -3,11 +3,11 @@
 import asyncio
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from sluice.cli.main import main
 from sluice.cli.view import make_view
 from sluice.errors import Unavailable
 from sluice.launch.embedded_redis import EmbeddedRedis
@@ -27,7 +27,7 @@ FAKES = {
 
 
 async def test_a_run_is_watched_to_its_end_and_its_account_is_closed(
-    tmp_path: Path, redis_server: EmbeddedRedis, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, redis_server: EmbeddedRedis
 ) -> None:
     model, run_dir = write_tiny_model(tmp_path), tmp_path / "run"
     _, _, learner = services = [
@@ -35,7 +35,11 @@ async def test_a_run_is_watched_to_its_end_and_its_account_is_closed(
     ]
     async with coordinator(small_config(model), run_dir, redis_server.url) as run:
         flags = ["watch", "--plain", "--coordinator", run.address, "--run-dir", str(run_dir)]
-        watching = asyncio.create_task(asyncio.to_thread(main, flags))
+        watching = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "sluice.cli.main", *flags, stdout=asyncio.subprocess.PIPE
+        )
+        assert watching.stdout is not None
+        assert await watching.stdout.readline()  # it looks on before the run ends
         for service in services:
             await service.start()
             await service.register(run)
@@ -46,12 +50,13 @@ async def test_a_run_is_watched_to_its_end_and_its_account_is_closed(
             request = pb.HeartbeatRequest(service_id=service.service_id, incarnation=service.incarnation, draining=True)
             await run.stub.Heartbeat(request, timeout=5)
         async with asyncio.timeout(60):
-            assert await watching == 0
+            output, _ = await watching.communicate()
+            assert watching.returncode == 0
             assert await run.task == 0
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["steps"], summary["groups"]["closed"]) == (3, True)
     assert (run_dir / "curves.png").stat().st_size > 1000
-    assert "step 3/3" in capsys.readouterr().out
+    assert b"step 3/3" in output
     for service in services:
         await service.server.stop(grace_s=0)
 
