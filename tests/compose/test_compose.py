@@ -19,7 +19,7 @@ from sluice.testing.waiting import assert_eventually_blocking
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[2]
-RUN, STEPS = "compose-test", 20
+RUN, STEPS = "compose-test", 100
 ENVIRON = os.environ | {
     "COMPOSE_PROJECT_NAME": "sluice-test",
     "RUN": RUN,
@@ -27,7 +27,7 @@ ENVIRON = os.environ | {
     "PUBLISHED_PORT": "0",
 }
 PATIENCE_S = 600.0
-"""For what takes a loaded machine of two cores its time: starting three engines, twenty steps."""
+"""For what takes a loaded machine of two cores its time: starting three engines, a hundred steps."""
 
 STATUS = """
 import json
