@@ -3,6 +3,8 @@
 PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 export PYTHONDONTWRITEBYTECODE := 1
+JOBS ?= 2
+PARALLEL := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup typescript demo test chaos fuzz audit check static unit protos protos-release format bench bench-learner bench-system clean
 
@@ -19,7 +21,7 @@ demo: setup      ## teach a small model to add: four services, two cores, a few 
 	@.venv/bin/sluice demo $(ARGS)
 
 test: setup typescript static ## every test but chaos and gpu
-	$(PY) -m pytest -m "not chaos and not gpu and not compose" $(ARGS)
+	$(PY) -m pytest $(PARALLEL) -m "not chaos and not gpu and not compose" $(ARGS)
 
 chaos: setup     ## kill, freeze and cut off everything, over seeded runs (ARGS="--runs 16", ARGS="--seed 7 -k processes")
 	$(PY) -m pytest -v -p no:randomly -m chaos tests/chaos $(ARGS)
@@ -47,7 +49,7 @@ static:
 	.venv/bin/basedpyright --level error
 
 unit:
-	$(PY) -m pytest -q -m "not integration and not e2e and not chaos and not gpu" tests/unit
+	$(PY) -m pytest -q $(PARALLEL) -m "not integration and not e2e and not chaos and not gpu" tests/unit
 
 protos: setup    ## generate sluice/v1 from protos/
 	$(PY) scripts/protos.py
