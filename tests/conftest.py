@@ -8,9 +8,9 @@ ALONE = ("e2e", "chaos", "gpu", "compose")
 """Marks of tests that start an inference engine or everything there is: one worker does them all, in turn."""
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives each test its group, and those of ALONE, which take longest, the first place."""
+    """Before xdist reads the groups: gives each test its group, and those of ALONE, which take longest, the first place."""
     for item in items:
         alone = any(item.get_closest_marker(name) for name in ALONE)
         item.add_marker(pytest.mark.xdist_group("alone" if alone else str(Path(item.location[0]))))

@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--metrics-port", type=int, help="Prometheus port, 0 for any free one (default: port + 1000)")
     parser.add_argument("--ready-fd", type=int, default=None, help="write the port to this descriptor once serving")
     parser.add_argument("--reopen", action="store_true", help="go on with a run that was stopped or has failed")
+    parser.add_argument("--stay", action="store_true", help="serve until SIGTERM, after the end of the run, too")
     parser.add_argument("--own-redis", action="store_true", help="shut Redis down when the run has ended")
     parser.add_argument("--idle", action="store_true", help="serve the API of a run that lies still")
     parser.add_argument("--check", action="store_true", help="check data, tokenizer and reward, then end")
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             reopen=args.reopen,
             idle=args.idle,
             credentials=load_credentials(args.credentials, role=Role.COORDINATOR),
+            stay=args.stay,
             own_redis=args.own_redis,
         )
         return uvloop.run(serve(config, options))

@@ -18,7 +18,7 @@ from services.coordinator.conductor import Conductor
 from services.coordinator.core import Core
 from services.coordinator.evaluation import Evaluator
 from services.coordinator.events import Events
-from services.coordinator.fleet import Fleet
+from services.coordinator.fleet import Fleet, State
 from services.coordinator.gauges import disk_gauges, gauges, targets
 from services.coordinator.ledger import count, ledger_metrics
 from services.coordinator.ledger_files import LedgerFiles
@@ -58,9 +58,11 @@ log = structlog.get_logger(__name__)
 CHECKED_PROMPTS = 4
 DISK_EVERY_S = 15.0
 LINGER_S = 120.0
-"""Longest time a finished coordinator goes on serving, so that services, watchers and launcher hear of the end."""
+"""How long the coordinator of a run that has ended waits for anybody to leave or to come again. A learner that is alive
+exports the model, which takes what it takes.
+"""
 FAREWELL_S = 5.0
-"""How long it does when all services have left, for whoever asks about once a second how the run stands."""
+"""How long it goes on when all have left, for whoever asks about once a second how the run stands."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +81,8 @@ class Options:
     """Go on with a run that was stopped or has failed."""
     idle: bool = False
     """Serve the API of a run that lies still, without going on with it."""
+    stay: bool = False
+    """Serve until a signal: whoever started this process ends it, and would only start it again."""
     own_redis: bool = False
     """Redis serves this run alone, and ends with it."""
     credentials: Credentials = field(default=NO_CREDENTIALS, repr=False)
@@ -149,9 +153,9 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, optio
                 raise LaunchError(f"the coordinator's task {task.get_name()} ended by itself")
         if life.done() and not stopped.done():
             state = life.result()
-            left = asyncio.create_task(_everybody_left(core), name="left")
+            left = asyncio.create_task(stop.wait() if options.stay else _everybody_left(core), name="left")
             background.append(left)
-            await asyncio.wait([stopped, wished, left], timeout=LINGER_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stopped, wished, left], return_when=asyncio.FIRST_COMPLETED)
             if not wished.done():
                 code = (
                     0 if had_ended else {RunState.FINISHED: 0, RunState.STOPPED: 0, RunState.STARVED: 3}.get(state, 1)
@@ -175,7 +179,9 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, optio
 async def _everybody_left(core: Core) -> None:
     while True:
         while not core.fleet.has_left:
-            await core.fleet.roster.wait()
+            changed, learner = await core.fleet.roster.wait(LINGER_S), core.fleet.learner
+            if not changed and (learner is None or learner.state is State.DRAINING):
+                return
         await core.clock.sleep(FAREWELL_S)
         if core.fleet.has_left:
             return

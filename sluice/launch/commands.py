@@ -42,7 +42,7 @@ def coordinator_command(
     argv += ["--run-dir", str(run_dir), "--redis-url", redis_url, "--bind", config.network.bind, "--port", str(port)]
     if port != config.network.coordinator_port:  # a port of its own, whose neighbour + 1000 is anybody's
         argv += ["--metrics-port", "0"]
-    argv += ["--check"] if check_only else []
+    argv += ["--stay", *(["--check"] if check_only else [])]
     argv += ["--ready-fd", str(ready_fd), "--idle" if idle else "--reopen"] if ready_fd is not None else []
     return Command(name="coordinator", argv=argv, environ=_environ(config, Role.COORDINATOR, threads=1))
 

@@ -31,9 +31,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serve(model: Path, tmp_path: Path, redis_server: EmbeddedRedis) -> Serve:
     """Starts a coordinator of the one run of this test; again after it has ended, it goes on with that run."""
 
-    def start(*, reopen: bool = False, port: int = 0, **changes: Any) -> AbstractAsyncContextManager[Coordinator]:
+    def start(
+        *, reopen: bool = False, stay: bool = False, port: int = 0, **changes: Any
+    ) -> AbstractAsyncContextManager[Coordinator]:
         config = small_config(model, **changes)
-        return coordinator(config, tmp_path / "run", redis_server.url, reopen=reopen, port=port)
+        return coordinator(config, tmp_path / "run", redis_server.url, reopen=reopen, stay=stay, port=port)
 
     return start
 

@@ -81,7 +81,14 @@ Serve = Callable[..., contextlib.AbstractAsyncContextManager[Coordinator]]
 
 @contextlib.asynccontextmanager
 async def coordinator(
-    config: Config, run_dir: Path, redis_url: str, *, reopen: bool = False, idle: bool = False, port: int = 0
+    config: Config,
+    run_dir: Path,
+    redis_url: str,
+    *,
+    reopen: bool = False,
+    idle: bool = False,
+    stay: bool = False,
+    port: int = 0,
 ) -> AsyncIterator[Coordinator]:
     """Serves until left; leaving is a SIGTERM, after which another one may go on with the same run."""
     await asyncio.to_thread(run_dir.mkdir, exist_ok=True)
@@ -95,6 +102,7 @@ async def coordinator(
         ready_fd=write_fd,
         reopen=reopen,
         idle=idle,
+        stay=stay,
     )
     task = asyncio.create_task(serve(config, options))
     with os.fdopen(read_fd) as ready:

@@ -238,6 +238,39 @@ async def test_services_are_told_of_the_end_and_the_coordinator_ends_when_they_h
             assert await run.task == 0
 
 
+async def test_a_coordinator_that_a_launcher_started_stays_until_the_launcher_ends_it(
+    serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.coordinator.app.FAREWELL_S", 0.0)
+    async with serve(stay=True) as run:
+        await end_of_a_run(run, cast)
+        for service in (cast.rollout, cast.reward, cast.learner):
+            await beat(run, service, draining=True)
+        assert not (await asyncio.wait([run.task], timeout=0.5))[0]
+        assert state_is(pb.RUN_STATE_FINISHED)(await run.status())
+
+
+async def test_a_coordinator_waits_for_a_learner_that_exports_and_for_a_silent_rollout_only_a_while(
+    serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.coordinator.app.LINGER_S", 0.1)
+    async with serve() as run:
+        await end_of_a_run(run, cast)
+        await beat(run, cast.reward, draining=True)
+        assert not (await asyncio.wait([run.task], timeout=0.5))[0], "the learner has not said farewell"
+        await beat(run, cast.learner, draining=True)
+        async with asyncio.timeout(10):
+            assert await run.task == 0
+
+
+async def end_of_a_run(run: Coordinator, cast: Cast) -> None:
+    """Three steps, and its end, which the learner hears of."""
+    await cast.register(run)
+    await cast.learner.train(run, range(3))
+    await cast.learner.batch(run, 3)
+    await run.until(state_is(pb.RUN_STATE_FINISHED))
+
+
 async def test_a_coordinator_that_finds_a_failed_run_has_not_failed_itself(
     serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
