@@ -134,7 +134,7 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, optio
     alive need not start it again.
     """
     had_ended = core.progress.state.final
-    background = [
+    background: list[asyncio.Task[Any]] = [
         asyncio.create_task(core.push.run(), name="weight-push"),
         asyncio.create_task(core.sweep_forever(), name="sweep"),
         asyncio.create_task(_export(core, exporter), name="metrics"),

@@ -23,7 +23,7 @@ ABORT = common_pb2.FINISH_REASON_ABORT
 
 
 class BreakableRollout(rollout_pb2_grpc.RolloutServiceServicer):
-    """All samples of a request take a token every TOKEN_S."""
+    """All samples of a request take a token every TOKEN_S; one that must be cut off by a deadline takes its time."""
 
     def __init__(self, broken: str = "") -> None:
         self._broken = broken
@@ -85,7 +85,7 @@ class BreakableRollout(rollout_pb2_grpc.RolloutServiceServicer):
         self._running[name] = len(samples)
         try:
             for tokens in range(1, request.sampling.max_tokens + 1):
-                await asyncio.sleep(TOKEN_S)
+                await asyncio.sleep(1.0 if self._broken == "a_deadline_that_passes_frees_its_slots" else TOKEN_S)
                 ends = tokens == request.sampling.max_tokens
                 done = [ends or length == tokens for length in lengths] if name not in self._aborted else [True] * 99
                 for spec in [spec for spec, over in zip(samples, done, strict=False) if over]:
