@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 export PYTHONDONTWRITEBYTECODE := 1
 JOBS ?= 2
-PARALLEL := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n $(JOBS) --no-loadscope-reorder
 
 .PHONY: help setup typescript demo test chaos fuzz audit check static unit protos protos-release format bench bench-learner bench-system clean
 

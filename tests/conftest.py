@@ -1,17 +1,32 @@
-"""Which tests may run beside each other (`pytest -n 2 --dist loadgroup`): files do, whole runs and engines never."""
-
-from pathlib import Path
+"""Two workers (`make test`) do one file each at a time; files that start an engine or whole runs are done by one, in turn."""
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
-ALONE = ("e2e", "chaos", "gpu", "compose")
-"""Marks of tests that start an inference engine or everything there is: one worker does them all, in turn."""
+IN_TURN = (
+    "tests/e2e/",
+    "tests/chaos/",
+    "tests/compose/",
+    "tests/gpu/",
+    "tests/contract/test_engine_",
+    "tests/integration/test_rollout_process.py",
+)
 
 
-@pytest.hookimpl(tryfirst=True)
+class InTurn(LoadFileScheduling):
+    """Sends all of IN_TURN to the same worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "in turn" if nodeid.startswith(IN_TURN) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> InTurn:
+    """The hook of pytest-xdist."""
+    return InTurn(config, log)
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Before xdist reads the groups: gives each test its group, and those of ALONE, which take longest, the first place."""
-    for item in items:
-        alone = any(item.get_closest_marker(name) for name in ALONE)
-        item.add_marker(pytest.mark.xdist_group("alone" if alone else str(Path(item.location[0]))))
-    items.sort(key=lambda item: next(item.iter_markers("xdist_group")).args[0] != "alone")
+    """What takes longest comes first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(IN_TURN))
