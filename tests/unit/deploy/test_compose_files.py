@@ -13,7 +13,8 @@ import yaml
 from sluice.rpc.service_parser import ServiceParser, variable_of
 
 ROOT = Path(__file__).parents[3]
-TEXTS = [(ROOT / name).read_text() for name in ("docker-compose.yml", "docker-compose.gpu.yml")]
+FILES = ("docker-compose.yml", "docker-compose.gpu.yml", "deploy/docker-compose.metrics.yml")
+TEXTS = [(ROOT / name).read_text() for name in FILES]
 ENV_EXAMPLE = (ROOT / ".env.example").read_text()
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 MODULES = ("coordinator", "reward", "rollout", "learner", "learner.machines.node")
@@ -24,7 +25,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
-BASE, GPU = (yaml.load(text, Loader=_Loader) for text in TEXTS)
+BASE, GPU, _ = (yaml.load(text, Loader=_Loader) for text in TEXTS)
 SERVICES: dict[str, Any] = BASE["services"]
 ONE_SHOTS = {"credentials", "prepare", "watch"}
 by_service = pytest.mark.parametrize("name", SERVICES)
