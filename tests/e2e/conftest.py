@@ -1,5 +1,6 @@
 """The demo's base model, built as a user would get it (cached between test runs), and whole runs as subprocesses."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -97,6 +98,7 @@ def start_run(base_model: Path, tmp_path: Path) -> Iterator["type[Run]"]:
     yield start  # type: ignore[misc]
     for run in started:
         if run.process.poll() is None:
-            for pid in [*run.pids(), run.process.pid]:
-                os.kill(pid, signal.SIGKILL)
+            for pid in [run.process.pid, *run.pids()]:  # the launcher first: it would start the others again
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             run.process.wait(10)
