@@ -1,6 +1,6 @@
 """`make compose-test`: builds the images, runs the demo in containers, and disturbs it. Needs a Docker engine and Compose v2.
 
-Not part of `make test`: it takes minutes and an engine.
+Not part of `make test`: it takes minutes and an engine. What .env says does not hold here; what the environment says does.
 """
 
 import json
@@ -20,12 +20,16 @@ pytestmark = [pytest.mark.compose, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[2]
 RUN, STEPS = "compose-test", 100
-ENVIRON = os.environ | {
-    "COMPOSE_PROJECT_NAME": "sluice-test",
-    "RUN": RUN,
-    "SLUICE__RUN__TOTAL_STEPS": str(STEPS),
-    "PUBLISHED_PORT": "0",
-}
+ENVIRON = (
+    {"COMPOSE_ENV_FILES": os.devnull}
+    | os.environ
+    | {
+        "COMPOSE_PROJECT_NAME": "sluice-test",
+        "RUN": RUN,
+        "SLUICE__RUN__TOTAL_STEPS": str(STEPS),
+        "PUBLISHED_PORT": "0",
+    }
+)
 PATIENCE_S = 600.0
 """For what takes a loaded machine of two cores its time: starting three engines, a hundred steps."""
 
@@ -38,6 +42,17 @@ with Client("coordinator:50050", credentials=load_credentials("/credentials/oper
 print(json.dumps([status.state, status.step, [[s.service_id, s.role, s.state] for s in status.services]]))
 """
 READY, LOST = 3, 6
+
+SCRAPE = """
+import json
+from urllib.request import urlopen
+def read(path): return urlopen(f"http://{path}", timeout=10).read()
+found = json.loads(read("coordinator:51050/targets"))
+assert b"sluice_" in read("coordinator:51050/metrics")
+for group in found: assert b"sluice_" in read(group["targets"][0] + "/metrics")
+print(*sorted(group["labels"]["role"] for group in found))
+"""
+"""What Prometheus does, from another container: asks the coordinator where everybody is, then reads each."""
 
 
 def compose(*words: str, check: bool = True) -> str:
@@ -94,6 +109,9 @@ def test_a_disturbed_run_trains_to_its_end_and_its_ledger_closes() -> None:
     compose(*shlex.split(scale.split("`docker compose ")[1].split("`")[0]))
     compose("up", "--detach", "--no-deps", "--no-recreate", "--scale", "reward=2", "reward")
     eventually(lambda: (ready("rollout"), ready("reward")) == (3, 2), "three rollouts and two rewards are ready")
+
+    roles = compose("exec", "-T", "watch", "python", "-c", SCRAPE).split()
+    assert roles == ["learner", "reward", "reward", "rollout", "rollout", "rollout"]
 
     before = docker("inspect", "-f", "{{.RestartCount}}", containers("learner")[0]["ID"]).strip()
     compose("exec", "-T", "learner", "sh", "-c", "kill -9 -1", check=False)

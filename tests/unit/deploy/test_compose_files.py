@@ -1,4 +1,4 @@
-"""docker-compose.yml, docker-compose.gpu.yml, .env.example and the Dockerfile agree, without an engine."""
+"""docker-compose.yml, those for GPUs and metrics, .env.example and the Dockerfile agree, without an engine."""
 
 import argparse
 import importlib
@@ -25,7 +25,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
-BASE, GPU, _ = (yaml.load(text, Loader=_Loader) for text in TEXTS)
+BASE, GPU, METRICS = (yaml.load(text, Loader=_Loader) for text in TEXTS)
 SERVICES: dict[str, Any] = BASE["services"]
 ONE_SHOTS = {"credentials", "prepare", "watch"}
 by_service = pytest.mark.parametrize("name", SERVICES)
@@ -139,3 +139,9 @@ def test_the_gpu_file_reserves_devices_for_those_who_compute_and_builds_them_for
         assert service["build"]["args"]["ACCELERATOR"] == "cuda"
         assert "-cuda:" in service["image"]
     assert GPU["services"]["coordinator"]["environment"]["SLUICE__WEIGHTS__BACKEND"] == "nccl"
+
+
+def test_prometheus_is_on_the_network_of_those_it_reads_and_nothing_of_it_starts_unasked() -> None:
+    for service in METRICS["services"].values():
+        assert (service["profiles"], service["networks"]) == (["metrics"], ["services"])
+        assert re.search(r":-[\w/]+:v?\d+\.\d+\.\d+\}$", service["image"])
