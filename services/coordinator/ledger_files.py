@@ -1,6 +1,7 @@
 """Moves the rows of ended groups from Redis into Parquet files: each row is in exactly one file, whenever it is killed."""
 
 import asyncio
+from typing import Any
 
 from services.coordinator.ports import DurableState
 from services.coordinator.run_files import RunFiles
@@ -28,11 +29,21 @@ class LedgerFiles:
         under the same name.
         """
         async with self._one_at_a_time:
-            self._written = self._store.rows_written
-            while True:
-                before, rows = await self._store.rows(ROWS_A_FILE)
-                part = f"{before:012d}"
-                if not rows or await self._files.ledger_rows(part) > len(rows):
-                    return  # Redis forgot rows that this file has: they are booked when the learner is here (repair.py)
-                await self._files.write_ledger(rows, part=part)
-                await self._store.drop_rows(before, len(rows))
+            await self._flush()
+
+    async def flushed(self) -> tuple[list[dict[str, Any]], int]:
+        """Every row in the files after a flush, and how many Redis knows to be there: fewer when it has forgotten some."""
+        async with self._one_at_a_time:  # a run that goes on moves rows at any moment
+            await self._flush()
+            rows = [row for part in await self._files.ledger_parts(after=0) for row in part]
+            return rows, await self._store.rows_in_files()
+
+    async def _flush(self) -> None:
+        self._written = self._store.rows_written
+        while True:
+            before, rows = await self._store.rows(ROWS_A_FILE)
+            part = f"{before:012d}"
+            if not rows or await self._files.ledger_rows(part) > len(rows):
+                return  # Redis forgot rows that this file has: they are booked when the learner is here (repair.py)
+            await self._files.write_ledger(rows, part=part)
+            await self._store.drop_rows(before, len(rows))

@@ -208,10 +208,8 @@ class Rollbacks:
 
     async def _trained_since(self, to: int) -> tuple[int, int]:
         """Groups and tokens trained in steps from `to` on, from the ledger's files, which have every row after a flush."""
-        await self._ledger.flush()
-        rows = [row for part in await self._files.ledger_parts(after=0) for row in part]
-        in_files, waiting = await self._store.rows(1)
-        if waiting or len(rows) != in_files:
+        rows, in_files = await self._ledger.flushed()
+        if len(rows) != in_files:
             raise NotReady(
                 f"rollback: Redis knows of {in_files} rows in the ledger's files, there are {len(rows)}: it has forgotten a "
                 "part of the run. Start the run, which repairs that, then roll back"

@@ -1,0 +1,62 @@
+"""The ledger's files and Redis, which agree on how many rows are in files at every moment at which somebody may look."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.coordinator.ledger_files import LedgerFiles
+from services.coordinator.run_files import RunFiles
+from services.coordinator.store import Store
+from sluice.launch.embedded_redis import EmbeddedRedis
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def store(redis_server: EmbeddedRedis) -> AsyncIterator[Store]:
+    made = Store(url=redis_server.url, run_id="run")
+    await made.open()
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def end(store: Store, number: int) -> None:
+    """A group is admitted and ends, which leaves a row."""
+    name = f"g{number}"
+    await store.admit(name, info={"admission": number}, cursor="", admissions=number + 1)
+    row = {
+        "group_id": name,
+        "admission": number,
+        "term": "failed:reward_error",
+        "step": -1,
+        "tokens": 0,
+        "lost_tokens": 6,
+    }
+    await store.end(name, was="open", term="failed:reward_error", row=row, tokens=0, lost=6)
+
+
+async def test_rows_that_are_moved_while_somebody_reads_are_not_taken_for_forgotten(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = RunFiles(tmp_path)
+    ledger = LedgerFiles(store=store, files=files)
+    await end(store, 0)
+    read, meanwhile = files.ledger_parts, []
+
+    async def read_while_the_run_goes_on(*, after: int) -> list[list[dict[str, Any]]]:
+        parts = await read(after=after)
+        await end(store, 1)
+        meanwhile.append(asyncio.create_task(ledger.flush()))
+        await asyncio.wait(meanwhile, timeout=0.2)
+        return parts
+
+    monkeypatch.setattr(files, "ledger_parts", read_while_the_run_goes_on)
+    rows, in_files = await ledger.flushed()
+    assert (len(rows), in_files) == (1, 1)
+    await asyncio.gather(*meanwhile)
+    assert await store.rows(10) == (2, [])
