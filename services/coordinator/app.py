@@ -62,7 +62,7 @@ LINGER_S = 120.0
 exports the model, which takes what it takes.
 """
 FAREWELL_S = 5.0
-"""How long it goes on when all have left, for whoever asks about once a second how the run stands."""
+"""How long it goes on when all have left and nobody is on the way, for whoever asks now and then how the run stands."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,13 +177,19 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, optio
 
 
 async def _everybody_left(core: Core) -> None:
+    def alone() -> bool:
+        return core.fleet.has_left and not core.fleet.expects(now_s=core.clock.now())
+
     while True:
-        while not core.fleet.has_left:
-            changed, learner = await core.fleet.roster.wait(LINGER_S), core.fleet.learner
-            if not changed and (learner is None or learner.state is State.DRAINING):
+        changed_s = core.clock.now()
+        while not alone():
+            if await core.fleet.roster.wait(timeout_s=FAREWELL_S):
+                changed_s = core.clock.now()
+            learner, quiet_s = core.fleet.learner, core.clock.now() - changed_s
+            if quiet_s > LINGER_S and (learner is None or learner.state is State.DRAINING):
                 return
         await core.clock.sleep(FAREWELL_S)
-        if core.fleet.has_left:
+        if alone():
             return
 
 

@@ -13,6 +13,8 @@ from sluice.errors import Fenced, InvalidRequest, SluiceError, Unavailable
 
 FORGET_LOST_S = 600.0
 """How long a lost process is still shown."""
+EXPECTED_S = 120.0
+"""How long one that asked for the configuration may take to load its model before it is no longer reckoned with."""
 
 
 class Role(enum.Enum):
@@ -80,6 +82,7 @@ class Fleet:
         """Who is here, in which state, what the learner has published. Every rollout's push waits for it: no group wakes it."""
         self._listens_since_s = float("-inf")
         self._replaced: set[str] = set()
+        self._expected: dict[str, float] = {}
 
     def register(self, member: Member) -> Member | None:
         """Adds a process, or replaces the one of the same id, which is returned as gone.
@@ -106,6 +109,19 @@ class Fleet:
         self.members[member.service_id] = member
         self.notify_all()
         return replaced
+
+    def expect(self, who: str, *, now_s: float) -> None:
+        """A service (role and machine) has asked for the configuration: it loads what it needs, then registers."""
+        self._expected = {who: since_s for who, since_s in self._expected.items() if now_s - since_s < EXPECTED_S}
+        self._expected[who] = now_s
+
+    def has_come(self, who: str) -> None:
+        """It has registered."""
+        self._expected.pop(who, None)
+
+    def expects(self, *, now_s: float) -> bool:
+        """Whether somebody is on the way here, who would look for a coordinator that had left."""
+        return any(now_s - since_s < EXPECTED_S for since_s in self._expected.values())
 
     def beat(self, *, service_id: str, incarnation: str, running: int, draining: bool, now_s: float) -> bool:
         """A heartbeat; False when this process is not known and must register again."""
@@ -183,7 +199,8 @@ class Fleet:
         """
         gone = {Role.LEARNER: {State.DRAINING}}
         return bool(self.members) and all(
-            member.state in gone.get(member.role, {State.DRAINING, State.LOST}) for member in self.members.values()
+            member.leaving or member.state in gone.get(member.role, {State.DRAINING, State.LOST})
+            for member in self.members.values()
         )
 
     def least_loaded(self, candidates: list[Member]) -> Member | None:

@@ -17,8 +17,9 @@ from services.coordinator.wire import statement_from, version_from
 from sluice import PROTOCOL_VERSION
 from sluice.config.load import dump_config
 from sluice.errors import Expired, Fenced, Forbidden, InvalidRequest, NotReady, Unavailable
+from sluice.rpc import access
 from sluice.rpc.events import PROCESS_KEY, SEQUENCE_KEY
-from sluice.rpc.gate import caller
+from sluice.rpc.gate import caller, name_of
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc, learner_pb2
 
@@ -181,6 +182,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         return status_wire.rollback(account)
 
     async def GetConfig(self, request: pb.GetConfigRequest, context: grpc.aio.ServicerContext) -> pb.GetConfigResponse:
+        if (role := caller()) not in (None, access.Role.OPERATOR):
+            self._core.fleet.expect(name_of(role, context), now_s=self._core.clock.now())
         return pb.GetConfigResponse(yaml=dump_config(self._core.config))
 
     # --- for services --------------------------------------------------------------------------------------------
@@ -215,6 +218,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             engine=request.engine,
         )
         replaced = core.fleet.register(member)
+        core.fleet.has_come(name_of(caller_role, context))
         fence = await core.learner_arrived(member, version_from(request.version)) if role is Role.LEARNER else 0
         core.events.emit(
             "service_registered",

@@ -144,7 +144,7 @@ class Gate(grpc.aio.ServerInterceptor):
                     f"{method}: is for the role {_names(allowed)}, not for {role}", fix="call with such credentials"
                 ),
             )
-        if wait_s := self._pace.take(_name(role, context)):
+        if wait_s := self._pace.take(name_of(role, context)):
             raise _Refused(
                 "paced",
                 Overloaded(
@@ -180,7 +180,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
     async def _turn_away(self, method: str, context: grpc.aio.ServicerContext, refused: _Refused) -> NoReturn:
         self.count(refused.reason)
-        name = _name(_caller.get(), context)
+        name = name_of(_caller.get(), context)
         if not self._logged.take(name):
             log.warning("call_refused", method=method, caller=name, reason=refused.reason, why=str(refused.error))
         pushback = ((PUSHBACK, str(round(1e3 * refused.wait_s) + 1)),) if refused.wait_s else ()
@@ -190,7 +190,7 @@ class Gate(grpc.aio.ServerInterceptor):
         raise AssertionError("abort raises")
 
 
-def _name(role: Role | None, context: grpc.aio.ServicerContext) -> str:
+def name_of(role: Role | None, context: grpc.aio.ServicerContext) -> str:
     """Whose calls are counted together: one role on one machine, whatever its connections."""
     return f"{role or 'anybody'}@{context.peer().rpartition(':')[0]}"
 

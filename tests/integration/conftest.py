@@ -32,10 +32,10 @@ def serve(model: Path, tmp_path: Path, redis_server: EmbeddedRedis) -> Serve:
     """Starts a coordinator of the one run of this test; again after it has ended, it goes on with that run."""
 
     def start(
-        *, reopen: bool = False, stay: bool = False, port: int = 0, **changes: Any
+        *, reopen: bool = False, stay: bool = False, port: int = 0, credentials: Path | None = None, **changes: Any
     ) -> AbstractAsyncContextManager[Coordinator]:
-        config = small_config(model, **changes)
-        return coordinator(config, tmp_path / "run", redis_server.url, reopen=reopen, stay=stay, port=port)
+        config, how = small_config(model, **changes), {"reopen": reopen, "stay": stay, "port": port}
+        return coordinator(config, tmp_path / "run", redis_server.url, credentials=credentials, **how)
 
     return start
 

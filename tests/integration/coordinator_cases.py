@@ -16,6 +16,7 @@ from sluice.config.schema import Config
 from sluice.model_identity import model_identity
 from sluice.rpc.arrays import pack_floats, pack_ids
 from sluice.rpc.channel import open_channel
+from sluice.rpc.credentials import load_credentials
 from sluice.rpc.server import RpcServer, make_server
 from sluice.v1 import common_pb2 as common
 from sluice.v1 import coordinator_pb2 as pb
@@ -89,6 +90,7 @@ async def coordinator(
     idle: bool = False,
     stay: bool = False,
     port: int = 0,
+    credentials: Path | None = None,
 ) -> AsyncIterator[Coordinator]:
     """Serves until left; leaving is a SIGTERM, after which another one may go on with the same run."""
     await asyncio.to_thread(run_dir.mkdir, exist_ok=True)
@@ -103,6 +105,7 @@ async def coordinator(
         reopen=reopen,
         idle=idle,
         stay=stay,
+        credentials=load_credentials(credentials and credentials / "coordinator"),
     )
     task = asyncio.create_task(serve(config, options))
     with os.fdopen(read_fd) as ready:
@@ -110,7 +113,7 @@ async def coordinator(
     if not bound:
         await task
     address = f"127.0.0.1:{bound}"
-    channel = open_channel(address)
+    channel = open_channel(address, credentials=load_credentials(credentials and credentials / "operator"))
     try:
         yield Coordinator(stub=coordinator_pb2_grpc.CoordinatorServiceStub(channel), address=address, task=task)
     finally:

@@ -1,8 +1,10 @@
 """The coordinator's whole API over real gRPC and a real Redis, with services that speak the protocol and do no work."""
 
 import asyncio
+import contextlib
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from services.coordinator import ledger_files
 from sluice.config.load import parse_config
 from sluice.report.batch_file import batch_path
+from sluice.rpc.channel import open_channel
+from sluice.rpc.credentials import load_credentials
+from sluice.rpc.tokens import make_tokens
 from sluice.v1 import coordinator_pb2 as pb
+from sluice.v1 import coordinator_pb2_grpc
 from tests.integration.coordinator_cases import (
     Cast,
     Coordinator,
@@ -241,7 +247,7 @@ async def test_services_are_told_of_the_end_and_the_coordinator_ends_when_they_h
 async def test_a_coordinator_that_a_launcher_started_stays_until_the_launcher_ends_it(
     serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.app.FAREWELL_S", 0.0)
+    monkeypatch.setattr("services.coordinator.app.FAREWELL_S", 0.01)
     async with serve(stay=True) as run:
         await end_of_a_run(run, cast)
         for service in (cast.rollout, cast.reward, cast.learner):
@@ -254,6 +260,7 @@ async def test_a_coordinator_waits_for_a_learner_that_exports_and_for_a_silent_r
     serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.coordinator.app.LINGER_S", 0.1)
+    monkeypatch.setattr("services.coordinator.app.FAREWELL_S", 0.1)
     async with serve() as run:
         await end_of_a_run(run, cast)
         await beat(run, cast.reward, draining=True)
@@ -269,6 +276,37 @@ async def end_of_a_run(run: Coordinator, cast: Cast) -> None:
     await cast.learner.train(run, range(3))
     await cast.learner.batch(run, 3)
     await run.until(state_is(pb.RUN_STATE_FINISHED))
+
+
+async def test_a_finished_coordinator_waits_for_a_service_that_still_loads_its_model(
+    serve: Serve, cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.coordinator.app.FAREWELL_S", 0.1)
+    make_tokens(tmp_path / "tokens", private_network=False)
+    async with (
+        serve(credentials=tmp_path / "tokens", launch__ready_timeout_s=0.2) as run,
+        calling_as(run, tmp_path / "tokens" / "reward") as as_reward,
+        calling_as(run, tmp_path / "tokens" / "rollout") as as_rollout,
+    ):
+        await as_rollout.stub.GetConfig(pb.GetConfigRequest(), timeout=5)
+        await cast.reward.register(as_reward)
+        await run.until(state_is(pb.RUN_STATE_FAILED))
+        await beat(as_reward, cast.reward, draining=True)
+        assert not (await asyncio.wait({run.task}, timeout=1.0))[0]
+        await cast.rollout.register(as_rollout)
+        assert await beat(as_rollout, cast.rollout, draining=True)
+        async with asyncio.timeout(10):
+            await run.task
+
+
+@contextlib.asynccontextmanager
+async def calling_as(run: Coordinator, folder: Path) -> AsyncIterator[Coordinator]:
+    """The same coordinator, called with the credentials of a role."""
+    channel = open_channel(run.address, credentials=load_credentials(folder))
+    try:
+        yield dataclasses.replace(run, stub=coordinator_pb2_grpc.CoordinatorServiceStub(channel))
+    finally:
+        await channel.close()
 
 
 async def test_a_coordinator_that_finds_a_failed_run_has_not_failed_itself(

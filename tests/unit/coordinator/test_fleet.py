@@ -8,7 +8,7 @@ import pytest
 
 from services.coordinator.core import Core
 from services.coordinator.events import Events
-from services.coordinator.fleet import FORGET_LOST_S, Fleet, Member, Role, State
+from services.coordinator.fleet import EXPECTED_S, FORGET_LOST_S, Fleet, Member, Role, State
 from sluice.errors import Expired, Fenced, Unavailable
 from sluice.testing import ManualClock
 from tests.unit.coordinator.fakes import make_config
@@ -131,3 +131,23 @@ def test_a_fleet_has_left_once_all_are_gone_and_the_learner_has_said_farewell() 
     assert not fleet.has_left
     fleet.set_state(learner, State.DRAINING)
     assert fleet.has_left
+
+
+def test_a_learner_that_said_farewell_has_left_although_it_is_silent_since() -> None:
+    fleet, learner = Fleet(), member("l", service_id="learner", role=Role.LEARNER)
+    fleet.register(learner)
+    fleet.beat(service_id="learner", incarnation="l", running=0, draining=True, now_s=0.0)
+    assert fleet.sweep(now_s=60.0, timeout_s=10.0) == [learner]
+    assert fleet.has_left
+
+
+def test_who_has_asked_for_the_configuration_is_expected_until_it_comes_or_takes_too_long() -> None:
+    fleet = Fleet()
+    fleet.expect("rollout@ipv4:10.0.0.4", now_s=0.0)
+    fleet.expect("learner@ipv4:10.0.0.5", now_s=10.0)
+    fleet.has_come("learner@ipv4:10.0.0.5")
+    assert fleet.expects(now_s=EXPECTED_S - 1)
+    assert not fleet.expects(now_s=EXPECTED_S)
+    fleet.expect("rollout@ipv4:10.0.0.4", now_s=EXPECTED_S)
+    fleet.has_come("rollout@ipv4:10.0.0.4")
+    assert not fleet.expects(now_s=EXPECTED_S)
