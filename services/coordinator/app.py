@@ -18,7 +18,8 @@ from services.coordinator.conductor import Conductor
 from services.coordinator.core import Core
 from services.coordinator.evaluation import Evaluator
 from services.coordinator.events import Events
-from services.coordinator.fleet import Fleet, State
+from services.coordinator.farewell import everybody_left
+from services.coordinator.fleet import Fleet
 from services.coordinator.gauges import disk_gauges, gauges, targets
 from services.coordinator.ledger import count, ledger_metrics
 from services.coordinator.ledger_files import LedgerFiles
@@ -57,12 +58,7 @@ log = structlog.get_logger(__name__)
 
 CHECKED_PROMPTS = 4
 DISK_EVERY_S = 15.0
-LINGER_S = 120.0
-"""How long the coordinator of a run that has ended waits for anybody to leave or to come again. A learner that is alive
-exports the model, which takes what it takes.
-"""
-FAREWELL_S = 5.0
-"""How long it goes on when all have left and nobody is on the way, for whoever asks now and then how the run stands."""
+_EXIT_CODES = {RunState.FINISHED: 0, RunState.STOPPED: 0, RunState.STARVED: 3}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,16 +149,12 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, optio
                 raise LaunchError(f"the coordinator's task {task.get_name()} ended by itself")
         if life.done() and not stopped.done():
             state = life.result()
-            left = asyncio.create_task(stop.wait() if options.stay else _everybody_left(core), name="left")
+            left = asyncio.create_task(stop.wait() if options.stay else everybody_left(core), name="left")
             background.append(left)
             await asyncio.wait([stopped, wished, left], return_when=asyncio.FIRST_COMPLETED)
             if not wished.done():
-                code = (
-                    0 if had_ended else {RunState.FINISHED: 0, RunState.STOPPED: 0, RunState.STARVED: 3}.get(state, 1)
-                )
-                if (
-                    options.own_redis and code == 0
-                ):  # else this process is started again, and finds that the run has ended
+                code = 0 if had_ended else _EXIT_CODES.get(state, 1)
+                if options.own_redis and code == 0:  # else this process is started again, and finds the run ended
                     await core.store.shut_down_server()
                 return code
         elif not wished.done():
@@ -174,23 +166,6 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, optio
         await asyncio.gather(life, stopped, wished, *background, return_exceptions=True)
     await core.roll_back()
     return EXIT_AGAIN
-
-
-async def _everybody_left(core: Core) -> None:
-    def alone() -> bool:
-        return core.fleet.has_left and not core.fleet.expects(now_s=core.clock.now())
-
-    while True:
-        changed_s = core.clock.now()
-        while not alone():
-            if await core.fleet.roster.wait(timeout_s=FAREWELL_S):
-                changed_s = core.clock.now()
-            learner, quiet_s = core.fleet.learner, core.clock.now() - changed_s
-            if quiet_s > LINGER_S and (learner is None or learner.state is State.DRAINING):
-                return
-        await core.clock.sleep(FAREWELL_S)
-        if alone():
-            return
 
 
 async def _export(core: Core, exporter: Exporter) -> None:

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 
 from sluice.cli.view import View
 from sluice.client import AsyncClient
+from sluice.client.watching import PATIENCE_S
 from sluice.config.load import parse_config
 from sluice.errors import Expired, SluiceError, Unavailable
 from sluice.launch.local import FINAL, LEARNER_EXPORT_S, STATUS_INTERVAL_S
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.v1 import coordinator_pb2 as pb
-
-PATIENCE_S = 120.0
-"""How long a coordinator may be away: a restart takes seconds, moving it to another machine a minute."""
 
 _GONE = (pb.SERVICE_STATE_LOST, pb.SERVICE_STATE_DRAINING)
 

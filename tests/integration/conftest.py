@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.coordinator.store import Store
 from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
 from tests.integration.coordinator_cases import Cast, Coordinator, Serve, coordinator, small_config
 from tests.tiny_model import write_tiny_model
@@ -50,3 +51,14 @@ async def cast(model: Path) -> AsyncIterator[Cast]:
     for service in services:
         assert service.server is not None
         await service.server.stop(grace_s=0)
+
+
+@pytest.fixture
+async def store(redis_server: EmbeddedRedis) -> AsyncIterator[Store]:
+    """The state of a run that nobody serves."""
+    made = Store(url=redis_server.url, run_id="run")
+    await made.open()
+    try:
+        yield made
+    finally:
+        await made.close()

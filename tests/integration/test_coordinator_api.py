@@ -210,10 +210,7 @@ async def test_a_finished_run_hands_a_learner_that_fell_behind_its_batches_befor
     serve: Serve, cast: Cast
 ) -> None:
     async with serve() as run:
-        await cast.register(run)
-        await cast.learner.train(run, range(3))
-        await cast.learner.batch(run, 3)
-        await run.until(state_is(pb.RUN_STATE_FINISHED))
+        await end_of_a_run(run, cast)
         cast.learner.incarnation, cast.learner.version = "learner-b", 2
         await cast.learner.register(run)
         await cast.learner.train(run, range(2, 3))
@@ -229,7 +226,7 @@ async def beat(run: Coordinator, service: FakeRollout | FakeReward | FakeLearner
 async def test_services_are_told_of_the_end_and_the_coordinator_ends_when_they_have_left(
     serve: Serve, cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.app.FAREWELL_S", 0.1)
+    monkeypatch.setattr("services.coordinator.farewell.FAREWELL_S", 0.1)
     async with serve() as run:
         await cast.register(run)
         assert not await beat(run, cast.rollout, draining=False)
@@ -247,7 +244,7 @@ async def test_services_are_told_of_the_end_and_the_coordinator_ends_when_they_h
 async def test_a_coordinator_that_a_launcher_started_stays_until_the_launcher_ends_it(
     serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.app.FAREWELL_S", 0.01)
+    monkeypatch.setattr("services.coordinator.farewell.FAREWELL_S", 0.01)
     async with serve(stay=True) as run:
         await end_of_a_run(run, cast)
         for service in (cast.rollout, cast.reward, cast.learner):
@@ -259,8 +256,8 @@ async def test_a_coordinator_that_a_launcher_started_stays_until_the_launcher_en
 async def test_a_coordinator_waits_for_a_learner_that_exports_and_for_a_silent_rollout_only_a_while(
     serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.app.LINGER_S", 0.1)
-    monkeypatch.setattr("services.coordinator.app.FAREWELL_S", 0.1)
+    monkeypatch.setattr("services.coordinator.farewell.LINGER_S", 0.1)
+    monkeypatch.setattr("services.coordinator.farewell.FAREWELL_S", 0.1)
     async with serve() as run:
         await end_of_a_run(run, cast)
         await beat(run, cast.reward, draining=True)
@@ -281,7 +278,7 @@ async def end_of_a_run(run: Coordinator, cast: Cast) -> None:
 async def test_a_finished_coordinator_waits_for_a_service_that_still_loads_its_model(
     serve: Serve, cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.app.FAREWELL_S", 0.1)
+    monkeypatch.setattr("services.coordinator.farewell.FAREWELL_S", 0.1)
     make_tokens(tmp_path / "tokens", private_network=False)
     async with (
         serve(credentials=tmp_path / "tokens", launch__ready_timeout_s=0.2) as run,
@@ -312,7 +309,7 @@ async def calling_as(run: Coordinator, folder: Path) -> AsyncIterator[Coordinato
 async def test_a_coordinator_that_finds_a_failed_run_has_not_failed_itself(
     serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.app.FAREWELL_S", 0.1)
+    monkeypatch.setattr("services.coordinator.farewell.FAREWELL_S", 0.1)
     codes = []
     for changes in ({"launch__ready_timeout_s": 0.2}, {}):
         async with serve(**changes) as run:

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 import redis.asyncio as aioredis
@@ -17,16 +16,6 @@ from sluice.errors import ConfigError, Fenced, LaunchError, Overloaded
 from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-async def store(redis_server: EmbeddedRedis) -> AsyncIterator[Store]:
-    made = Store(url=redis_server.url, run_id="run")
-    await made.open()
-    try:
-        yield made
-    finally:
-        await made.close()
 
 
 async def accept(store: Store, *names: str) -> None:

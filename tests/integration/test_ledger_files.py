@@ -1,7 +1,6 @@
 """The ledger's files and Redis, which agree on how many rows are in files at every moment at which somebody may look."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,8 @@ import pytest
 from services.coordinator.ledger_files import LedgerFiles
 from services.coordinator.run_files import RunFiles
 from services.coordinator.store import Store
-from sluice.launch.embedded_redis import EmbeddedRedis
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-async def store(redis_server: EmbeddedRedis) -> AsyncIterator[Store]:
-    made = Store(url=redis_server.url, run_id="run")
-    await made.open()
-    try:
-        yield made
-    finally:
-        await made.close()
 
 
 async def end(store: Store, number: int) -> None:
