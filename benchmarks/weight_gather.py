@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +28,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from benchmarks.report import Row
 from services.learner import publish
 from services.learner.gathering import Gatherer
+from services.learner.machines.ending import end_process
 from services.learner.machines.ranks import LEADER, Ranks, join_ranks
 from services.learner.policy.forward import Policy
 from services.learner.policy.model import load_policy
@@ -180,4 +182,4 @@ def _write_model(path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    _rank(Path(sys.argv[1]), Path(sys.argv[2]))
+    end_process(partial(_rank, Path(sys.argv[1]), Path(sys.argv[2])))

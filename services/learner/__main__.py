@@ -1,9 +1,9 @@
 """`python -m services.learner --coordinator HOST:PORT`, alone or on every rank under torchrun: see --help."""
 
 import os
-import sys
 from pathlib import Path
 
+from services.learner.machines.ending import end_process
 from sluice.rpc.service import LEARNER_PORT, ServiceOptions, exit_code, options_from, service_parser
 
 
@@ -34,4 +34,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)

@@ -2,8 +2,8 @@
 
 Every rank checks its own shards and converts them into one buffer a bucket, which only the leader gets. So shards are
 read where they lie, travel in the dtype they are wanted in, and go to nobody who throws them away. A bucket takes whole
-tensors until it has BUCKET_BYTES; one is held at a time. None is on its way while another is used: that gains little, and
-a process that fails meanwhile may die of SIGABRT (docs/adr/0007-weight-gather.md).
+tensors until it has BUCKET_BYTES; one is held at a time. None is on its way while another is used: that would
+gain little (docs/adr/0007-weight-gather.md).
 
  who waits                  for what                         unblocked by
  each rank, for a bucket    the leader and the others' part  them, the end of one of them, or COLLECTIVE_TIMEOUT

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from services.learner import gathering
+from services.learner.machines.ending import end_process
 from services.learner.machines.ranks import Ranks, join_ranks
 from services.learner.policy.forward import Policy
 from services.learner.policy.lora import plain_name
@@ -117,4 +118,4 @@ def _refusal(config: Config, ranks: Ranks) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    end_process(main)

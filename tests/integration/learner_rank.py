@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from services.learner.batches.batch import Batch
 from services.learner.batches.batch_sharing import share_batch
+from services.learner.machines.ending import end_process
 from services.learner.machines.ranks import Command, Ranks, join_ranks
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
@@ -122,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_process(main)

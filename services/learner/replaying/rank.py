@@ -5,7 +5,6 @@ No coordinator and no Redis. Waits: each rank for the others, in a collective (s
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import zstandard
 
 from services.learner.app import make_worker
 from services.learner.batches.batch import Batch
+from services.learner.machines.ending import end_process
 from services.learner.machines.ranks import Ranks, join_ranks, naming_lost_ranks
 from services.learner.replaying.comparison import Replayed
 from services.learner.replaying.recorded import RecordedStep, batch_body, recorded_steps
@@ -78,4 +78,4 @@ def _batch(run_dir: Path, recorded: RecordedStep) -> Batch:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main)
