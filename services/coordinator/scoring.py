@@ -3,10 +3,12 @@
 Waits: for its grades (grading.py). Graders that push back make it wait and cost it no attempt.
 """
 
+from collections.abc import Sequence
+
 import structlog
 
 from services.coordinator.grading import Grading
-from services.coordinator.model import Group, GroupFailed
+from services.coordinator.model import Group, GroupFailed, Reward, Sample
 from sluice.config.schema import Config
 from sluice.errors import InvalidRequest, Overloaded, SluiceError
 
@@ -20,8 +22,8 @@ class Scoring:
         self._config, self._grading = config, grading
 
     async def fill(self, group: Group) -> None:
-        """Fills `group.rewards`. Raises GroupFailed after `max_attempts` without a grade for every sample, or when the
-        graders have pushed back for `score_wait_s`.
+        """Fills `group.rewards`. Raises GroupFailed after `max_attempts` without a grade for every sample, after one when a
+        completion is over `reward.max_answer_chars`, or when the graders have pushed back for `score_wait_s`.
 
         With `algorithm.min_group_size` that many grades are enough in the end; then some rewards are not graded.
         """
@@ -51,8 +53,17 @@ class Scoring:
                 return
             reason, fault = f"reward_{ungraded[0].status}", ungraded[0].detail
             log.warning("sample_not_graded", group_id=group.group_id, status=ungraded[0].status, why=ungraded[0].detail)
+            if self._is_final(samples, group.rewards):
+                break
         if not self._is_enough(group):
             raise GroupFailed(reason=reason, fault=fault)
+
+    def _is_final(self, samples: Sequence[Sample], rewards: Sequence[Reward]) -> bool:
+        """Whether no other try could help: completions are too long for every one."""
+        longest = self._config.reward.max_answer_chars
+        ungraded = [sample for sample, reward in zip(samples, rewards, strict=True) if not reward.graded]
+        too_long = [len(sample.text) > longest for sample in ungraded]
+        return all(too_long) if self._config.algorithm.min_group_size else any(too_long)
 
     def _is_enough(self, group: Group) -> bool:
         least = self._config.algorithm.min_group_size

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -102,9 +103,10 @@ class Counted:
 
 
 @asynccontextmanager
-async def replica(fleet, service_id, route, *, workers=1, timeout_s=2.0):
+async def replica(fleet, service_id, route, *, workers=1, timeout_s=2.0, **reward):
     """A reward service in this process, registered with `fleet`; `fake` is routed to `route`."""
-    config = make_config(reward__workers=workers, reward__timeout_s=timeout_s, reward__routes={"fake": route})
+    settings = {"workers": workers, "timeout_s": timeout_s, "routes": {"fake": route}, **reward}
+    config = make_config(**{f"reward__{name}": value for name, value in settings.items()})
     router = Router(config.reward.routes)
     async with open_graders(config, router) as pools:
         counted = Counted(pools)
@@ -245,6 +247,22 @@ async def test_the_faster_replica_gets_more_and_none_more_than_it_holds(tmp_path
         assert (fast.most, slow.most) == (2, 1)
         assert fast.graded + slow.graded == 60, "none was asked twice, none refused"
         assert took["fast"] > 3 * took["slow"] > 0
+
+
+async def test_a_completion_too_long_to_be_graded_is_not_tried_again(tmp_path):
+    (tmp_path / "any.py").write_text("def score(solution_str):\n    return 1.0\n")
+    fleet, clients = Fleet(), Clients()
+    config = make_config(reward__max_answer_chars=100)
+    scoring = Scoring(config=config, grading=Grading(config=config, fleet=fleet, rewards=clients, clock=SystemClock()))
+    group = Group(group_id="g", admission=0, cursor="", prompt=FakePrompt(prompt_id="p"))
+    group.samples = {index: make_sample(index, version=0) for index in range(N)}
+    group.samples[1] = replace(group.samples[1], text="x" * 101)
+    async with replica(fleet, "reward-0", f"{tmp_path / 'any.py'}:score", max_answer_chars=100) as counted:
+        with pytest.raises(GroupFailed, match=r"over reward\.max_answer_chars") as failed:
+            await scoring.fill(group)
+        await clients.close()
+    assert failed.value.reason == "reward_error"
+    assert counted.graded == 1
 
 
 async def test_a_queue_that_is_full_is_waited_out(tmp_path, monkeypatch):
