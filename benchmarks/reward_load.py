@@ -8,7 +8,9 @@ grades at once.
 - A grader by itself: groups of 16, half right. p50 and p99 are of a group through the service and of a sample in process.
 - Mixed: 10,000 samples in groups of 16 over the graders of a real mixture (maths, exact matches, programs), clean, and again
   with 1% of the samples, drawn from the groups of their graders, replaced by what hangs or eats memory. Lost is a sample
-  without a result; a clean one that is not graded rightly counts as lost too. `reward.timeout_s` is TIMEOUT_S.
+  without a result; a clean one that is not graded rightly counts as lost too. `reward.timeout_s` is TIMEOUT_S. Once with
+  programs that run on as many cases as those of APPS do on average, and once with a single case, which is the hardest
+  there is: a bad sample costs as much as ever, and the others next to nothing. So what one bad sample costs is shown too.
 """
 
 import asyncio
@@ -39,8 +41,9 @@ WORKERS = 8
 """Four a core: a sample that hangs holds one of them, and what it burns is shared by all."""
 TIMEOUT_S = 4.0
 LEAST_RATIO = 0.8
+PROGRAM_CASES = (13, 1)
+"""Cases of a program, in a mixture each. APPS has 131,777 for 10,000 problems (arXiv 2105.09938, section 3)."""
 
-_SUMS = json.dumps({"inputs": ["1 2\n"], "outputs": ["3\n"]})
 _GYM = json.dumps({"question": "1 + 2", "answer": "3", "metadata": {"source_dataset": "chain_sum", "source_index": 0}})
 
 
@@ -57,6 +60,12 @@ class Case:
     """Of the mixture: groups in 20."""
     groups: int = 60
     """Measured of the grader by itself."""
+
+
+def _sums(cases: int) -> str:
+    return json.dumps(
+        {"inputs": [f"1 {i}\n" for i in range(2, 2 + cases)], "outputs": [f"{1 + i}\n" for i in range(2, 2 + cases)]}
+    )
 
 
 def _program(body: str) -> str:
@@ -76,7 +85,7 @@ CASES = {
         truth=_GYM, right="<answer>3</answer>", wrong="<answer>4</answer>", source="reasoning_gym/chain_sum"
     ),
     "code": Case(
-        truth=_SUMS,
+        truth=_sums(1),
         right=_program("a, b = map(int, input().split())\nprint(a + b)"),
         wrong=_program("print(4)"),
         share=1,
@@ -99,6 +108,7 @@ class Group:
     """What one call grades; `sound[i]` is the accuracy of a clean sample, None for a pathological one."""
 
     grader: str
+    truth: str
     texts: list[str]
     sound: list[float | None]
 
@@ -114,26 +124,43 @@ class Spent:
     lost: int = 0
     ungraded: int = 0
 
+    def __add__(self, after: "Spent") -> "Spent":
+        return Spent(
+            wall_s=self.wall_s + after.wall_s,
+            each_s=[*self.each_s, *after.each_s],
+            samples=self.samples + after.samples,
+            lost=self.lost + after.lost,
+            ungraded=self.ungraded + after.ungraded,
+        )
+
     @property
     def rate(self) -> float:
         """Samples a second."""
         return self.samples / self.wall_s
 
 
-def run(*, most_groups: int = 60, mixed: int = 10_000, graders: Sequence[str] = tuple(CASES)) -> list[Row]:
-    """Every grader, then the mixture."""
+def run(
+    *,
+    most_groups: int = 60,
+    mixed: int = 10_000,
+    graders: Sequence[str] = tuple(CASES),
+    program_cases: Sequence[int] = PROGRAM_CASES,
+) -> list[Row]:
+    """Every grader, then the mixtures."""
     with _judge() as url:
         rows = [
             row
             for name in graders
             for row in _rows(name, *uvloop.run(_grader(name, min(most_groups, CASES[name].groups), url)))
         ]
-    return [*rows, *_mixed_rows(*uvloop.run(_mixtures(mixed)))]
+    for cases in program_cases:
+        rows += _mixed_rows(f"{mixed:,} mixed samples, {cases} cases a program", *uvloop.run(_mixtures(mixed, cases)))
+    return rows
 
 
-def _mixed_rows(clean: Spent, bad: Spent) -> list[Row]:
+def _mixed_rows(what: str, clean: Spent, bad: Spent) -> list[Row]:
     ratio = bad.rate / clean.rate
-    what = f"{clean.samples:,} mixed samples"
+    each_s = (bad.wall_s - clean.wall_s) / (bad.samples // 100)
     return [
         Row(what=f"{what}, clean", value=clean.rate, unit="scores/s", target="", met=True),
         Row(what=f"{what}, 1% pathological", value=bad.rate, unit="scores/s", target="", met=True),
@@ -151,6 +178,7 @@ def _mixed_rows(clean: Spent, bad: Spent) -> list[Row]:
             target="0",
             met=clean.lost + bad.lost == 0,
         ),
+        Row(what=f"{what}: one pathological costs", value=each_s, unit="s", target="", met=True),
         Row(what=f"{what}, 1% pathological: not graded", value=bad.ungraded, unit="samples", target="", met=True),
     ]
 
@@ -176,25 +204,28 @@ async def _grader(name: str, groups: int, url: str) -> tuple[Spent, Spent]:
     return through, await asyncio.to_thread(_in_process, name, groups, url)
 
 
-async def _mixtures(samples: int) -> tuple[Spent, Spent]:
-    """Clean, and with 1% of the samples replaced."""
+async def _mixtures(samples: int, program_cases: int) -> tuple[Spent, Spent]:
+    """Clean, and with 1% of the samples replaced; one half of the clean run before it, one after: a machine's speed drifts."""
     chance = random.Random(0)
     names = [name for name, case in CASES.items() for _ in range(case.share)]
     clean = [_clean(names[index % len(names)]) for index in range(samples // SAMPLES)]
+    clean = [replace(group, truth=_sums(program_cases)) if group.grader == "code" else group for group in clean]
     chance.shuffle(clean)
+    half = len(clean) // 2
     spent: list[Spent] = []
-    for groups in (clean, _spoilt(clean, samples // 100, chance)):
+    for groups in (clean[:half], _spoilt(clean, samples // 100, chance), clean[half:]):
         async with _service("http://127.0.0.1:9/v1") as score:
             for name in dict.fromkeys(names):
                 await asyncio.gather(*(score(_clean(name)) for _ in range(WORKERS)))
             spent.append(await _spend(score, groups))
-    return spent[0], spent[1]
+    before, bad, after = spent
+    return before + after, bad
 
 
 def _clean(name: str) -> Group:
     case = CASES[name]
     half = SAMPLES // 2
-    return Group(grader=name, texts=[case.right, case.wrong] * half, sound=[1.0, 0.0] * half)
+    return Group(grader=name, truth=case.truth, texts=[case.right, case.wrong] * half, sound=[1.0, 0.0] * half)
 
 
 def _spoilt(clean: Sequence[Group], count: int, chance: random.Random) -> list[Group]:
@@ -301,7 +332,7 @@ def _source(name: str) -> str:
 def _request(group: Group) -> reward_pb2.ScoreRequest:
     return reward_pb2.ScoreRequest(
         data_source=_source(group.grader),
-        ground_truth=CASES[group.grader].truth,
+        ground_truth=group.truth,
         items=[
             reward_pb2.ScoreItem(index=i, text=text, response_tokens=8, finish_reason=common_pb2.FINISH_REASON_STOP)
             for i, text in enumerate(group.texts)

@@ -59,8 +59,11 @@ def test_a_loaded_reward_service_loses_nothing(monkeypatch: pytest.MonkeyPatch) 
         reward_load, "TIMEOUT_S", 30.0
     )  # for a busy machine; what hangs is tests/integration/test_reward_sandbox.py
     monkeypatch.setattr(reward_load, "PATHOLOGICAL", {"a memory bomb": reward_load.PATHOLOGICAL["a memory bomb"]})
-    rows = {row.what: row for row in reward_load.run(most_groups=2, mixed=320, graders=("mixadd3", "judge"))}
-    assert rows["320 mixed samples: lost"].value == 0
+    rows = {
+        row.what: row
+        for row in reward_load.run(most_groups=2, mixed=320, graders=("mixadd3", "judge"), program_cases=(2,))
+    }
+    assert rows["320 mixed samples, 2 cases a program: lost"].value == 0
     assert all(row.value > 0 for what, row in rows.items() if "scores/s" in row.unit)
     assert rows["mixadd3: service, 2 workers"].met
     assert rows["judge: service, 2 workers"].met
