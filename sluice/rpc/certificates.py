@@ -46,7 +46,7 @@ class Certificates:
             )
         return roles[0]
 
-    def channel_tls(self) -> grpc.ChannelCredentials | None:
+    def channel_tls(self) -> grpc.ChannelCredentials:
         """Credentials.channel_tls."""
         return grpc.ssl_channel_credentials(self.authority, self.key, self.certificate)
 

@@ -1,6 +1,7 @@
 """python -m sluice.rpc.probe [HOST:PORT]: exits with 0 when a service there is healthy, else with 1 and the reason.
 
-For the health checks of container engines. Without an argument: this machine, port SLUICE_PORT.
+For the health checks of container engines. Without an argument: this machine, port SLUICE_PORT. A service with certificates
+is asked with its own, from SLUICE_CREDENTIALS; one with tokens needs none to tell its health.
 """
 
 import argparse
@@ -9,6 +10,10 @@ import sys
 
 import grpc
 from grpc_health.v1 import health_pb2
+
+from sluice.errors import ConfigError
+from sluice.rpc.certificates import Certificates
+from sluice.rpc.credentials import ENVIRONMENT, load_credentials
 
 TIMEOUT_S = 3.0
 """Below the deadline of docker-compose.yml, so that the reason gets printed."""
@@ -19,7 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sluice.rpc.probe", description="Asks a service for its health.")
     parser.add_argument("address", nargs="?", metavar="HOST:PORT", help="default: 127.0.0.1, port SLUICE_PORT")
     address = parser.parse_args(argv).address or f"127.0.0.1:{os.environ.get('SLUICE_PORT', '')}"
-    with grpc.insecure_channel(address) as channel:
+    try:
+        opened = _open_channel(address)
+    except ConfigError as error:
+        print(f"{address}: {error}", file=sys.stderr)
+        return 1
+    with opened as channel:
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
@@ -32,6 +42,14 @@ def main(argv: list[str] | None = None) -> int:
             return 1
     print(health_pb2.HealthCheckResponse.ServingStatus.Name(status))
     return 0 if status == health_pb2.HealthCheckResponse.SERVING else 1
+
+
+def _open_channel(address: str) -> grpc.Channel:
+    """Raises ConfigError for credentials that are none."""
+    credentials = load_credentials(os.environ.get(ENVIRONMENT))
+    if isinstance(credentials, Certificates):
+        return grpc.secure_channel(address, credentials.channel_tls(), credentials.channel_options(credentials.role))
+    return grpc.insecure_channel(address)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from sluice.client import Client, RunState
 from sluice.errors import ConfigError
+from sluice.rpc import probe
 from sluice.rpc.access import ALLOWED, SERVED_BY, Role
 from sluice.rpc.channel import open_channel
 from sluice.rpc.credentials import Credentials, load_credentials
@@ -174,6 +175,18 @@ async def test_a_method_that_is_in_no_table_is_for_nobody_even_without_credentia
     await server.stop(grace_s=0)
     assert code is DENIED
     assert "access.py" in why
+
+
+async def test_the_probe_of_a_container_asks_with_the_credentials_of_its_service(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with answering(Role.REWARD, credentials=of(folder, Role.REWARD)) as server:
+        monkeypatch.setenv("SLUICE_PORT", str(server.port))
+        monkeypatch.setenv("SLUICE_CREDENTIALS", str(folder / "reward"))
+        assert await asyncio.to_thread(probe.main, []) == 0
+        monkeypatch.setenv("SLUICE_CREDENTIALS", str(folder))
+        assert await asyncio.to_thread(probe.main, []) == 1
+    assert "name the folder of one role" in capfd.readouterr().err
 
 
 # --- certificates ------------------------------------------------------------------------------------------------
