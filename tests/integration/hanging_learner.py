@@ -6,12 +6,12 @@ lock) or a folder: then it makes `hanging` in it and goes on once there is a fil
 
 import ctypes
 import os
-import sys
 import time
 from pathlib import Path
 
 from services.learner.__main__ import main
 from services.learner.batches.batch import Batch
+from services.learner.machines.ending import end_process
 from services.learner.training.train_step import Trainer
 
 FOR_EVER_S = 1000
@@ -37,4 +37,4 @@ def _hang(how: str) -> None:
 
 if __name__ == "__main__":
     Trainer.train = _hang_then_train  # type: ignore[method-assign]
-    sys.exit(main())
+    end_process(main)
