@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from benchmarks.report import Row
 from services.learner.batches.batch import Batch, TrainGroup, TrainSequence
-from services.learner.machines.ranks import join_ranks
+from services.learner.distributed.ranks import join_ranks
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
 from services.learner.training.train_step import Trainer

@@ -28,9 +28,9 @@ import uvloop
 
 from benchmarks.report import Row
 from services.reward.app import make_reward_server, open_graders
-from services.reward.loading import Asked
 from services.reward.ports import Completion, Question
 from services.reward.routing import Router
+from services.reward.sandbox.loading import Asked
 from sluice.config.schema import Config
 from sluice.rpc.channel import open_channel
 from sluice.telemetry.prometheus import Exporter

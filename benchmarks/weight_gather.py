@@ -26,13 +26,13 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from benchmarks.report import Row
-from services.learner import publish
-from services.learner.gathering import Gatherer
-from services.learner.machines.ending import end_process
-from services.learner.machines.ranks import LEADER, Ranks, join_ranks
+from services.learner.distributed.ending import end_process
+from services.learner.distributed.ranks import LEADER, Ranks, join_ranks
 from services.learner.policy.forward import Policy
 from services.learner.policy.model import load_policy
-from services.learner.publish import Publisher
+from services.learner.snapshot import pack as publish
+from services.learner.snapshot.gather import Gatherer
+from services.learner.snapshot.pack import Publisher
 from sluice.config.schema import Config
 from sluice.weights.manifest import PolicyVersion, plan
 from sluice.weights.snapshot import Packer, Snapshot

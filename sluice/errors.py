@@ -1,4 +1,4 @@
-"""The errors that others can cause. Each has one gRPC status, under which it crosses the wire (sluice/rpc/errors.py).
+"""The errors that others can cause. Each has one gRPC status, under which it crosses the wire (sluice/rpc/error_status.py).
 
 Our own broken invariants are `assert`s, not these. A message says where, the rule, the value and the fix.
 """

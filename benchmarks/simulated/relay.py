@@ -17,9 +17,9 @@ import redis.asyncio as aioredis
 import uvloop
 
 from benchmarks.simulated.names import digest
+from sluice.limits import SERVER_OPTIONS
 from sluice.rpc.arrays import pack_ids
 from sluice.rpc.channel import open_channel
-from sluice.rpc.limits import SERVER_OPTIONS
 from sluice.v1 import common_pb2 as common
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import (

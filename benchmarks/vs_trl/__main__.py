@@ -38,7 +38,7 @@ def _run(args: argparse.Namespace, *, out: Path | None, report: Path | None) -> 
     from sluice.config.load import load_config
 
     base = demo_base_dir()
-    warm_up = [sys.executable, "-m", "services.learner.warmup", "--out", str(base)]
+    warm_up = [sys.executable, "-m", "services.learner.sft_base.build", "--out", str(base)]
     subprocess.run(warm_up, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     recipe = find_recipe(DEMO_RECIPE)
     terms = terms_of(load_config(recipe, overrides=[f"model.path={base}"]), save_every_batches=2)

@@ -10,38 +10,38 @@ from typing import Any, TextIO
 
 import structlog
 
-from services.coordinator.assignment import Assigner
-from services.coordinator.board import Board
-from services.coordinator.clients import Clients
-from services.coordinator.commits import Commits
-from services.coordinator.conductor import Conductor
-from services.coordinator.core import Core
-from services.coordinator.evaluation import Evaluator
-from services.coordinator.events import Events
-from services.coordinator.farewell import everybody_left
-from services.coordinator.fleet import Fleet
-from services.coordinator.gauges import disk_gauges, gauges, targets
-from services.coordinator.ledger import count, ledger_metrics
-from services.coordinator.ledger_files import LedgerFiles
-from services.coordinator.lifecycle import Lifecycle
-from services.coordinator.loggers.loggers import open_loggers
-from services.coordinator.model import PromptLike, QueuedGroup, Version
-from services.coordinator.probe import Prober
-from services.coordinator.progress import Progress, RunState
-from services.coordinator.prompt_feed import PromptFeed
+from services.coordinator.api.gauges import disk_gauges, gauges, targets
+from services.coordinator.api.linger import everybody_left
+from services.coordinator.api.run_parts import Core
+from services.coordinator.api.servicer import SERVICE_NAME, CoordinatorServicer
+from services.coordinator.groups.assignment import Assigner
+from services.coordinator.groups.conductor import Conductor
+from services.coordinator.loggers.all_loggers import open_loggers
 from services.coordinator.prompts import PromptStream
-from services.coordinator.redis_access import redis_access
-from services.coordinator.repair import Repair
-from services.coordinator.reward_check import check_reward
-from services.coordinator.rollback import Rollbacks, bring_in_line, surviving_evaluations
-from services.coordinator.rows import reopened
-from services.coordinator.run_files import RunFiles
-from services.coordinator.servicer import SERVICE_NAME, CoordinatorServicer
-from services.coordinator.stall import StallWatch
-from services.coordinator.store import Store
-from services.coordinator.waits import Scene
-from services.coordinator.weight_push import WeightPush
-from services.coordinator.wire import ZstdGroups
+from services.coordinator.prompts.feed import PromptFeed
+from services.coordinator.recovery.repair import Repair
+from services.coordinator.recovery.rollback import Rollbacks, bring_in_line, surviving_evaluations
+from services.coordinator.run.commits import Commits
+from services.coordinator.run.evaluation import Evaluator
+from services.coordinator.run.lifecycle import Lifecycle
+from services.coordinator.run.reward_check import check_reward
+from services.coordinator.run.stall import StallWatch
+from services.coordinator.run.waits import Scene
+from services.coordinator.state.board import Board
+from services.coordinator.state.events import Events
+from services.coordinator.state.fleet import Fleet
+from services.coordinator.state.group import PromptLike, QueuedGroup, Version
+from services.coordinator.state.ledger import count, ledger_metrics
+from services.coordinator.state.ledger_row import reopened
+from services.coordinator.state.progress import Progress, RunState
+from services.coordinator.storage.ledger_files import LedgerFiles
+from services.coordinator.storage.redis_access import redis_access
+from services.coordinator.storage.redis_store import Store
+from services.coordinator.storage.run_files import RunFiles
+from services.coordinator.weights.prober import Prober
+from services.coordinator.weights.push import WeightPush
+from services.coordinator.wire.clients import Clients
+from services.coordinator.wire.messages import ZstdGroups
 from sluice.clock import SystemClock
 from sluice.config.derived import most_queued_bytes
 from sluice.config.load import dump_config

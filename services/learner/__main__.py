@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from services.learner.machines.ending import end_process
+from services.learner.distributed.ending import end_process
 from sluice.rpc.service import LEARNER_PORT, ServiceOptions, exit_code, options_from, service_parser
 
 

@@ -15,17 +15,17 @@ from types import FrameType
 import structlog
 import torch
 
-from services.learner.control_plane import ControlPlane
-from services.learner.front import SharedFront
+from services.learner.checkpoint.export import export_version
+from services.learner.checkpoint.exports import BackgroundExports
+from services.learner.checkpoint.training_state import CheckpointState
+from services.learner.control.plane import ControlPlane
+from services.learner.control.publisher_state import SharedFront
+from services.learner.control.record import TrainingRecord
+from services.learner.control.servicer import LearnerServicer
+from services.learner.distributed.ranks import Ranks, join_ranks, naming_lost_ranks
+from services.learner.distributed.shared_folders import check_shared_folders
 from services.learner.loop import Leader, follow
-from services.learner.machines.ranks import Ranks, join_ranks, naming_lost_ranks
-from services.learner.machines.shared_folders import check_shared_folders
 from services.learner.policy.lora import export_adapter
-from services.learner.record import TrainingRecord
-from services.learner.saving.checkpoint import CheckpointState
-from services.learner.saving.export import export_version
-from services.learner.saving.exports import BackgroundExports
-from services.learner.servicer import LearnerServicer
 from services.learner.worker import Worker
 from sluice.config.load import parse_config
 from sluice.config.schema import Config

@@ -14,12 +14,12 @@ from pathlib import Path
 import structlog
 
 from services.learner.batches.batch import Batch
-from services.learner.machines.ranks import Command
+from services.learner.checkpoint.checkpoint_writer import WRITE_LIMIT_S, still_writing
+from services.learner.checkpoint.training_state import CheckpointState
+from services.learner.control.record import TrainedBatch, TrainingRecord
+from services.learner.distributed.ranks import Command
 from services.learner.ports import Coordinator, Front
-from services.learner.publish import renamed
-from services.learner.record import TrainedBatch, TrainingRecord
-from services.learner.saving.checkpoint import CheckpointState
-from services.learner.saving.checkpoint_writer import WRITE_LIMIT_S, still_writing
+from services.learner.snapshot.pack import renamed
 from services.learner.worker import Worker
 from sluice.lineage import LineageBook
 from sluice.weights.manifest import PolicyVersion

@@ -1,4 +1,4 @@
-"""What the training loop needs of the outside. adapters: coordinator_link.py and front.py; both are called blocking."""
+"""What the training loop needs of the outside. Adapters: control/link.py and control/publisher_state.py, called blocking."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -11,14 +11,14 @@ import structlog
 from services.learner.batches.batch import Batch
 from services.learner.batches.batch_flat import write_batch
 from services.learner.batches.batch_sharing import share_batch
-from services.learner.machines.ranks import Command, Ranks
+from services.learner.checkpoint import training_state as checkpoint
+from services.learner.checkpoint.checkpoint_writer import WRITE_LIMIT_S, CheckpointWriter
+from services.learner.checkpoint.training_state import CheckpointState
+from services.learner.distributed.ranks import Command, Ranks
+from services.learner.distributed.step_watch import StepWatch
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
-from services.learner.publish import Publisher
-from services.learner.saving import checkpoint
-from services.learner.saving.checkpoint import CheckpointState
-from services.learner.saving.checkpoint_writer import WRITE_LIMIT_S, CheckpointWriter
-from services.learner.step_watch import StepWatch
+from services.learner.snapshot.pack import Publisher
 from services.learner.training.train_step import Trainer
 from sluice.config.schema import Config
 from sluice.lineage import FIRST, Rollback, lineage_from

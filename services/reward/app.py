@@ -12,14 +12,14 @@ import grpc
 import structlog
 
 from services.reward.alarm import GradingAlarm
-from services.reward.pools import GraderPools
 from services.reward.ports import Graders
-from services.reward.protections import say_protections
 from services.reward.routing import Router
+from services.reward.sandbox.grader_handle import Limits
+from services.reward.sandbox.pools import GraderPools
+from services.reward.sandbox.protections import say_protections
 from services.reward.scoring import OverlongBuffer, Scorer
 from services.reward.self_check import KNOWN, gold_check
 from services.reward.servicer import RewardServicer
-from services.reward.worker_process import Limits
 from sluice import PROTOCOL_VERSION
 from sluice.config.load import parse_config
 from sluice.config.schema import Config

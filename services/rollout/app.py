@@ -18,8 +18,8 @@ import structlog
 from services.rollout.adapters.environment import set_environment
 from services.rollout.engine import Engine
 from services.rollout.engine_loop import EngineFailed, EngineLoop
+from services.rollout.engine_metrics import RolloutMetrics
 from services.rollout.engine_watch import end_process, hung_s
-from services.rollout.metrics import RolloutMetrics
 from services.rollout.model_files import ModelFacts, read_model
 from sluice import PROTOCOL_VERSION
 from sluice.clock import SystemClock
@@ -146,7 +146,7 @@ class _Service:
         # These import torch, whose threads `make_engine` has bounded by now.
         from transformers import AutoTokenizer
 
-        from services.rollout.merging import AdapterMerger
+        from services.rollout.adapter_merging import AdapterMerger
         from services.rollout.servicer import RolloutServicer
         from services.rollout.weight_intake import WeightIntake
         from sluice.weights.receiver import WeightReceiver

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from services.rollout.adapter_merging import AdapterMerger
 from services.rollout.engine_loop import EngineLoop, InFlight
-from services.rollout.merging import AdapterMerger
 from services.rollout.model_files import ModelFacts, check_tensors
 from sluice.errors import InvalidRequest, NotReady
 from sluice.weights.backends import Collective, Rendezvous

@@ -79,7 +79,7 @@ def call(verb: Verb, args: argparse.Namespace) -> int:
 def _status(client: Any, args: argparse.Namespace) -> str:
     from rich.console import Console
 
-    from sluice.cli.view import render
+    from sluice.launch.view import render
 
     Console().print(render(client.status()))
     return ""
@@ -88,7 +88,7 @@ def _status(client: Any, args: argparse.Namespace) -> str:
 def _events(client: Any, args: argparse.Namespace) -> str:
     from google.protobuf.json_format import MessageToJson
 
-    from sluice.cli.view import event_line
+    from sluice.launch.view import event_line
     from sluice.report.figures import printable
 
     for event in client.watch():
@@ -109,7 +109,7 @@ def _drain(client: Any, args: argparse.Namespace) -> str:
 
 
 def _evaluate(client: Any, args: argparse.Namespace) -> str:
-    from sluice.cli.view import evaluation_line
+    from sluice.launch.view import evaluation_line
 
     return evaluation_line(client.evaluate(prompts=args.prompts, n=args.n))
 

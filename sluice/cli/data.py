@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What services.coordinator.preparing takes, which does the work."""
+    """What services.coordinator.data_prep takes, which does the work."""
     parser.add_argument("name", metavar="NAME", help="dapo-math-17k or aime-2024")
     parser.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="where to (default %(default)s/)")
     parser.add_argument(
@@ -39,7 +39,7 @@ def _prepare(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("pyarrow") is None:
         raise LaunchError("data prepare: needs pyarrow to read and write Parquet; install sluice-rl[data]")
     flags = {"--out": args.out, "--source": args.source, "--revision": args.revision}
-    argv = [sys.executable, "-m", "services.coordinator.preparing", args.name]
+    argv = [sys.executable, "-m", "services.coordinator.data_prep", args.name]
     argv += [f"{flag}={value}" for flag, value in flags.items() if value is not None]
     argv += ["--force"] if args.force else []
     return subprocess.run(argv, check=False).returncode

@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What services.learner.saving.export_checkpoint takes, which does the work."""
+    """What services.learner.checkpoint.export_checkpoint takes, which does the work."""
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory")
     parser.add_argument("--checkpoint", metavar="step-K|PATH", help="which one (default: the newest that verifies)")
     parser.add_argument("--to", type=Path, metavar="DIR", help="where (default: RUN_DIR/exports/step-K)")
@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _export(args: argparse.Namespace) -> int:
     flags = {"--checkpoint": args.checkpoint, "--to": args.to, "--dtype": args.dtype}
-    argv = [sys.executable, "-m", "services.learner.saving.export_checkpoint", str(args.run_dir)]
+    argv = [sys.executable, "-m", "services.learner.checkpoint.export_checkpoint", str(args.run_dir)]
     argv += [f"{flag}={value}" for flag, value in flags.items() if value is not None]
     argv += ["--force"] if args.force else []
     return subprocess.run(argv, check=False).returncode

@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What services.learner.replaying takes, which does the work."""
+    """What services.learner.replay takes, which does the work."""
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory")
     parser.add_argument("--step", type=int, required=True, metavar="K", help="the step: batch K made version K + 1")
     parser.add_argument(
@@ -32,6 +32,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _replay(args: argparse.Namespace) -> int:
     flags = {"--step": args.step, "--ranks": args.ranks, "--out": args.out}
-    argv = [sys.executable, "-m", "services.learner.replaying", str(args.run_dir)]
+    argv = [sys.executable, "-m", "services.learner.replay", str(args.run_dir)]
     argv += [f"{flag}={value}" for flag, value in flags.items() if value is not None]
     return subprocess.run(argv, check=False).returncode

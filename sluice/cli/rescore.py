@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What services.reward.rescoring takes, which does the work."""
+    """What services.reward.rescore takes, which does the work."""
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory")
     parser.add_argument("-c", "--config", type=Path, help="recipe whose graders are asked (default: the run's own)")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
@@ -38,7 +38,7 @@ def _rescore(args: argparse.Namespace) -> int:
             f"rescore: needs {' and '.join(missing)} to read a run; install sluice-rl[coordinator,reward]"
         )
     flags = {"--config": args.config, "--json": args.json}
-    argv = [sys.executable, "-m", "services.reward.rescoring", str(args.run_dir)]
+    argv = [sys.executable, "-m", "services.reward.rescore", str(args.run_dir)]
     argv += [f"{flag}={value}" for flag, value in flags.items() if value is not None]
     argv += [f"--set={override}" for override in args.overrides]
     return subprocess.run(argv, check=False).returncode

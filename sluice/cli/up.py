@@ -81,8 +81,8 @@ def _check(config: Any) -> int:
     import asyncio
     import tempfile
 
-    from sluice.cli.view import make_view
     from sluice.launch.local import LocalRun
+    from sluice.launch.view import make_view
 
     with tempfile.TemporaryDirectory(prefix="sluice-dry-run-") as folder:
         run_dir = Path(folder) / "dry-run"
@@ -106,7 +106,7 @@ def run_demo(args: argparse.Namespace) -> int:
     if args.steps is not None:
         overrides.append(f"run.total_steps={args.steps}")
     config = load_runnable(recipe, overrides=overrides)
-    warm_up = [sys.executable, "-m", "services.learner.warmup", "--out", str(base)]
+    warm_up = [sys.executable, "-m", "services.learner.sft_base.build", "--out", str(base)]
     try:
         subprocess.run(warm_up, check=True)
     except subprocess.CalledProcessError as error:
@@ -145,10 +145,10 @@ def _replica_overrides(args: argparse.Namespace) -> list[str]:
 def _run(config: Any, args: argparse.Namespace) -> int:
     import asyncio
 
-    from sluice.cli.view import make_view
     from sluice.launch.local import LocalRun
-    from sluice.launch.run_dir import new_run_dir
+    from sluice.launch.view import make_view
     from sluice.model_identity import model_identity
+    from sluice.run_dir.naming import new_run_dir
 
     model_identity(config.model.path)
     run_dir = (args.run_dir or new_run_dir(config)).resolve()

@@ -30,8 +30,8 @@ def run_watch(args: argparse.Namespace) -> int:
     import asyncio
 
     from sluice.cli.closing import report
-    from sluice.cli.view import make_view
     from sluice.launch.following import follow
+    from sluice.launch.view import make_view
     from sluice.report.summary import SUMMARY_FILE
     from sluice.rpc.access import Role
     from sluice.rpc.credentials import load_credentials

@@ -8,11 +8,11 @@ import grpc
 
 from sluice.client import calls
 from sluice.client.calls import Call, Event, Group, Prompt, RunState, Status
-from sluice.client.local import LocalLauncher, started
+from sluice.client.local_launcher import LocalLauncher, started
 from sluice.client.watching import PATIENCE_S, STREAM_TIMEOUT_S, Place
 from sluice.rpc.channel import open_blocking_channel
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
-from sluice.rpc.errors import error_of
+from sluice.rpc.error_status import error_of
 from sluice.v1 import common_pb2 as common
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc

@@ -6,8 +6,8 @@ from typing import Any
 import grpc
 
 from sluice.client.calls import Event, RunState
-from sluice.rpc.errors import FailedCall
-from sluice.rpc.events import PROCESS_KEY, SEQUENCE_KEY
+from sluice.rpc.error_status import FailedCall
+from sluice.rpc.event_stream import PROCESS_KEY, SEQUENCE_KEY
 from sluice.v1 import coordinator_pb2 as pb
 
 STREAM_TIMEOUT_S = 3600.0

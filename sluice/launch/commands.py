@@ -63,8 +63,8 @@ def service_command(config: Config, role: str, *, index: int, coordinator: str, 
 
 
 def learner_command(arguments: Sequence[str], *, environ: dict[str, str]) -> Command:
-    """The learner's ranks of one machine; `arguments` are those of services.learner.machines.node."""
-    argv = [sys.executable, "-m", "services.learner.machines.node", *arguments]
+    """The learner's ranks of one machine; `arguments` are those of services.learner.distributed.node."""
+    argv = [sys.executable, "-m", "services.learner.distributed.node", *arguments]
     return Command(name="learner", argv=argv, environ=environ)
 
 

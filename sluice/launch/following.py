@@ -10,12 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sluice.cli.view import View
 from sluice.client import AsyncClient
 from sluice.client.watching import PATIENCE_S
 from sluice.config.load import parse_config
 from sluice.errors import Expired, SluiceError, Unavailable
 from sluice.launch.local import FINAL, LEARNER_EXPORT_S, STATUS_INTERVAL_S
+from sluice.launch.view import View
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.v1 import coordinator_pb2 as pb
 

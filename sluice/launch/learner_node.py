@@ -21,7 +21,7 @@ EXIT_INTERRUPTED = 130
 async def stay(arguments: Sequence[str], *, grace_s: float, say: Callable[[str], None]) -> int:
     """Joins round after round until the run has ended (0) or a signal comes (130).
 
-    `arguments` are those of services.learner.machines.node; its output stays on this terminal. Raises LaunchError when
+    `arguments` are those of services.learner.distributed.node; its output stays on this terminal. Raises LaunchError when
     the other machines stay away, ConfigError when it was started wrongly.
     """
     with tempfile.TemporaryDirectory(prefix="sluice-learner-") as folder, Interrupts() as interrupts:

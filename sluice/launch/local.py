@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sluice.cli.view import View
 from sluice.client import AsyncClient
 from sluice.clock import SystemClock
 from sluice.config.load import dump_config
@@ -32,6 +31,7 @@ from sluice.launch.interrupts import Interrupts
 from sluice.launch.keeper import Keeper
 from sluice.launch.processes import EXIT_BAD_USAGE, Child, read_ready, start
 from sluice.launch.run_lock import lock_run_dir
+from sluice.launch.view import View
 from sluice.rpc.access import Role
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, load_credentials
 from sluice.v1 import coordinator_pb2 as pb

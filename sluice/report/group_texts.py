@@ -6,8 +6,8 @@ from pathlib import Path
 
 import zstandard
 
-from sluice.report.batch_file import batch_path, payloads_of
 from sluice.report.samples import read_samples
+from sluice.run_dir.batch_file import batch_path, payloads_of
 from sluice.v1 import common_pb2
 
 

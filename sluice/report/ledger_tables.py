@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sluice.errors import InvalidRequest, NotFound
-from sluice.report.ledger_schema import LEDGER_SCHEMA
+from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
 
 LISTS = {"attempts": "attempts", "samples": "completions"}
 """Table -> the column of the files that holds its rows."""

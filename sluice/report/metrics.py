@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sluice.lineage import FIRST, Rollback, is_given_up
-from sluice.report.json_lines import JsonObject, read_json_lines
+from sluice.run_dir.json_lines import JsonObject, read_json_lines
 
 METRICS_FILE = "metrics.jsonl"
 

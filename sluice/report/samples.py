@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sluice.report.figures import printable
-from sluice.report.json_lines import JsonObject, read_json_lines
+from sluice.run_dir.json_lines import JsonObject, read_json_lines
 
 SAMPLES_FILE = "samples.jsonl"
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sluice.report.figures import ABSENT, duration, fraction, number, quantity
-from sluice.report.json_lines import JsonObject
 from sluice.report.metrics import column, read_metrics
+from sluice.run_dir.json_lines import JsonObject
 from sluice.v1 import coordinator_pb2 as pb
 
 SUMMARY_FILE = "summary.json"

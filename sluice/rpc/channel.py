@@ -4,9 +4,9 @@ from typing import Any
 
 import grpc
 
+from sluice.limits import CHANNEL_OPTIONS
 from sluice.rpc.access import Role
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, Metadata, Options
-from sluice.rpc.limits import CHANNEL_OPTIONS
 
 
 def open_channel(

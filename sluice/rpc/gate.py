@@ -24,7 +24,7 @@ from sluice.clock import Clock
 from sluice.errors import Expired, Forbidden, InvalidRequest, Overloaded, SluiceError, Unauthenticated
 from sluice.rpc.access import ALLOWED, ANYONE, Role
 from sluice.rpc.credentials import Credentials
-from sluice.rpc.errors import message_of, status_of, trailers_of
+from sluice.rpc.error_status import message_of, status_of, trailers_of
 from sluice.rpc.pace import Pace
 
 log = structlog.get_logger(__name__)

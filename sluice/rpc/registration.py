@@ -16,7 +16,7 @@ import structlog
 from sluice.errors import Unavailable
 from sluice.rpc.channel import open_channel
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
-from sluice.rpc.errors import error_of
+from sluice.rpc.error_status import error_of
 from sluice.rpc.gate import PUSHBACK
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc as pb_grpc

@@ -19,10 +19,10 @@ from grpc_reflection.v1alpha import reflection
 
 from sluice.clock import SystemClock
 from sluice.errors import LaunchError
+from sluice.limits import MAX_CALLS_AT_ONCE, MAX_CALLS_PER_S, server_options
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
-from sluice.rpc.errors import known, message_of, status_of, trailers_of
+from sluice.rpc.error_status import known, message_of, status_of, trailers_of
 from sluice.rpc.gate import REASONS, RECEIVE_S, SEND_S, Gate
-from sluice.rpc.limits import MAX_CALLS_AT_ONCE, MAX_CALLS_PER_S, server_options
 from sluice.telemetry.prometheus import Exporter
 
 log = structlog.get_logger(__name__)
@@ -118,7 +118,7 @@ def stop_on_signals(stop: asyncio.Event) -> None:
 
 
 class _StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Turns what a handler raises into the status of sluice.rpc.errors; never lets UNKNOWN out."""
+    """Turns what a handler raises into the status of sluice.rpc.error_status; never lets UNKNOWN out."""
 
     async def intercept_service(
         self,

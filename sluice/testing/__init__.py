@@ -1,7 +1,7 @@
 """For tests, Sluice's own and a user's: a clock that is told the time, waiting with a deadline; in `conformance` the checks
 of reward and rollout servers."""
 
-from sluice.testing.clock import ManualClock
+from sluice.testing.manual_clock import ManualClock
 from sluice.testing.waiting import assert_eventually, assert_eventually_blocking
 
 __all__ = ["ManualClock", "assert_eventually", "assert_eventually_blocking"]

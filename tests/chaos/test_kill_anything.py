@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sluice.report.ledger_schema import LEDGER_SCHEMA
+from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
 from tests.chaos.plan import Deed, Hit, Plan, Strike, Victim, make_plan
 from tests.chaos.trial import Trial
 from tests.chaos.verdict import problems

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
-from services.coordinator.wire import ZstdGroups
+from services.coordinator.wire.messages import ZstdGroups
 from sluice.launch.embedded_redis import find_server
-from sluice.report.batch_file import payloads_of
+from sluice.run_dir.batch_file import payloads_of
 from tests.chaos.plan import Victim
 from tests.chaos.trial import Trial
 from tests.chaos.victims import send

@@ -13,13 +13,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from services.coordinator.wire import ZstdGroups
+from services.coordinator.wire.messages import ZstdGroups
 from sluice.config.load import load_config
 from sluice.config.schema import Config
 from sluice.lineage import is_older
-from sluice.report.batch_file import batch_path, payloads_of
-from sluice.report.json_lines import read_json_lines
 from sluice.report.metrics import METRICS_FILE, surviving
+from sluice.run_dir.batch_file import batch_path, payloads_of
+from sluice.run_dir.json_lines import read_json_lines
 
 _APPLIED = re.compile(r"weights_applied .*service=rollout .*version=([a-z]+)(\d+)")
 _STARTED = re.compile(r"engine_ready ")

@@ -11,9 +11,9 @@ from tests.chaos.plan import Victim
 _MODULES = {
     "services.rollout": Victim.ROLLOUT,
     "services.reward": Victim.REWARD,
-    "services.reward.worker": Victim.GRADER,
+    "services.reward.sandbox.grader_process": Victim.GRADER,
     "services.coordinator": Victim.COORDINATOR,
-    "services.learner.machines.node": Victim.TORCHRUN,
+    "services.learner.distributed.node": Victim.TORCHRUN,
 }
 _RANKS = {"0": Victim.LEADER, "1": Victim.FOLLOWER}
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)

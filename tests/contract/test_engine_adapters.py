@@ -104,7 +104,7 @@ def test_merging_here_and_merging_at_the_learner_give_the_same_bits(
 ) -> None:
     import torch
 
-    from services.rollout.merging import AdapterMerger
+    from services.rollout.adapter_merging import AdapterMerger
     from tests.tiny_model import load
 
     base = {name: p.detach() for name, p in load(model_path).named_parameters()}

@@ -159,7 +159,7 @@ def test_an_end_token_at_max_tokens_is_a_stop(engine: Engine) -> None:
 def test_a_probe_finds_a_stale_tensor_that_the_digest_cannot(
     engine: Engine, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from services.coordinator.probe import PROBE_TOKENS, TOLERANCE_NATS, ProbeAnswer, difference_nats
+    from services.coordinator.weights.prober import PROBE_TOKENS, TOLERANCE_NATS, ProbeAnswer, difference_nats
     from services.rollout.adapters import transformers_engine
     from tests.tiny_model import load, perturbed, snapshot
 

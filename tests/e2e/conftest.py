@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 def base_model() -> Path:
     """The warm-up's model folder."""
     base = demo_base_dir()
-    subprocess.run([sys.executable, "-m", "services.learner.warmup", "--out", str(base)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "services.learner.sft_base.build", "--out", str(base)], check=True, cwd=ROOT)
     return base
 
 

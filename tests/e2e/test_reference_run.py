@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from services.coordinator.run_files import RunFiles
-from services.coordinator.wire import ZstdGroups
+from services.coordinator.storage.run_files import RunFiles
+from services.coordinator.wire.messages import ZstdGroups
 from sluice.config.load import load_config
 from sluice.config.schema import Config
 from sluice.rpc.arrays import unpack_floats, unpack_ids

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.learner.machines.ranks import Ranks, join_ranks
+from services.learner.distributed.ranks import Ranks, join_ranks
 from services.learner.policy.attention import Layout, packed_attention
 from tests.integration.learner_rank import run_job
 from tests.unit.learner.learner_cases import write_tiny_model

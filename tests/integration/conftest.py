@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.coordinator.store import Store
+from services.coordinator.storage.redis_store import Store
 from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
 from tests.integration.coordinator_cases import Cast, Coordinator, Serve, coordinator, small_config
 from tests.tiny_model import write_tiny_model

@@ -10,12 +10,12 @@ import grpc
 from google.protobuf.message import Message
 from transformers import AutoTokenizer
 
-from services.learner.front import SharedFront
-from services.learner.servicer import LearnerServicer
+from services.learner.control.publisher_state import SharedFront
+from services.learner.control.servicer import LearnerServicer
 from services.reward.app import make_reward_server
 from services.reward.routing import Router
-from services.reward.sandbox import GraderPool
-from services.reward.worker_process import Limits
+from services.reward.sandbox.grader_handle import Limits
+from services.reward.sandbox.pool import GraderPool
 from services.rollout.adapters.transformers_engine import TransformersEngine
 from services.rollout.engine_loop import EngineLoop
 from services.rollout.model_files import read_model

@@ -14,13 +14,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from services.learner import gathering
-from services.learner.machines.ending import end_process
-from services.learner.machines.ranks import Ranks, join_ranks
+from services.learner.distributed.ending import end_process
+from services.learner.distributed.ranks import Ranks, join_ranks
 from services.learner.policy.forward import Policy
 from services.learner.policy.lora import plain_name
 from services.learner.policy.model import load_policy
-from services.learner.publish import Publisher
+from services.learner.snapshot import gather as gathering
+from services.learner.snapshot.pack import Publisher
 from sluice.config.schema import Config
 from sluice.errors import SluiceError
 from sluice.weights.adapters import adapters_among, scale_of

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from services.learner.__main__ import main
 from services.learner.batches.batch import Batch
-from services.learner.machines.ending import end_process
+from services.learner.distributed.ending import end_process
 from services.learner.training.train_step import Trainer
 
 FOR_EVER_S = 1000

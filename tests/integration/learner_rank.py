@@ -18,13 +18,13 @@ from torch.distributed.tensor import DTensor
 
 from services.learner.batches.batch import Batch
 from services.learner.batches.batch_sharing import share_batch
-from services.learner.machines.ending import end_process
-from services.learner.machines.ranks import Command, Ranks, join_ranks
+from services.learner.checkpoint import training_state as checkpoint
+from services.learner.checkpoint.checkpoint_writer import CheckpointWriter
+from services.learner.distributed.ending import end_process
+from services.learner.distributed.ranks import Command, Ranks, join_ranks
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
-from services.learner.publish import Publisher
-from services.learner.saving import checkpoint
-from services.learner.saving.checkpoint_writer import CheckpointWriter
+from services.learner.snapshot.pack import Publisher
 from services.learner.training.train_step import Trainer
 from sluice.weights.manifest import PolicyVersion
 from tests.unit.learner.learner_cases import make_batch, make_config, poisoned

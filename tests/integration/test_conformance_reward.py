@@ -9,8 +9,8 @@ import pytest
 
 from services.reward.app import make_reward_server
 from services.reward.routing import Router
-from services.reward.sandbox import GraderPool
-from services.reward.worker_process import Limits
+from services.reward.sandbox.grader_handle import Limits
+from services.reward.sandbox.pool import GraderPool
 from sluice.config.schema import Config
 from sluice.errors import Unavailable
 from sluice.rpc.server import RpcServer

@@ -15,12 +15,12 @@ from blake3 import blake3
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from services.coordinator import ledger_files
+from services.coordinator.storage import ledger_files
 from sluice.config.load import parse_config
-from sluice.report.batch_file import batch_path
 from sluice.rpc.channel import open_channel
 from sluice.rpc.credentials import load_credentials
 from sluice.rpc.tokens import make_tokens
+from sluice.run_dir.batch_file import batch_path
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc
 from tests.integration.coordinator_cases import (
@@ -190,7 +190,7 @@ async def test_a_stopped_run_goes_on_when_it_is_opened_again_and_a_finished_one_
 async def test_a_batch_that_was_not_trained_when_the_run_was_stopped_is_trained_after_it_is_opened_again(
     serve: Serve, cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.lifecycle.STOP_GRACE_S", 0.1)
+    monkeypatch.setattr("services.coordinator.run.lifecycle.STOP_GRACE_S", 0.1)
     async with serve() as run:
         await cast.register(run)
         batch = await cast.learner.batch(run, 0)
@@ -226,7 +226,7 @@ async def beat(run: Coordinator, service: FakeRollout | FakeReward | FakeLearner
 async def test_services_are_told_of_the_end_and_the_coordinator_ends_when_they_have_left(
     serve: Serve, cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.farewell.FAREWELL_S", 0.1)
+    monkeypatch.setattr("services.coordinator.api.linger.FAREWELL_S", 0.1)
     async with serve() as run:
         await cast.register(run)
         assert not await beat(run, cast.rollout, draining=False)
@@ -244,7 +244,7 @@ async def test_services_are_told_of_the_end_and_the_coordinator_ends_when_they_h
 async def test_a_coordinator_that_a_launcher_started_stays_until_the_launcher_ends_it(
     serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.farewell.FAREWELL_S", 0.01)
+    monkeypatch.setattr("services.coordinator.api.linger.FAREWELL_S", 0.01)
     async with serve(stay=True) as run:
         await end_of_a_run(run, cast)
         for service in (cast.rollout, cast.reward, cast.learner):
@@ -256,8 +256,8 @@ async def test_a_coordinator_that_a_launcher_started_stays_until_the_launcher_en
 async def test_a_coordinator_waits_for_a_learner_that_exports_and_for_a_silent_rollout_only_a_while(
     serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.farewell.LINGER_S", 0.1)
-    monkeypatch.setattr("services.coordinator.farewell.FAREWELL_S", 0.1)
+    monkeypatch.setattr("services.coordinator.api.linger.LINGER_S", 0.1)
+    monkeypatch.setattr("services.coordinator.api.linger.FAREWELL_S", 0.1)
     async with serve() as run:
         await end_of_a_run(run, cast)
         await beat(run, cast.reward, draining=True)
@@ -278,7 +278,7 @@ async def end_of_a_run(run: Coordinator, cast: Cast) -> None:
 async def test_a_finished_coordinator_waits_for_a_service_that_still_loads_its_model(
     serve: Serve, cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.farewell.FAREWELL_S", 0.1)
+    monkeypatch.setattr("services.coordinator.api.linger.FAREWELL_S", 0.1)
     make_tokens(tmp_path / "tokens", private_network=False)
     async with (
         serve(credentials=tmp_path / "tokens", launch__ready_timeout_s=0.2) as run,
@@ -309,7 +309,7 @@ async def calling_as(run: Coordinator, folder: Path) -> AsyncIterator[Coordinato
 async def test_a_coordinator_that_finds_a_failed_run_has_not_failed_itself(
     serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.farewell.FAREWELL_S", 0.1)
+    monkeypatch.setattr("services.coordinator.api.linger.FAREWELL_S", 0.1)
     codes = []
     for changes in ({"launch__ready_timeout_s": 0.2}, {}):
         async with serve(**changes) as run:

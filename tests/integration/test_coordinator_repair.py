@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import redis.asyncio as aioredis
 
-from services.coordinator.model import group_id_of
-from services.coordinator.store import Store
+from services.coordinator.state.group import group_id_of
+from services.coordinator.storage.redis_store import Store
 from sluice.errors import Unavailable
 from sluice.launch.embedded_redis import EmbeddedRedis
 from sluice.v1 import coordinator_pb2 as pb

@@ -10,11 +10,10 @@ import grpc
 import pyarrow.parquet as pq
 import pytest
 
-from services.coordinator import rollback_files
-from services.coordinator.run_files import RunFiles
-from services.coordinator.store import Store
-from services.learner.saving import checkpoint_files
-from sluice.checkpoints import STATE, steps
+from services.coordinator.recovery import rollback_files
+from services.coordinator.storage.redis_store import Store
+from services.coordinator.storage.run_files import RunFiles
+from services.learner.checkpoint import checkpoint_files
 from sluice.errors import Unavailable
 from sluice.launch.embedded_redis import EmbeddedRedis
 from sluice.launch.processes import EXIT_AGAIN
@@ -23,6 +22,7 @@ from sluice.report.group_page import group_page
 from sluice.report.group_texts import Texts, texts_on_disk
 from sluice.report.ledger_page import account_of_files
 from sluice.report.metrics import read_metrics
+from sluice.run_dir.checkpoints import STATE, steps
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import rollout_pb2
 from tests.integration.coordinator_cases import Coordinator, small_config, version

@@ -8,10 +8,10 @@ import redis.asyncio as aioredis
 from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
-from services.coordinator.board import Board
-from services.coordinator.ledger import count
-from services.coordinator.ports import Forgot
-from services.coordinator.store import Store
+from services.coordinator.state.board import Board
+from services.coordinator.state.ledger import count
+from services.coordinator.state.ports import Forgot
+from services.coordinator.storage.redis_store import Store
 from sluice.errors import ConfigError, Fenced, LaunchError, Overloaded
 from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from services.coordinator.prompts.files import read_files
+from services.coordinator.prompts.data_files import read_files
 from tests.unit.prompts.test_preparing import parquet, published_rows
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]

@@ -11,7 +11,7 @@ import torch
 
 from services.learner.batches.batch import Batch, TrainGroup
 from services.learner.batches.batch_flat import read_batch
-from services.learner.machines.ranks import Ranks, join_ranks
+from services.learner.distributed.ranks import Ranks, join_ranks
 from services.learner.worker import Worker
 from sluice.errors import SluiceError
 from sluice.weights.manifest import PolicyVersion

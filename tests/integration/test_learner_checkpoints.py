@@ -12,14 +12,14 @@ from structlog.testing import capture_logs
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from services.learner.batches.batch import Batch
-from services.learner.machines.ranks import Ranks, join_ranks
+from services.learner.checkpoint import checkpoint_files as files
+from services.learner.checkpoint import checkpoint_writer as writing
+from services.learner.checkpoint import training_state as checkpoint
+from services.learner.checkpoint.checkpoint_writer import CheckpointWriter
+from services.learner.checkpoint.training_state import CheckpointState
+from services.learner.distributed.ranks import Ranks, join_ranks
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
-from services.learner.saving import checkpoint
-from services.learner.saving import checkpoint_files as files
-from services.learner.saving import checkpoint_writer as writing
-from services.learner.saving.checkpoint import CheckpointState
-from services.learner.saving.checkpoint_writer import CheckpointWriter
 from services.learner.training.train_step import Trainer
 from tests.integration.learner_rank import on_ranks, run_job
 from tests.unit.learner.learner_cases import make_batch, make_config, write_tiny_model

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from services.learner.saving import checkpoint, checkpoint_files
+from services.learner.checkpoint import checkpoint_files
+from services.learner.checkpoint import training_state as checkpoint
 from tests.integration.fake_coordinator import FakeCoordinator
 from tests.unit.learner.learner_cases import make_config, write_tiny_model
 

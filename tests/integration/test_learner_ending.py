@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, sys
 import torch, torch.distributed as dist
-from services.learner.machines.ending import end_process
-from services.learner.machines.ranks import join_ranks
+from services.learner.distributed.ending import end_process
+from services.learner.distributed.ranks import join_ranks
 
 def main() -> int:
     join_ranks()

@@ -145,7 +145,7 @@ async def test_a_frozen_rank_is_killed_with_its_torchrun_and_the_learner_registe
     await fake.allow(ready=0)
     flags = ("--", "--coordinator", address, "--port", "0", "--metrics-port", "0")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    argv = [sys.executable, "-m", "services.learner.machines.node", *flags]
+    argv = [sys.executable, "-m", "services.learner.distributed.node", *flags]
     launch, said = LaunchConfig(frozen_timeout_s=2.0, grace_s=5.0), list[str]()
     keeper = Keeper(launch=launch, log_dir=tmp_path, say=said.append, is_over=_no)
     watch = FrozenWatch(launch=launch, keeper=keeper, clock=SystemClock())

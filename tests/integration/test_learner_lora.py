@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.learner.machines.ranks import Ranks, join_ranks
+from services.learner.checkpoint.export import export_version
+from services.learner.distributed.ranks import Ranks, join_ranks
 from services.learner.policy.lora import export_adapter, whole_model
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
-from services.learner.publish import Publisher
-from services.learner.saving.export import export_version
+from services.learner.snapshot.pack import Publisher
 from services.learner.training.train_step import Trainer
 from sluice.config.schema import Config
 from sluice.errors import ConfigError, SluiceError

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from services.learner.machines.interface import interface_towards
+from services.learner.distributed.interface import interface_towards
 from sluice.errors import ConfigError
 from sluice.testing import assert_eventually
 from tests.integration.fake_coordinator import FakeCoordinator, serving_a_tiny_run
@@ -74,7 +74,7 @@ def _first(endpoint: str, coordinator: str, *, timeout_s: float = 60.0) -> list[
 
 
 def _node(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "services.learner.machines.node", *arguments]
+    return [sys.executable, "-m", "services.learner.distributed.node", *arguments]
 
 
 def _flags(coordinator: str) -> list[str]:
@@ -214,7 +214,7 @@ async def test_a_cut_cable_ends_the_wait_of_both_machines_at_the_limit_of_a_coll
     second: SecondMachine, endpoint: str
 ) -> None:
     program = (
-        "import datetime, services.learner.machines.ranks as ranks\n"
+        "import datetime, services.learner.distributed.ranks as ranks\n"
         "ranks.COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=3)\n"
         "with ranks.naming_lost_ranks():\n"
         "    joined = ranks.join_ranks()\n"
@@ -264,7 +264,7 @@ async def test_machines_that_nobody_joins_say_who_waited_for_whom_and_for_how_lo
 def test_the_interface_is_the_one_that_leads_to_the_meeting_point(second: SecondMachine, endpoint: str) -> None:
     assert interface_towards(endpoint) == second.near_end
     program = (
-        f"from services.learner.machines.interface import interface_towards; print(interface_towards('{endpoint}'))"
+        f"from services.learner.distributed.interface import interface_towards; print(interface_towards('{endpoint}'))"
     )
     there = second.command(sys.executable, "-c", program)
     assert subprocess.check_output(there, cwd=ROOT, text=True).strip() == second.far_end

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.learner.machines.ranks import Ranks, join_ranks
+from services.learner.distributed.ranks import Ranks, join_ranks
 from tests.integration.learner_rank import on_ranks, run_job
 from tests.reference_dapo import (
     ReferenceVariant,

@@ -12,9 +12,9 @@ import pytest
 import zstandard
 from blake3 import blake3
 
-from services.coordinator.run_files import RunFiles
+from services.coordinator.storage.run_files import RunFiles
 from sluice.config.load import dump_config
-from sluice.report.batch_file import batch_path
+from sluice.run_dir.batch_file import batch_path
 from tests.integration.fake_coordinator import FakeCoordinator, groups_to_wire, serving_a_tiny_run
 from tests.unit.learner.learner_cases import make_batch
 

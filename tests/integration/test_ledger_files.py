@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from services.coordinator.ledger_files import LedgerFiles
-from services.coordinator.run_files import RunFiles
-from services.coordinator.store import Store
+from services.coordinator.storage.ledger_files import LedgerFiles
+from services.coordinator.storage.redis_store import Store
+from services.coordinator.storage.run_files import RunFiles
 
 pytestmark = pytest.mark.integration
 

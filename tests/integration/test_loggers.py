@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from services.coordinator.loggers import loggers as loggers_module
-from services.coordinator.loggers.loggers import open_loggers
+from services.coordinator.loggers import all_loggers as loggers_module
+from services.coordinator.loggers.all_loggers import open_loggers
 from sluice.config.schema import Config
 from sluice.launch.embedded_redis import EmbeddedRedis
 from sluice.v1 import coordinator_pb2 as pb

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from services.reward.loading import Asked
 from services.reward.ports import Completion, Job, Question
-from services.reward.sandbox import GraderPool
+from services.reward.sandbox.grader_handle import Limits
+from services.reward.sandbox.loading import Asked
+from services.reward.sandbox.pool import GraderPool
 from services.reward.verifiers import code
-from services.reward.worker_process import Limits
 from tests.unit.reward.corpus.cases import read_cases
 
 pytestmark = pytest.mark.integration

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.reward.ports import Completion, Job, Outcome, Question
-from services.reward.sandbox import GraderPool
-from services.reward.worker_process import Limits
+from services.reward.sandbox.grader_handle import Limits
+from services.reward.sandbox.pool import GraderPool
 from tests.unit.reward.hostile import HOSTILE
 
 pytestmark = pytest.mark.integration

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from services.coordinator.model import Group, Reward
-from services.coordinator.rows import accepted_group, ledger_row, queued_row
-from services.coordinator.run_files import RunFiles
-from services.coordinator.wire import ZstdGroups
+from services.coordinator.state.group import Group, Reward
+from services.coordinator.state.ledger_row import accepted_group, ledger_row, queued_row
+from services.coordinator.storage.run_files import RunFiles
+from services.coordinator.wire.messages import ZstdGroups
 from sluice.config.load import dump_config
-from sluice.report.batch_file import batch_path
+from sluice.run_dir.batch_file import batch_path
 from tests.unit.coordinator.fakes import FakePrompt, make_config, make_reward, make_sample
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]

@@ -20,11 +20,11 @@ import uvloop
 from structlog.testing import capture_logs
 
 from services.reward.ports import Completion, Job, Question
-from services.reward.protections import say_protections
-from services.reward.sandbox import GraderPool
-from services.reward.worker_process import Limits
+from services.reward.sandbox.grader_handle import Limits
+from services.reward.sandbox.pool import GraderPool
+from services.reward.sandbox.protections import say_protections
 from sluice.errors import Overloaded
-from sluice.testing.clock import ManualClock
+from sluice.testing.manual_clock import ManualClock
 from sluice.testing.waiting import assert_eventually
 
 pytestmark = pytest.mark.integration
@@ -71,7 +71,7 @@ def job(*texts, verifier="reward_nasty_verifier", deadline_s=None, ground_truth=
 def permitted():
     """What the machine permits: `network`, `processes`, `survivors`."""
     said = subprocess.run(
-        [sys.executable, "-m", "services.reward.isolation"], check=True, capture_output=True, timeout=60
+        [sys.executable, "-m", "services.reward.sandbox.isolation"], check=True, capture_output=True, timeout=60
     )
     return json.loads(said.stdout)
 
@@ -89,7 +89,9 @@ def without_namespaces(tmp_path):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("no_namespaces.py")} "$@"\n')
     python.chmod(0o755)
-    said = subprocess.run([python, "-m", "services.reward.isolation"], check=True, capture_output=True, timeout=60)
+    said = subprocess.run(
+        [python, "-m", "services.reward.sandbox.isolation"], check=True, capture_output=True, timeout=60
+    )
     assert not json.loads(said.stdout)["survivors"]
     return str(python)
 
@@ -313,7 +315,7 @@ async def test_a_process_is_replaced_after_its_share_of_samples():
 
 
 async def test_a_full_queue_is_back_pressure(monkeypatch):
-    monkeypatch.setattr("services.reward.sandbox.MAX_WAITING_JOBS", 2)
+    monkeypatch.setattr("services.reward.sandbox.pool.MAX_WAITING_JOBS", 2)
     async with pool(workers=1, timeout_s=0.5) as graders, asyncio.TaskGroup() as group:
         tasks = [group.create_task(graders.grade(job("spin")))]
         await asyncio.sleep(0.1)
@@ -327,8 +329,8 @@ async def test_a_full_queue_is_back_pressure(monkeypatch):
 SERVICE = """
 import asyncio
 from services.reward.ports import Completion, Job, Question
-from services.reward.sandbox import GraderPool
-from services.reward.worker_process import Limits
+from services.reward.sandbox.pool import GraderPool
+from services.reward.sandbox.grader_handle import Limits
 
 async def main():
     limits = Limits(timeout_s=600, memory_bytes=1 << 30, recycle_after=100, file_bytes=1, max_processes=48)

@@ -16,8 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.reward.app import SERVICE_NAME, make_reward_server
 from services.reward.routing import Router
-from services.reward.sandbox import GraderPool
-from services.reward.worker_process import Limits
+from services.reward.sandbox.grader_handle import Limits
+from services.reward.sandbox.pool import GraderPool
 from sluice import PROTOCOL_VERSION
 from sluice.config.schema import Config
 from sluice.rpc.channel import open_channel

@@ -13,11 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from structlog.testing import capture_logs
 
-from services.coordinator.clients import Clients
-from services.coordinator.fleet import Fleet, Member, Role
-from services.coordinator.grading import Grading
-from services.coordinator.model import Group, GroupFailed
-from services.coordinator.scoring import Scoring
+from services.coordinator.groups.grading import Grading
+from services.coordinator.groups.scoring import Scoring
+from services.coordinator.state.fleet import Fleet, Member, Role
+from services.coordinator.state.group import Group, GroupFailed
+from services.coordinator.wire.clients import Clients
 from services.reward.app import make_reward_server, open_graders
 from services.reward.routing import Router
 from sluice.clock import SystemClock
@@ -267,7 +267,7 @@ async def test_a_completion_too_long_to_be_graded_is_not_tried_again(tmp_path):
 
 async def test_a_queue_that_is_full_is_waited_out(tmp_path, monkeypatch):
     """A service that others use too: its capacity says nothing of its queue."""
-    monkeypatch.setattr("services.reward.sandbox.MAX_WAITING_JOBS", 1)
+    monkeypatch.setattr("services.reward.sandbox.pool.MAX_WAITING_JOBS", 1)
     (tmp_path / "slow.py").write_text("import time\ndef score(solution_str):\n    time.sleep(0.05)\n    return 1.0\n")
     fleet, clients = Fleet(), Clients()
     grading = Grading(config=make_config(), fleet=fleet, rewards=clients, clock=SystemClock())

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from services.rollout.adapter_merging import AdapterMerger
 from services.rollout.adapters.transformers_engine import TransformersEngine
 from services.rollout.engine_loop import EngineLoop
-from services.rollout.merging import AdapterMerger
 from services.rollout.model_files import ModelFacts, read_model
 from services.rollout.weight_intake import WeightIntake
 from sluice.config.schema import Config

@@ -12,8 +12,8 @@ import grpc
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from sluice.limits import MAX_REQUEST_BYTES
 from sluice.rpc.access import SERVED_BY
-from sluice.rpc.limits import MAX_REQUEST_BYTES
 from sluice.v1 import coordinator_pb2, learner_pb2, reward_pb2, rollout_pb2
 from tests.integration.fuzz_messages import requests
 from tests.integration.fuzz_services import ENDING, MAY_WAIT, Services

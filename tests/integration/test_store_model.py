@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 import redis.asyncio as aioredis
 
-from services.coordinator.ports import Forgot
-from services.coordinator.store import Store
+from services.coordinator.state.ports import Forgot
+from services.coordinator.storage.redis_store import Store
 from sluice.errors import Fenced
 from sluice.launch.embedded_redis import EmbeddedRedis
 from tests.unit.coordinator import run_model, store_model

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from services.learner import warmup
-from services.learner.warmup_training import greedy_accuracy, make_tokenizer, train_base
+from services.learner.sft_base import build as warmup
+from services.learner.sft_base.training import greedy_accuracy, make_tokenizer, train_base
 from sluice.tasks import mixadd3
 
 pytestmark = pytest.mark.integration
@@ -107,6 +107,6 @@ def test_accuracy_counts_right_and_finished_completions_alone(monkeypatch):
             for prompt, ending in zip(same_length, endings, strict=True)
         ]
 
-    monkeypatch.setattr("services.learner.warmup_training._complete", complete)
+    monkeypatch.setattr("services.learner.sft_base.training._complete", complete)
     random.shuffle(prompts)
     assert greedy_accuracy(None, prompts) == 0.5

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sluice.cli.view import make_view
 from sluice.errors import Unavailable
 from sluice.launch.embedded_redis import EmbeddedRedis
 from sluice.launch.following import follow
+from sluice.launch.view import make_view
 from sluice.rpc import probe
 from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.coordinator_cases import FakeLearner, FakeReward, FakeRollout, coordinator, small_config

@@ -12,7 +12,7 @@ import type { ProtoGrpcType as Reward } from "./generated/reward.js";
 /** Sluice's protos/ folder: $SLUICE_PROTOS, else the one of the repository that this example is in. */
 const FOLDER = process.env["SLUICE_PROTOS"] ?? fileURLToPath(new URL("../../../../protos", import.meta.url));
 
-/** Sluice's own limits, on both ends (sluice/rpc/limits.py): grpc-js alone would refuse what is over 4 MiB. */
+/** Sluice's own limits, on both ends (sluice/limits.py): grpc-js alone would refuse what is over 4 MiB. */
 const MAX_MESSAGE_BYTES = 256 << 20;
 
 export const CHANNEL_OPTIONS: grpc.ChannelOptions = {

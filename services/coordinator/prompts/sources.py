@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from services.coordinator.prompts.files import read_files
+from services.coordinator.prompts.data_files import read_files
 from services.coordinator.prompts.procedural import MIXADD3, REASONING_GYM, Mixadd3Source, ReasoningGymSource
 from services.coordinator.prompts.rows import PromptSource
 from sluice.errors import DataError

@@ -2,7 +2,7 @@
 
 from services.learner.batches.batch import Batch
 from services.learner.batches.batch_flat import DTYPES, FlatBatch, flatten, rebuild
-from services.learner.machines.ranks import Ranks
+from services.learner.distributed.ranks import Ranks
 
 
 def share_batch(ranks: Ranks, batch: Batch | None) -> Batch:

@@ -1,7 +1,7 @@
 """LoRA (arXiv:2106.09685): low-rank adapters on frozen linear layers, and what a run with them leaves on disk.
 
 The adapters are PEFT's, injected into the model, whose module tree stays as it is. B starts at zero, so version 0 is the
-base model. Pushing and merging them: publish.py and sluice.weights.
+base model. Pushing and merging them: snapshot/pack.py and sluice.weights.
 """
 
 import os

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from services.learner.machines.ranks import Ranks
+from services.learner.distributed.ranks import Ranks
 from services.learner.policy import attention, lora
 from services.learner.policy.forward import Policy
 from services.learner.policy.head import Head

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from services.learner.machines.ranks import Ranks
+from services.learner.distributed.ranks import Ranks
 from services.learner.training.objective import Seen
 
 _SUMS = ("tokens", "loss", "entropy", "high", "low", "dual", "ratio", "truncated", "masked")

@@ -22,7 +22,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from services.learner.batches.batch import Batch, TrainSequence, advantages
 from services.learner.batches.plan import MiniBatch, plan_step
-from services.learner.machines.ranks import Ranks
+from services.learner.distributed.ranks import Ranks
 from services.learner.policy.forward import Policy
 from services.learner.policy.optimizer import learning_rate
 from services.learner.policy.packing import Packed, pack

@@ -9,7 +9,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sluice.errors import Unavailable
-from sluice.rpc.limits import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES
+from sluice.limits import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES
 from sluice.testing.conformance.suite import Violation, require
 
 CALL_TIMEOUT_S = 20.0

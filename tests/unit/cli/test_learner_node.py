@@ -40,7 +40,7 @@ def test_the_printed_line_leads_to_the_meeting_that_the_first_machine_waits_at(m
     program, *words = shlex.split(learner_node_line(CONFIG, node_rank=2, run_id="a run"))
     assert (program, main(words)) == ("sluice", 0)
     first = service_command(CONFIG, "learner", index=0, coordinator="c:1", run_id="a run").argv
-    ours = first[first.index("services.learner.machines.node") + 1 : first.index("--")]
+    ours = first[first.index("services.learner.distributed.node") + 1 : first.index("--")]
     assert _flags(stayed[0]) == _flags(ours) | {"--node-rank": "2"}
     assert _flags(ours) == {
         "--rdzv-endpoint": "10.0.0.1:29400",

@@ -4,7 +4,7 @@ import math
 import pytest
 from rich.console import Console
 
-from sluice.cli.view import LiveView, PlainView, make_view, render, step_line
+from sluice.launch.view import LiveView, PlainView, make_view, render, step_line
 from sluice.v1 import common_pb2
 from sluice.v1 import coordinator_pb2 as pb
 

@@ -5,7 +5,7 @@ from typing import Any
 import grpc
 
 from sluice.client.watching import Place
-from sluice.rpc.events import PROCESS_KEY, SEQUENCE_KEY
+from sluice.rpc.event_stream import PROCESS_KEY, SEQUENCE_KEY
 from sluice.v1 import coordinator_pb2 as pb
 from tests.unit.rpc.test_errors import Failed
 

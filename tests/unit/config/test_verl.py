@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from services.reward.loading import Asked
 from services.reward.ports import Completion, Question
 from services.reward.routing import Router
+from services.reward.sandbox.loading import Asked
 from sluice.config.graders import check_graders
 from sluice.config.load import load_config
 from sluice.config.problems import schema_keys

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from services.coordinator.board import Board
-from services.coordinator.conductor import Conductor
-from services.coordinator.fleet import Fleet, Member, Role, State
-from services.coordinator.model import Group, GroupFailed, PromptLike, QueuedGroup, Reward, Sample, Span, Version
-from services.coordinator.ports import Sampling
+from services.coordinator.groups.conductor import Conductor
+from services.coordinator.state.board import Board
+from services.coordinator.state.fleet import Fleet, Member, Role, State
+from services.coordinator.state.group import Group, GroupFailed, PromptLike, QueuedGroup, Reward, Sample, Span, Version
+from services.coordinator.state.ports import Sampling
 from sluice.config.schema import Config
 from sluice.errors import Fenced
 from sluice.testing import ManualClock

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from services.coordinator.board import Board
-from services.coordinator.model import Group, QueuedGroup
+from services.coordinator.state.board import Board
+from services.coordinator.state.group import Group, QueuedGroup
 from tests.unit.coordinator.store_model import (
     FENCED,
     FILTERED,

@@ -1,4 +1,5 @@
-"""The transitions of services/coordinator/store.py as pure functions of an immutable value: what the model of a run steps on.
+"""The transitions of the coordinator's redis_store.py as pure functions of an immutable value: what the model of a run
+steps on.
 
 tests/integration/test_store_model.py takes the same calls to the real scripts in a real Redis and compares every answer.
 A group is its admission number; it has `tokens_of` completion tokens and cost `lost_of` more.

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.coordinator.assignment import Assigner
-from services.coordinator.board import Board
-from services.coordinator.conductor import Conductor
-from services.coordinator.events import Events
-from services.coordinator.fleet import Member, Role, State
-from services.coordinator.ledger import count
-from services.coordinator.model import PromptLike, Reward, Sample, Version
-from services.coordinator.ports import Sampling
-from services.coordinator.run_files import BatchFile
+from services.coordinator.groups.assignment import Assigner
+from services.coordinator.groups.conductor import Conductor
+from services.coordinator.state.board import Board
+from services.coordinator.state.events import Events
+from services.coordinator.state.fleet import Member, Role, State
+from services.coordinator.state.group import PromptLike, Reward, Sample, Version
+from services.coordinator.state.ledger import count
+from services.coordinator.state.ports import Sampling
+from services.coordinator.storage.run_files import BatchFile
 from sluice.errors import Overloaded, Unavailable
 from tests.unit.coordinator.fakes import Stage, make_config, make_reward, make_sample
 

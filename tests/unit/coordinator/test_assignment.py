@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from services.coordinator.assignment import Assigner
-from services.coordinator.events import Events
-from services.coordinator.fleet import Role
-from services.coordinator.ledger import count
-from services.coordinator.run_files import BatchFile, RunFiles
+from services.coordinator.groups.assignment import Assigner
+from services.coordinator.state.events import Events
+from services.coordinator.state.fleet import Role
+from services.coordinator.state.ledger import count
+from services.coordinator.storage.run_files import BatchFile, RunFiles
 from sluice.errors import DataError, Fenced
 from sluice.testing import assert_eventually
 from tests.unit.coordinator.fakes import Stage, make_config

@@ -1,7 +1,7 @@
 """Which groups make up the next batch, and for whom it waits."""
 
-from services.coordinator.board import Board
-from services.coordinator.model import Group
+from services.coordinator.state.board import Board
+from services.coordinator.state.group import Group
 from tests.unit.coordinator.fakes import FakePrompt, make_accepted, make_sample
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from services.coordinator.fleet import Member, Role, State
-from services.coordinator.ledger import count
-from services.coordinator.model import Group, Reward, Version
+from services.coordinator.state.fleet import Member, Role, State
+from services.coordinator.state.group import Group, Reward, Version
+from services.coordinator.state.ledger import count
 from sluice.errors import InvalidRequest, Overloaded, Unavailable
 from sluice.testing import assert_eventually
 from tests.unit.coordinator.fakes import FakeCodec, FakeRewards, FakeRollouts, Stage, make_config, make_reward

@@ -3,7 +3,7 @@
 import asyncio
 from itertools import pairwise
 
-from services.coordinator.events import Events
+from services.coordinator.state.events import Events
 
 
 async def collect(events: Events, *, after: int) -> list[str]:

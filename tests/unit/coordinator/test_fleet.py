@@ -6,9 +6,9 @@ from typing import cast
 
 import pytest
 
-from services.coordinator.core import Core
-from services.coordinator.events import Events
-from services.coordinator.fleet import EXPECTED_S, FORGET_LOST_S, Fleet, Member, Role, State
+from services.coordinator.api.run_parts import Core
+from services.coordinator.state.events import Events
+from services.coordinator.state.fleet import EXPECTED_S, FORGET_LOST_S, Fleet, Member, Role, State
 from sluice.errors import Expired, Fenced, Unavailable
 from sluice.testing import ManualClock
 from tests.unit.coordinator.fakes import make_config

@@ -1,7 +1,7 @@
 """What the coordinator's endpoint says of the fleet, and where it sends Prometheus."""
 
-from services.coordinator.fleet import Fleet, Member, Role
-from services.coordinator.gauges import fleet_gauges, targets
+from services.coordinator.api.gauges import fleet_gauges, targets
+from services.coordinator.state.fleet import Fleet, Member, Role
 
 
 def fleet_of(*names: str) -> Fleet:

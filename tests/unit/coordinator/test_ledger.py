@@ -1,8 +1,8 @@
 """The conservation law at any moment."""
 
-from services.coordinator.board import Board
-from services.coordinator.ledger import count
-from services.coordinator.model import Group, Phase
+from services.coordinator.state.board import Board
+from services.coordinator.state.group import Group, Phase
+from services.coordinator.state.ledger import count
 from tests.unit.coordinator.fakes import FakePrompt
 
 

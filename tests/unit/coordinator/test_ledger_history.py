@@ -10,13 +10,13 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.coordinator.assignment import Assigner
-from services.coordinator.events import Events
-from services.coordinator.fleet import Member, Role
-from services.coordinator.ledger import LIVE, LedgerCounts, count, ledger_metrics
-from services.coordinator.model import Reward, Sample, Version
-from services.coordinator.rows import queued_row
-from services.coordinator.run_files import BatchFile, RunFiles
+from services.coordinator.groups.assignment import Assigner
+from services.coordinator.state.events import Events
+from services.coordinator.state.fleet import Member, Role
+from services.coordinator.state.group import Reward, Sample, Version
+from services.coordinator.state.ledger import LIVE, LedgerCounts, count, ledger_metrics
+from services.coordinator.state.ledger_row import queued_row
+from services.coordinator.storage.run_files import BatchFile, RunFiles
 from sluice.errors import Overloaded
 from tests.unit.coordinator.fakes import FakeRewards, FakeRollouts, Stage, make_config, make_reward, make_sample
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.coordinator.fleet import Fleet, Member, Role, State
-from services.coordinator.model import Sample, Span, Version
-from services.coordinator.probe import ProbeAnswer, Prober, difference_nats
+from services.coordinator.state.fleet import Fleet, Member, Role, State
+from services.coordinator.state.group import Sample, Span, Version
+from services.coordinator.weights.prober import ProbeAnswer, Prober, difference_nats
 from sluice.errors import NotReady, SluiceError, TransferError
 from tests.unit.coordinator.fakes import FakePrompts, make_config
 

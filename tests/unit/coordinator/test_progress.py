@@ -2,9 +2,9 @@
 
 import pytest
 
-from services.coordinator.evaluation import EvaluationResult
-from services.coordinator.model import Version
-from services.coordinator.progress import Progress, RunState
+from services.coordinator.run.evaluation import EvaluationResult
+from services.coordinator.state.group import Version
+from services.coordinator.state.progress import Progress, RunState
 
 
 def progress(state: RunState, **changes: object) -> Progress:

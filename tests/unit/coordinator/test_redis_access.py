@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from services.coordinator.redis_access import RedisAccess, redis_access
+from services.coordinator.storage.redis_access import RedisAccess, redis_access
 from sluice.config.schema import NetworkConfig
 from sluice.errors import ConfigError
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from services.coordinator.model import Group, Reward
-from services.coordinator.reward_check import GARBAGE, check_reward
-from services.coordinator.window import StepWindow
-from services.coordinator.wire import group_from, group_to, reward_from
+from services.coordinator.groups.step_metrics import StepWindow
+from services.coordinator.run.reward_check import GARBAGE, check_reward
+from services.coordinator.state.group import Group, Reward
+from services.coordinator.wire.messages import group_from, group_to, reward_from
 from sluice.errors import ConfigError
 from sluice.v1 import common_pb2
 from tests.unit.coordinator.fakes import FakePrompt, Stage, make_config, make_sample

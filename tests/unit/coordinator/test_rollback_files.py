@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from services.coordinator import rollback_files
-from services.coordinator.run_files import RunFiles
-from sluice.report.batch_file import batch_path
+from services.coordinator.recovery import rollback_files
+from services.coordinator.storage.run_files import RunFiles
+from sluice.run_dir.batch_file import batch_path
 
 
 async def test_batches_are_set_aside_from_the_step_on_with_what_was_staged_of_them(tmp_path: Path) -> None:

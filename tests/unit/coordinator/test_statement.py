@@ -2,8 +2,8 @@
 
 import pytest
 
-from services.coordinator.model import Version, admission_of, group_id_of
-from services.coordinator.statement import MAX_STEPS, Statement, TrainedStep
+from services.coordinator.state.group import Version, admission_of, group_id_of
+from services.coordinator.state.learner_history import MAX_STEPS, Statement, TrainedStep
 from sluice.errors import Fenced, InvalidRequest
 from sluice.lineage import Rollback
 

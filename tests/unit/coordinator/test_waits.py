@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import structlog
 
-from services.coordinator.events import Events
-from services.coordinator.fleet import Role, State
-from services.coordinator.model import Version
-from services.coordinator.progress import Progress, RunState
-from services.coordinator.stall import StallWatch
-from services.coordinator.starvation import StarvationWatch
-from services.coordinator.waits import KEPT_S, Scene, Since, find_waits
+from services.coordinator.run.stall import StallWatch
+from services.coordinator.run.starvation import StarvationWatch
+from services.coordinator.run.waits import KEPT_S, Scene, Since, find_waits
+from services.coordinator.state.events import Events
+from services.coordinator.state.fleet import Role, State
+from services.coordinator.state.group import Version
+from services.coordinator.state.progress import Progress, RunState
 from sluice.dapo.dynamic_sampling import Verdict
 from tests.unit.coordinator.fakes import FakeRewards, FakeRollouts, Stage, make_accepted, make_config
 

@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import pytest
 
-from services.coordinator.clients import Clients
-from services.coordinator.events import Events
-from services.coordinator.fleet import Fleet, Member, Role, State
-from services.coordinator.model import Version
-from services.coordinator.probe import Prober
-from services.coordinator.weight_push import WeightPush
+from services.coordinator.state.events import Events
+from services.coordinator.state.fleet import Fleet, Member, Role, State
+from services.coordinator.state.group import Version
+from services.coordinator.weights.prober import Prober
+from services.coordinator.weights.push import WeightPush
+from services.coordinator.wire.clients import Clients
 from sluice.errors import TransferError
 from sluice.testing import ManualClock, assert_eventually
 from sluice.v1 import common_pb2, learner_pb2, rollout_pb2

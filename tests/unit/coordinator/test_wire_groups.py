@@ -2,9 +2,9 @@
 
 import pytest
 
-from services.coordinator import wire
-from services.coordinator.model import Group, GroupFailed
-from services.coordinator.wire import ZstdGroups
+from services.coordinator.state.group import Group, GroupFailed
+from services.coordinator.wire import messages as wire
+from services.coordinator.wire.messages import ZstdGroups
 from tests.unit.coordinator.fakes import FakePrompt, make_reward, make_sample
 
 

@@ -17,7 +17,7 @@ FILES = ("docker-compose.yml", "docker-compose.gpu.yml", "deploy/docker-compose.
 TEXTS = [(ROOT / name).read_text() for name in FILES]
 ENV_EXAMPLE = (ROOT / ".env.example").read_text()
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
-MODULES = ("coordinator", "reward", "rollout", "learner", "learner.machines.node")
+MODULES = ("coordinator", "reward", "rollout", "learner", "learner.distributed.node")
 
 
 class _Loader(yaml.SafeLoader):

@@ -3,8 +3,8 @@
 import re
 
 from scripts import access_table
+from sluice.limits import MAX_CALLS_AT_ONCE, MAX_REQUEST_BYTES, MAX_STREAMS_A_CONNECTION
 from sluice.rpc.gate import REASONS, RECEIVE_S, SEND_S
-from sluice.rpc.limits import MAX_CALLS_AT_ONCE, MAX_REQUEST_BYTES, MAX_STREAMS_A_CONNECTION
 
 
 def text() -> str:

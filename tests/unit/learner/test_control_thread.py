@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.learner.control_thread import ControlThread
+from services.learner.control.thread import ControlThread
 from sluice.errors import Fenced
 
 pytestmark = pytest.mark.timeout(20)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from services.learner.saving import checkpoint
-from services.learner.saving import checkpoint_files as files
-from sluice.checkpoints import STATE
+from services.learner.checkpoint import checkpoint_files as files
+from services.learner.checkpoint import training_state as checkpoint
 from sluice.errors import ConfigError
 from sluice.lineage import Rollback
+from sluice.run_dir.checkpoints import STATE
 
 
 def _write(directory: Path, step: int) -> Path:

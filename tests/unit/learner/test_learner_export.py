@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.learner.saving.export import export_model, export_version
+from services.learner.checkpoint.export import export_model, export_version
 from sluice.errors import SluiceError
 from sluice.weights.manifest import PolicyVersion, plan
 from sluice.weights.snapshot import Packer, Snapshot

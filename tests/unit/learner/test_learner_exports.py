@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from services.learner.saving import exports
-from services.learner.saving.exports import BackgroundExports
+from services.learner.checkpoint import exports
+from services.learner.checkpoint.exports import BackgroundExports
 from sluice.errors import SluiceError
 from sluice.weights.manifest import PolicyVersion, plan
 from sluice.weights.snapshot import Packer, Snapshot

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from services.learner.front import SavedCheckpoint, SharedFront
+from services.learner.control.publisher_state import SavedCheckpoint, SharedFront
 from sluice.errors import NotReady, SluiceError
 from sluice.weights.manifest import PolicyVersion
 

@@ -11,11 +11,11 @@ import pytest
 
 from services.learner import loop
 from services.learner.batches.batch import Batch
+from services.learner.checkpoint.training_state import CheckpointState
+from services.learner.control.record import TrainingRecord
+from services.learner.distributed.ranks import Command
 from services.learner.loop import Leader, follow
-from services.learner.machines.ranks import Command
 from services.learner.ports import NoBatch
-from services.learner.record import TrainingRecord
-from services.learner.saving.checkpoint import CheckpointState
 from services.learner.worker import Worker
 from sluice.errors import Expired
 from sluice.lineage import LineageBook

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from services.learner.replaying.comparison import Replayed, compare
-from services.learner.replaying.recorded import RecordedStep, batch_body, recorded_steps
-from services.learner.replaying.starting_point import starting_point
-from services.learner.saving import checkpoint_files as files
+from services.learner.checkpoint import checkpoint_files as files
+from services.learner.replay.recorded_steps import RecordedStep, batch_body, recorded_steps
+from services.learner.replay.starting_point import starting_point
+from services.learner.replay.step_comparison import Replayed, compare
 from sluice.errors import ConfigError, NotFound, SluiceError
-from sluice.report.batch_file import batch_path
+from sluice.run_dir.batch_file import batch_path
 
 LINE: dict[str, Any] = {"kind": "step", "lineage": "a", "weights_digest": "w", "batch_digest": "b", "loss/policy": 0.5}
 

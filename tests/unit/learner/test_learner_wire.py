@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from services.learner.wire import batch_from_wire
+from services.learner.control.wire import batch_from_wire
 from sluice.errors import InvalidRequest
 from sluice.rpc.arrays import pack_floats
 from sluice.v1 import common_pb2, coordinator_pb2

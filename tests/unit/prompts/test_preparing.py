@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.coordinator.preparing.__main__ import main
-from services.coordinator.preparing.distinct import Counts, write_distinct
-from services.coordinator.preparing.published import PUBLISHED
-from services.coordinator.prompts.files import read_files
+from services.coordinator.data_prep.__main__ import main
+from services.coordinator.data_prep.distinct import Counts, write_distinct
+from services.coordinator.data_prep.published import PUBLISHED
+from services.coordinator.prompts.data_files import read_files
 from sluice.config.load import parse_config
 from sluice.errors import DataError
 from tests.unit.prompts.prompt_cases import raw_row
@@ -47,7 +47,7 @@ def test_every_prompt_is_written_once_with_all_that_a_run_reads(tmp_path: Path) 
 
 
 def test_copies_are_found_across_batches_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.coordinator.prompts.files._BATCH_ROWS", 2)
+    monkeypatch.setattr("services.coordinator.prompts.data_files._BATCH_ROWS", 2)
     source = parquet(tmp_path / "source.parquet", published_rows(copies=4, prompts=5))
     assert write_distinct(source, tmp_path / "target.parquet") == Counts(rows=20, prompts=5, conflicts=0)
     assert read_files([str(tmp_path / "target.parquet")]).rows == read_files([str(source)]).rows

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.coordinator.prompts.files import read_files
+from services.coordinator.prompts.data_files import read_files
 from services.coordinator.prompts.sources import open_source
 from sluice.errors import DataError
 from tests.unit.prompts.prompt_cases import raw_row

@@ -3,10 +3,10 @@
 import asyncio
 from pathlib import Path
 
-from services.coordinator.model import Admission, Attempt, Group, QueuedGroup, Reward, Sample, Span, Version
-from services.coordinator.rows import ledger_row, queued_row
-from services.coordinator.run_files import RunFiles
-from services.coordinator.wire import ZstdGroups
+from services.coordinator.state.group import Admission, Attempt, Group, QueuedGroup, Reward, Sample, Span, Version
+from services.coordinator.state.ledger_row import ledger_row, queued_row
+from services.coordinator.storage.run_files import RunFiles
+from services.coordinator.wire.messages import ZstdGroups
 from sluice.config.load import dump_config
 from tests.unit.coordinator.fakes import FakePrompt, make_config, make_reward, make_sample
 

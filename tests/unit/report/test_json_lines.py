@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from sluice.report.json_lines import read_json_lines
 from sluice.report.metrics import column, read_metrics
 from sluice.report.samples import read_samples
+from sluice.run_dir.json_lines import read_json_lines
 
 
 def write(path, *lines):

@@ -9,15 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.coordinator.model import QueuedGroup
-from services.coordinator.rows import PARTS, ledger_row, open_info, queued_row, reopened
-from services.coordinator.run_files import RunFiles
+from services.coordinator.state.group import QueuedGroup
+from services.coordinator.state.ledger_row import PARTS, ledger_row, open_info, queued_row, reopened
+from services.coordinator.storage.run_files import RunFiles
 from sluice.cli.main import main
-from sluice.report.batch_file import frames, payload_at, payloads_of
 from sluice.report.group_page import group_page
 from sluice.report.ledger_page import account_of_files, ledger_page
-from sluice.report.ledger_schema import LEDGER_SCHEMA
 from sluice.report.ledger_tables import find_row, nearest_ids, select
+from sluice.run_dir.batch_file import frames, payload_at, payloads_of
+from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
 from tests.unit.coordinator.fakes import make_config
 from tests.unit.docs.pages import ROOT, blocks
 from tests.unit.report.ledger_cases import make_group, write_run

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from sluice.cli import view
 from sluice.config.schema import Config
+from sluice.launch import view
 from sluice.report import curves, summary
 from sluice.telemetry.catalogue import CATALOGUE, NAMES, render_markdown
 

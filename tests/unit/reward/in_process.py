@@ -1,7 +1,7 @@
 """Grades with the real verifiers in this process, as a worker would."""
 
-from services.reward.loading import Asked
 from services.reward.ports import Grade, Graded, Job, Outcome
+from services.reward.sandbox.loading import Asked
 
 
 class InProcess:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from services.reward.loading import Asked
 from services.reward.ports import Completion, Question
+from services.reward.sandbox.loading import Asked
 from tests.unit.reward.corpus.cases import GRADERS, read_cases
 
 CASES = read_cases()

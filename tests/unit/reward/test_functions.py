@@ -3,8 +3,8 @@
 import pytest
 
 from services.reward.functions import grade_of
-from services.reward.loading import Asked
 from services.reward.ports import Completion, Question
+from services.reward.sandbox.loading import Asked
 
 QUESTION = Question(
     data_source="sums", prompt_text="1+1=", ground_truth="2", extra_info={"split": "train"}

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.reward.answers import find, last_boxed
-from services.reward.loading import Asked
 from services.reward.ports import Completion, Question
+from services.reward.sandbox.loading import Asked
 from services.reward.verifiers.numeric import parse
 from tests.unit.reward.hostile import HOSTILE
 

@@ -7,7 +7,7 @@ import pytest
 
 from services.reward.ports import Busy
 from services.reward.remote import Away, Breaker, patiently
-from sluice.testing.clock import ManualClock
+from sluice.testing.manual_clock import ManualClock
 
 
 class Longest(random.Random):

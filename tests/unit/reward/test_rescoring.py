@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from services.reward.rescoring.comparison import Comparison, Judged, ScoredAgain, term
-from services.reward.rescoring.page import EXAMPLES, as_json, page
+from services.reward.rescore.page import EXAMPLES, as_json, page
+from services.reward.rescore.score_comparison import Comparison, Judged, ScoredAgain, term
 from sluice.config.schema import FilterGroupsConfig
 
 ON, OFF = FilterGroupsConfig(), FilterGroupsConfig(enable=False)

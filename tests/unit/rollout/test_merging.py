@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from services.rollout.merging import AdapterMerger
+from services.rollout.adapter_merging import AdapterMerger
 from services.rollout.model_files import ModelFacts
 from sluice.config.schema import Config
 from sluice.errors import TransferError

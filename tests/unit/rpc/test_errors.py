@@ -10,7 +10,7 @@ import pytest
 
 from sluice import errors
 from sluice.errors import DataError, Forbidden, InvalidRequest, LaunchError, NotReady, SluiceError, Unavailable
-from sluice.rpc.errors import DETAILS_KEY, error_of, known, message_of, status_of, trailers_of
+from sluice.rpc.error_status import DETAILS_KEY, error_of, known, message_of, status_of, trailers_of
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SluiceError)]
 

@@ -1,0 +1,1 @@
+"""CoordinatorService over the parts of one run."""

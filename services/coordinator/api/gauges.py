@@ -1,0 +1,53 @@
+"""What only the Prometheus endpoint shows: the run as it stands now, and where everybody else's endpoint is."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.coordinator.api.run_parts import Core
+from services.coordinator.state.fleet import Fleet, Role, State
+from services.coordinator.state.progress import RunState
+from sluice.telemetry.prometheus import Target
+
+
+def gauges(core: Core) -> dict[str, float]:
+    """Metrics of this moment; those of sluice/telemetry/live_metrics.py that cost nothing."""
+    training = core.progress.state is RunState.RUNNING and core.fleet.learner is not None
+    return {
+        "run/trained_steps": float(core.progress.trained_steps),
+        "run/idle_s": core.stall.idle_s(),
+        "learner/waiting_s": core.assigner.learner_waits_s() if training else 0.0,
+        "staleness/bound_steps": float(core.config.coordinator.max_staleness),
+        "logger/dropped_lines": float(core.loggers.dropped),
+        **fleet_gauges(core.fleet),
+    }
+
+
+def fleet_gauges(fleet: Fleet) -> dict[str, float]:
+    """Members by role and state."""
+    return {
+        "fleet/rollouts_ready": float(len(fleet.of(Role.ROLLOUT))),
+        "fleet/rollouts_quarantined": float(len(fleet.of(Role.ROLLOUT, state=State.QUARANTINED))),
+        "fleet/rewards_ready": float(len(fleet.of(Role.REWARD))),
+        "fleet/services_lost": float(
+            sum(member.state is State.LOST and not member.leaving for member in fleet.members.values())
+        ),
+    }
+
+
+def disk_gauges(path: Path) -> dict[str, float]:
+    """The disk under `path`. Blocking; raises OSError."""
+    disk = shutil.disk_usage(path)
+    return {"disk/free_bytes": float(disk.free), "disk/free_fraction": disk.free / disk.total}
+
+
+def targets(fleet: Fleet, *, run_id: str) -> Sequence[Target]:
+    """The endpoints of all who are here. One that is lost counts in `fleet/services_lost`, and would only time out."""
+    return [
+        Target(
+            address=member.metrics_address,
+            labels={"run": run_id, "role": member.role.value, "service_id": member.service_id},
+        )
+        for member in sorted(fleet.members.values(), key=lambda member: member.service_id)
+        if member.metrics_address and member.state is not State.LOST
+    ]

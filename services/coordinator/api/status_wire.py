@@ -1,0 +1,140 @@
+"""Core -> wire for the messages people read: status, ledger, evaluations, group lines."""
+
+from services.coordinator.api.run_parts import Core, GroupLine
+from services.coordinator.recovery.rollback import Account
+from services.coordinator.run.evaluation import EvaluationResult
+from services.coordinator.state.fleet import Member, Role, State
+from services.coordinator.state.ledger import LedgerCounts, count, ledger_metrics
+from services.coordinator.state.progress import Progress, RunState
+from services.coordinator.wire.messages import version_to
+from sluice.v1 import coordinator_pb2 as pb
+
+_RUN_STATE = {
+    RunState.STARTING: pb.RUN_STATE_STARTING,
+    RunState.RUNNING: pb.RUN_STATE_RUNNING,
+    RunState.FINISHING: pb.RUN_STATE_FINISHING,
+    RunState.FINISHED: pb.RUN_STATE_FINISHED,
+    RunState.FAILED: pb.RUN_STATE_FAILED,
+    RunState.STOPPED: pb.RUN_STATE_STOPPED,
+    RunState.STARVED: pb.RUN_STATE_STARVED,
+}
+_ADMISSION = {"paused": pb.RUN_STATE_PAUSED, "draining": pb.RUN_STATE_DRAINING}
+_ROLE = {
+    Role.ROLLOUT: pb.SERVICE_ROLE_ROLLOUT,
+    Role.REWARD: pb.SERVICE_ROLE_REWARD,
+    Role.LEARNER: pb.SERVICE_ROLE_LEARNER,
+}
+_STATE = {
+    State.REGISTERED: pb.SERVICE_STATE_REGISTERED,
+    State.SYNCING: pb.SERVICE_STATE_SYNCING,
+    State.READY: pb.SERVICE_STATE_READY,
+    State.DRAINING: pb.SERVICE_STATE_DRAINING,
+    State.QUARANTINED: pb.SERVICE_STATE_QUARANTINED,
+    State.LOST: pb.SERVICE_STATE_LOST,
+}
+
+
+def run_state(progress: Progress) -> "pb.RunState.ValueType":
+    """The state as the API names it: a pause or drain shows while the run is running."""
+    if progress.state is RunState.RUNNING and progress.admission in _ADMISSION:
+        return _ADMISSION[progress.admission]
+    return _RUN_STATE[progress.state]
+
+
+async def status(core: Core) -> pb.GetStatusResponse:
+    """Everything GetStatus shows."""
+    progress = core.progress
+    counts = count(await core.store.counters(), core.board)
+    return pb.GetStatusResponse(
+        run_id=core.run_id,
+        state=run_state(progress),
+        reason=progress.reason,
+        step=progress.trained_steps,
+        total_steps=core.config.run.total_steps,
+        version=None if progress.version is None else version_to(progress.version),
+        services=[service(member, now_s=core.clock.now()) for member in core.fleet.members.values()],
+        ledger=ledger_to(counts),
+        metrics=progress.metrics | core.live_gauges() | ledger_metrics(counts),
+        evaluations=[evaluation(result) for result in progress.evaluations],
+        train_wall_s=progress.train_wall_s,
+        scale=progress.scale,
+        run_dir=str(core.files.run_dir),
+        waits=[pb.Wait(who=wait.who, why=wait.why, since_s=wait.since_s) for wait in core.stall.waits()],
+        rollbacks=[
+            pb.RolledBack(to=made.to, lineage=made.lineage, reached=made.reached, time_s=made.time_s)
+            for made in core.rollbacks.made
+        ],
+    )
+
+
+def service(member: Member, *, now_s: float) -> pb.ServiceStatus:
+    """One registered process."""
+    return pb.ServiceStatus(
+        service_id=member.service_id,
+        role=_ROLE[member.role],
+        state=_STATE[member.state],
+        address=member.address,
+        version=None if member.version is None else version_to(member.version),
+        running=member.outstanding,
+        capacity=member.capacity,
+        heartbeat_age_s=now_s - member.last_beat_s,
+    )
+
+
+async def ledger(core: Core) -> pb.Ledger:
+    """The ledger, term by term."""
+    return ledger_to(count(await core.store.counters(), core.board))
+
+
+def ledger_to(counts: LedgerCounts) -> pb.Ledger:
+    """Core -> wire."""
+    failed_tokens = {f"failed:{reason}": tokens for reason, tokens in counts.failed_tokens.items()}
+    return pb.Ledger(
+        admitted=counts.admitted,
+        failed=counts.failed,
+        closed=counts.closed,
+        generated_tokens=counts.received_tokens,
+        trained_tokens=counts.tokens["trained"],
+        lost_tokens=counts.lost_tokens,
+        tokens={**counts.tokens, **failed_tokens, "lost": counts.lost_tokens},
+        **counts.terms,
+    )
+
+
+def evaluation(result: EvaluationResult) -> pb.Evaluation:
+    """One evaluation."""
+    return pb.Evaluation(
+        version=version_to(result.version),
+        avg_at_n=result.avg_at_n,
+        pass_at_n=result.pass_at_n,
+        greedy=result.greedy,
+        n=result.n,
+        prompts=result.prompts,
+        mean_response_tokens=result.mean_response_tokens,
+        wall_s=result.wall_s,
+    )
+
+
+def rollback(account: Account) -> pb.RollbackResponse:
+    """What a rollback gave up, or would."""
+    return pb.RollbackResponse(
+        to=account.to,
+        reached=account.reached,
+        lineage=account.lineage,
+        groups=account.groups,
+        tokens=account.tokens,
+        checkpoints=account.checkpoints,
+    )
+
+
+def summary(line: GroupLine) -> pb.GroupSummary:
+    """One line about a group."""
+    return pb.GroupSummary(
+        group_id=line.group_id,
+        state=line.state,
+        admission=line.admission,
+        prompt_id=line.prompt_id,
+        attempt=line.attempt,
+        oldest_version=line.oldest_version,
+        step=line.step,
+    )

@@ -1,0 +1,1 @@
+"""One group on its path: admitted, generated, graded, judged, put into a batch."""

@@ -1,0 +1,173 @@
+"""Fixes batch k: the first B accepted groups in admission order, recorded before they are handed out.
+
+Waits: for B groups, or for some where a starving run may train what it has; then, up to `straggler_deadline_s`, for groups
+in flight that no later batch could train. Unblocked by verdicts and by `close`. A batch asked for again is read back from
+the run directory, byte for byte.
+"""
+
+import asyncio
+
+import structlog
+
+from services.coordinator.groups.conductor import Conductor
+from services.coordinator.state.board import Board, Choice
+from services.coordinator.state.events import Events
+from services.coordinator.state.group import QueuedGroup
+from services.coordinator.state.ledger_row import queued_row
+from services.coordinator.state.ports import DurableState
+from services.coordinator.storage.run_files import BatchFile, RunFiles
+from services.coordinator.storage.unbroken import unbroken
+from sluice.clock import Clock
+from sluice.config.schema import Config
+from sluice.errors import DataError, NotReady
+
+log = structlog.get_logger(__name__)
+
+
+class Assigner:
+    """Hands out batches, one call at a time."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        board: Board,
+        store: DurableState,
+        files: RunFiles,
+        conductor: Conductor,
+        events: Events,
+        clock: Clock,
+    ) -> None:
+        self._config, self._board, self._store, self._files = config, board, store, files
+        self._conductor, self._events, self._clock = conductor, events, clock
+        self._waiting_since: float | None = None
+        self._wanted, self._wanted_since_s = -1, 0.0
+        """The newest step that the learner asked a batch for, and when it first did."""
+        self._one_at_a_time = asyncio.Lock()
+        self._closed = False
+        self.assigned: dict[int, list[QueuedGroup]] = {}
+        """Batches assigned and not yet trained, for the metrics and rows of their commit."""
+
+    async def batch(self, step: int, *, wait_s: float) -> BatchFile | str:
+        """The payload of batch `step`, or why there is none after `wait_s`."""
+        give_up = self._clock.now() + wait_s
+        async with self._one_at_a_time:
+            if (record := await self._store.record("batch", step)) is not None:
+                return await self._recorded(step, record["digest"])
+            if step < self._board.next_step:
+                raise NotReady(
+                    f"batch {step} was trained, but neither Redis nor the run directory knows it any more: start the "
+                    f"learner from a checkpoint of step {self._board.next_step} or later, or start a new run directory"
+                )
+            if step != self._board.next_step:
+                return f"batch {step} was asked for, but the next one is {self._board.next_step}"
+            self._board.asked = step
+            if self._wanted != step:
+                self._wanted, self._wanted_since_s = step, self._clock.now()
+            try:
+                return await self._when_ready(step, give_up_s=give_up)
+            finally:
+                self._board.asked = None
+
+    async def _when_ready(self, step: int, *, give_up_s: float) -> BatchFile | str:
+        while not self._closed:
+            choice = self._board.choose()
+            await self._drop(choice.expired)
+            if choice.ready and self._stragglers_are_over(choice):
+                return await unbroken(self._assign(step, choice))
+            left_s = give_up_s - self._clock.now()
+            if left_s <= 0:
+                return self._why_not(choice)
+            await self._board.changed.wait(min(left_s, 1.0))
+        return "the run is being stopped"
+
+    def learner_waits_s(self) -> float:
+        """How long the learner has been waiting for its next batch, over all its calls; 0 while it has one."""
+        return self._clock.now() - self._wanted_since_s if self._wanted == self._board.next_step else 0.0
+
+    async def _recorded(self, step: int, digest: str) -> BatchFile:
+        await self._files.name_batch(step, digest)  # whoever recorded it may have died before
+        batch = await self._files.read_batch(step)
+        if batch.digest != digest:
+            raise DataError(f"batch {step}: its file in {self._files.run_dir}/batches is not what was assigned")
+        return batch
+
+    def _stragglers_are_over(self, choice: Choice) -> bool:
+        if not choice.wait_for:
+            return True
+        now = self._clock.now()
+        if self._waiting_since is None:
+            self._waiting_since = now
+        if now - self._waiting_since < self._config.coordinator.straggler_deadline_s:
+            return False
+        names = ", ".join(group.group_id for group in choice.wait_for[:5])
+        self._events.emit(
+            "warning",
+            f"batch {self._board.next_step} goes without {len(choice.wait_for)} slow groups ({names}); they will be stale",
+        )
+        for group in choice.wait_for:
+            group.doomed = True
+        return True
+
+    async def _assign(self, step: int, choice: Choice) -> BatchFile:
+        """The payload is on disk before the record is in Redis: a recorded batch can always be read.
+
+        It gets its name last: a coordinator that was replaced without knowing is shut out before it overwrites one.
+        """
+        ids = [group.group_id for group in choice.chosen]
+        payloads: list[bytes] = []
+        for group_id, payload in zip(ids, await self._store.payloads(ids), strict=True):
+            if payload is None:
+                await self._store.confirm()
+            assert payload is not None, f"accepted group {group_id} has no payload"
+            payloads.append(payload)
+        batch = await self._files.stage_batch(step, payloads=payloads)
+        tokens = sum(group.tokens for group in choice.chosen)
+        await self._store.assign(step, record={"ids": ids, "digest": batch.digest}, group_ids=ids, tokens=tokens)
+        await self._files.name_batch(step, batch.digest)
+        for group in choice.chosen:
+            self._conductor.queued_bytes -= group.payload_bytes
+            self._board.remove(group)
+        self.assigned[step] = choice.chosen
+        self._tell_if_partial(step, choice)
+        self._waiting_since = None
+        self._board.next_step = step + 1
+        self._board.verdicts = 0
+        await self._drop(self._board.choose().expired)
+        self._board.changed.notify()
+        return batch
+
+    def _tell_if_partial(self, step: int, choice: Choice) -> None:
+        have, need = len(choice.chosen), self._config.data.train_batch_size
+        if have < need:
+            text = f"batch {step} goes with {have} of {need} groups: {self._board.verdicts} were judged (train_partial)"
+            self._events.emit("starving", text, values={"missing_groups": float(need - have)})
+
+    async def _drop(self, expired: list[QueuedGroup]) -> None:
+        term = "surplus" if self._board.max_staleness == 0 else "stale"
+        for group in expired:
+            await unbroken(self._end(group, term))
+
+    async def _end(self, group: QueuedGroup, term: str) -> None:
+        row = queued_row(group, term=term, step=-1)
+        await self._store.end(group.group_id, was="queued", term=term, row=row, tokens=group.tokens)
+        self._conductor.queued_bytes -= group.payload_bytes
+        self._board.remove(group)
+
+    async def close(self) -> None:
+        """No batch is assigned from now on; those that are assigned can still be asked for."""
+        self._closed = True
+        self._board.changed.notify()
+        async with self._one_at_a_time:
+            pass  # an assignment under way has ended
+
+    async def abandon_queued(self) -> None:
+        """Gives up every accepted group: the last step is trained. Call it after `close`."""
+        for group in list(self._board.queued.values()):
+            await unbroken(self._end(group, "abandoned"))
+
+    def _why_not(self, choice: Choice) -> str:
+        if not choice.ready:
+            need = self._config.data.train_batch_size
+            return f"{len(choice.chosen)} of {need} groups with signal; {len(self._board.open)} in flight"
+        return f"waiting for {len(choice.wait_for)} groups in flight that no later batch could train"

@@ -1,0 +1,232 @@
+"""Carries every group along its path: admission, generation, scoring, verdict, queue. The heart of the coordinator.
+
+ who waits              for what                                    unblocked by
+ admitter               room, a rollout that may start the group    verdicts, assignments, weight pushes, registrations
+ a group's task         its rollout's samples, its rewards          the rollout or reward, their loss, the deadlines
+Nothing waits for a group's task but the batch that would otherwise lose it (assignment.py).
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Container
+
+import numpy as np
+
+from services.coordinator.groups.generation import Generation
+from services.coordinator.groups.grading import Grading
+from services.coordinator.groups.scoring import Scoring
+from services.coordinator.groups.step_metrics import StepWindow
+from services.coordinator.state.board import Board
+from services.coordinator.state.fleet import Fleet, Member, Role
+from services.coordinator.state.group import Admission, Group, GroupFailed, Phase, group_id_of
+from services.coordinator.state.ledger_row import accepted_group, accepted_info, ledger_row, open_info
+from services.coordinator.state.ports import DurableState, GroupCodec, Prompts, RewardClient, RolloutClient
+from services.coordinator.storage.unbroken import unbroken
+from sluice.clock import Clock
+from sluice.config.schema import Config
+from sluice.dapo.dynamic_sampling import Verdict, judge_scores
+
+
+class Conductor:
+    """Admits groups while `admitting` says so, and carries each one in a task of its own."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        run_id: str,
+        board: Board,
+        fleet: Fleet,
+        store: DurableState,
+        prompts: Prompts,
+        rollouts: RolloutClient,
+        rewards: RewardClient,
+        codec: GroupCodec,
+        clock: Clock,
+        admitting: Callable[[], bool],
+        cursor: str,
+        admissions: int,
+    ) -> None:
+        self._config, self._run_id, self._clock = config, run_id, clock
+        self._board, self._fleet, self._store = board, fleet, store
+        self._prompts, self._codec = prompts, codec
+        self._generation = Generation(
+            config=config,
+            board=board,
+            fleet=fleet,
+            rollouts=rollouts,
+            report_tokens=lambda tokens: self.window.add_tokens(tokens),
+        )
+        self._scoring = Scoring(
+            config=config, grading=Grading(config=config, fleet=fleet, rewards=rewards, clock=clock)
+        )
+        self._admitting = admitting
+        self._cursor, self._admissions = cursor, admissions
+        self.window = StepWindow(started_s=clock.now())
+        self.queued_bytes = 0
+        self.failures_in_a_row = 0
+        """Groups that failed since the last one that was kept or filtered."""
+        self.last_progress_s = clock.now()
+        """When a group last started or ended: what the stall watch looks at."""
+
+    async def run(self) -> None:
+        """Admits and carries until cancelled; cancelling abandons nothing durably (see `abandon_all`)."""
+        async with asyncio.TaskGroup() as tasks:
+            for group in list(self._board.open.values()):
+                tasks.create_task(self._carry(group), name=group.group_id)
+            while True:
+                member = self._generation.start_on(self._admissions) if self._may_admit() else None
+                if member is None:
+                    await self._board.changed.wait()
+                    continue
+                group = await self._admit()
+                tasks.create_task(self._carry(group, member), name=group.group_id)
+
+    @property
+    def admissions(self) -> int:
+        """Groups admitted so far: the number of the next one."""
+        return self._admissions
+
+    async def catch_up(self, until: int, *, known: Container[str], most: int) -> list[Group]:
+        """Goes on to number `until` when Redis forgot that it was reached; call it before `run`.
+
+        Each number gets the prompt that it had. The newest `most` are admitted again, unless they are `known`.
+        """
+        again: list[Group] = []
+        if self._admissions >= until:
+            return again
+        while self._admissions < until:
+            group_id = group_id_of(self._admissions, run_id=self._run_id)
+            if group_id not in known and self._admissions >= until - most:
+                again.append(await self._admit())
+                continue
+            _, self._cursor = self._prompts.next(self._cursor)
+            self._admissions += 1
+            await asyncio.sleep(0)  # there may be thousands
+        await self._store.set_meta({"cursor": self._cursor, "admissions": str(self._admissions)})
+        return again
+
+    def _may_admit(self) -> bool:
+        return (
+            self._admitting()
+            and self._board.has_room()
+            and self._is_needed()
+            and self._queue_has_room()
+            and bool(self._fleet.of(Role.REWARD))
+        )
+
+    def _queue_has_room(self) -> bool:
+        """Back-pressure. It spares the groups of the next batch: only that batch empties the queue."""
+        spared = self._board.rank(self._admissions) < self._config.data.train_batch_size
+        return spared or self.queued_bytes < self._config.coordinator.queue_max_bytes
+
+    def _is_needed(self) -> bool:
+        """Whether another group could still be trained before the last step ends."""
+        batches_ahead = self._board.rank(self._admissions) // self._config.data.train_batch_size
+        return self._board.next_step + batches_ahead < self._config.run.total_steps
+
+    async def _admit(self) -> Group:
+        prompt, after = self._prompts.next(self._cursor)
+        epoch, row = self._prompts.origin(self._cursor, after)
+        group = Group(
+            group_id=group_id_of(self._admissions, run_id=self._run_id),
+            admission=self._admissions,
+            prompt=prompt,
+            cursor=self._cursor,
+            admitted=Admission(
+                time_s=time.time(),
+                rank=self._board.rank(self._admissions),
+                next_step=self._board.next_step,
+                epoch=epoch,
+                row=row,
+            ),
+        )
+        self._cursor, self._admissions = after, self._admissions + 1
+        self._board.add(group)
+        info = open_info(group)
+        await unbroken(self._store.admit(group.group_id, info=info, cursor=after, admissions=self._admissions))
+        return group
+
+    async def _carry(self, group: Group, member: Member | None = None) -> None:
+        """One group, from admission to the queue or out."""
+        self.last_progress_s = self._clock.now()
+        try:
+            await self._generation.fill(group, member)
+            await self._scoring.fill(group)
+        except GroupFailed as failure:
+            if group.rewards:
+                self.window.add_scored(group)
+            await self._fail(group, failure)
+            return
+        group.phase = Phase.SCORED
+        self.window.add_scored(group)
+        group.drop_ungraded()
+        verdict = self._judge(group)
+        self.window.add_verdict(verdict)
+        self._board.verdicts += 1
+        if verdict is Verdict.KEPT and not self._too_late(group):
+            try:
+                payload = self._codec.encode(group)
+            except GroupFailed as failure:
+                await self._fail(group, failure)
+                return
+            await unbroken(self._accept(group, payload))
+        elif verdict is Verdict.KEPT:
+            await self.end(group, "surplus" if self._board.max_staleness == 0 else "stale")
+        else:
+            await self.end(group, f"filtered_{verdict.value}")
+        self.failures_in_a_row = 0
+
+    async def _fail(self, group: Group, failure: GroupFailed) -> None:
+        self.failures_in_a_row += 1
+        group.fault = failure.fault
+        await self.end(group, f"failed:{failure.reason}")
+
+    def _judge(self, group: Group) -> Verdict:
+        """Dynamic sampling (eq. 11); with the filter off every group is kept."""
+        filters = self._config.algorithm.filter_groups
+        return judge_scores(
+            filters.metric if filters.enable else None,
+            raw_scores=np.array([reward.raw_score for reward in group.rewards]),
+            acc=np.array([reward.acc for reward in group.rewards]),
+            shaped_rewards=np.array([reward.shaped_reward for reward in group.rewards]),
+        )
+
+    def _too_late(self, group: Group) -> bool:
+        oldest = group.oldest_version
+        assert oldest is not None
+        return self._board.next_step - oldest > self._board.max_staleness
+
+    async def _accept(self, group: Group, payload: bytes) -> None:
+        accepted = accepted_group(group, payload_bytes=len(payload))
+        await self._store.accept(
+            group.group_id,
+            info=accepted_info(accepted),
+            payload=payload,
+            tokens=group.response_tokens,
+            lost=group.lost_tokens,
+        )
+        self.queued_bytes += len(payload)
+        self.last_progress_s = self._clock.now()
+        self._board.accept(group, accepted)
+
+    async def abandon_all(self) -> None:
+        """Gives up every open group; call it when `run` has ended."""
+        for group in list(self._board.open.values()):
+            await self.end(group, "abandoned")
+
+    async def end(self, group: Group, term: str) -> None:
+        """An open group leaves: recorded first, then its rank is free."""
+        await unbroken(self._end(group, term))
+
+    async def _end(self, group: Group, term: str) -> None:
+        await self._store.end(
+            group.group_id,
+            was="open",
+            term=term,
+            row=ledger_row(group, term=term),
+            tokens=group.response_tokens,
+            lost=group.lost_tokens,
+        )
+        self.last_progress_s = self._clock.now()
+        self._board.remove(group)

@@ -1,0 +1,91 @@
+"""What happened since the last commit: the coordinator's metrics of one step, named as in the catalogue."""
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from services.coordinator.state.group import Group, QueuedGroup
+from sluice.dapo.dynamic_sampling import Verdict
+
+# What Prometheus does not take in a name.
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_]")
+
+
+@dataclass(kw_only=True, slots=True)
+class StepWindow:
+    """Accumulates verdicts between two commits."""
+
+    started_s: float
+    verdicts: Counter[Verdict] = field(default_factory=Counter)
+    tokens: int = 0
+    lengths: list[int] = field(default_factory=list)
+    accs: list[float] = field(default_factory=list)
+    raw: list[float] = field(default_factory=list)
+    shaped: list[float] = field(default_factory=list)
+    penalties: list[float] = field(default_factory=list)
+    parts: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    statuses: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    unique: list[float] = field(default_factory=list)
+
+    def add_scored(self, group: Group) -> None:
+        """A group came back from its grader."""
+        samples = group.samples.values()
+        self.lengths += [len(sample.token_ids) for sample in samples]
+        self.truncated += sum(sample.finish_reason == "length" for sample in samples)
+        self.unique.append(len({sample.token_ids.tobytes() for sample in samples}) / len(samples))
+        self.statuses.update(reward.status for reward in group.rewards)
+        graded = [reward for reward in group.rewards if reward.graded]
+        self.accs += [reward.acc for reward in graded]
+        self.raw += [reward.raw_score for reward in graded]
+        self.shaped += [reward.shaped_reward for reward in graded]
+        self.penalties += [reward.overlong_penalty for reward in graded]
+        for reward in graded:
+            for name, score in reward.parts.items():
+                self.parts[name].append(score)
+
+    def add_tokens(self, tokens: int) -> None:
+        """Completion tokens arrived from a rollout."""
+        self.tokens += tokens
+
+    def add_verdict(self, verdict: Verdict) -> None:
+        """A group was judged."""
+        self.verdicts[verdict] += 1
+
+    def seconds_to_keep(self, groups: int, *, now_s: float) -> float | None:
+        """Time that `groups` more with signal take at the pace since the last commit; None while none was kept."""
+        kept = self.verdicts[Verdict.KEPT]
+        return groups * (now_s - self.started_s) / kept if kept else None
+
+    def metrics(self, *, now_s: float, step: int, trained: list[QueuedGroup]) -> dict[str, float]:
+        """The catalogue's coordinator metrics; those without data are left out."""
+        wall_s = max(now_s - self.started_s, 1e-9)
+        values: dict[str, float] = {"step/wall_s": wall_s, "rollout/generated_tokens_per_s": self.tokens / wall_s}
+        judged, samples = self.verdicts.total(), len(self.lengths)
+        if judged:
+            values["sampling/acceptance"] = self.verdicts[Verdict.KEPT] / judged
+            values["sampling/all_right_fraction"] = self.verdicts[Verdict.ALL_RIGHT] / judged
+            values["sampling/all_wrong_fraction"] = self.verdicts[Verdict.ALL_WRONG] / judged
+        if samples:
+            values["sampling/unique_fraction"] = float(np.mean(self.unique))
+            values["response/length_mean_tokens"] = float(np.mean(self.lengths))
+            values["response/length_max_tokens"] = float(max(self.lengths))
+            values["response/truncated_fraction"] = self.truncated / samples
+            for status in ("unparsed", "timeout", "error"):
+                values[f"reward/{status}_fraction"] = self.statuses[status] / samples
+        if self.accs:
+            values["reward/generated_acc"] = float(np.mean(self.accs))
+            values["reward/generated_raw_mean"] = float(np.mean(self.raw))
+            values["reward/generated_mean"] = float(np.mean(self.shaped))
+            values["reward/overlong_fraction"] = float(np.mean(np.asarray(self.penalties) < 0))
+            values["reward/overlong_penalty_mean"] = float(np.mean(self.penalties))
+        for name, scores in self.parts.items():
+            values[f"reward/part/{_NOT_IN_A_NAME.sub('_', name)}"] = float(np.mean(scores))
+        if trained:
+            ages = [step - group.oldest_version for group in trained]
+            values["staleness/age_mean_steps"] = float(np.mean(ages))
+            values["staleness/age_max_steps"] = float(max(ages))
+            values["reward/trained_mean"] = float(np.mean([group.shaped_mean for group in trained]))
+        return values

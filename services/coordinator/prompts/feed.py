@@ -1,0 +1,67 @@
+"""What the conductor draws from: prompts that users submit while the run is on come first, then the data set.
+
+The cursor says where each came from (`data:17`, `submitted:3`), so that a restarted coordinator finds an open group's
+prompt again. Submitted prompts are kept in the run directory.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Sequence
+
+from services.coordinator.prompts import PromptStream
+from services.coordinator.state.group import PromptLike
+from services.coordinator.storage.run_files import RunFiles
+from services.coordinator.storage.unbroken import unbroken
+from sluice.errors import InvalidRequest
+
+SUBMITTED_FILE = "submitted.jsonl"
+
+
+class PromptFeed:
+    """Prompts by cursor: `<data position>:<submitted position>`."""
+
+    def __init__(self, *, data: PromptStream, files: RunFiles) -> None:
+        self._data, self._files = data, files
+        self._submitted: list[PromptLike] = []
+        self._one_at_a_time = asyncio.Lock()
+        path = files.run_dir / SUBMITTED_FILE
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with contextlib.suppress(json.JSONDecodeError):  # torn by a kill: nobody was told that it was taken
+                self._submitted.append(self._render(json.loads(line)))
+
+    def next(self, cursor: str) -> tuple[PromptLike, str]:
+        """The prompt at `cursor` ("" is the start) and the cursor after it."""
+        position, submitted = (int(part) for part in (cursor or "0:0").split(":"))
+        if submitted < len(self._submitted):
+            return self._submitted[submitted], f"{position}:{submitted + 1}"
+        prompt, after = self._data.next(position)
+        return prompt, f"{after}:{submitted}"
+
+    def origin(self, cursor: str, after: str) -> tuple[int, int]:
+        """(epoch, row of the data) of the prompt between two cursors; (-1, line of the file) of a submitted one."""
+        submitted = int((cursor or "0:0").split(":")[1])
+        position, submitted_after = (int(part) for part in after.split(":"))
+        return (-1, submitted) if submitted_after > submitted else self._data.place(position - 1)
+
+    async def submit(self, prompts: Sequence[tuple[str, str, str, str]]) -> list[str]:
+        """Adds (data_source, prompt, ground_truth, extra_info_json); returns their ids. All or none: InvalidRequest."""
+        rows = [
+            {"data_source": source, "prompt": text, "ground_truth": truth, "extra_info": extra}
+            for source, text, truth, extra in prompts
+        ]
+        rendered = [self._render(row) for row in rows]
+        async with self._one_at_a_time:
+            await unbroken(self._keep(rows, rendered))
+        return [prompt.prompt_id for prompt in rendered]
+
+    async def _keep(self, rows: list[dict[str, str]], rendered: list[PromptLike]) -> None:
+        """In the file and in memory in the same order: a cursor must mean the same prompt after a restart."""
+        for row, prompt in zip(rows, rendered, strict=True):
+            await self._files.append(SUBMITTED_FILE, row)
+            self._submitted.append(prompt)
+
+    def _render(self, row: dict[str, str]) -> PromptLike:
+        if not row["data_source"] or not row["prompt"]:
+            raise InvalidRequest("submit: data_source and prompt must be set", fix="set both, for every prompt")
+        return self._data.render(row)

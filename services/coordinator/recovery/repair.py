@@ -1,0 +1,281 @@
+"""Where Redis forgot, the learner's record wins: what it trained is booked again before anything else is assigned.
+
+Redis is what it was at some earlier moment, or empty. Three witnesses know more, in this order: the ledger's files (groups
+that ended), the learner's statement (the steps since the checkpoint before its newest one), the batch files (their groups).
+Runs once in a coordinator's life, when the first learner registers: nothing was admitted yet, and a Redis that forgets
+later ends the process (redis_store.py). Every part may be broken off and is then completed by the next coordinator.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import structlog
+
+from services.coordinator.groups.assignment import Assigner
+from services.coordinator.groups.conductor import Conductor
+from services.coordinator.state.board import Board
+from services.coordinator.state.events import Events
+from services.coordinator.state.group import Group, QueuedGroup, Version, admission_of
+from services.coordinator.state.learner_history import MAX_STEPS, Statement, TrainedStep
+from services.coordinator.state.ledger_row import accepted_info, queued_row
+from services.coordinator.state.ports import DurableState
+from services.coordinator.state.progress import Progress, RunState
+from services.coordinator.storage.run_files import BatchFile, RunFiles
+from services.coordinator.storage.unbroken import unbroken
+from sluice.config.schema import Config
+from sluice.errors import NotFound, NotReady, Unavailable
+from sluice.report.metrics import METRICS_FILE, surviving
+from sluice.run_dir.json_lines import read_json_lines
+
+log = structlog.get_logger(__name__)
+
+REPAIRED = "repaired: booked from the learner's record, Redis had forgotten it"
+"""The `fault` in the ledger row of such a group."""
+
+REPAIRS_FILE = "repairs.jsonl"
+
+Rows = Mapping[str, Mapping[str, Any]]
+"""By group: rows in the ledger's files that Redis does not know to be there."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Account:
+    """What one repair did; a line of RUN/repairs.jsonl."""
+
+    trained_steps: list[int] = field(default_factory=list)
+    """Booked as trained."""
+    unknown_steps: list[int] = field(default_factory=list)
+    """Trained, but nobody knows which groups."""
+    assigned_steps: list[int] = field(default_factory=list)
+    """Assigned again from their files."""
+    ended_groups: int = 0
+    """Ended again from the ledger's files."""
+    generated_again: list[dict[str, str]] = field(default_factory=list)
+    """Groups that Redis forgot and nobody trained, with their prompts; under the ids they had."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there was nothing to repair."""
+        return not any(asdict(self).values())
+
+
+class Repair:
+    """Compares what a learner states with Redis, and repairs Redis."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        run_id: str,
+        store: DurableState,
+        files: RunFiles,
+        board: Board,
+        conductor: Conductor,
+        assigner: Assigner,
+        progress: Progress,
+        events: Events,
+        facts: Callable[[bytes], QueuedGroup],
+    ) -> None:
+        """`facts` reads a payload of a batch file."""
+        self._config, self._run_id, self._store, self._files = config, run_id, store, files
+        self._board, self._conductor, self._assigner = board, conductor, assigner
+        self._progress, self._events, self._facts = progress, events, facts
+        self._one_at_a_time = asyncio.Lock()
+        self._done = self._closed = False
+
+    async def learner_states(self, stated: Statement) -> None:
+        """Repairs Redis. Raises NotReady for a learner that contradicts this run, or is ahead and cannot say by what."""
+        async with self._one_at_a_time:
+            if self._closed:
+                raise Unavailable("register: the run is being rolled back; call again")
+            await self._check(stated)
+            if not self._done:
+                await unbroken(self._repair(stated))
+
+    async def close(self) -> None:
+        """No learner is heard from now on; what is under way is ended."""
+        async with self._one_at_a_time:
+            self._closed = True
+
+    async def _check(self, stated: Statement) -> None:
+        for said in stated.steps:
+            for group_id in said.group_ids:
+                if admission_of(group_id, run_id=self._run_id) is None:
+                    raise NotReady(
+                        f"register: the learner trained group {group_id!r} in step {said.step}, which is not of run "
+                        f"{self._run_id}; give it a checkpoint of this run"
+                    )
+            batch = await self._store.record("batch", said.step)
+            if batch is not None and batch["digest"] != said.batch_digest:
+                raise _contradiction(said.step, "batch", theirs=said.batch_digest, ours=batch["digest"])
+            made = await self._store.record("commit", said.step)
+            if made is None or not said.committed or made["lineage"] != said.version.lineage:
+                continue  # an inexact replay has a lineage of its own
+            if said.weights_digest and made["digest"] not in ("", said.weights_digest):
+                raise _contradiction(said.step, "weights", theirs=said.weights_digest, ours=made["digest"])
+        known, number = self._progress.trained_steps, stated.version.number
+        if number <= known or (stated.steps and not self._done):
+            return
+        if number > known + 1 or await self._store.record("batch", known) is None:  # else its commit is on the way
+            raise NotReady(
+                f"register: the learner holds version {number}, but this run's Redis knows of {known} trained steps and the "
+                "learner does not say what it trained since. Put the data of Redis back, or start a new run directory"
+            )
+
+    async def _repair(self, stated: Statement) -> None:
+        """In this order, so that one who is killed leaves everything that the next one goes by."""
+        account = Account()
+        before = await self._store.rows_in_files()
+        parts = await self._files.ledger_parts(after=before)
+        rows = {row["group_id"]: row for part in parts for row in part}
+        trained = range(self._progress.trained_steps, stated.version.number)
+        for step in trained[max(0, self._board.next_step - trained.start) :]:
+            await self._assign_as_trained(step, stated.of(step), rows, account)
+        await self._assign_from_files(rows, account)
+        await self._generate_again(stated, rows, account)
+        for group_id in rows:  # first: counted rows are not read again, should the rest be broken off
+            self._take_off_the_board(group_id)
+        for part in parts:
+            account.ended_groups += await self._store.rebook(before, part)
+            before += len(part)
+        for step in trained:
+            await self._commit(step, stated, rows, account)
+        if self._progress.trained_steps and self._progress.state is RunState.STARTING:
+            lines = await asyncio.to_thread(read_json_lines, self._files.run_dir / METRICS_FILE)
+            self._progress.remember(surviving(lines.objects))
+        if not account.empty:
+            await self._tell(stated.version, account)
+        self._done = True
+
+    async def _assign_as_trained(self, step: int, said: TrainedStep | None, rows: Rows, account: Account) -> None:
+        """Step `step` lies behind the learner, and Redis does not know its batch."""
+        batch = await self._batch_file(step, said)
+        in_file = {} if batch is None else {group.group_id: group for group in map(self._facts, batch.payloads)}
+        ids = list(in_file) if said is None else list(said.group_ids)
+        digest = said.batch_digest if said is not None else batch.digest if batch is not None else ""
+        if ids:
+            groups = [self._known(group_id, in_file) for group_id in ids if group_id not in rows]
+            await self._restore(step, ids, digest, groups)
+        else:
+            self._board.next_step = step + 1
+            if not any(row["step"] == step and row["term"] == "trained" for row in rows.values()):
+                account.unknown_steps.append(step)
+        if said is not None and not said.committed:
+            account.assigned_steps.append(step)
+
+    async def _commit(self, step: int, stated: Statement, rows: Rows, account: Account) -> None:
+        """Books step `step`, unless its commit is on the way."""
+        said, newest = stated.of(step), stated.version
+        if not said.committed if said is not None else step == newest.number - 1:
+            return
+        groups = [group for group in self._assigner.assigned.pop(step, []) if group.group_id not in rows]
+        lineage, digest = (newest.lineage, "") if said is None else (said.version.lineage, said.weights_digest)
+        await self._store.commit(
+            step,
+            record={"lineage": lineage or newest.lineage, "number": step + 1, "digest": digest},
+            tokens=sum(group.tokens for group in groups),
+            rows={
+                group.group_id: queued_row(group, term="trained", step=step) | {"fault": REPAIRED} for group in groups
+            },
+        )
+        self._progress.trained_steps, self._progress.version = step + 1, newest
+        account.trained_steps.append(step)
+
+    async def _batch_file(self, step: int, said: TrainedStep | None) -> BatchFile | None:
+        try:
+            batch = await self._files.read_batch(step)
+        except NotFound:
+            return None
+        if said is not None and batch.digest != said.batch_digest:
+            log.warning("batch_file_is_not_what_was_trained", step=step, consequence="this step cannot be replayed")
+            return None
+        return batch
+
+    def _known(self, group_id: str, in_file: dict[str, QueuedGroup]) -> QueuedGroup:
+        """What is known of a group that was trained; at worst its id."""
+        if known := self._board.queued.get(group_id) or in_file.get(group_id):
+            return known
+        admission, still_open = admission_of(group_id, run_id=self._run_id), self._board.open.get(group_id)
+        assert admission is not None
+        return QueuedGroup(
+            group_id=group_id,
+            admission=admission,
+            oldest_version=-1,
+            tokens=0,
+            payload_bytes=0,
+            prompt_id=still_open.prompt.prompt_id if still_open else "",
+            attempt=0,
+            shaped_mean=0.0,
+        )
+
+    async def _restore(self, step: int, ids: list[str], digest: str, groups: list[QueuedGroup]) -> None:
+        parts = [(group.group_id, accepted_info(group), group.tokens) for group in groups]
+        await self._store.restore_batch(step, record={"ids": ids, "digest": digest}, groups=parts)
+        for group in groups:
+            self._take_off_the_board(group.group_id)
+        self._assigner.assigned[step], self._board.next_step = groups, step + 1
+
+    def _take_off_the_board(self, group_id: str) -> None:
+        live: Group | QueuedGroup | None = self._board.open.get(group_id)
+        if queued := self._board.queued.get(group_id):
+            live = queued
+            self._conductor.queued_bytes -= queued.payload_bytes
+        if live is not None:
+            self._board.remove(live)
+
+    async def _assign_from_files(self, rows: Rows, account: Account) -> None:
+        """A batch whose file is there was decided: it is handed out as it was, if nothing became of its groups since."""
+        while self._board.next_step < self._config.run.total_steps:
+            step = self._board.next_step
+            batch = await self._batch_file(step, None)
+            groups = [] if batch is None else [self._facts(payload) for payload in batch.payloads]
+            if batch is None or not all(self._is_live(group, rows) for group in groups):
+                return
+            await self._restore(step, [group.group_id for group in groups], batch.digest, groups)
+            account.assigned_steps.append(step)
+
+    def _is_live(self, group: QueuedGroup, rows: Rows) -> bool:
+        """Whether it is accepted or open, or was so when Redis had not heard of it yet."""
+        on_board = group.group_id in self._board.open or group.group_id in self._board.queued
+        return on_board or (group.admission >= self._conductor.admissions and group.group_id not in rows)
+
+    async def _generate_again(self, stated: Statement, rows: Rows, account: Account) -> None:
+        """Prompts that were drawn and forgotten: groups that nobody trained get them again, under their former ids."""
+        known = {*rows, *(group_id for said in stated.steps for group_id in said.group_ids)}
+        for step in range(max(0, self._board.next_step - MAX_STEPS), self._board.next_step):
+            record = await self._store.record("batch", step)
+            known |= set() if record is None else set(record["ids"])
+        last = max((admission_of(group_id, run_id=self._run_id) or 0 for group_id in known), default=-1)
+        batch = self._config.data.train_batch_size
+        # No more can have been alive at once; and next to steps of unknown groups no id is known to be untrained.
+        most = (self._board.max_staleness + 2) * batch + self._board.gen_batch_size
+        groups = await self._conductor.catch_up(last + 1, known=known, most=0 if account.unknown_steps else most)
+        account.generated_again = [
+            {"group_id": group.group_id, "prompt_id": group.prompt.prompt_id} for group in groups
+        ]
+
+    async def _tell(self, version: Version, account: Account) -> None:
+        """What exactly was repaired stands in RUN/repairs.jsonl; the log and the event stream have the numbers."""
+        await self._store.set_meta(self._progress.to_meta())
+        await self._files.append(REPAIRS_FILE, {"time_s": time.time(), "version": version.number, **asdict(account)})
+        counts = {
+            name: float(value if isinstance(value, int) else len(value)) for name, value in asdict(account).items()
+        }
+        message = (
+            f"redis knew less than learner and run directory: {len(account.trained_steps)} steps booked as trained, "
+            f"{len(account.assigned_steps)} assigned again, {account.ended_groups} groups ended again, "
+            f"{len(account.generated_again)} generated again, {len(account.unknown_steps)} steps of unknown groups; "
+            f"{REPAIRS_FILE} names them"
+        )
+        log.warning("store_repaired", **counts)
+        self._events.emit("store_repaired", message, values=counts)
+
+
+def _contradiction(step: int, what: str, *, theirs: str, ours: str) -> NotReady:
+    return NotReady(
+        f"register: the learner's {what} of step {step} has digest {theirs[:12]}, this run's Redis has {ours[:12]}: they "
+        "are two histories. Give the learner a checkpoint of this run, or start a new run directory"
+    )

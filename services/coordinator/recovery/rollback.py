@@ -1,0 +1,294 @@
+"""A deliberate rollback: the run goes on from version c under a new lineage, what came after is given up.
+
+One script in Redis decides it (store_rollback.py). The files of the run follow: `bring_in_line` does what is undone, at
+once and whenever a coordinator starts. The coordinator that has decided it ends: there is one way to start, from what
+Redis has. Prompts go on where they were: the surviving history gets other data than the one that went wrong.
+
+ who waits        for what                          unblocked by
+ `wish`           the decision                      app.py, which ends the run's life first and then calls `make`
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+
+from services.coordinator.groups.assignment import Assigner
+from services.coordinator.recovery import rollback_files
+from services.coordinator.run.evaluation import EvaluationResult
+from services.coordinator.state.board import Board
+from services.coordinator.state.events import Events
+from services.coordinator.state.group import QueuedGroup
+from services.coordinator.state.ledger_row import ledger_row, queued_row
+from services.coordinator.state.progress import Progress, RunState
+from services.coordinator.storage.ledger_files import LedgerFiles
+from services.coordinator.storage.redis_store import Store
+from services.coordinator.storage.run_files import RunFiles
+from sluice.errors import InvalidRequest, LaunchError, NotFound, NotReady, SluiceError
+from sluice.lineage import LINEAGES_FILE, LineageBook, Rollback, is_given_up
+from sluice.run_dir import checkpoints
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """What a rollback gives up; a line of RUN/rollbacks.jsonl once it is made."""
+
+    to: int
+    reached: int
+    """Steps that were trained: those from `to` on are given up."""
+    groups: Mapping[str, int]
+    """By what they were: trained, assigned, queued, open."""
+    tokens: Mapping[str, int]
+    """Of their samples."""
+    checkpoints: Sequence[int]
+    """Versions of those that are set aside, oldest first."""
+    number: int = 0
+    """1 for the first rollback of the run; 0 when it is not made yet."""
+    lineage: str = ""
+    """Of the history that follows."""
+    time_s: float = 0.0
+    """Unix time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Live:
+    """A live group that is given up."""
+
+    was: str
+    row: Mapping[str, Any]
+    tokens: int
+    lost: int = 0
+
+
+class Rollbacks:
+    """The rollbacks of one run, and the one that is wished for."""
+
+    def __init__(
+        self,
+        *,
+        made: Sequence[Account],
+        store: Store,
+        files: RunFiles,
+        ledger: LedgerFiles,
+        board: Board,
+        assigner: Assigner,
+        progress: Progress,
+        events: Events,
+        newest_version: Callable[[bytes], int],
+        idle: bool,
+    ) -> None:
+        """`newest_version` reads a payload of the queue; `idle`: the run lies still, so it may have ended."""
+        self.made = made
+        """Oldest first."""
+        self._store, self._files, self._ledger, self._board = store, files, ledger, board
+        self._assigner, self._progress, self._events = assigner, progress, events
+        self._newest_version, self._idle = newest_version, idle
+        self.wished = asyncio.Event()
+        self._to = -1
+        self._decided: asyncio.Future[Account] = asyncio.get_running_loop().create_future()
+
+    @property
+    def history(self) -> list[Rollback]:
+        """What decides which versions were given up, oldest first."""
+        return _history(self.made)
+
+    async def check(self, to: int) -> None:
+        """Whether the run can go back to version `to`.
+
+        Raises InvalidRequest, NotReady, or NotFound naming the checkpoints that verify.
+        """
+        reached, state = self._progress.trained_steps, self._progress.state
+        if not 0 <= to < reached:
+            raise InvalidRequest(f"rollback: must go back to a version before {reached}, the newest one, got {to}")
+        if (state.final or self._progress.stop_requested) and not self._idle:
+            what = f"has ended ({state.value})" if state.final else "is being stopped"
+            raise NotReady(
+                f"rollback: the run {what}", fix="when nothing of it is up, `sluice rollback --run-dir` can do it"
+            )
+        if self.wished.is_set():
+            raise NotReady("rollback: another one is being made", fix="wait for it")
+        if to > 0 and (fault := await asyncio.to_thread(self._fault, to)):
+            good = await asyncio.to_thread(self._that_verify)
+            names = ", ".join(f"step-{step}" for step in good if step < reached) or "none but step-0, the base model"
+            raise NotFound(f"rollback: cannot go back to step-{to}: {fault}", fix=f"those that verify: {names}")
+
+    async def preview(self, to: int) -> Account:
+        """What a rollback would give up now. Raises as `check` does."""
+        await self.check(to)
+        account, _ = await self._account(to)
+        return account
+
+    async def wish(self, to: int) -> Account:
+        """Has the rollback made; returns what it gave up, once it is decided. Raises as `check` does."""
+        await self.check(to)
+        if self.wished.is_set():
+            raise NotReady("rollback: another one is being made", fix="wait for it")
+        self._to = to
+        self.wished.set()
+        return await asyncio.shield(self._decided)
+
+    async def make(self) -> None:
+        """Makes the one that is wished for, when nothing else changes the run any more; whoever wished for it is told."""
+        try:
+            self._decided.set_result(await self._make(self._to))
+        except SluiceError as error:
+            log.warning("rollback_failed", reason=str(error))
+            self._decided.set_exception(error)
+
+    async def outdone_by(self, number: int) -> None:
+        """A checkpoint of version `number` is complete: what was set aside before that is no longer kept."""
+        for account in self.made:
+            if account.reached <= number:
+                await asyncio.to_thread(rollback_files.drop_set_aside, self._files.run_dir, account.number)
+
+    async def _make(self, to: int) -> Account:
+        account, live = await self._account(to)
+        book = LineageBook(self._files.run_dir / LINEAGES_FILE)
+        try:
+            lineage = await asyncio.to_thread(book.mint)
+        except OSError as error:
+            raise LaunchError(f"rollback: nothing has changed, {LINEAGES_FILE} cannot be written: {error}") from error
+        facts = asdict(account) | {"number": len(self.made) + 1, "lineage": lineage, "time_s": time.time()}
+        account = Account(**facts)
+        self.made = [*self.made, account]
+        await self._store.roll_back(
+            account.number,
+            to=to,
+            trained=account.groups["trained"],
+            trained_tokens=account.tokens["trained"],
+            meta=self._meta(to),
+            live=[(group.row, group.tokens, group.lost) for group in live],
+        )
+        log.warning("rolled_back", **asdict(account))
+        self._events.emit(
+            "rolled_back",
+            f"back from step {account.reached} to {to}; the run goes on as lineage {lineage}",
+            values={"to": float(to), "reached": float(account.reached)},
+            labels={"lineage": lineage},
+        )
+        await bring_in_line(self._store, self._files, self._ledger)
+        return account
+
+    def _meta(self, to: int) -> dict[str, str]:
+        """The run's state as it is from then on."""
+        progress, history = self._progress, self.history
+        progress.evaluations = surviving_evaluations(progress, history)
+        if progress.state is RunState.FINISHING:
+            progress.state = RunState.RUNNING
+        if progress.state is RunState.FINISHED:
+            progress.state, progress.reason = RunState.STOPPED, f"rolled back to step {to}"
+        path = checkpoints.path_of(self._files.run_dir / "checkpoints", to)
+        return {
+            **progress.to_meta(),
+            "rollbacks": json.dumps([asdict(account) for account in self.made]),
+            "checkpoint": json.dumps({"number": to, "path": str(path)}),
+        }
+
+    async def _account(self, to: int) -> tuple[Account, list[_Live]]:
+        """What is given up, as it is now. Raises NotReady when Redis has forgotten a part of the run."""
+        trained, tokens = await self._trained_since(to)
+        live = [group async for group in self._live_since(to)]
+        groups = {was: sum(group.was == was for group in live) for was in ("assigned", "queued", "open")}
+        live_tokens = {was: sum(group.tokens for group in live if group.was == was) for was in groups}
+        folder = self._files.run_dir / "checkpoints"
+        aside = sorted(step for step in await asyncio.to_thread(lambda: list(checkpoints.steps(folder))) if step > to)
+        return Account(
+            to=to,
+            reached=self._progress.trained_steps,
+            groups={"trained": trained, **groups},
+            tokens={"trained": tokens, **live_tokens},
+            checkpoints=aside,
+        ), live
+
+    async def _trained_since(self, to: int) -> tuple[int, int]:
+        """Groups and tokens trained in steps from `to` on, from the ledger's files, which have every row after a flush."""
+        rows, in_files = await self._ledger.flushed()
+        if len(rows) != in_files:
+            raise NotReady(
+                f"rollback: Redis knows of {in_files} rows in the ledger's files, there are {len(rows)}: it has forgotten a "
+                "part of the run. Start the run, which repairs that, then roll back"
+            )
+        given_up = [row for row in rows if row["term"] == "trained" and row["step"] >= to]
+        return len(given_up), sum(int(row["tokens"] or 0) for row in given_up)
+
+    async def _live_since(self, to: int) -> AsyncIterator[_Live]:
+        """Assigned groups, accepted ones with a token of a later version, open ones that have received anything.
+
+        Other open groups have nothing to lose: they are generated again, as after any start of the coordinator.
+        """
+        for step, groups in self._assigner.assigned.items():
+            for group in groups:
+                yield _given_up(group, "assigned", step=step, to=to)
+        for group in list(self._board.queued.values()):
+            payload = await self._store.payload(group.group_id)
+            if payload is not None and self._newest_version(payload) > to:
+                yield _given_up(group, "queued", step=-1, to=to)
+        for group in list(self._board.open.values()):
+            if group.samples or group.lost_tokens:
+                row = ledger_row(group, term="rollback") | {"fault": rollback_files.fault(to)}
+                yield _Live(was="open", row=row, tokens=group.response_tokens, lost=group.lost_tokens)
+
+    def _fault(self, step: int) -> str:
+        """Why the checkpoint cannot be gone back to; empty when it can."""
+        path = checkpoints.path_of(self._files.run_dir / "checkpoints", step)
+        try:
+            checkpoints.verify(path)
+            given_up = is_given_up(checkpoints.lineage_of(path), step, self.history)
+        except ValueError as error:
+            return str(error)
+        return f"{path}: it was rolled back itself" if given_up else ""
+
+    def _that_verify(self) -> list[int]:
+        steps = sorted(checkpoints.steps(self._files.run_dir / "checkpoints"))
+        return [step for step in steps if not self._fault(step)]
+
+
+async def bring_in_line(store: Store, files: RunFiles, ledger: LedgerFiles) -> list[Account]:
+    """The rollbacks of the run, oldest first, once its files agree with them: what a kill left undone is done now.
+
+    A rollback that Redis has forgotten stands in RUN/rollbacks.jsonl: then Redis knows of nothing later, and is emptied,
+    to be filled again from the files and the learner's record (repair.py). Raises LaunchError when a file is in the way.
+    """
+    decided = [Account(**entry) for entry in json.loads((await store.meta()).get("rollbacks", "[]"))]
+    told = [Account(**line) for line in await asyncio.to_thread(rollback_files.told, files.run_dir)]
+    if len(told) > len(decided):
+        log.warning("rollback_forgotten", known=len(decided), made=len(told), consequence="redis is filled again")
+        await store.forget(len(told), rollbacks=json.dumps([asdict(account) for account in told]))
+        decided = told
+    try:
+        for account in decided[len(told) :]:
+            await asyncio.to_thread(rollback_files.give_up, files.run_dir, number=account.number, to=account.to)
+            await files.mark_rolled_back(since=account.to, fault=rollback_files.fault(account.to))
+            await ledger.flush()
+            await asyncio.to_thread(rollback_files.tell, files.run_dir, asdict(account))
+        await asyncio.to_thread(rollback_files.set_aside_late, files.run_dir, _history(decided))
+    except OSError as error:
+        raise LaunchError(
+            f"rollback: it is decided, but the files could not follow: {error}; mend that and start the run, which goes on "
+            "with it"
+        ) from error
+    return decided
+
+
+def surviving_evaluations(progress: Progress, history: Sequence[Rollback]) -> list[EvaluationResult]:
+    """The evaluations of versions that were not given up."""
+    return [
+        result
+        for result in progress.evaluations
+        if not is_given_up(result.version.lineage, result.version.number, history)
+    ]
+
+
+def _history(made: Sequence[Account]) -> list[Rollback]:
+    return [Rollback(to=account.to, lineage=account.lineage) for account in made]
+
+
+def _given_up(group: QueuedGroup, was: str, *, step: int, to: int) -> _Live:
+    row = queued_row(group, term="rollback", step=step) | {"fault": rollback_files.fault(to)}
+    return _Live(was=was, row=row, tokens=group.tokens)

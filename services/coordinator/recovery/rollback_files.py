@@ -1,0 +1,104 @@
+"""What a rollback does to the run's files: checkpoints and batches are set aside, readers of lines are told. Blocking.
+
+RUN/rollbacks.jsonl                        a line a rollback that all files agree with
+RUN/checkpoints/rolled-back-N/step-K       a checkpoint that rollback N gave up
+RUN/batches/rolled-back-N/step-K.groups    a batch likewise; kept until the run has come as far again
+Everything here may be broken off and done again. Raises OSError.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from services.coordinator.storage.run_files import append_line
+from sluice.lineage import Rollback, is_given_up
+from sluice.report.metrics import METRICS_FILE, ROLLBACK
+from sluice.run_dir import checkpoints
+from sluice.run_dir.batch_file import batch_files
+from sluice.run_dir.json_lines import JsonObject, read_json_lines
+
+log = structlog.get_logger(__name__)
+
+ROLLBACKS_FILE = "rollbacks.jsonl"
+
+
+def fault(to: int) -> str:
+    """What the ledger's rows of the groups say."""
+    return f"rolled back to version {to}"
+
+
+def told(run_dir: Path) -> tuple[JsonObject, ...]:
+    """The rollbacks that the files agree with, oldest first."""
+    return read_json_lines(run_dir / ROLLBACKS_FILE).objects
+
+
+def give_up(run_dir: Path, *, number: int, to: int) -> None:
+    """Sets aside the checkpoints behind version `to` and the batches from step `to` on."""
+    folder = run_dir / "checkpoints"
+    _set_aside([checkpoints.path_of(folder, step) for step in checkpoints.steps(folder) if step > to], number)
+    _set_aside([path for step, path in batch_files(run_dir) if step >= to], number)
+
+
+def set_aside_late(run_dir: Path, history: Sequence[Rollback]) -> None:
+    """Sets aside what a learner was still writing when its history was given up."""
+    folder = run_dir / "checkpoints"
+    for step in list(checkpoints.steps(folder)):
+        path = checkpoints.path_of(folder, step)
+        try:
+            lineage = checkpoints.lineage_of(path)
+        except ValueError as error:
+            log.warning("checkpoint_unreadable", reason=str(error))
+            continue
+        if is_given_up(lineage, step, history):
+            _set_aside([path], len(history))
+
+
+def tell(run_dir: Path, account: Mapping[str, Any]) -> None:
+    """Tells whoever reads metrics.jsonl; then all files agree with the rollback."""
+    line = {"kind": ROLLBACK, **{name: account[name] for name in ("number", "to", "lineage", "reached", "time_s")}}
+    known = read_json_lines(run_dir / METRICS_FILE).objects
+    if not any(was.get("kind") == ROLLBACK and was.get("number") == account["number"] for was in known):
+        append_line(run_dir / METRICS_FILE, line)
+    append_line(run_dir / ROLLBACKS_FILE, account)
+    for path in (run_dir / ROLLBACKS_FILE, run_dir):  # done again later, it would set aside what came after it
+        _sync(path)
+
+
+def drop_set_aside(run_dir: Path, number: int) -> None:
+    """Removes what rollback `number` gave up."""
+    for folder in ("checkpoints", "batches"):
+        path = _aside(run_dir / folder, number)
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:  # a full or read-only disk must not end a run for the sake of old files
+            log.warning("set_aside_not_removed", path=str(path), reason=str(error))
+
+
+def _set_aside(paths: Sequence[Path], number: int) -> None:
+    for path in paths:
+        folder = _aside(path.parent, number)
+        folder.mkdir(exist_ok=True)
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(path, target)
+    for parent in {path.parent for path in paths}:
+        _sync(parent)
+
+
+def _aside(folder: Path, number: int) -> Path:
+    return folder / f"rolled-back-{number}"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

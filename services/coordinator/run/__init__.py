@@ -1,0 +1,1 @@
+"""The life of a run: start, steps, evaluations, and why it waits or ends."""

@@ -1,0 +1,193 @@
+"""A learner's commits: step k is trained and version k + 1 is published; a checkpoint is complete.
+
+A commit that is repeated - after a lost answer, or by a learner that replays from a checkpoint - changes nothing and is
+told what was recorded the first time.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+
+import structlog
+
+from services.coordinator.groups.assignment import Assigner
+from services.coordinator.groups.conductor import Conductor
+from services.coordinator.groups.step_metrics import StepWindow
+from services.coordinator.recovery.rollback import Rollbacks
+from services.coordinator.state.board import Board
+from services.coordinator.state.events import Events
+from services.coordinator.state.fleet import Fleet
+from services.coordinator.state.group import Phase, QueuedGroup, Version
+from services.coordinator.state.ledger import count, ledger_metrics
+from services.coordinator.state.ledger_row import queued_row
+from services.coordinator.state.progress import Progress
+from services.coordinator.storage.ledger_files import LedgerFiles
+from services.coordinator.storage.redis_store import Store
+from services.coordinator.storage.run_files import RunFiles
+from services.coordinator.storage.unbroken import unbroken
+from services.coordinator.weights.push import WeightPush
+from services.coordinator.wire.messages import ZstdGroups
+from sluice.clock import Clock
+from sluice.errors import InvalidRequest, Unavailable
+from sluice.telemetry.catalogue import NAMES
+
+log = structlog.get_logger(__name__)
+
+LEDGER_FLUSH_STEPS = 20
+"""How often ledger rows leave Redis for a file. Chosen: some hundred to ten thousand rows a file."""
+
+
+class Commits:
+    """Books what the learner has done."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        files: RunFiles,
+        fleet: Fleet,
+        board: Board,
+        conductor: Conductor,
+        assigner: Assigner,
+        push: WeightPush,
+        events: Events,
+        codec: ZstdGroups,
+        progress: Progress,
+        ledger: LedgerFiles,
+        rollbacks: Rollbacks,
+        clock: Clock,
+    ) -> None:
+        self._store, self._files, self._fleet, self._board = store, files, fleet, board
+        self._conductor, self._assigner, self._push = conductor, assigner, push
+        self._events, self._codec, self._progress, self._clock = events, codec, progress, clock
+        self._ledger, self._rollbacks = ledger, rollbacks
+        self._one_at_a_time = asyncio.Lock()
+        self._closed = False
+
+    async def close(self) -> None:
+        """Nothing is booked from now on; what is under way is ended."""
+        async with self._one_at_a_time:
+            self._closed = True
+
+    async def step(
+        self, step: int, *, version: Version, weights_digest: str, batch_digest: str, metrics: Mapping[str, float]
+    ) -> str:
+        """Books step `step`; returns the weights digest recorded for it. Raises InvalidRequest on a foreign batch.
+
+        A learner that lost patience asks again while the first call is still at it: that one is ended, not broken off.
+        """
+        async with self._one_at_a_time:
+            self._raise_if_closed()
+            return await unbroken(self._book(step, version, weights_digest, batch_digest, metrics))
+
+    async def _book(
+        self, step: int, version: Version, weights_digest: str, batch_digest: str, metrics: Mapping[str, float]
+    ) -> str:
+        """Metrics first, then the record in Redis: killed in between, the step is booked and its line written again."""
+        batch = await self._store.record("batch", step)
+        if batch is None:
+            await self._store.confirm()  # it may have been lost; then nobody is to blame
+        if batch is None or batch["digest"] != batch_digest:
+            raise InvalidRequest(f"step {step}: trained on batch digest {batch_digest[:12]}, which was never assigned")
+        unknown = set(metrics) - NAMES
+        if unknown:
+            raise InvalidRequest(f"step {step}: metrics not in the catalogue: {sorted(unknown)}")
+        trained = self._assigner.assigned.get(step, [])
+        made = {"lineage": version.lineage, "weights_digest": weights_digest, "batch_digest": batch_digest}
+        values = await self._report(step, trained, metrics, made) if trained else {}
+        record = {"lineage": version.lineage, "number": version.number, "digest": weights_digest}
+        rows = {group.group_id: queued_row(group, term="trained", step=step) for group in trained}
+        tokens = sum(group.tokens for group in trained)
+        recorded = await self._store.commit(step, record=record, tokens=tokens, rows=rows)
+        self._newest(version)
+        if trained:
+            del self._assigner.assigned[step]
+            self._advance(step, values)
+        if trained and (step + 1) % LEDGER_FLUSH_STEPS == 0:
+            await self._ledger.flush()
+        return recorded["digest"]
+
+    async def checkpoint(self, version: Version, path: str) -> None:
+        """A checkpoint is complete; batches before the oldest kept one are no longer needed.
+
+        The ledger's files then tell of every step before it, and the learner of every one since, should Redis forget.
+        """
+        async with self._one_at_a_time:
+            self._raise_if_closed()
+            await self._ledger.flush()
+            await self._store.set_meta({"checkpoint": json.dumps({"number": version.number, "path": path})})
+            kept = self._files.kept_checkpoints()
+            if kept:
+                self._files.drop_batches_before(kept[0])
+            await self._rollbacks.outdone_by(version.number)
+            self._events.emit("checkpoint_saved", path, values={"version": float(version.number)})
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise Unavailable("the run is being rolled back; call again when the coordinator was started again")
+
+    def _newest(self, version: Version) -> None:
+        learner = self._fleet.learner
+        if learner is not None:
+            learner.version = version
+        if self._progress.version is None or version.number >= self._progress.version.number:
+            self._progress.version = version
+        self._fleet.notify_all()
+
+    async def _report(
+        self, step: int, trained: list[QueuedGroup], metrics: Mapping[str, float], made: Mapping[str, str]
+    ) -> Mapping[str, float]:
+        """Writes what people read about the step, and by which digests it can be replayed; returns its metrics."""
+        window = self._conductor.window.metrics(now_s=self._clock.now(), step=step, trained=trained)
+        booked = ledger_metrics(count(await self._store.counters(), self._board))
+        values = {**window, **self._gauges(), **booked, **metrics}
+        await self._store.set_meta({"train_ended_s": str(time.time())})
+        line = {"kind": "step", "step": step, "time_s": time.time(), **made, **values}
+        await self._files.append_metrics(line)
+        await self._files.append("samples.jsonl", await self._example(step, of=len(trained)))
+        return values
+
+    def _advance(self, step: int, values: Mapping[str, float]) -> None:
+        """The step counts: whoever waits for it goes on."""
+        now = self._clock.now()
+        self._conductor.window, self._push.times = StepWindow(started_s=now), []
+        self._progress.metrics.update(values)
+        self._progress.trained_steps = step + 1
+        self._progress.last_commit_s = now
+        self._progress.train_ended_s = time.time()
+        self._events.emit("step_trained", f"step {step} trained", values={"step": float(step), **values})
+        self._board.changed.notify()
+
+    def _gauges(self) -> dict[str, float]:
+        open_groups = self._board.count(Phase.IN_FLIGHT) + self._board.count(Phase.SCORED)
+        values = {
+            "queue/groups": float(len(self._board.queued)),
+            "queue/in_flight_groups": float(open_groups),
+            "sampling/gen_batches": self._board.verdicts / self._board.gen_batch_size,
+        }
+        if times := self._push.times:
+            values["weights/push_ms"] = max(t.push_ms for t in times)
+            values["weights/receive_ms"] = max(t.receive_ms for t in times)
+            values["weights/stall_ms"] = max(t.stall_ms for t in times)
+        return values
+
+    async def _example(self, step: int, *, of: int) -> dict[str, object]:
+        """One group of the batch of `of` groups, for people to read."""
+        group = self._codec.decode(await self._files.read_group(step, step % of))
+        return {
+            "group_id": group.group_id,
+            "step": step,
+            "prompt": group.prompt.text,
+            "samples": [
+                {
+                    "text": sample.text,
+                    "raw_score": reward.raw_score,
+                    "shaped_reward": reward.shaped_reward,
+                    "acc": reward.acc,
+                    "finish_reason": "stop" if sample.finish_reason == 1 else "length",
+                    "tokens": len(sample.token_ids) // 4,
+                }
+                for sample, reward in zip(group.samples, group.rewards, strict=True)
+            ],
+        }

@@ -1,0 +1,237 @@
+"""Accuracy on held-out prompts, all under one version: the rollout is pinned while its samples are drawn.
+
+Evaluation samples never enter queue or ledger. Waits: for a rollout on the newest version, then for the samples; all of
+it at most `eval.timeout_s`.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import blake3
+import numpy as np
+import structlog
+
+from services.coordinator.groups.grading import Grading
+from services.coordinator.state.fleet import Fleet, Member, Role
+from services.coordinator.state.group import PromptLike, Reward, Sample, Version
+from services.coordinator.state.ports import RewardClient, RolloutClient, Sampling
+from sluice.clock import Clock
+from sluice.config.schema import Config
+from sluice.errors import Expired, NotReady, SluiceError, Unavailable
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationResult:
+    """One evaluation; fractions in [0, 1]."""
+
+    version: Version
+    avg_at_n: float
+    pass_at_n: float
+    greedy: float
+    n: int
+    prompts: int
+    mean_response_tokens: float
+    wall_s: float
+
+    def to_line(self) -> dict[str, Any]:
+        """What metrics.jsonl says of it."""
+        scores = {"eval/avg_at_n": self.avg_at_n, "eval/pass_at_n": self.pass_at_n, "eval/greedy": self.greedy}
+        size = {"n": self.n, "prompts": self.prompts, "mean_response_tokens": self.mean_response_tokens}
+        return {
+            "version": self.version.number,
+            "lineage": self.version.lineage,
+            "wall_s": self.wall_s,
+            **size,
+            **scores,
+        }
+
+    @staticmethod
+    def from_line(line: Mapping[str, Any]) -> "EvaluationResult":
+        """The inverse of `to_line`."""
+        return EvaluationResult(
+            version=Version(lineage=line["lineage"], number=line["version"]),
+            avg_at_n=line["eval/avg_at_n"],
+            pass_at_n=line["eval/pass_at_n"],
+            greedy=line["eval/greedy"],
+            n=line["n"],
+            prompts=line["prompts"],
+            mean_response_tokens=line["mean_response_tokens"],
+            wall_s=line["wall_s"],
+        )
+
+
+class Evaluator:
+    """Runs one evaluation at a time."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        fleet: Fleet,
+        rollouts: RolloutClient,
+        rewards: RewardClient,
+        prompts: Sequence[PromptLike],
+        newest: Callable[[], Version | None],
+        clock: Clock,
+    ) -> None:
+        self._config, self._fleet, self._clock = config, fleet, clock
+        self._rollouts, self._prompts = rollouts, prompts
+        self._grading = Grading(config=config, fleet=fleet, rewards=rewards, clock=clock)
+        self._newest = newest
+        self._one_at_a_time = asyncio.Lock()
+        self.under_way = ""
+        """What it does now, for people; empty when nothing is evaluated."""
+
+    @property
+    def possible(self) -> bool:
+        """Whether there are held-out prompts at all."""
+        return bool(self._prompts)
+
+    async def evaluate(self, *, prompts: int = 0, n: int = 0) -> EvaluationResult:
+        """avg@n, pass@n and greedy accuracy of the newest version. Raises NotReady, Expired or the failure of a call."""
+        if not self._prompts:
+            raise NotReady("evaluation: data.val_files is empty", fix="name held-out prompts there")
+        settings = self._config.eval
+        chosen = self._prompts[: prompts or settings.prompts]
+        async with self._one_at_a_time:
+            started = self._clock.now()
+            try:
+                async with asyncio.timeout(settings.timeout_s):
+                    while True:
+                        result = await self._attempt(chosen, n or settings.n, started)
+                        if result is not None:
+                            return result
+            except TimeoutError:
+                raise Expired(
+                    f"evaluation: not done after eval.timeout_s = {settings.timeout_s:.0f} s (it waits for a rollout that "
+                    "holds the newest version, then for its samples and a reward)"
+                ) from None
+            finally:
+                self.under_way = ""
+
+    async def _attempt(self, prompts: Sequence[PromptLike], n: int, started: float) -> EvaluationResult | None:
+        """The whole of it on one rollout; None when that rollout died meanwhile: all samples are of one version."""
+        self.under_way = "waits for a rollout that holds the newest version"
+        member = await self._pin()
+        self.under_way = f"runs on {member.service_id}"
+        try:
+            return await self._run(member, prompts, n, started)
+        except BaseExceptionGroup as failures:
+            error = first_error(failures)
+            if isinstance(error, Unavailable) and member.gone.is_set():
+                log.warning("evaluation_repeated", service_id=member.service_id, reason=str(error))
+                return None
+            raise error from failures
+        finally:
+            member.weights.release()
+            self._fleet.changed.notify()
+
+    async def _pin(self) -> Member:
+        """Takes the weights lock of a rollout that holds the newest version."""
+        while True:
+            newest = self._newest()
+            ready = [
+                member
+                for member in self._fleet.of(Role.ROLLOUT)
+                if not member.weights.locked() and _holds(member, newest)
+            ]
+            member = self._fleet.least_loaded(ready)
+            if member is not None:
+                await member.weights.acquire()
+                return member
+            await self._fleet.changed.wait()
+
+    async def _run(self, member: Member, prompts: Sequence[PromptLike], n: int, started: float) -> EvaluationResult:
+        version = member.version
+        assert version is not None
+        settings = self._config.eval
+        room = asyncio.Semaphore(max(1, member.capacity // n))
+        async with asyncio.TaskGroup() as tasks:
+            sampled = [
+                tasks.create_task(self._score(room, member, version, prompt, n, settings.temperature, f"{position}"))
+                for position, prompt in enumerate(prompts)
+            ]
+            greedy = [
+                tasks.create_task(self._score(room, member, version, prompt, 1, 0.0, f"{position}-greedy"))
+                for position, prompt in enumerate(prompts)
+                if settings.greedy
+            ]
+        accs = np.array([[reward.acc for reward in task.result()[1]] for task in sampled])
+        best = np.array([task.result()[1][0].acc for task in greedy])
+        lengths = [len(sample.token_ids) for task in sampled for sample in task.result()[0]]
+        return EvaluationResult(
+            version=version,
+            avg_at_n=float(accs.mean()),
+            pass_at_n=float((accs.max(axis=1) > 0).mean()),
+            greedy=float(best.mean()) if len(best) else float("nan"),
+            n=n,
+            prompts=len(prompts),
+            mean_response_tokens=float(np.mean(lengths)),
+            wall_s=self._clock.now() - started,
+        )
+
+    async def _score(
+        self,
+        room: asyncio.Semaphore,
+        member: Member,
+        version: Version,
+        prompt: PromptLike,
+        n: int,
+        temperature: float,
+        name: str,
+    ) -> tuple[list[Sample], list[Reward]]:
+        limit = self._config.eval.timeout_s
+        request_id = f"eval-{version.lineage}{version.number}-{name}"
+        async with room:
+            try:
+                samples: Mapping[int, Sample] = {
+                    sample.index: sample
+                    async for sample in self._rollouts.generate(
+                        member,
+                        request_id=request_id,
+                        prompt=prompt,
+                        seeds={index: _seed(prompt.prompt_id, index) for index in range(n)},
+                        sampling=Sampling(temperature=temperature, max_tokens=self._config.data.max_response_length),
+                        timeout_s=limit,
+                        required_version=version,
+                    )
+                }
+            except Unavailable as error:
+                self._fleet.lose_if_unreachable(member, error)
+                raise
+        ordered = [samples[index] for index in sorted(samples)]
+        if len(ordered) != n:
+            raise SluiceError(f"evaluation: {member.service_id} returned {len(ordered)} of {n} samples")
+        return ordered, await self._grade(request_id, prompt, ordered)
+
+    async def _grade(self, group_id: str, prompt: PromptLike, samples: Sequence[Sample]) -> list[Reward]:
+        """Scores by any reward with room; by another one when it dies."""
+        while True:
+            try:
+                return await self._grading.score(
+                    group_id=group_id, prompt=prompt, samples=samples, timeout_s=self._config.eval.timeout_s
+                )
+            except Unavailable as error:
+                log.warning("evaluation_scoring_failed", group_id=group_id, reason=str(error))
+
+
+def first_error(group: BaseExceptionGroup) -> BaseException:
+    """The first exception inside nested groups: what to tell when tasks that belong together failed together."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _holds(member: Member, newest: Version | None) -> bool:
+    """By number: after a restore the learner may still be behind what the rollouts hold."""
+    return newest is not None and member.version is not None and member.version.number >= newest.number
+
+
+def _seed(prompt_id: str, index: int) -> int:
+    """The same in every evaluation, so that two versions are compared on equal luck."""
+    return int.from_bytes(blake3.blake3(f"eval/{prompt_id}/{index}".encode()).digest(4), "little") >> 1

@@ -1,0 +1,261 @@
+"""The life of a run: services arrive, the reward is checked, the base is evaluated, steps are trained, the end is
+evaluated. And every reason a run ends: finished, stopped, starved, failed.
+
+Waits: for the services (launch.ready_timeout_s, then it names who is missing); for the last step. Unblocked by
+registrations, commits, `stop`, and by the watch that ends a run nothing can move any more.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import structlog
+
+from services.coordinator.groups.assignment import Assigner
+from services.coordinator.groups.conductor import Conductor
+from services.coordinator.run.evaluation import EvaluationResult, Evaluator, first_error
+from services.coordinator.run.starvation import StarvationWatch
+from services.coordinator.state.board import Board
+from services.coordinator.state.events import Events
+from services.coordinator.state.fleet import Fleet, Role
+from services.coordinator.state.ports import DurableState, Forgot
+from services.coordinator.state.progress import Progress, RunState
+from services.coordinator.storage.ledger_files import LedgerFiles
+from services.coordinator.storage.run_files import RunFiles
+from sluice.clock import Clock
+from sluice.config.schema import Config
+from sluice.errors import Expired, Fenced, LaunchError, SluiceError
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+STOP_GRACE_S = 60.0
+"""How long a stop waits for the step under way."""
+
+
+class Lifecycle:
+    """Drives one run through its states; `progress` is what the API shows."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        fleet: Fleet,
+        board: Board,
+        store: DurableState,
+        files: RunFiles,
+        conductor: Conductor,
+        assigner: Assigner,
+        evaluator: Evaluator,
+        events: Events,
+        clock: Clock,
+        progress: Progress,
+        ledger: LedgerFiles,
+        check_reward: Callable[[], Coroutine[Any, Any, None]],
+        check_only: bool = False,
+    ) -> None:
+        self._config, self._fleet, self._board, self._store = config, fleet, board, store
+        self._files, self._conductor, self._assigner = files, conductor, assigner
+        self._evaluator, self._events, self._clock = evaluator, events, clock
+        self._progress, self._check_reward, self._check_only = progress, check_reward, check_only
+        self._ledger = ledger
+        self._starvation = StarvationWatch(config=config, board=board, conductor=conductor, events=events, clock=clock)
+        self._stopping = asyncio.Event()
+        if progress.stop_requested:
+            self._stopping.set()
+
+    async def run(self) -> RunState:
+        """Until the run has ended; returns the final state. The reason is in `progress.reason`."""
+        if self._progress.state.final:
+            return self._progress.state  # it had ended when this process was started: only to be told once more
+        try:
+            await self._start()
+            try:
+                await self._train()
+            except BaseExceptionGroup as group:
+                raise first_error(group) from group
+            state = await self._finish()
+        except _Ended as ended:
+            state = ended.state
+            self._progress.reason = ended.reason
+        except (Fenced, Forgot):
+            raise  # the run goes on, in another process
+        except SluiceError as error:
+            log.error("run_failed", reason=str(error))
+            state, self._progress.reason = RunState.FAILED, str(error)
+        await self._close_books(state)
+        await self._enter(state)
+        return state
+
+    async def stop(self, reason: str) -> None:
+        """Ends the run after the step under way; remembered over a restart. Nothing happens to one that has ended."""
+        if self._progress.state.final:
+            return
+        self._progress.stop_requested, self._progress.stop_reason = True, reason
+        self._stopping.set()
+        self._board.changed.notify()
+        await self.save()
+
+    async def save(self) -> None:
+        """What the run's state is, into Redis."""
+        await self._store.set_meta(self._progress.to_meta())
+
+    async def _start(self) -> None:
+        starting = self._progress.state is RunState.STARTING
+        if self._check_only or (starting and self._config.launch.check_reward):
+            await self._are_here(Role.REWARD)  # before a rollout has loaded a large model
+            await self._unless_stopped(self._check_reward())
+        if self._check_only:
+            raise _Ended(RunState.FINISHED, "")
+        await self._are_here(*Role)
+        if self._progress.state is not RunState.STARTING:  # it was running, or the learner says so
+            self._progress.go_on(now_s=time.time())
+            await self.save()
+            return  # a coordinator that was restarted goes on where it was
+        if self._evaluator.possible:
+            await self._unless_stopped(self._evaluate(full=True))
+        self._progress.train_started_s = time.time()
+        await self._enter(RunState.RUNNING)
+
+    async def _are_here(self, *roles: Role) -> None:
+        """Returns when there is one of each that is ready. Raises LaunchError naming who is missing."""
+        launch = self._config.launch
+        # A learner's machines may take that long to meet; one that does not come is named by the learner, not here.
+        limit = launch.ready_timeout_s * (2 if launch.learner_nnodes > 1 else 1)
+        give_up = self._clock.now() + limit
+        while missing := self._missing(*roles):
+            self._raise_if_stopped()
+            left = give_up - self._clock.now()
+            if left <= 0:
+                raise LaunchError(f"no {' and no '.join(missing)} became ready within {limit:.0f} s; see its log")
+            await self._fleet.changed.wait(left)
+
+    def _missing(self, *roles: Role) -> list[str]:
+        """Roles without a ready process; the learner is ready when it is registered."""
+        here = {Role.LEARNER: self._fleet.learner is not None}
+        return [role.value for role in roles if not here.get(role, bool(self._fleet.of(role)))]
+
+    async def _train(self) -> None:
+        """Until the last step is committed; small evaluations run beside it."""
+        evaluated = self._progress.trained_steps
+        async with asyncio.TaskGroup() as tasks:
+            conducting = tasks.create_task(self._conductor.run(), name="conductor")
+            try:
+                while self._progress.trained_steps < self._config.run.total_steps:
+                    self._raise_if_stopped()
+                    self._raise_if_stuck()
+                    if self._evaluation_is_due(evaluated):
+                        evaluated = self._progress.trained_steps
+                        tasks.create_task(self._evaluate(full=False), name="evaluation")
+                    if self._ledger.is_due:
+                        tasks.create_task(self._ledger.flush(), name="ledger")
+                    await self._board.changed.wait(1.0)
+            finally:
+                conducting.cancel()
+
+    def _evaluation_is_due(self, evaluated: int) -> bool:
+        every, done = self._config.eval.every_steps, self._progress.trained_steps
+        return (
+            self._evaluator.possible
+            and every > 0
+            and done // every > evaluated // every
+            and done < self._config.run.total_steps
+        )
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which is broken off when the run is to be stopped."""
+        task, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self._raise_if_stopped()
+            return task.result()
+        finally:
+            task.cancel()
+            stopping.cancel()
+            await asyncio.gather(task, stopping, return_exceptions=True)
+
+    def _raise_if_stopped(self) -> None:
+        if self._progress.stop_requested:
+            raise _Ended(RunState.STOPPED, self._progress.stop_reason)
+
+    def _raise_if_stuck(self) -> None:
+        if reason := self._starvation.look():
+            raise _Ended(RunState.STARVED, reason)
+        if self._conductor.failures_in_a_row >= max(16, 2 * self._board.train_batch_size):
+            raise SluiceError(
+                f"{self._conductor.failures_in_a_row} groups failed in a row; see the coordinator's log for the reasons"
+            )
+        limit = self._config.coordinator.no_service_timeout_s
+        idle_s = self._clock.now() - max(self._conductor.last_progress_s, self._progress.last_commit_s)
+        missing = self._missing(*Role)
+        if missing and idle_s > limit:
+            raise Expired(f"no {' and no '.join(missing)} for {limit:.0f} s (coordinator.no_service_timeout_s)")
+
+    async def _finish(self) -> RunState:
+        await self._enter(RunState.FINISHING)
+        if self._evaluator.possible:
+            await self._unless_stopped(self._evaluate(full=True))
+        return RunState.FINISHED
+
+    async def _evaluate(self, *, full: bool) -> EvaluationResult | None:
+        """An evaluation that fails in between is a warning; the full ones fail the run."""
+        settings = self._config.eval
+        try:
+            result = (
+                await self._evaluator.evaluate()
+                if full
+                else await self._evaluator.evaluate(prompts=settings.small_prompts, n=settings.small_n)
+            )
+        except SluiceError as error:
+            if full:
+                raise
+            self._events.emit("warning", f"evaluation skipped: {error}")
+            return None
+        await self.record_evaluation(result, full=full)
+        return result
+
+    async def record_evaluation(self, result: EvaluationResult, *, full: bool) -> None:
+        """Into progress, metrics.jsonl, Redis and the event stream."""
+        self._progress.evaluations.append(result)
+        await self.save()
+        values = {"eval/avg_at_n": result.avg_at_n, "eval/pass_at_n": result.pass_at_n, "eval/greedy": result.greedy}
+        self._progress.metrics.update(values)
+        await self._files.append_metrics({"kind": "eval", "time_s": time.time(), "full": full} | result.to_line())
+        self._events.emit(
+            "evaluated",
+            f"version {result.version.number}: avg@{result.n} {result.avg_at_n:.3f}, greedy {result.greedy:.3f}",
+            values=values | {"version": float(result.version.number), "n": float(result.n)},
+        )
+
+    async def _close_books(self, state: RunState) -> None:
+        """The step under way is given its time; groups in flight are given up, by name. What was accepted or assigned
+        waits for the run to be started again, unless it is finished."""
+        await self._assigner.close()
+        if state is RunState.STOPPED:
+            await self._step_under_way()
+        await self._conductor.abandon_all()
+        if state is RunState.FINISHED:
+            await self._assigner.abandon_queued()
+        await self._ledger.flush()
+
+    async def _step_under_way(self) -> None:
+        give_up = self._clock.now() + STOP_GRACE_S
+        while self._assigner.assigned and self._fleet.learner and self._clock.now() < give_up:
+            await self._board.changed.wait(1.0)
+
+    async def _enter(self, state: RunState) -> None:
+        self._progress.state = state
+        await self.save()
+        self._events.emit("run_state", self._progress.reason or state.value, labels={"state": state.value})
+        self._board.changed.notify()
+
+
+class _Ended(Exception):
+    """The run ends here, as planned or asked."""
+
+    def __init__(self, state: RunState, reason: str) -> None:
+        super().__init__(reason)
+        self.state, self.reason = state, reason

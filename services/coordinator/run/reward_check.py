@@ -1,0 +1,123 @@
+"""Before training: gold answers must score right, those of other prompts, empty and garbage ones wrong. A grader that
+fails this would train the model on noise for hours."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.coordinator.state.fleet import Fleet, Role
+from services.coordinator.state.group import PromptLike, Reward, Sample, Span, Version
+from services.coordinator.state.ports import RewardClient
+from sluice.errors import ConfigError, NotReady
+from sluice.gold_answers import GARBAGE, gold_forms
+
+_FEWEST_SHUFFLED = 2
+"""One prompt may have another's answer by chance; a grader that never looks at the ground truth takes all."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckedGrader:
+    """What the check saw of one grader on one data source."""
+
+    grader: str
+    data_source: str
+    gold: int = 0
+    """Prompts whose gold answer was right; of all prompts, since the check ends at the first that is not."""
+    shuffled: int = 0
+    """Prompts that were given another's gold answer."""
+    shuffled_right: int = 0
+    garbage: int = 0
+    """Garbage answers, all wrong."""
+    samples: int = 0
+    wall_s: float = 0.0
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.grader} for {self.data_source}: gold {self.gold} of {self.gold} right, other prompts' gold "
+            f"{self.shuffled_right} of {self.shuffled}, garbage 0 of {self.garbage}; "
+            f"{1000 * self.wall_s / self.samples:.1f} ms a sample"
+        )
+
+
+async def check_reward(
+    *, fleet: Fleet, rewards: RewardClient, prompts: Sequence[PromptLike], timeout_s: float
+) -> list[CheckedGrader]:
+    """What was seen, by grader and data source. Raises ConfigError naming the prompt, its gold answer and the grader's
+    word on it."""
+    members = fleet.of(Role.REWARD)
+    if not members:
+        raise NotReady("reward check: no reward service is ready")
+    seen: dict[tuple[str, str], CheckedGrader] = {}
+    for prompt in prompts:
+        gold, garbage, others = gold_forms(prompt.ground_truth), list(GARBAGE), _of_another(prompt, prompts)
+        texts = [*gold, *garbage, *others]
+        started = time.monotonic()
+        results = await rewards.score(
+            members[0],
+            group_id=f"check-{prompt.prompt_id}",
+            prompt=prompt,
+            samples=[_as_sample(index, text) for index, text in enumerate(texts)],
+            timeout_s=timeout_s,
+        )
+        wall_s = time.monotonic() - started
+        _refuse(prompt, gold=results[: len(gold)], garbage=results[len(gold) : len(gold) + len(garbage)])
+        grader = f"{results[0].grader} {results[0].grader_version}".strip()
+        row = seen.setdefault(
+            (grader, prompt.data_source), CheckedGrader(grader=grader, data_source=prompt.data_source)
+        )
+        row.gold += 1
+        row.garbage += len(garbage)
+        row.shuffled += bool(others)
+        row.shuffled_right += any(result.acc == 1 for result in results[len(gold) + len(garbage) :])
+        row.samples += len(texts)
+        row.wall_s += wall_s
+    for row in seen.values():
+        if row.shuffled >= _FEWEST_SHUFFLED and row.shuffled_right == row.shuffled:
+            raise ConfigError(
+                f"reward check: grader {row.grader!r} for data_source {row.data_source!r} scores the gold answers of other "
+                f"prompts as right, {row.shuffled} of {row.shuffled}; it does not look at the ground truth: let another "
+                "grader come first in reward.routes"
+            )
+    return list(seen.values())
+
+
+def _refuse(prompt: PromptLike, *, gold: Sequence[Reward], garbage: Sequence[Reward]) -> None:
+    name = f"grader {gold[0].grader!r} for data_source {prompt.data_source!r}"
+    if not any(result.graded and result.acc == 1 for result in gold):
+        said = "; ".join(f"{result.status} {result.extracted or result.detail!r}" for result in gold[:2])
+        raise ConfigError(
+            f"reward check: {name} scores the gold answer {prompt.ground_truth[:80]!r} of prompt "
+            f"{prompt.text[:80]!r} as wrong ({said}); fix the data's ground_truth or route the data_source to "
+            "another grader with reward.routes"
+        )
+    if any(result.acc == 1 for result in garbage):
+        raise ConfigError(
+            f"reward check: {name} scores an empty or garbage answer to {prompt.text[:80]!r} as right; "
+            "route the data_source to another grader with reward.routes"
+        )
+
+
+def _of_another(prompt: PromptLike, prompts: Sequence[PromptLike]) -> list[str]:
+    """The gold answer of another prompt of the same data source, in every form; none where all are the same."""
+    for other in prompts:
+        if other.data_source == prompt.data_source and other.ground_truth != prompt.ground_truth:
+            return gold_forms(other.ground_truth)
+    return []
+
+
+def _as_sample(index: int, text: str) -> Sample:
+    span = Span(version=Version(lineage="", number=0), start=0, end=1)
+    one = np.zeros(1)
+    return Sample(
+        index=index,
+        token_ids=one.astype(np.int32),
+        logprobs=one.astype(np.float32),
+        spans=(span,),
+        finish_reason="stop",
+        text=text,
+        rollout_id="",
+        seed=0,
+    )

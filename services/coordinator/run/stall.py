@@ -1,0 +1,71 @@
+"""Says that nothing moves, and why: once after `coordinator.stall_warning_s`, then each time the silence has doubled.
+
+Moving is a group that starts or ends, or a step that is committed. Steps may be long: the first warning waits for twice
+the wall time of the last one. Waits for nothing but its own interval; ends nothing, that is the deadlines' business.
+"""
+
+from collections.abc import Callable
+
+import structlog
+
+from services.coordinator.groups.conductor import Conductor
+from services.coordinator.run.waits import Scene, Since, Wait, find_waits
+from services.coordinator.state.events import Events
+from services.coordinator.state.progress import Progress, RunState
+from sluice.clock import Clock
+
+log = structlog.get_logger(__name__)
+
+LOOK_EVERY_S = 1.0
+
+
+class StallWatch:
+    """Looks once a second, which also keeps the times of all waits."""
+
+    def __init__(
+        self,
+        *,
+        scene: Callable[[], Scene],
+        conductor: Conductor,
+        progress: Progress,
+        events: Events,
+        clock: Clock,
+        warn_after_s: float,
+    ) -> None:
+        self._scene, self._conductor, self._progress = scene, conductor, progress
+        self._events, self._clock, self._warn_after_s = events, clock, warn_after_s
+        self._since = Since()
+        self._running_since_s = clock.now()
+        self._warned_s = 0.0
+
+    def waits(self) -> list[Wait]:
+        """Who waits for whom, now."""
+        return find_waits(self._scene(), self._since.look(self._clock.now()))
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            self.look()
+            await self._clock.sleep(LOOK_EVERY_S)
+
+    def idle_s(self) -> float:
+        """How long nothing has moved; 0 while the run is not in training."""
+        if self._progress.state is not RunState.RUNNING:
+            return 0.0
+        moved_s = max(self._running_since_s, self._conductor.last_progress_s, self._progress.last_commit_s)
+        return self._clock.now() - moved_s
+
+    def look(self) -> None:
+        """Warns when it is time."""
+        waits = self.waits()
+        if self._progress.state is not RunState.RUNNING:
+            self._running_since_s = self._clock.now()
+        idle_s = self.idle_s()
+        first_s = max(self._warn_after_s, 2 * self._progress.metrics.get("step/wall_s", 0.0))
+        if idle_s < first_s:
+            self._warned_s = 0.0
+        elif idle_s >= max(first_s, 2 * self._warned_s):
+            self._warned_s = idle_s
+            why = "; ".join(map(str, waits)) or "nobody waits for anybody: this is a bug"
+            log.warning("stalled", idle_s=round(idle_s), waits=why)
+            self._events.emit("stalled", f"nothing has moved for {idle_s:.0f} s: {why}", values={"idle_s": idle_s})

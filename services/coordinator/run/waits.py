@@ -1,0 +1,191 @@
+"""Why nothing is moving: who waits for whom, since when. Pure: state in, sentences out; nothing here decides anything.
+
+A wait is named by a key. `Since` remembers when each key was first seen, so that nobody else has to keep times; what it
+says is therefore exact to the interval of the looks, and starts anew with the process.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from services.coordinator.state.board import Board
+from services.coordinator.state.fleet import Fleet, Role, State
+from services.coordinator.state.group import Group, Phase
+from services.coordinator.state.progress import Progress, RunState
+from sluice.config.schema import Config
+
+KEPT_S = 5.0
+"""How long a key that is not seen is remembered: between two long polls the learner waits for nothing."""
+
+SinceOf = Callable[[Hashable], float]
+"""Seconds since a key was first seen."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wait:
+    """Somebody waits."""
+
+    who: str
+    """`batch 12`, `2 groups`, `learner`, `rollout-1`, `admission`, `evaluation` or `run`."""
+    why: str
+    """What for, with the setting that bounds it where there is one."""
+    since_s: float
+    """Seconds it has lasted."""
+
+    def __str__(self) -> str:
+        return f"{self.who} {self.why}, since {self.since_s:.0f} s"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scene:
+    """The state that is looked at."""
+
+    config: Config
+    progress: Progress
+    board: Board
+    fleet: Fleet
+    assigned: Sequence[int]
+    """Steps handed out and not trained."""
+    admissions: int
+    """Groups admitted so far: the number of the next one."""
+    queued_bytes: int
+    evaluating: str
+    """What an evaluation does, empty when there is none."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Since:
+    """When each key was first seen."""
+
+    _first: dict[Hashable, float] = field(default_factory=dict)
+    _last: dict[Hashable, float] = field(default_factory=dict)
+    _now_s: float = 0.0
+
+    def look(self, now_s: float) -> SinceOf:
+        """Begins a look; keys that were not seen for KEPT_S are forgotten."""
+        self._now_s = now_s
+        for key in [key for key, last_s in self._last.items() if now_s - last_s > KEPT_S]:
+            del self._first[key], self._last[key]
+        return self._seen
+
+    def _seen(self, key: Hashable) -> float:
+        self._last[key] = self._now_s
+        return self._now_s - self._first.setdefault(key, self._now_s)
+
+
+def find_waits(scene: Scene, since: SinceOf) -> list[Wait]:
+    """All waits there are now."""
+    if scene.progress.state.final:
+        return []
+    found = [*_run(scene, since), *_services(scene, since)]
+    if scene.progress.state is RunState.RUNNING:
+        found += [*_learner(scene, since), *_batch(scene, since), *_groups(scene, since), *_admission(scene, since)]
+    return found
+
+
+def _run(scene: Scene, since: SinceOf) -> Iterator[Wait]:
+    limits = scene.config
+    if scene.progress.stop_requested:
+        yield Wait(who="run", why="is being stopped and lets the step under way end", since_s=since("stop"))
+    elif scene.progress.state is RunState.STARTING and not scene.evaluating:
+        missing = [role.value for role in Role if not _is_here(scene.fleet, role)]
+        if missing:
+            why = f"waits for a {' and a '.join(missing)} (launch.ready_timeout_s is {limits.launch.ready_timeout_s:g})"
+            yield Wait(who="run", why=why, since_s=since(("start", *missing)))
+    if scene.evaluating:
+        why = f"{scene.evaluating} (eval.timeout_s is {limits.eval.timeout_s:g})"
+        yield Wait(who="evaluation", why=why, since_s=since(("evaluation", scene.evaluating)))
+
+
+def _is_here(fleet: Fleet, role: Role) -> bool:
+    return fleet.learner is not None if role is Role.LEARNER else bool(fleet.of(role))
+
+
+def _services(scene: Scene, since: SinceOf) -> Iterator[Wait]:
+    for member in scene.fleet.members.values():
+        if member.state is not State.READY:
+            why = member.state.value + (f": {member.reason}" if member.reason else "")
+            yield Wait(who=member.service_id, why=why, since_s=since((member.incarnation, member.state)))
+
+
+def _learner(scene: Scene, since: SinceOf) -> Iterator[Wait]:
+    if scene.fleet.learner is None:
+        limit = f"coordinator.no_service_timeout_s is {scene.config.coordinator.no_service_timeout_s:g}"
+        yield Wait(who="learner", why=f"there is none ({limit})", since_s=since("no learner"))
+    elif scene.assigned and scene.board.asked is None:
+        step = min(scene.assigned)
+        why = f"trains step {step} (learner.step_timeout_s is {scene.config.learner.step_timeout_s:g})"
+        yield Wait(who="learner", why=why, since_s=since(("step", step, scene.fleet.learner.incarnation)))
+    elif scene.board.asked is None:
+        why = "asks for no batch: it saves a checkpoint, or it has only just come"
+        yield Wait(who="learner", why=why, since_s=since(("idle", scene.fleet.learner.incarnation)))
+
+
+def _batch(scene: Scene, since: SinceOf) -> Iterator[Wait]:
+    if scene.board.asked is None:
+        return
+    board, choice = scene.board, scene.board.choose()
+    if not choice.ready:
+        why = f"waits for {board.train_batch_size - len(choice.chosen)} of {board.train_batch_size} groups"
+    elif choice.wait_for:
+        names = ", ".join(group.group_id for group in choice.wait_for[:3])
+        limit = f"coordinator.straggler_deadline_s is {scene.config.coordinator.straggler_deadline_s:g}"
+        why = f"waits for {len(choice.wait_for)} groups that no later batch could train ({names}; {limit})"
+    else:
+        return
+    yield Wait(who=f"batch {scene.board.asked}", why=why, since_s=since(("batch", scene.board.asked)))
+
+
+def _groups(scene: Scene, since: SinceOf) -> Iterator[Wait]:
+    """Groups on their way, by where they are; the oldest of each place counts."""
+    oldest: dict[str, float] = {}
+    count: Counter[str] = Counter()
+    for group in scene.board.open.values():
+        place = _place(group, scene.config)
+        count[place] += 1
+        oldest[place] = max(oldest.get(place, 0.0), since((group.group_id, group.attempt, place)))
+    for place, since_s in oldest.items():
+        yield Wait(who=f"{count[place]} group{'s' if count[place] > 1 else ''}", why=place, since_s=since_s)
+
+
+def _place(group: Group, config: Config) -> str:
+    limits = config.coordinator
+    if group.phase is Phase.PENDING:
+        return "waiting for a rollout on which they may start"
+    if len(group.samples) < config.rollout.n:
+        rollout = group.attempts[-1].rollout if group.attempts else "a rollout"
+        return f"generated by {rollout} (coordinator.generate_timeout_s is {limits.generate_timeout_s:g})"
+    if not group.grader:
+        return "waiting for a reward that has room"
+    return f"graded by {group.grader} (coordinator.score_timeout_s is {limits.score_timeout_s:g})"
+
+
+def _admission(scene: Scene, since: SinceOf) -> Iterator[Wait]:
+    closed = _why_closed(scene)
+    if closed is not None:
+        reason, why = closed
+        yield Wait(who="admission", why=why, since_s=since(("admission", reason)))
+
+
+def _why_closed(scene: Scene) -> tuple[str, str] | None:
+    """A name of the reason and the sentence; None while it is open, or closed as it should be: enough is on its way."""
+    board, settings = scene.board, scene.config.coordinator
+    step = board.next_step + board.rank(scene.admissions) // board.train_batch_size
+    ready = [member.version.number for member in scene.fleet.of(Role.ROLLOUT) if member.version is not None]
+    if scene.progress.stop_requested or step >= scene.config.run.total_steps:
+        return None
+    if scene.progress.admission != "open":
+        return "asked", f"is {scene.progress.admission} by request; `sluice resume` opens it"
+    if not scene.fleet.of(Role.REWARD):
+        return "reward", "is closed: no reward is ready"
+    if scene.queued_bytes >= settings.queue_max_bytes:
+        full = f"{scene.queued_bytes / 1e9:.1f} of {settings.queue_max_bytes / 1e9:.1f} GB"
+        return "queue", f"is closed: the queue is full ({full}, coordinator.queue_max_bytes) until a batch is assigned"
+    if not board.has_room():
+        return None
+    if not ready:
+        return "rollout", "is closed: no rollout is ready"
+    if any(board.may_start(admission=scene.admissions, version=version) for version in ready):
+        return None
+    limit = f"coordinator.max_staleness is {settings.max_staleness}"
+    return "age", f"is closed by age: a group from version {max(ready)} would be trained in step {step} ({limit})"

@@ -1,0 +1,142 @@
+"""The live groups, ranked by admission; which may start, which make up the next batch. Pure: no sockets, no clock.
+
+The rule and the proof of the age bound are in sluice/dapo/staleness.py; this file keeps the ranks it speaks of.
+"""
+
+import bisect
+from dataclasses import dataclass
+
+from services.coordinator.state.fleet import Signal
+from services.coordinator.state.group import Group, Phase, QueuedGroup
+from sluice.dapo.staleness import in_time, may_start
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What batch `step` would be made of right now."""
+
+    chosen: list[QueuedGroup]
+    """Accepted groups in admission order; in any order when it is not ready."""
+    ready: bool
+    """Whether they are enough, but for groups to wait for."""
+    expired: list[QueuedGroup]
+    """Accepted groups too old for this step: to be dropped as stale."""
+    wait_for: list[Group]
+    """Groups in flight that this batch would skip and no later one could train."""
+
+
+class Board:
+    """Live groups: open ones (owned by their conductor task) and accepted ones."""
+
+    def __init__(
+        self,
+        *,
+        train_batch_size: int,
+        gen_batch_size: int,
+        max_staleness: int,
+        partial_after: int | None = None,
+        changed: Signal | None = None,
+    ) -> None:
+        self.train_batch_size = train_batch_size
+        self.gen_batch_size = gen_batch_size
+        self.max_staleness = max_staleness
+        self._partial_after = partial_after
+        """Verdicts on one batch after which it goes with what it has; None: it is always full."""
+        self.open: dict[str, Group] = {}
+        self.queued: dict[str, QueuedGroup] = {}
+        self.next_step = 0
+        """The next batch to be assigned."""
+        self.verdicts = 0
+        """Groups judged since the last assignment."""
+        self.asked: int | None = None
+        """The step whose batch the learner waits for now."""
+        self.changed = changed or Signal()
+        """The fleet's signal: whoever waits for room or for a rollout waits for one thing."""
+        self._admissions: list[int] = []
+
+    def add(self, group: Group) -> None:
+        """A group is admitted."""
+        self.open[group.group_id] = group
+        bisect.insort(self._admissions, group.admission)
+        self.changed.notify()
+
+    def accept(self, group: Group, accepted: QueuedGroup) -> None:
+        """open -> queued."""
+        del self.open[group.group_id]
+        self.queued[accepted.group_id] = accepted
+        self.changed.notify()
+
+    def restore(self, accepted: QueuedGroup) -> None:
+        """An accepted group found in Redis at start."""
+        self.queued[accepted.group_id] = accepted
+        bisect.insort(self._admissions, accepted.admission)
+
+    def remove(self, live: Group | QueuedGroup) -> None:
+        """A live group has left: its rank is free."""
+        self.open.pop(live.group_id, None)
+        self.queued.pop(live.group_id, None)
+        self._admissions.remove(live.admission)
+        self.changed.notify()
+
+    def rank(self, admission: int) -> int:
+        """Live groups admitted before this one."""
+        return bisect.bisect_left(self._admissions, admission)
+
+    def may_start(self, *, admission: int, version: int) -> bool:
+        """The admission gate for a group on a rollout that holds `version`."""
+        return may_start(
+            rank=self.rank(admission),
+            next_step=self.next_step,
+            version=version,
+            train_batch_size=self.train_batch_size,
+            max_staleness=self.max_staleness,
+            gen_batch_size=self.gen_batch_size,
+        )
+
+    def has_room(self) -> bool:
+        """Whether another group may be open at all: `gen_batch_size` caps the groups in flight.
+
+        None while a batch that is not full is about to go: what starts now would have to be waited for.
+        """
+        return len(self.open) < self.gen_batch_size and not self._is_going_partial
+
+    @property
+    def _is_going_partial(self) -> bool:
+        return self.asked == self.next_step and self._partial_is_due and 0 < len(self.queued) < self.train_batch_size
+
+    @property
+    def _partial_is_due(self) -> bool:
+        return self._partial_after is not None and self.verdicts >= self._partial_after
+
+    def count(self, phase: Phase) -> int:
+        """Open groups in a phase."""
+        return sum(group.phase is phase for group in self.open.values())
+
+    def choose(self) -> Choice:
+        """Batch `next_step` as it would be now."""
+        oldest = self.next_step - self.max_staleness
+        usable = [group for group in self.queued.values() if group.oldest_version >= oldest]
+        expired = [group for group in self.queued.values() if group.oldest_version < oldest]
+        is_full = len(usable) >= self.train_batch_size
+        if not is_full and not (usable and self._partial_is_due):  # by far the most common: asked after every change
+            return Choice(chosen=usable, ready=False, expired=expired, wait_for=[])
+        usable.sort(key=lambda group: group.admission)
+        chosen = usable[: self.train_batch_size]
+        admissions = [group.admission for group in chosen]
+        wait_for = [group for group in self.open.values() if self._would_be_late(group, admissions)]
+        return Choice(chosen=chosen, ready=True, expired=expired, wait_for=wait_for)
+
+    def _would_be_late(self, group: Group, chosen: list[int]) -> bool:
+        """Whether a group in flight could no longer be trained in time once `chosen` are gone and it is not."""
+        versions = [v for v in (group.start_version, group.oldest_version) if v is not None]
+        is_behind_all = len(chosen) == self.train_batch_size and group.admission > chosen[-1]
+        if group.doomed or is_behind_all or not versions:
+            return False
+        taken = bisect.bisect_left(chosen, group.admission)
+        return not in_time(
+            rank=self.rank(group.admission) - taken,
+            next_step=self.next_step + 1,
+            version=min(versions),
+            train_batch_size=self.train_batch_size,
+            max_staleness=self.max_staleness,
+        )

@@ -1,0 +1,236 @@
+"""Who is registered, in which state, how loaded. Pure bookkeeping: no sockets; time comes in as an argument.
+
+REGISTERED -> SYNCING -> READY -> (DRAINING | QUARANTINED | LOST); a lost service that comes back registers anew.
+Rollouts become READY only through `applied` of the weight push; rewards are READY when registered.
+"""
+
+import asyncio
+import enum
+from dataclasses import dataclass, field
+
+from services.coordinator.state.group import Version
+from sluice.errors import Fenced, InvalidRequest, SluiceError, Unavailable
+
+FORGET_LOST_S = 600.0
+"""How long a lost process is still shown."""
+EXPECTED_S = 120.0
+"""How long one that asked for the configuration may take to load its model before it is no longer reckoned with."""
+
+
+class Role(enum.Enum):
+    """What a process is."""
+
+    ROLLOUT = "rollout"
+    REWARD = "reward"
+    LEARNER = "learner"
+
+
+class State(enum.Enum):
+    """Where a service stands."""
+
+    REGISTERED = "registered"
+    SYNCING = "syncing"
+    READY = "ready"
+    DRAINING = "draining"
+    QUARANTINED = "quarantined"
+    LOST = "lost"
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Member:
+    """One registered process."""
+
+    service_id: str
+    role: Role
+    address: str
+    incarnation: str
+    capacity: int
+    last_beat_s: float
+    metrics_address: str = ""
+    """host:port of its Prometheus endpoint; empty when it has none."""
+    engine: str = ""
+    """Of a rollout: implementation, its version and the device."""
+    state: State = State.REGISTERED
+    reason: str = ""
+    """Why it is quarantined or lost."""
+    version: Version | None = None
+    """What it is known to hold."""
+    granted: int = -1
+    """The largest version number that was ever pushed to this process; its samples may carry no larger one."""
+    finishing: bool = False
+    """It lets its running samples end before new weights: no new group is given to it."""
+    running: int = 0
+    """What it reports in heartbeats."""
+    outstanding: int = 0
+    """What this coordinator has given it and not got back: samples (rollout) or groups (reward)."""
+    weights: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by a weight push, and by an evaluation to pin the version."""
+    leaving: bool = False
+    """It said so: its silence is no loss."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it is lost or replaced: whoever waits on a call to it stops waiting."""
+
+
+class Fleet:
+    """All members, and an event that says that something about them changed."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+        self.changed = Signal()
+        """Anything: a member, its load, and what the board shares this signal for."""
+        self.roster = Signal()
+        """Who is here, in which state, what the learner has published. Every rollout's push waits for it: no group wakes it."""
+        self._listens_since_s = float("-inf")
+        self._replaced: set[str] = set()
+        self._expected: dict[str, float] = {}
+
+    def register(self, member: Member) -> Member | None:
+        """Adds a process, or replaces the one of the same id, which is returned as gone.
+
+        Raises Fenced for a process that was replaced before: two under one id would replace each other for ever.
+        """
+        if member.incarnation in self._replaced:
+            raise Fenced(f"{member.service_id}: a newer process runs under this id; end this one or give it another id")
+        if not member.service_id:
+            # From the process, not from a count: a count would start again with the coordinator, and collide.
+            member.service_id = f"{member.role.value}-{member.incarnation[:8]}"
+        replaced = self.members.get(member.service_id)
+        if replaced is not None and replaced.role is not member.role:
+            raise InvalidRequest(
+                f"{member.service_id}: is the name of a {replaced.role.value} here; give this {member.role.value} another"
+            )
+        if replaced is not None:
+            replaced.state = State.LOST
+            replaced.gone.set()
+            if replaced.incarnation != member.incarnation:
+                self._replaced.add(replaced.incarnation)
+        if member.role is Role.REWARD:
+            member.state = State.READY
+        self.members[member.service_id] = member
+        self.notify_all()
+        return replaced
+
+    def expect(self, who: str, *, now_s: float) -> None:
+        """A service (role and machine) has asked for the configuration: it loads what it needs, then registers."""
+        self._expected = {who: since_s for who, since_s in self._expected.items() if now_s - since_s < EXPECTED_S}
+        self._expected[who] = now_s
+
+    def has_come(self, who: str) -> None:
+        """It has registered."""
+        self._expected.pop(who, None)
+
+    def expects(self, *, now_s: float) -> bool:
+        """Whether somebody is on the way here, who would look for a coordinator that had left."""
+        return any(now_s - since_s < EXPECTED_S for since_s in self._expected.values())
+
+    def beat(self, *, service_id: str, incarnation: str, running: int, draining: bool, now_s: float) -> bool:
+        """A heartbeat; False when this process is not known and must register again."""
+        member = self.members.get(service_id)
+        if member is None or member.incarnation != incarnation or member.state is State.LOST:
+            return False
+        member.last_beat_s, member.running, member.leaving = now_s, running, draining
+        if draining and member.state is not State.DRAINING:
+            self.set_state(member, State.DRAINING)
+        return True
+
+    def excuse(self, *, now_s: float) -> None:
+        """Nobody could be heard until now: silence counts from here."""
+        self._listens_since_s = now_s
+
+    def sweep(self, *, now_s: float, timeout_s: float) -> list[Member]:
+        """Declares everybody lost whose last heartbeat is older than `timeout_s`; returns them."""
+        lost = [
+            member
+            for member in self.members.values()
+            if member.state is not State.LOST and now_s - max(member.last_beat_s, self._listens_since_s) > timeout_s
+        ]
+        for member in lost:
+            self.lose(member, f"no heartbeat for {timeout_s:.0f} s")
+        for member in list(self.members.values()):
+            if member.state is State.LOST and now_s - member.last_beat_s > timeout_s + FORGET_LOST_S:
+                del self.members[member.service_id]
+        return lost
+
+    def lose_if_unreachable(self, member: Member, error: SluiceError) -> bool:
+        """After a failed call: waiting for the heartbeat to run out would burn every group's tries.
+
+        If it was only the link, the member's next heartbeat is refused, it registers again and gets current weights.
+        """
+        if not isinstance(error, Unavailable) or member.gone.is_set():
+            return False
+        self.lose(member, str(error))
+        return True
+
+    def lose(self, member: Member, reason: str) -> None:
+        """The member is gone; calls to it end."""
+        member.gone.set()
+        self.set_state(member, State.LOST, reason)
+
+    def set_state(self, member: Member, state: State, reason: str = "") -> None:
+        """Moves a member and tells whoever waits."""
+        moved, member.state, member.reason = member.state is not state, state, reason
+        self.changed.notify()
+        if moved:
+            self.roster.notify()
+
+    def notify_all(self) -> None:
+        """Wakes whoever waits for anything about the fleet."""
+        self.changed.notify()
+        self.roster.notify()
+
+    def of(self, role: Role, *, state: State | None = State.READY) -> list[Member]:
+        """Members of a role in a state (READY by default, None for all that are not lost)."""
+        return [
+            member
+            for member in self.members.values()
+            if member.role is role and (member.state is state if state else member.state is not State.LOST)
+        ]
+
+    @property
+    def learner(self) -> Member | None:
+        """The learner that registered last, when it is not lost."""
+        found = self.of(Role.LEARNER, state=None)
+        return found[-1] if found else None
+
+    @property
+    def has_left(self) -> bool:
+        """Whether somebody was here, and all have gone. A learner that is lost comes again, to export the model: only one
+        that said farewell has gone.
+        """
+        gone = {Role.LEARNER: {State.DRAINING}}
+        return bool(self.members) and all(
+            member.leaving or member.state in gone.get(member.role, {State.DRAINING, State.LOST})
+            for member in self.members.values()
+        )
+
+    def least_loaded(self, candidates: list[Member]) -> Member | None:
+        """The member with the smallest share of its capacity in use; ties go to the one that was idle longest."""
+        if not candidates:
+            return None
+        chosen = min(candidates, key=lambda member: member.outstanding / member.capacity)
+        # Rotating the dictionary order spreads ties over the fleet.
+        self.members[chosen.service_id] = self.members.pop(chosen.service_id)
+        return chosen
+
+
+class Signal:
+    """A condition many may wait for: `wait` returns at the next `notify`."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def notify(self) -> None:
+        """Wakes everyone who waits now."""
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """True at the next notify, False when `timeout_s` passes first."""
+        if timeout_s is None:
+            return await self._event.wait()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,71 @@
+"""What a learner states when it registers: its version, and the steps behind it as it remembers them. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.coordinator.state.group import Version
+from sluice.errors import Fenced, InvalidRequest
+from sluice.lineage import Rollback, is_given_up, is_older
+
+MAX_STEPS = 1024
+"""More steps than this are not taken in one registration; the learner states its newest ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedStep:
+    """A step as the learner remembers it."""
+
+    step: int
+    batch_digest: str
+    group_ids: Sequence[str]
+    """In the order of the batch."""
+    version: Version
+    """What it made."""
+    weights_digest: str
+    committed: bool
+    """Whether CommitStep was answered; if not, it will be called."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Statement:
+    """Steps come oldest first, without gaps, and end with the one that made `version`; there may be none."""
+
+    version: Version
+    steps: Sequence[TrainedStep] = ()
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequest naming what does not fit together."""
+        if len(self.steps) > MAX_STEPS:
+            raise InvalidRequest(f"register: trained: at most {MAX_STEPS} steps, got {len(self.steps)}")
+        first = self.version.number - len(self.steps)
+        numbers = [step.step for step in self.steps]
+        if first < 0 or numbers != list(range(first, self.version.number)):
+            raise InvalidRequest(
+                f"register: trained: must be the steps before version {self.version.number}, oldest first, got {numbers}"
+            )
+        ids = [group_id for step in self.steps for group_id in step.group_ids]
+        if len(set(ids)) < len(ids):
+            twice = next(group_id for group_id in ids if ids.count(group_id) > 1)
+            raise InvalidRequest(f"register: trained: group {twice!r} was trained twice; it must be in one step only")
+        for step in self.steps:
+            if not step.batch_digest or not step.group_ids:
+                raise InvalidRequest(f"register: trained: step {step.step} has no batch digest or no groups")
+
+    def refuse_given_up(self, rollbacks: Sequence[Rollback]) -> None:
+        """Raises Fenced for a learner of a history that was rolled back: it must end; the next one starts from what is left."""
+        for said in self.steps:
+            if is_given_up(said.version.lineage, said.version.number, rollbacks):
+                raise Fenced(
+                    f"register: the learner trained step {said.step} as version {said.version.lineage}{said.version.number}, "
+                    f"which was rolled back: the run went on from version {rollbacks[-1].to}. Start the learner again"
+                )
+        if rollbacks and is_older(self.version.lineage, rollbacks[-1].lineage):
+            raise Fenced(
+                f"register: the learner holds version {self.version.lineage}{self.version.number}, the run was rolled back "
+                f"to version {rollbacks[-1].to} and goes on as lineage {rollbacks[-1].lineage}. Start the learner again"
+            )
+
+    def of(self, step: int) -> TrainedStep | None:
+        """What is said about `step`."""
+        place = step - (self.version.number - len(self.steps))
+        return self.steps[place] if 0 <= place < len(self.steps) else None

@@ -1,0 +1,141 @@
+"""The flat records of a group: what Redis keeps of a live one, and its row in the ledger files (columns: docs/delivery.md)."""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from services.coordinator.state.group import Admission, Attempt, Group, PromptLike, QueuedGroup, Reward, Sample
+
+EXTRACTED_CHARACTERS = 200
+"""As much of an extracted answer as a row keeps; an answer is short, a ramble is not worth the bytes."""
+
+PARTS = 32
+"""As many named components of a score as a row keeps, the first by name; a user's function may return any number."""
+
+
+def open_info(group: Group) -> dict[str, Any]:
+    """JSON facts of an open group, enough to generate it again from its prompt."""
+    admitted = None if group.admitted is None else _shallow(group.admitted)
+    info = {"admission": group.admission, "cursor": group.cursor, "prompt_id": group.prompt.prompt_id}
+    return info | {"admitted": admitted}
+
+
+def reopened(group_id: str, info: Mapping[str, Any], prompt: PromptLike) -> Group:
+    """The open group behind `open_info` in a coordinator that was started again: what was under way is lost."""
+    admitted = info.get("admitted")
+    now = time.time()
+    restart = Attempt(number=0, rollout="", version=-1, asked=0, started_s=now, ended_s=now)
+    restart.fault = "the coordinator was started again: what it held of the group was lost"
+    return Group(
+        group_id=group_id,
+        admission=info["admission"],
+        prompt=prompt,
+        cursor=info["cursor"],
+        admitted=Admission(**admitted) if admitted else None,
+        attempts=[restart],
+    )
+
+
+def accepted_group(group: Group, *, payload_bytes: int) -> QueuedGroup:
+    """What is kept of a group with all its samples and rewards while its payload waits elsewhere."""
+    oldest = group.oldest_version
+    assert oldest is not None
+    return QueuedGroup(
+        group_id=group.group_id,
+        admission=group.admission,
+        oldest_version=oldest,
+        tokens=group.response_tokens,
+        payload_bytes=payload_bytes,
+        prompt_id=group.prompt.prompt_id,
+        attempt=group.attempt,
+        shaped_mean=sum(reward.shaped_reward for reward in group.rewards) / len(group.rewards),
+        life=ledger_row(group, term="queued", ended=False),
+    )
+
+
+def accepted_info(accepted: QueuedGroup) -> dict[str, Any]:
+    """JSON facts of an accepted group, enough to rebuild it as QueuedGroup."""
+    return _shallow(accepted)
+
+
+def ledger_row(group: Group, *, term: str, ended: bool = True) -> dict[str, Any]:
+    """The row of an open group that ends under `term`, or that is there now."""
+    accs = [reward.acc for reward in group.rewards if reward.graded]
+    admitted = group.admitted or Admission(time_s=-1.0, rank=-1, next_step=-1, epoch=-1, row=-1)
+    samples = [group.samples[index] for index in sorted(group.samples)]
+    rewards = group.rewards if len(group.rewards) == len(samples) else [None] * len(samples)
+    return {
+        "group_id": group.group_id,
+        "admission": group.admission,
+        "prompt_id": group.prompt.prompt_id,
+        "data_source": group.prompt.data_source,
+        "prompt_epoch": admitted.epoch,
+        "prompt_row": admitted.row,
+        "admitted_s": admitted.time_s,
+        "admitted_rank": admitted.rank,
+        "admitted_next_step": admitted.next_step,
+        "attempt": group.attempt,
+        "term": term,
+        "fault": group.fault,
+        "step": -1,
+        "oldest_version": -1 if group.oldest_version is None else group.oldest_version,
+        "samples": len(samples),
+        "tokens": group.response_tokens,
+        "lost_tokens": group.lost_tokens,
+        "acc_mean": sum(accs) / len(accs) if accs else -1.0,
+        "ended_s": time.time() if ended else -1.0,
+        "attempts": [_shallow(attempt) for attempt in group.attempts],
+        "completions": [_completion(sample, reward) for sample, reward in zip(samples, rewards, strict=True)],
+    }
+
+
+def queued_row(accepted: QueuedGroup, *, term: str, step: int, ended: bool = True) -> dict[str, Any]:
+    """The row of an accepted group that ends under `term`, or is there now; `step` is -1 before it is assigned."""
+    return {
+        **accepted.life,
+        "group_id": accepted.group_id,
+        "admission": accepted.admission,
+        "prompt_id": accepted.prompt_id,
+        "attempt": accepted.attempt,
+        "term": term,
+        "step": step,
+        "oldest_version": accepted.oldest_version,
+        "tokens": accepted.tokens,
+        "ended_s": time.time() if ended else -1.0,
+    }
+
+
+def _shallow(facts: Admission | Attempt | QueuedGroup) -> dict[str, Any]:
+    """Its fields by name; not `asdict`, which copies a whole row deeply."""
+    return {name: getattr(facts, name) for name in facts.__slots__}
+
+
+def _completion(sample: Sample, reward: Reward | None) -> dict[str, Any]:
+    """What is said of one sample, without its text; the scores of one that was not graded are absent."""
+    grade = reward if reward is not None and reward.graded else None
+    return {
+        "sample": sample.index,
+        "rollout": sample.rollout_id,
+        "tokens": len(sample.token_ids),
+        "finish_reason": sample.finish_reason,
+        "versions": " ".join(
+            f"{span.version.lineage}{span.version.number}:{span.start + 1}-{span.end}" for span in sample.spans
+        ),
+        "oldest_version": sample.oldest_version,
+        "status": reward.status if reward else "",
+        "raw_score": grade.raw_score if grade else None,
+        "acc": grade.acc if grade else None,
+        "extracted": grade.extracted[:EXTRACTED_CHARACTERS] if grade else None,
+        "overlong_penalty": grade.overlong_penalty if grade else None,
+        "shaped_reward": grade.shaped_reward if grade else None,
+        "grader": f"{reward.grader} {reward.grader_version}".strip() if reward else "",
+        "detail": reward.detail if reward else "",
+        "parts": _parts(grade) if grade else None,
+    }
+
+
+def _parts(grade: Reward) -> str | None:
+    """The components as one JSON object, so that the columns are the same whatever graders call theirs."""
+    kept = dict(sorted(grade.parts.items())[:PARTS])
+    return json.dumps(kept, ensure_ascii=False) if kept else None

@@ -1,0 +1,100 @@
+"""What the coordinator's core needs of the outside. adapters: clients.py (gRPC) and redis_store.py (Redis)."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from services.coordinator.state.fleet import Member
+from services.coordinator.state.group import Group, PromptLike, Reward, Sample, Version
+from sluice.errors import Unavailable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How tokens are drawn; neutral but for the temperature."""
+
+    temperature: float
+    max_tokens: int
+
+
+class RolloutClient(Protocol):
+    """Calls one rollout."""
+
+    def generate(
+        self,
+        member: Member,
+        *,
+        request_id: str,
+        prompt: PromptLike,
+        seeds: Mapping[int, int],
+        sampling: Sampling,
+        timeout_s: float,
+        required_version: Version | None = None,
+    ) -> AsyncIterator[Sample]:
+        """Yields one sample per entry of `seeds` (index -> seed) as each finishes. Raises SluiceError."""
+        ...
+
+
+class RewardClient(Protocol):
+    """Calls one reward service."""
+
+    async def score(
+        self, member: Member, *, group_id: str, prompt: PromptLike, samples: Sequence[Sample], timeout_s: float
+    ) -> list[Reward]:
+        """Grades the samples, in order. Raises SluiceError."""
+        ...
+
+
+class GroupCodec(Protocol):
+    """Groups to bytes, for the queue and the batch files."""
+
+    def encode(self, group: Group) -> bytes:
+        """A compressed, self-contained group. Raises GroupFailed for one that no learner could be sent."""
+        ...
+
+
+class Prompts(Protocol):
+    """The order of prompts; a pure function of seed and epoch."""
+
+    def next(self, cursor: str) -> tuple[PromptLike, str]:
+        """The prompt at `cursor` and the cursor after it."""
+        ...
+
+    def origin(self, cursor: str, after: str) -> tuple[int, int]:
+        """(epoch, row) of the prompt between two cursors, both 0-based; epoch -1 counts those that users submitted."""
+        ...
+
+
+class Forgot(Unavailable):
+    """Redis is back without writes that it had confirmed; this coordinator's memory is ahead of it and must not be used."""
+
+
+class DurableState(Protocol):
+    """What survives the coordinator (redis_store.py): transitions, records of batches and commits, rows, meta."""
+
+    rows_written: int
+
+    async def admit(self, group_id: str, *, info: Mapping[str, Any], cursor: str, admissions: int) -> None: ...
+    async def accept(
+        self, group_id: str, *, info: Mapping[str, Any], payload: bytes, tokens: int, lost: int
+    ) -> bool: ...
+    async def end(
+        self, group_id: str, *, was: str, term: str, row: Mapping[str, Any], tokens: int, lost: int = 0
+    ) -> bool: ...
+    async def payloads(self, group_ids: Sequence[str]) -> list[bytes | None]: ...
+    async def assign(
+        self, step: int, *, record: Mapping[str, Any], group_ids: Sequence[str], tokens: int
+    ) -> dict[str, Any]: ...
+    async def record(self, kind: str, step: int) -> dict[str, Any] | None: ...
+    async def rows(self, limit: int) -> tuple[int, list[dict[str, Any]]]: ...
+    async def drop_rows(self, before: int, count: int) -> None: ...
+    async def confirm(self) -> None: ...
+    async def commit(
+        self, step: int, *, record: Mapping[str, Any], tokens: int, rows: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]: ...
+    async def restore_batch(
+        self, step: int, *, record: Mapping[str, Any], groups: Sequence[tuple[str, Mapping[str, Any], int]]
+    ) -> None: ...
+    async def rows_in_files(self) -> int: ...
+    async def rebook(self, before: int, rows: Sequence[Mapping[str, Any]]) -> int: ...
+    async def set_meta(self, values: Mapping[str, str]) -> None: ...

@@ -1,0 +1,125 @@
+"""Where a run stands: what the API shows, and what a restarted coordinator picks up."""
+
+import enum
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from services.coordinator.run.evaluation import EvaluationResult
+from services.coordinator.state.group import Version
+
+
+class RunState(enum.Enum):
+    """States of a run; the last four are final."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    FINISHING = "finishing"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    STARVED = "starved"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing follows, unless the run is opened again."""
+        return self in (RunState.FINISHED, RunState.FAILED, RunState.STOPPED, RunState.STARVED)
+
+
+@dataclass(kw_only=True, slots=True)
+class Progress:
+    """Mutable; one a run."""
+
+    state: RunState = RunState.STARTING
+    reason: str = ""
+    trained_steps: int = 0
+    version: Version | None = None
+    """Newest version the learner has published."""
+    last_commit_s: float = 0.0
+    """Clock time of the last commit."""
+    train_started_s: float = 0.0
+    """Unix time of the first admission; 0 before."""
+    train_ended_s: float = 0.0
+    """Unix time of the last commit; 0 before."""
+    admission: str = "open"
+    """'open', 'paused' or 'draining'."""
+    stop_requested: bool = False
+    stop_reason: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    evaluations: list[EvaluationResult] = field(default_factory=list)
+    scale: dict[str, int] = field(default_factory=dict)
+    lay_still: bool = False
+    """It was opened again and does not train yet."""
+
+    @property
+    def admitting(self) -> bool:
+        """Whether new groups may start."""
+        return self.state is RunState.RUNNING and self.admission == "open" and not self.stop_requested
+
+    @property
+    def train_wall_s(self) -> float:
+        """Seconds from the first admission to the last commit, or until now."""
+        if not self.train_started_s:
+            return 0.0
+        running = self.state is RunState.RUNNING
+        return (time.time() if running else self.train_ended_s or time.time()) - self.train_started_s
+
+    def reopen(self, *, total_steps: int) -> None:
+        """A run that is started again goes on: what was stopped or failed, and what was paused; a finished one does
+        only when there are more steps to train.
+        """
+        self.stop_requested, self.stop_reason, self.admission = False, "", "open"
+        if self.state is RunState.FINISHED and self.trained_steps >= total_steps:
+            return
+        if self.state.final or self.state is RunState.FINISHING:
+            self.state = RunState.RUNNING if self.train_started_s else RunState.STARTING
+            self.reason = ""
+        self.lay_still = self.state is RunState.RUNNING
+
+    def go_on(self, *, now_s: float) -> None:
+        """Everyone is here again. The time a reopened run lay still (`now_s` is Unix time) is not training time."""
+        if self.lay_still:
+            self.train_started_s += max(0.0, now_s - max(self.train_ended_s, self.train_started_s))
+            self.train_ended_s, self.lay_still = now_s, False
+
+    def remember(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Redis had forgotten that the run has begun: evaluations, and when it began, from the lines of metrics.jsonl."""
+        self.state = RunState.RUNNING
+        self.evaluations = [EvaluationResult.from_line(line) for line in lines if line.get("kind") == "eval"]
+        first = lines[0] if lines else {"time_s": time.time()}
+        self.train_started_s = first["time_s"] - first.get("step/wall_s", 0.0)
+
+    def to_meta(self) -> dict[str, str]:
+        """What Redis keeps of it; steps and version are in the records of the commits."""
+        return {
+            "state": self.state.value,
+            "reason": self.reason,
+            "train_started_s": str(self.train_started_s),
+            "train_ended_s": str(self.train_ended_s),
+            "admission": self.admission,
+            "stop": self.stop_reason if self.stop_requested else "",
+            "evaluations": json.dumps([asdict(evaluation) for evaluation in self.evaluations]),
+            "scale": json.dumps(self.scale),
+        }
+
+    @staticmethod
+    def from_meta(meta: Mapping[str, str], *, trained_steps: int, version: Version | None) -> "Progress":
+        """The inverse of `to_meta`; an empty `meta` is a new run."""
+        return Progress(
+            state=RunState(meta.get("state", "starting")),
+            reason=meta.get("reason", ""),
+            trained_steps=trained_steps,
+            version=version,
+            train_started_s=float(meta.get("train_started_s", 0)),
+            train_ended_s=float(meta.get("train_ended_s", 0)),
+            admission=meta.get("admission", "open"),
+            stop_requested=bool(meta.get("stop")),
+            stop_reason=meta.get("stop", ""),
+            evaluations=[
+                EvaluationResult(**(entry | {"version": Version(**entry["version"])}))
+                for entry in json.loads(meta.get("evaluations", "[]"))
+            ],
+            scale=json.loads(meta.get("scale", "{}")),
+        )

@@ -1,0 +1,1 @@
+"""What outlasts the coordinator: Redis and the run directory."""

@@ -1,0 +1,49 @@
+"""Moves the rows of ended groups from Redis into Parquet files: each row is in exactly one file, whenever it is killed."""
+
+import asyncio
+from typing import Any
+
+from services.coordinator.state.ports import DurableState
+from services.coordinator.storage.run_files import RunFiles
+
+ROWS_A_FILE = 5_000
+
+
+class LedgerFiles:
+    """RUN/ledger, one flush at a time."""
+
+    def __init__(self, *, store: DurableState, files: RunFiles) -> None:
+        self._store, self._files = store, files
+        self._one_at_a_time = asyncio.Lock()
+        self._written = store.rows_written
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a file's worth of rows came since the last flush: steps may be long, and every filtered group is a row."""
+        return self._store.rows_written - self._written >= ROWS_A_FILE and not self._one_at_a_time.locked()
+
+    async def flush(self) -> None:
+        """Writes every row there is, then forgets it in Redis.
+
+        A file is named after the rows in files before it: one that was written, but not forgotten, is written again
+        under the same name.
+        """
+        async with self._one_at_a_time:
+            await self._flush()
+
+    async def flushed(self) -> tuple[list[dict[str, Any]], int]:
+        """Every row in the files after a flush, and how many Redis knows to be there: fewer when it has forgotten some."""
+        async with self._one_at_a_time:  # a run that goes on moves rows at any moment
+            await self._flush()
+            rows = [row for part in await self._files.ledger_parts(after=0) for row in part]
+            return rows, await self._store.rows_in_files()
+
+    async def _flush(self) -> None:
+        self._written = self._store.rows_written
+        while True:
+            before, rows = await self._store.rows(ROWS_A_FILE)
+            part = f"{before:012d}"
+            if not rows or await self._files.ledger_rows(part) > len(rows):
+                return  # Redis forgot rows that this file has: they are booked when the learner is here (repair.py)
+            await self._files.write_ledger(rows, part=part)
+            await self._store.drop_rows(before, len(rows))

@@ -1,0 +1,216 @@
+"""The files of a run that the coordinator writes: batches, metrics, samples, ledger rows. Writes leave the event loop.
+
+RUN/batches/step-000012.groups   one batch, immutable: length-framed payloads (zstd, Group), as accepted
+RUN/metrics.jsonl             a line a step and a line an evaluation
+RUN/samples.jsonl             a few groups of each step, for reading
+RUN/ledger/part-*.parquet     a row for every group that ended
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import blake3
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sluice.errors import NotFound
+from sluice.report.ledger_tables import find_row
+from sluice.report.metrics import METRICS_FILE
+from sluice.run_dir.batch_file import batch_files, batch_path, frames, payload_at, payloads_of
+from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchFile:
+    """A batch as handed out."""
+
+    step: int
+    payloads: Sequence[bytes]
+    """Groups as the codec encoded them, in admission order."""
+    digest: str
+    """blake3 over the framed payloads, hex."""
+
+
+class RunFiles:
+    """Everything under RUN that is the coordinator's."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.follow: Callable[[Mapping[str, Any]], None] = lambda line: None
+        """Called with every line of a step or an evaluation once it is written; it must return at once."""
+        for folder in ("batches", "ledger", "logs"):
+            (run_dir / folder).mkdir(parents=True, exist_ok=True)
+
+    async def keep_config(self, text: str) -> None:
+        """RUN/config.yaml: what this run was last started with, resolved. `sluice up` has written it already."""
+
+        def keep() -> None:
+            path = self.run_dir / "config.yaml"
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                _write_synced(path.with_suffix(".new"), [text.encode()])
+                os.replace(path.with_suffix(".new"), path)
+
+        await asyncio.to_thread(keep)
+
+    async def stage_batch(self, step: int, *, payloads: Sequence[bytes]) -> BatchFile:
+        """Writes and syncs batch `step` under a name of its own; it is the batch once `name_batch` was called."""
+
+        def staged() -> str:
+            digest = _digest_of(frames(payloads))
+            _write_synced(self._staged_path(step, digest), frames(payloads))
+            return digest
+
+        return BatchFile(step=step, payloads=payloads, digest=await asyncio.to_thread(staged))
+
+    async def name_batch(self, step: int, digest: str) -> None:
+        """The staged batch of this digest becomes batch `step`; nothing when it is that already."""
+        with contextlib.suppress(FileNotFoundError):
+            await asyncio.to_thread(os.replace, self._staged_path(step, digest), self._batch_path(step))
+
+    async def read_batch(self, step: int) -> BatchFile:
+        """Reads batch `step`. Raises NotFound when the file is gone."""
+
+        def read(file: BinaryIO) -> BatchFile:
+            body = file.read()
+            return BatchFile(step=step, payloads=payloads_of(body), digest=blake3.blake3(body).hexdigest())
+
+        return await self._read(step, read)
+
+    async def read_group(self, step: int, index: int) -> bytes:
+        """The payload of one group of batch `step`. Raises NotFound when the file is gone."""
+        return await self._read(step, lambda file: payload_at(file, index))
+
+    async def _read(self, step: int, read: Callable[[BinaryIO], T]) -> T:
+        path = self._batch_path(step)
+
+        def opened() -> T:
+            with path.open("rb") as file:
+                return read(file)
+
+        try:
+            return await asyncio.to_thread(opened)
+        except FileNotFoundError as error:
+            raise NotFound(f"batch {step}: {path} is gone; it is kept while a checkpoint <= {step} exists") from error
+
+    def drop_batches_before(self, step: int) -> None:
+        """Removes batches that no kept checkpoint can ask for."""
+        for found, path in list(batch_files(self.run_dir)):
+            if found < step:
+                path.unlink(missing_ok=True)
+
+    def kept_checkpoints(self) -> list[int]:
+        """Versions of the checkpoints there are, oldest first."""
+        names = (folder.name.removeprefix("step-") for folder in (self.run_dir / "checkpoints").glob("step-*"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    async def append(self, name: str, line: Mapping[str, Any]) -> None:
+        """Appends one JSON line to RUN/<name>."""
+        await asyncio.to_thread(append_line, self.run_dir / name, line)
+
+    async def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Appends a line of a step or an evaluation to RUN/metrics.jsonl."""
+        await self.append(METRICS_FILE, line)
+        self.follow(line)
+
+    async def find_row(self, wanted: str) -> dict[str, Any] | None:
+        """The row of the group with this id or admission number in the ledger files, None when they have none."""
+        return await asyncio.to_thread(find_row, self.run_dir, wanted)
+
+    async def ledger_parts(self, *, after: int) -> list[list[dict[str, Any]]]:
+        """The rows in files behind the first `after` ones, file by file, without their lists."""
+        columns = ["group_id", "admission", "term", "step", "tokens", "lost_tokens"]
+
+        def read() -> list[list[dict[str, Any]]]:
+            parts: list[list[dict[str, Any]]] = []
+            expected = after
+            while (path := self._ledger_path(f"{expected:012d}")).exists():
+                parts.append(pq.ParquetFile(path).read(columns=columns).to_pylist())
+                expected += len(parts[-1])
+            return parts
+
+        return await asyncio.to_thread(read)
+
+    async def ledger_rows(self, part: str) -> int:
+        """Rows in RUN/ledger/part-<part>.parquet, 0 when there is no such file."""
+        path = self._ledger_path(part)
+        return await asyncio.to_thread(lambda: pq.ParquetFile(path).metadata.num_rows if path.exists() else 0)
+
+    async def write_ledger(self, rows: Sequence[Mapping[str, Any]], *, part: str) -> None:
+        """Writes RUN/ledger/part-<part>.parquet; the same part written again replaces itself."""
+        path = self._ledger_path(part)
+
+        def write() -> None:
+            table = pa.Table.from_pylist([dict(row) for row in rows], schema=LEDGER_SCHEMA)
+            pq.write_table(table, path.with_suffix(".tmp"))
+            os.replace(path.with_suffix(".tmp"), path)
+
+        await asyncio.to_thread(write)
+
+    async def mark_rolled_back(self, *, since: int, fault: str) -> None:
+        """Groups that were trained in a step from `since` on count as `rollback` in every file, which is replaced whole."""
+
+        def mark() -> None:
+            for path in sorted((self.run_dir / "ledger").glob("part-*.parquet")):
+                with pq.ParquetFile(path) as file:
+                    ended = file.read(columns=["term", "step"]).to_pylist()
+                    given_up = [row["term"] == "trained" and row["step"] >= since for row in ended]
+                    if not any(given_up):
+                        continue
+                    table = file.read()
+                for name, value in (("term", "rollback"), ("fault", fault)):
+                    place = table.schema.get_field_index(name)
+                    if place < 0:  # an older file may have fewer columns
+                        continue
+                    was = table.column(place).to_pylist()
+                    values = [value if gone else old for gone, old in zip(given_up, was, strict=True)]
+                    table = table.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
+                body = pa.BufferOutputStream()
+                pq.write_table(table, body)
+                _write_synced(path.with_suffix(".tmp"), [body.getvalue()])
+                os.replace(path.with_suffix(".tmp"), path)
+
+        await asyncio.to_thread(mark)
+
+    def _ledger_path(self, part: str) -> Path:
+        return self.run_dir / "ledger" / f"part-{part}.parquet"
+
+    def _batch_path(self, step: int) -> Path:
+        return batch_path(self.run_dir, step)
+
+    def _staged_path(self, step: int, digest: str) -> Path:
+        return self._batch_path(step).with_suffix(f".{digest[:16]}.staged")
+
+
+def _digest_of(pieces: Iterable[bytes]) -> str:
+    """The blake3 of it all, hex."""
+    digest = blake3.blake3()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _write_synced(path: Path, pieces: Iterable[bytes]) -> None:
+    with path.open("wb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Appends one JSON line; blocking."""
+    text = json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n"
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")  # a line torn by a kill stays alone
+        file.write(text.encode())

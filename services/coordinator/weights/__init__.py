@@ -1,0 +1,1 @@
+"""How a new version gets to the rollouts, and what says that one serves it right."""

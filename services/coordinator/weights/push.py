@@ -1,0 +1,201 @@
+"""Keeps every rollout on the newest version: opens a transfer at the learner, has the rollout receive and apply it.
+
+One task a rollout; none waits for another. A push that fails in any way costs that rollout its epoch: it is quarantined
+and synced again under a fresh one, while everybody else goes on. A rollout that was late skips to the newest version.
+
+ a rollout's task waits   for a newer version, or the evaluation that pins its rollout   unblocked by commits, registrations
+                          for the transfer                                               unblocked by its deadline
+"""
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+
+import structlog
+
+from services.coordinator.state.events import Events
+from services.coordinator.state.fleet import Fleet, Member, Role, State
+from services.coordinator.state.group import Version
+from services.coordinator.weights.prober import Prober
+from services.coordinator.wire.clients import Clients, as_sluice_errors
+from services.coordinator.wire.messages import version_from
+from sluice.clock import Clock
+from sluice.errors import SluiceError, TransferError, Unavailable
+from sluice.v1 import learner_pb2, rollout_pb2
+
+log = structlog.get_logger(__name__)
+
+RETRY_PAUSE_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""Pauses after consecutive failures of one rollout; the last one repeats."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PushTimes:
+    """How one push went."""
+
+    push_ms: float
+    receive_ms: float
+    stall_ms: float
+
+
+@dataclass(kw_only=True, slots=True)
+class _Epoch:
+    """The transfer group a rollout is in; valid for one learner process."""
+
+    name: str = ""
+    learner: str = ""
+
+
+class WeightPush:
+    """The weight pushes of a run."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        clients: Clients,
+        events: Events,
+        clock: Clock,
+        timeout_s: float,
+        finish_s: float | None,
+        prober: Prober | None,
+    ) -> None:
+        """`finish_s`: how long rollouts let running samples end before they apply; None: they do not. Without a `prober` a
+        rollout is READY when it has applied."""
+        self._fleet, self._clients, self._events, self._clock = fleet, clients, events, clock
+        self._timeout_s = timeout_s
+        self._finish_s = finish_s
+        self._prober = prober
+        self.times: list[PushTimes] = []
+        """Pushes since the last commit; the committer takes them."""
+
+    async def run(self) -> None:
+        """Serves every rollout that registers, until cancelled."""
+        served: set[Member] = set()  # not processes: one that was lost and registers again is a new member
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                served = {member for member in served if not member.gone.is_set()}
+                for member in self._fleet.of(Role.ROLLOUT, state=None):
+                    if member not in served:
+                        served.add(member)
+                        tasks.create_task(self._keep_current(member), name=f"push-{member.service_id}")
+                await self._fleet.roster.wait()
+
+    async def _keep_current(self, member: Member) -> None:
+        epoch, failures = _Epoch(), 0
+        while not member.gone.is_set():
+            learner = self._fleet.learner
+            if learner is None or not _is_behind(member, learner) or member.state is State.DRAINING:
+                await self._fleet.roster.wait()
+                continue
+            try:
+                async with member.weights:
+                    await self._push(member, learner, epoch)
+                failures = 0
+            except SluiceError as error:
+                epoch.name = ""
+                if member.gone.is_set():
+                    return
+                self._quarantine(member, error)
+                await self._clock.sleep(RETRY_PAUSE_S[min(failures, len(RETRY_PAUSE_S) - 1)])
+                failures += 1
+
+    async def _push(self, member: Member, learner: Member, epoch: _Epoch) -> None:
+        """One version to one rollout. Raises SluiceError; the old version then still serves."""
+        started = self._clock.now()
+        if member.version is None:
+            self._fleet.set_state(member, State.SYNCING)
+        if not epoch.name or epoch.learner != learner.incarnation:
+            epoch.name = f"{member.service_id}.{secrets.token_hex(6)}"
+            epoch.learner = learner.incarnation
+        opened = await self._open(member, learner, epoch.name)
+        manifest = opened.manifest
+        member.granted = max(member.granted, manifest.version.number)
+        applied = await self._receive(member, epoch.name, opened)
+        if applied.digest != manifest.digest or applied.version != manifest.version:
+            raise TransferError(
+                f"{member.service_id} applied {applied.version.number} with digest {applied.digest[:12]}, the learner "
+                f"published {manifest.version.number} with {manifest.digest[:12]}"
+            )
+        version = version_from(manifest.version)
+        if self._prober is not None and member.state in (State.SYNCING, State.QUARANTINED):
+            for odd in await self._prober.check(member, version):
+                self._quarantine(odd, TransferError(f"its probe is not that of most, of {member.service_id} for one"))
+        member.version = version
+        times = PushTimes(
+            push_ms=(self._clock.now() - started) * 1e3, receive_ms=applied.receive_ms, stall_ms=applied.stall_ms
+        )
+        self.times.append(times)
+        self._announce(member, times)
+
+    async def _open(self, member: Member, learner: Member, epoch: str) -> learner_pb2.OpenTransferResponse:
+        with as_sluice_errors(learner):
+            return await self._clients.learner(learner).OpenTransfer(
+                learner_pb2.OpenTransferRequest(rollout_id=member.service_id, epoch=epoch, timeout_s=self._timeout_s),
+                timeout=self._timeout_s,
+            )
+
+    async def _receive(
+        self, member: Member, epoch: str, opened: learner_pb2.OpenTransferResponse
+    ) -> rollout_pb2.ApplyWeightsResponse:
+        rollout, limit = self._clients.rollout(member), self._timeout_s
+        with as_sluice_errors(member):
+            if opened.new_epoch and opened.backend != "file":
+                join = rollout_pb2.JoinEpochRequest(
+                    epoch=epoch,
+                    store_host=opened.store_host,
+                    store_port=opened.store_port,
+                    secret=opened.secret,
+                    backend=opened.backend,
+                    rank=1,
+                    world_size=2,
+                    timeout_s=limit,
+                )
+                await rollout.JoinEpoch(join, timeout=limit + 2)
+            receive = rollout_pb2.ReceiveWeightsRequest(
+                epoch=epoch, manifest=opened.manifest, file_path=opened.file_path
+            )
+            await rollout.ReceiveWeights(receive, timeout=limit)
+            # The receive is bounded bucket by bucket; the whole of it by one bucket's limit more than its size needs.
+            whole_s = limit + opened.manifest.total_bytes / SLOWEST_BYTES_PER_S
+            apply = rollout_pb2.ApplyWeightsRequest(version=opened.manifest.version, timeout_s=whole_s)
+            member.finishing = self._finish_s is not None
+            try:
+                return await rollout.ApplyWeights(apply, timeout=whole_s + (self._finish_s or 0.0) + 2)
+            finally:
+                member.finishing = False
+                self._fleet.changed.notify()
+
+    def _quarantine(self, member: Member, error: SluiceError) -> None:
+        log.warning("weight_push_failed", service_id=member.service_id, reason=str(error))
+        learner = self._fleet.learner
+        if learner is None or learner.gone.is_set() or isinstance(error, Unavailable):
+            return  # not the rollout's fault: it goes on with what it holds
+        self._fleet.set_state(member, State.QUARANTINED, str(error))
+        self._events.emit("service_quarantined", str(error), labels={"service_id": member.service_id})
+
+    def _announce(self, member: Member, times: PushTimes) -> None:
+        assert member.version is not None
+        newly = member.state is not State.READY
+        if member.state is not State.DRAINING:
+            self._fleet.set_state(member, State.READY)
+        labels = {"service_id": member.service_id, "lineage": member.version.lineage}
+        values = {"version": float(member.version.number), "push_ms": times.push_ms, "stall_ms": times.stall_ms}
+        self._events.emit(
+            "weights_pushed", f"{member.service_id} holds version {member.version.number}", values=values, labels=labels
+        )
+        if newly:
+            self._events.emit("service_ready", f"{member.service_id} is ready", labels=labels)
+
+
+SLOWEST_BYTES_PER_S = 50e6
+"""Chosen: half of a gigabit link; a transfer slower than this is taken for dead."""
+
+
+def _is_behind(member: Member, learner: Member) -> bool:
+    newest: Version | None = learner.version
+    if newest is None:
+        return False
+    if member.version is None or newest.number > member.version.number:
+        return True
+    return member.state is State.QUARANTINED and newest.number == member.version.number

@@ -1,0 +1,1 @@
+"""The coordinator's calls to other services, and its groups as messages."""

@@ -1,0 +1,153 @@
+"""gRPC calls to rollouts, rewards and the learner: one channel per process, every call with a deadline.
+
+A call to a member that is lost ends at once: its channel is closed when `member.gone` is set.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from services.coordinator.state.fleet import Member, Role
+from services.coordinator.state.group import PromptLike, Reward, Sample, Version
+from services.coordinator.state.ports import Sampling
+from services.coordinator.wire.messages import finish_to, reward_from, sample_from, version_to
+from sluice.errors import SluiceError, Unavailable
+from sluice.rpc.access import Role as AccessRole
+from sluice.rpc.arrays import pack_ids
+from sluice.rpc.channel import open_channel
+from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
+from sluice.rpc.error_status import error_of
+from sluice.v1 import (
+    common_pb2,
+    learner_pb2_grpc,
+    reward_pb2,
+    reward_pb2_grpc,
+    rollout_pb2,
+    rollout_pb2_grpc,
+)
+
+_STUB = {
+    Role.ROLLOUT: rollout_pb2_grpc.RolloutServiceStub,
+    Role.REWARD: reward_pb2_grpc.RewardServiceStub,
+    Role.LEARNER: learner_pb2_grpc.LearnerServiceStub,
+}
+
+
+class Clients:
+    """All outgoing calls of the coordinator."""
+
+    def __init__(self, credentials: Credentials = NO_CREDENTIALS) -> None:
+        self._credentials = credentials
+        self._peers: dict[Member, _Peer] = {}
+        self._closers: set[asyncio.Task[None]] = set()
+
+    def rollout(self, member: Member) -> "rollout_pb2_grpc.RolloutServiceAsyncStub":
+        """The rollout's stub."""
+        return self._peer(member).stub
+
+    def learner(self, member: Member) -> "learner_pb2_grpc.LearnerServiceAsyncStub":
+        """The learner's stub."""
+        return self._peer(member).stub
+
+    async def generate(
+        self,
+        member: Member,
+        *,
+        request_id: str,
+        prompt: PromptLike,
+        seeds: Mapping[int, int],
+        sampling: Sampling,
+        timeout_s: float,
+        required_version: Version | None = None,
+    ) -> AsyncIterator[Sample]:
+        """RolloutClient.generate."""
+        request = rollout_pb2.GenerateRequest(
+            request_id=request_id,
+            prompt_token_ids=pack_ids(prompt.token_ids),
+            samples=[rollout_pb2.SampleSpec(index=index, seed=seed) for index, seed in seeds.items()],
+            sampling=common_pb2.SamplingParams(
+                temperature=sampling.temperature, top_p=1.0, top_k=-1, max_tokens=sampling.max_tokens
+            ),
+            required_version=None if required_version is None else version_to(required_version),
+        )
+        with as_sluice_errors(member):
+            async for response in self.rollout(member).Generate(request, timeout=timeout_s):
+                if response.WhichOneof("event") == "sample":
+                    yield sample_from(response.sample)
+
+    async def score(
+        self, member: Member, *, group_id: str, prompt: PromptLike, samples: Sequence[Sample], timeout_s: float
+    ) -> list[Reward]:
+        """RewardClient.score."""
+        request = reward_pb2.ScoreRequest(
+            group_id=group_id,
+            data_source=prompt.data_source,
+            prompt_text=prompt.text,
+            ground_truth=prompt.ground_truth,
+            extra_info_json=prompt.extra_info_json,
+            items=[
+                reward_pb2.ScoreItem(
+                    index=sample.index,
+                    text=sample.text,
+                    response_tokens=len(sample.token_ids),
+                    finish_reason=finish_to(sample.finish_reason),
+                )
+                for sample in samples
+            ],
+        )
+        stub = self._peer(member).stub
+        with as_sluice_errors(member):
+            response = await stub.Score(request, timeout=timeout_s)
+        if len(response.results) != len(samples):
+            raise SluiceError(f"{member.service_id}: {len(response.results)} results for {len(samples)} samples")
+        return [reward_from(result) for result in response.results]
+
+    async def close(self) -> None:
+        """Closes every channel."""
+        for task in self._closers:
+            task.cancel()
+        await asyncio.gather(*(peer.channel.close() for peer in self._peers.values()))
+        self._peers.clear()
+
+    def _peer(self, member: Member) -> "_Peer":
+        if member.gone.is_set():
+            raise Unavailable(f"{member.service_id} at {member.address} is gone")
+        if member not in self._peers:
+            channel = open_channel(member.address, credentials=self._credentials, to=AccessRole(member.role.value))
+            self._peers[member] = _Peer(channel=channel, stub=_STUB[member.role](channel))
+            task = asyncio.create_task(self._close_when_gone(member))
+            self._closers.add(task)
+            task.add_done_callback(self._closers.discard)
+        return self._peers[member]
+
+    async def _close_when_gone(self, member: Member) -> None:
+        await member.gone.wait()
+        await self._peers.pop(member).channel.close()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Peer:
+    """How a member is called. Its stub makes a callable for every method, so it is made once, not once a call."""
+
+    channel: grpc.aio.Channel
+    stub: Any
+
+
+@contextlib.contextmanager
+def as_sluice_errors(member: Member) -> Iterator[None]:
+    """Failed calls become SluiceErrors; a channel closed under a call (grpc cancels it) too, our own cancellation not."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error, peer=member.service_id) from error
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if member.gone.is_set() and task is not None and not task.cancelling():
+            raise Unavailable(f"{member.service_id} at {member.address} is gone") from None
+        raise
+    except grpc.aio.UsageError as error:
+        raise Unavailable(f"{member.service_id} at {member.address} is gone") from error

@@ -1,0 +1,217 @@
+"""Between the coordinator's dataclasses and the wire: samples, rewards, groups (compressed for queue and files)."""
+
+import math
+from dataclasses import replace
+
+import zstandard
+
+from services.coordinator.prompts.render import Prompt
+from services.coordinator.state.group import Group, GroupFailed, QueuedGroup, Reward, Sample, Span, Version
+from services.coordinator.state.learner_history import Statement, TrainedStep
+from services.coordinator.state.ledger_row import accepted_group
+from sluice.errors import InvalidRequest, SluiceError
+from sluice.limits import MAX_MESSAGE_BYTES
+from sluice.rpc.arrays import pack_floats, pack_ids, unpack_floats, unpack_ids
+from sluice.v1 import common_pb2 as pb
+from sluice.v1 import coordinator_pb2
+
+LARGEST_GROUP_BYTES = MAX_MESSAGE_BYTES - 64
+"""GetBatch sends a group a message; the rest is the frame around it. Redis would take twice as much."""
+
+_FINISH = {
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_LENGTH: "length",
+    pb.FINISH_REASON_ABORT: "abort",
+    pb.FINISH_REASON_ERROR: "error",
+}
+_FINISH_OF = {name: value for value, name in _FINISH.items()}
+_STATUS = {
+    pb.REWARD_STATUS_OK: "ok",
+    pb.REWARD_STATUS_UNPARSED: "unparsed",
+    pb.REWARD_STATUS_TIMEOUT: "timeout",
+    pb.REWARD_STATUS_ERROR: "error",
+}
+_STATUS_OF = {name: value for value, name in _STATUS.items()}
+
+
+def version_from(message: pb.PolicyVersion) -> Version:
+    """Wire -> core."""
+    return Version(lineage=message.lineage, number=message.number)
+
+
+def version_to(version: Version) -> pb.PolicyVersion:
+    """Core -> wire."""
+    return pb.PolicyVersion(lineage=version.lineage, number=version.number)
+
+
+def statement_from(message: coordinator_pb2.RegisterRequest) -> Statement:
+    """Wire -> core. Raises InvalidRequest when the steps do not fit together."""
+    steps = [
+        TrainedStep(
+            step=step.step,
+            batch_digest=step.batch_digest,
+            group_ids=tuple(step.group_ids),
+            version=version_from(step.version),
+            weights_digest=step.weights_digest,
+            committed=step.committed,
+        )
+        for step in message.trained
+    ]
+    return Statement(version=version_from(message.version), steps=steps)
+
+
+def sample_from(message: pb.Sample) -> Sample:
+    """Wire -> core. Raises SluiceError when arrays or spans do not fit together."""
+    try:
+        ids, logprobs = unpack_ids(message.token_ids), unpack_floats(message.logprobs)
+    except InvalidRequest as error:
+        raise SluiceError(f"{message.rollout_id}: sample {message.index}: {error}") from error
+    spans = tuple(
+        Span(version=version_from(span.version), start=span.start_token, end=span.end_token) for span in message.spans
+    )
+    edges = [0, *(span.end for span in spans)]
+    covered = bool(spans) and edges[-1] == len(ids) and [span.start for span in spans] == edges[:-1]
+    if len(ids) == 0 or len(ids) != len(logprobs) or not covered:
+        raise SluiceError(
+            f"{message.rollout_id}: sample {message.index} has {len(ids)} tokens, {len(logprobs)} log-probabilities "
+            f"and version spans {[(span.start, span.end) for span in spans]}; they must cover the tokens one to one"
+        )
+    return Sample(
+        index=message.index,
+        token_ids=ids,
+        logprobs=logprobs,
+        spans=spans,
+        finish_reason=_FINISH.get(message.finish_reason, "error"),
+        text=message.text,
+        rollout_id=message.rollout_id,
+        seed=message.seed,
+    )
+
+
+def reward_from(message: pb.SampleReward) -> Reward:
+    """Wire -> core; a grade with a score that is not a finite number is a sample that could not be graded."""
+    status = _STATUS.get(message.status, "error")
+    scores = (message.raw_score, message.acc, message.shaped_reward, message.overlong_penalty, *message.parts.values())
+    # The scores of a sample that was not graded are NaN as they should be: its own status and reason stand.
+    broken = status in ("ok", "unparsed") and not all(map(math.isfinite, scores))
+    return Reward(
+        status="error" if broken else status,
+        raw_score=message.raw_score,
+        acc=message.acc,
+        extracted=message.extracted,
+        shaped_reward=message.shaped_reward,
+        overlong_penalty=message.overlong_penalty,
+        grader=message.grader,
+        grader_version=message.grader_version,
+        detail=f"the grader returned {scores}; scores must be finite" if broken else message.detail,
+        parts=dict(message.parts),
+    )
+
+
+def group_from(message: pb.Group) -> Group:
+    """Wire -> core; when it was admitted and what was tried is not in the message."""
+    prompt = message.prompt
+    return Group(
+        group_id=message.group_id,
+        admission=message.admission,
+        prompt=Prompt(
+            prompt_id=prompt.prompt_id,
+            data_source=prompt.data_source,
+            token_ids=unpack_ids(prompt.token_ids),
+            text=prompt.text,
+            ground_truth=prompt.ground_truth,
+            extra_info_json=prompt.extra_info_json,
+        ),
+        cursor="",
+        attempt=message.attempt,
+        samples={sample.index: sample_from(sample) for sample in message.samples},
+        rewards=[reward_from(reward) for reward in message.rewards],
+    )
+
+
+def group_to(group: Group) -> pb.Group:
+    """Core -> wire."""
+    prompt = group.prompt
+    return pb.Group(
+        group_id=group.group_id,
+        admission=group.admission,
+        attempt=group.attempt,
+        prompt=pb.Prompt(
+            prompt_id=prompt.prompt_id,
+            data_source=prompt.data_source,
+            token_ids=pack_ids(prompt.token_ids),
+            text=prompt.text,
+            ground_truth=prompt.ground_truth,
+            extra_info_json=prompt.extra_info_json,
+        ),
+        samples=[_sample_to(group.samples[index]) for index in sorted(group.samples)],
+        rewards=[_reward_to(reward) for reward in group.rewards],
+    )
+
+
+def finish_to(reason: str) -> "pb.FinishReason.ValueType":
+    """Core -> wire."""
+    return _FINISH_OF[reason]
+
+
+def _sample_to(sample: Sample) -> pb.Sample:
+    return pb.Sample(
+        index=sample.index,
+        token_ids=pack_ids(sample.token_ids),
+        logprobs=pack_floats(sample.logprobs),
+        spans=[
+            pb.VersionSpan(version=version_to(span.version), start_token=span.start, end_token=span.end)
+            for span in sample.spans
+        ],
+        finish_reason=_FINISH_OF[sample.finish_reason],
+        text=sample.text,
+        rollout_id=sample.rollout_id,
+        seed=sample.seed,
+    )
+
+
+def _reward_to(reward: Reward) -> pb.SampleReward:
+    return pb.SampleReward(
+        status=_STATUS_OF[reward.status],
+        raw_score=reward.raw_score,
+        acc=reward.acc,
+        extracted=reward.extracted,
+        shaped_reward=reward.shaped_reward,
+        overlong_penalty=reward.overlong_penalty,
+        grader=reward.grader,
+        grader_version=reward.grader_version,
+        detail=reward.detail,
+        parts=reward.parts,
+    )
+
+
+class ZstdGroups:
+    """The codec of queue and batch files: a Group message, zstd level 1."""
+
+    def __init__(self) -> None:
+        self._compressor = zstandard.ZstdCompressor(level=1)
+        self._decompressor = zstandard.ZstdDecompressor()
+
+    def encode(self, group: Group) -> bytes:
+        """A compressed, self-contained group. Raises GroupFailed for one that does not fit a message to the learner."""
+        body = group_to(group).SerializeToString()
+        if len(body) > LARGEST_GROUP_BYTES:
+            raise GroupFailed(
+                reason="too_large",
+                fault=f"{group.group_id} has {len(body)} bytes with its texts, a message to the learner takes "
+                f"{LARGEST_GROUP_BYTES}; lower rollout.n or data.max_response_length, or shorten extra_info of the prompt",
+            )
+        return self._compressor.compress(body)
+
+    def decode(self, payload: bytes) -> pb.Group:
+        """The message behind a payload."""
+        return pb.Group.FromString(self._decompressor.decompress(payload))
+
+    def newest_version(self, payload: bytes) -> int:
+        """The number of the newest version that sampled a token of the group."""
+        return max(span.version.number for sample in self.decode(payload).samples for span in sample.spans)
+
+    def accepted(self, payload: bytes) -> QueuedGroup:
+        """What is to be known of the group in a batch file: all but when it was admitted and what was tried."""
+        accepted = accepted_group(group_from(self.decode(payload)), payload_bytes=0)
+        return replace(accepted, life={name: value for name, value in accepted.life.items() if name != "attempts"})

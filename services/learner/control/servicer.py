@@ -1,0 +1,75 @@
+"""LearnerService on rank 0: decodes, asks the front, encodes. Weights never cross it."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+
+from services.learner.checkpoint.export import export_version
+from services.learner.control.publisher_state import SharedFront
+from sluice.config.schema import Config
+from sluice.errors import InvalidRequest
+from sluice.v1 import learner_pb2 as pb
+from sluice.v1 import learner_pb2_grpc
+from sluice.weights.wire import manifest_to_proto, version_to_proto
+
+
+class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
+    """`wake` tells the training loop that somebody wants a checkpoint."""
+
+    def __init__(self, front: SharedFront, *, config: Config, run_dir: Path, wake: Callable[[], None]) -> None:
+        self._front = front
+        self._config = config
+        self._run_dir = run_dir
+        self._wake = wake
+        self._exporting = asyncio.Lock()
+
+    async def GetInfo(
+        self, request: pb.LearnerServiceGetInfoRequest, context: grpc.aio.ServicerContext
+    ) -> pb.LearnerServiceGetInfoResponse:
+        manifest = self._front.newest.manifest
+        return pb.LearnerServiceGetInfoResponse(
+            version=version_to_proto(manifest.version),
+            digest=manifest.digest,
+            world_size=self._front.world_size,
+            backend=self._front.backend,
+        )
+
+    async def OpenTransfer(
+        self, request: pb.OpenTransferRequest, context: grpc.aio.ServicerContext
+    ) -> pb.OpenTransferResponse:
+        if not request.rollout_id or not request.epoch or request.timeout_s <= 0:
+            raise InvalidRequest("open transfer: rollout_id, epoch and timeout_s > 0 must be set")
+        opened = await asyncio.to_thread(  # `file` writes the snapshot first
+            self._front.sender.open,
+            rollout_id=request.rollout_id,
+            epoch=request.epoch,
+            timeout_s=request.timeout_s,
+        )
+        return pb.OpenTransferResponse(
+            manifest=manifest_to_proto(opened.manifest),
+            store_host=opened.store_host,
+            store_port=opened.store_port,
+            secret=opened.secret,
+            backend=opened.backend,
+            file_path=opened.file_path,
+            new_epoch=opened.new_epoch,
+        )
+
+    async def SaveCheckpoint(
+        self, request: pb.LearnerServiceSaveCheckpointRequest, context: grpc.aio.ServicerContext
+    ) -> pb.LearnerServiceSaveCheckpointResponse:
+        wish = self._front.wish_checkpoint()
+        self._wake()
+        saved = await asyncio.wrap_future(wish)
+        return pb.LearnerServiceSaveCheckpointResponse(path=str(saved.path), version=version_to_proto(saved.version))
+
+    async def Export(self, request: pb.ExportRequest, context: grpc.aio.ServicerContext) -> pb.ExportResponse:
+        target = Path(request.path) if request.path else self._run_dir / "model"
+        if not target.is_absolute():
+            raise InvalidRequest(f"export: path must be absolute, got {target}")
+        snapshot = self._front.newest
+        async with self._exporting:  # two exports to one folder would meet
+            await asyncio.to_thread(export_version, snapshot, config=self._config, target=target)
+        return pb.ExportResponse(path=str(target), version=version_to_proto(snapshot.manifest.version))

@@ -1,0 +1,78 @@
+"""A batch from the wire: messages in, arrays out, refusing what contradicts itself. And what was trained, to the wire."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from services.learner.batches.batch import Batch, TrainGroup, TrainSequence
+from services.learner.control.record import TrainedBatch
+from sluice.errors import InvalidRequest
+from sluice.rpc.arrays import unpack_floats, unpack_ids
+from sluice.v1 import common_pb2, coordinator_pb2
+
+_FINISHED = (common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH)
+_GRADED = (common_pb2.REWARD_STATUS_OK, common_pb2.REWARD_STATUS_UNPARSED)
+
+
+def batch_from_wire(header: coordinator_pb2.BatchHeader, groups: Sequence[common_pb2.Group]) -> Batch:
+    """Raises ValueError, naming group and sample, when the batch could not be trained correctly."""
+    if len(groups) != header.groups:
+        raise InvalidRequest(f"batch {header.step}: {header.groups} groups were announced, {len(groups)} came")
+    return Batch(step=header.step, digest=header.digest, groups=tuple(_group(group) for group in groups))
+
+
+def trained_to_wire(batch: TrainedBatch) -> coordinator_pb2.TrainedStep:
+    """One step of a registration."""
+    return coordinator_pb2.TrainedStep(
+        step=batch.step,
+        batch_digest=batch.digest,
+        group_ids=batch.group_ids,
+        version=common_pb2.PolicyVersion(lineage=batch.lineage, number=batch.step + 1),
+        weights_digest=batch.weights_digest,
+        committed=batch.committed,
+    )
+
+
+def _group(message: common_pb2.Group) -> TrainGroup:
+    if len(message.samples) != len(message.rewards):
+        raise InvalidRequest(
+            f"group {message.group_id}: {len(message.samples)} samples but {len(message.rewards)} rewards"
+        )
+    prompt = unpack_ids(message.prompt.token_ids)
+    sequences = []
+    for sample, reward in zip(message.samples, message.rewards, strict=True):
+        try:
+            sequences.append(_sequence(prompt, sample, reward))
+        except ValueError as error:
+            raise InvalidRequest(f"group {message.group_id}, sample {sample.index}: {error}") from error
+    return TrainGroup(group_id=message.group_id, sequences=tuple(sequences))
+
+
+def _sequence(prompt: np.ndarray, sample: common_pb2.Sample, reward: common_pb2.SampleReward) -> TrainSequence:
+    if sample.finish_reason not in _FINISHED:
+        raise ValueError(f"finish_reason: must be STOP or LENGTH, got {sample.finish_reason}")
+    if reward.status not in _GRADED:
+        raise ValueError(f"reward: was not graded (status {reward.status}); its score means nothing")
+    completion = unpack_ids(sample.token_ids)
+    return TrainSequence(
+        token_ids=np.concatenate([prompt, completion]),
+        prompt_tokens=len(prompt),
+        behaviour_logprobs=unpack_floats(sample.logprobs),
+        versions=_versions(sample.spans, tokens=len(completion)),
+        reward=reward.shaped_reward,
+        truncated=sample.finish_reason == common_pb2.FINISH_REASON_LENGTH,
+    )
+
+
+def _versions(spans: Sequence[common_pb2.VersionSpan], *, tokens: int) -> np.ndarray:
+    """int32[tokens]: who sampled each token. The spans must cover all of them, in order and without gaps."""
+    versions = np.empty(tokens, np.int32)
+    covered = 0
+    for span in spans:
+        if span.start_token != covered or span.end_token < covered:
+            raise ValueError(f"spans: must be without gaps, got [{span.start_token}, {span.end_token}) after {covered}")
+        versions[covered : span.end_token] = span.version.number
+        covered = span.end_token
+    if covered != tokens:
+        raise ValueError(f"spans: must cover the {tokens} completion tokens, they cover {covered}")
+    return versions

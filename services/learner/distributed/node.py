@@ -1,0 +1,97 @@
+"""The learner's ranks of one machine, under torchrun.
+
+`python -m services.learner.distributed.node ... -- FLAGS OF services.learner`
+
+Several machines meet by torchrun's static rendezvous: node 0 holds the store at --rdzv-endpoint and its first rank is
+rank 0. (The c10d rendezvous numbers machines by sorted host names; but rank 0, which talks to the coordinator and serves
+weights, must be where `sluice up` runs.) A static rendezvous is met once: when one rank is lost all of them end, and the
+machines meet again because `sluice up` and `sluice learner-node` start this program anew.
+
+ who waits        for what                              unblocked by
+ node 0           the other nodes                       their joining, or --timeout-s
+ another node     node 0's store, then the other nodes  their joining, or --timeout-s
+"""
+
+import argparse
+import os
+import signal
+import sys
+
+from sluice.errors import Expired, SluiceError
+from sluice.launch.child import armed
+from sluice.launch.processes import EXIT_BAD_USAGE, EXIT_NOT_JOINED
+from sluice.rpc.service import exit_code
+from sluice.rpc.service_parser import ServiceParser
+
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs this machine's ranks; returns 0, 1, EXIT_BAD_USAGE, EXIT_NOT_JOINED, or 128 + the signal that ended it."""
+    args = _parser().parse_args(argv)
+    from torch.distributed import DistNetworkError, DistStoreError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    from services.learner.distributed.interface import interface_towards
+    from sluice.telemetry.logs import configure_logs
+
+    configure_logs(service="learner")
+    try:
+        if args.nnodes > 1 and GLOO_INTERFACE not in os.environ:
+            os.environ[GLOO_INTERFACE] = interface_towards(args.rdzv_endpoint)
+        run(parse_args(_torchrun_arguments(args)))
+    except SluiceError as error:
+        return exit_code(error)
+    except (DistNetworkError, DistStoreError) as error:
+        exit_code(Expired(_not_joined(args, str(error).splitlines()[0])))
+        return EXIT_NOT_JOINED
+    except ChildFailedError as error:
+        return EXIT_BAD_USAGE if error.get_first_failure()[1].exitcode == EXIT_BAD_USAGE else 1
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = ServiceParser(
+        prog="python -m services.learner.distributed.node", description="The learner on one machine."
+    )
+    parser.add_argument("--nnodes", type=int, default=1, help="machines of the learner (default: %(default)s)")
+    parser.add_argument("--node-rank", type=int, default=0, help="0: the machine of `sluice up` (default: %(default)s)")
+    parser.add_argument("--nproc-per-node", type=int, default=1, help="ranks on this machine (default: %(default)s)")
+    parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where node 0 holds the store")
+    parser.add_argument("--rdzv-id", default="none", help="name of the run, the same on every machine")
+    parser.add_argument("--timeout-s", type=float, default=300.0, help="limit of the wait for all machines")
+    parser.add_argument("--module", default="services.learner", help="what each rank runs (default: %(default)s)")
+    parser.add_argument("arguments", nargs="*", help="after --: flags of the module")
+    return parser
+
+
+def _torchrun_arguments(args: argparse.Namespace) -> list[str]:
+    meet = ["--standalone"]
+    if args.nnodes > 1:
+        meet = ["--rdzv-backend", "static", "--rdzv-endpoint", args.rdzv_endpoint, "--rdzv-id", args.rdzv_id]
+        meet += ["--node-rank", str(args.node_rank), "--rdzv-conf", f"timeout={max(1, round(args.timeout_s))}"]
+    # A rank that outlived a killed torchrun would go on in the old round while a new one takes its place. Each is in a
+    # session of its own, and one that is frozen would not hear SIGTERM.
+    rank = [sys.executable, "-u", "-m", args.module, *args.arguments]
+    sizes = ["--nnodes", str(args.nnodes), "--nproc-per-node", str(args.nproc_per_node)]
+    return [*meet, *sizes, "--no-python", *armed(signal.SIGKILL), *rank]
+
+
+def _not_joined(args: argparse.Namespace, cause: str) -> str:
+    if args.node_rank == 0:
+        wait = f"at {args.rdzv_endpoint} for the other {args.nnodes - 1} of its {args.nnodes} machines"
+    else:
+        wait = f"for node 0 at {args.rdzv_endpoint} and all other machines"
+    return (
+        f"node {args.node_rank} waited up to {args.timeout_s:g} s {wait}; `sluice up` prints what to type on each, "
+        f"launch.ready_timeout_s is the limit ({cause})"
+    )
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it waits inside torch Python's handler would never run
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Checks at the start that all ranks see one run directory and one model.
+
+Each rank writes its shard of a checkpoint to the run directory and cuts its shard of the model out of its own copy of
+`model.path`: machines that see different folders would train on, and save, parts that do not belong together.
+"""
+
+import socket
+import uuid
+from pathlib import Path
+
+from services.learner.distributed.ranks import Ranks
+from sluice.errors import ConfigError
+from sluice.model_identity import model_identity
+
+
+def check_shared_folders(ranks: Ranks, *, run_dir: Path, model_path: str) -> None:
+    """Collective. Raises the same ConfigError on every rank, naming the ranks that see something else than rank 0."""
+    if ranks.size == 1:
+        return
+    # A name that nobody has looked up before: network file systems remember for a while that a file is missing.
+    mark = run_dir / f".learner-{uuid.uuid4().hex}"
+    if ranks.leads:
+        mark.write_text(mark.name)
+    (name, leaders_model) = ranks.share_texts([mark.name, _model_facts(model_path)])
+    problems = ranks.hear_all("\n".join(_problems(run_dir / name, model_path, leaders_model)))
+    if ranks.leads:
+        mark.unlink()
+    if found := [problem for problem in problems if problem]:
+        raise ConfigError("\n".join(found))
+
+
+def _problems(mark: Path, model_path: str, leaders_model: str) -> list[str]:
+    host, found = socket.gethostname(), []
+    if not mark.is_file():
+        found.append(
+            f"run.dir: {mark.parent} on {host} is not the run directory of the learner's first machine; it must be on "
+            "a file system that all machines of the learner share, under the same path"
+        )
+    if (facts := _model_facts(model_path)) != leaders_model:
+        found.append(
+            f"model.path: {model_path} on {host} must hold the model that the learner's first machine has, "
+            f"got {facts} instead of {leaders_model}; copy it there or share it"
+        )
+    return found
+
+
+def _model_facts(path: str) -> str:
+    """What a copy of the model looks like from outside: enough to tell a wrong or an unfinished copy."""
+    try:
+        identity = model_identity(path)
+    except ConfigError as error:
+        return str(error)
+    weights = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+    return f"config {identity.model_hash[:12]}, tokenizer {identity.tokenizer_hash[:12]}, {weights} bytes of weights"

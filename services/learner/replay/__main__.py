@@ -1,0 +1,90 @@
+"""`python -m services.learner.replay RUN_DIR --step K`: what `sluice replay` runs.
+
+Finds where to start, starts the ranks as the learner's are started, compares. Writes nothing into the run.
+Waits: for the ranks, as long as they train; a signal ends them.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from services.learner.checkpoint.export_checkpoint import read_config
+from services.learner.replay.recorded_steps import batch_body, recorded_steps
+from services.learner.replay.starting_point import StartingPoint, starting_point
+from services.learner.replay.step_comparison import Replayed, compare
+from sluice.cli.replay import add_flags
+from sluice.config.schema import Config
+from sluice.errors import ConfigError, SluiceError
+from sluice.launch.child import armed
+from sluice.launch.commands import learner_command, service_environ
+from sluice.telemetry.logs import configure_logs
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Replays; returns 0 when the step was reproduced, 1 when not or when it could not be tried, 2 on bad usage."""
+    parser = argparse.ArgumentParser(prog="python -m services.learner.replay")
+    add_flags(parser)
+    args = parser.parse_args(argv)
+    configure_logs(service="replay")
+    try:
+        return _replay(args)
+    except SluiceError as error:
+        print(f"sluice: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _replay(args: argparse.Namespace) -> int:
+    run_dir: Path = args.run_dir.resolve()
+    config = read_config(run_dir)
+    run_ranks = config.launch.learner_nnodes * config.launch.learner_nproc_per_node
+    ranks = run_ranks if args.ranks is None else args.ranks
+    _check(args, ranks=ranks)
+    recorded = recorded_steps(run_dir)
+    start = starting_point(run_dir, args.step, recorded=recorded)
+    for step in range(start.first, args.step + 1):
+        batch_body(run_dir, recorded[step])
+    batches = f"batch {args.step}" if start.first == args.step else f"batches {start.first} to {args.step}"
+    print(f"step {args.step} of {run_dir}: {batches} from {start}, ranks: {ranks}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="sluice-replay-") as scratch:
+        result = Path(scratch) / "result.json"
+        code = _train(args, config, start, ranks=ranks, result=result)
+        if code:
+            return code
+        replayed = Replayed(**json.loads(result.read_text()))
+    comparison = compare(recorded[args.step], replayed, run_ranks=run_ranks)
+    print("\n".join([*comparison.table, *comparison.notes]))
+    if args.out is not None:
+        print(f"weights: {args.out}")
+    print(f"differs: {' and '.join(comparison.differs)}" if comparison.differs else "same")
+    return 1 if comparison.differs else 0
+
+
+def _check(args: argparse.Namespace, *, ranks: int) -> None:
+    """Raises ConfigError for flags that cannot be served."""
+    if args.step < 0:
+        raise ConfigError(f"--step: must be >= 0, got {args.step}")
+    if ranks < 1:
+        raise ConfigError(f"--ranks: must be >= 1, got {ranks}")
+    if args.out is not None and args.out.exists():
+        raise ConfigError(f"--out: {args.out} exists; name a folder that does not exist")
+
+
+def _train(args: argparse.Namespace, config: Config, start: StartingPoint, *, ranks: int, result: Path) -> int:
+    """The exit code of the ranks; what they have to say is on this terminal already."""
+    flags = [str(args.run_dir.resolve()), "--step", str(args.step), "--resume", str(start.checkpoint or "never")]
+    flags += ["--scratch", str(result.parent), "--result", str(result)]
+    flags += [] if args.out is None else ["--out", str(args.out.resolve())]
+    node = ["--nproc-per-node", str(ranks), "--module", "services.learner.replay.rank", "--", *flags]
+    command = learner_command(node, environ=service_environ(threads=config.learner.threads))
+    ranks_end_with_this = armed(signal.SIGTERM)
+    return subprocess.run([*ranks_end_with_this, *command.argv], env=command.environ, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

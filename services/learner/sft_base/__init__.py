@@ -1,0 +1,1 @@
+"""The base model of the CPU demo, trained on demonstrations."""

@@ -1,0 +1,1 @@
+"""The weights held, as one packed snapshot on the leader."""

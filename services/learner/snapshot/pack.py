@@ -1,0 +1,141 @@
+"""The policy's weights as one immutable packed snapshot per version.
+
+All ranks gather in one fixed order (gather.py); rank 0 packs. Nobody sends from here: the gather is over before
+the first byte leaves, so a slow receiver can never stand between two collectives of the ranks. LoRA adapters are merged
+into their layers or, with `weights.lora: adapter`, packed alone. Weights that are not finite are never published.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from services.learner.distributed.ranks import Ranks
+from services.learner.policy.forward import Policy
+from services.learner.policy.lora import plain_name
+from services.learner.snapshot.gather import Gatherer, NotFinite, Wanted
+from sluice.config.schema import Config
+from sluice.errors import SluiceError
+from sluice.weights.adapters import adapters_among, pushes_adapters, scale_of
+from sluice.weights.manifest import Layout, PolicyVersion, plan
+from sluice.weights.merging import merge
+from sluice.weights.snapshot import Packer, Snapshot
+from sluice.weights.tensors import as_bytes
+
+
+class Publisher:
+    """Gathers one policy. Collective: every rank makes one, and calls `gather` together."""
+
+    def __init__(self, *, policy: Policy, config: Config, ranks: Ranks) -> None:
+        """Raises AssertionError unless all ranks have the same tensors, which is checked before the first gather."""
+        self._ranks = ranks
+        self._bucket_bytes = config.weights.bucket_bytes
+        # Deduplicated: a tied head appears once, under the embedding's name.
+        parameters = {plain_name(name): p for name, p in policy.causal_lm.named_parameters()}
+        adapters = adapters_among(parameters)
+        matrices = {name for adapter in adapters.values() for name in (adapter.a, adapter.b)}
+        self._adapters = self._part({name: parameters[name] for name in matrices}, dtype="float32")
+        rest = {name: p for name, p in parameters.items() if name not in matrices}
+        self._model = self._part(rest, dtype=config.model.dtype, merged=adapters)
+        self._merged = adapters
+        """By the name of the weight that each is merged into."""
+        self._scale = scale_of(config) if adapters else 1.0
+        self._adapters_alone = pushes_adapters(config)
+        self.adapters: Snapshot | None = None
+        """The adapters of the newest gather, float32, on rank 0; None without LoRA."""
+        self.phases_ms: dict[str, float] = {}
+        """Of the newest gather on this rank: waiting for tensors, checking and copying them, digesting the whole."""
+        prints = [part.layout.fingerprint for part in (self._model, self._adapters)]
+        assert ranks.share_texts(prints) == prints, f"rank {ranks.rank}: other tensors than rank 0"
+
+    @torch.no_grad()
+    def gather(self, version: PolicyVersion) -> Snapshot | None:
+        """The snapshot on rank 0, None on the others. Raises SluiceError, on every rank, when a weight is not finite."""
+        self.phases_ms = {"gather": 0.0, "pack": 0.0, "digest": 0.0}
+        try:
+            return self._gather(version)
+        except NotFinite as name:
+            raise SluiceError(f"version {version} is not published: {name} holds weights that are not finite") from None
+
+    def _gather(self, version: PolicyVersion) -> Snapshot | None:
+        adapters: dict[str, Tensor] = {}
+
+        def kept(name: str, matrix: Tensor) -> Tensor:
+            return adapters.setdefault(name, matrix)
+
+        def with_adapter(name: str, weight: Tensor) -> Tensor:
+            if (adapter := self._merged.get(name)) is None:
+                return weight
+            merged = merge(weight, adapters[adapter.a], adapters[adapter.b], scale=self._scale)
+            return merged.to(self._model.dtype)
+
+        if self._merged:
+            self.adapters = self._pack(self._adapters, version, kept)
+        if self._adapters_alone:
+            return self.adapters
+        return self._pack(self._model, version, with_adapter)
+
+    def _pack(
+        self, part: "_Part", version: PolicyVersion, prepared: Callable[[str, Tensor], Tensor]
+    ) -> Snapshot | None:
+        packer = Packer(part.layout) if self._ranks.leads else None
+
+        def put(name: str, tensor: Tensor) -> None:
+            assert packer is not None
+            with self._timed("pack"):
+                packer.put(name, as_bytes(prepared(name, tensor)))
+
+        part.gatherer.gather(put)
+        with self._timed("digest"):
+            return packer.seal(version) if packer is not None else None
+
+    def _part(self, parameters: Mapping[str, Tensor], *, dtype: str, merged: Collection[str] = ()) -> "_Part":
+        """Of `parameters`, those `merged` with adapters travel in float32, the others in the snapshot's `dtype`."""
+        names = sorted(parameters)
+        named = [(name, dtype, tuple(parameters[name].shape)) for name in names]
+        nothing = Layout(tensors=(), total_bytes=0, bucket_bytes=self._bucket_bytes)
+        wanted = [
+            Wanted(
+                name=name,
+                parameter=_sharded(parameters[name]),
+                dtype=torch.float32 if name in merged else getattr(torch, dtype),
+            )
+            for name in names
+        ]
+        return _Part(
+            layout=plan(named, bucket_bytes=self._bucket_bytes) if named else nothing,
+            dtype=getattr(torch, dtype),
+            gatherer=Gatherer(wanted, ranks=self._ranks, timed=self._timed),
+        )
+
+    @contextlib.contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases_ms[phase] += 1e3 * (time.perf_counter() - started)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """Parameters that are packed together."""
+
+    layout: Layout
+    dtype: torch.dtype
+    gatherer: Gatherer
+
+
+def _sharded(parameter: Tensor) -> DTensor:
+    assert isinstance(parameter, DTensor)  # the policy's root is sharded, so all of it is
+    return parameter
+
+
+def renamed(snapshot: Snapshot, version: PolicyVersion) -> Snapshot:
+    """The same bytes under another version; the digest does not cover the version."""
+    return Snapshot(manifest=dataclasses.replace(snapshot.manifest, version=version), buffer=snapshot.buffer)

@@ -1,0 +1,135 @@
+"""`python -m services.reward.rescore RUN_DIR`: what `sluice rescore` runs.
+
+Grades in the worker processes of the reward service, under its limits; writes nothing into the run. Waits: for a grading
+at most `reward.timeout_s`, after which its process is killed.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import structlog
+
+from services.reward.app import make_scorer, open_graders
+from services.reward.rescore.page import as_json, page
+from services.reward.rescore.recorded_groups import RecordedGroup, batch_steps, not_covered, read_batch
+from services.reward.rescore.score_comparison import Comparison, Judged, ScoredAgain
+from services.reward.routing import Router
+from services.reward.scoring import Scorer
+from services.reward.servicer import question_of, samples_of
+from sluice.cli.rescore import add_flags
+from sluice.config.load import load_config
+from sluice.config.schema import Config
+from sluice.errors import ConfigError, NotFound, SluiceError
+from sluice.rpc.service import exit_code
+from sluice.telemetry.logs import configure_logs
+
+log = structlog.get_logger(__name__)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Rescores; returns 0 when it was done, whatever came of it, 1 when it could not be, 2 on bad usage."""
+    parser = argparse.ArgumentParser(prog="python -m services.reward.rescore")
+    add_flags(parser)
+    args = parser.parse_args(argv)
+    configure_logs(service="rescore")
+    try:
+        _rescore(args)
+    except SluiceError as error:
+        print(f"sluice: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except ExceptionGroup as failure:  # out of the pool's tasks
+        return exit_code(failure)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _rescore(args: argparse.Namespace) -> None:
+    """Raises SluiceError when no sample at all could be graded: then nothing is known of the graders."""
+    run_dir: Path = args.run_dir
+    recorded, config = _configs(args)
+    router = Router(config.reward.routes)
+    steps = batch_steps(run_dir)
+    comparison = Comparison(
+        filters_before=recorded.algorithm.filter_groups, filters_after=config.algorithm.filter_groups
+    )
+    asyncio.run(_score_batches(run_dir, steps, config, router, comparison))
+    if comparison.nothing_graded:
+        why = comparison.changed_samples[0].after.detail if comparison.samples else "the batches hold no group"
+        raise SluiceError(f"no sample could be graded, {comparison.samples} were tried: {why}")
+    missing = not_covered(run_dir, steps)
+    print(page(comparison, run_dir=run_dir, steps=steps, missing=missing))
+    if args.json is not None:
+        figures = as_json(comparison, run_dir=run_dir, steps=steps, missing=missing)
+        args.json.write_text(
+            json.dumps(figures, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+
+def _configs(args: argparse.Namespace) -> tuple[Config, Config]:
+    """The run's configuration, and the one whose graders are asked."""
+    if not args.run_dir.is_dir():
+        raise NotFound(f"{args.run_dir}: no such run directory")
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise ConfigError(f"--json: the folder {args.json.absolute().parent} does not exist")
+    path = args.run_dir / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"RUN_DIR: must be the directory of a run, {path} is not a file")
+    # The run's own file is resolved: the environment is in it already.
+    environ = {} if args.config is None else os.environ
+    return load_config(path), load_config(args.config or path, overrides=args.overrides, environ=environ)
+
+
+async def _score_batches(
+    run_dir: Path, steps: list[int], config: Config, router: Router, comparison: Comparison
+) -> None:
+    """Batch by batch, so that the texts of one batch are in memory."""
+    async with open_graders(config, router) as pool:
+        scorer = make_scorer(config, pool, router)
+        for step in steps:
+            groups = await asyncio.to_thread(read_batch, run_dir, step)
+            for group in groups:  # one that cannot be routed ends it, before a grader is asked about the others
+                router.parts_of(group.request.data_source)
+            room = asyncio.Semaphore(2 * pool.capacity)
+            async with asyncio.TaskGroup() as tasks:
+                again = [tasks.create_task(_score(group, step, scorer, room)) for group in groups]
+            for task in again:
+                comparison.add(task.result())
+            log.info("batch_rescored", step=step, groups=len(groups))
+            if comparison.nothing_graded:  # nor will anything be
+                return
+
+
+async def _score(group: RecordedGroup, step: int, scorer: Scorer, room: asyncio.Semaphore) -> ScoredAgain:
+    request = group.request
+    async with room:
+        scored = await scorer.score(question=question_of(request), samples=samples_of(request))
+    grader = f"{scored.grader} {scored.grader_version}".strip()
+    after = [
+        Judged(
+            status=reward.status,
+            raw_score=reward.raw_score,
+            acc=reward.acc,
+            shaped_reward=reward.shaped_reward,
+            extracted=reward.extracted,
+            detail=reward.detail,
+            grader=grader,
+        )
+        for reward in scored.rewards
+    ]
+    return ScoredAgain(
+        step=step,
+        group_id=request.group_id,
+        ground_truth=request.ground_truth,
+        samples=[item.index for item in request.items],
+        before=group.judged,
+        after=after,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

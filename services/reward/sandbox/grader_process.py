@@ -1,0 +1,78 @@
+"""A grader process: `python -m services.reward.sandbox.grader_process PARENT_PID LIMITS`, spoken to over stdin and stdout.
+
+A job arrives as one frame (verifier, settings, question, completions). The answer is one frame that says `ready` or
+`refused`, then one frame a completion as soon as it is judged, so that the service knows which one hangs; a verifier
+that is asked about the group at once (`whole`) answers for all of it at the end. What a grader prints
+goes to /dev/null and what it reads is empty: the pipes are moved out of its way first. The process ends with its
+guard (guard.py), whatever it is doing, and at the end of its input.
+
+It runs under limits of memory, file size, processes and network (LIMITS, JSON: grader_handle.Limits) and, as a backstop,
+of CPU time. The wall-clock limit is the service's (pool.py), from outside.
+"""
+
+import json
+import math
+import os
+import resource
+import sys
+from typing import BinaryIO
+
+from services.reward.ports import Completion, Question
+from services.reward.sandbox.frames import Frame, read, write
+from services.reward.sandbox.guard import guarded
+from services.reward.sandbox.isolation import limit
+from services.reward.sandbox.loading import Asked, describe
+
+
+def main() -> None:
+    """Serves jobs until the input ends."""
+    parent_pid, limits = int(sys.argv[1]), json.loads(sys.argv[2])
+    guarded(parent_pid, network=limits["network"], max_processes=limits["max_processes"])
+    limit(resource.RLIMIT_AS, limits["memory_bytes"])
+    limit(resource.RLIMIT_FSIZE, limits["file_bytes"])
+    limit(resource.RLIMIT_CORE, 0)
+    jobs, replies = _move_pipes_away()
+    while (job := read(jobs)) is not None:
+        _serve(job, replies)
+
+
+def _serve(job: Frame, replies: BinaryIO) -> None:
+    try:
+        asked = Asked(job["verifier"], job["settings"])
+    except Exception as error:  # noqa: BLE001 - a verifier is anybody's code; why it cannot be loaded is the answer
+        write(replies, {"refused": describe(error)})
+        return
+    write(replies, {"ready": asked.version, "whole": asked.whole})
+    question = Question(**job["question"])
+    completions = [Completion(**completion) for completion in job["completions"]]
+    timeout_s = job["timeout_s"]
+    if asked.whole:
+        _allow_cpu(timeout_s * len(completions))
+        for reply in asked.about_all(question, completions, timeout_s=timeout_s):
+            write(replies, reply)
+        return
+    for completion in completions:
+        _allow_cpu(timeout_s)
+        write(replies, asked.about(question, completion))
+
+
+def _allow_cpu(timeout_s: float) -> None:
+    """Twice the wall-clock limit, and a second, from now on; then SIGXCPU ends the process."""
+    used_s = resource.getrusage(resource.RUSAGE_SELF)
+    soft = math.ceil(used_s.ru_utime + used_s.ru_stime + 2 * timeout_s + 1)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def _move_pipes_away() -> tuple[BinaryIO, BinaryIO]:
+    """Keeps stdin and stdout under private descriptors that no child inherits; 0 and 1 become /dev/null."""
+    jobs, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+    return jobs, replies
+
+
+if __name__ == "__main__":
+    main()

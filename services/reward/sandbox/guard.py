@@ -1,0 +1,83 @@
+"""The process above a worker process: it grades nothing, and it ends when nothing below it lives any more.
+
+    service -> guard -> [first process of a namespace ->] worker -> whatever a grader starts
+
+It goes when the service ends, when the service sends SIGTERM, and when the worker ends. A process namespace takes
+everything in it along, children that ignore signals or left their session included. Where namespaces are not permitted
+the guard stops and kills all of its descendants itself; orphans become its children and so cannot hide.
+"""
+
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from services.reward.sandbox import isolation
+
+_WAKERS = (signal.SIGTERM, signal.SIGCHLD)
+
+
+def guarded(parent_pid: int, *, network: bool, max_processes: int) -> None:
+    """Splits this process: returns in the worker, which may have `max_processes` below it; the guard stays here."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WAKERS)
+    entered = isolation.leave(keep_network=network)
+    isolation.adopt_orphans()
+    isolation.end_with_parent(signal.SIGTERM)
+    if os.getppid() != parent_pid:
+        sys.exit("the reward service is gone")
+    child = os.fork()
+    if child != 0:
+        _stay(child, alone="process" in entered)
+    isolation.end_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAKERS)
+    if "process" in entered:
+        isolation.go_on_in_a_child()  # the first process of a namespace is deaf to signals, those of its limits included
+    if isolation.counted_alone(entered):
+        isolation.limit(resource.RLIMIT_NPROC, max_processes)
+
+
+def _stay(child: int, *, alone: bool) -> None:
+    """Waits for one of the ends; then ends with all below. `alone`: the child takes its namespace with it."""
+    while signal.sigwait(_WAKERS) == signal.SIGCHLD and not _has_ended(child):
+        pass
+    for pid in [child] if alone else _stopped_descendants():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+    os._exit(0)
+
+
+def _has_ended(child: int) -> bool:
+    """Reaps whoever has ended, and says whether `child` is among them."""
+    ended = None
+    while ended not in (0, child):
+        ended, _ = os.waitpid(-1, os.WNOHANG)
+    return ended == child
+
+
+def _stopped_descendants() -> set[int]:
+    """All processes below, stopped until there is no new one: what is stopped cannot fork while others are killed."""
+    stopped: set[int] = set()
+    while new := _descendants() - stopped:
+        for pid in new:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        stopped |= new
+    return stopped
+
+
+def _descendants() -> set[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            after_name = entry.read_text(errors="replace").rpartition(")")[2].split()
+            children.setdefault(int(after_name[1]), []).append(int(entry.parent.name))
+    found, below = set[int](), children.get(os.getpid(), [])
+    while below:
+        found.update(below)
+        below = [pid for parent in below for pid in children.get(parent, [])]
+    return found

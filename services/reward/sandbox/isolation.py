@@ -1,0 +1,134 @@
+"""What the kernel puts between this process and the machine: namespaces, limits, a parent's death. Linux; light,
+because an interpreter is started for every program that is graded.
+
+Used by processes that run other people's code (grader_process.py, code_child.py), never by the service itself. What a machine
+does not permit is left out, and `python -m services.reward.sandbox.isolation` says so: one line of JSON, see `_probe`.
+
+Why namespaces: without one of its own for processes, a child that leaves its session outlives every kill; without one
+for users, the kernel counts processes by user, all services of that user together.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Mapping
+
+_CLONE: Mapping[str, int] = {"user": 0x10000000, "network": 0x40000000, "process": 0x20000000, "ipc": 0x08000000}
+"""<linux/sched.h>; `user` first: in its own an ordinary user may make the others."""
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_PR_SET_CHILD_SUBREAPER = 36
+
+_UNUSED_UIDS = range(61184, 65520)
+"""systemd's for services without a user of their own (https://systemd.io/UIDS-GIDS): no login and no daemon has them."""
+
+
+def leave(*, keep_network: bool) -> set[str]:
+    """Enters namespaces of its own and says which: those that are permitted. Of processes, only children are in it.
+
+    Call it with one thread running. The user keeps its number and its rights on files, and loses all other privileges.
+    """
+    if sys.platform != "linux":
+        return set()
+    uid, gid = os.geteuid(), os.getegid()
+    if os.getuid() == 0:
+        _disown_root()
+    libc = ctypes.CDLL(None)
+    wanted = {name: flag for name, flag in _CLONE.items() if not (keep_network and name == "network")}
+    entered = {name for name, flag in wanted.items() if libc.unshare(flag) == 0}
+    if "user" in entered:
+        _map_ids(uid, gid)
+    return entered
+
+
+def _disown_root() -> None:
+    """The kernel never limits the number of root's processes, and tells root by the real user."""
+    try:
+        os.setresuid(_UNUSED_UIDS[os.getpid() % len(_UNUSED_UIDS)], 0, 0)
+    except OSError:  # a container without CAP_SETUID, or without that user
+        return
+
+
+def _map_ids(uid: int, gid: int) -> None:
+    """Outside and inside the user has one number, which programs within need to make namespaces of their own."""
+    try:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(text)
+    except PermissionError:  # AppArmor; the user then has no number in here, and the same rights on files
+        return
+
+
+def counted_alone(entered: set[str]) -> bool:
+    """Whether a limit of processes counts ours alone, not all of our user's."""
+    major, minor = os.uname().release.split(".")[:2]
+    by_namespace = (int(major), int(minor)) >= (5, 14)  # Linux commit 21d1c5e386bc
+    return ("user" in entered and by_namespace) or os.getuid() != os.geteuid()
+
+
+def limit(kind: int, value: int) -> None:
+    """Sets both limits, never above what is allowed to us."""
+    _, hard = resource.getrlimit(kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def end_with_parent(signum: int = signal.SIGKILL) -> None:
+    """Asks the kernel for a signal at the parent's death. A change of user takes it back, so call it after `leave`."""
+    if sys.platform == "linux":
+        _prctl(_PR_SET_PDEATHSIG, signum)
+
+
+def adopt_orphans() -> None:
+    """Descendants whose parent ends become our children, in place of the system's first process."""
+    if sys.platform == "linux":
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option})")
+
+
+def go_on_in_a_child() -> None:
+    """Returns in the child alone; the parent reaps whoever ends until that child does, and ends as it ended."""
+    child = os.fork()
+    if child == 0:
+        end_with_parent()
+        return
+    ended, status = os.wait()
+    while ended != child:
+        ended, status = os.wait()
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def _probe() -> dict[str, bool]:
+    """Tries out, in this process, what this machine permits.
+
+    `network`: one of its own, which leads nowhere. `processes`: a limit of their number. `survivors`: a process namespace,
+    so that nothing that a worker starts outlives it, nor the service.
+    """
+    entered = leave(keep_network=False)
+    limited = counted_alone(entered) and _a_fork_is_refused()
+    return {"network": "network" in entered, "processes": limited, "survivors": "process" in entered}
+
+
+def _a_fork_is_refused() -> bool:
+    """Whether a limit of one process holds; privileges of root are above it."""
+    limit(resource.RLIMIT_NPROC, 1)
+    try:
+        child = os.fork()
+    except BlockingIOError:
+        return True
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return False
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_probe()) + "\n")

@@ -1,0 +1,96 @@
+"""`sluice up` as a child of a script: started with a recipe, known by its coordinator's address, ended with the script.
+
+who waits   for what                  unblocked by
+start       the coordinator           its address on the pipe, the launcher's end, launch.ready_timeout_s
+end         the launcher              its end, launch.grace_s (then at once, then by force)
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sluice.errors import ConfigError, Expired, LaunchError, NotReady
+from sluice.launch.child import armed
+from sluice.launch.processes import EXIT_BAD_USAGE, LOG_TAIL_LINES
+
+_MARGIN_S = 60.0
+"""For what the launcher does besides: imports, its own Redis, the last files."""
+
+
+class LocalLauncher:
+    """A running `sluice up`. Raises ConfigError for a recipe that cannot be used, LaunchError when it does not come up."""
+
+    def __init__(self, recipe: str | Path, *, overrides: Sequence[str], run_dir: str | Path | None) -> None:
+        from sluice.config.load import (
+            load_config,
+        )  # not needed to talk to a run, and the slowest import of this package
+        from sluice.run_dir.naming import new_run_dir
+
+        config = load_config(Path(recipe), overrides=overrides, environ=os.environ)
+        self._launch = config.launch
+        self.run_dir = Path(run_dir or new_run_dir(config)).resolve()
+        self._log_path = self.run_dir / "logs" / "launcher.log"
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        sets = [part for override in overrides for part in ("--set", override)]
+        up = ["up", "-c", os.fspath(recipe), "--plain", "--run-dir", os.fspath(self.run_dir), *sets]
+        read_fd, write_fd = os.pipe()
+        with os.fdopen(read_fd, "rb", buffering=0) as ready, self._log_path.open("ab") as log:
+            try:
+                self._process = subprocess.Popen(
+                    [*armed(signal.SIGTERM), sys.executable, "-m", "sluice.cli.main", *up, "--ready-fd", str(write_fd)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # the script hears Ctrl-C, and ends the run in order
+                    pass_fds=[write_fd],
+                )
+            finally:
+                os.close(write_fd)
+            try:
+                self.address = self._address(ready.fileno())
+            except BaseException:
+                self.end()
+                raise
+
+    def wait(self, *, timeout_s: float | None) -> int:
+        """Its exit code. Raises Expired."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise Expired(
+                f"wait: the run in {self.run_dir} has not ended after {timeout_s:g} s", fix="wait longer, or stop it"
+            ) from None
+
+    def end(self) -> None:
+        """In order, else at once (a second signal), else by force: its children die with it."""
+        for signum in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+            if self._process.poll() is not None:
+                return
+            self._process.send_signal(signum)
+            try:
+                self._process.wait(2 * self._launch.grace_s + _MARGIN_S)
+            except subprocess.TimeoutExpired:
+                continue
+
+    def _address(self, read_fd: int) -> str:
+        limit_s = self._launch.ready_timeout_s + _MARGIN_S
+        if not select.select([read_fd], [], [], limit_s)[0]:
+            raise LaunchError(f"sluice up has no coordinator after {limit_s:.0f} s; its log ends:\n{self._log_tail()}")
+        if address := os.read(read_fd, 1024).decode():
+            return address
+        kind = ConfigError if self._process.wait() == EXIT_BAD_USAGE else LaunchError
+        raise kind(f"sluice up ended with code {self._process.returncode}; its log ends:\n{self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        return "\n".join(self._log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+
+
+def started(launcher: LocalLauncher | None) -> LocalLauncher:
+    """The launcher of a client that has one. Raises NotReady."""
+    if launcher is None:
+        raise NotReady("wait: this client did not start the run", fix="watch() lasts until any run has ended")
+    return launcher

@@ -1,0 +1,66 @@
+"""Checkpoint folders as every service knows them: `RUN/checkpoints/step-K` holds version K, complete and verifiable.
+
+Who writes them: services/learner/checkpoint. Knows nothing of tensors.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from blake3 import blake3
+
+MANIFEST = "manifest.json"
+"""Sizes and hashes of all other files."""
+
+STATE = "state.json"
+"""What is saved beside tensors: `step`, `lineage` and more."""
+
+_NAME = re.compile(r"step-(\d+)")
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """Where the complete checkpoint `step` is."""
+    return directory / f"step-{step}"
+
+
+def step_of(path: Path) -> int:
+    """The step of a complete checkpoint, by its folder's name."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
+def steps(directory: Path) -> Iterator[int]:
+    """The steps there is a checkpoint of, in no order."""
+    for path in directory.glob("step-*"):
+        if match := _NAME.fullmatch(path.name):
+            yield int(match[1])
+
+
+def verify(path: Path) -> None:
+    """Raises ValueError, saying what, unless every file is as it was when the folder was sealed."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: no readable {MANIFEST}: {error}") from error
+    if not isinstance(manifest, dict) or not manifest:
+        raise ValueError(f"{path}: {MANIFEST} names no file")
+    for name, facts in manifest.items():
+        if not (path / name).is_file():
+            raise ValueError(f"{path}: {name} is missing")
+        if facts_of(path / name) != facts:
+            raise ValueError(f"{path}: {name} is not what was written (size or hash differs)")
+
+
+def facts_of(path: Path) -> dict[str, int | str]:
+    """What the manifest says of a file."""
+    return {"size_bytes": path.stat().st_size, "blake3": blake3().update_mmap(path).hexdigest()}
+
+
+def lineage_of(path: Path) -> str:
+    """The lineage of the version in a checkpoint. Raises ValueError when it cannot be read."""
+    try:
+        return str(json.loads((path / STATE).read_text())["lineage"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: no readable {STATE}: {error}") from error
