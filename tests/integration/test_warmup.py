@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.learner.sft_base import build as warmup
+from services.learner.sft_base import training
 from services.learner.sft_base.training import greedy_accuracy, make_tokenizer, train_base
 from sluice.tasks import mixadd3
 
@@ -69,9 +70,20 @@ def test_somebody_elses_folder_is_never_replaced(tmp_path):
 @pytest.mark.usefixtures("quick")
 def test_a_base_that_has_learned_too_little_is_refused_and_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(warmup, "MIN_GREEDY_ACCURACY", 0.3)
-    with pytest.raises(RuntimeError, match=r"base: greedy accuracy 0\.\d+ is below 0\.3"):
+    monkeypatch.setattr(training, "_MOST_MORE_STEPS", 0)
+    with pytest.raises(RuntimeError, match=r"base: greedy accuracy 0\.\d+ is still below 0\.3"):
         warmup.build(tmp_path / "base")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_last_stage_goes_on_until_the_base_is_accurate_enough(monkeypatch):
+    monkeypatch.setattr(training, "_CHECK_EVERY_STEPS", 1)
+    found = iter([0.24, 0.47, 0.6])
+    monkeypatch.setattr(training, "greedy_accuracy", lambda model, prompts: next(found))
+    lines = []
+    train_base(seed=0, architecture=warmup.ARCHITECTURE, stages=QUICK, min_accuracy=0.5, report=lines.append)
+    assert lines[-1] == "base: greedy accuracy 0.600 on training prompts after 2 more steps"
 
 
 @pytest.mark.usefixtures("quick")
