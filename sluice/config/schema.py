@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from sluice.addresses import is_loopback
 from sluice.config.exact_dapo import departures
 from sluice.config.redis_url import password_problem
 from sluice.limits import MAX_CALLS_PER_S, MAX_MESSAGE_BYTES
-from sluice.rpc.addresses import is_loopback
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]

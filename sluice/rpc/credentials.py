@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import grpc
 
+from sluice.addresses import host_of, is_loopback
 from sluice.errors import ConfigError
 from sluice.rpc.access import Role
-from sluice.rpc.addresses import host_of, is_loopback
 
 ENVIRONMENT = "SLUICE_CREDENTIALS"
 

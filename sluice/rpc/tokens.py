@@ -16,9 +16,9 @@ from pathlib import Path
 
 import grpc
 
+from sluice.addresses import is_loopback
 from sluice.errors import ConfigError, Unauthenticated
 from sluice.rpc.access import Role, audiences
-from sluice.rpc.addresses import is_loopback
 from sluice.rpc.credentials import CallContext, Metadata, Options, stays_here
 from sluice.telemetry.redaction import never_print
 

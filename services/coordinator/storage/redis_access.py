@@ -18,10 +18,10 @@ from redis.exceptions import BusyLoadingError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from sluice.addresses import is_loopback
 from sluice.config.redis_url import password_problem
 from sluice.config.schema import NetworkConfig
 from sluice.errors import ConfigError
-from sluice.rpc.addresses import is_loopback
 from sluice.telemetry.redaction import never_print, redacted
 
 PASSWORD_VARIABLE = "SLUICE_REDIS_PASSWORD"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sluice.addresses import host_of, is_loopback
 from sluice.errors import ConfigError, Unauthenticated
 from sluice.rpc.access import Role, audiences
-from sluice.rpc.addresses import host_of, is_loopback
 from sluice.rpc.credentials import NO_CREDENTIALS, load_credentials
 from sluice.rpc.tokens import FILE, Tokens, load, make_tokens
 
