@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from sluice.config.schema import Config
 
-# A message of a validator in schema.py starts with the key it is about.
+# What `Section.problems` says starts with the key that it is about.
 _LEADING_KEY = re.compile(r"^([a-z_0-9]+(?:\.[a-z_0-9]+)*): ")
 
 _RULES = {

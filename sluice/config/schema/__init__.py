@@ -1,30 +1,26 @@
-"""The one schema of a run. Strict: unknown keys and impossible values are refused before anything heavy is imported.
+"""The one schema of a run, a file a section: what stands under `learner:` in a recipe is in learner.py.
 
-Names are those verl's users know; units stand in names. `sluice.config.load` reads files into it.
+Strict: unknown keys and impossible values are refused before anything heavy is imported. Names are those verl's users
+know; units stand in names. `sluice.config.load` reads files into it.
 """
 
-from sluice.config.schema.config import (
-    AlgorithmConfig,
-    Config,
-    CoordinatorConfig,
-    DataConfig,
-    EvalConfig,
-    FilterGroupsConfig,
-    GraderConfig,
-    LaunchConfig,
-    LearnerConfig,
-    ModelConfig,
-    NetworkConfig,
-    OverlongBufferConfig,
-    RewardConfig,
-    RolloutConfig,
-    RolloutCorrectionConfig,
-    RunConfig,
-    Section,
-    WeightsConfig,
-)
+from sluice.config.schema.algorithm import AlgorithmConfig, FilterGroupsConfig, RolloutCorrectionConfig
+from sluice.config.schema.config import PAYLOAD_BYTES_A_TOKEN, Config
+from sluice.config.schema.coordinator import CoordinatorConfig
+from sluice.config.schema.data import DataConfig
+from sluice.config.schema.eval import EvalConfig
+from sluice.config.schema.launch import LaunchConfig
+from sluice.config.schema.learner import LearnerConfig
+from sluice.config.schema.model import ModelConfig
+from sluice.config.schema.network import NetworkConfig
+from sluice.config.schema.reward import GraderConfig, GraderList, OverlongBufferConfig, RewardConfig
+from sluice.config.schema.rollout import RolloutConfig
+from sluice.config.schema.run import RunConfig
+from sluice.config.schema.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from sluice.config.schema.weights import WeightsConfig
 
 __all__ = [
+    "PAYLOAD_BYTES_A_TOKEN",
     "AlgorithmConfig",
     "Config",
     "CoordinatorConfig",
@@ -32,11 +28,16 @@ __all__ = [
     "EvalConfig",
     "FilterGroupsConfig",
     "GraderConfig",
+    "GraderList",
     "LaunchConfig",
     "LearnerConfig",
     "ModelConfig",
     "NetworkConfig",
+    "NonNegativeFloat",
+    "NonNegativeInt",
     "OverlongBufferConfig",
+    "PositiveFloat",
+    "PositiveInt",
     "RewardConfig",
     "RolloutConfig",
     "RolloutCorrectionConfig",

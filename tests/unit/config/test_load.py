@@ -129,6 +129,12 @@ def test_settings_that_do_not_fit_together_name_the_layer_of_the_key(recipe: Pat
     assert line.startswith("override: data.val_files: must not share files with train_files")
 
 
+def test_what_sections_refuse_by_themselves_is_told_at_once(recipe: Path) -> None:
+    lines = problems(recipe, "data.gen_batch_size=2", "launch.learner_nnodes=2", "network.bind=0.0.0.0", "run.seed=-1")
+    keys = ["run.seed", "data.gen_batch_size", "launch.learner_rdzv_endpoint", "network.bind"]
+    assert [line.split(": ")[1] for line in lines] == keys
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -1,0 +1,38 @@
+"""`coordinator`: conducting."""
+
+from pydantic import Field
+
+from sluice.config.schema.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+
+class CoordinatorConfig(Section):
+    """Conducting."""
+
+    max_staleness: NonNegativeInt = Field(
+        default=1, description="largest age in steps of any trained token; 0 is synchronous"
+    )
+    straggler_deadline_s: PositiveFloat = Field(
+        default=60.0, description="how long a batch waits for groups that would expire"
+    )
+    heartbeat_interval_s: PositiveFloat = Field(default=1.0, description="how often a service says that it is alive")
+    heartbeat_timeout_s: PositiveFloat = Field(default=10.0, description="silence after which a service is lost")
+    generate_timeout_s: PositiveFloat = Field(default=600.0, description="limit of one generation call")
+    score_timeout_s: PositiveFloat = Field(default=120.0, description="limit of one scoring call")
+    score_wait_s: PositiveFloat = Field(
+        default=600.0,
+        description="how long a group waits while graders push back (a full queue, a judge that is away), before it counts as "
+        "failed; such tries are not among coordinator.max_attempts",
+    )
+    max_attempts: PositiveInt = Field(default=3, description="tries a group gets before it counts as failed")
+    no_service_timeout_s: PositiveFloat = Field(
+        default=300.0, description="longest time without any usable rollout or reward"
+    )
+    stall_warning_s: PositiveFloat = Field(
+        default=60.0,
+        description="time without a group that starts or ends and without a step before the log says who waits for whom; "
+        "at least twice the last step's",
+    )
+    queue_max_bytes: PositiveInt = Field(
+        default=4 << 30,
+        description="accepted payloads kept in Redis; then only groups of the next batch are admitted",
+    )

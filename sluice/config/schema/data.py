@@ -1,0 +1,41 @@
+"""`data`: prompts, and how many make a step."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from sluice.config.schema.section import PositiveInt, Section
+
+
+class DataConfig(Section):
+    """Prompts."""
+
+    train_files: list[str] = Field(
+        min_length=1, description=".jsonl or .parquet files, `reasoning-gym:TASK` or `mixadd3:train`"
+    )
+    val_files: list[str] = Field(default_factory=list, description="held-out prompts for evaluation, same forms")
+    train_batch_size: PositiveInt = Field(default=512, description="groups (prompts) a step")
+    gen_batch_size: PositiveInt | None = Field(
+        default=None,
+        description="first wave and cap of groups in flight while a batch is unfilled; default train_batch_size",
+    )
+    max_prompt_length: PositiveInt = Field(
+        default=2048, description="longest prompt in tokens; longer ones are skipped"
+    )
+    max_response_length: PositiveInt = Field(
+        default=20480, description="longest completion in tokens, end token included"
+    )
+    shuffle: bool = Field(default=True, description="permute each epoch (a pure function of seed and epoch)")
+    template: Literal["model", "none"] = Field(
+        default="model", description="the model's chat template, or the text as it is"
+    )
+
+    def problems(self) -> Iterator[str]:
+        """A first wave that cannot fill a batch, and evaluation that is not held out."""
+        if self.gen_batch_size is not None and self.gen_batch_size < self.train_batch_size:
+            yield f"gen_batch_size: must be >= data.train_batch_size ({self.train_batch_size}), got {self.gen_batch_size}"
+        # A reasoning-gym task holds out an eighth of its prompts by itself.
+        shared = {name for name in self.train_files if not name.startswith("reasoning-gym:")} & set(self.val_files)
+        if shared:
+            yield f"val_files: must not share files with train_files, both name {sorted(shared)}"

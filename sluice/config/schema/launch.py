@@ -1,0 +1,44 @@
+"""`launch`: what `sluice up` starts."""
+
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from sluice.config.schema.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+
+
+class LaunchConfig(Section):
+    """What `sluice up` starts on this machine."""
+
+    rollout_replicas: NonNegativeInt = Field(default=1, description="rollout services; 0: all are started by hand")
+    reward_replicas: NonNegativeInt = Field(default=1, description="reward services; 0: all are started by hand")
+    learner_nproc_per_node: PositiveInt = Field(default=1, description="ranks of the learner on each of its machines")
+    learner_nnodes: PositiveInt = Field(
+        default=1, description="machines of the learner; the others run `sluice learner-node`"
+    )
+    learner_rdzv_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^.+:\d{1,5}$",
+        description="HOST:PORT of this machine where the learner's machines meet; needed when there are several",
+    )
+    max_restarts: NonNegativeInt = Field(
+        default=3, description="restarts of one service within restart_window_s before the run is stopped"
+    )
+    restart_window_s: PositiveFloat = Field(default=3600.0, description="after this long a restart is forgotten")
+    frozen_timeout_s: PositiveFloat = Field(
+        default=30.0,
+        description="a process that answered once and then is silent for this long is killed and started again",
+    )
+    ready_timeout_s: PositiveFloat = Field(default=300.0, description="limit for a service to become ready")
+    grace_s: PositiveFloat = Field(default=15.0, description="time between SIGTERM and SIGKILL")
+    check_reward: bool = Field(
+        default=True, description="before training: gold answers must score right, garbage wrong"
+    )
+
+    def problems(self) -> Iterator[str]:
+        """Machines of the learner that have nowhere to meet."""
+        if self.learner_nnodes > 1 and self.learner_rdzv_endpoint is None:
+            yield (
+                "learner_rdzv_endpoint: must be HOST:PORT of this machine while launch.learner_nnodes is "
+                f"{self.learner_nnodes}, so that the other machines find it"
+            )

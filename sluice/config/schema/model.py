@@ -1,0 +1,23 @@
+"""`model`: the policy."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from sluice.config.schema.section import NonNegativeInt, PositiveFloat, Section
+
+
+class ModelConfig(Section):
+    """The policy."""
+
+    path: str = Field(description="a Hugging Face model folder with tokenizer")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="type of the weights pushed to rollouts"
+    )
+    lora_rank: NonNegativeInt = Field(
+        default=0, description="rank of trained LoRA adapters (arXiv:2106.09685); 0 trains every weight"
+    )
+    lora_alpha: PositiveFloat = Field(default=16.0, description="adapters are scaled by lora_alpha / lora_rank")
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        default="all-linear", description="layers that get an adapter: all linear ones but the head, or their names"
+    )

@@ -1,0 +1,26 @@
+"""`rollout`: generation."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from sluice.config.schema.section import PositiveFloat, PositiveInt, Section
+
+
+class RolloutConfig(Section):
+    """Generation."""
+
+    n: PositiveInt = Field(default=16, description="samples a group")
+    temperature: PositiveFloat = Field(default=1.0, description="sampling temperature of training")
+    engine: Literal["vllm", "transformers"] = Field(default="vllm", description="inference engine")
+    tensor_parallel_size: PositiveInt = Field(default=1, description="devices one vLLM engine is spread over")
+    max_num_seqs: PositiveInt = Field(default=256, description="samples an engine runs at once")
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="CUDA only")
+    enforce_eager: bool = Field(default=False, description="run the model without CUDA graphs; a CPU has none")
+    kv_cache_bytes: PositiveInt | None = Field(default=128 << 20, description="KV cache of a CPU engine in bytes")
+    threads: PositiveInt = Field(default=1, description="OMP threads of a CPU engine")
+    step_timeout_s: PositiveFloat = Field(
+        default=120.0,
+        description="limit of one engine step or change of weights; a rollout that takes longer hangs: it ends and is "
+        "started again",
+    )

@@ -1,0 +1,29 @@
+"""`weights`: how they get to rollouts."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from sluice.config.schema.section import PositiveFloat, PositiveInt, Section
+
+
+class WeightsConfig(Section):
+    """Weight push."""
+
+    backend: Literal["auto", "nccl", "gloo", "file"] = Field(
+        default="auto", description="auto: nccl on CUDA, else gloo"
+    )
+    bucket_bytes: PositiveInt = Field(default=1 << 20, description="bytes a transfer operation")
+    timeout_s: PositiveFloat = Field(default=10.0, description="limit of a join and of every transfer operation")
+    inflight: Literal["keep", "recompute", "finish", "abort"] = Field(
+        default="keep",
+        description="running samples when weights change: keep their KV, recompute it, finish first (for "
+        "coordinator.generate_timeout_s at most), or abort and be drawn again",
+    )
+    probe: bool = Field(
+        default=True, description="a short greedy completion, compared among rollouts, before a rollout's first group"
+    )
+    lora: Literal["merged", "adapter"] = Field(
+        default="merged",
+        description="with model.lora_rank: push whole merged weights, or adapters only, which rollouts merge themselves",
+    )
