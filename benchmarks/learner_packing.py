@@ -115,7 +115,7 @@ def _sequence(rng: np.random.Generator, prompt: np.ndarray, length: int) -> Trai
     return TrainSequence(
         token_ids=np.concatenate([prompt, rng.integers(0, VOCABULARY, length)]).astype(np.int32),
         prompt_tokens=len(prompt),
-        behaviour_logprobs=np.full(length, -np.log(VOCABULARY), np.float32),
+        rollout_logprobs=np.full(length, -np.log(VOCABULARY), np.float32),
         versions=np.zeros(length, np.int32),
         reward=float(rng.random() < 0.5),
         truncated=bool(length == LIMIT),

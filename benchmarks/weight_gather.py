@@ -32,9 +32,10 @@ from services.learner.policy.forward import Policy
 from services.learner.policy.model import load_policy
 from services.learner.snapshot import pack as publish
 from services.learner.snapshot.gather import Gatherer
-from services.learner.snapshot.pack import Publisher
+from services.learner.snapshot.pack import SnapshotPacker
 from sluice.config.schema import Config
-from sluice.weights.manifest import PolicyVersion, plan
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Packer, Snapshot
 from sluice.weights.tensors import as_bytes
 
@@ -99,12 +100,12 @@ def _times(model: Path, dtype: str, ranks: Ranks) -> dict[str, list[float]]:
         }
     )
     policy = load_policy(config, ranks)
-    publisher = Publisher(policy=policy, config=config, ranks=ranks)
+    packer = SnapshotPacker(policy=policy, config=config, ranks=ranks)
     with mock.patch.object(publish, "Gatherer", _OneAhead):
-        ahead = Publisher(policy=policy, config=config, ranks=ranks)
+        ahead = SnapshotPacker(policy=policy, config=config, ranks=ranks)
     ways: dict[str, Callable[[], Snapshot | None]] = {
         PLAIN: lambda: _tensor_by_tensor(policy, config, ranks),
-        OURS: lambda: publisher.gather(VERSION),
+        OURS: lambda: packer.gather(VERSION),
         AHEAD: lambda: ahead.gather(VERSION),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from benchmarks.report import Row
+from sluice.policy_version import PolicyVersion
 from sluice.weights.backends import Rendezvous, TransferStore, join
-from sluice.weights.manifest import PolicyVersion, buckets, plan
+from sluice.weights.manifest import buckets, plan
 from sluice.weights.receiver import WeightReceiver
 from sluice.weights.sender import WeightSender
 from sluice.weights.snapshot import Packer, Snapshot

@@ -18,7 +18,7 @@ class ReferenceSample:
     """One completion of a prompt."""
 
     completion_ids: list[int]
-    behaviour_logprobs: list[float]
+    rollout_logprobs: list[float]
     """One a completion token, nats, under the distribution that was sampled from."""
     reward: float
     """Shaped."""
@@ -89,7 +89,7 @@ def reference_update(
                 if overlong_filtering and sample.truncated:
                     continue
                 logprobs = reference_logprobs(model, group.prompt_ids, sample.completion_ids, temperature)
-                rollout = torch.tensor(sample.behaviour_logprobs)
+                rollout = torch.tensor(sample.rollout_logprobs)
                 proximal = first[id(sample)] if variant.proximal == "recompute" else rollout
                 losses = reference_token_losses(
                     logprobs, proximal, advantage, clip_ratio_low, clip_ratio_high, clip_ratio_c, variant.loss_mode

@@ -26,11 +26,11 @@ from services.coordinator.run.evaluation import Evaluator
 from services.coordinator.run.lifecycle import Lifecycle
 from services.coordinator.run.reward_check import check_reward
 from services.coordinator.run.stall import StallWatch
-from services.coordinator.run.waits import Scene
+from services.coordinator.run.waits import Situation
 from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Fleet
-from services.coordinator.state.group import PromptLike, QueuedGroup, Version
+from services.coordinator.state.group import PromptLike, QueuedGroup
 from services.coordinator.state.ledger import count, ledger_metrics
 from services.coordinator.state.ledger_row import reopened
 from services.coordinator.state.progress import Progress, RunState
@@ -49,6 +49,7 @@ from sluice.config.schema import Config
 from sluice.errors import LaunchError, Unavailable
 from sluice.launch.processes import EXIT_AGAIN
 from sluice.model_identity import model_identity
+from sluice.policy_version import PolicyVersion
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.server import make_server, stop_on_signals
 from sluice.telemetry.prometheus import Exporter
@@ -139,10 +140,10 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, optio
         asyncio.create_task(core.stall.run(), name="stall"),
     ]
     stopped = asyncio.create_task(stop.wait(), name="signal")
-    wished = asyncio.create_task(core.rollbacks.wished.wait(), name="rollback")
+    rollback_requested = asyncio.create_task(core.rollbacks.requested.wait(), name="rollback")
     life: asyncio.Task[Any] = stopped if options.idle else asyncio.create_task(core.lifecycle.run(), name="lifecycle")
     try:
-        await asyncio.wait([life, stopped, wished, *background], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([life, stopped, rollback_requested, *background], return_when=asyncio.FIRST_COMPLETED)
         for task in background:
             if task.done():
                 task.result()
@@ -151,19 +152,19 @@ async def _until_over(core: Core, stop: asyncio.Event, exporter: Exporter, optio
             state = life.result()
             left = asyncio.create_task(stop.wait() if options.stay else everybody_left(core), name="left")
             background.append(left)
-            await asyncio.wait([stopped, wished, left], return_when=asyncio.FIRST_COMPLETED)
-            if not wished.done():
+            await asyncio.wait([stopped, rollback_requested, left], return_when=asyncio.FIRST_COMPLETED)
+            if not rollback_requested.done():
                 code = 0 if had_ended else _EXIT_CODES.get(state, 1)
                 if options.own_redis and code == 0:  # else this process is started again, and finds the run ended
                     await core.store.shut_down_server()
                 return code
-        elif not wished.done():
+        elif not rollback_requested.done():
             log.info("stopping_on_signal", state=core.progress.state.value)
             return 0
     finally:
-        for task in (life, stopped, wished, *background):
+        for task in (life, stopped, rollback_requested, *background):
             task.cancel()
-        await asyncio.gather(life, stopped, wished, *background, return_exceptions=True)
+        await asyncio.gather(life, stopped, rollback_requested, *background, return_exceptions=True)
     await core.roll_back()
     return EXIT_AGAIN
 
@@ -309,8 +310,8 @@ async def build(config: Config, options: Options) -> Core:
         check_only=options.check_only,
     )
 
-    def scene() -> Scene:
-        return Scene(
+    def situation() -> Situation:
+        return Situation(
             config=config,
             progress=progress,
             board=board,
@@ -322,7 +323,7 @@ async def build(config: Config, options: Options) -> Core:
         )
 
     stall = StallWatch(
-        scene=scene,
+        situation=situation,
         conductor=conductor,
         progress=progress,
         events=events,
@@ -374,7 +375,7 @@ async def build(config: Config, options: Options) -> Core:
 async def _restored_progress(store: Store, meta: dict[str, str]) -> Progress:
     committed = await store.last_step("commit")
     record = await store.record("commit", committed) if committed >= 0 else None
-    version = None if record is None else Version(lineage=record["lineage"], number=record["number"])
+    version = None if record is None else PolicyVersion(lineage=record["lineage"], number=record["number"])
     return Progress.from_meta(meta, trained_steps=committed + 1, version=version)
 
 

@@ -19,7 +19,7 @@ from services.learner.checkpoint.export import export_version
 from services.learner.checkpoint.exports import BackgroundExports
 from services.learner.checkpoint.training_state import CheckpointState
 from services.learner.control.plane import ControlPlane
-from services.learner.control.publisher_state import SharedFront
+from services.learner.control.publisher_state import PublisherState
 from services.learner.control.record import TrainingRecord
 from services.learner.control.servicer import LearnerServicer
 from services.learner.distributed.ranks import Ranks, join_ranks, naming_lost_ranks
@@ -30,9 +30,9 @@ from services.learner.worker import Worker
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.lineage import LINEAGES_FILE, LineageBook, Rollback
+from sluice.policy_version import PolicyVersion
 from sluice.rpc.service import ServiceOptions
 from sluice.v1.learner_pb2_grpc import add_LearnerServiceServicer_to_server
-from sluice.weights.manifest import PolicyVersion
 from sluice.weights.sender import WeightSender
 
 log = structlog.get_logger(__name__)
@@ -68,17 +68,17 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> bool:
     config, worker, state = make_worker(ranks, facts=(config_yaml, run_dir), rollbacks=rollbacks)
     snapshot = worker.gather(_version(state))
     assert snapshot is not None
-    front = _front(ranks, config, options, Path(run_dir))
-    front.publish(snapshot)
-    _on_signal(lambda: (front.stop(), control.wake()), grace_s=config.launch.grace_s)
-    servicer = LearnerServicer(front, config=config, run_dir=Path(run_dir), wake=control.wake)
+    publisher = _publisher(ranks, config, options, Path(run_dir))
+    publisher.publish(snapshot)
+    _on_signal(lambda: (publisher.stop(), control.wake()), grace_s=config.launch.grace_s)
+    servicer = LearnerServicer(publisher, config=config, run_dir=Path(run_dir), wake=control.wake)
     record = TrainingRecord(state.trained)
-    control.open(config, front, record, add_servicer=partial(add_LearnerServiceServicer_to_server, servicer))
+    control.open(config, publisher, record, add_servicer=partial(add_LearnerServiceServicer_to_server, servicer))
     exports = BackgroundExports(config=config, directory=Path(run_dir) / "exports")
     leader = Leader(
         worker=worker,
         coordinator=control,
-        front=front,
+        publisher=publisher,
         lineages=LineageBook(Path(run_dir) / LINEAGES_FILE),
         record=record,
         state=state,
@@ -97,7 +97,7 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> bool:
         log.info("exported", path=str(target), version=str(leader.snapshot.manifest.version))
         if worker.adapters is not None:
             export_adapter(worker.adapters, config=config, target=Path(run_dir) / "adapter")
-    front.sender.close()
+    publisher.sender.close()
     return ended
 
 
@@ -131,7 +131,7 @@ def _version(state: CheckpointState) -> PolicyVersion:
     return PolicyVersion(lineage=state.lineage, number=state.step)
 
 
-def _front(ranks: Ranks, config: Config, options: ServiceOptions, run_dir: Path) -> SharedFront:
+def _publisher(ranks: Ranks, config: Config, options: ServiceOptions, run_dir: Path) -> PublisherState:
     wanted = config.weights.backend
     sender = WeightSender(
         backend=ranks.backend if wanted == "auto" else wanted,
@@ -139,7 +139,7 @@ def _front(ranks: Ranks, config: Config, options: ServiceOptions, run_dir: Path)
         bind=options.bind,
         directory=run_dir / "weights",
     )
-    return SharedFront(sender, world_size=ranks.size, backend=ranks.backend)
+    return PublisherState(sender, world_size=ranks.size, backend=ranks.backend)
 
 
 def _on_signal(stop: Callable[[], object], *, grace_s: float) -> None:

@@ -18,11 +18,11 @@ from services.learner.checkpoint.checkpoint_writer import WRITE_LIMIT_S, still_w
 from services.learner.checkpoint.training_state import CheckpointState
 from services.learner.control.record import TrainedBatch, TrainingRecord
 from services.learner.distributed.ranks import Command
-from services.learner.ports import Coordinator, Front
+from services.learner.ports import Coordinator, Publisher
 from services.learner.snapshot.pack import renamed
 from services.learner.worker import Worker
 from sluice.lineage import LineageBook
-from sluice.weights.manifest import PolicyVersion
+from sluice.policy_version import PolicyVersion
 from sluice.weights.snapshot import Snapshot
 
 log = structlog.get_logger(__name__)
@@ -50,7 +50,7 @@ class Leader:
         *,
         worker: Worker,
         coordinator: Coordinator,
-        front: Front,
+        publisher: Publisher,
         lineages: LineageBook,
         record: TrainingRecord,
         state: CheckpointState,
@@ -58,7 +58,7 @@ class Leader:
         checkpoint_every_steps: int,
         export: Callable[[Snapshot], None],
     ) -> None:
-        self._worker, self._coordinator, self._front = worker, coordinator, front
+        self._worker, self._coordinator, self._publisher = worker, coordinator, publisher
         self._lineages, self._lineage = lineages, state.lineage
         self._every = checkpoint_every_steps
         self._export = export
@@ -84,11 +84,11 @@ class Leader:
         return found
 
     def _next_batch(self) -> Batch | bool:
-        """The next batch, or whether the run has ended. Waiting is a step boundary: wished checkpoints begin here."""
+        """The next batch, or whether the run has ended. Waiting is a step boundary: requested checkpoints begin here."""
         started, reason = time.perf_counter(), ""
-        while not self._front.stopping:
+        while not self._publisher.stopping:
             self._book_when_complete()
-            if self._front.checkpoint_wanted:
+            if self._publisher.checkpoint_wanted:
                 self._save()
             found = self._coordinator.batch(self._worker.step)
             if isinstance(found, Batch):
@@ -140,16 +140,16 @@ class Leader:
 
     def _publish(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
-        self._front.publish(snapshot)
+        self._publisher.publish(snapshot)
 
     def _save(self) -> None:
         """Has what is held saved, unless it is saved or being saved already. A former write is waited for."""
         version = self._version
         if self._saving is not None and self._saving[0] != version:
             self._settle()
-        self._front.checkpoint_begun()
+        self._publisher.checkpoint_begun()
         if version.number == 0 or self._saved[0] == version:
-            self._front.checkpoint_saved(*self._saved)
+            self._publisher.checkpoint_saved(*self._saved)
         elif self._saving is None:
             self._worker.command(Command.CHECKPOINT)
             state = CheckpointState(step=version.number, lineage=version.lineage, trained=self._record.unsaved)
@@ -179,7 +179,7 @@ class Leader:
             self._saved = (version, path)
             self._record.saved(version.number)
             self._coordinator.commit_checkpoint(version, path)
-        self._front.checkpoint_saved(version, path)
+        self._publisher.checkpoint_saved(version, path)
 
     @property
     def _version(self) -> PolicyVersion:

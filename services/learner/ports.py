@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from services.learner.batches.batch import Batch
-from sluice.weights.manifest import PolicyVersion
+from sluice.policy_version import PolicyVersion
 from sluice.weights.snapshot import Snapshot
 
 
@@ -27,7 +27,7 @@ class Coordinator(Protocol):
     """
 
     def batch(self, step: int) -> Batch | NoBatch:
-        """Batch `step`; returns without one after a while, and at once when the front wants something."""
+        """Batch `step`; returns without one after a while, and at once when the publisher state wants something."""
         ...
 
     def commit_step(
@@ -45,7 +45,7 @@ class Coordinator(Protocol):
         ...
 
 
-class Front(Protocol):
+class Publisher(Protocol):
     """What the learner shows to others, and what others want of it."""
 
     def publish(self, snapshot: Snapshot) -> None:

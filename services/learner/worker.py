@@ -18,11 +18,11 @@ from services.learner.distributed.ranks import Command, Ranks
 from services.learner.distributed.step_watch import StepWatch
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
-from services.learner.snapshot.pack import Publisher
+from services.learner.snapshot.pack import SnapshotPacker
 from services.learner.training.train_step import Trainer
 from sluice.config.schema import Config
 from sluice.lineage import FIRST, Rollback, lineage_from
-from sluice.weights.manifest import PolicyVersion
+from sluice.policy_version import PolicyVersion
 from sluice.weights.snapshot import Snapshot
 
 log = structlog.get_logger(__name__)
@@ -44,7 +44,7 @@ class Worker:
             ranks=ranks,
             on_skip=partial(_keep, ranks, run_dir / "nonfinite"),
         )
-        self._publisher = Publisher(policy=policy, config=config, ranks=ranks)
+        self._packer = SnapshotPacker(policy=policy, config=config, ranks=ranks)
         self._writer = CheckpointWriter(
             directory=self._checkpoints,
             keep=config.learner.keep_checkpoints,
@@ -90,17 +90,17 @@ class Worker:
     def gather(self, version: PolicyVersion) -> Snapshot | None:
         """The weights held, as `version`, on the leader."""
         with self._watch.over("gathering of version", version.number):
-            return self._publisher.gather(version)
+            return self._packer.gather(version)
 
     @property
     def adapters(self) -> Snapshot | None:
         """The LoRA adapters of the newest gather on the leader, else None."""
-        return self._publisher.adapters
+        return self._packer.adapters
 
     @property
     def publish_phases_ms(self) -> dict[str, float]:
         """How long the phases of the newest gather took on this rank."""
-        return self._publisher.phases_ms
+        return self._packer.phases_ms
 
     def save(self, state: CheckpointState) -> "Future[Path | None]":
         """CheckpointWriter.begin."""

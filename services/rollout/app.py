@@ -26,13 +26,13 @@ from sluice.clock import SystemClock
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.errors import ConfigError
+from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.registration import Registration
 from sluice.rpc.server import RpcServer, make_server, stop_on_signals
 from sluice.rpc.service import ServiceOptions
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import common_pb2, coordinator_pb2, rollout_pb2, rollout_pb2_grpc
 from sluice.weights.adapters import pushes_adapters
-from sluice.weights.wire import version_to_proto
 
 log = structlog.get_logger(__name__)
 

@@ -11,7 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from sluice.weights.manifest import Manifest, PolicyVersion
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import Manifest
 
 
 class FinishReason(enum.Enum):

@@ -22,7 +22,8 @@ import structlog
 
 from services.rollout.engine import Engine, FinishedSample, FinishReason, RunningSample, SampleRequest
 from sluice.errors import InvalidRequest, NotReady, Overloaded, SluiceError
-from sluice.weights.manifest import Manifest, PolicyVersion
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import Manifest
 
 log = structlog.get_logger(__name__)
 

@@ -13,9 +13,10 @@ from services.rollout.engine_loop import EngineLoop, Progress
 from services.rollout.model_files import ModelFacts
 from services.rollout.weight_intake import WeightIntake
 from sluice.errors import InvalidRequest, NotReady
+from sluice.rpc.policy_versions import version_from_proto, version_to_proto
 from sluice.v1 import rollout_pb2, rollout_pb2_grpc
 from sluice.weights.backends import Rendezvous
-from sluice.weights.wire import manifest_from_proto, version_from_proto, version_to_proto
+from sluice.weights.wire import manifest_from_proto
 
 Decode = Callable[[Sequence[int]], str]
 """Completion token ids -> text without special tokens."""

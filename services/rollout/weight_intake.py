@@ -13,8 +13,9 @@ from services.rollout.adapter_merging import AdapterMerger
 from services.rollout.engine_loop import EngineLoop, InFlight
 from services.rollout.model_files import ModelFacts, check_tensors
 from sluice.errors import InvalidRequest, NotReady
+from sluice.policy_version import PolicyVersion
 from sluice.weights.backends import Collective, Rendezvous
-from sluice.weights.manifest import Manifest, PolicyVersion
+from sluice.weights.manifest import Manifest
 from sluice.weights.receiver import Received, WeightReceiver
 
 log = structlog.get_logger(__name__)

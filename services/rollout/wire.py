@@ -3,8 +3,8 @@
 from services.rollout.engine import FinishedSample, FinishReason, SampleRequest
 from sluice.errors import InvalidRequest
 from sluice.rpc.arrays import pack_floats, pack_ids, unpack_ids
+from sluice.rpc.policy_versions import version_to_proto
 from sluice.v1 import common_pb2, rollout_pb2
-from sluice.weights.wire import version_to_proto
 
 MAX_SAMPLES_PER_REQUEST = 4096
 """Chosen: far above any group size in use, so that one call cannot take the whole queue by mistake."""

@@ -115,4 +115,4 @@ def _evaluate(client: Any, args: argparse.Namespace) -> str:
 
 
 def _scale(client: Any, args: argparse.Namespace) -> str:
-    return f"{args.role}: {client.scale(args.role, args.replicas)} replicas wished for"
+    return f"{args.role}: {client.scale(args.role, args.replicas)} replicas asked for"

@@ -19,7 +19,7 @@ Level = Literal["token", "sequence", "geometric"]
 """Whose ratio: the token's own, its sequence's product, or its sequence's geometric mean."""
 
 
-def spread(log_ratio: Tensor, *, level: Level, sequence: Tensor, sequences: int) -> Tensor:
+def broadcast_log_ratio(log_ratio: Tensor, *, level: Level, sequence: Tensor, sequences: int) -> Tensor:
     """[T] nats: the log-ratio at `level` of every token, clamped to +-MAX_LOG_RATIO.
 
     log_ratio: [T] nats; sequence: [T] int64, the index in [0, sequences) of each token's sequence.
@@ -38,7 +38,7 @@ def importance_weights(log_ratio: Tensor, *, threshold: float) -> Tensor:
     return log_ratio.exp().clamp(max=threshold)
 
 
-def within(log_ratio: Tensor, *, lower: float, upper: float) -> Tensor:
+def rejection_mask(log_ratio: Tensor, *, lower: float, upper: float) -> Tensor:
     """[T] bool: lower <= exp(log_ratio) <= upper; the rest is masked. NaN is outside."""
     ratio = log_ratio.exp()
     return (ratio >= lower) & (ratio <= upper)

@@ -1,6 +1,6 @@
 """How far the learner's policy is from the one that sampled, split by age. Diagnostics: nothing here touches the loss.
 
-Age 0 shows kernels and precision alone, larger ages add staleness. Estimators of KL(behaviour || learner) are those of
+Age 0 shows kernels and precision alone, larger ages add staleness. Estimators of KL(rollout || learner) are those of
 Schulman, "Approximating KL divergence" (2020); the tokens were sampled from the behaviour policy.
 
 Letters: T trained tokens of a step, all ranks.
@@ -12,10 +12,10 @@ MAX_LOG_RATIO = 20.0
 """Clamp in nats before exp, as in the loss, so that one broken token cannot turn every statistic into inf."""
 
 
-def mismatch(*, behaviour_logprobs: np.ndarray, learner_logprobs: np.ndarray, ages: np.ndarray) -> dict[str, float]:
+def mismatch(*, rollout_logprobs: np.ndarray, learner_logprobs: np.ndarray, ages: np.ndarray) -> dict[str, float]:
     """The `mismatch/*` metrics of the catalogue, from logprobs taken before the first update of the step.
 
-    behaviour_logprobs, learner_logprobs: [T] nats; ages: [T] int, steps. With d = learner - behaviour and r = e^d:
+    rollout_logprobs, learner_logprobs: [T] nats; ages: [T] int, steps. With d = learner - rollout and r = e^d:
 
     - `abs_diff_mean`, `abs_diff_max`   of |d|
     - `k1_nats`                         mean(-d), unbiased
@@ -27,14 +27,14 @@ def mismatch(*, behaviour_logprobs: np.ndarray, learner_logprobs: np.ndarray, ag
 
     Raises ValueError unless the three are vectors of one length >= 1, or if an age is negative.
     """
-    behaviour, learner = np.asarray(behaviour_logprobs, np.float64), np.asarray(learner_logprobs, np.float64)
+    rollout, learner = np.asarray(rollout_logprobs, np.float64), np.asarray(learner_logprobs, np.float64)
     ages = np.asarray(ages)
-    if behaviour.ndim != 1 or behaviour.size == 0 or not behaviour.shape == learner.shape == ages.shape:
-        shapes = [behaviour.shape, learner.shape, ages.shape]
-        raise ValueError(f"mismatch: behaviour, learner and ages must be vectors of one length >= 1, got {shapes}")
+    if rollout.ndim != 1 or rollout.size == 0 or not rollout.shape == learner.shape == ages.shape:
+        shapes = [rollout.shape, learner.shape, ages.shape]
+        raise ValueError(f"mismatch: rollout, learner and ages must be vectors of one length >= 1, got {shapes}")
     if (ages < 0).any():
         raise ValueError(f"mismatch: ages must be >= 0, got {ages.min()}")
-    diff = learner - behaviour
+    diff = learner - rollout
     clamped = diff.clip(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = np.exp(clamped)
     k3 = np.expm1(clamped) - clamped

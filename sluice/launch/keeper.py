@@ -45,9 +45,9 @@ class Keeper:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Raises when the run cannot go on."""
 
-    def keep(self, command: Command, *, running: Child | None = None, wished: bool = False) -> None:
-        """Has a service kept alive; `wished`: one that somebody asked for meanwhile, without which the run goes on."""
-        work = self._keep_wished(command) if wished else self._keep_alive(command, running)
+    def keep(self, command: Command, *, running: Child | None = None, requested: bool = False) -> None:
+        """Has a service kept alive; `requested`: one that somebody asked for meanwhile, without which the run goes on."""
+        work = self._keep_requested(command) if requested else self._keep_alive(command, running)
         self.supervise(command.name, work)
         if running is not None:
             self._children[command.name] = running
@@ -111,7 +111,7 @@ class Keeper:
             await child.stop(grace_s=grace_s, at_once=at_once)
         self.failed.cancel()
 
-    async def _keep_wished(self, command: Command) -> None:
+    async def _keep_requested(self, command: Command) -> None:
         try:
             await self._keep_alive(command, None)
         except LaunchError as error:

@@ -307,7 +307,7 @@ class LocalRun:
         for index in range(replicas):
             command = self._service(role, index)
             if command.name not in running:
-                self._keeper.keep(command, wished=True)
+                self._keeper.keep(command, requested=True)
         for name in sorted(running):
             if int(name.removeprefix(f"{role}-")) >= replicas:
                 await self._keeper.end(name)

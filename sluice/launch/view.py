@@ -64,7 +64,7 @@ class View(Protocol):
 
 
 def make_view(stream: TextIO, *, plain: bool) -> View:
-    """The panel where `stream` is a terminal, unless `plain` is wished for."""
+    """The panel where `stream` is a terminal, unless `plain` is asked for."""
     return PlainView(stream) if plain or not stream.isatty() else LiveView(Console(file=stream))
 
 

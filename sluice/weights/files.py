@@ -10,7 +10,8 @@ import numpy as np
 import safetensors
 
 from sluice.errors import TransferError
-from sluice.weights.manifest import Manifest, PolicyVersion, plan
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import Manifest, plan
 from sluice.weights.snapshot import Packer, Snapshot
 
 _UNFINISHED = ".tmp"

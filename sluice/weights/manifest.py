@@ -12,23 +12,13 @@ from math import prod
 from blake3 import blake3
 
 from sluice.errors import TransferError
+from sluice.policy_version import PolicyVersion
 
 ALIGN_BYTES = 64
 """A cache line and the widest vector register, so that a view of any dtype can be used in place."""
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """The dtypes a snapshot may hold, with bytes an element."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, order=True)
-class PolicyVersion:
-    """Names one set of weights. The learner alone makes new ones; numbers never go back within a run."""
-
-    lineage: str
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.lineage}{self.number}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

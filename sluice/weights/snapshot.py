@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sluice.weights.manifest import Layout, Manifest, PolicyVersion, TensorSpec, new_digest
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import Layout, Manifest, TensorSpec, new_digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

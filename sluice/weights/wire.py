@@ -1,17 +1,8 @@
-"""Manifests and versions to and from protobuf."""
+"""Manifests to and from protobuf."""
 
+from sluice.rpc.policy_versions import version_from_proto, version_to_proto
 from sluice.v1 import common_pb2
-from sluice.weights.manifest import Manifest, PolicyVersion, TensorSpec, check
-
-
-def version_to_proto(version: PolicyVersion) -> common_pb2.PolicyVersion:
-    """PolicyVersion -> wire."""
-    return common_pb2.PolicyVersion(lineage=version.lineage, number=version.number)
-
-
-def version_from_proto(message: common_pb2.PolicyVersion) -> PolicyVersion:
-    """Wire -> PolicyVersion."""
-    return PolicyVersion(lineage=message.lineage, number=message.number)
+from sluice.weights.manifest import Manifest, TensorSpec, check
 
 
 def manifest_to_proto(manifest: Manifest) -> common_pb2.WeightManifest:

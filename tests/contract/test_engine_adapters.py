@@ -11,7 +11,8 @@ from services.rollout.adapters.environment import set_environment
 from services.rollout.engine import Engine, FinishedSample, SampleRequest
 from services.rollout.model_files import read_model
 from sluice.config.schema import Config
-from sluice.weights.manifest import PolicyVersion, plan
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Packer, Snapshot
 
 if TYPE_CHECKING:

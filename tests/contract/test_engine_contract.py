@@ -12,8 +12,8 @@ from services.rollout.adapters.environment import set_environment
 from services.rollout.engine import Engine, FinishedSample, FinishReason, SampleRequest, Span
 from services.rollout.engine_loop import EngineLoop, Event, InFlight
 from services.rollout.model_files import read_model
+from sluice.policy_version import PolicyVersion
 from sluice.testing import assert_eventually
-from sluice.weights.manifest import PolicyVersion
 
 CAPACITY = 48
 PROMPT = (5, 6, 7, 8)

@@ -94,7 +94,7 @@ def _group(message: common_pb2.Group) -> ReferenceGroup:
     samples = [
         ReferenceSample(
             completion_ids=unpack_ids(sample.token_ids).tolist(),
-            behaviour_logprobs=unpack_floats(sample.logprobs).tolist(),
+            rollout_logprobs=unpack_floats(sample.logprobs).tolist(),
             reward=reward.shaped_reward,
             truncated=sample.finish_reason == common_pb2.FINISH_REASON_LENGTH,
         )

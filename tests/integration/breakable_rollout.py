@@ -10,12 +10,13 @@ import grpc
 
 from sluice.errors import InvalidRequest, NotReady, TransferError
 from sluice.rpc.arrays import pack_floats, pack_ids, unpack_ids
+from sluice.rpc.policy_versions import version_from_proto, version_to_proto
 from sluice.rpc.server import RpcServer, make_server
 from sluice.testing.conformance.weight_checks import SERVICE
 from sluice.v1 import common_pb2, rollout_pb2, rollout_pb2_grpc
 from sluice.weights import files
 from sluice.weights.manifest import Manifest
-from sluice.weights.wire import manifest_from_proto, version_from_proto, version_to_proto
+from sluice.weights.wire import manifest_from_proto
 
 CONTEXT = 128
 TOKEN_S = 0.002

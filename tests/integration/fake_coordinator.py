@@ -161,7 +161,7 @@ def _sample(index: int, sequence: TrainSequence) -> common_pb2.Sample:
     return common_pb2.Sample(
         index=index,
         token_ids=pack_ids(sequence.token_ids[sequence.prompt_tokens :]),
-        logprobs=pack_floats(sequence.behaviour_logprobs),
+        logprobs=pack_floats(sequence.rollout_logprobs),
         spans=[common_pb2.VersionSpan(version=version, start_token=0, end_token=sequence.completion_tokens)],
         finish_reason=reason,
     )

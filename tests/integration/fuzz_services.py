@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import Message
 from transformers import AutoTokenizer
 
-from services.learner.control.publisher_state import SharedFront
+from services.learner.control.publisher_state import PublisherState
 from services.learner.control.servicer import LearnerServicer
 from services.reward.app import make_reward_server
 from services.reward.routing import Router
@@ -209,10 +209,10 @@ class Services:
 
     async def _serve_learner(self, model: Path) -> None:
         sender = WeightSender(backend="gloo", host="127.0.0.1")
-        front = SharedFront(sender, world_size=1, backend="gloo")
-        front.publish(await asyncio.to_thread(lambda: snapshot(load(model), 0)))
+        publisher = PublisherState(sender, world_size=1, backend="gloo")
+        publisher.publish(await asyncio.to_thread(lambda: snapshot(load(model), 0)))
         self._stack.callback(sender.close)
-        servicer = LearnerServicer(front, config=small_config(model), run_dir=self._folder, wake=lambda: None)
+        servicer = LearnerServicer(publisher, config=small_config(model), run_dir=self._folder, wake=lambda: None)
         await self._serve("sluice.v1.LearnerService", learner_pb2_grpc.add_LearnerServiceServicer_to_server, servicer)
 
     async def _serve(self, name: str, add: Callable[..., None], servicer: Any) -> None:

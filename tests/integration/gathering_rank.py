@@ -20,11 +20,12 @@ from services.learner.policy.forward import Policy
 from services.learner.policy.lora import plain_name
 from services.learner.policy.model import load_policy
 from services.learner.snapshot import gather as gathering
-from services.learner.snapshot.pack import Publisher
+from services.learner.snapshot.pack import SnapshotPacker
 from sluice.config.schema import Config
 from sluice.errors import SluiceError
+from sluice.policy_version import PolicyVersion
 from sluice.weights.adapters import adapters_among, scale_of
-from sluice.weights.manifest import PolicyVersion, plan
+from sluice.weights.manifest import plan
 from sluice.weights.merging import merge
 from sluice.weights.snapshot import Packer
 from sluice.weights.tensors import as_bytes
@@ -62,8 +63,8 @@ def _both_ways(config: Config, ranks: Ranks) -> tuple[str, str]:
     policy = load_policy(config, ranks)
     _shake(policy)
     with mock.patch.object(gathering, "BUCKET_BYTES", SMALL_BUCKET_BYTES):
-        publisher = Publisher(policy=policy, config=config, ranks=ranks)
-    snapshots = [publisher.gather(VERSION) for _ in range(2)]
+        packer = SnapshotPacker(policy=policy, config=config, ranks=ranks)
+    snapshots = [packer.gather(VERSION) for _ in range(2)]
     plain = _plain_digest(policy, config)
     assert (snapshots[0] is not None) == ranks.leads
     digests = {snapshot.manifest.digest for snapshot in snapshots if snapshot is not None}
@@ -109,9 +110,9 @@ def _refusal(config: Config, ranks: Ranks) -> str:
     assert isinstance(norm, DTensor)
     if ranks.rank == ranks.size - 1:
         norm.to_local().data[-1] = float("nan")
-    publisher = Publisher(policy=policy, config=config, ranks=ranks)
+    packer = SnapshotPacker(policy=policy, config=config, ranks=ranks)
     try:
-        publisher.gather(VERSION)
+        packer.gather(VERSION)
     except SluiceError as refused:
         return str(refused)
     return "published"

@@ -24,9 +24,9 @@ from services.learner.distributed.ending import end_process
 from services.learner.distributed.ranks import Command, Ranks, join_ranks
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
-from services.learner.snapshot.pack import Publisher
+from services.learner.snapshot.pack import SnapshotPacker
 from services.learner.training.train_step import Trainer
-from sluice.weights.manifest import PolicyVersion
+from sluice.policy_version import PolicyVersion
 from tests.unit.learner.learner_cases import make_batch, make_config, poisoned
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def run_job(model: Path, job: dict[str, Any], ranks: Ranks) -> dict[str, np.ndar
         if "save" in job and trainer.step == job.get("save_at", job["until"]):
             saving.begin(trainer, checkpoint.CheckpointState(step=trainer.step, lineage="a"))
     saving.finish()
-    snapshot = Publisher(policy=policy, config=config, ranks=ranks).gather(PolicyVersion(lineage="a", number=1))
+    snapshot = SnapshotPacker(policy=policy, config=config, ranks=ranks).gather(PolicyVersion(lineage="a", number=1))
     weights = {} if snapshot is None else {"weights": snapshot.buffer.view(np.float32)}
     return weights | _gradients(trainer) | {f"metric/{name}": np.array(value) for name, value in metrics.items()}
 

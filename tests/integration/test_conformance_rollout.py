@@ -19,6 +19,7 @@ from services.rollout.servicer import RolloutServicer
 from services.rollout.weight_intake import WeightIntake
 from sluice.clock import SystemClock
 from sluice.errors import ConfigError
+from sluice.policy_version import PolicyVersion
 from sluice.rpc.server import RpcServer, make_server
 from sluice.testing import assert_eventually
 from sluice.testing.conformance import check_rollout, generate_checks, rollout_server, transport, weight_checks
@@ -26,7 +27,6 @@ from sluice.testing.conformance.model_snapshot import read_model_snapshot
 from sluice.testing.conformance.suite import Suite
 from sluice.v1 import rollout_pb2_grpc
 from sluice.weights.files import write_snapshot
-from sluice.weights.manifest import PolicyVersion
 from sluice.weights.receiver import WeightReceiver
 from tests.integration import breakable_rollout
 from tests.tiny_model import write_tiny_model

@@ -63,7 +63,7 @@ class Run(Scene):
 
     @property
     def told(self) -> list[dict[str, Any]]:
-        return [dict(line) for line in rollback_files.told(self.run_dir)]
+        return [dict(line) for line in rollback_files.recorded(self.run_dir)]
 
 
 def write_checkpoint(run_dir: Path, number: int, lineage: str) -> None:

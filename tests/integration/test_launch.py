@@ -140,7 +140,7 @@ async def test_a_replica_that_was_wished_for_and_cannot_start_does_not_end_the_r
 ) -> None:
     said: list[str] = []
     keeper = make_keeper(say=said.append)
-    keeper.keep(command("rollout-1", "raise SystemExit(7)"), wished=True)
+    keeper.keep(command("rollout-1", "raise SystemExit(7)"), requested=True)
     await assert_eventually(lambda: bool(said))
     assert "rollout-1 ended with code 7" in said[0]
     assert not keeper.failed.done()

@@ -14,7 +14,7 @@ from services.learner.batches.batch_flat import read_batch
 from services.learner.distributed.ranks import Ranks, join_ranks
 from services.learner.worker import Worker
 from sluice.errors import SluiceError
-from sluice.weights.manifest import PolicyVersion
+from sluice.policy_version import PolicyVersion
 from tests.unit.learner.learner_cases import make_batch, make_config, poisoned, write_tiny_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]

@@ -15,11 +15,12 @@ from services.learner.distributed.ranks import Ranks, join_ranks
 from services.learner.policy.lora import export_adapter, whole_model
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
-from services.learner.snapshot.pack import Publisher
+from services.learner.snapshot.pack import SnapshotPacker
 from services.learner.training.train_step import Trainer
 from sluice.config.schema import Config
 from sluice.errors import ConfigError, SluiceError
-from sluice.weights.manifest import PolicyVersion, plan
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Snapshot
 from sluice.weights.tensors import named_tensors
 from tests.integration.learner_rank import on_ranks
@@ -90,13 +91,15 @@ def _peft_reference(model_path: Path) -> tuple[dict[str, np.ndarray], dict[str, 
     return {name: p.detach().numpy() for name, p in merged.named_parameters()}, gradients
 
 
-def _trained(model_path: Path, ranks: Ranks, *, steps: int = 1, **settings: Any) -> tuple[Trainer, Publisher, Config]:
+def _trained(
+    model_path: Path, ranks: Ranks, *, steps: int = 1, **settings: Any
+) -> tuple[Trainer, SnapshotPacker, Config]:
     config = make_config(model_path, **_sections(**settings))
     policy = load_policy(config, ranks)
     trainer = Trainer(policy=policy, optimizer=make_optimizer(policy, config), config=config, ranks=ranks)
     for step in range(steps):
         trainer.train(make_batch(step=step, groups=5, n=3))
-    return trainer, Publisher(policy=policy, config=config, ranks=ranks), config
+    return trainer, SnapshotPacker(policy=policy, config=config, ranks=ranks), config
 
 
 def _tensors(snapshot: Snapshot | None) -> dict[str, torch.Tensor]:
@@ -107,12 +110,12 @@ def _tensors(snapshot: Snapshot | None) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_equals_stock_peft(model_path: Path, alone: Ranks, checkpointing: bool) -> None:
     weights, gradients = _peft_reference(model_path)
-    trainer, publisher, _ = _trained(model_path, alone, learner={"gradient_checkpointing": checkpointing})
+    trainer, packer, _ = _trained(model_path, alone, learner={"gradient_checkpointing": checkpointing})
     ours = {n: p for n, p in trainer.policy.causal_lm.named_parameters() if p.requires_grad}
     assert ours.keys() == gradients.keys()
     for name, parameter in ours.items():
         assert np.allclose(parameter.grad.full_tensor().numpy(), gradients[name], rtol=1e-4, atol=1e-6), name  # type: ignore[union-attr]
-    published = _tensors(publisher.gather(VERSION))
+    published = _tensors(packer.gather(VERSION))
     assert published.keys() == weights.keys()
     for name, tensor in published.items():
         assert np.allclose(tensor.numpy(), weights[name], rtol=1e-4, atol=1e-5), name
@@ -165,8 +168,8 @@ def test_version_0_is_the_base_model_and_merging_either_side_gives_the_same_bits
 def test_the_exported_adapter_is_loaded_by_stock_peft_and_merges_to_the_exported_model(
     model_path: Path, alone: Ranks, tmp_path: Path
 ) -> None:
-    _, publisher, config = _trained(model_path, alone, lora="adapter")
-    snapshot = publisher.gather(VERSION)
+    _, packer, config = _trained(model_path, alone, lora="adapter")
+    snapshot = packer.gather(VERSION)
     assert snapshot is not None
     export_version(snapshot, config=config, target=tmp_path / "model")
     for _ in range(2):  # the second replaces the first
@@ -182,27 +185,27 @@ def test_the_exported_adapter_is_loaded_by_stock_peft_and_merges_to_the_exported
 
 @pytest.mark.parametrize(("lora", "kind"), [("merged", "q_proj.base_layer"), ("adapter", "q_proj.lora_B.default")])
 def test_weights_that_are_not_finite_are_never_published(model_path: Path, alone: Ranks, lora: str, kind: str) -> None:
-    trainer, publisher, _ = _trained(model_path, alone, lora=lora)
+    trainer, packer, _ = _trained(model_path, alone, lora=lora)
     name = f"model.layers.1.self_attn.{kind}.weight"
     trainer.policy.causal_lm.get_parameter(name).data.view(-1)[3] = float("nan")
     with pytest.raises(
         SluiceError, match=r"version a1 is not published: model\.layers\.1\.self_attn\.q_proj.* not finite"
     ):
-        publisher.gather(VERSION)
+        packer.gather(VERSION)
 
 
 def test_whole_weights_that_are_not_finite_are_never_published(model_path: Path, alone: Ranks) -> None:
-    trainer, publisher, _ = _trained(model_path, alone, lora_rank=0)
+    trainer, packer, _ = _trained(model_path, alone, lora_rank=0)
     trainer.policy.causal_lm.get_parameter("model.norm.weight").data.view(-1)[0] = float("inf")
     with pytest.raises(SluiceError, match=r"version a1 is not published: model\.norm\.weight holds"):
-        publisher.gather(VERSION)
+        packer.gather(VERSION)
 
 
 def test_named_layers_alone_get_adapters(model_path: Path, alone: Ranks) -> None:
-    _, publisher, _ = _trained(
+    _, packer, _ = _trained(
         model_path, alone, steps=0, lora="adapter", target_modules=["layers.1.mlp.up_proj", "q_proj"]
     )
-    layers = {name.rpartition(".lora_")[0] for name in _tensors(publisher.gather(VERSION))}
+    layers = {name.rpartition(".lora_")[0] for name in _tensors(packer.gather(VERSION))}
     assert layers == {
         "model.layers.0.self_attn.q_proj",
         "model.layers.1.self_attn.q_proj",

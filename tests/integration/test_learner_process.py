@@ -13,11 +13,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from sluice.policy_version import PolicyVersion
 from sluice.rpc.channel import open_channel
 from sluice.telemetry.catalogue import NAMES
 from sluice.v1 import common_pb2, coordinator_pb2, learner_pb2_grpc
 from sluice.v1 import learner_pb2 as pb
-from sluice.weights.manifest import PolicyVersion
 from tests.integration.fake_coordinator import FakeCoordinator, serving_a_tiny_run
 from tests.promql import metrics_in, rules
 

@@ -201,8 +201,8 @@ def _padded_gradient(model_path: Path, *, mode: str) -> np.ndarray:
         if not sample.truncated:
             before = logprobs[row, len(prompt) - 1 : len(rows[row]) - 1]
             chosen = before.gather(-1, torch.tensor(sample.completion_ids)[:, None])[:, 0]
-            behaviour = torch.tensor(sample.behaviour_logprobs, dtype=torch.float64)
-            losses.append(reference_token_losses(chosen, behaviour, advantage, 0.2, 0.28, 10.0))
+            rollout = torch.tensor(sample.rollout_logprobs, dtype=torch.float64)
+            losses.append(reference_token_losses(chosen, rollout, advantage, 0.2, 0.28, 10.0))
     reference_aggregate(losses, mode, 16.0).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     return _gradient({f"grad/{name}": p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None})

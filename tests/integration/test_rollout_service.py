@@ -18,12 +18,13 @@ from services.rollout.servicer import RolloutServicer
 from services.rollout.weight_intake import WeightIntake
 from sluice.rpc.arrays import pack_ids, unpack_floats, unpack_ids
 from sluice.rpc.channel import open_channel
+from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.server import make_server
 from sluice.v1 import common_pb2, rollout_pb2, rollout_pb2_grpc
 from sluice.weights.receiver import WeightReceiver
 from sluice.weights.sender import WeightSender
 from sluice.weights.snapshot import Snapshot
-from sluice.weights.wire import manifest_to_proto, version_to_proto
+from sluice.weights.wire import manifest_to_proto
 from tests.tiny_model import BOS, EOS, PAD, TOKENS, load, logprobs, perturbed, snapshot, write_tiny_model
 
 pytestmark = pytest.mark.integration

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from sluice.policy_version import PolicyVersion
 from sluice.weights.backends import Rendezvous
-from sluice.weights.manifest import PolicyVersion, plan
+from sluice.weights.manifest import plan
 from sluice.weights.receiver import WeightReceiver
 from sluice.weights.sender import OpenedTransfer
 from sluice.weights.snapshot import Packer, Snapshot

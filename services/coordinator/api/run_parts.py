@@ -19,7 +19,7 @@ from services.coordinator.run.stall import StallWatch
 from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Fleet, Member, State
-from services.coordinator.state.group import Phase, Version
+from services.coordinator.state.group import Phase
 from services.coordinator.state.learner_history import Statement
 from services.coordinator.state.progress import Progress, RunState
 from services.coordinator.storage.redis_store import Store
@@ -31,6 +31,7 @@ from sluice.clock import Clock
 from sluice.config.schema import Config
 from sluice.errors import NotFound
 from sluice.model_identity import ModelIdentity
+from sluice.policy_version import PolicyVersion
 from sluice.v1 import common_pb2
 
 log = structlog.get_logger(__name__)
@@ -113,7 +114,7 @@ class Core:
         stated.refuse_given_up(self.rollbacks.history)
         await self.repair.learner_states(stated)
 
-    async def learner_arrived(self, member: Member, version: Version) -> int:
+    async def learner_arrived(self, member: Member, version: PolicyVersion) -> int:
         """A learner registered; returns its fence. A new process gets a new one, which shuts out any other.
 
         It is no lower than the coordinator's: so it is above those that Redis may have forgotten, too.
@@ -144,7 +145,7 @@ class Core:
         return await self.assigner.batch(step, wait_s=wait_s)
 
     async def roll_back(self) -> None:
-        """Makes the rollback that was wished for, once nothing is booked any more. The process has to end afterwards."""
+        """Makes the rollback that was asked for, once nothing is booked any more. The process has to end afterwards."""
         self.learner_was_here = False
         await self.assigner.close()
         await self.commits.close()

@@ -13,13 +13,14 @@ from services.coordinator.api.group_lookup import find_row
 from services.coordinator.api.run_parts import Core, line_of
 from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.wire.clients import as_sluice_errors
-from services.coordinator.wire.messages import statement_from, version_from
+from services.coordinator.wire.messages import statement_from
 from sluice import PROTOCOL_VERSION
 from sluice.config.load import dump_config
 from sluice.errors import Expired, Fenced, Forbidden, InvalidRequest, NotReady, Unavailable
 from sluice.rpc import access
 from sluice.rpc.event_stream import PROCESS_KEY, SEQUENCE_KEY
 from sluice.rpc.gate import caller, name_of
+from sluice.rpc.policy_versions import version_from_proto
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc, learner_pb2
 
@@ -118,7 +119,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         await self._core.lifecycle.save()
         self._core.events.emit(
             "scale",
-            f"{request.replicas} {role.value} replicas wished for",
+            f"{request.replicas} {role.value} replicas asked for",
             values={"replicas": float(request.replicas)},
             labels={"role": role.value},
         )
@@ -178,7 +179,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
 
     async def Rollback(self, request: pb.RollbackRequest, context: grpc.aio.ServicerContext) -> pb.RollbackResponse:
         rollbacks = self._core.rollbacks
-        account = await (rollbacks.preview(request.to) if request.preview else rollbacks.wish(request.to))
+        account = await (rollbacks.preview(request.to) if request.preview else rollbacks.request(request.to))
         return status_wire.rollback(account)
 
     async def GetConfig(self, request: pb.GetConfigRequest, context: grpc.aio.ServicerContext) -> pb.GetConfigResponse:
@@ -219,7 +220,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         )
         replaced = core.fleet.register(member)
         core.fleet.has_come(name_of(caller_role, context))
-        fence = await core.learner_arrived(member, version_from(request.version)) if role is Role.LEARNER else 0
+        fence = await core.learner_arrived(member, version_from_proto(request.version)) if role is Role.LEARNER else 0
         core.events.emit(
             "service_registered",
             f"{member.service_id} at {member.address} ({request.engine or role.value})"
@@ -293,7 +294,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             raise InvalidRequest(f"commit: step {request.step} makes version {request.step + 1}, not {request.version}")
         recorded = await self._core.commits.step(
             request.step,
-            version=version_from(request.version),
+            version=version_from_proto(request.version),
             weights_digest=request.weights_digest,
             batch_digest=request.batch_digest,
             metrics=request.metrics,
@@ -304,7 +305,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self, request: pb.CommitCheckpointRequest, context: grpc.aio.ServicerContext
     ) -> pb.CommitCheckpointResponse:
         self._check_fence(request.fence)
-        await self._core.commits.checkpoint(version_from(request.version), request.path)
+        await self._core.commits.checkpoint(version_from_proto(request.version), request.path)
         return pb.CommitCheckpointResponse()
 
     def _check_fence(self, fence: int) -> None:

@@ -6,7 +6,7 @@ from services.coordinator.run.evaluation import EvaluationResult
 from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.state.ledger import LedgerCounts, count, ledger_metrics
 from services.coordinator.state.progress import Progress, RunState
-from services.coordinator.wire.messages import version_to
+from sluice.rpc.policy_versions import version_to_proto
 from sluice.v1 import coordinator_pb2 as pb
 
 _RUN_STATE = {
@@ -51,7 +51,7 @@ async def status(core: Core) -> pb.GetStatusResponse:
         reason=progress.reason,
         step=progress.trained_steps,
         total_steps=core.config.run.total_steps,
-        version=None if progress.version is None else version_to(progress.version),
+        version=None if progress.version is None else version_to_proto(progress.version),
         services=[service(member, now_s=core.clock.now()) for member in core.fleet.members.values()],
         ledger=ledger_to(counts),
         metrics=progress.metrics | core.live_gauges() | ledger_metrics(counts),
@@ -74,7 +74,7 @@ def service(member: Member, *, now_s: float) -> pb.ServiceStatus:
         role=_ROLE[member.role],
         state=_STATE[member.state],
         address=member.address,
-        version=None if member.version is None else version_to(member.version),
+        version=None if member.version is None else version_to_proto(member.version),
         running=member.outstanding,
         capacity=member.capacity,
         heartbeat_age_s=now_s - member.last_beat_s,
@@ -104,7 +104,7 @@ def ledger_to(counts: LedgerCounts) -> pb.Ledger:
 def evaluation(result: EvaluationResult) -> pb.Evaluation:
     """One evaluation."""
     return pb.Evaluation(
-        version=version_to(result.version),
+        version=version_to_proto(result.version),
         avg_at_n=result.avg_at_n,
         pass_at_n=result.pass_at_n,
         greedy=result.greedy,

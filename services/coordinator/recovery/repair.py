@@ -18,7 +18,7 @@ from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
-from services.coordinator.state.group import Group, QueuedGroup, Version, admission_of
+from services.coordinator.state.group import Group, QueuedGroup, admission_of
 from services.coordinator.state.learner_history import MAX_STEPS, Statement, TrainedStep
 from services.coordinator.state.ledger_row import accepted_info, queued_row
 from services.coordinator.state.ports import DurableState
@@ -27,6 +27,7 @@ from services.coordinator.storage.run_files import BatchFile, RunFiles
 from services.coordinator.storage.unbroken import unbroken
 from sluice.config.schema import Config
 from sluice.errors import NotFound, NotReady, Unavailable
+from sluice.policy_version import PolicyVersion
 from sluice.report.metrics import METRICS_FILE, surviving
 from sluice.run_dir.json_lines import read_json_lines
 
@@ -257,7 +258,7 @@ class Repair:
             {"group_id": group.group_id, "prompt_id": group.prompt.prompt_id} for group in groups
         ]
 
-    async def _tell(self, version: Version, account: Account) -> None:
+    async def _tell(self, version: PolicyVersion, account: Account) -> None:
         """What exactly was repaired stands in RUN/repairs.jsonl; the log and the event stream have the numbers."""
         await self._store.set_meta(self._progress.to_meta())
         await self._files.append(REPAIRS_FILE, {"time_s": time.time(), "version": version.number, **asdict(account)})

@@ -5,7 +5,7 @@ once and whenever a coordinator starts. The coordinator that has decided it ends
 Redis has. Prompts go on where they were: the surviving history gets other data than the one that went wrong.
 
  who waits        for what                          unblocked by
- `wish`           the decision                      app.py, which ends the run's life first and then calls `make`
+ `request`          the decision                      app.py, which ends the run's life first and then calls `make`
 """
 
 import asyncio
@@ -67,7 +67,7 @@ class _Live:
 
 
 class Rollbacks:
-    """The rollbacks of one run, and the one that is wished for."""
+    """The rollbacks of one run, and the one that is asked for."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Rollbacks:
         self._store, self._files, self._ledger, self._board = store, files, ledger, board
         self._assigner, self._progress, self._events = assigner, progress, events
         self._newest_version, self._idle = newest_version, idle
-        self.wished = asyncio.Event()
+        self.requested = asyncio.Event()
         self._to = -1
         self._decided: asyncio.Future[Account] = asyncio.get_running_loop().create_future()
 
@@ -111,7 +111,7 @@ class Rollbacks:
             raise NotReady(
                 f"rollback: the run {what}", fix="when nothing of it is up, `sluice rollback --run-dir` can do it"
             )
-        if self.wished.is_set():
+        if self.requested.is_set():
             raise NotReady("rollback: another one is being made", fix="wait for it")
         if to > 0 and (fault := await asyncio.to_thread(self._fault, to)):
             good = await asyncio.to_thread(self._that_verify)
@@ -124,24 +124,24 @@ class Rollbacks:
         account, _ = await self._account(to)
         return account
 
-    async def wish(self, to: int) -> Account:
+    async def request(self, to: int) -> Account:
         """Has the rollback made; returns what it gave up, once it is decided. Raises as `check` does."""
         await self.check(to)
-        if self.wished.is_set():
+        if self.requested.is_set():
             raise NotReady("rollback: another one is being made", fix="wait for it")
         self._to = to
-        self.wished.set()
+        self.requested.set()
         return await asyncio.shield(self._decided)
 
     async def make(self) -> None:
-        """Makes the one that is wished for, when nothing else changes the run any more; whoever wished for it is told."""
+        """Makes the one that is asked for, when nothing else changes the run any more; whoever asked for it is told."""
         try:
             self._decided.set_result(await self._make(self._to))
         except SluiceError as error:
             log.warning("rollback_failed", reason=str(error))
             self._decided.set_exception(error)
 
-    async def outdone_by(self, number: int) -> None:
+    async def superseded_by(self, number: int) -> None:
         """A checkpoint of version `number` is complete: what was set aside before that is no longer kept."""
         for account in self.made:
             if account.reached <= number:
@@ -256,17 +256,17 @@ async def bring_in_line(store: Store, files: RunFiles, ledger: LedgerFiles) -> l
     to be filled again from the files and the learner's record (repair.py). Raises LaunchError when a file is in the way.
     """
     decided = [Account(**entry) for entry in json.loads((await store.meta()).get("rollbacks", "[]"))]
-    told = [Account(**line) for line in await asyncio.to_thread(rollback_files.told, files.run_dir)]
-    if len(told) > len(decided):
-        log.warning("rollback_forgotten", known=len(decided), made=len(told), consequence="redis is filled again")
-        await store.forget(len(told), rollbacks=json.dumps([asdict(account) for account in told]))
-        decided = told
+    recorded = [Account(**line) for line in await asyncio.to_thread(rollback_files.recorded, files.run_dir)]
+    if len(recorded) > len(decided):
+        log.warning("rollback_forgotten", known=len(decided), made=len(recorded), consequence="redis is filled again")
+        await store.forget(len(recorded), rollbacks=json.dumps([asdict(account) for account in recorded]))
+        decided = recorded
     try:
-        for account in decided[len(told) :]:
+        for account in decided[len(recorded) :]:
             await asyncio.to_thread(rollback_files.give_up, files.run_dir, number=account.number, to=account.to)
             await files.mark_rolled_back(since=account.to, fault=rollback_files.fault(account.to))
             await ledger.flush()
-            await asyncio.to_thread(rollback_files.tell, files.run_dir, asdict(account))
+            await asyncio.to_thread(rollback_files.record, files.run_dir, asdict(account))
         await asyncio.to_thread(rollback_files.set_aside_late, files.run_dir, _history(decided))
     except OSError as error:
         raise LaunchError(

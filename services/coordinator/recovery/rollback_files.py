@@ -31,7 +31,7 @@ def fault(to: int) -> str:
     return f"rolled back to version {to}"
 
 
-def told(run_dir: Path) -> tuple[JsonObject, ...]:
+def recorded(run_dir: Path) -> tuple[JsonObject, ...]:
     """The rollbacks that the files agree with, oldest first."""
     return read_json_lines(run_dir / ROLLBACKS_FILE).objects
 
@@ -57,7 +57,7 @@ def set_aside_late(run_dir: Path, history: Sequence[Rollback]) -> None:
             _set_aside([path], len(history))
 
 
-def tell(run_dir: Path, account: Mapping[str, Any]) -> None:
+def record(run_dir: Path, account: Mapping[str, Any]) -> None:
     """Tells whoever reads metrics.jsonl; then all files agree with the rollback."""
     line = {"kind": ROLLBACK, **{name: account[name] for name in ("number", "to", "lineage", "reached", "time_s")}}
     known = read_json_lines(run_dir / METRICS_FILE).objects

@@ -18,7 +18,7 @@ from services.coordinator.recovery.rollback import Rollbacks
 from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Fleet
-from services.coordinator.state.group import Phase, QueuedGroup, Version
+from services.coordinator.state.group import Phase, QueuedGroup
 from services.coordinator.state.ledger import count, ledger_metrics
 from services.coordinator.state.ledger_row import queued_row
 from services.coordinator.state.progress import Progress
@@ -30,6 +30,7 @@ from services.coordinator.weights.push import WeightPush
 from services.coordinator.wire.messages import ZstdGroups
 from sluice.clock import Clock
 from sluice.errors import InvalidRequest, Unavailable
+from sluice.policy_version import PolicyVersion
 from sluice.telemetry.catalogue import NAMES
 
 log = structlog.get_logger(__name__)
@@ -71,7 +72,7 @@ class Commits:
             self._closed = True
 
     async def step(
-        self, step: int, *, version: Version, weights_digest: str, batch_digest: str, metrics: Mapping[str, float]
+        self, step: int, *, version: PolicyVersion, weights_digest: str, batch_digest: str, metrics: Mapping[str, float]
     ) -> str:
         """Books step `step`; returns the weights digest recorded for it. Raises InvalidRequest on a foreign batch.
 
@@ -82,7 +83,7 @@ class Commits:
             return await unbroken(self._book(step, version, weights_digest, batch_digest, metrics))
 
     async def _book(
-        self, step: int, version: Version, weights_digest: str, batch_digest: str, metrics: Mapping[str, float]
+        self, step: int, version: PolicyVersion, weights_digest: str, batch_digest: str, metrics: Mapping[str, float]
     ) -> str:
         """Metrics first, then the record in Redis: killed in between, the step is booked and its line written again."""
         batch = await self._store.record("batch", step)
@@ -108,7 +109,7 @@ class Commits:
             await self._ledger.flush()
         return recorded["digest"]
 
-    async def checkpoint(self, version: Version, path: str) -> None:
+    async def checkpoint(self, version: PolicyVersion, path: str) -> None:
         """A checkpoint is complete; batches before the oldest kept one are no longer needed.
 
         The ledger's files then tell of every step before it, and the learner of every one since, should Redis forget.
@@ -120,14 +121,14 @@ class Commits:
             kept = self._files.kept_checkpoints()
             if kept:
                 self._files.drop_batches_before(kept[0])
-            await self._rollbacks.outdone_by(version.number)
+            await self._rollbacks.superseded_by(version.number)
             self._events.emit("checkpoint_saved", path, values={"version": float(version.number)})
 
     def _raise_if_closed(self) -> None:
         if self._closed:
             raise Unavailable("the run is being rolled back; call again when the coordinator was started again")
 
-    def _newest(self, version: Version) -> None:
+    def _newest(self, version: PolicyVersion) -> None:
         learner = self._fleet.learner
         if learner is not None:
             learner.version = version

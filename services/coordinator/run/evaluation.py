@@ -15,11 +15,12 @@ import structlog
 
 from services.coordinator.groups.grading import Grading
 from services.coordinator.state.fleet import Fleet, Member, Role
-from services.coordinator.state.group import PromptLike, Reward, Sample, Version
+from services.coordinator.state.group import PromptLike, Reward, Sample
 from services.coordinator.state.ports import RewardClient, RolloutClient, Sampling
 from sluice.clock import Clock
 from sluice.config.schema import Config
 from sluice.errors import Expired, NotReady, SluiceError, Unavailable
+from sluice.policy_version import PolicyVersion
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +29,7 @@ log = structlog.get_logger(__name__)
 class EvaluationResult:
     """One evaluation; fractions in [0, 1]."""
 
-    version: Version
+    version: PolicyVersion
     avg_at_n: float
     pass_at_n: float
     greedy: float
@@ -53,7 +54,7 @@ class EvaluationResult:
     def from_line(line: Mapping[str, Any]) -> "EvaluationResult":
         """The inverse of `to_line`."""
         return EvaluationResult(
-            version=Version(lineage=line["lineage"], number=line["version"]),
+            version=PolicyVersion(lineage=line["lineage"], number=line["version"]),
             avg_at_n=line["eval/avg_at_n"],
             pass_at_n=line["eval/pass_at_n"],
             greedy=line["eval/greedy"],
@@ -75,7 +76,7 @@ class Evaluator:
         rollouts: RolloutClient,
         rewards: RewardClient,
         prompts: Sequence[PromptLike],
-        newest: Callable[[], Version | None],
+        newest: Callable[[], PolicyVersion | None],
         clock: Clock,
     ) -> None:
         self._config, self._fleet, self._clock = config, fleet, clock
@@ -178,7 +179,7 @@ class Evaluator:
         self,
         room: asyncio.Semaphore,
         member: Member,
-        version: Version,
+        version: PolicyVersion,
         prompt: PromptLike,
         n: int,
         temperature: float,
@@ -227,7 +228,7 @@ def first_error(group: BaseExceptionGroup) -> BaseException:
     return error
 
 
-def _holds(member: Member, newest: Version | None) -> bool:
+def _holds(member: Member, newest: PolicyVersion | None) -> bool:
     """By number: after a restore the learner may still be behind what the rollouts hold."""
     return newest is not None and member.version is not None and member.version.number >= newest.number
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.coordinator.state.fleet import Fleet, Role
-from services.coordinator.state.group import PromptLike, Reward, Sample, Span, Version
+from services.coordinator.state.group import PromptLike, Reward, Sample, Span
 from services.coordinator.state.ports import RewardClient
 from sluice.errors import ConfigError, NotReady
 from sluice.gold_answers import GARBAGE, gold_forms
+from sluice.policy_version import PolicyVersion
 
 _FEWEST_SHUFFLED = 2
 """One prompt may have another's answer by chance; a grader that never looks at the ground truth takes all."""
@@ -109,7 +110,7 @@ def _of_another(prompt: PromptLike, prompts: Sequence[PromptLike]) -> list[str]:
 
 
 def _as_sample(index: int, text: str) -> Sample:
-    span = Span(version=Version(lineage="", number=0), start=0, end=1)
+    span = Span(version=PolicyVersion(lineage="", number=0), start=0, end=1)
     one = np.zeros(1)
     return Sample(
         index=index,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import structlog
 
 from services.coordinator.groups.conductor import Conductor
-from services.coordinator.run.waits import Scene, Since, Wait, find_waits
+from services.coordinator.run.waits import Since, Situation, Wait, find_waits
 from services.coordinator.state.events import Events
 from services.coordinator.state.progress import Progress, RunState
 from sluice.clock import Clock
@@ -25,14 +25,14 @@ class StallWatch:
     def __init__(
         self,
         *,
-        scene: Callable[[], Scene],
+        situation: Callable[[], Situation],
         conductor: Conductor,
         progress: Progress,
         events: Events,
         clock: Clock,
         warn_after_s: float,
     ) -> None:
-        self._scene, self._conductor, self._progress = scene, conductor, progress
+        self._situation, self._conductor, self._progress = situation, conductor, progress
         self._events, self._clock, self._warn_after_s = events, clock, warn_after_s
         self._since = Since()
         self._running_since_s = clock.now()
@@ -40,7 +40,7 @@ class StallWatch:
 
     def waits(self) -> list[Wait]:
         """Who waits for whom, now."""
-        return find_waits(self._scene(), self._since.look(self._clock.now()))
+        return find_waits(self._situation(), self._since.look(self._clock.now()))
 
     async def run(self) -> None:
         """Until cancelled."""

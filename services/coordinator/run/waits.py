@@ -37,7 +37,7 @@ class Wait:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scene:
+class Situation:
     """The state that is looked at."""
 
     config: Config
@@ -73,75 +73,80 @@ class Since:
         return self._now_s - self._first.setdefault(key, self._now_s)
 
 
-def find_waits(scene: Scene, since: SinceOf) -> list[Wait]:
+def find_waits(situation: Situation, since: SinceOf) -> list[Wait]:
     """All waits there are now."""
-    if scene.progress.state.final:
+    if situation.progress.state.final:
         return []
-    found = [*_run(scene, since), *_services(scene, since)]
-    if scene.progress.state is RunState.RUNNING:
-        found += [*_learner(scene, since), *_batch(scene, since), *_groups(scene, since), *_admission(scene, since)]
+    found = [*_run(situation, since), *_services(situation, since)]
+    if situation.progress.state is RunState.RUNNING:
+        found += [
+            *_learner(situation, since),
+            *_batch(situation, since),
+            *_groups(situation, since),
+            *_admission(situation, since),
+        ]
     return found
 
 
-def _run(scene: Scene, since: SinceOf) -> Iterator[Wait]:
-    limits = scene.config
-    if scene.progress.stop_requested:
+def _run(situation: Situation, since: SinceOf) -> Iterator[Wait]:
+    limits = situation.config
+    if situation.progress.stop_requested:
         yield Wait(who="run", why="is being stopped and lets the step under way end", since_s=since("stop"))
-    elif scene.progress.state is RunState.STARTING and not scene.evaluating:
-        missing = [role.value for role in Role if not _is_here(scene.fleet, role)]
+    elif situation.progress.state is RunState.STARTING and not situation.evaluating:
+        missing = [role.value for role in Role if not _is_here(situation.fleet, role)]
         if missing:
             why = f"waits for a {' and a '.join(missing)} (launch.ready_timeout_s is {limits.launch.ready_timeout_s:g})"
             yield Wait(who="run", why=why, since_s=since(("start", *missing)))
-    if scene.evaluating:
-        why = f"{scene.evaluating} (eval.timeout_s is {limits.eval.timeout_s:g})"
-        yield Wait(who="evaluation", why=why, since_s=since(("evaluation", scene.evaluating)))
+    if situation.evaluating:
+        why = f"{situation.evaluating} (eval.timeout_s is {limits.eval.timeout_s:g})"
+        yield Wait(who="evaluation", why=why, since_s=since(("evaluation", situation.evaluating)))
 
 
 def _is_here(fleet: Fleet, role: Role) -> bool:
     return fleet.learner is not None if role is Role.LEARNER else bool(fleet.of(role))
 
 
-def _services(scene: Scene, since: SinceOf) -> Iterator[Wait]:
-    for member in scene.fleet.members.values():
+def _services(situation: Situation, since: SinceOf) -> Iterator[Wait]:
+    for member in situation.fleet.members.values():
         if member.state is not State.READY:
             why = member.state.value + (f": {member.reason}" if member.reason else "")
             yield Wait(who=member.service_id, why=why, since_s=since((member.incarnation, member.state)))
 
 
-def _learner(scene: Scene, since: SinceOf) -> Iterator[Wait]:
-    if scene.fleet.learner is None:
-        limit = f"coordinator.no_service_timeout_s is {scene.config.coordinator.no_service_timeout_s:g}"
+def _learner(situation: Situation, since: SinceOf) -> Iterator[Wait]:
+    if situation.fleet.learner is None:
+        limit = f"coordinator.no_service_timeout_s is {situation.config.coordinator.no_service_timeout_s:g}"
         yield Wait(who="learner", why=f"there is none ({limit})", since_s=since("no learner"))
-    elif scene.assigned and scene.board.asked is None:
-        step = min(scene.assigned)
-        why = f"trains step {step} (learner.step_timeout_s is {scene.config.learner.step_timeout_s:g})"
-        yield Wait(who="learner", why=why, since_s=since(("step", step, scene.fleet.learner.incarnation)))
-    elif scene.board.asked is None:
+    elif situation.assigned and situation.board.asked is None:
+        step = min(situation.assigned)
+        why = f"trains step {step} (learner.step_timeout_s is {situation.config.learner.step_timeout_s:g})"
+        yield Wait(who="learner", why=why, since_s=since(("step", step, situation.fleet.learner.incarnation)))
+    elif situation.board.asked is None:
         why = "asks for no batch: it saves a checkpoint, or it has only just come"
-        yield Wait(who="learner", why=why, since_s=since(("idle", scene.fleet.learner.incarnation)))
+        yield Wait(who="learner", why=why, since_s=since(("idle", situation.fleet.learner.incarnation)))
 
 
-def _batch(scene: Scene, since: SinceOf) -> Iterator[Wait]:
-    if scene.board.asked is None:
+def _batch(situation: Situation, since: SinceOf) -> Iterator[Wait]:
+    if situation.board.asked is None:
         return
-    board, choice = scene.board, scene.board.choose()
+    board, choice = situation.board, situation.board.choose()
     if not choice.ready:
         why = f"waits for {board.train_batch_size - len(choice.chosen)} of {board.train_batch_size} groups"
     elif choice.wait_for:
         names = ", ".join(group.group_id for group in choice.wait_for[:3])
-        limit = f"coordinator.straggler_deadline_s is {scene.config.coordinator.straggler_deadline_s:g}"
+        limit = f"coordinator.straggler_deadline_s is {situation.config.coordinator.straggler_deadline_s:g}"
         why = f"waits for {len(choice.wait_for)} groups that no later batch could train ({names}; {limit})"
     else:
         return
-    yield Wait(who=f"batch {scene.board.asked}", why=why, since_s=since(("batch", scene.board.asked)))
+    yield Wait(who=f"batch {situation.board.asked}", why=why, since_s=since(("batch", situation.board.asked)))
 
 
-def _groups(scene: Scene, since: SinceOf) -> Iterator[Wait]:
+def _groups(situation: Situation, since: SinceOf) -> Iterator[Wait]:
     """Groups on their way, by where they are; the oldest of each place counts."""
     oldest: dict[str, float] = {}
     count: Counter[str] = Counter()
-    for group in scene.board.open.values():
-        place = _place(group, scene.config)
+    for group in situation.board.open.values():
+        place = _place(group, situation.config)
         count[place] += 1
         oldest[place] = max(oldest.get(place, 0.0), since((group.group_id, group.attempt, place)))
     for place, since_s in oldest.items():
@@ -160,32 +165,32 @@ def _place(group: Group, config: Config) -> str:
     return f"graded by {group.grader} (coordinator.score_timeout_s is {limits.score_timeout_s:g})"
 
 
-def _admission(scene: Scene, since: SinceOf) -> Iterator[Wait]:
-    closed = _why_closed(scene)
+def _admission(situation: Situation, since: SinceOf) -> Iterator[Wait]:
+    closed = _why_closed(situation)
     if closed is not None:
         reason, why = closed
         yield Wait(who="admission", why=why, since_s=since(("admission", reason)))
 
 
-def _why_closed(scene: Scene) -> tuple[str, str] | None:
+def _why_closed(situation: Situation) -> tuple[str, str] | None:
     """A name of the reason and the sentence; None while it is open, or closed as it should be: enough is on its way."""
-    board, settings = scene.board, scene.config.coordinator
-    step = board.next_step + board.rank(scene.admissions) // board.train_batch_size
-    ready = [member.version.number for member in scene.fleet.of(Role.ROLLOUT) if member.version is not None]
-    if scene.progress.stop_requested or step >= scene.config.run.total_steps:
+    board, settings = situation.board, situation.config.coordinator
+    step = board.next_step + board.rank(situation.admissions) // board.train_batch_size
+    ready = [member.version.number for member in situation.fleet.of(Role.ROLLOUT) if member.version is not None]
+    if situation.progress.stop_requested or step >= situation.config.run.total_steps:
         return None
-    if scene.progress.admission != "open":
-        return "asked", f"is {scene.progress.admission} by request; `sluice resume` opens it"
-    if not scene.fleet.of(Role.REWARD):
+    if situation.progress.admission != "open":
+        return "asked", f"is {situation.progress.admission} by request; `sluice resume` opens it"
+    if not situation.fleet.of(Role.REWARD):
         return "reward", "is closed: no reward is ready"
-    if scene.queued_bytes >= settings.queue_max_bytes:
-        full = f"{scene.queued_bytes / 1e9:.1f} of {settings.queue_max_bytes / 1e9:.1f} GB"
+    if situation.queued_bytes >= settings.queue_max_bytes:
+        full = f"{situation.queued_bytes / 1e9:.1f} of {settings.queue_max_bytes / 1e9:.1f} GB"
         return "queue", f"is closed: the queue is full ({full}, coordinator.queue_max_bytes) until a batch is assigned"
     if not board.has_room():
         return None
     if not ready:
         return "rollout", "is closed: no rollout is ready"
-    if any(board.may_start(admission=scene.admissions, version=version) for version in ready):
+    if any(board.may_start(admission=situation.admissions, version=version) for version in ready):
         return None
     limit = f"coordinator.max_staleness is {settings.max_staleness}"
     return "age", f"is closed by age: a group from version {max(ready)} would be trained in step {step} ({limit})"

@@ -8,8 +8,8 @@ import asyncio
 import enum
 from dataclasses import dataclass, field
 
-from services.coordinator.state.group import Version
 from sluice.errors import Fenced, InvalidRequest, SluiceError, Unavailable
+from sluice.policy_version import PolicyVersion
 
 FORGET_LOST_S = 600.0
 """How long a lost process is still shown."""
@@ -53,7 +53,7 @@ class Member:
     state: State = State.REGISTERED
     reason: str = ""
     """Why it is quarantined or lost."""
-    version: Version | None = None
+    version: PolicyVersion | None = None
     """What it is known to hold."""
     granted: int = -1
     """The largest version number that was ever pushed to this process; its samples may carry no larger one."""

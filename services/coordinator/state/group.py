@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sluice.policy_version import PolicyVersion
+
 
 class Phase(enum.Enum):
     """Where an open group is on its path."""
@@ -18,14 +20,6 @@ class Phase(enum.Enum):
     PENDING = "pending"
     IN_FLIGHT = "in_flight"
     SCORED = "scored"
-
-
-class Durable(enum.Enum):
-    """The states that Redis keeps."""
-
-    OPEN = "open"
-    QUEUED = "queued"
-    ASSIGNED = "assigned"
 
 
 TERMINAL = (
@@ -59,18 +53,10 @@ class PromptLike(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Version:
-    """(lineage, number) of a set of weights."""
-
-    lineage: str
-    number: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
     """`version` sampled completion tokens [start, end)."""
 
-    version: Version
+    version: PolicyVersion
     start: int
     end: int
 

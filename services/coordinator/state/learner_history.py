@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.coordinator.state.group import Version
 from sluice.errors import Fenced, InvalidRequest
 from sluice.lineage import Rollback, is_given_up, is_older
+from sluice.policy_version import PolicyVersion
 
 MAX_STEPS = 1024
 """More steps than this are not taken in one registration; the learner states its newest ones."""
@@ -19,7 +19,7 @@ class TrainedStep:
     batch_digest: str
     group_ids: Sequence[str]
     """In the order of the batch."""
-    version: Version
+    version: PolicyVersion
     """What it made."""
     weights_digest: str
     committed: bool
@@ -30,7 +30,7 @@ class TrainedStep:
 class Statement:
     """Steps come oldest first, without gaps, and end with the one that made `version`; there may be none."""
 
-    version: Version
+    version: PolicyVersion
     steps: Sequence[TrainedStep] = ()
 
     def __post_init__(self) -> None:

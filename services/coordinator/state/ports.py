@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from services.coordinator.state.fleet import Member
-from services.coordinator.state.group import Group, PromptLike, Reward, Sample, Version
+from services.coordinator.state.group import Group, PromptLike, Reward, Sample
 from sluice.errors import Unavailable
+from sluice.policy_version import PolicyVersion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +30,7 @@ class RolloutClient(Protocol):
         seeds: Mapping[int, int],
         sampling: Sampling,
         timeout_s: float,
-        required_version: Version | None = None,
+        required_version: PolicyVersion | None = None,
     ) -> AsyncIterator[Sample]:
         """Yields one sample per entry of `seeds` (index -> seed) as each finishes. Raises SluiceError."""
         ...

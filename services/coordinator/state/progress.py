@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from services.coordinator.run.evaluation import EvaluationResult
-from services.coordinator.state.group import Version
+from sluice.policy_version import PolicyVersion
 
 
 class RunState(enum.Enum):
@@ -35,7 +35,7 @@ class Progress:
     state: RunState = RunState.STARTING
     reason: str = ""
     trained_steps: int = 0
-    version: Version | None = None
+    version: PolicyVersion | None = None
     """Newest version the learner has published."""
     last_commit_s: float = 0.0
     """Clock time of the last commit."""
@@ -105,7 +105,7 @@ class Progress:
         }
 
     @staticmethod
-    def from_meta(meta: Mapping[str, str], *, trained_steps: int, version: Version | None) -> "Progress":
+    def from_meta(meta: Mapping[str, str], *, trained_steps: int, version: PolicyVersion | None) -> "Progress":
         """The inverse of `to_meta`; an empty `meta` is a new run."""
         return Progress(
             state=RunState(meta.get("state", "starting")),
@@ -118,7 +118,7 @@ class Progress:
             stop_requested=bool(meta.get("stop")),
             stop_reason=meta.get("stop", ""),
             evaluations=[
-                EvaluationResult(**(entry | {"version": Version(**entry["version"])}))
+                EvaluationResult(**(entry | {"version": PolicyVersion(**entry["version"])}))
                 for entry in json.loads(meta.get("evaluations", "[]"))
             ],
             scale=json.loads(meta.get("scale", "{}")),

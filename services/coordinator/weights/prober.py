@@ -16,10 +16,11 @@ import numpy as np
 import structlog
 
 from services.coordinator.state.fleet import Fleet, Member, Role
-from services.coordinator.state.group import PromptLike, Sample, Version
+from services.coordinator.state.group import PromptLike, Sample
 from services.coordinator.state.ports import RolloutClient, Sampling
 from sluice.config.schema import Config
 from sluice.errors import SluiceError, TransferError
+from sluice.policy_version import PolicyVersion
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +46,7 @@ class ProbeAnswer:
 class _Round:
     """What rollouts of one kind have answered at one version, by service_id."""
 
-    version: Version
+    version: PolicyVersion
     answers: dict[str, ProbeAnswer] = field(default_factory=dict)
 
 
@@ -59,7 +60,7 @@ class Prober:
         """By engine."""
         self._asked = 0
 
-    async def check(self, member: Member, version: Version) -> list[Member]:
+    async def check(self, member: Member, version: PolicyVersion) -> list[Member]:
         """Asks a rollout that holds `version`; returns READY rollouts that turn out to be the odd ones.
 
         Raises TransferError when it answers wrongly or differently than most, SluiceError when it does not answer.
@@ -105,7 +106,7 @@ class Prober:
         except SluiceError as error:  # it may hold another version by now; its own faults are found in its own probe
             log.info("probe_not_compared", service_id=member.service_id, other=other.service_id, reason=str(error))
 
-    async def _ask(self, member: Member, version: Version, *, limit_s: float) -> ProbeAnswer:
+    async def _ask(self, member: Member, version: PolicyVersion, *, limit_s: float) -> ProbeAnswer:
         self._asked += 1
         tokens = min(PROBE_TOKENS, self._config.data.max_response_length)
         samples = [
@@ -136,7 +137,7 @@ def difference_nats(one: ProbeAnswer, other: ProbeAnswer) -> float:
     return float(np.abs(one.logprobs[:end] - other.logprobs[:end]).max())
 
 
-def _fault(samples: list[Sample], version: Version) -> str:
+def _fault(samples: list[Sample], version: PolicyVersion) -> str:
     """What is wrong with an answer by itself; empty when nothing is."""
     if len(samples) != 1 or not len(samples[0].token_ids):
         return "brought no completion"

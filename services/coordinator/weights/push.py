@@ -15,12 +15,12 @@ import structlog
 
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Fleet, Member, Role, State
-from services.coordinator.state.group import Version
 from services.coordinator.weights.prober import Prober
 from services.coordinator.wire.clients import Clients, as_sluice_errors
-from services.coordinator.wire.messages import version_from
 from sluice.clock import Clock
 from sluice.errors import SluiceError, TransferError, Unavailable
+from sluice.policy_version import PolicyVersion
+from sluice.rpc.policy_versions import version_from_proto
 from sluice.v1 import learner_pb2, rollout_pb2
 
 log = structlog.get_logger(__name__)
@@ -117,7 +117,7 @@ class WeightPush:
                 f"{member.service_id} applied {applied.version.number} with digest {applied.digest[:12]}, the learner "
                 f"published {manifest.version.number} with {manifest.digest[:12]}"
             )
-        version = version_from(manifest.version)
+        version = version_from_proto(manifest.version)
         if self._prober is not None and member.state in (State.SYNCING, State.QUARANTINED):
             for odd in await self._prober.check(member, version):
                 self._quarantine(odd, TransferError(f"its probe is not that of most, of {member.service_id} for one"))
@@ -193,7 +193,7 @@ SLOWEST_BYTES_PER_S = 50e6
 
 
 def _is_behind(member: Member, learner: Member) -> bool:
-    newest: Version | None = learner.version
+    newest: PolicyVersion | None = learner.version
     if newest is None:
         return False
     if member.version is None or newest.number > member.version.number:

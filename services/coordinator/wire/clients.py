@@ -12,15 +12,17 @@ from typing import Any
 import grpc
 
 from services.coordinator.state.fleet import Member, Role
-from services.coordinator.state.group import PromptLike, Reward, Sample, Version
+from services.coordinator.state.group import PromptLike, Reward, Sample
 from services.coordinator.state.ports import Sampling
-from services.coordinator.wire.messages import finish_to, reward_from, sample_from, version_to
+from services.coordinator.wire.messages import finish_to, reward_from, sample_from
 from sluice.errors import SluiceError, Unavailable
+from sluice.policy_version import PolicyVersion
 from sluice.rpc.access import Role as AccessRole
 from sluice.rpc.arrays import pack_ids
 from sluice.rpc.channel import open_channel
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.error_status import error_of
+from sluice.rpc.policy_versions import version_to_proto
 from sluice.v1 import (
     common_pb2,
     learner_pb2_grpc,
@@ -62,7 +64,7 @@ class Clients:
         seeds: Mapping[int, int],
         sampling: Sampling,
         timeout_s: float,
-        required_version: Version | None = None,
+        required_version: PolicyVersion | None = None,
     ) -> AsyncIterator[Sample]:
         """RolloutClient.generate."""
         request = rollout_pb2.GenerateRequest(
@@ -72,7 +74,7 @@ class Clients:
             sampling=common_pb2.SamplingParams(
                 temperature=sampling.temperature, top_p=1.0, top_k=-1, max_tokens=sampling.max_tokens
             ),
-            required_version=None if required_version is None else version_to(required_version),
+            required_version=None if required_version is None else version_to_proto(required_version),
         )
         with as_sluice_errors(member):
             async for response in self.rollout(member).Generate(request, timeout=timeout_s):

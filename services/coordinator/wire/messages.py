@@ -6,12 +6,13 @@ from dataclasses import replace
 import zstandard
 
 from services.coordinator.prompts.render import Prompt
-from services.coordinator.state.group import Group, GroupFailed, QueuedGroup, Reward, Sample, Span, Version
+from services.coordinator.state.group import Group, GroupFailed, QueuedGroup, Reward, Sample, Span
 from services.coordinator.state.learner_history import Statement, TrainedStep
 from services.coordinator.state.ledger_row import accepted_group
 from sluice.errors import InvalidRequest, SluiceError
 from sluice.limits import MAX_MESSAGE_BYTES
 from sluice.rpc.arrays import pack_floats, pack_ids, unpack_floats, unpack_ids
+from sluice.rpc.policy_versions import version_from_proto, version_to_proto
 from sluice.v1 import common_pb2 as pb
 from sluice.v1 import coordinator_pb2
 
@@ -34,16 +35,6 @@ _STATUS = {
 _STATUS_OF = {name: value for value, name in _STATUS.items()}
 
 
-def version_from(message: pb.PolicyVersion) -> Version:
-    """Wire -> core."""
-    return Version(lineage=message.lineage, number=message.number)
-
-
-def version_to(version: Version) -> pb.PolicyVersion:
-    """Core -> wire."""
-    return pb.PolicyVersion(lineage=version.lineage, number=version.number)
-
-
 def statement_from(message: coordinator_pb2.RegisterRequest) -> Statement:
     """Wire -> core. Raises InvalidRequest when the steps do not fit together."""
     steps = [
@@ -51,13 +42,13 @@ def statement_from(message: coordinator_pb2.RegisterRequest) -> Statement:
             step=step.step,
             batch_digest=step.batch_digest,
             group_ids=tuple(step.group_ids),
-            version=version_from(step.version),
+            version=version_from_proto(step.version),
             weights_digest=step.weights_digest,
             committed=step.committed,
         )
         for step in message.trained
     ]
-    return Statement(version=version_from(message.version), steps=steps)
+    return Statement(version=version_from_proto(message.version), steps=steps)
 
 
 def sample_from(message: pb.Sample) -> Sample:
@@ -67,7 +58,8 @@ def sample_from(message: pb.Sample) -> Sample:
     except InvalidRequest as error:
         raise SluiceError(f"{message.rollout_id}: sample {message.index}: {error}") from error
     spans = tuple(
-        Span(version=version_from(span.version), start=span.start_token, end=span.end_token) for span in message.spans
+        Span(version=version_from_proto(span.version), start=span.start_token, end=span.end_token)
+        for span in message.spans
     )
     edges = [0, *(span.end for span in spans)]
     covered = bool(spans) and edges[-1] == len(ids) and [span.start for span in spans] == edges[:-1]
@@ -160,7 +152,7 @@ def _sample_to(sample: Sample) -> pb.Sample:
         token_ids=pack_ids(sample.token_ids),
         logprobs=pack_floats(sample.logprobs),
         spans=[
-            pb.VersionSpan(version=version_to(span.version), start_token=span.start, end_token=span.end)
+            pb.VersionSpan(version=version_to_proto(span.version), start_token=span.start, end_token=span.end)
             for span in sample.spans
         ],
         finish_reason=_FINISH_OF[sample.finish_reason],

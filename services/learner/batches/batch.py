@@ -22,7 +22,7 @@ class TrainSequence:
     """int32[P + T]: prompt, then completion (end token included)."""
     prompt_tokens: int
     """P >= 1: the first completion token must be predicted from something."""
-    behaviour_logprobs: np.ndarray
+    rollout_logprobs: np.ndarray
     """float32[T], nats, of the completion tokens under the distribution they were sampled from."""
     versions: np.ndarray
     """int32[T]: number of the version that sampled each completion token."""
@@ -36,7 +36,7 @@ class TrainSequence:
             raise ValueError(f"prompt: must have at least one token, got {self.prompt_tokens}")
         if self.completion_tokens < 1:
             raise ValueError(f"completion: must have at least one token, got {self.completion_tokens}")
-        for name, values in (("behaviour_logprobs", self.behaviour_logprobs), ("versions", self.versions)):
+        for name, values in (("rollout_logprobs", self.rollout_logprobs), ("versions", self.versions)):
             if values.shape != (self.completion_tokens,):
                 raise ValueError(
                     f"{name}: must have one value a completion token ({self.completion_tokens}), got {values.shape}"

@@ -29,14 +29,18 @@ class FlatBatch:
     """int32[T]."""
     versions: np.ndarray
     """int32[C]."""
-    behaviour_logprobs: np.ndarray
+    rollout_logprobs: np.ndarray
     """float32[C], nats."""
 
 
 DTYPES: dict[str, type[np.generic]] = {
-    field.name: {"rewards": np.float64, "behaviour_logprobs": np.float32}.get(field.name, np.int32)
+    field.name: {"rewards": np.float64, "rollout_logprobs": np.float32}.get(field.name, np.int32)
     for field in fields(FlatBatch)
 }
+
+
+_FORMER_NAMES = {"rollout_logprobs": "behaviour_logprobs"}
+"""Vectors that files of earlier versions have under another name."""
 
 
 def flatten(batch: Batch) -> FlatBatch:
@@ -50,7 +54,7 @@ def flatten(batch: Batch) -> FlatBatch:
         "rewards": [s.reward for s in sequences],
         "token_ids": np.concatenate([s.token_ids for s in sequences]),
         "versions": np.concatenate([s.versions for s in sequences]),
-        "behaviour_logprobs": np.concatenate([s.behaviour_logprobs for s in sequences]),
+        "rollout_logprobs": np.concatenate([s.rollout_logprobs for s in sequences]),
     }
     return FlatBatch(**{name: np.asarray(values, DTYPES[name]) for name, values in columns.items()})
 
@@ -59,14 +63,14 @@ def rebuild(flat: FlatBatch, *, step: int, digest: str, group_ids: list[str]) ->
     """The batch again. Raises ValueError when the vectors contradict each other."""
     token_parts = np.split(flat.token_ids, np.cumsum(flat.prompts + flat.completions)[:-1])
     version_parts = np.split(flat.versions, np.cumsum(flat.completions)[:-1])
-    logprob_parts = np.split(flat.behaviour_logprobs, np.cumsum(flat.completions)[:-1])
+    logprob_parts = np.split(flat.rollout_logprobs, np.cumsum(flat.completions)[:-1])
     members: list[list[TrainSequence]] = [[] for _ in group_ids]
     for index, position in enumerate(flat.groups.tolist()):
         members[position].append(
             TrainSequence(
                 token_ids=token_parts[index],
                 prompt_tokens=int(flat.prompts[index]),
-                behaviour_logprobs=logprob_parts[index],
+                rollout_logprobs=logprob_parts[index],
                 versions=version_parts[index],
                 reward=float(flat.rewards[index]),
                 truncated=bool(flat.truncated[index]),
@@ -92,8 +96,8 @@ def write_batch(batch: Batch, path: Path) -> None:
 
 
 def read_batch(path: Path) -> Batch:
-    """What `write_batch` wrote. Raises OSError or ValueError."""
+    """What `write_batch` wrote, this version's or an earlier one's. Raises OSError or ValueError."""
     with np.load(path, allow_pickle=False) as stored:
-        flat = FlatBatch(**{name: stored[name] for name in DTYPES})
+        flat = FlatBatch(**{name: stored[name if name in stored else _FORMER_NAMES[name]] for name in DTYPES})
         step, digest, group_ids = int(stored["step"]), str(stored["digest"]), stored["group_ids"].tolist()
     return rebuild(flat, step=step, digest=digest, group_ids=group_ids)

@@ -19,7 +19,8 @@ from services.learner.checkpoint.training_state import read_state
 from services.learner.policy.lora import plain_name
 from sluice.config.schema import Config
 from sluice.errors import ConfigError, NotFound
-from sluice.weights.manifest import PolicyVersion, plan
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Packer, Snapshot
 from sluice.weights.tensors import as_bytes
 

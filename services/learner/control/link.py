@@ -14,11 +14,11 @@ from typing import TypeVar
 from services.learner.ports import NoBatch
 from sluice.errors import Fenced
 from sluice.lineage import Rollback
+from sluice.policy_version import PolicyVersion
+from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.registration import CALL_TIMEOUT_S, Registration
 from sluice.v1 import common_pb2
 from sluice.v1 import coordinator_pb2 as pb
-from sluice.weights.manifest import PolicyVersion
-from sluice.weights.wire import version_to_proto
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ import torch
 
 from services.learner.batches.batch import Batch
 from services.learner.control.link import CoordinatorLink, RawBatch
-from services.learner.control.publisher_state import SharedFront
+from services.learner.control.publisher_state import PublisherState
 from services.learner.control.record import TrainingRecord
 from services.learner.control.thread import ControlThread
 from services.learner.control.wire import batch_from_wire, trained_to_wire
@@ -22,14 +22,14 @@ from sluice import PROTOCOL_VERSION
 from sluice.config.schema import Config
 from sluice.lineage import Rollback
 from sluice.model_identity import ModelIdentity, model_identity
+from sluice.policy_version import PolicyVersion
+from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.registration import Registration
 from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import learner_pb2
-from sluice.weights.manifest import PolicyVersion
-from sluice.weights.wire import version_to_proto
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ class ControlPlane:
         self._exporter = Exporter(service="learner")
         self._server: RpcServer | None = None
         self._metrics_address = ""
-        self._front: SharedFront | None = None
+        self._publisher: PublisherState | None = None
         self._record = TrainingRecord()
         self._identity = ModelIdentity(model_hash="", tokenizer_hash="")
         self._link: CoordinatorLink = self._thread.call(self._connect())
@@ -63,13 +63,13 @@ class ControlPlane:
     def open(
         self,
         config: Config,
-        front: SharedFront,
+        publisher: PublisherState,
         record: TrainingRecord,
         *,
         add_servicer: Callable[[grpc.aio.Server], None],
     ) -> None:
-        """Serves and registers: from now on others see this learner. The front must hold a snapshot already."""
-        self._front, self._record, self._identity = front, record, model_identity(config.model.path)
+        """Serves and registers: from now on others see this learner. The publisher must hold a snapshot already."""
+        self._publisher, self._record, self._identity = publisher, record, model_identity(config.model.path)
         if config.network.metrics:
             port = self._exporter.serve(bind=self._options.bind, port=self._options.metrics_port)
             self._metrics_address = f"{self._options.advertise}:{port}"
@@ -111,8 +111,8 @@ class ControlPlane:
 
     def farewell(self) -> None:
         """Says that this learner has done all it had to for the run, so that the coordinator need not stay for it."""
-        assert self._front is not None
-        self._front.stop()
+        assert self._publisher is not None
+        self._publisher.stop()
         self._thread.call(self._say_farewell())
 
     def close(self, *, grace_s: float) -> None:
@@ -152,9 +152,9 @@ class ControlPlane:
         await self._link.registration.close()
 
     def _describe(self) -> pb.RegisterRequest:
-        assert self._front is not None
+        assert self._publisher is not None
         assert self._server is not None
-        version = self._front.newest.manifest.version  # read before the record, which is written before the version
+        version = self._publisher.newest.manifest.version  # read before the record, which is written before the version
         return pb.RegisterRequest(
             role=pb.SERVICE_ROLE_LEARNER,
             service_id=self._options.service_id or SERVICE_ID,
@@ -171,10 +171,10 @@ class ControlPlane:
         )
 
     def _beat(self) -> pb.HeartbeatRequest:
-        assert self._front is not None
+        assert self._publisher is not None
         return pb.HeartbeatRequest(
             service_id=self._options.service_id or SERVICE_ID,
             incarnation=self._incarnation,
-            version=version_to_proto(self._front.newest.manifest.version),
-            draining=self._front.stopping,
+            version=version_to_proto(self._publisher.newest.manifest.version),
+            draining=self._publisher.stopping,
         )

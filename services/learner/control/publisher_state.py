@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sluice.errors import NotReady, SluiceError
-from sluice.weights.manifest import PolicyVersion
+from sluice.policy_version import PolicyVersion
 from sluice.weights.sender import WeightSender
 from sluice.weights.snapshot import Snapshot
 
@@ -20,53 +20,53 @@ class SavedCheckpoint:
     path: Path
 
 
-class SharedFront:
-    """`Front` of ports.py on one side, what the servicer needs on the other. Thread-safe."""
+class PublisherState:
+    """`Publisher` of ports.py on one side, what the servicer needs on the other. Thread-safe."""
 
     def __init__(self, sender: WeightSender, *, world_size: int, backend: Literal["gloo", "nccl"]) -> None:
         self.sender = sender
         self.world_size = world_size
         self.backend = backend
         self._lock = threading.Lock()
-        self._wishes: list[Future[SavedCheckpoint]] = []
+        self._requests: list[Future[SavedCheckpoint]] = []
         self._served: list[Future[SavedCheckpoint]] = []
         self._stopping = threading.Event()
 
-    # --- the training thread's side: Front ---------------------------------------------------------------------
+    # --- the training thread's side: Publisher ---------------------------------------------------------------------
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Front.publish."""
+        """Publisher.publish."""
         self.sender.publish(snapshot)
 
     @property
     def stopping(self) -> bool:
-        """Front.stopping."""
+        """Publisher.stopping."""
         return self._stopping.is_set()
 
     @property
     def checkpoint_wanted(self) -> bool:
-        """Front.checkpoint_wanted."""
+        """Publisher.checkpoint_wanted."""
         with self._lock:
-            return bool(self._wishes)
+            return bool(self._requests)
 
     def checkpoint_begun(self) -> None:
-        """Front.checkpoint_begun."""
+        """Publisher.checkpoint_begun."""
         with self._lock:
-            self._served += self._wishes
-            self._wishes = []
+            self._served += self._requests
+            self._requests = []
 
     def checkpoint_saved(self, version: PolicyVersion, path: Path | None) -> None:
-        """Front.checkpoint_saved."""
+        """Publisher.checkpoint_saved."""
         served, self._served = self._served, []
-        for wish in served:
-            if not wish.set_running_or_notify_cancel():
+        for request in served:
+            if not request.set_running_or_notify_cancel():
                 continue
             if path is not None:
-                wish.set_result(SavedCheckpoint(version=version, path=path))
+                request.set_result(SavedCheckpoint(version=version, path=path))
             elif version.number == 0:
-                wish.set_exception(NotReady("checkpoint: nothing is trained yet; version 0 is model.path"))
+                request.set_exception(NotReady("checkpoint: nothing is trained yet; version 0 is model.path"))
             else:
-                wish.set_exception(SluiceError(f"checkpoint: {version} could not be written; see the learner's log"))
+                request.set_exception(SluiceError(f"checkpoint: {version} could not be written; see the learner's log"))
 
     # --- the control thread's side -------------------------------------------------------------------------------
 
@@ -77,12 +77,12 @@ class SharedFront:
             raise NotReady("the learner has published no weights yet")
         return self.sender.newest
 
-    def wish_checkpoint(self) -> "Future[SavedCheckpoint]":
+    def request_checkpoint(self) -> "Future[SavedCheckpoint]":
         """Resolves when the weights of the next step boundary are saved."""
-        wish: Future[SavedCheckpoint] = Future()
+        request: Future[SavedCheckpoint] = Future()
         with self._lock:
-            self._wishes.append(wish)
-        return wish
+            self._requests.append(request)
+        return request
 
     def stop(self) -> None:
         """Asks the training thread to end at the next step boundary. Safe in a signal handler."""

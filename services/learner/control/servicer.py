@@ -1,4 +1,4 @@
-"""LearnerService on rank 0: decodes, asks the front, encodes. Weights never cross it."""
+"""LearnerService on rank 0: decodes, asks the publisher state, encodes. Weights never cross it."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,19 +7,20 @@ from pathlib import Path
 import grpc
 
 from services.learner.checkpoint.export import export_version
-from services.learner.control.publisher_state import SharedFront
+from services.learner.control.publisher_state import PublisherState
 from sluice.config.schema import Config
 from sluice.errors import InvalidRequest
+from sluice.rpc.policy_versions import version_to_proto
 from sluice.v1 import learner_pb2 as pb
 from sluice.v1 import learner_pb2_grpc
-from sluice.weights.wire import manifest_to_proto, version_to_proto
+from sluice.weights.wire import manifest_to_proto
 
 
 class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     """`wake` tells the training loop that somebody wants a checkpoint."""
 
-    def __init__(self, front: SharedFront, *, config: Config, run_dir: Path, wake: Callable[[], None]) -> None:
-        self._front = front
+    def __init__(self, publisher: PublisherState, *, config: Config, run_dir: Path, wake: Callable[[], None]) -> None:
+        self._publisher = publisher
         self._config = config
         self._run_dir = run_dir
         self._wake = wake
@@ -28,12 +29,12 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     async def GetInfo(
         self, request: pb.LearnerServiceGetInfoRequest, context: grpc.aio.ServicerContext
     ) -> pb.LearnerServiceGetInfoResponse:
-        manifest = self._front.newest.manifest
+        manifest = self._publisher.newest.manifest
         return pb.LearnerServiceGetInfoResponse(
             version=version_to_proto(manifest.version),
             digest=manifest.digest,
-            world_size=self._front.world_size,
-            backend=self._front.backend,
+            world_size=self._publisher.world_size,
+            backend=self._publisher.backend,
         )
 
     async def OpenTransfer(
@@ -42,7 +43,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         if not request.rollout_id or not request.epoch or request.timeout_s <= 0:
             raise InvalidRequest("open transfer: rollout_id, epoch and timeout_s > 0 must be set")
         opened = await asyncio.to_thread(  # `file` writes the snapshot first
-            self._front.sender.open,
+            self._publisher.sender.open,
             rollout_id=request.rollout_id,
             epoch=request.epoch,
             timeout_s=request.timeout_s,
@@ -60,16 +61,16 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     async def SaveCheckpoint(
         self, request: pb.LearnerServiceSaveCheckpointRequest, context: grpc.aio.ServicerContext
     ) -> pb.LearnerServiceSaveCheckpointResponse:
-        wish = self._front.wish_checkpoint()
+        asked = self._publisher.request_checkpoint()
         self._wake()
-        saved = await asyncio.wrap_future(wish)
+        saved = await asyncio.wrap_future(asked)
         return pb.LearnerServiceSaveCheckpointResponse(path=str(saved.path), version=version_to_proto(saved.version))
 
     async def Export(self, request: pb.ExportRequest, context: grpc.aio.ServicerContext) -> pb.ExportResponse:
         target = Path(request.path) if request.path else self._run_dir / "model"
         if not target.is_absolute():
             raise InvalidRequest(f"export: path must be absolute, got {target}")
-        snapshot = self._front.newest
+        snapshot = self._publisher.newest
         async with self._exporting:  # two exports to one folder would meet
             await asyncio.to_thread(export_version, snapshot, config=self._config, target=target)
         return pb.ExportResponse(path=str(target), version=version_to_proto(snapshot.manifest.version))

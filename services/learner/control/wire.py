@@ -57,7 +57,7 @@ def _sequence(prompt: np.ndarray, sample: common_pb2.Sample, reward: common_pb2.
     return TrainSequence(
         token_ids=np.concatenate([prompt, completion]),
         prompt_tokens=len(prompt),
-        behaviour_logprobs=unpack_floats(sample.logprobs),
+        rollout_logprobs=unpack_floats(sample.logprobs),
         versions=_versions(sample.spans, tokens=len(completion)),
         reward=reward.shaped_reward,
         truncated=sample.finish_reason == common_pb2.FINISH_REASON_LENGTH,

@@ -34,7 +34,7 @@ class Packed:
     """int64[M]: which of the S sequences each target belongs to, in packed order."""
     sequences: int
     """S."""
-    behaviour_logprobs: Tensor
+    rollout_logprobs: Tensor
     """float32[M], nats."""
     ages: Tensor
     """int32[M], steps."""
@@ -62,12 +62,12 @@ def pack(
     completions = np.array([s.completion_tokens for s in sequences])
     ends = np.cumsum(lengths)
     per_token = (
-        np.concatenate([s.behaviour_logprobs for s in sequences]),
+        np.concatenate([s.rollout_logprobs for s in sequences]),
         step - np.concatenate([s.versions for s in sequences]),
         np.repeat(np.asarray(advantages, np.float32), completions),
         np.repeat(np.asarray(weights, np.float32), completions),
     )
-    behaviour, ages, advantage, weight = (torch.from_numpy(values).to(device) for values in per_token)
+    rollout, ages, advantage, weight = (torch.from_numpy(values).to(device) for values in per_token)
     return Packed(
         input_ids=_ids(np.concatenate([s.token_ids[:-1] for s in sequences]), device)[None],
         position_ids=_ids(_ranges(lengths), device)[None],
@@ -77,7 +77,7 @@ def pack(
         targets=_ids(np.concatenate([s.token_ids[s.prompt_tokens :] for s in sequences]), device),
         sequence=_ids(np.repeat(np.arange(len(sequences)), completions), device),
         sequences=len(sequences),
-        behaviour_logprobs=behaviour,
+        rollout_logprobs=rollout,
         ages=ages,
         advantages=advantage,
         weights=weight,
@@ -94,7 +94,7 @@ def _dummy(device: torch.device) -> Packed:
         targets=none.long(),
         sequence=none.long(),
         sequences=0,
-        behaviour_logprobs=none,
+        rollout_logprobs=none,
         ages=none.int(),
         advantages=none,
         weights=none,

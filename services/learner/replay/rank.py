@@ -21,11 +21,11 @@ from services.learner.replay.recorded_steps import RecordedStep, batch_body, rec
 from services.learner.replay.step_comparison import Replayed
 from sluice.config.load import dump_config
 from sluice.errors import SluiceError
+from sluice.policy_version import PolicyVersion
 from sluice.rpc.service import exit_code
 from sluice.run_dir.batch_file import payloads_of
 from sluice.telemetry.logs import configure_logs
 from sluice.v1 import common_pb2, coordinator_pb2
-from sluice.weights.manifest import PolicyVersion
 
 
 def main(argv: list[str] | None = None) -> int:

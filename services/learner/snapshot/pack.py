@@ -21,14 +21,15 @@ from services.learner.policy.lora import plain_name
 from services.learner.snapshot.gather import Gatherer, NotFinite, Wanted
 from sluice.config.schema import Config
 from sluice.errors import SluiceError
+from sluice.policy_version import PolicyVersion
 from sluice.weights.adapters import adapters_among, pushes_adapters, scale_of
-from sluice.weights.manifest import Layout, PolicyVersion, plan
+from sluice.weights.manifest import Layout, plan
 from sluice.weights.merging import merge
 from sluice.weights.snapshot import Packer, Snapshot
 from sluice.weights.tensors import as_bytes
 
 
-class Publisher:
+class SnapshotPacker:
     """Gathers one policy. Collective: every rank makes one, and calls `gather` together."""
 
     def __init__(self, *, policy: Policy, config: Config, ranks: Ranks) -> None:

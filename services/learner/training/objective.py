@@ -14,12 +14,12 @@ from torch import Tensor
 
 from services.learner.policy.packing import Packed
 from sluice.config.schema import AlgorithmConfig
-from sluice.dapo.correction import Level, importance_weights, spread, within
+from sluice.dapo.correction import Level, broadcast_log_ratio, importance_weights, rejection_mask
 from sluice.dapo.loss import TokenLoss, cispo_token_loss, dapo_token_loss, gspo_token_loss, log_ratios
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seen:
+class LossStats:
     """The tokens of one micro-batch as its loss saw them; nothing carries a gradient. All [M]."""
 
     loss: Tensor
@@ -43,8 +43,8 @@ class Objective:
         """proximal_logprobs: float32[M] nats under the step's first weights; None with `proximal: rollout`."""
         self._algorithm = algorithm
         self._packed = packed
-        self._behaviour = packed.behaviour_logprobs
-        self._proximal = self._behaviour if proximal_logprobs is None else proximal_logprobs
+        self._rollout = packed.rollout_logprobs
+        self._proximal = self._rollout if proximal_logprobs is None else proximal_logprobs
         self._sequence_log_ratios: Tensor | None = None
         correction = algorithm.rollout_correction
         self._mask_level: Level | None = None if correction.rollout_rs == "none" else correction.rollout_rs
@@ -76,11 +76,11 @@ class Objective:
         self._parts.append(part)
         return (part.loss * self._weights[where]).sum()
 
-    def seen(self) -> "Seen":
+    def seen(self) -> "LossStats":
         """What all chunks together were, without gradient."""
         parts = self._parts or [self._token_loss(self._weights[:0], slice(0))]  # a micro-batch may be empty
         kept = torch.ones_like(self._weights, dtype=torch.bool) if self._kept is None else self._kept
-        return Seen(
+        return LossStats(
             loss=torch.cat([part.loss.detach() for part in parts]) * self._weights,
             ratio=torch.cat([part.ratio for part in parts]),
             clipped_high=torch.cat([part.clipped_high for part in parts]) & kept,
@@ -112,14 +112,16 @@ class Objective:
             self._mask(proximal, self._mask_level)
         correction = self._algorithm.rollout_correction
         if correction.rollout_is != "none":
-            log_ratio = self._spread(log_ratios(proximal, self._behaviour), correction.rollout_is)
+            log_ratio = self._spread(log_ratios(proximal, self._rollout), correction.rollout_is)
             self._weights = self._weights * importance_weights(log_ratio, threshold=correction.rollout_is_threshold)
             self._truncated = log_ratio.exp() > correction.rollout_is_threshold
 
     def _mask(self, logprobs: Tensor, level: Level) -> None:
-        log_ratio = self._spread(log_ratios(logprobs, self._behaviour), level)
-        self._kept = within(log_ratio, lower=self._lower, upper=self._upper)
+        log_ratio = self._spread(log_ratios(logprobs, self._rollout), level)
+        self._kept = rejection_mask(log_ratio, lower=self._lower, upper=self._upper)
         self._weights = torch.where(self._kept, self._weights, 0.0)
 
     def _spread(self, log_ratio: Tensor, level: Level) -> Tensor:
-        return spread(log_ratio, level=level, sequence=self._packed.sequence, sequences=self._packed.sequences)
+        return broadcast_log_ratio(
+            log_ratio, level=level, sequence=self._packed.sequence, sequences=self._packed.sequences
+        )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from services.learner.distributed.ranks import Ranks
-from services.learner.training.objective import Seen
+from services.learner.training.objective import LossStats
 
 _SUMS = ("tokens", "loss", "entropy", "high", "low", "dual", "ratio", "truncated", "masked")
 
@@ -23,7 +23,7 @@ class Tally:
         self._log_ratios = torch.zeros(_LOG_RATIO_BINS, dtype=torch.float64, device=device)
         self._ratio_max = torch.zeros(1, device=device)
 
-    def add(self, seen: Seen, entropies: Tensor) -> None:
+    def add(self, seen: LossStats, entropies: Tensor) -> None:
         """Counts one micro-batch: every target is a trained token. entropies: [M] nats."""
         masks = (seen.clipped_high, seen.clipped_low, seen.clipped_dual)
         parts = (seen.loss, entropies, *masks, seen.ratio, seen.truncated, seen.masked)

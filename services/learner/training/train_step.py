@@ -180,12 +180,12 @@ class Trainer:
         return dict(zip(mini_batch.sequences, weights.tolist(), strict=True))
 
     def _accumulate(self, packed: Packed, proximal: Tensor | None, tally: Tally) -> Tensor:
-        """Forward and backward of one micro-batch. Returns float32[3, M]: behaviour and learner logprobs, ages."""
+        """Forward and backward of one micro-batch. Returns float32[3, M]: rollout and learner logprobs, ages."""
         objective = Objective(self._config.algorithm, packed, proximal)
         loss, logprobs, entropies = self.policy(packed, objective)
         loss.backward()
         tally.add(objective.seen(), entropies)
-        return torch.stack([packed.behaviour_logprobs, logprobs, packed.ages.float()])
+        return torch.stack([packed.rollout_logprobs, logprobs, packed.ages.float()])
 
     def _apply(self, tally: Tally) -> float:
         """Clips and steps; returns the gradient norm before clipping, NaN when the update was skipped.
@@ -234,8 +234,8 @@ class Trainer:
         """`mismatch/*` over the first update's tokens, the only ones that the step's own version was asked about."""
         if first.norm is None or first.skipped:
             return {}
-        behaviour, learner, ages = self._ranks.join_columns(torch.cat(first.seen, dim=1)).cpu().numpy()
-        return mismatch(behaviour_logprobs=behaviour, learner_logprobs=learner, ages=ages.astype(np.int32))
+        rollout, learner, ages = self._ranks.join_columns(torch.cat(first.seen, dim=1)).cpu().numpy()
+        return mismatch(rollout_logprobs=rollout, learner_logprobs=learner, ages=ages.astype(np.int32))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

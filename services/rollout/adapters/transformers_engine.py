@@ -22,7 +22,8 @@ from services.rollout.adapters.environment import device_name
 from services.rollout.engine import FinishedSample, FinishReason, RunningSample, SampleRequest
 from services.rollout.model_files import ModelFacts
 from sluice.errors import ConfigError
-from sluice.weights.manifest import Manifest, PolicyVersion
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import Manifest
 from sluice.weights.tensors import named_tensors
 
 

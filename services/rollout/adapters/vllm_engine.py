@@ -26,8 +26,9 @@ from vllm.v1.executor import Executor
 from services.rollout.adapters.environment import device_name
 from services.rollout.engine import FinishedSample, FinishReason, RunningSample, SampleRequest
 from services.rollout.model_files import ModelFacts
+from sluice.policy_version import PolicyVersion
 from sluice.weights import files
-from sluice.weights.manifest import Manifest, PolicyVersion
+from sluice.weights.manifest import Manifest
 from sluice.weights.snapshot import Snapshot
 
 _EXTENSION = "services.rollout.adapters.vllm_extension.SluiceExtension"

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from sluice.errors import ConfigError
-from sluice.weights.manifest import PolicyVersion, plan
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Packer, Snapshot
 
 BUCKET_BYTES = 1 << 20

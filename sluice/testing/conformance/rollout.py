@@ -7,13 +7,13 @@ from typing import Any
 import grpc
 
 from sluice.clock import SystemClock
+from sluice.policy_version import PolicyVersion
 from sluice.testing.conformance import generate_checks, weight_checks
 from sluice.testing.conformance.model_snapshot import read_model_snapshot
 from sluice.testing.conformance.rollout_server import RolloutServer
 from sluice.testing.conformance.suite import Verdict
 from sluice.testing.conformance.transport import CALL_TIMEOUT_S, connected
 from sluice.v1 import rollout_pb2, rollout_pb2_grpc
-from sluice.weights.manifest import PolicyVersion
 from sluice.weights.snapshot import Snapshot
 
 LINEAGE = "conformance"

@@ -5,12 +5,13 @@ import socket
 
 import grpc
 
+from sluice.rpc.policy_versions import version_from_proto
 from sluice.testing.conformance.rollout_server import RolloutServer
 from sluice.testing.conformance.suite import NotApplicable, Suite, require
 from sluice.testing.conformance.transport import CALL_TIMEOUT_S, check_health, check_refusal
 from sluice.v1 import rollout_pb2
 from sluice.weights.manifest import Manifest
-from sluice.weights.wire import manifest_to_proto, version_from_proto
+from sluice.weights.wire import manifest_to_proto
 
 SERVICE = "sluice.v1.RolloutService"
 

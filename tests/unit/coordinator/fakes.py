@@ -13,10 +13,11 @@ import numpy as np
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.state.board import Board
 from services.coordinator.state.fleet import Fleet, Member, Role, State
-from services.coordinator.state.group import Group, GroupFailed, PromptLike, QueuedGroup, Reward, Sample, Span, Version
+from services.coordinator.state.group import Group, GroupFailed, PromptLike, QueuedGroup, Reward, Sample, Span
 from services.coordinator.state.ports import Sampling
 from sluice.config.schema import Config
 from sluice.errors import Fenced
+from sluice.policy_version import PolicyVersion
 from sluice.testing import ManualClock
 
 
@@ -69,7 +70,7 @@ class FakeRollouts:
         seeds: Mapping[int, int],
         sampling: Sampling,
         timeout_s: float,
-        required_version: Version | None = None,
+        required_version: PolicyVersion | None = None,
     ) -> AsyncIterator[Sample]:
         self.requests.append(request_id)
         version = member.version
@@ -201,7 +202,7 @@ def make_sample(index: int, *, version: int = 0, tokens: int = 4, seed: int = 0)
         index=index,
         token_ids=np.full(tokens, index, dtype=np.int32),
         logprobs=np.zeros(tokens, dtype=np.float32),
-        spans=(Span(version=Version(lineage="a", number=version), start=0, end=tokens),),
+        spans=(Span(version=PolicyVersion(lineage="a", number=version), start=0, end=tokens),),
         finish_reason="stop",
         text="x",
         rollout_id="rollout-0",
@@ -280,6 +281,6 @@ class Stage:
         )
         self.fleet.register(member)
         if version is not None:
-            member.version, member.granted = Version(lineage="a", number=version), version
+            member.version, member.granted = PolicyVersion(lineage="a", number=version), version
             self.fleet.set_state(member, State.READY)
         return member

@@ -20,11 +20,12 @@ from services.coordinator.groups.conductor import Conductor
 from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Member, Role, State
-from services.coordinator.state.group import PromptLike, Reward, Sample, Version
+from services.coordinator.state.group import PromptLike, Reward, Sample
 from services.coordinator.state.ledger import count
 from services.coordinator.state.ports import Sampling
 from services.coordinator.storage.run_files import BatchFile
 from sluice.errors import Overloaded, Unavailable
+from sluice.policy_version import PolicyVersion
 from tests.unit.coordinator.fakes import Stage, make_config, make_reward, make_sample
 
 MOST_EVENTS = 6_000
@@ -56,7 +57,7 @@ class Rollouts:
         seeds: Mapping[int, int],
         sampling: Sampling,
         timeout_s: float,
-        required_version: Version | None = None,
+        required_version: PolicyVersion | None = None,
     ) -> AsyncIterator[Sample]:
         assert member.version is not None
         call, version = Call(member), member.version.number
@@ -176,7 +177,7 @@ class Run:
         """One rollout gets the newest weights; others go on with what they have."""
         if self.members:
             member = self.chance.choice(self.members)
-            member.version, member.granted = Version(lineage="a", number=self.version), self.version
+            member.version, member.granted = PolicyVersion(lineage="a", number=self.version), self.version
             self.stage.fleet.set_state(member, State.READY)
 
     async def _learner(self) -> None:

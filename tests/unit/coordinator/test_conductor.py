@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from services.coordinator.state.fleet import Member, Role, State
-from services.coordinator.state.group import Group, Reward, Version
+from services.coordinator.state.group import Group, Reward
 from services.coordinator.state.ledger import count
 from sluice.errors import InvalidRequest, Overloaded, Unavailable
+from sluice.policy_version import PolicyVersion
 from sluice.testing import assert_eventually
 from tests.unit.coordinator.fakes import FakeCodec, FakeRewards, FakeRollouts, Stage, make_config, make_reward
 
@@ -49,7 +50,7 @@ async def test_nothing_starts_on_a_rollout_that_is_too_far_behind() -> None:
     async with running(stage):
         await settle()
         assert not stage.rollouts.requests
-        member.version, member.granted = Version(lineage="a", number=1), 1
+        member.version, member.granted = PolicyVersion(lineage="a", number=1), 1
         stage.fleet.changed.notify()
         await settle()
         assert len(stage.board.queued) == 4

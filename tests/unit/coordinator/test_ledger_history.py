@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Member, Role
-from services.coordinator.state.group import Reward, Sample, Version
+from services.coordinator.state.group import Reward, Sample
 from services.coordinator.state.ledger import LIVE, LedgerCounts, count, ledger_metrics
 from services.coordinator.state.ledger_row import queued_row
 from services.coordinator.storage.run_files import BatchFile, RunFiles
 from sluice.errors import Overloaded
+from sluice.policy_version import PolicyVersion
 from tests.unit.coordinator.fakes import FakeRewards, FakeRollouts, Stage, make_config, make_reward, make_sample
 
 HAPPENINGS = ("samples arrive", "weights move on", "a batch is assigned", "a step is committed", "time passes")
@@ -92,7 +93,7 @@ class History:
             await self.stage.clock.advance(60.0)
         elif what == "weights move on":
             number = min(self.stage.board.next_step, (self.member.granted or 0) + 1)
-            self.member.version, self.member.granted = Version(lineage="a", number=number), number
+            self.member.version, self.member.granted = PolicyVersion(lineage="a", number=number), number
             self.stage.fleet.changed.notify()
         elif what == "a batch is assigned":
             found = await self.assigner.batch(self.stage.board.next_step, wait_s=0)

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from services.coordinator.state.fleet import Fleet, Member, Role, State
-from services.coordinator.state.group import Sample, Span, Version
+from services.coordinator.state.group import Sample, Span
 from services.coordinator.weights.prober import ProbeAnswer, Prober, difference_nats
 from sluice.errors import NotReady, SluiceError, TransferError
+from sluice.policy_version import PolicyVersion
 from tests.unit.coordinator.fakes import FakePrompts, make_config
 
-V3 = Version(lineage="a", number=3)
+V3 = PolicyVersion(lineage="a", number=3)
 ENGINE = "vllm 1 on cpu"
 GOOD, ODD = (-0.5, -0.25, -1.0), (-0.5, -0.9, -1.0)
 
@@ -25,7 +26,7 @@ class Answers:
 
     logprobs: dict[str, tuple[float, ...]] = field(default_factory=dict)
     failures: dict[str, SluiceError] = field(default_factory=dict)
-    stamped: Version = V3
+    stamped: PolicyVersion = V3
     asked: list[str] = field(default_factory=list)
 
     async def generate(self, member: Member, **request: Any) -> AsyncIterator[Sample]:
@@ -87,7 +88,7 @@ async def test_the_first_of_its_kind_is_only_checked_by_itself() -> None:
     [
         (Answers(logprobs={"new": ()}), "brought no completion"),
         (Answers(logprobs={"new": (-0.5, math.nan)}), "not finite"),
-        (Answers(stamped=Version(lineage="a", number=2)), "stamped version 2 of lineage a"),
+        (Answers(stamped=PolicyVersion(lineage="a", number=2)), "stamped version 2 of lineage a"),
     ],
 )
 async def test_an_answer_that_is_wrong_by_itself_is_refused(answers: Answers, fault: str) -> None:
@@ -132,7 +133,7 @@ async def test_each_version_is_asked_about_anew() -> None:
     scene = Scene()
     old = scene.rollout("old", ready=True)
     await scene.prober.check(scene.rollout("new"), V3)
-    scene.prober._rounds[ENGINE].version = Version(lineage="a", number=2)
+    scene.prober._rounds[ENGINE].version = PolicyVersion(lineage="a", number=2)
     await scene.prober.check(scene.rollout("newer"), V3)
     assert scene.answers.asked == ["new", old.service_id, "newer", old.service_id]
 

@@ -3,8 +3,8 @@
 import pytest
 
 from services.coordinator.run.evaluation import EvaluationResult
-from services.coordinator.state.group import Version
 from services.coordinator.state.progress import Progress, RunState
+from sluice.policy_version import PolicyVersion
 
 
 def progress(state: RunState, **changes: object) -> Progress:
@@ -15,7 +15,7 @@ def progress(state: RunState, **changes: object) -> Progress:
 
 
 def test_everything_but_the_metrics_comes_back_from_redis() -> None:
-    version = Version(lineage="a", number=4)
+    version = PolicyVersion(lineage="a", number=4)
     evaluation = EvaluationResult(
         version=version, avg_at_n=0.5, pass_at_n=1.0, greedy=0.5, n=2, prompts=3, mean_response_tokens=7.0, wall_s=1.0
     )

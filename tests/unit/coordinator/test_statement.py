@@ -2,10 +2,11 @@
 
 import pytest
 
-from services.coordinator.state.group import Version, admission_of, group_id_of
+from services.coordinator.state.group import admission_of, group_id_of
 from services.coordinator.state.learner_history import MAX_STEPS, Statement, TrainedStep
 from sluice.errors import Fenced, InvalidRequest
 from sluice.lineage import Rollback
+from sluice.policy_version import PolicyVersion
 
 
 def trained(step: int, *ids: str, batch: str = "b") -> TrainedStep:
@@ -13,14 +14,14 @@ def trained(step: int, *ids: str, batch: str = "b") -> TrainedStep:
         step=step,
         batch_digest=batch,
         group_ids=ids or (f"r-{step:07d}",),
-        version=Version(lineage="a", number=step + 1),
+        version=PolicyVersion(lineage="a", number=step + 1),
         weights_digest="w",
         committed=True,
     )
 
 
 def stated(number: int, *steps: TrainedStep) -> Statement:
-    return Statement(version=Version(lineage="a", number=number), steps=steps)
+    return Statement(version=PolicyVersion(lineage="a", number=number), steps=steps)
 
 
 def test_a_learner_of_a_history_that_was_rolled_back_is_refused_by_name() -> None:
@@ -30,8 +31,8 @@ def test_a_learner_of_a_history_that_was_rolled_back_is_refused_by_name() -> Non
         stated(7, trained(5), trained(6)).refuse_given_up(rollbacks)
     with pytest.raises(Fenced, match="holds version a6, the run was rolled back to version 6 and goes on as lineage b"):
         stated(6, trained(5)).refuse_given_up(rollbacks)
-    Statement(version=Version(lineage="b", number=6), steps=[trained(5)]).refuse_given_up(rollbacks)
-    Statement(version=Version(lineage="c", number=8)).refuse_given_up(rollbacks)
+    Statement(version=PolicyVersion(lineage="b", number=6), steps=[trained(5)]).refuse_given_up(rollbacks)
+    Statement(version=PolicyVersion(lineage="c", number=8)).refuse_given_up(rollbacks)
 
 
 def test_the_last_steps_before_the_version_can_be_looked_up() -> None:

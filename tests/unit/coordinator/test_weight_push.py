@@ -10,11 +10,11 @@ import pytest
 
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Fleet, Member, Role, State
-from services.coordinator.state.group import Version
 from services.coordinator.weights.prober import Prober
 from services.coordinator.weights.push import WeightPush
 from services.coordinator.wire.clients import Clients
 from sluice.errors import TransferError
+from sluice.policy_version import PolicyVersion
 from sluice.testing import ManualClock, assert_eventually
 from sluice.v1 import common_pb2, learner_pb2, rollout_pb2
 
@@ -57,7 +57,7 @@ class Doubts:
     odd: list[Member] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
 
-    async def check(self, member: Member, version: Version) -> list[Member]:
+    async def check(self, member: Member, version: PolicyVersion) -> list[Member]:
         self.asked.append(member.service_id)
         odd, self.odd = self.odd, []
         return odd
@@ -84,7 +84,7 @@ class Scene:
 
     def publish(self, number: int) -> None:
         self.ends.newest = number
-        self.learner.version = Version(lineage="a", number=number)
+        self.learner.version = PolicyVersion(lineage="a", number=number)
         self.fleet.notify_all()
 
     @contextlib.asynccontextmanager
@@ -125,7 +125,7 @@ async def test_only_newcomers_and_the_quarantined_are_probed() -> None:
         await scene.clock.advance(1.0)
         await assert_eventually(lambda: member.state is State.READY)
         scene.publish(1)
-        await assert_eventually(lambda: member.version == Version(lineage="a", number=1))
+        await assert_eventually(lambda: member.version == PolicyVersion(lineage="a", number=1))
     assert scene.doubts.asked == ["r"]
 
 

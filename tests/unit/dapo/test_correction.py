@@ -5,30 +5,32 @@ import math
 import pytest
 import torch
 
-from sluice.dapo.correction import importance_weights, spread, within
+from sluice.dapo.correction import broadcast_log_ratio, importance_weights, rejection_mask
 
 SEQUENCE = torch.tensor([0, 0, 1])
 LOG_RATIOS = torch.log(torch.tensor([2.0, 3.0, 0.5]))
 
 
 def test_a_tokens_own_ratio_is_left_as_it_is_but_for_the_clamp() -> None:
-    found = spread(torch.tensor([0.5, -99.0]), level="token", sequence=torch.tensor([0, 0]), sequences=1)
+    found = broadcast_log_ratio(torch.tensor([0.5, -99.0]), level="token", sequence=torch.tensor([0, 0]), sequences=1)
     assert found.tolist() == [0.5, -20.0]
 
 
 def test_a_sequences_ratio_is_the_product_of_its_tokens_ratios() -> None:
-    found = spread(LOG_RATIOS, level="sequence", sequence=SEQUENCE, sequences=2).exp()
+    found = broadcast_log_ratio(LOG_RATIOS, level="sequence", sequence=SEQUENCE, sequences=2).exp()
     assert found.tolist() == pytest.approx([6.0, 6.0, 0.5])
 
 
 def test_the_geometric_ratio_is_the_mean_in_logarithms() -> None:
-    found = spread(LOG_RATIOS, level="geometric", sequence=SEQUENCE, sequences=2).exp()
+    found = broadcast_log_ratio(LOG_RATIOS, level="geometric", sequence=SEQUENCE, sequences=2).exp()
     assert found.tolist() == pytest.approx([math.sqrt(6.0), math.sqrt(6.0), 0.5])
 
 
 def test_a_sequence_without_tokens_and_an_empty_micro_batch_are_fine() -> None:
-    assert spread(LOG_RATIOS, level="geometric", sequence=SEQUENCE + 1, sequences=4).shape == (3,)
-    assert spread(torch.zeros(0), level="sequence", sequence=torch.zeros(0).long(), sequences=0).shape == (0,)
+    assert broadcast_log_ratio(LOG_RATIOS, level="geometric", sequence=SEQUENCE + 1, sequences=4).shape == (3,)
+    assert broadcast_log_ratio(torch.zeros(0), level="sequence", sequence=torch.zeros(0).long(), sequences=0).shape == (
+        0,
+    )
 
 
 def test_importance_weights_are_truncated_from_above_only() -> None:
@@ -36,9 +38,13 @@ def test_importance_weights_are_truncated_from_above_only() -> None:
 
 
 def test_what_leaves_either_bound_is_masked_and_the_bounds_belong_to_it() -> None:
-    assert within(torch.log(torch.tensor([0.25, 1.0, 4.0])), lower=0.25, upper=4.0).tolist() == [True, True, True]
-    assert within(LOG_RATIOS, lower=0.6, upper=2.5).tolist() == [True, False, False]
+    assert rejection_mask(torch.log(torch.tensor([0.25, 1.0, 4.0])), lower=0.25, upper=4.0).tolist() == [
+        True,
+        True,
+        True,
+    ]
+    assert rejection_mask(LOG_RATIOS, lower=0.6, upper=2.5).tolist() == [True, False, False]
 
 
 def test_a_ratio_that_is_not_a_number_is_masked() -> None:
-    assert within(torch.tensor([math.nan]), lower=0.5, upper=2.0).tolist() == [False]
+    assert rejection_mask(torch.tensor([math.nan]), lower=0.5, upper=2.0).tolist() == [False]

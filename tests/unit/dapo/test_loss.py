@@ -20,11 +20,11 @@ def _loss(
     log_ratios: list[float], advantages: list[float], clip_ratio_c: float | None = DUAL
 ) -> tuple[TokenLoss, Tensor]:
     """The loss of tokens sampled at -1 nat, and its gradient with respect to the learner's logprobs."""
-    behaviour = torch.full((len(log_ratios),), -1.0)
-    learner = (behaviour + torch.tensor(log_ratios)).requires_grad_()
+    rollout = torch.full((len(log_ratios),), -1.0)
+    learner = (rollout + torch.tensor(log_ratios)).requires_grad_()
     out = dapo_token_loss(
         learner_logprobs=learner,
-        proximal_logprobs=behaviour,
+        proximal_logprobs=rollout,
         advantages=torch.tensor(advantages),
         clip_ratio_low=LOW,
         clip_ratio_high=HIGH,

@@ -14,10 +14,10 @@ diffs = st.lists(st.floats(-3, 3), min_size=1, max_size=30)
 
 
 def _mismatch(differences: list[float], ages: list[int] | None = None) -> dict[str, float]:
-    behaviour = np.full(len(differences), -1.0, dtype=np.float32)
+    rollout = np.full(len(differences), -1.0, dtype=np.float32)
     ages = [0] * len(differences) if ages is None else ages
-    learner = behaviour.astype(np.float64) + np.array(differences)
-    return mismatch(behaviour_logprobs=behaviour, learner_logprobs=learner, ages=np.array(ages))
+    learner = rollout.astype(np.float64) + np.array(differences)
+    return mismatch(rollout_logprobs=rollout, learner_logprobs=learner, ages=np.array(ages))
 
 
 def test_the_statistics_by_hand_of_ratios_two_and_a_half() -> None:
@@ -69,11 +69,11 @@ def test_k3_is_the_mean_over_ages_of_its_parts(differences: list[float], data: s
 
 def test_k1_and_k3_estimate_the_divergence_of_two_known_policies() -> None:
     random = np.random.default_rng(0)
-    behaviour, learner = np.array([0.5, 0.3, 0.2]), np.array([0.4, 0.4, 0.2])
-    exact = (behaviour * np.log(behaviour / learner)).sum()
-    drawn = random.choice(3, size=200_000, p=behaviour)
+    rollout, learner = np.array([0.5, 0.3, 0.2]), np.array([0.4, 0.4, 0.2])
+    exact = (rollout * np.log(rollout / learner)).sum()
+    drawn = random.choice(3, size=200_000, p=rollout)
     stats = mismatch(
-        behaviour_logprobs=np.log(behaviour)[drawn],
+        rollout_logprobs=np.log(rollout)[drawn],
         learner_logprobs=np.log(learner)[drawn],
         ages=np.zeros(drawn.size, dtype=np.int64),
     )

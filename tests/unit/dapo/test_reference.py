@@ -35,7 +35,7 @@ def _groups(seed: int, count: int) -> list[ReferenceGroup]:
         tokens = int(random.integers(1, 6))
         return ReferenceSample(
             completion_ids=random.integers(0, VOCABULARY, tokens).tolist(),
-            behaviour_logprobs=random.uniform(-4.0, -1.0, tokens).tolist(),
+            rollout_logprobs=random.uniform(-4.0, -1.0, tokens).tolist(),
             reward=float(random.normal()),
             truncated=index == 2,
         )
@@ -55,7 +55,7 @@ def _gradient_of_the_pieces(model: Bigram, groups: list[ReferenceGroup], *, mode
     learner = torch.cat([reference_logprobs(model, g.prompt_ids, s.completion_ids, 0.7) for g, s in samples])
     out = dapo_token_loss(
         learner_logprobs=learner,
-        proximal_logprobs=torch.tensor([p for _, s in samples for p in s.behaviour_logprobs]),
+        proximal_logprobs=torch.tensor([p for _, s in samples for p in s.rollout_logprobs]),
         advantages=torch.from_numpy(np.repeat(advantages, lengths)),
         **CLIPS,
     )
@@ -100,7 +100,7 @@ def test_the_reference_takes_one_optimizer_update_a_mini_batch_and_makes_good_sa
 
     def sample(completion: list[int], reward: float) -> ReferenceSample:
         logprobs = reference_logprobs(model, [1], completion, 1.0).tolist()
-        return ReferenceSample(completion_ids=completion, behaviour_logprobs=logprobs, reward=reward)
+        return ReferenceSample(completion_ids=completion, rollout_logprobs=logprobs, reward=reward)
 
     group = ReferenceGroup(prompt_ids=[1], samples=[sample(good, 1.0), sample(bad, -1.0)])
     before = logprob(good), logprob(bad)

@@ -69,8 +69,8 @@ def make_batch(*, step: int = 0, groups: int = 6, n: int = 4, seed: int = 0) -> 
 def poisoned(batch: Batch) -> Batch:
     """The batch with one sample whose log-probabilities are NaN: the update with the first group is not finite."""
     first = batch.groups[0]
-    nan = np.full_like(first.sequences[0].behaviour_logprobs, np.nan)
-    bad = dataclasses.replace(first.sequences[0], behaviour_logprobs=nan)
+    nan = np.full_like(first.sequences[0].rollout_logprobs, np.nan)
+    bad = dataclasses.replace(first.sequences[0], rollout_logprobs=nan)
     group = TrainGroup(group_id=first.group_id, sequences=(bad, *first.sequences[1:]))
     return dataclasses.replace(batch, groups=(group, *batch.groups[1:]))
 
@@ -86,7 +86,7 @@ def _sequence(rng: np.random.Generator, prompt: np.ndarray, reward: float, step:
     return TrainSequence(
         token_ids=np.concatenate([prompt, completion]).astype(np.int32),
         prompt_tokens=len(prompt),
-        behaviour_logprobs=rng.normal(-3.5, 1.0, len(completion)).astype(np.float32),
+        rollout_logprobs=rng.normal(-3.5, 1.0, len(completion)).astype(np.float32),
         versions=np.full(len(completion), max(0, step - int(rng.integers(0, 2))), np.int32),
         reward=float(reward),
         truncated=bool(rng.random() < 0.2),
@@ -101,7 +101,7 @@ def as_reference(batch: Batch) -> list[ReferenceGroup]:
             samples=[
                 ReferenceSample(
                     completion_ids=s.token_ids[s.prompt_tokens :].tolist(),
-                    behaviour_logprobs=s.behaviour_logprobs.tolist(),
+                    rollout_logprobs=s.rollout_logprobs.tolist(),
                     reward=s.reward,
                     truncated=s.truncated,
                 )

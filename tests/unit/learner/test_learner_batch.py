@@ -11,8 +11,8 @@ from tests.unit.learner.learner_cases import make_batch
 
 def test_a_sequence_without_one_logprob_a_completion_token_is_refused() -> None:
     sequence = make_batch().sequences[0]
-    with pytest.raises(ValueError, match="behaviour_logprobs: must have one value a completion token"):
-        dataclasses.replace(sequence, behaviour_logprobs=sequence.behaviour_logprobs[:-1])
+    with pytest.raises(ValueError, match="rollout_logprobs: must have one value a completion token"):
+        dataclasses.replace(sequence, rollout_logprobs=sequence.rollout_logprobs[:-1])
 
 
 def test_a_sequence_whose_versions_do_not_cover_it_is_refused() -> None:

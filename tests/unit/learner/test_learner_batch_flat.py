@@ -29,3 +29,12 @@ def test_a_batch_on_disk_is_read_back_exactly(tmp_path: Path) -> None:
     batch = make_batch(step=7)
     write_batch(batch, tmp_path / "batch.npz")
     _assert_same(read_batch(tmp_path / "batch.npz"), batch)
+
+
+def test_a_file_of_an_earlier_version_is_read_under_its_own_names(tmp_path: Path) -> None:
+    batch = make_batch()
+    write_batch(batch, tmp_path / "now.npz")
+    with np.load(tmp_path / "now.npz") as stored:
+        arrays = {name.replace("rollout_logprobs", "behaviour_logprobs"): stored[name] for name in stored}
+    np.savez(tmp_path / "then.npz", **arrays)
+    _assert_same(read_batch(tmp_path / "then.npz"), batch)

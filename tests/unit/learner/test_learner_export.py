@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from services.learner.checkpoint.export import export_model, export_version
 from sluice.errors import SluiceError
-from sluice.weights.manifest import PolicyVersion, plan
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Packer, Snapshot
 from tests.unit.learner.learner_cases import make_config, write_tiny_model
 

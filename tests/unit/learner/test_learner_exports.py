@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 from services.learner.checkpoint import exports
 from services.learner.checkpoint.exports import BackgroundExports
 from sluice.errors import SluiceError
-from sluice.weights.manifest import PolicyVersion, plan
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Packer, Snapshot
 from tests.unit.learner.learner_cases import make_config
 

@@ -19,7 +19,8 @@ from services.learner.ports import NoBatch
 from services.learner.worker import Worker
 from sluice.errors import Expired
 from sluice.lineage import LineageBook
-from sluice.weights.manifest import PolicyVersion, plan
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Packer, Snapshot
 from tests.unit.learner.learner_cases import make_batch
 
@@ -34,7 +35,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(kw_only=True)
 class Scene:
-    """Worker, ranks, coordinator and front in one, with a diary."""
+    """Worker, ranks, coordinator and publisher in one, with a diary."""
 
     found: list[Batch | NoBatch]
     recorded: dict[int, str] = field(default_factory=dict)
@@ -136,7 +137,7 @@ def _lead(scene: Scene, directory: Path, *, every: int = 100, record: TrainingRe
     return Leader(
         worker=part,
         coordinator=part,
-        front=part,
+        publisher=part,
         lineages=LineageBook(directory / "lineages"),
         record=record or TrainingRecord(),
         state=CheckpointState(step=scene.step, lineage="a"),

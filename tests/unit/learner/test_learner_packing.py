@@ -31,7 +31,7 @@ def _tiny_sequence(token_ids: list[int], prompt_tokens: int) -> TrainSequence:
     return TrainSequence(
         token_ids=np.array(token_ids, np.int32),
         prompt_tokens=prompt_tokens,
-        behaviour_logprobs=-np.arange(completion, dtype=np.float32),
+        rollout_logprobs=-np.arange(completion, dtype=np.float32),
         versions=np.full(completion, 1, np.int32),
         reward=0.0,
         truncated=False,
@@ -44,7 +44,7 @@ def test_two_sequences_are_laid_end_to_end_and_only_completions_are_targets() ->
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 0, 1]]
     assert packed.predictors.tolist() == [1, 2, 3, 4, 5]
     assert packed.targets.tolist() == [7, 0, 0, 9, 0]
-    assert packed.behaviour_logprobs.tolist() == [0, -1, -2, 0, -1]
+    assert packed.rollout_logprobs.tolist() == [0, -1, -2, 0, -1]
     assert packed.ages.tolist() == [1] * 5
 
 

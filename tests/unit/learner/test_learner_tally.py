@@ -28,9 +28,9 @@ def _tallied(algorithm: AlgorithmConfig, seed: int, *, spread: float) -> tuple[T
     """One micro-batch counted, in chunks, and its numbers in float64."""
     packed = _packed(seed)
     rng = np.random.default_rng(seed)
-    behaviour = packed.behaviour_logprobs.numpy()
-    proximal = (behaviour + rng.normal(0, spread, len(behaviour))).astype(np.float32)
-    learner = (proximal + rng.normal(0, spread, len(behaviour))).astype(np.float32)
+    rollout = packed.rollout_logprobs.numpy()
+    proximal = (rollout + rng.normal(0, spread, len(rollout))).astype(np.float32)
+    learner = (proximal + rng.normal(0, spread, len(rollout))).astype(np.float32)
     asked = torch.from_numpy(proximal) if algorithm.proximal == "recompute" else None
     objective = Objective(algorithm, packed, asked)
     logprobs = torch.from_numpy(learner)
@@ -41,7 +41,7 @@ def _tallied(algorithm: AlgorithmConfig, seed: int, *, spread: float) -> tuple[T
         objective(logprobs[where], where)
     tally = Tally(torch.device("cpu"))
     tally.add(objective.seen(), torch.zeros(len(learner)))
-    numbers = {"behaviour": behaviour, "proximal": proximal, "learner": learner}
+    numbers = {"rollout": rollout, "proximal": proximal, "learner": learner}
     return tally, {name: values.astype(np.float64) for name, values in numbers.items()}
 
 
@@ -54,7 +54,7 @@ def test_quantiles_mean_and_maximum_of_the_ratio_over_two_updates_are_those_of_a
     (first, ours), (second, theirs) = (_tallied(_algorithm(), seed, spread=spread) for seed in (1, 2))
     first.merge(second)
     found = first.metrics(updates=2)
-    ratios = np.exp(np.concatenate([part["learner"] - part["behaviour"] for part in (ours, theirs)]))
+    ratios = np.exp(np.concatenate([part["learner"] - part["rollout"] for part in (ours, theirs)]))
     assert first.tokens == len(ratios) > 2000
     for share, name in ((0.5, "loss/ratio_p50"), (0.99, "loss/ratio_p99")):
         assert found[name] == pytest.approx(np.quantile(ratios, share, method="inverted_cdf"), rel=BIN)
@@ -64,7 +64,7 @@ def test_quantiles_mean_and_maximum_of_the_ratio_over_two_updates_are_those_of_a
 
 def test_ratios_beyond_the_counted_range_count_at_its_ends() -> None:
     tally, numbers = _tallied(_algorithm(), 1, spread=8.0)
-    ratios = np.exp(numbers["learner"] - numbers["behaviour"])
+    ratios = np.exp(numbers["learner"] - numbers["rollout"])
     assert np.quantile(ratios, 0.99) > np.exp(3.0)
     found = tally.metrics(updates=1)
     assert found["loss/ratio_p99"] == pytest.approx(np.exp(3.0), rel=BIN)
@@ -76,7 +76,7 @@ def test_the_masked_fraction_is_the_share_of_tokens_whose_ratio_to_the_rollout_l
     correction = {"rollout_rs": "token", "rollout_rs_threshold": 1.5}
     tally, numbers = _tallied(_algorithm(proximal=proximal, rollout_correction=correction), 3, spread=0.4)
     asked = numbers["proximal" if proximal == "recompute" else "learner"]
-    ratios = np.exp(asked - numbers["behaviour"])
+    ratios = np.exp(asked - numbers["rollout"])
     outside = (ratios > 1.5) | (ratios < 1 / 1.5)
     assert 0.2 < outside.mean() < 0.8
     found = tally.metrics(updates=1)
@@ -89,7 +89,7 @@ def test_the_truncated_fraction_is_the_share_of_tokens_whose_weight_was_cut_and_
     mask = {"rollout_rs": "token", "rollout_rs_threshold": 2.0}
     for settings, upper in ((correction, np.inf), (correction | mask, 2.0)):
         tally, numbers = _tallied(_algorithm(proximal="recompute", rollout_correction=settings), 4, spread=0.4)
-        weights = np.exp(numbers["proximal"] - numbers["behaviour"])
+        weights = np.exp(numbers["proximal"] - numbers["rollout"])
         cut = (weights > 1.2) & (weights <= upper)
         assert 0.1 < cut.mean() < 0.9
         assert tally.metrics(updates=1)["loss/is_truncated_fraction"] == pytest.approx(cut.mean(), abs=1e-12)

@@ -22,7 +22,7 @@ def test_a_batch_arrives_as_it_was_sent() -> None:
     assert (batch.step, batch.digest, batch.group_sizes) == (3, "d", sent.group_sizes)
     for ours, theirs in zip(batch.sequences, sent.sequences, strict=True):
         assert np.array_equal(ours.token_ids, theirs.token_ids)
-        assert np.array_equal(ours.behaviour_logprobs, theirs.behaviour_logprobs)
+        assert np.array_equal(ours.rollout_logprobs, theirs.rollout_logprobs)
         assert np.array_equal(ours.versions, theirs.versions)
         assert (ours.prompt_tokens, ours.reward, ours.truncated) == (
             theirs.prompt_tokens,
@@ -47,7 +47,7 @@ def test_each_span_stamps_its_own_tokens() -> None:
     [
         (lambda group: group.samples[0].spans.pop(), "spans: must cover"),
         (lambda group: setattr(group.samples[0].spans[0], "start_token", 1), "without gaps"),
-        (lambda group: setattr(group.samples[0], "logprobs", pack_floats([0.0])), "behaviour_logprobs"),
+        (lambda group: setattr(group.samples[0], "logprobs", pack_floats([0.0])), "rollout_logprobs"),
         (lambda group: setattr(group.samples[0], "finish_reason", common_pb2.FINISH_REASON_ABORT), "finish_reason"),
         (lambda group: setattr(group.rewards[0], "status", common_pb2.REWARD_STATUS_TIMEOUT), "was not graded"),
         (lambda group: group.rewards.pop(), "4 samples but 3 rewards"),

@@ -3,11 +3,12 @@
 import asyncio
 from pathlib import Path
 
-from services.coordinator.state.group import Admission, Attempt, Group, QueuedGroup, Reward, Sample, Span, Version
+from services.coordinator.state.group import Admission, Attempt, Group, QueuedGroup, Reward, Sample, Span
 from services.coordinator.state.ledger_row import ledger_row, queued_row
 from services.coordinator.storage.run_files import RunFiles
 from services.coordinator.wire.messages import ZstdGroups
 from sluice.config.load import dump_config
+from sluice.policy_version import PolicyVersion
 from tests.unit.coordinator.fakes import FakePrompt, make_config, make_reward, make_sample
 
 ADMITTED_S = 1_700_000_000.0
@@ -46,7 +47,7 @@ def two_attempts(group: Group) -> Group:
     group.attempts[0].number, group.attempts[0].version = 2, 2
     group.attempts.insert(0, first)
     group.attempt, group.lost_tokens = 2, 5
-    versions = [Version(lineage="a", number=number) for number in (2, 3)]
+    versions = [PolicyVersion(lineage="a", number=number) for number in (2, 3)]
     spans = (Span(version=versions[0], start=0, end=1), Span(version=versions[1], start=1, end=4))
     group.samples[1] = _with(group.samples[1], spans=spans)
     group.samples[0] = _with(group.samples[0], spans=(Span(version=versions[0], start=0, end=4),))

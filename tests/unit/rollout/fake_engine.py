@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from services.rollout.engine import FinishedSample, FinishReason, RunningSample, SampleRequest
-from sluice.weights.manifest import Manifest, PolicyVersion
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import Manifest
 
 
 class FakeEngine:

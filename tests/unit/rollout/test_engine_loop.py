@@ -11,8 +11,9 @@ from services.rollout.engine import FinishedSample, FinishReason, SampleRequest
 from services.rollout.engine_loop import EngineFailed, EngineLoop
 from services.rollout.engine_watch import hung_s
 from sluice.errors import InvalidRequest, NotReady, Overloaded
+from sluice.policy_version import PolicyVersion
 from sluice.testing import ManualClock, assert_eventually
-from sluice.weights.manifest import Manifest, PolicyVersion, plan
+from sluice.weights.manifest import Manifest, plan
 from sluice.weights.snapshot import Packer
 from tests.unit.rollout.fake_engine import FakeEngine
 

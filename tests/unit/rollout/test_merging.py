@@ -10,7 +10,8 @@ from services.rollout.adapter_merging import AdapterMerger
 from services.rollout.model_files import ModelFacts
 from sluice.config.schema import Config
 from sluice.errors import TransferError
-from sluice.weights.manifest import PolicyVersion, plan
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Packer, Snapshot
 from sluice.weights.tensors import as_bytes, named_tensors
 

@@ -7,7 +7,8 @@ import pytest
 
 from services.rollout.model_files import _tensor_shapes, check_tensors, read_model
 from sluice.errors import ConfigError, TransferError
-from sluice.weights.manifest import Manifest, PolicyVersion, plan
+from sluice.policy_version import PolicyVersion
+from sluice.weights.manifest import Manifest, plan
 
 CONFIG = {"vocab_size": 64, "max_position_embeddings": 128, "eos_token_id": 2, "tie_word_embeddings": True}
 SHAPES = {"embed.weight": [64, 8], "lm_head.weight": [64, 8], "norm.weight": [8]}

@@ -6,9 +6,9 @@ import pytest
 from services.rollout.engine import FinishedSample, FinishReason, Span
 from services.rollout.wire import sample_requests, sample_to_proto
 from sluice.errors import InvalidRequest
+from sluice.policy_version import PolicyVersion
 from sluice.rpc.arrays import pack_ids, unpack_floats, unpack_ids
 from sluice.v1 import common_pb2, rollout_pb2
-from sluice.weights.manifest import PolicyVersion
 
 
 def generate(**changes: object) -> rollout_pb2.GenerateRequest:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.rollout.engine import FinishReason, RunningSample, SampleRequest
-from sluice.weights.manifest import PolicyVersion
+from sluice.policy_version import PolicyVersion
 
 REQUEST = SampleRequest(sample_id="s", prompt_token_ids=(1,), seed=0, temperature=1.0, max_tokens=100)
 

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from sluice.config.schema import Config
+from sluice.policy_version import PolicyVersion
 from sluice.weights.adapters import adapters_among, pushes_adapters, scale_of
-from sluice.weights.manifest import PolicyVersion, plan
+from sluice.weights.manifest import plan
 from sluice.weights.merging import map_tensors, merge, merged
 from sluice.weights.snapshot import Packer, Snapshot
 from sluice.weights.tensors import as_bytes, named_tensors

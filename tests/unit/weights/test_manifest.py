@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sluice.errors import TransferError
+from sluice.policy_version import PolicyVersion
 from sluice.weights.files import read_snapshot, write_snapshot
-from sluice.weights.manifest import ALIGN_BYTES, PolicyVersion, buckets, check, plan
+from sluice.weights.manifest import ALIGN_BYTES, buckets, check, plan
 from sluice.weights.snapshot import Packer, Snapshot
 from sluice.weights.wire import manifest_from_proto, manifest_to_proto
 
