@@ -175,7 +175,7 @@ async def test_readers_of_the_metrics_see_the_surviving_history(scene: Run) -> N
         assert [made.version.number for made in (await run.status()).evaluations] == [0]
 
 
-@pytest.mark.parametrize("broken", ["mint", "roll_back", "give_up", "mark_rolled_back", "tell"])
+@pytest.mark.parametrize("broken", ["mint", "roll_back", "give_up", "mark_rolled_back", "record"])
 async def test_a_rollback_that_was_killed_in_any_place_has_happened_whole_or_not_at_all(
     scene: Run, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
