@@ -11,7 +11,7 @@ from sluice.telemetry.prometheus import Target
 
 
 def gauges(core: Core) -> dict[str, float]:
-    """Metrics of this moment; those of sluice/telemetry/live_metrics.py that cost nothing."""
+    """Metrics of this moment; those of sluice/telemetry/catalogue/live.py that cost nothing."""
     training = core.progress.state is RunState.RUNNING and core.fleet.learner is not None
     return {
         "run/trained_steps": float(core.progress.trained_steps),

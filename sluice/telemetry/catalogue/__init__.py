@@ -6,7 +6,7 @@ names and no others. `python -m sluice.telemetry.catalogue` prints docs/metrics.
 
 from collections.abc import Iterable
 
-from sluice.telemetry.live_metrics import LIVE
+from sluice.telemetry.catalogue.live import LIVE
 from sluice.telemetry.metric import Metric
 from sluice.telemetry.metric import entry as _m
 
@@ -666,7 +666,3 @@ def render_markdown() -> str:
 def _table(metrics: Iterable[Metric]) -> list[str]:
     rows = [f"| `{m.name}` | {m.unit} | {m.meaning} | {m.healthy} | {m.action} |" for m in metrics]
     return ["| metric | unit | meaning | healthy | otherwise |", "|---|---|---|---|---|", *rows, ""]
-
-
-if __name__ == "__main__":
-    print(render_markdown(), end="")
