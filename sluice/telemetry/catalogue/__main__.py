@@ -1,5 +1,6 @@
 """`python -m sluice.telemetry.catalogue > docs/metrics.md`."""
 
-from sluice.telemetry.catalogue import render_markdown
+from sluice.telemetry.catalogue.page import render_markdown
 
-print(render_markdown(), end="")
+if __name__ == "__main__":
+    print(render_markdown(), end="")

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from sluice.config.schema import Config
 from sluice.launch import view
 from sluice.report import curves, summary
-from sluice.telemetry.catalogue import CATALOGUE, NAMES, render_markdown
+from sluice.telemetry.catalogue import CATALOGUE, NAMES
+from sluice.telemetry.catalogue.page import render_markdown
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 IN_BACKTICKS = re.compile(r"`([^`]+)`")

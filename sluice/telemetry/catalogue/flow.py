@@ -1,0 +1,82 @@
+"""How groups flow through a step: their age, where they wait, how long completions are, how fast they come."""
+
+from sluice.telemetry.metric import Metric, entry
+
+FLOW: tuple[Metric, ...] = (
+    entry(
+        "staleness/age_mean_steps",
+        "steps",
+        "coordinator",
+        "mean over trained groups of the age of their oldest token",
+        "<= coordinator.max_staleness",
+        "near the bound: the learner is the bottleneck; near 0 while it waits: rollouts are; lower "
+        "`coordinator.max_staleness` when `mismatch/k3_nats` grows with age",
+    ),
+    entry(
+        "staleness/age_max_steps",
+        "steps",
+        "coordinator",
+        "age of the oldest token trained",
+        "<= coordinator.max_staleness, always",
+        "above the bound is a bug: keep the run directory and report the step",
+    ),
+    entry(
+        "queue/groups",
+        "groups",
+        "coordinator",
+        "accepted groups waiting for a step",
+        "> 0 when the learner is the bottleneck",
+        "0 while `learner/wait_s` is large: add rollouts; full all the time: the learner is the bottleneck, "
+        "fewer rollouts will do",
+    ),
+    entry(
+        "queue/in_flight_groups",
+        "groups",
+        "coordinator",
+        "groups being generated or scored",
+        "near gen_batch_size",
+        "far below: no READY rollout, or admission waits for the staleness bound or for room in Redis",
+    ),
+    entry(
+        "response/length_mean_tokens",
+        "tokens",
+        "coordinator",
+        "mean completion length of generated samples",
+        "no sudden jumps",
+        "a jump up with falling accuracy: rambling, switch on the overlong buffer; a fall to almost nothing: "
+        "the reward pays for short answers",
+    ),
+    entry(
+        "response/length_max_tokens",
+        "tokens",
+        "coordinator",
+        "longest completion generated",
+        "mostly < data.max_response_length",
+        "always at the limit: see `response/truncated_fraction`",
+    ),
+    entry(
+        "response/truncated_fraction",
+        "fraction",
+        "coordinator",
+        "share of generated samples cut at max_response_length",
+        "< 0.1",
+        "raise `data.max_response_length` or use the overlong buffer; truncated samples count as wrong and "
+        "teach shortness",
+    ),
+    entry(
+        "rollout/generated_tokens_per_s",
+        "tokens/s",
+        "coordinator",
+        "completion tokens received from all rollouts per second",
+        "steady",
+        "a step down: a rollout was lost or quarantined (see the services); a slow decline: responses grow longer",
+    ),
+    entry(
+        "step/wall_s",
+        "s",
+        "coordinator",
+        "time from one commit to the next",
+        "steady",
+        "compare `learner/train_s`, `learner/wait_s` and `learner/publish_s`: the largest says whom to give more",
+    ),
+)

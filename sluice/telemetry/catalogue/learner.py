@@ -1,0 +1,90 @@
+"""Where the learner's time goes, and how much it trains."""
+
+from sluice.telemetry.metric import Metric, entry
+
+LEARNER: tuple[Metric, ...] = (
+    entry(
+        "learner/train_s",
+        "s",
+        "learner",
+        "time of forward, backward and updates",
+        "steady",
+        "more ranks, or a larger `learner.max_tokens_per_micro_batch` while memory allows",
+    ),
+    entry(
+        "learner/wait_s",
+        "s",
+        "learner",
+        "time the learner waited for its batch",
+        "< 10 % of step/wall_s",
+        "generation is the bottleneck: more rollouts, a higher `coordinator.max_staleness`, or see "
+        "`sampling/acceptance`",
+    ),
+    entry(
+        "learner/publish_s",
+        "s",
+        "learner",
+        "for how long publishing the new weights keeps the learner from its next step; sending them does not",
+        "< 10 % of learner/train_s",
+        "compare `learner/gather_ms`, `learner/pack_ms` and `learner/digest_ms`; all grow with the model: fewer, larger "
+        "steps",
+    ),
+    entry(
+        "learner/gather_ms",
+        "ms",
+        "learner",
+        "of publishing: waiting for tensors from the other ranks (rank 0)",
+        "most of learner/publish_s with several ranks, 0 with one",
+        "the ranks' network is slow, or a rank comes late",
+    ),
+    entry(
+        "learner/pack_ms",
+        "ms",
+        "learner",
+        "of publishing: checking, converting and copying tensors into the snapshot (rank 0)",
+        "a few ms for each 10 MB",
+        "on a CPU `learner.threads` convert; the machine's memory is busy",
+    ),
+    entry(
+        "learner/digest_ms",
+        "ms",
+        "learner",
+        "of publishing: the digest of the snapshot (rank 0)",
+        "about 1 ms for each 2 MB",
+        "another process uses the core",
+    ),
+    entry(
+        "learner/tokens_per_s",
+        "tokens/s",
+        "learner",
+        "trained tokens (prompt included) / train_s",
+        "steady",
+        "a fall at equal lengths: another process on the machine, or micro-batches too small "
+        "(`learner.max_tokens_per_micro_batch`)",
+    ),
+    entry(
+        "learner/trained_tokens",
+        "tokens",
+        "learner",
+        "completion tokens in the loss of this step",
+        "follows response/length_mean_tokens",
+        "0 means that everything was masked: check `algorithm.overlong_filtering`",
+    ),
+    entry(
+        "learner/updates",
+        "updates",
+        "learner",
+        "optimizer updates of this step",
+        "ceil(train_batch_size / mini_batch_size)",
+        "fewer: see `learner/skipped_updates`",
+    ),
+    entry(
+        "learner/skipped_updates",
+        "updates",
+        "learner",
+        "updates skipped because loss or gradient was not finite",
+        "0",
+        "lower `learner.lr`; the run stops after `learner.max_skipped_updates` in a row; look for a reward "
+        "that is not finite",
+    ),
+)

@@ -1,0 +1,31 @@
+"""What a weight push costs."""
+
+from sluice.telemetry.metric import Metric, entry
+
+WEIGHTS: tuple[Metric, ...] = (
+    entry(
+        "weights/push_ms",
+        "ms",
+        "coordinator",
+        "from opening a transfer to `applied`, slowest rollout",
+        "< 10 % of step/wall_s",
+        "compare `weights/receive_ms`: if that is most of it, raise `weights.bucket_bytes` or use a faster "
+        "network; otherwise a rollout is slow to apply",
+    ),
+    entry(
+        "weights/receive_ms",
+        "ms",
+        "coordinator",
+        "receiving the bytes in the background, slowest rollout",
+        "< 10 % of step/wall_s",
+        "check which interface the bytes take; raise `weights.bucket_bytes`",
+    ),
+    entry(
+        "weights/stall_ms",
+        "ms",
+        "coordinator",
+        "time without generation while weights were applied, slowest rollout",
+        "milliseconds; < 1 % of step/wall_s",
+        "with `weights.inflight: recompute` the stall includes the prompts computed again; use `keep`",
+    ),
+)
