@@ -6,12 +6,11 @@ A test keeps the page equal to what this prints. Meanings are the schema's own d
 import json
 import sys
 from collections.abc import Iterator
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from sluice.config.kinds import kind_in_words
 from sluice.config.schema import Config
 
 _INTRODUCTION = """\
@@ -34,8 +33,6 @@ name counts tokens, groups or samples, as its meaning says.
 from it, and `sluice config from-verl FILE` translates a verl configuration.
 """
 
-"""Meaning by dotted key."""
-
 
 def render_markdown() -> str:
     """docs/configuration.md."""
@@ -57,7 +54,7 @@ def _section(name: str) -> str:
     section = _section_class(Config.model_fields[name])
     assert section is not None, f"{name}: the schema's top level has sections only"
     rows = [
-        f"| `{key}` | {_default(info)} | {_allowed(info)} | {_cell(info.description or '')} |"
+        f"| `{key}` | {_default(info)} | {_cell(kind_in_words(info))} | {_cell(info.description or '')} |"
         for key, info in leaves(section, f"{name}.")
     ]
     head = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
@@ -76,51 +73,6 @@ def _default(info: FieldInfo) -> str:
     if isinstance(value, str):
         return f"`{value}`"
     return f"`{json.dumps(value)}`"
-
-
-def _allowed(info: FieldInfo) -> str:
-    """The type and its limits, in YAML's words."""
-    kind, or_null, _ = _kind(info.annotation).partition(" or null")
-    limits = [text for part in info.metadata for text in _limits(part)]
-    return _cell(_limited(kind, limits) + or_null)
-
-
-def _kind(kind: Any) -> str:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return " or ".join(
-            f"`{json.dumps(value)}`" if not isinstance(value, str) else f"`{value}`" for value in arguments
-        )
-    if origin in (Union, UnionType):
-        null = ["null"] if NoneType in arguments else []
-        return " or ".join([*(_kind(argument) for argument in arguments if argument is not NoneType), *null])
-    if hasattr(kind, "__metadata__"):  # Annotated, below a union
-        return _limited(_kind(arguments[0]), [text for part in kind.__metadata__ for text in _limits(part)])
-    if origin is list:
-        return f"list of {_kind(arguments[0])}"
-    if origin is tuple:
-        return f"list of {len(arguments)} x {_kind(arguments[0])}"
-    if origin is dict:
-        return f"mapping of text to {_kind(arguments[1])}"
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return "section"
-    return {bool: "true or false", int: "whole number", float: "number", str: "text"}[kind]
-
-
-def _limited(kind: str, limits: list[str]) -> str:
-    return " ".join([kind, " and ".join(limits)]) if limits else kind
-
-
-def _limits(part: Any) -> Iterator[str]:
-    """What one piece of metadata demands; a Field inside an annotation holds several."""
-    for constraint in getattr(part, "metadata", [part]):
-        for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
-            if (bound := getattr(constraint, name, None)) is not None:
-                yield f"{sign} {bound:g}"
-        if least := getattr(constraint, "min_length", None):
-            yield f"with at least {least} item"
-        if pattern := getattr(constraint, "pattern", None):
-            yield f"matching `{pattern}`"
 
 
 def _cell(text: str) -> str:

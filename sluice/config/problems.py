@@ -4,12 +4,17 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from sluice.config.kinds import kind_in_words, takes_several_types
 from sluice.config.schema import Config
+
+_Place = tuple[int | str, ...]
+"""Where in the tree of a configuration."""
 
 # What `Section.problems` says starts with the key that it is about.
 _LEADING_KEY = re.compile(r"^([a-z_0-9]+(?:\.[a-z_0-9]+)*): ")
@@ -36,6 +41,9 @@ _RULES = {
     "too_long": "must have at most {max_length} items",
 }
 """The rule behind each of pydantic's error types; its own words for any other."""
+
+_SEVERAL_TYPES = "several_types"
+"""In the place of pydantic's type of error, where a key takes several."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -64,7 +72,7 @@ class Origins:
 def problems_of(error: ValidationError, origins: Origins) -> list[str]:
     """One line a problem, `recipe.yaml: learner.lr: must be > 0, got -1`."""
     lines: list[str] = []
-    for details in error.errors(include_url=False):
+    for details in _one_a_key(error.errors(include_url=False)):
         for key, text in _texts(details):
             lines.append(f"{origins.of(key.split('.'))}: {key}: {text}" if key else f"{origins.default}: {text}")
     return lines
@@ -96,6 +104,18 @@ def _keys_below(model: type[BaseModel], prefix: str) -> Iterator[str]:
             yield from _keys_below(info.annotation, f"{prefix}{name}.")
 
 
+def _one_a_key(errors: Sequence[ErrorDetails]) -> Iterator[ErrorDetails]:
+    """The errors, but one for a key that takes several types, where pydantic has one for each of them."""
+    told: set[_Place] = set()
+    for details in errors:
+        place = next((place for place, info in _fields_to(details["loc"]) if takes_several_types(info)), None)
+        if place is None:
+            yield details
+        elif place not in told:
+            told.add(place)
+            yield {**details, "loc": place, "type": _SEVERAL_TYPES}
+
+
 def _texts(details: ErrorDetails) -> Iterator[tuple[str, str]]:
     """(dotted key, what is wrong) of one of pydantic's errors; a validator of ours may report several."""
     key = ".".join(str(part) for part in details["loc"])
@@ -108,20 +128,40 @@ def _texts(details: ErrorDetails) -> Iterator[tuple[str, str]]:
     elif details["type"] == "missing":
         yield key, "must be given"
     else:
-        rule = _RULES.get(details["type"])
-        text = rule.format(**details.get("ctx", {})) if rule else details["msg"]
-        yield key, f"{text}, got {_short(details['input'])}{_reason(key) if details['type'] == 'literal_error' else ''}"
+        yield key, f"{_rule(details)}, got {_short(details['input'])}{_reason(details)}"
 
 
-def _reason(key: str) -> str:
+def _rule(details: ErrorDetails) -> str:
+    if details["type"] == _SEVERAL_TYPES:
+        return f"must be {kind_in_words(_field(details))}"
+    rule = _RULES.get(details["type"])
+    return rule.format(**details.get("ctx", {})) if rule else details["msg"]
+
+
+def _reason(details: ErrorDetails) -> str:
     """Why a key takes but one value; its description says so."""
-    *sections, name = key.split(".")
-    model: type[BaseModel] = Config
-    for section in sections:
-        model = cast(type[BaseModel], model.model_fields[section].annotation)
-    info = model.model_fields[name]
+    if details["type"] != "literal_error":
+        return ""
+    info = _field(details)
     only_one = len(get_args(info.annotation)) == 1
     return f"; {info.description}" if only_one and info.description else ""
+
+
+def _field(details: ErrorDetails) -> FieldInfo:
+    """The innermost key of the schema that an error is about."""
+    *_, (_, info) = _fields_to(details["loc"])
+    return info
+
+
+def _fields_to(place: _Place) -> Iterator[tuple[_Place, FieldInfo]]:
+    """The keys of the schema from the outermost to `place`, each with its own place."""
+    model: Any = Config
+    for depth, name in enumerate(place, 1):
+        info = model.model_fields.get(str(name)) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if info is None:
+            return
+        yield place[:depth], info
+        model = info.annotation
 
 
 def _unknown(key: str) -> str:

@@ -36,6 +36,14 @@ def problems(path: Path | None, *overrides: str, **environ: str) -> list[str]:
     return str(caught.value).splitlines()
 
 
+def refusal(path: Path, override: str) -> str | None:
+    try:
+        load_config(path, overrides=[override])
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def leaf_keys() -> list[str]:
     keys = schema_keys()
     return [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
@@ -103,6 +111,8 @@ def test_a_message_names_the_layer_the_key_the_rule_and_the_value(recipe: Path) 
         ("algorithm.clip_ratio_low=1", "algorithm.clip_ratio_low: must be < 1, got 1"),
         ("algorithm.filter_groups=on", "algorithm.filter_groups: must be a section with keys of its own, got True"),
         ("algorithm.use_kl_loss=true", "algorithm.use_kl_loss: must be False, got True; DAPO has no KL term; "),
+        ("model.target_modules=-1", "model.target_modules: must be `all-linear` or list of text, got -1"),
+        ("model.target_modules=[7]", "model.target_modules: must be `all-linear` or list of text, got [7]"),
         ("run.name='a b'", "run.name: must match ^[A-Za-z0-9._-]+$, got 'a b'"),
     ],
 )
@@ -169,6 +179,13 @@ def test_an_unknown_key_with_no_near_miss_lists_what_is_known(recipe: Path) -> N
         line
         == "override: model.zzz: is not a known key; known here are path, dtype, lora_rank, lora_alpha, target_modules"
     )
+
+
+@pytest.mark.parametrize("key", leaf_keys())
+def test_any_value_of_any_key_is_taken_or_refused_by_name(recipe: Path, key: str) -> None:
+    for value in ("-1", "x", "[]", "[7]", "null", "1.5", "{a: 1}", "true"):
+        said = refusal(recipe, f"{key}={value}")
+        assert said is None or key in said, value
 
 
 @pytest.mark.parametrize("key", leaf_keys())
