@@ -4,10 +4,10 @@ import argparse
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from sluice.errors import LaunchError
+from sluice.flags import add_data_prepare_flags
 
 
 def add_parser(commands: Any) -> None:
@@ -20,19 +20,8 @@ def add_parser(commands: Any) -> None:
         description="Takes a published data set from the Hugging Face hub, or from a file of this machine, writes it with "
         "every prompt once, and prints the counts, the source's SHA-256 and what a recipe says to use it.",
     )
-    add_flags(prepare)
+    add_data_prepare_flags(prepare)
     prepare.set_defaults(run=_prepare)
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What services.coordinator.data_prep takes, which does the work."""
-    parser.add_argument("name", metavar="NAME", help="dapo-math-17k or aime-2024")
-    parser.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="where to (default %(default)s/)")
-    parser.add_argument(
-        "--source", type=Path, metavar="DIR_OR_FILE", help="the published file, or a folder that has it"
-    )
-    parser.add_argument("--revision", metavar="COMMIT", help="which one of the hub (default: the newest)")
-    parser.add_argument("--force", action="store_true", help="replace the file that is there")
 
 
 def _prepare(args: argparse.Namespace) -> int:

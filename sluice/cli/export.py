@@ -3,8 +3,9 @@
 import argparse
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
+
+from sluice.flags import add_export_flags
 
 
 def add_parser(commands: Any) -> None:
@@ -14,17 +15,8 @@ def add_parser(commands: Any) -> None:
         help="write a checkpoint as a Hugging Face model",
         description="Writes a checkpoint of a run as a Hugging Face folder; the run may be going on or over.",
     )
-    add_flags(export)
+    add_export_flags(export)
     export.set_defaults(run=_export)
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What services.learner.checkpoint.export_checkpoint takes, which does the work."""
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory")
-    parser.add_argument("--checkpoint", metavar="step-K|PATH", help="which one (default: the newest that verifies)")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="where (default: RUN_DIR/exports/step-K)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="type of the weights (default: model.dtype)")
-    parser.add_argument("--force", action="store_true", help="replace the model that is there")
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -4,10 +4,10 @@ import argparse
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from sluice.errors import LaunchError
+from sluice.flags import add_rescore_flags
 
 
 def add_parser(commands: Any) -> None:
@@ -20,16 +20,8 @@ def add_parser(commands: Any) -> None:
         "else. Writes nothing into the run, which may be going on or over. Exits 0 when it is done, also when "
         "something differs; 1 when no sample could be graded.",
     )
-    add_flags(rescore)
+    add_rescore_flags(rescore)
     rescore.set_defaults(run=_rescore)
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What services.reward.rescore takes, which does the work."""
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory")
-    parser.add_argument("-c", "--config", type=Path, help="recipe whose graders are asked (default: the run's own)")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and every change here")
 
 
 def _rescore(args: argparse.Namespace) -> int:

@@ -7,14 +7,14 @@ from pathlib import Path
 from services.coordinator.data_prep.distinct import Counts, write_distinct
 from services.coordinator.data_prep.published import HUB, PUBLISHED, Published
 from services.coordinator.data_prep.source import Source, fetched_source, local_source
-from sluice.cli.data import add_flags
 from sluice.errors import ConfigError, DataError, SluiceError
+from sluice.flags import add_data_prepare_flags
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prepares one data set; returns the exit code of DESIGN's contract (0, 1, 2, 130)."""
     parser = argparse.ArgumentParser(prog="python -m services.coordinator.data_prep")
-    add_flags(parser)
+    add_data_prepare_flags(parser)
     args = parser.parse_args(argv)
     try:
         print(_prepare(args))

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from services.learner.checkpoint import checkpoint_files as files
-from sluice.cli.export import add_flags
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.errors import ConfigError, NotFound, SluiceError
+from sluice.flags import add_export_flags
 from sluice.model_identity import model_identity
 from sluice.telemetry.logs import configure_logs
 
@@ -19,7 +19,7 @@ from sluice.telemetry.logs import configure_logs
 def main(argv: list[str] | None = None) -> int:
     """Exports; returns the exit code of DESIGN's contract (0, 1, 2)."""
     parser = argparse.ArgumentParser(prog="python -m services.learner.checkpoint.export_checkpoint")
-    add_flags(parser)
+    add_export_flags(parser)
     args = parser.parse_args(argv)
     configure_logs(service="export")
     try:

@@ -16,9 +16,9 @@ from services.learner.checkpoint.export_checkpoint import read_config
 from services.learner.replay.recorded_steps import batch_body, recorded_steps
 from services.learner.replay.starting_point import StartingPoint, starting_point
 from services.learner.replay.step_comparison import Replayed, compare
-from sluice.cli.replay import add_flags
 from sluice.config.schema import Config
 from sluice.errors import ConfigError, SluiceError
+from sluice.flags import add_replay_flags
 from sluice.launch.child import armed
 from sluice.launch.commands import learner_command, service_environ
 from sluice.telemetry.logs import configure_logs
@@ -27,7 +27,7 @@ from sluice.telemetry.logs import configure_logs
 def main(argv: list[str] | None = None) -> int:
     """Replays; returns 0 when the step was reproduced, 1 when not or when it could not be tried, 2 on bad usage."""
     parser = argparse.ArgumentParser(prog="python -m services.learner.replay")
-    add_flags(parser)
+    add_replay_flags(parser)
     args = parser.parse_args(argv)
     configure_logs(service="replay")
     try:

@@ -20,10 +20,10 @@ from services.reward.rescore.score_comparison import Comparison, Judged, ScoredA
 from services.reward.routing import Router
 from services.reward.scoring import Scorer
 from services.reward.servicer import question_of, samples_of
-from sluice.cli.rescore import add_flags
 from sluice.config.load import load_config
 from sluice.config.schema import Config
 from sluice.errors import ConfigError, NotFound, SluiceError
+from sluice.flags import add_rescore_flags
 from sluice.rpc.service import exit_code
 from sluice.telemetry.logs import configure_logs
 
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 def main(argv: list[str] | None = None) -> int:
     """Rescores; returns 0 when it was done, whatever came of it, 1 when it could not be, 2 on bad usage."""
     parser = argparse.ArgumentParser(prog="python -m services.reward.rescore")
-    add_flags(parser)
+    add_rescore_flags(parser)
     args = parser.parse_args(argv)
     configure_logs(service="rescore")
     try:
