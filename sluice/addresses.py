@@ -18,3 +18,8 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def stays_here(address: str) -> bool:
+    """Whether bytes sent to `host:port` leave this machine not."""
+    return address.startswith("unix:") or is_loopback(host_of(address))

@@ -13,7 +13,7 @@ import grpc
 
 from sluice.errors import ConfigError, Unauthenticated
 from sluice.rpc.access import Role
-from sluice.rpc.credentials import CallContext, Metadata, Options
+from sluice.rpc.credentials_port import CallContext, Metadata, Options
 
 FILE, KEY, AUTHORITY = "cert.pem", "key.pem", "ca.pem"
 DOMAIN = ".sluice"

@@ -6,7 +6,8 @@ import grpc
 
 from sluice.limits import CHANNEL_OPTIONS
 from sluice.rpc.access import Role
-from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, Metadata, Options
+from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
+from sluice.rpc.credentials_port import Metadata, Options
 
 
 def open_channel(

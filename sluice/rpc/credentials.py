@@ -4,60 +4,19 @@ They lie in a folder a role, which `sluice tokens` or `sluice certs` makes; a pr
 or --credentials. What the folder holds decides, and both ends of a channel agree on it before the first call.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import grpc
 
-from sluice.addresses import host_of, is_loopback
+from sluice.addresses import is_loopback
 from sluice.errors import ConfigError
+from sluice.rpc import certificates, tokens
 from sluice.rpc.access import Role
+from sluice.rpc.credentials_port import CallContext, Credentials, Metadata, Options
+
+__all__ = ["ENVIRONMENT", "NO_CREDENTIALS", "Credentials", "NoCredentials", "load_credentials"]
 
 ENVIRONMENT = "SLUICE_CREDENTIALS"
-
-Options = Sequence[tuple[str, int | str]]
-Metadata = Sequence[tuple[str, str]]
-
-
-class CallContext(Protocol):
-    """The part of grpc.aio.ServicerContext that tells who calls."""
-
-    def invocation_metadata(self) -> Iterable[Any] | None:
-        """Pairs of name and value that the caller sent in front of its request."""
-        ...
-
-    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """What TLS found out about it."""
-        ...
-
-
-class Credentials(Protocol):
-    """One process's credentials: both what it presents and what it accepts."""
-
-    def check_listens(self, bind: str) -> None:
-        """Raises ConfigError when these do not suffice to listen on `bind`."""
-        ...
-
-    def server_tls(self) -> grpc.ServerCredentials | None:
-        """What to listen with; None: plain TCP."""
-        ...
-
-    def caller(self, context: CallContext) -> Role | None:
-        """Who calls; None: anybody on this machine. Raises Unauthenticated without the secret in its message."""
-        ...
-
-    def channel_tls(self) -> grpc.ChannelCredentials | None:
-        """What to connect with; None: plain TCP."""
-        ...
-
-    def channel_options(self, to: Role) -> Options:
-        """What makes sure that the other end is a `to`."""
-        ...
-
-    def metadata(self, address: str, to: Role) -> Metadata:
-        """What goes with every call. Raises ConfigError when it must not be sent there."""
-        ...
 
 
 class NoCredentials:
@@ -101,8 +60,6 @@ def load_credentials(folder: str | Path | None, *, role: Role | None = None) -> 
 
     Raises ConfigError with the file and the fix, also for a certificate that has expired.
     """
-    from sluice.rpc import certificates, tokens
-
     if not folder:
         return NO_CREDENTIALS
     folder = Path(folder)
@@ -117,8 +74,3 @@ def load_credentials(folder: str | Path | None, *, role: Role | None = None) -> 
     if role is not None and loaded.role is not role:
         raise ConfigError(f"{ENVIRONMENT} (--credentials): {folder} is that of a {loaded.role}, this is a {role}")
     return loaded
-
-
-def stays_here(address: str) -> bool:
-    """Whether bytes sent to `host:port` leave this machine not."""
-    return address.startswith("unix:") or is_loopback(host_of(address))

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import grpc
 
-from sluice.addresses import is_loopback
+from sluice.addresses import is_loopback, stays_here
 from sluice.errors import ConfigError, Unauthenticated
 from sluice.rpc.access import Role, audiences
-from sluice.rpc.credentials import CallContext, Metadata, Options, stays_here
+from sluice.rpc.credentials_port import CallContext, Metadata, Options
 from sluice.telemetry.redaction import never_print
 
 FILE = "tokens.json"

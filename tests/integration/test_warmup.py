@@ -9,12 +9,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.learner.sft_base import build as warmup
 from services.learner.sft_base import training
+from services.learner.sft_base.stages import Stage
 from services.learner.sft_base.training import greedy_accuracy, make_tokenizer, train_base
 from sluice.tasks import mixadd3
 
 pytestmark = pytest.mark.integration
 
-QUICK = tuple(warmup.Stage(name=name, lr=2e-3, steps=2) for name in ("addcot3", "mixadd3"))
+QUICK = tuple(Stage(name=name, lr=2e-3, steps=2) for name in ("addcot3", "mixadd3"))
 
 
 @pytest.fixture

@@ -14,27 +14,15 @@ import random
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from services.learner.sft_base.stages import STAGES
 from sluice.tasks import mixadd3
 
 RECORD: Final = "warmup.json"
 """File in the folder that says how it was made."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
-    """One supervised stage."""
-
-    name: str
-    lr: float
-    steps: int
-
-
-STAGES: Final = (Stage(name="addcot3", lr=4e-3, steps=500), Stage(name="mixadd3", lr=2e-3, steps=250))
-"""Chosen by measurement so that the base solves about .70 of held-out prompts greedily and .28 at temperature 1."""
 
 MIN_GREEDY_ACCURACY: Final = 0.5
 """On training prompts; the last stage goes on until it is reached. Other roundings gave .54 to .70 of held-out ones."""

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -29,10 +29,8 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
+from services.learner.sft_base.stages import Stage
 from sluice.tasks import mixadd3
-
-if TYPE_CHECKING:
-    from services.learner.sft_base.build import Stage
 
 _ID_OF = {token: index for index, token in enumerate(mixadd3.VOCABULARY)}
 _PAD_ID, _BOS_ID, _EOS_ID = (_ID_OF[token] for token in (mixadd3.PAD, mixadd3.BOS, mixadd3.EOS))
@@ -65,7 +63,7 @@ def train_base(
     *,
     seed: int,
     architecture: Mapping[str, Any],
-    stages: Sequence["Stage"],
+    stages: Sequence[Stage],
     min_accuracy: float,
     report: Callable[[str], None],
 ) -> Qwen3ForCausalLM:
@@ -138,7 +136,7 @@ def greedy_accuracy(model: Qwen3ForCausalLM, prompts: Sequence[str]) -> float:
     return right / len(prompts)
 
 
-def _train_steps(model: Qwen3ForCausalLM, stage: "Stage", rng: random.Random) -> Iterator[float]:
+def _train_steps(model: Qwen3ForCausalLM, stage: Stage, rng: random.Random) -> Iterator[float]:
     """Trains the model in place, one step an item, at a constant rate after the first few; yields each step's loss."""
     parameters = tuple(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=stage.lr, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=True)
