@@ -14,7 +14,7 @@ __all__ = ["PROTOCOL_VERSION", "AsyncClient", "Client", "__version__"]
 __version__ = "0.1.0"
 
 PROTOCOL_VERSION = 1
-"""What a service states when it registers; the coordinator refuses any other."""
+"""The version that a service states when the service registers; the coordinator refuses any other version."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Whether an address stays on this machine. Standard library alone: the configuration asks too."""
+"""Whether an address stays on this machine. Needs the standard library alone, because the configuration asks too."""
 
 import ipaddress
 
@@ -11,7 +11,7 @@ def host_of(address: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`. A name other than localhost is taken for one of the network."""
+    """Whether only this machine reaches `host`. A name other than localhost counts as a name of the network."""
     if host == "localhost":
         return True
     try:

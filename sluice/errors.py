@@ -1,15 +1,16 @@
-"""The errors that others can cause. Each has one gRPC status, under which it crosses the wire (sluice/rpc/error_status.py).
+"""The errors that others can cause. Each error crosses the wire as one gRPC status (sluice/rpc/error_status.py).
 
-Our own broken invariants are `assert`s, not these. A message says where, the rule, the value and the fix.
+A broken invariant of Sluice's own is an `assert`, not one of these errors. A message says where, the rule, the value and
+the fix.
 """
 
 from typing import ClassVar
 
 
 class SluiceError(Exception):
-    """Base of every error with a message meant for a user: `reason`, and `fix` where it is known.
+    """Base of every error with a message meant for a user: `reason`, and `fix` where a fix is known.
 
-    `reason` may end with the fix in its own words; then `fix` is what usually helps against this kind of error.
+    Where `reason` ends with the fix for this very error, `fix` says what usually helps against this kind of error.
     """
 
     status: ClassVar[str] = "INTERNAL"
@@ -43,7 +44,7 @@ class InvalidRequest(SluiceError, ValueError):
 
 
 class Unauthenticated(SluiceError, ValueError):
-    """The caller did not show who it is, or not credibly."""
+    """The caller showed no credentials, or credentials that the server does not know."""
 
     status = "UNAUTHENTICATED"
     usual_fix = "show credentials of the run: credentials=, --credentials or SLUICE_CREDENTIALS"
@@ -92,14 +93,14 @@ class Expired(SluiceError):
 
 
 class NotFound(SluiceError):
-    """Nothing under this name."""
+    """Nothing exists under the given name."""
 
     status = "NOT_FOUND"
     usual_fix = "name something that exists"
 
 
 class TransferError(SluiceError):
-    """A weight transfer failed or its bytes did not verify."""
+    """A weight transfer failed, or the bytes of a transfer did not verify."""
 
     status = "DATA_LOSS"
     usual_fix = "the transfer is tried again by itself; if it goes on, look at the network and the disk"

@@ -1,16 +1,16 @@
-"""Texts whose verdict is known beforehand: gold answers as graders read them, and garbage. Whoever checks a reward
-service sends them: a run before it trains, and the conformance checks."""
+"""Texts whose verdict is known beforehand: gold answers in the forms that graders read, and garbage. The check of graders
+before a run trains and the conformance checks send these texts to a reward service."""
 
 import contextlib
 import json
 from typing import Final
 
 GARBAGE: Final = ("", "?", "I do not know.")
-"""Right for no question."""
+"""Answers that are right for no question."""
 
 
 def gold_forms(ground_truth: str) -> list[str]:
-    """Texts that state a gold answer in the ways the built-in graders read: bare, `#`, `####`, `Answer:`, boxed, tagged."""
+    """Texts that state a gold answer in the forms that built-in graders read: bare, `#`, `####`, `Answer:`, boxed, tagged."""
     with contextlib.suppress(ValueError):
         entry = json.loads(ground_truth)
         if isinstance(entry, dict) and "answer" in entry:

@@ -1,4 +1,4 @@
-"""The gRPC limits both ends share. Weights never cross gRPC, so 256 MiB is a group of 16 samples x 1M tokens."""
+"""The gRPC limits that both ends share. Weights never cross gRPC, so 256 MiB has room for a group of 16 x 1M tokens."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,13 +13,13 @@ MAX_REQUEST_BYTES: Mapping[str, int] = {
 """The largest request each service takes; a larger one is refused before it is read whole."""
 
 MAX_CALLS_AT_ONCE = 16_384
-"""Of one server: two of DAPO's largest batches, a group each, and room."""
+"""Calls that one server runs at once: two of DAPO's largest batches at a group a call, and room."""
 
 MAX_STREAMS_A_CONNECTION = 4_096
 """Further calls on one connection wait in the caller."""
 
 MAX_CALLS_PER_S = 2_000.0
-"""Of one caller, unless network.max_calls_per_s says otherwise: the heartbeats of 2000 rollouts behind one address."""
+"""Default of network.max_calls_per_s, the limit of one caller: the heartbeats of 2000 rollouts behind one address."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -38,7 +38,7 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     *CHANNEL_OPTIONS,
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    # A connection that never gets through its handshake, and one that nobody has used for long.
+    # Ends a connection that never gets through its handshake, and a connection that has been unused for long.
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 3_600_000),
     ("grpc.max_concurrent_streams", MAX_STREAMS_A_CONNECTION),
@@ -49,7 +49,7 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 def server_options(services: Sequence[str]) -> tuple[tuple[str, int], ...]:
-    """Of a server with these services: requests no larger than the largest that one of them takes."""
+    """The options of a server with these services: takes requests up to the largest limit among the services."""
     most = max((MAX_REQUEST_BYTES.get(service, MAX_MESSAGE_BYTES) for service in services), default=MAX_MESSAGE_BYTES)
     others = (option for option in SERVER_OPTIONS if option[0] != "grpc.max_receive_message_length")
     return (*others, ("grpc.max_receive_message_length", most))

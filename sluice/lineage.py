@@ -1,8 +1,8 @@
-"""Names of histories of weights, and which versions were given up by a rollback.
+"""Names of histories of weights, and which versions a rollback has given up.
 
-A version is (lineage, number). The lineage is "a" at first; a fresh one where a restored learner does not repeat itself
-exactly, since two sets of weights would carry one version else, and after every rollback. All that were ever minted
-stand in one file of the run directory, so that no name is used twice.
+A version is (lineage, number). The first lineage is "a". A fresh lineage begins after every rollback, and where a restored
+learner does not repeat its steps exactly: otherwise two sets of weights would carry one version. One file of the run
+directory keeps every lineage that was minted, so that no name is used twice.
 """
 
 import fcntl
@@ -14,24 +14,24 @@ from pathlib import Path
 FIRST = "a"
 
 LINEAGES_FILE = "lineages"
-"""In the run directory."""
+"""The name of the file in the run directory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollback:
-    """From there on history goes on as `lineage`: what older lineages made of version `to` is given up."""
+    """From version `to` on history goes on as `lineage`; versions behind `to` of older lineages are given up."""
 
     to: int
     lineage: str
 
 
 def is_given_up(lineage: str, number: int, rollbacks: Iterable[Rollback]) -> bool:
-    """Whether this version is of a history that a rollback has ended."""
+    """Whether one of the rollbacks has given up this version."""
     return any(number > rollback.to and is_older(lineage, rollback.lineage) for rollback in rollbacks)
 
 
 def lineage_from(lineage: str, rollbacks: Iterable[Rollback]) -> str:
-    """The lineage under which a learner goes on that was restored to a version of `lineage`: never one before a rollback."""
+    """The lineage for a learner that was restored to a version of `lineage`: at least the lineage of the last rollback."""
     return max((lineage, *(rollback.lineage for rollback in rollbacks)), key=_age)
 
 
@@ -41,15 +41,15 @@ def is_older(lineage: str, other: str) -> bool:
 
 
 class LineageBook:
-    """The lineages of one run, in a file of one name a line."""
+    """The lineages of one run, in a file with one name a line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def mint(self) -> str:
-        """A name that no history of this run has; it is on disk when this returns. Raises OSError."""
+        """A name that no history of this run has; the name is on disk when `mint` returns. Raises OSError."""
         with self._path.open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # learner and coordinator may both want one
+            fcntl.flock(file, fcntl.LOCK_EX)  # learner and coordinator may mint at the same time
             file.seek(0)
             fresh = _after(max((FIRST, *file.read().split()), key=_age))
             file.write(f"\n{fresh}\n")  # a line torn by a kill stays alone
@@ -59,7 +59,7 @@ class LineageBook:
 
 
 def _age(name: str) -> tuple[int, str]:
-    """Sorts as they are minted: z before aa."""
+    """A sort key that keeps the order of minting: z before aa."""
     return len(name), name
 
 

@@ -1,4 +1,4 @@
-"""Which model and tokenizer a service runs: hashes that must agree before any weights or token ids are exchanged."""
+"""The identity of a service's model and tokenizer: hashes that must agree before weights or token ids are exchanged."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`sluice certs` and `sluice tokens`: what the processes of a run show each other when they are on several machines."""
+"""`sluice certs` and `sluice tokens`: make the credentials that processes of a run on several machines show each other."""
 
 import argparse
 from pathlib import Path

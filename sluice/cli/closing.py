@@ -6,7 +6,7 @@ from typing import Any
 
 
 def report(status: Any, *, departures: Sequence[str], run_dir: Path, wall_s: float) -> None:
-    """Of a run that trained at least one step; `status` is its last GetStatusResponse."""
+    """Writes both files and prints the table of a run that trained at least one step; `status` is the run's last status."""
     from rich.console import Console
 
     from sluice.report.curves import draw_curves

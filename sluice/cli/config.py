@@ -51,16 +51,16 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def load_runnable(path: Path | None, *, overrides: Sequence[str]) -> Any:
-    """The recipe with the environment and the overrides, of which all is there that this machine has to bring.
+    """The recipe with the environment and the overrides, after looking for every file and package that the recipe names.
 
-    Raises ConfigError: what it names, as far as that can be seen without running it, is looked for before anything starts.
+    Runs no code of the recipe's graders. Raises ConfigError for a grader, a module or a package that is not there.
     """
     from sluice.config.graders import check_graders
     from sluice.config.load import load_config
     from sluice.config.loggers import check_loggers
 
     config = load_config(path, overrides=overrides, environ=os.environ)
-    if config.launch.reward_replicas:  # a reward service that is started elsewhere has files of its own
+    if config.launch.reward_replicas:  # a reward service on another machine has files of its own
         check_graders(config)
     check_loggers(config)
     return config
@@ -94,7 +94,7 @@ def _from_verl(args: argparse.Namespace) -> int:
 
 
 def _source(arguments: Sequence[str]) -> Mapping[str, Any] | Sequence[str]:
-    """The settings themselves, or those in the one file that is named."""
+    """The settings on the command line, or the settings in the one file that the command line names."""
     if "=" in arguments[0]:
         return arguments
     from sluice.errors import ConfigError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 _WIDTH = 160
-"""Columns of the table where the output is no terminal."""
+"""Width of the table in characters where the output is no terminal."""
 
 
 def add_parser(commands: Any) -> None:

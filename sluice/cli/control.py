@@ -1,4 +1,4 @@
-"""Verbs that command a run or look at it: each is one use of `sluice.Client`, whose refusals go to stderr as they are."""
+"""Verbs that command a run or show a run: each verb is one use of `sluice.Client`; a refusal goes to stderr unchanged."""
 
 import argparse
 import os
@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
 
 
 def add_verb(commands: Any, name: str, text: str, verb: Verb) -> argparse.ArgumentParser:
-    """A subcommand that prints what `verb` makes of a run's answers."""
+    """A subcommand that prints what `verb` returns for a run."""
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     add_coordinator_flag(parser)
     add_credentials_flag(parser)
@@ -49,7 +49,7 @@ def add_verb(commands: Any, name: str, text: str, verb: Verb) -> argparse.Argume
 
 
 def add_coordinator_flag(parser: Any) -> None:
-    """Whom `call` talks to."""
+    """Adds --coordinator: the address that `call` talks to."""
     parser.add_argument(
         "--coordinator",
         default=os.environ.get("SLUICE_COORDINATOR", DEFAULT_COORDINATOR),
@@ -59,7 +59,7 @@ def add_coordinator_flag(parser: Any) -> None:
 
 
 def call(verb: Verb, args: argparse.Namespace) -> int:
-    """Prints what the verb makes of the coordinator's answers. Raises the SluiceError of a call that failed."""
+    """Prints what the verb returns for the coordinator. Raises the SluiceError of a call that failed."""
     from sluice.client import Client
     from sluice.errors import Unavailable
     from sluice.rpc.access import Role

@@ -53,7 +53,7 @@ def _submit(client: Any, args: argparse.Namespace) -> str:
 
 
 def _prompts(lines: TextIO, *, where: str) -> Iterator[Any]:
-    """Raises DataError with the line."""
+    """The prompts of a JSON Lines text. Raises DataError with the number of the bad line."""
     from sluice.client import Prompt
 
     for number, line in enumerate(lines, start=1):

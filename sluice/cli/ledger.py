@@ -1,4 +1,4 @@
-"""`sluice ledger`: the conservation law of a run. `sluice explain`: the life of one group. Live, or from the files."""
+"""`sluice ledger`: the conservation law of a run. `sluice explain`: the life of one group. Both ask a live run or its files."""
 
 import argparse
 import importlib.util

@@ -1,4 +1,4 @@
-"""The `sluice` command. Flags are parsed before anything heavy is imported, so that --help is instant."""
+"""The `sluice` command. Parses the flags before importing anything heavy, so that --help is instant."""
 
 import argparse
 import importlib
@@ -15,7 +15,7 @@ VERBS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; returns the exit code of DESIGN's contract (0, 1, 2, 3, 130)."""
+    """Runs one subcommand; returns its exit code: 0, 1, 2, 3 or 130 (docs/delivery.md)."""
     parser = argparse.ArgumentParser(
         prog="sluice", description="DAPO training of language models as an asynchronous service system."
     )

@@ -1,4 +1,4 @@
-"""`sluice rollback`: a run goes back to one of its checkpoints, after saying what that gives up. Live, or where it lies."""
+"""`sluice rollback`: takes a run, live or at rest, back to a checkpoint, after saying which work the rollback gives up."""
 
 import argparse
 import sys

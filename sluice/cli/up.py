@@ -58,7 +58,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run_up(args: argparse.Namespace) -> int:
-    """Runs a recipe, or only checks it."""
+    """Runs a recipe, or with --dry-run only checks the recipe."""
     config = load_runnable(args.config, overrides=[*args.overrides, *_replica_overrides(args)])
     if args.dry_run:
         return _dry_run(config)
@@ -71,7 +71,7 @@ def run_check_reward(args: argparse.Namespace) -> int:
 
 
 def _dry_run(config: Any) -> int:
-    """Prints what follows from the recipe, then has it checked."""
+    """Prints the numbers that follow from the recipe, then has the recipe checked."""
     print_derived(config)
     return _check(config)
 
@@ -96,7 +96,7 @@ def _check(config: Any) -> int:
 
 
 def run_demo(args: argparse.Namespace) -> int:
-    """Builds the base model when it is not cached, then runs the demo recipe."""
+    """Builds the base model unless the model is cached, then runs the demo recipe."""
     recipe = find_recipe(DEMO_RECIPE)
     base = demo_base_dir()
     overrides = [f"model.path={base}", f"run.seed={args.seed}", *args.overrides, *_replica_overrides(args)]

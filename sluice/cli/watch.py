@@ -1,4 +1,4 @@
-"""`sluice watch`: shows a run that somebody else keeps up (Docker Compose, a scheduler), and closes its account."""
+"""`sluice watch`: shows a run that Docker Compose or a scheduler keeps up, and writes the run's closing report."""
 
 import argparse
 import sys
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run_watch(args: argparse.Namespace) -> int:
-    """Until the run has ended. Raises Unavailable when its coordinator stays away."""
+    """Returns when the run has ended. Raises Unavailable when the run's coordinator stays away."""
     import asyncio
 
     from sluice.cli.closing import report

@@ -5,9 +5,9 @@
     with Client("127.0.0.1:50050") as client:
         print(client.status().step)
 
-What is asked and how the answer is read stands once, in calls.py; the two clients only send it. Answers are the messages of
-docs/api.md, under shorter names where those are better. Failed calls raise a `sluice.errors.SluiceError`, which has `status`,
-`reason` and `fix`. docs/client.md is the user's page.
+calls.py says once what each call asks and how its answer is read; the two clients only send the calls. Answers are the
+messages of docs/api.md, some of them under shorter names. A failed call raises a `sluice.errors.SluiceError`, which has
+`status`, `reason` and `fix`. docs/client.md is the user's page.
 """
 
 from sluice.client.asynchronous import AsyncClient

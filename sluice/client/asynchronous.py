@@ -3,7 +3,7 @@
 who waits   for what                          unblocked by
 a call      its answer                        the call's own time limit
 watch()     the next event                    the event, STREAM_TIMEOUT_S, the end of the run
-watch()     a coordinator that has gone away  its return, PATIENCE_S
+watch()     a coordinator that has gone away  the coordinator's return, PATIENCE_S
 """
 
 import asyncio
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """`Client` in an event loop: the same methods, awaited. Close it with `async with` or `await client.close()`."""
+    """`Client` in an event loop: the same methods, awaited. `async with` or `await client.close()` closes the client."""
 
     def __init__(self, address: str, *, credentials: Credentials = NO_CREDENTIALS, retry_reads: bool = True) -> None:
         self.address = address
@@ -79,7 +79,7 @@ class AsyncClient:
     async def watch(
         self, *, after_sequence: int = 0, process: str = "", launcher: bool = False
     ) -> AsyncIterator[Event]:
-        """Client.watch. `launcher` marks the caller as the one that fulfils `scale`."""
+        """Client.watch. `launcher` marks the caller as the launcher, which starts and ends processes for `scale`."""
         place = Place(after_sequence=after_sequence, process=process, launcher=launcher)
         while not place.run_has_ended:
             stream = self._stub.WatchEvents(place.request(), timeout=STREAM_TIMEOUT_S)
@@ -97,7 +97,7 @@ class AsyncClient:
                 return
 
     async def _has_ended(self) -> bool:
-        """Whether the run has; waits for a coordinator that is being restarted."""
+        """Whether the run has ended; waits for a coordinator that is being restarted."""
         status = await self._do(calls.status(patience_s=PATIENCE_S), wait_for_ready=True)
         return RunState(status.state).final
 
@@ -162,7 +162,7 @@ class AsyncClient:
         return await self._do(calls.weights_version())
 
     async def answers(self) -> bool:
-        """Whether the coordinator's event loop runs (health, without a look at Redis)."""
+        """Whether the coordinator's event loop runs: asks the health service, which does not look at Redis."""
         check = self._channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,

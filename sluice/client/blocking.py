@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 class Client:
-    """A run's coordinator at `host:port`; a context manager. Any thread may use it.
+    """A run's coordinator at `host:port`; a context manager. Any thread may use the client.
 
-    `credentials` are those of an operator, as `sluice.rpc.credentials.load_credentials(folder)` reads them. Every call
-    has a time limit and raises SluiceError when it fails. Reads are retried for up to 3 s where the coordinator cannot be
-    reached; what changes the run is sent once.
+    `credentials` are an operator's, as `sluice.rpc.credentials.load_credentials(folder)` reads them. Every call has a
+    time limit and raises SluiceError when the call fails. Calls that only read are sent again for up to 3 s while the
+    coordinator cannot be reached; calls that change the run are sent once.
     """
 
     def __init__(self, address: str, *, credentials: Credentials = NO_CREDENTIALS) -> None:
@@ -44,10 +44,10 @@ class Client:
         run_dir: str | Path | None = None,
         credentials: Credentials = NO_CREDENTIALS,
     ) -> Self:
-        """Starts `sluice up` with a recipe on this machine; returns when its coordinator answers.
+        """Starts `sluice up` with a recipe on this machine; returns when the run's coordinator answers.
 
-        `overrides` are like `--set`'s ("run.seed=1"); a run directory that exists is gone on with. The run ends with the
-        client: with `close`, or when this process dies. Raises what keeps it from starting, with the launcher's words.
+        `overrides` are what `--set` takes ("run.seed=1"). A `run_dir` that exists is continued. The run ends with the
+        client: with `close`, or when this process dies. Raises what keeps the run from starting, in the launcher's words.
         """
         launcher = LocalLauncher(recipe, overrides=overrides, run_dir=run_dir)
         client = cls(launcher.address, credentials=credentials)
@@ -61,15 +61,15 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the channel; a run that this client has started is stopped in order, with a checkpoint."""
+        """Closes the channel; first stops a run that this client has started, in order and with a checkpoint."""
         self._channel.close()
         if self._launcher is not None:
             self._launcher.end()
 
     def wait(self, *, timeout_s: float | None = None) -> int:
-        """Until a run that this client has started has ended and its files are complete; returns `sluice up`'s exit code.
+        """Waits until a run that this client has started has ended with all files; returns `sluice up`'s exit code.
 
-        Raises Expired after `timeout_s`, NotReady when it was not started here.
+        Raises Expired after `timeout_s`, NotReady when this client has not started the run.
         """
         return started(self._launcher).wait(timeout_s=timeout_s)
 
@@ -84,8 +84,8 @@ class Client:
     def watch(self, *, after_sequence: int = 0, process: str = "") -> Iterator[Event]:
         """Every event from now on until the run has ended; outlives restarts of the coordinator, without gaps.
 
-        With the `sequence` and `process` of an event seen before, it goes on after that one. The coordinator keeps the
-        newest 10,000. Raises Expired or Unavailable when it is gone for longer than PATIENCE_S.
+        With the `sequence` and `process` of an event seen before, the iterator begins after that event. The coordinator
+        keeps the newest 10,000 events. Raises Expired or Unavailable when the coordinator is gone for more than PATIENCE_S.
         """
         place = Place(after_sequence=after_sequence, process=process)
         while not place.run_has_ended:
@@ -105,7 +105,7 @@ class Client:
                 return
 
     def _has_ended(self) -> bool:
-        """Whether the run has; waits for a coordinator that is being restarted."""
+        """Whether the run has ended; waits for a coordinator that is being restarted."""
         status = self._do(calls.status(patience_s=PATIENCE_S), wait_for_ready=True)
         return RunState(status.state).final
 
@@ -114,7 +114,7 @@ class Client:
         return self._do(calls.status())
 
     def pause(self) -> RunState:
-        """Stops admission; running groups finish, and are trained. Outlives the coordinator."""
+        """Stops admission; running groups finish and are trained. The pause outlives a restart of the coordinator."""
         return self._do(calls.pause())
 
     def resume(self) -> RunState:
@@ -142,19 +142,19 @@ class Client:
         return self._do(calls.evaluate(prompts, n))
 
     def rollback(self, to: int, *, preview: bool = False) -> pb.RollbackResponse:
-        """Goes back to version `to`, that of a checkpoint; with `preview` only says what would be given up."""
+        """Goes back to the checkpoint of version `to`; with `preview` only says what would be given up."""
         return self._do(calls.rollback(to, preview=preview))
 
     def submit(self, prompts: Iterable[Prompt]) -> list[str]:
-        """Adds prompts in front of the data set; returns their ids. All of them or none."""
+        """Adds prompts in front of the data set, all of them or none; returns the ids of the prompts."""
         return self._do(calls.submit(prompts))
 
     def groups(self, *, state: str = "", limit: int = 100) -> list[pb.GroupSummary]:
-        """Live groups and recent ones, newest first; with `state` only those of this ledger term ("trained")."""
+        """Live and recently ended groups, newest first; with `state` only groups under this ledger term ("trained")."""
         return self._do(calls.groups(state, limit))
 
     def group(self, group_id: str | int) -> Group:
-        """One group, by id or number in the order of admission: summary, ledger row, and its samples while kept."""
+        """One group, by id or by number in the order of admission: summary, ledger row, and samples while these are kept."""
         return self._do(calls.group(group_id))
 
     def ledger(self) -> pb.Ledger:
@@ -166,5 +166,5 @@ class Client:
         return self._do(calls.config())
 
     def weights_version(self) -> common.PolicyVersion:
-        """The newest version that the learner has published: `lineage` and `number`, which is the steps it was trained."""
+        """The newest version that the learner has published: `lineage`, and `number`, the steps trained to make the version."""
         return self._do(calls.weights_version())

@@ -1,4 +1,4 @@
-"""What can be asked of a coordinator: each call's request, time limit and how its answer is read. Sends nothing."""
+"""The calls to a coordinator: each call's request, its time limit, and how its answer is read. Sends nothing."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,11 +40,11 @@ RETRIED_READS = json.dumps(
         ]
     }
 )
-"""gRPC's own retries, with its jitter: at most 3 s, for what changes nothing. What changes a run is sent once."""
+"""gRPC's own retries with gRPC's jitter, for 3 s at most, of calls that only read. Calls that change a run are sent once."""
 
 
 class RunState(IntEnum):
-    """Where a run stands: sluice.v1.RunState, so that `status.state == RunState.PAUSED`; as text it is "paused"."""
+    """Where a run stands: sluice.v1.RunState, so that `status.state == RunState.PAUSED`. `str(RunState.PAUSED)` is "paused"."""
 
     UNSPECIFIED = pb.RUN_STATE_UNSPECIFIED
     STARTING = pb.RUN_STATE_STARTING
@@ -68,7 +68,7 @@ class RunState(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """One prompt to train on. `prompt` is text, or a chat ([{"role": ..., "content": ...}]); `extra_info` is the grader's."""
+    """One prompt to train on. `prompt` is text or a chat ([{"role": ..., "content": ...}]); the grader gets `extra_info`."""
 
     data_source: str
     prompt: str | Sequence[Mapping[str, str]]
@@ -102,7 +102,7 @@ def resume() -> Call[RunState]:
 
 
 def drain(timeout_s: float) -> Call[RunState]:
-    """Drain; the coordinator gives up first, so that its message says what is still in flight."""
+    """Drain. The coordinator gives up before the call's limit, so that the coordinator's message says what is in flight."""
     if not 0 < timeout_s < 1e6:
         raise InvalidRequest(f"drain: timeout_s must be more than 0 and less than 1e6, got {timeout_s:g}")
     request = pb.DrainRequest(timeout_s=timeout_s)

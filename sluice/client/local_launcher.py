@@ -1,8 +1,8 @@
-"""`sluice up` as a child of a script: started with a recipe, known by its coordinator's address, ended with the script.
+"""`sluice up` as a child of a script: starts a recipe, hands out the coordinator's address, ends with the script.
 
 who waits   for what                  unblocked by
-start       the coordinator           its address on the pipe, the launcher's end, launch.ready_timeout_s
-end         the launcher              its end, launch.grace_s (then at once, then by force)
+start       the coordinator           the coordinator's address on the pipe, the launcher's end, launch.ready_timeout_s
+end         the launcher              the launcher's end, launch.grace_s (then a second signal, then SIGKILL)
 """
 
 import os
@@ -18,16 +18,16 @@ from sluice.launch.child import armed
 from sluice.launch.processes import EXIT_BAD_USAGE, LOG_TAIL_LINES
 
 _MARGIN_S = 60.0
-"""For what the launcher does besides: imports, its own Redis, the last files."""
+"""Time for the rest of the launcher's work: imports, the embedded Redis, the last files."""
 
 
 class LocalLauncher:
-    """A running `sluice up`. Raises ConfigError for a recipe that cannot be used, LaunchError when it does not come up."""
+    """A running `sluice up`. Raises ConfigError for a recipe that cannot be used, LaunchError when the run does not start."""
 
     def __init__(self, recipe: str | Path, *, overrides: Sequence[str], run_dir: str | Path | None) -> None:
         from sluice.config.load import (
             load_config,
-        )  # not needed to talk to a run, and the slowest import of this package
+        )  # the slowest import of this package, and only a client that starts a run needs the schema
         from sluice.run_dir.naming import new_run_dir
 
         config = load_config(Path(recipe), overrides=overrides, environ=os.environ)
@@ -57,7 +57,7 @@ class LocalLauncher:
                 raise
 
     def wait(self, *, timeout_s: float | None) -> int:
-        """Its exit code. Raises Expired."""
+        """The exit code of `sluice up`. Raises Expired."""
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -66,7 +66,7 @@ class LocalLauncher:
             ) from None
 
     def end(self) -> None:
-        """In order, else at once (a second signal), else by force: its children die with it."""
+        """Ends `sluice up` in order, else by a second signal, else by SIGKILL; the children of a killed launcher die too."""
         for signum in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
             if self._process.poll() is not None:
                 return

@@ -1,15 +1,15 @@
-"""The numbers that follow from a configuration and that its names do not say: what a step, an update and an age are."""
+"""The numbers that follow from a configuration: sequences a step, updates a step, the largest age and so on."""
 
 from sluice.config.schema import Config
 
 
 def derived_table(config: Config) -> list[tuple[str, str, str]]:
-    """(name, value, how it follows), for people to read before a run starts."""
+    """(name, value, how the value follows), for people to read before a run starts."""
     return [(name, f"{value:,}", how) for name, value, how in (*_step(config), *_flight(config), *_run(config))]
 
 
 def updates_per_step(config: Config) -> int:
-    """Optimizer updates a step; the last one is smaller where the groups do not divide."""
+    """Optimizer updates a step; the last update is smaller where the groups do not divide."""
     return -(-config.data.train_batch_size // config.mini_batch_size)
 
 
@@ -19,7 +19,7 @@ def longest_sequence_tokens(config: Config) -> int:
 
 
 def most_groups_in_flight(config: Config) -> int:
-    """Groups that may be generated or scored at once: the cap, and no more than may still be trained in time."""
+    """Groups that may be generated or scored at once: at most the cap, and at most as many as can be trained in time."""
     if config.coordinator.max_staleness == 0:
         return config.gen_batch_size
     in_time = (config.coordinator.max_staleness + 1) * config.data.train_batch_size
@@ -27,9 +27,10 @@ def most_groups_in_flight(config: Config) -> int:
 
 
 def most_queued_bytes(config: Config) -> int:
-    """Payloads of accepted groups that may wait at once: what may be alive, and no more than the queue lets in.
+    """Bytes of the payloads of accepted groups that may wait at once.
 
-    A full queue still takes what is in flight, and the groups of the next batch.
+    At most the payloads of all groups that may be alive; at most the queue's limit plus the groups that a full queue still
+    takes, which are the groups in flight and the groups of the next batch.
     """
     alive = (config.coordinator.max_staleness + 1) * config.data.train_batch_size
     if config.coordinator.max_staleness == 0:

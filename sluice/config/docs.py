@@ -1,6 +1,6 @@
 """`python -m sluice.config.docs > docs/configuration.md`: every key of the schema with its default and meaning.
 
-A test keeps the page equal to what this prints. Meanings are the schema's own descriptions.
+A test keeps the page equal to the output of this module. Meanings are the schema's own descriptions.
 """
 
 import json
@@ -76,7 +76,7 @@ def _default(info: FieldInfo) -> str:
 
 
 def _cell(text: str) -> str:
-    """A bar would end the cell."""
+    """`text` with its bars escaped, because a bar ends a cell."""
     return text.replace("|", "\\|")
 
 

@@ -1,6 +1,6 @@
 """What "exact DAPO" means in settings: the paper's algorithm (arXiv:2503.14476), and which settings depart from it.
 
-`algorithm.proximal: recompute` and `algorithm.overlong_filtering` do not: both are in the paper.
+`algorithm.proximal: recompute` and `algorithm.overlong_filtering` are no departures: both are in the paper.
 """
 
 from functools import reduce
@@ -22,7 +22,7 @@ _PAPER = {
 
 
 def departures(config: BaseModel) -> list[str]:
-    """The settings with another value, as a recipe would have them: `algorithm.loss_mode: gspo`."""
+    """The settings whose values depart from the paper, written as in a recipe: `algorithm.loss_mode: gspo`."""
     values = {key: reduce(getattr, key.split("."), config) for key in _PAPER}
     return [f"{key}: {_written(value)}" for key, value in values.items() if value not in _PAPER[key]]
 

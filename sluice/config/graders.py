@@ -1,8 +1,8 @@
-"""Whether the graders that a recipe names are there, found out before anything is started.
+"""Whether the graders that a recipe names exist, found out before anything is started.
 
-A grader is a built-in one, a dotted module, `file.py:function` or `module:function`. Nothing of anybody's code is run:
-modules are located, files are parsed. So a function that a file makes in a way that its text does not show is taken on
-trust; the reward service imports it and has the last word.
+A grader is a built-in name, a dotted module, `file.py:function` or `module:function`. No code of a grader is run: modules
+are located, files are parsed. A function that does not show in a file's text, because the file makes the function in
+another way, counts as present; the reward service imports the file and has the last word.
 """
 
 import ast
@@ -24,11 +24,11 @@ BUILT_IN_GRADERS = (
 """The modules of services/reward/verifiers."""
 
 _MOST_FILES = 5_000
-"""As many files as are looked at for one with a similar name."""
+"""How many files the search for a similar name looks at."""
 
 
 def check_graders(config: Config) -> None:
-    """Raises ConfigError, a line for each grader of reward.routes that is not there, seen from the working directory."""
+    """Raises ConfigError with a line for each grader of reward.routes that is missing as seen from the working directory."""
     problems: list[str] = []
     for data_source, graders in config.reward.routes.items():
         for place, one in enumerate(graders):
@@ -40,7 +40,7 @@ def check_graders(config: Config) -> None:
 
 
 def grader_problem(grader: str) -> str | None:
-    """What is wrong with a grader's name, and the nearest that is there; None when it can be started with."""
+    """What is wrong with a grader's name, with the nearest name that exists; None when the grader was found."""
     if grader in BUILT_IN_GRADERS:
         return None
     where, colon, function = grader.rpartition(":")
@@ -63,7 +63,7 @@ def grader_problem(grader: str) -> str | None:
 
 
 def _no_file(path: Path) -> str:
-    """Similar paths are looked for in its folder, or below the working directory when there is no such folder."""
+    """Says that `path` is missing, with similar paths in its folder, or below the working directory without that folder."""
     folder = path.parent if path.parent.is_dir() else Path()
     there = [str(found) for found in itertools.islice(_python_files(folder), _MOST_FILES)]
     moved = [found for found in there if Path(found).name == path.name]
@@ -72,7 +72,7 @@ def _no_file(path: Path) -> str:
 
 
 def _python_files(folder: Path) -> Iterator[Path]:
-    """Those of a folder before those below it; hidden folders are passed over."""
+    """The Python files of a folder, then the files in its subfolders; hidden folders are passed over."""
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         yield from (Path(place) / name for name in sorted(files) if name.endswith(".py"))
@@ -90,7 +90,7 @@ def _function_problem(path: Path, function: str) -> str | None:
 
 
 def _bound(body: list[ast.stmt]) -> Iterator[str]:
-    """Names that a module's statements bind, those in its conditions and loops too; `*` for what another one exports."""
+    """Names that a module's statements bind, also within conditions and loops; `*` for the names of `from module import *`."""
     for statement in body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield statement.name
@@ -109,7 +109,7 @@ def _locate(module: str) -> Path | None:
     path: list[str] | None = None
     spec = None
     for name in itertools.accumulate(module.split("."), "{}.{}".format):
-        # By its last part: below a folder without __init__.py the full name would ask for parents that are not imported.
+        # Asks by the module's last part: the full name would import the parents, which a folder without __init__.py lacks.
         last = name.rpartition(".")[2]
         spec = importlib.machinery.PathFinder.find_spec(last, [os.getcwd(), *sys.path] if path is None else path)
         # Packages that were installed in place have finders of their own.

@@ -1,7 +1,7 @@
 """From a recipe, the environment and the command line to one checked `Config`, and back to text.
 
-Later layers win: recipe < environment (`SLUICE__LEARNER__LR=1e-6`) < overrides (`learner.lr=1e-6`). Values of the last
-two are read as YAML. A recipe in verl's form is recognised and translated (sluice/config/verl.py).
+Later layers win: recipe < environment (`SLUICE__LEARNER__LR=1e-6`) < overrides (`learner.lr=1e-6`). Values in environment
+and overrides are read as YAML. A recipe in verl's form is recognised and translated (sluice/config/verl.py).
 """
 
 import json
@@ -20,7 +20,7 @@ from sluice.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "SLUICE__"
 
-# Not structlog: a person may be piping what the command prints, and without set-up only this goes to stderr.
+# Not structlog: somebody may pipe what the command prints, and without set-up only a standard logger writes to stderr.
 log = logging.getLogger(__name__)
 
 

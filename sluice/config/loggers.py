@@ -7,7 +7,7 @@ from sluice.errors import ConfigError
 
 
 def check_loggers(config: Config) -> None:
-    """Raises ConfigError, a line for each logger whose package is not there. Imports none of them."""
+    """Raises ConfigError with a line for each logger whose package is not installed. Imports none of the packages."""
     missing = [name for name in dict.fromkeys(config.run.loggers) if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Words for what is wrong with a configuration: where it stands, the key, the rule, the value, and a near miss."""
+"""Words for what is wrong with a configuration: the layer, the key, the rule, the value, and the nearest known key."""
 
 import difflib
 import re
@@ -14,9 +14,9 @@ from sluice.config.kinds import kind_in_words, takes_several_types
 from sluice.config.schema import Config
 
 _Place = tuple[int | str, ...]
-"""Where in the tree of a configuration."""
+"""A path in the tree of a configuration."""
 
-# What `Section.problems` says starts with the key that it is about.
+# Each line of `Section.problems` starts with the key that the line is about.
 _LEADING_KEY = re.compile(r"^([a-z_0-9]+(?:\.[a-z_0-9]+)*): ")
 
 _RULES = {
@@ -40,10 +40,10 @@ _RULES = {
     "too_short": "must have at least {min_length} items",
     "too_long": "must have at most {max_length} items",
 }
-"""The rule behind each of pydantic's error types; its own words for any other."""
+"""The rule behind each of pydantic's error types; pydantic's own words stand for any other error type."""
 
 _SEVERAL_TYPES = "several_types"
-"""In the place of pydantic's type of error, where a key takes several."""
+"""Stands in the place of pydantic's error type where a key takes values of several types."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -51,16 +51,16 @@ class Origins:
     """Which layer (a file, a variable, an override) set which key."""
 
     default: str
-    """Named for keys that no layer set."""
+    """The layer to name for keys that no layer set."""
     _by_path: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     def record(self, path: tuple[str, ...], name: str) -> None:
-        """Layer `name` set `path`, and all below it."""
+        """Notes that layer `name` set `path` and every key below `path`."""
         self._by_path = {known: layer for known, layer in self._by_path.items() if known[: len(path)] != path}
         self._by_path[path] = name
 
     def of(self, path: Sequence[str]) -> str:
-        """The layer that set `path`, or the last one that set something in it."""
+        """The layer that set `path`, or else the last layer that set a key below `path`."""
         path = tuple(path)
         for length in range(len(path), 0, -1):
             if path[:length] in self._by_path:
@@ -105,7 +105,7 @@ def _keys_below(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _one_a_key(errors: Sequence[ErrorDetails]) -> Iterator[ErrorDetails]:
-    """The errors, but one for a key that takes several types, where pydantic has one for each of them."""
+    """The errors with one error a key: for a key that takes several types pydantic reports an error for each type."""
     told: set[_Place] = set()
     for details in errors:
         place = next((place for place, info in _fields_to(details["loc"]) if takes_several_types(info)), None)
@@ -139,7 +139,7 @@ def _rule(details: ErrorDetails) -> str:
 
 
 def _reason(details: ErrorDetails) -> str:
-    """Why a key takes but one value; its description says so."""
+    """Why a key takes only one value, as the key's description says."""
     if details["type"] != "literal_error":
         return ""
     info = _field(details)
@@ -154,7 +154,7 @@ def _field(details: ErrorDetails) -> FieldInfo:
 
 
 def _fields_to(place: _Place) -> Iterator[tuple[_Place, FieldInfo]]:
-    """The keys of the schema from the outermost to `place`, each with its own place."""
+    """The keys of the schema from the outermost key to `place`, each key with its path."""
     model: Any = Config
     for depth, name in enumerate(place, 1):
         info = model.model_fields.get(str(name)) if isinstance(model, type) and issubclass(model, BaseModel) else None

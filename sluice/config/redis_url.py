@@ -1,10 +1,10 @@
-"""A Redis URL must not carry the password: it is printed, kept in the run directory and seen in lists of processes."""
+"""A Redis URL must not carry the password: the URL is printed, kept in the run directory and shown in process lists."""
 
 from urllib.parse import parse_qs, urlsplit
 
 
 def password_problem(url: str) -> str | None:
-    """What is wrong with `url`, without the secret; None when nothing is."""
+    """What is wrong with `url`, said without the secret; None when nothing is wrong."""
     try:
         parts = urlsplit(url)
         secret = parts.password is not None or "password" in parse_qs(parts.query)

@@ -1,7 +1,7 @@
-"""Takes a verl configuration as it stands and writes the Sluice recipe that trains the same way.
+"""Takes a verl configuration unchanged and writes the Sluice recipe that trains the same way.
 
 Every setting is translated, or ignored with a reason (a note), or refused by name with what to do: nothing is dropped in
-silence. Where a source is silent, verl's defaults hold, not Sluice's. The knowledge is in verl_table.py.
+silence. Where a source is silent, verl's defaults hold, not Sluice's. verl_table.py says what becomes of each setting.
 """
 
 import difflib
@@ -22,7 +22,7 @@ _MANDATORY = "???"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerlTranslation:
-    """A Sluice recipe as a tree, and what its reader should know."""
+    """A Sluice recipe as a tree, and the notes for the reader of the recipe."""
 
     config_tree: dict[str, Any]
     notes: list[str]
@@ -67,7 +67,7 @@ class _Translator:
     _function: dict[str, Any] = field(default_factory=dict)
     """Path and name of the source's own reward function."""
     _function_settings: dict[str, Any] = field(default_factory=dict)
-    """Its further keyword arguments."""
+    """Further keyword arguments of the source's own reward function."""
 
     def take(self, key: str, raw: Any) -> None:
         """Applies the rule of one setting."""
@@ -96,7 +96,7 @@ class _Translator:
             self._put(self._function, rule.part, value, key=key)
 
     def take_default(self, key: str, value: Any) -> None:
-        """Fills in what verl would use, unless the source says it by this or another key."""
+        """Fills in verl's default, unless the source sets the same thing by this or another key."""
         rule = TABLE[key]
         assert isinstance(rule, Move), f"{key}: a default must go somewhere"
         for target in rule.to:
@@ -105,7 +105,7 @@ class _Translator:
                 self._remarks.append(f"{target}: {value} is verl's default for {key}, which the source does not set")
 
     def place_function(self) -> None:
-        """Routes every data source to the reward function that the settings name together, if they do."""
+        """Routes every data source to the source's own reward function, where the settings name one."""
         path, name = self._function.get("path"), self._function.get("name", "compute_score")
         if path is None:
             if named := [self._origin[part] for part in (*self._function, *self._function_settings)]:
@@ -153,7 +153,7 @@ class _Translator:
             self._remarks.append(f"{key}: {rule.note}")
 
     def _put(self, into: dict[str, Any], target: str, value: Any, *, key: str) -> None:
-        """Two settings may say one thing, if they say the same."""
+        """Writes one setting; two settings of the source may go to one key where both give the same value."""
         if target in into and into[target] != value:
             self.refusals.append(
                 f"{key}: contradicts {self._origin[target]}, got {value!r} and {into[target]!r}; give one of them"
@@ -162,7 +162,7 @@ class _Translator:
         self._origin[target] = key
 
     def _resolve(self, value: Any) -> Any:
-        """Follows `${other.key}` and `${oc.select:other.key,default}`. Raises LookupError where it leads nowhere."""
+        """Follows `${other.key}` and `${oc.select:other.key,default}`. Raises LookupError where the key does not exist."""
         seen: set[str] = set()
         while isinstance(value, str) and "${" in value:
             reference = _INTERPOLATION.match(value)
@@ -189,7 +189,7 @@ def _did_you_mean(key: str) -> str:
 
 
 def _from_tree(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields leaves by dotted key; an empty section is a leaf. `_target_` names a class of verl and says nothing else."""
+    """Yields leaves by dotted key; an empty section is a leaf. Leaves out `_target_`, which only names a class of verl."""
     for name, value in tree.items():
         key = f"{prefix}{str(name).lstrip('+')}"
         if name in ("_target_", "defaults", "hydra"):

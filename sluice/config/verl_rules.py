@@ -1,4 +1,4 @@
-"""The kinds of things that can become of a verl setting, and how its values are converted. verl_table.py uses them."""
+"""The rules for verl settings that verl_table.py uses, and how the values of settings are converted."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,30 +7,30 @@ from typing import Any, Literal
 
 
 class Unset(ValueError):
-    """Raised by a conversion: the value leaves Sluice's default in place; the message is the note."""
+    """Raised by a conversion whose value leaves Sluice's default in place; the message is the note for the reader."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Move:
-    """Goes to other keys, converted. The conversion raises ValueError for a value that cannot be honoured."""
+    """The setting goes to other keys, converted. The conversion raises ValueError for a value that cannot be honoured."""
 
     to: tuple[str, ...]
     convert: Callable[[Any], Any] = lambda value: value
     fallback: bool = False
-    """Gives way to any other setting that moves to the same key."""
+    """The setting gives way to any other setting that moves to the same key."""
     note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ignore:
-    """Makes no difference here; says why."""
+    """The setting makes no difference in Sluice; `reason` says why."""
 
     why: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Only:
-    """Refused unless it has one of these values."""
+    """The setting is refused unless the value is one of these."""
 
     values: tuple[Any, ...]
     why: str
@@ -38,7 +38,7 @@ class Only:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Function:
-    """One of the settings that together name the function that grades everything; `reward_routes` puts them together."""
+    """One of the settings that name the function that grades everything; `reward_routes` puts these settings together."""
 
     part: Literal["path", "name", "setting"]
 
@@ -59,7 +59,7 @@ def files(value: Any) -> list[str]:
 
 
 def reward_routes(path: str, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The routes for `custom_reward_function`: it grades every data source. Raises ValueError for a path that is none."""
+    """The routes for `custom_reward_function`, which grades every data source. Raises ValueError for an unusable path."""
     module = path.removeprefix("pkg://").replace("/", ".").removesuffix(".py") if path.startswith("pkg://") else None
     place = module or path.removeprefix("file://")
     if module is None and not place.endswith(".py"):

@@ -1,7 +1,7 @@
 """What becomes of every verl setting: moved, ignored because it makes no difference here, or accepted at one value only.
 
-Written from verl's resolved default configuration and its DAPO recipe, old key names included. A key that ends in `.*`
-stands for all below it that are not named themselves.
+Written from verl's resolved default configuration and verl's DAPO recipe, old key names included. A key that ends in `.*`
+stands for every key below that prefix without an entry of its own.
 """
 
 from typing import Any

@@ -13,7 +13,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader, stricter about keys and as lenient about floats as Python."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuses a key that stands twice, of which YAML would silently keep the last."""
+        """Refuses a key that stands twice: YAML would silently keep the last value."""
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)

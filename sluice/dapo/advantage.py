@@ -13,7 +13,7 @@ def group_advantages(rewards: np.ndarray, *, norm_by_std: bool, eps: float = 1e-
     """A_i = (R_i - mean(R)) / (std(R) + eps): [G] shaped rewards -> [G] float64, one value for all tokens of a sample.
 
     The deviation is the unbiased one (divisor G - 1), as in verl. Without `norm_by_std` rewards are centred only
-    (Dr. GRPO, arXiv:2503.20783). A group of one has nothing to be relative to: its advantage is its reward, as in verl.
+    (Dr. GRPO, arXiv:2503.20783). The advantage of a group of one sample is the sample's reward, as in verl.
 
     Raises ValueError unless `rewards` is a non-empty vector of finite numbers.
     """

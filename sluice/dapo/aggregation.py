@@ -1,7 +1,7 @@
 """How token losses are weighted into one loss (DAPO, arXiv:2503.14476, section 3.3, eq. 12, and its predecessors).
 
-Every mode is linear in the token losses, so it is one weight a sequence, computed once for the WHOLE mini-batch (all
-micro-batches, all ranks):  loss = sum_s w_s * sum_{t in s} loss_t.  Each rank adds up its own part and gradients are
+Every mode is linear in the token losses, so every mode is one weight a sequence, computed once for the WHOLE mini-batch
+(all micro-batches, all ranks):  loss = sum_s w_s * sum_{t in s} loss_t.  Each rank adds up its own part and gradients are
 summed over ranks, never averaged; the result then cannot depend on how sequences were cut into micro-batches.
 
 Letters: S sequences of a mini-batch.
@@ -14,7 +14,7 @@ LOSS_AGG_MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "se
 
 
 def token_weights(trained_tokens: np.ndarray, *, mode: str, loss_scale_factor: float | None = None) -> np.ndarray:
-    """[S] trained tokens of every sequence -> [S] float64, the weight w_s of each of its token losses.
+    """[S] trained tokens of every sequence -> [S] float64, the weight w_s of each token loss of sequence s.
 
     With N sequences that have trained tokens, n_s tokens in sequence s and T = sum of n_s:
 
@@ -23,9 +23,9 @@ def token_weights(trained_tokens: np.ndarray, *, mode: str, loss_scale_factor: f
     - `seq-mean-token-mean`      1 / (N * n_s)     GRPO (arXiv:2402.03300): every sequence counts the same
     - `seq-mean-token-sum-norm`  1 / (N * F)       Dr. GRPO (arXiv:2503.20783), F = `loss_scale_factor`
 
-    F must be constant over the run. Where none is set verl takes the padded width of a response: `max_response_length`.
+    F must be constant over the run. Where no F is set verl takes the padded width of a response: `max_response_length`.
 
-    A fully masked sequence has weight 0 and is in no denominator; if all are, all weights are 0.
+    A fully masked sequence has weight 0 and is in no denominator; if all sequences are masked, all weights are 0.
     Raises ValueError for an unknown mode, a negative count, or a norm mode without a positive `loss_scale_factor`.
     """
     tokens = np.asarray(trained_tokens, dtype=np.float64)

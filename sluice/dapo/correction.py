@@ -2,8 +2,8 @@
 
 With `proximal: recompute` (decoupled PPO, Hilton et al. 2021, arXiv:2110.00641, eq. 6) the clip is centred on the step's
 first policy and the loss is weighted by proximal / rollout. Truncating that weight is TIS, by token (Yao et al. 2025) or
-by the sequence's product; masking what leaves two bounds is IcePop by token, MIS by sequence. Neither takes part in the
-gradient. A masked token's loss is zero and it stays in every denominator, so that the gradient cannot depend on the layout.
+by the sequence's product; masking ratios outside two bounds is IcePop by token, MIS by sequence. No gradient flows through
+weight or mask. A masked token has loss zero and stays in every denominator, so the gradient cannot depend on the layout.
 
 Letters: T packed tokens, S sequences of a micro-batch.
 """
@@ -34,11 +34,11 @@ def broadcast_log_ratio(log_ratio: Tensor, *, level: Level, sequence: Tensor, se
 
 
 def importance_weights(log_ratio: Tensor, *, threshold: float) -> Tensor:
-    """[T] float32 min(exp(log_ratio), threshold), of [T] log-ratios at the level wanted: truncated importance sampling."""
+    """[T] float32 min(exp(log_ratio), threshold) of [T] log-ratios at any level: truncated importance sampling."""
     return log_ratio.exp().clamp(max=threshold)
 
 
 def rejection_mask(log_ratio: Tensor, *, lower: float, upper: float) -> Tensor:
-    """[T] bool: lower <= exp(log_ratio) <= upper; the rest is masked. NaN is outside."""
+    """[T] bool: lower <= exp(log_ratio) <= upper. Tokens with False, among them tokens with a NaN ratio, are masked."""
     ratio = log_ratio.exp()
     return (ratio >= lower) & (ratio <= upper)

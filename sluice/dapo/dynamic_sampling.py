@@ -1,8 +1,8 @@
 """Dynamic sampling (DAPO, arXiv:2503.14476, section 3.2, eq. 11): which groups carry a learning signal.
 
-A group whose samples all score the same has zero advantage everywhere (eq. 9) and only dilutes the batch. It is dropped
-whole and another prompt takes its place; a group with signal is kept whole. Also decides when a run that finds too few
-such groups has starved. Does not schedule anything: who replaces a dropped group is the coordinator's business.
+A group whose samples all score the same has zero advantage everywhere (eq. 9) and only dilutes the batch. Such a group is
+dropped whole and another prompt takes its place; a group with signal is kept whole. Also decides when a run has starved
+because too few groups have signal. Schedules nothing: the coordinator replaces dropped groups.
 
 Letters: G samples of one group.
 """
@@ -13,14 +13,14 @@ from typing import Literal
 import numpy as np
 
 SIGNAL_RANGE = 1e-6
-"""A metric that varies by no more than this in a group is constant. Chosen: above float noise, below any real step."""
+"""A metric whose range in a group is at most this counts as constant. Chosen: above float noise, below any real step."""
 
 MetricName = Literal["acc", "score", "seq_reward", "seq_final_reward"]
-"""What the filter looks at, by verl's names (`algorithm.filter_groups.metric`)."""
+"""The metrics that the filter can look at, by verl's names (`algorithm.filter_groups.metric`)."""
 
 
 class Verdict(enum.Enum):
-    """What becomes of a scored group; all but KEPT are dropped and counted in the ledger under that reason."""
+    """What becomes of a scored group. Groups with a verdict other than KEPT are dropped; the ledger counts them by verdict."""
 
     KEPT = "kept"
     """The metric varies: the group goes to the queue."""
@@ -33,9 +33,9 @@ class Verdict(enum.Enum):
 
 
 def judge(*, metric: np.ndarray, acc: np.ndarray) -> Verdict:
-    """Keeps a group iff max(metric) - min(metric) > SIGNAL_RANGE; with 0/1 accuracies that is eq. 11, 0 < #right < G.
+    """Keeps a group iff max(metric) - min(metric) > SIGNAL_RANGE; for 0/1 accuracies this is eq. 11, 0 < #right < G.
 
-    metric, acc: [G] float64, the metric chosen by `group_metric` and the accuracies, which name the reason of a drop.
+    metric, acc: [G] float64, the metric chosen by `group_metric` and the accuracies, which decide the reason of a drop.
     Raises ValueError unless both are finite vectors of one length >= 1: a NaN must never pass for "no signal".
     """
     metric, acc = np.asarray(metric, dtype=np.float64), np.asarray(acc, dtype=np.float64)
@@ -57,7 +57,7 @@ def judge(*, metric: np.ndarray, acc: np.ndarray) -> Verdict:
 def judge_scores(
     metric: MetricName | None, *, raw_scores: np.ndarray, acc: np.ndarray, shaped_rewards: np.ndarray
 ) -> Verdict:
-    """The verdict on a group by the metric of that name; each array is [G] float64. None: the filter is off, all are kept.
+    """The verdict on a group by the named metric; each array is [G] float64. None: the filter is off, every group is kept.
 
     Raises ValueError as `judge` and `group_metric` do.
     """
@@ -72,9 +72,9 @@ def group_metric(
 ) -> np.ndarray:
     """The [G] array that `name` stands for; each argument is [G] float64.
 
-    `acc` is the default and the paper's choice. The two `seq_` metrics include the overlong punishment, so under them a
-    group of equally right answers of different lengths survives; they are the same array here, because the one
-    difference in verl is a KL term in the reward, which Sluice refuses. Raises ValueError for an unknown name.
+    `acc` is the default and the paper's choice. The two `seq_` metrics include the overlong punishment, so under a `seq_`
+    metric a group of equally right answers of different lengths survives. Both `seq_` metrics are the same array here: in
+    verl the two differ by a KL term in the reward, which Sluice refuses. Raises ValueError for an unknown name.
     """
     if name == "acc":
         return acc

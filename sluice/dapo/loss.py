@@ -1,8 +1,8 @@
 """The clipped token loss with decoupled bounds (DAPO, arXiv:2503.14476: eq. 8, ratio of eq. 9, clip of eq. 10).
 
-Per token only: the weights that make it one loss are in `aggregation`, what is done about stale tokens beyond the clip is
-in `correction`, masking is the caller's (masked tokens have no weight). There is no KL and no entropy term. GSPO and
-CISPO are the same pieces put together otherwise; their advantages and aggregation are DAPO's unless configured so.
+Per token only: `aggregation` has the weights that sum token losses to one loss, `correction` has what may be done about
+stale tokens beyond the clip, and the caller masks (a masked token has weight 0). There is no KL and no entropy term. GSPO
+and CISPO combine the same pieces in another way; their advantages and aggregation are DAPO's unless configured otherwise.
 
 Letters: T packed tokens. "Proximal" is the policy in the ratio's denominator: the one that sampled, or the step's first.
 """
@@ -18,12 +18,12 @@ MAX_LOG_RATIO = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLoss:
-    """Loss of every token, and where which clip is active."""
+    """Loss of every token, and the tokens at which each clip is active."""
 
     loss: Tensor
-    """[T] float32, to be minimised; carries the gradient."""
+    """[T] float32, the loss to be minimised; carries the gradient."""
     ratio: Tensor
-    """[T] float32, learner / proximal probability (of the sequence for GSPO); detached."""
+    """[T] float32, learner / proximal probability of the token (for GSPO: of the token's sequence); detached."""
     clipped_high: Tensor
     """[T] bool: advantage > 0 and ratio > 1 + clip_ratio_high."""
     clipped_low: Tensor
@@ -41,13 +41,13 @@ def dapo_token_loss(
     clip_ratio_high: float,
     clip_ratio_c: float | None,
 ) -> TokenLoss:
-    """loss_t = max(-A r, -A clip(r, 1 - low, 1 + high)), r = exp(learner - proximal), in float32 whatever comes in.
+    """loss_t = max(-A r, -A clip(r, 1 - low, 1 + high)), r = exp(learner - proximal), in float32 for any input dtype.
 
     learner_logprobs: [T] nats, with gradient; proximal_logprobs: [T] nats; advantages: [T], those of eq. 9.
     The maximum is the pessimistic choice, the negative of the min in eq. 8. With `clip_ratio_c` = c (dual clip,
     arXiv:1912.09729) the loss of a token with A < 0 is at most -A c, so that a huge ratio cannot dominate the batch;
-    None turns it off. A token with any clip active has no gradient. Beyond +-MAX_LOG_RATIO the clamp leaves the loss
-    finite and constant, hence without gradient.
+    None turns the dual clip off. A token with any clip active has no gradient. Beyond +-MAX_LOG_RATIO the clamp leaves the
+    loss finite and constant, hence without gradient.
 
     Raises ValueError if the shapes differ or `clip_ratio_c` <= 1, which would clip on-policy tokens.
     """
@@ -68,7 +68,7 @@ def gspo_token_loss(
 
     GSPO-token (arXiv:2507.18071, eq. 13-14): s_t = sg[s] pi_t / sg[pi_t] has the value of s for every token, and its
     gradient reaches the token's own log-probability. sequence_log_ratios: [T] nats, log s of the token's sequence; any
-    gradient of it is ignored. Otherwise as `dapo_token_loss`.
+    gradient of sequence_log_ratios is ignored. Otherwise as `dapo_token_loss`.
     """
     own = log_ratios(learner_logprobs, learner_logprobs.detach())  # zero, with the token's gradient
     log_ratio = sequence_log_ratios.detach().float() + own
@@ -85,8 +85,8 @@ def cispo_token_loss(
 ) -> TokenLoss:
     """loss_t = -A sg[clip(r, 1 - low, 1 + high)] log pi_t: every token keeps a gradient (arXiv:2506.13585, eq. 4-5).
 
-    The clip bounds a constant weight instead of cutting the gradient; `clipped_high` and `clipped_low` say where, by the
-    sign of the advantage like DAPO's. There is no dual clip: the weight is bounded on both sides.
+    The clip bounds a constant weight instead of cutting the gradient. `clipped_high` and `clipped_low` mark the tokens
+    with a clipped weight, by the sign of the advantage as in DAPO. There is no dual clip: the weight has two bounds.
     """
     ratio = log_ratios(learner_logprobs, proximal_logprobs).detach().exp()
     advantages = advantages.float()

@@ -1,4 +1,4 @@
-"""How far the learner's policy is from the one that sampled, split by age. Diagnostics: nothing here touches the loss.
+"""How far the learner's policy is from the policy that sampled, split by age. Diagnostics: nothing here touches the loss.
 
 Age 0 shows kernels and precision alone, larger ages add staleness. Estimators of KL(rollout || learner) are those of
 Schulman, "Approximating KL divergence" (2020); the tokens were sampled from the behaviour policy.
@@ -20,7 +20,7 @@ def mismatch(*, rollout_logprobs: np.ndarray, learner_logprobs: np.ndarray, ages
     - `abs_diff_mean`, `abs_diff_max`   of |d|
     - `k1_nats`                         mean(-d), unbiased
     - `k3_nats`                         mean(r - 1 - d), unbiased too, >= 0 and of low variance
-    - `k1_age*_nats`, `k3_age*_nats`    the same over the tokens of age 0, 1 and 2 or more (`2plus`); absent without any
+    - `k1_age*_nats`, `k3_age*_nats`    the same over tokens of age 0, 1, and 2 or more (`2plus`); absent without such tokens
     - `ratio_p50`, `ratio_p99`          quantiles of r
     - `ess`                             (sum r)^2 / (T sum r^2) in (0, 1]: share of the tokens an importance-weighted
                                         estimate really uses (Kish)
@@ -53,6 +53,6 @@ def mismatch(*, rollout_logprobs: np.ndarray, learner_logprobs: np.ndarray, ages
 
 
 def _by_age(name: str, values: np.ndarray, ages: np.ndarray) -> dict[str, float]:
-    """Means of values [T] over the ages 0, 1 and 2 or more, for those that occur."""
+    """Means of values [T] over the ages 0, 1, and 2 or more; an age without tokens has no entry."""
     parts = {"age0": values[ages == 0], "age1": values[ages == 1], "age2plus": values[ages >= 2]}
     return {f"mismatch/{name}_{age}_nats": float(part.mean()) for age, part in parts.items() if part.size}

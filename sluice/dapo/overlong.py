@@ -1,7 +1,7 @@
 """Soft overlong punishment (DAPO, arXiv:2503.14476, section 3.4, eq. 13).
 
-Shapes the reward of long answers; the raw score is kept apart by the caller. The paper's other remedy, overlong
-filtering, masks truncated samples in the loss and lives in the learner.
+Shapes the reward of long answers; the caller keeps the raw score apart. The paper's other remedy, overlong filtering,
+masks truncated samples in the loss and is implemented in the learner.
 """
 
 
@@ -10,8 +10,8 @@ def overlong_penalty(
 ) -> float:
     """The punishment to add to the score of a response, <= 0.
 
-    With L = `max_response_length` (L_max in the paper), B = `buffer_len` (L_cache), p = `penalty_factor` (there 1):
-    0 up to L - B tokens, then linear down to -p at L, and -p beyond. `response_tokens` counts the end token.
+    With L = `max_response_length` (L_max in the paper), B = `buffer_len` (L_cache) and p = `penalty_factor` (1 in the
+    paper): 0 up to L - B tokens, then linear down to -p at L, and -p beyond. `response_tokens` counts the end token.
 
     Raises ValueError unless 0 < B < L, p >= 0 and `response_tokens` >= 0.
     """

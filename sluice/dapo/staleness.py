@@ -9,34 +9,24 @@ version v is *in time* iff
 
     s + floor(r / B) - v <= K                                                                           (I)
 
-Claim: if every group is in time when it starts, and no assignment breaks (I) for a group that it leaves behind, then no
-trained token is older than K and no accepted group ever expires. By induction over what can happen to a live group g:
+Claim: if every group is in time when the group starts, and no assignment breaks (I) for a group left behind, then no
+trained token is older than K and no accepted group ever expires. The gate cannot close for good. docs/staleness.md proves
+both; services/coordinator/groups/assignment.py waits for the groups in flight for which an assignment would break (I).
 
-- another group is admitted: it ranks behind g, nothing changes; another group is dropped: r can only fall;
-- g is generated again from the start: v can only rise;
-- batch s takes the first B accepted groups, and s becomes s + 1. Either g is among them: its age is
-  s - v <= s + floor(r / B) - v <= K. Or all B stood ahead of g: r falls by B and (I) is unchanged. Or g was skipped,
-  because it is still in flight: m < B groups ahead of it were taken, and s + 1 + floor((r - m) / B) - v may exceed K.
-  The assignment therefore waits for each in-flight group that would not be `in_time` at rank r - m of step s + 1, up
-  to the straggler deadline, and then drops it.
-
-The gate cannot close for good: once the learner has published version s and nothing is in flight, fewer than B groups
-are accepted (else batch s would be assigned), so the next one has floor(r / B) = 0, and s + 0 - s <= K.
-
-At K = 0 a batch may be over-generated (`gen_batch_size` > B, as in verl): groups of rank B and more start although they
-break (I), because they stand in for rejected ones; what is left of them after the assignment is surplus and is dropped.
+At K = 0 a batch may be over-generated (`gen_batch_size` > B, as in verl): groups of rank B and more start although (I) does
+not hold for them, to stand in for groups that will be rejected. The groups left after the assignment are surplus: dropped.
 """
 
 
 def age(*, step: int, version: int) -> int:
-    """Age in steps of a token that `version` sampled and `step` trains. Raises ValueError if it would be negative."""
+    """Age in steps of a token that `version` sampled and `step` trains. Raises ValueError if the age would be negative."""
     if version > step:
         raise ValueError(f"age: version must be <= step, got version {version} and step {step}")
     return step - version
 
 
 def in_time(*, rank: int, next_step: int, version: int, train_batch_size: int, max_staleness: int) -> bool:
-    """Invariant (I): a group of this rank will be trained at an age <= `max_staleness`, unless a batch skips it."""
+    """Invariant (I): a group of this rank will be trained at an age <= `max_staleness`, unless a batch skips the group."""
     assert rank >= 0, f"ranks are 0-based, got {rank}"
     return next_step + rank // train_batch_size - version <= max_staleness
 
@@ -46,8 +36,8 @@ def may_start(
 ) -> bool:
     """The admission gate: may a group of this rank start on a rollout that holds `version`?
 
-    True iff it is `in_time`; at `max_staleness` 0 also for over-generation: any rank < `gen_batch_size`, if the rollout
-    holds the version that `next_step` starts from.
+    True iff the group is `in_time`; at `max_staleness` 0 also for over-generation: any rank < `gen_batch_size`, if the
+    rollout holds the version that `next_step` starts from.
     """
     if in_time(
         rank=rank,

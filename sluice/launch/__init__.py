@@ -1,1 +1,1 @@
-"""Starts a whole run on this machine, keeps its processes alive, and leaves nothing behind."""
+"""Starts a whole run on this machine, keeps the run's processes alive, and leaves no process behind."""

@@ -1,6 +1,6 @@
 """python child.py PARENT SIGNAL COMMAND...: becomes COMMAND, and gets SIGNAL (a number) when process PARENT dies.
 
-So that even `kill -9` of a launcher leaves no process behind (Linux only; elsewhere it just becomes COMMAND).
+So even `kill -9` of a launcher leaves no process behind. Linux only: elsewhere this program only becomes COMMAND.
 """
 
 import ctypes
@@ -11,9 +11,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def armed(signum: int) -> list[str]:
-    """What to put before a command of this process, so that it gets `signum` when this process dies.
+    """The words to put before a command, so that the command's process gets `signum` when this process dies.
 
-    Run as a file and without site-packages: it needs the standard library alone and costs 10 ms.
+    This file is run by its path and without site-packages: it needs the standard library alone and costs 10 ms.
     """
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(signum))]
 

@@ -15,7 +15,7 @@ REDIS_PASSWORD = "SLUICE_REDIS_PASSWORD"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
-    """What to start."""
+    """One process to start."""
 
     name: str
     """The service id: `rollout-0`, `learner` ..."""
@@ -33,14 +33,15 @@ def coordinator_command(
     check_only: bool = False,
     idle: bool = False,
 ) -> Command:
-    """The coordinator on `port`; it writes its port to `ready_fd`.
+    """The coordinator on `port`; the coordinator writes its port to `ready_fd`.
 
-    With `ready_fd` it is the first one of this launcher, which goes on with a run that was stopped or has failed, unless it
-    is `idle`: that one serves the API of a run that lies still. A later one takes the state of the run as it is.
+    With `ready_fd` the command is for the launcher's first coordinator, which continues a run that was stopped or has
+    failed. An `idle` coordinator serves the API of a run at rest. Without `ready_fd` the command is for a restart, which
+    takes the state of the run unchanged.
     """
     argv = [sys.executable, "-m", "services.coordinator", "--config", str(run_dir / "config.yaml")]
     argv += ["--run-dir", str(run_dir), "--redis-url", redis_url, "--bind", config.network.bind, "--port", str(port)]
-    if port != config.network.coordinator_port:  # a port of its own, whose neighbour + 1000 is anybody's
+    if port != config.network.coordinator_port:  # on a free port the port + 1000 may belong to another process
         argv += ["--metrics-port", "0"]
     argv += ["--stay", *(["--check"] if check_only else [])]
     argv += ["--ready-fd", str(ready_fd), "--idle" if idle else "--reopen"] if ready_fd is not None else []
@@ -48,7 +49,7 @@ def coordinator_command(
 
 
 def service_command(config: Config, role: str, *, index: int, coordinator: str, run_id: str) -> Command:
-    """A reward, a rollout or the learner (its first machine when it has several)."""
+    """A reward, a rollout or the learner (the first machine of a learner on several machines)."""
     common = ["--coordinator", coordinator, "--bind", config.network.bind, "--advertise", config.network.advertise]
     common += ["--port", "0", "--metrics-port", "0"]
     if role == "learner":
@@ -63,13 +64,13 @@ def service_command(config: Config, role: str, *, index: int, coordinator: str, 
 
 
 def learner_command(arguments: Sequence[str], *, environ: dict[str, str]) -> Command:
-    """The learner's ranks of one machine; `arguments` are those of services.learner.distributed.node."""
+    """The learner's ranks on one machine; `arguments` go to services.learner.distributed.node."""
     argv = [sys.executable, "-m", "services.learner.distributed.node", *arguments]
     return Command(name="learner", argv=argv, environ=environ)
 
 
 def credentials_folder(config: Config, role: Role) -> str:
-    """Where the credentials of `role` lie on this machine; empty when the run has none."""
+    """The folder with the credentials of `role` on this machine; empty when the run has no credentials."""
     return "" if config.network.credentials is None else str(Path(config.network.credentials).resolve() / role)
 
 
@@ -89,7 +90,7 @@ def _meeting(config: Config, *, node_rank: int, run_id: str) -> list[str]:
 
 
 def _environ(config: Config, role: Role, *, threads: int) -> dict[str, str]:
-    """The environment of a `role`: its own credentials and no other's, and of all only the coordinator asks Redis."""
+    """The environment of a `role`: the credentials of that role alone; only the coordinator gets the Redis password."""
     environ = service_environ(threads=threads)
     if role is Role.COORDINATOR and REDIS_PASSWORD in os.environ:
         environ[REDIS_PASSWORD] = os.environ[REDIS_PASSWORD]
@@ -97,12 +98,12 @@ def _environ(config: Config, role: Role, *, threads: int) -> dict[str, str]:
 
 
 def service_environ(*, threads: int) -> dict[str, str]:
-    """This process's environment with the thread counts that keep services off each other's cores, and no Redis password."""
+    """This process's environment without the Redis password, and with the thread counts that the configuration gives."""
     return {name: value for name, value in os.environ.items() if name != REDIS_PASSWORD} | {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        # Nobody forks without exec; gRPC would log a warning for each process started.
+        # No process forks without exec, and gRPC's fork support would log a warning for each process started.
         "GRPC_ENABLE_FORK_SUPPORT": "0",
     }

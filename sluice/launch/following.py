@@ -1,4 +1,4 @@
-"""Follows a run that this process did not start, until it has ended and its learner, which exports the model, has left.
+"""Follows a run that this process did not start, until the run has ended and the learner has exported the model and left.
 
 who waits   for what                 unblocked by
 `follow`    the run's final state    the coordinator's status; PATIENCE_S without an answer
@@ -30,16 +30,16 @@ class Followed:
     departures: Sequence[str]
     """`Config.departures`."""
     had_ended: bool
-    """Whether it had before anybody looked."""
+    """Whether the run had ended before `follow` looked."""
 
     @property
     def exit_code(self) -> int:
-        """That of `sluice up`."""
+        """The exit code that `sluice up` would have."""
         return FINAL[self.status.state]
 
 
 async def follow(coordinator: str, view: View, *, credentials: Credentials = NO_CREDENTIALS) -> Followed:
-    """Shows the run in `view` until it has ended. Raises Unavailable."""
+    """Shows the run in `view` until the run has ended. Raises Unavailable when the coordinator stays away."""
     client = AsyncClient(coordinator, credentials=credentials)
     events = asyncio.create_task(_show_events(client, view))
     try:
@@ -51,14 +51,14 @@ async def follow(coordinator: str, view: View, *, credentials: Credentials = NO_
             view.update(status)
             if events.done():
                 await asyncio.sleep(STATUS_INTERVAL_S)
-            else:  # they end with the run, whose coordinator leaves soon
+            else:  # the stream of events ends with the run, and the coordinator leaves soon after
                 await asyncio.wait([events], timeout=STATUS_INTERVAL_S)
             try:
                 status = await _status(client, coordinator, patience_s=0.0 if status.state in FINAL else PATIENCE_S)
             except Unavailable:
                 if status.state not in FINAL:
                     raise
-                break  # the coordinator of a run that has ended leaves when all others have
+                break  # the coordinator of a run that has ended leaves when all services have left
             if status.state in FINAL:
                 export_until_s = min(export_until_s, time.monotonic() + LEARNER_EXPORT_S)
         view.update(status)
@@ -70,7 +70,7 @@ async def follow(coordinator: str, view: View, *, credentials: Credentials = NO_
 
 
 async def _status(client: AsyncClient, coordinator: str, *, patience_s: float) -> pb.GetStatusResponse:
-    """The next status that can be had."""
+    """The next status that the coordinator answers with."""
     give_up_s = time.monotonic() + patience_s
     while True:
         try:
@@ -85,7 +85,7 @@ async def _status(client: AsyncClient, coordinator: str, *, patience_s: float) -
 
 
 async def _show_events(client: AsyncClient, view: View) -> None:
-    """Over the coordinator's restarts; when it stays away, `follow` says so."""
+    """Shows events, also after restarts of the coordinator; `follow` raises when the coordinator stays away."""
     with contextlib.suppress(SluiceError):
         async for event in client.watch():
             view.event(event)

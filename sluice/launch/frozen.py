@@ -1,5 +1,5 @@
-"""Finds processes of this machine that live and do not answer: stopped, deadlocked, in an endless loop. Who exits is
-keeper.py's business, and so is what becomes of one that is found here: it is killed and started again.
+"""Finds and kills processes of this machine that live and do not answer: stopped, deadlocked, in an endless loop.
+keeper.py sees the exits, also of the processes killed here, and starts each process again.
 
  who looks               at what                                                    how often
  `FrozenWatch.services`  the age of each heartbeat, in the coordinator's status      with every status
@@ -22,9 +22,9 @@ LOOK_EVERY_S = 1.0
 
 @dataclass(kw_only=True, slots=True)
 class Lookout:
-    """How long somebody has been silent while somebody listened: time in which nobody looked does not count.
+    """How long a process has been silent while this launcher was looking: time without looks does not count.
 
-    So a machine that slept, or a launcher that was stopped, finds everybody silent when it wakes up, and kills nobody.
+    So a launcher that wakes up, after a stop or with its machine, finds every process silent and kills none.
     """
 
     limit_s: float
@@ -32,37 +32,37 @@ class Lookout:
     _looked_s: float = float("-inf")
 
     def look(self, now_s: float) -> None:
-        """Somebody looks now. When the former look is too long ago, all silence begins anew."""
+        """Records a look. After a gap without looks the count of silence begins anew."""
         if now_s - self._looked_s > max(self.limit_s / 2, 3 * LOOK_EVERY_S):
             self._from_s = now_s
         self._looked_s = now_s
 
     def silent_s(self, heard_s: float) -> float:
-        """Seconds of silence at the last look, for one who was last heard at `heard_s`."""
+        """Seconds of silence at the last look, for a process that was last heard at `heard_s`."""
         return self._looked_s - max(heard_s, self._from_s)
 
 
 class FrozenWatch:
-    """The looks at all processes of one launcher."""
+    """Looks at all processes of one launcher and kills the frozen ones."""
 
     def __init__(self, *, launch: LaunchConfig, keeper: Keeper, clock: Clock) -> None:
         self._launch, self._keeper, self._clock = launch, keeper, clock
         self._heartbeats = Lookout(limit_s=launch.frozen_timeout_s)
 
     def services(self, heartbeat_ages_s: Mapping[str, float], *, asked_s: float) -> None:
-        """Ends each service whose heartbeats have stopped; ages as the coordinator gave them when asked at `asked_s`."""
+        """Ends each service whose heartbeats have stopped; the ages are the coordinator's answer to a call at `asked_s`."""
         self._heartbeats.look(asked_s)
         for name, age_s in heartbeat_ages_s.items():
             child, heard_s = self._keeper.child(name), asked_s - age_s
             if child is not None and heard_s > child.started_s:
                 self._judge(child, self._heartbeats.silent_s(heard_s), "frozen_timeout_s")
-            elif child is not None:  # that heartbeat is one of its former process
+            elif child is not None:  # the heartbeat came from the service's former process
                 self._judge(child, self._heartbeats.silent_s(child.started_s), "ready_timeout_s")
 
     async def probe(
         self, running: Callable[[], Child | None], answers: Callable[[], Awaitable[bool]], *, ready: Child
     ) -> None:
-        """Ends the `running` process when `answers` has not been true for too long; `ready` has answered. Until cancelled."""
+        """Ends the `running` process when `answers` has been false for too long. `ready` has answered. Runs until cancelled."""
         limit_s = self._launch.frozen_timeout_s
         lookout, heard_s, known = Lookout(limit_s=limit_s), self._clock.now(), ready
         while True:
@@ -86,6 +86,6 @@ class FrozenWatch:
     def _judge(self, child: Child, silent_s: float, key: Literal["frozen_timeout_s", "ready_timeout_s"]) -> None:
         limit_s = getattr(self._launch, key)
         if key == "ready_timeout_s" and self._launch.learner_nnodes > 1:
-            limit_s *= 2  # the learner's machines may take that long to meet
+            limit_s *= 2  # the machines of the learner may need the first half to meet
         if silent_s > limit_s and child.alive:
             child.kill(f"did not answer for {silent_s:.0f} s (launch.{key}) and was killed")

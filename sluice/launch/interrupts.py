@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as events: the first asks for an orderly end, the second for an end at once, more change nothing."""
+"""Ctrl-C and SIGTERM as events: the first signal asks for an orderly end, the second for an end at once."""
 
 import asyncio
 import signal

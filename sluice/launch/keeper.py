@@ -2,9 +2,9 @@
 
  who waits            for what                       unblocked by
  a service's keeper   the exit of its process        the exit, or `stop`
-A service that dies is started again, up to `launch.max_restarts` times within `launch.restart_window_s`; one that dies
-before it was ever registered, or ends with code 2 (it was started wrongly), fails the run: `failed` then holds a
-LaunchError with the end of its log.
+A service that dies is started again, up to `launch.max_restarts` times within `launch.restart_window_s`. A service that
+dies before its first registration, or that ends with code 2 because it was started wrongly, fails the run: `failed` then
+holds a LaunchError with the end of the service's log.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from sluice.launch.processes import EXIT_AGAIN, EXIT_BAD_USAGE, Child, start
 
 
 class Keeper:
-    """The processes of one run and the tasks that keep them. Use inside one event loop."""
+    """The processes of one run, and a task for each process that keeps the process alive. Use inside one event loop."""
 
     def __init__(
         self,
@@ -36,29 +36,29 @@ class Keeper:
         self._launch, self._log_dir, self._say, self._is_over = launch, log_dir, say, is_over
         self._clock = clock or SystemClock()
         self._restarts: dict[str, deque[float]] = {}
-        """When each service was started again, as far as that still counts."""
+        """The times of each service's restarts within the restart window."""
         self._children: dict[str, Child] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self.ending = False
         self.known: set[str] = set()
         """Services that were registered at least once."""
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Raises when the run cannot go on."""
+        """Gets an exception when the run cannot go on."""
 
     def keep(self, command: Command, *, running: Child | None = None, requested: bool = False) -> None:
-        """Has a service kept alive; `requested`: one that somebody asked for meanwhile, without which the run goes on."""
+        """Has a service kept alive. A `requested` service was asked for during the run, which goes on without the service."""
         work = self._keep_requested(command) if requested else self._keep_alive(command, running)
         self.supervise(command.name, work)
         if running is not None:
             self._children[command.name] = running
 
     def supervise(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Runs `work` until the end of the run; what it raises fails the run."""
+        """Runs `work` until the end of the run; an exception of `work` fails the run."""
         task = self._keepers[name] = asyncio.create_task(work, name=f"keep-{name}")
         task.add_done_callback(self._ended)
 
     def judge(self, child: Child, code: int) -> None:
-        """Says that a process is started again, or raises LaunchError when it must not be."""
+        """Says that a process is started again, or raises LaunchError when the process must not be started again."""
         limit, window_s = self._launch.max_restarts, self._launch.restart_window_s
         restarts, now = self._restarts.setdefault(child.name, deque()), self._clock.now()
         while restarts and now - restarts[0] >= window_s:
@@ -78,12 +78,12 @@ class Keeper:
         raise kind(f"{child.name} {how} {why}; {child.log_path} ends:\n{child.log_tail()}")
 
     def child(self, name: str) -> Child | None:
-        """The process of a service that is kept, None while there is none."""
+        """The process of a kept service; None while the service has no process."""
         child = self._children.get(name)
         return child if child is not None and child.alive else None
 
     def names(self, role: str) -> set[str]:
-        """Replicas of a role that are kept."""
+        """The kept replicas of a role."""
         return {name for name, task in self._keepers.items() if name.startswith(f"{role}-") and not task.done()}
 
     async def end(self, name: str) -> None:
@@ -93,13 +93,13 @@ class Keeper:
             await child.stop(grace_s=self._launch.grace_s)
 
     async def left(self, name: str, *, within_s: float) -> bool:
-        """Whether a service has left by itself, at the latest after `within_s`; also when nobody keeps it."""
+        """Whether a service leaves by itself within `within_s`; true at once for a service that is not kept."""
         if task := self._keepers.get(name):
             await asyncio.wait([task], timeout=within_s)
         return task is None or task.done()
 
     async def stop(self, *, last: str, at_once: asyncio.Event) -> None:
-        """Ends everything, the service `last` after the others; without grace once `at_once` is set."""
+        """Ends every service, `last` after the others; without grace once `at_once` is set."""
         self.ending = True
         for task in self._keepers.values():
             task.cancel()
@@ -125,7 +125,7 @@ class Keeper:
             running, self._children[command.name] = None, child
             code = await child.process.wait()
             if code == 0 and await self._is_over():
-                return  # services leave by themselves when the run has ended, and also when somebody sends them SIGTERM
+                return  # a service also ends with code 0 when the run has ended or somebody has sent SIGTERM
             if code == EXIT_AGAIN:
                 self._say(f"{child.name} has ended to be started again")
                 continue

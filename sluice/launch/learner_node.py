@@ -1,8 +1,8 @@
-"""Keeps the learner's ranks of a further machine in the run: when a round breaks they meet the others again.
+"""Keeps the learner's ranks of a further machine in the run: after a broken round the ranks join the next round.
 
-who waits      for what                                unblocked by
-the machine    node 0 (and other machines) to join     their joining, or the deadline given to the ranks' program
-`stay`         the end of a round                      the exit of its process, a signal
+who waits      for what                             unblocked by
+the machine    node 0 and other machines to join    the last machine's joining, the deadline given to the ranks' program
+`stay`         the end of a round                   the exit of the ranks' program, a signal
 """
 
 import asyncio
@@ -21,8 +21,8 @@ EXIT_INTERRUPTED = 130
 async def stay(arguments: Sequence[str], *, grace_s: float, say: Callable[[str], None]) -> int:
     """Joins round after round until the run has ended (0) or a signal comes (130).
 
-    `arguments` are those of services.learner.distributed.node; its output stays on this terminal. Raises LaunchError when
-    the other machines stay away, ConfigError when it was started wrongly.
+    `arguments` go to services.learner.distributed.node, whose output stays on this terminal. Raises LaunchError when the
+    other machines stay away, ConfigError when the arguments are wrong.
     """
     with tempfile.TemporaryDirectory(prefix="sluice-learner-") as folder, Interrupts() as interrupts:
         ended = Path(folder) / "ended"
@@ -42,7 +42,7 @@ async def stay(arguments: Sequence[str], *, grace_s: float, say: Callable[[str],
 
 
 async def _exit_code(child: Child, interrupts: Interrupts, *, grace_s: float, say: Callable[[str], None]) -> int:
-    """How the process ended; a signal ends it first, a second one without grace."""
+    """The exit code of the process; the first signal ends the process with grace, the second without."""
     exited = asyncio.ensure_future(child.process.wait())
     interrupted = asyncio.ensure_future(interrupts.first.wait())
     try:

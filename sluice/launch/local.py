@@ -2,8 +2,7 @@
 
  who waits     for what                  unblocked by
  the watcher   the run's final state     the coordinator's status, a service that cannot be kept alive, a signal
-Who keeps a service alive is in keeper.py, who finds one that is frozen in frozen.py. A run directory that is started
-again goes on where it was.
+keeper.py keeps services alive, frozen.py finds frozen processes. A run directory that is started again continues its run.
 """
 
 import asyncio
@@ -59,9 +58,9 @@ class Outcome:
 
 
 class LocalRun:
-    """One run on this machine. `check_only` starts what the check of data, tokenizer and reward needs, and ends after it.
+    """One run on this machine. `check_only` starts only the services that check data, tokenizer and reward, then ends.
 
-    The coordinator's address goes to `ready_fd` when it answers and the run is not finished already.
+    The coordinator's address goes to `ready_fd` when the coordinator answers, unless the run is finished already.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class LocalRun:
         return Outcome(exit_code=code, status=self._status, message=message, wall_s=time.monotonic() - started)
 
     async def _start_and_watch(self) -> tuple[int, str]:
-        """The exit code and the reason. A service that cannot be kept alive or a signal ends it in any phase."""
+        """The exit code and the reason. A signal, or a service that cannot be kept alive, ends the run in any phase."""
         failed = self._keeper.failed
         starting = asyncio.create_task(self._start(), name="start")
         interrupted = asyncio.create_task(self._interrupts.first.wait(), name="interrupt")
@@ -119,7 +118,7 @@ class LocalRun:
     # --- start ---------------------------------------------------------------------------------------------------
 
     async def _start(self) -> bool:
-        """Redis, the coordinator, and the services unless the run is finished already (False)."""
+        """Starts Redis, the coordinator and the services; returns False without services when the run is finished already."""
         self._operator = load_credentials(credentials_folder(self._config, Role.OPERATOR), role=Role.OPERATOR)
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._lock_fd = await lock_run_dir(self._run_dir)
@@ -134,7 +133,7 @@ class LocalRun:
             os.write(self._ready_fd, self._coordinator.encode())
             os.close(self._ready_fd)
         launch = self._config.launch
-        # A check needs one reward; where none is to be started here, it is the one that will grade the run that is checked.
+        # A check needs one reward service. Without replicas here, the check asks the service that will grade the run.
         wanted = {"reward": min(1, launch.reward_replicas) if self._check_only else launch.reward_replicas}
         wanted |= {} if self._check_only else {"rollout": launch.rollout_replicas, "learner": 1}
         for role, replicas in wanted.items():
@@ -158,7 +157,7 @@ class LocalRun:
         return service_command(self._config, role, index=index, coordinator=self._coordinator, run_id=run_id)
 
     async def _start_redis(self) -> str:
-        """Starts the run's own Redis and has it kept alive on one socket; returns its URL."""
+        """Starts the run's own Redis and has the server kept alive on one socket; returns the server's URL."""
         directory, log_path = self._run_dir / "redis", self._log("redis")
 
         async def keep(redis: EmbeddedRedis) -> None:
@@ -196,7 +195,7 @@ class LocalRun:
             await child.stop(grace_s=self._config.launch.grace_s, at_once=self._interrupts.second)
             raise
         self._coordinator = f"{self._config.network.advertise}:{port}"
-        # Silence is judged here and by the keeper, not by retries.
+        # No retries: this launcher and its keeper must notice a silent coordinator themselves.
         self._client = AsyncClient(self._coordinator, credentials=self._operator, retry_reads=False)
         self._keeper.known.add(first.name)
         again = coordinator_command(
@@ -212,7 +211,7 @@ class LocalRun:
         self._keeper.supervise("coordinator-watch", probe)
 
     async def _watch_redis(self, redis: EmbeddedRedis) -> None:
-        """Its restarts keep the socket."""
+        """Probes the server until cancelled; a restarted server has the same socket."""
 
         def running() -> Child | None:
             assert self._redis is not None
@@ -225,12 +224,12 @@ class LocalRun:
         try:
             return (await self._client.status()).state == pb.RUN_STATE_FINISHED
         except SluiceError:
-            return False  # it died right after its start: its keeper judges that
+            return False  # the coordinator died right after its start; the keeper restarts it or ends the run
 
     # --- watch ---------------------------------------------------------------------------------------------------
 
     async def _until_over(self, interrupted: asyncio.Task[bool]) -> tuple[int, str]:
-        """The exit code and the reason; a signal stops the run in an orderly way first."""
+        """Waits until the run is over; returns the exit code and the reason. A signal stops the run in order first."""
         failed = self._keeper.failed
         watching = asyncio.create_task(self._watch_status(), name="status")
         events = asyncio.create_task(self._watch_events(), name="events")
@@ -264,7 +263,7 @@ class LocalRun:
         assert self._client is not None
         give_up_s = float("inf")
         while True:
-            with contextlib.suppress(SluiceError):  # the coordinator may be restarting: its keeper judges that
+            with contextlib.suppress(SluiceError):  # the coordinator may be restarting; the keeper watches the restart
                 asked_s = time.monotonic()
                 self._status = await self._client.status()
                 ages_s = {service.service_id: service.heartbeat_age_s for service in self._status.services}
@@ -281,7 +280,7 @@ class LocalRun:
             await asyncio.sleep(STATUS_INTERVAL_S)
 
     async def _is_over(self) -> bool:
-        """Whether the run has ended; one that is being stopped lets the learner go a moment before."""
+        """Whether the run has ended. Asks twice, because the learner of a run that stops leaves a moment before the end."""
         assert self._client is not None
         for _ in range(2):
             with contextlib.suppress(SluiceError):
@@ -291,7 +290,7 @@ class LocalRun:
         return False
 
     async def _watch_events(self) -> None:
-        """Feeds the view and fulfils `scale`; follows the coordinator over its restarts."""
+        """Feeds the view and starts or ends processes for `scale`; outlives restarts of the coordinator."""
         assert self._client is not None
         while True:
             with contextlib.suppress(SluiceError):

@@ -1,6 +1,6 @@
 """One child process: its own session, its own log file, gone when the launcher is gone.
 
-Waits: for its exit, as long as it lives. `stop` bounds that: SIGTERM, then after the grace time SIGKILL to the session.
+Waits: for the child's exit. `stop` bounds this wait: SIGTERM, then after the grace time SIGKILL to the session.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from sluice.errors import ConfigError, LaunchError
 from sluice.launch.child import armed
 
 EXIT_BAD_USAGE = 2
-"""How a process says that it was started or configured wrongly: starting it again would not help."""
+"""The exit code of a process that was started or configured wrongly: starting the process again would not help."""
 
 EXIT_NOT_JOINED = 4
-"""How one machine of the learner says that the others did not come in time."""
+"""The exit code of one machine of the learner when the other machines did not join in time."""
 
 EXIT_AGAIN = 75
-"""How a process says that it ended on purpose, to be started again at once: it does not count as a restart."""
+"""The exit code of a process that ends on purpose, to be started again at once: not counted as a restart."""
 
 LOG_TAIL_LINES = 15
 
@@ -38,11 +38,11 @@ class Child:
     started_s: float
     """Monotonic seconds."""
     killed: str = ""
-    """Why the launcher killed it, if it did."""
+    """Why the launcher killed the process; empty if the launcher did not."""
 
     @property
     def alive(self) -> bool:
-        """Whether it has not been reaped yet."""
+        """Whether the process has not been reaped yet."""
         return self.process.returncode is None
 
     async def stop(self, *, grace_s: float, at_once: asyncio.Event | None = None) -> None:
@@ -58,12 +58,12 @@ class Child:
         await self.process.wait()
 
     def kill(self, why: str) -> None:
-        """SIGKILL to the whole session, which a stopped process hears too; on Linux sessions below it end with it."""
+        """SIGKILL to the whole session; ends stopped processes too, and on Linux the sessions that its processes started."""
         self.killed = why
         _signal_session(self.process.pid, signal.SIGKILL)
 
     def log_tail(self) -> str:
-        """The last lines of its log, for an error message."""
+        """The last lines of the child's log, for an error message."""
         if self.log_path is None:
             return ""
         try:
@@ -73,7 +73,7 @@ class Child:
         return "\n".join(lines[-LOG_TAIL_LINES:])
 
     def last_words(self) -> str:
-        """What it said in its own name before it ended (`name: ...` and what follows), else the end of its log."""
+        """The child's own last message (a line `name: ...` and the lines after it), else the end of the child's log."""
         tail = self.log_tail().splitlines()
         said = [number for number, line in enumerate(tail) if line.startswith(f"{self.name}: ")]
         return "\n".join(tail[said[-1] :]) if said else f"{self.name}: {self.log_path} ends:\n" + "\n".join(tail)
@@ -87,9 +87,9 @@ async def start(
     environ: Mapping[str, str],
     pass_fds: Sequence[int] = (),
 ) -> Child:
-    """Starts `command`; stdout and stderr go to the end of `log_path`, or stay where the launcher's are.
+    """Starts `command`; stdout and stderr are appended to `log_path`, or without a path go where the launcher's go.
 
-    Raises LaunchError when it cannot be started.
+    Raises LaunchError when the command cannot be started.
     """
     started_s = time.monotonic()
     wrapped = [*armed(signal.SIGTERM), *command]
@@ -116,7 +116,7 @@ async def start(
 async def read_ready(read_fd: int, child: Child, *, timeout_s: float) -> str:
     """What the child writes to its ready pipe.
 
-    Raises LaunchError with its log when it dies or stays silent, ConfigError when it says that it was started wrongly.
+    Raises LaunchError with the child's log when the child dies or stays silent, ConfigError when it ends with EXIT_BAD_USAGE.
     """
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -138,6 +138,6 @@ async def read_ready(read_fd: int, child: Child, *, timeout_s: float) -> str:
 
 
 def _signal_session(pid: int, signum: signal.Signals) -> None:
-    """To the child's whole process group; nothing when it is gone."""
+    """Sends a signal to the child's whole process group; does nothing when the group is gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signum)

@@ -1,6 +1,6 @@
-"""The API of a run that lies still: its Redis and an idle coordinator, for what can be done to a run that is not up.
+"""The API of a run that is not up: starts the run's Redis and an idle coordinator, for instance for a rollback.
 
-Nothing of the run goes on meanwhile, and `sluice up` cannot start it: the lock of the run directory is held.
+Nothing is generated or trained meanwhile, and `sluice up` cannot start the run: the lock of the run directory is held.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from sluice.rpc.access import Role
 
 @contextlib.asynccontextmanager
 async def resting_run(run_dir: Path) -> AsyncIterator[tuple[str, str]]:
-    """The coordinator's address, and the folder of the credentials to call it with.
+    """The idle coordinator's address, and the folder with the credentials to call this coordinator with.
 
     Raises NotFound without a run, LaunchError when the run is up or cannot be served.
     """

@@ -1,7 +1,7 @@
-"""One launcher a run directory: two would run two Redis servers on one append-only file.
+"""One launcher a run directory: two launchers would run two Redis servers on one append-only file.
 
 The lock belongs to an open file, which the run's Redis inherits: after a `kill -9` of the launcher the directory is free
-again only when that Redis has ended.
+again only when the Redis has ended.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from pathlib import Path
 from sluice.errors import LaunchError
 
 PATIENCE_S = 10.0
-"""Chosen: a Redis that lost its launcher ends within a second; a minute-old one has somebody behind it."""
+"""Chosen: a Redis whose launcher has died ends within a second, so a lock held for longer belongs to a live launcher."""
 
 
 async def lock_run_dir(run_dir: Path) -> int:
-    """The descriptor that holds the lock of `run_dir`; close it to let go. Raises LaunchError when it stays taken."""
+    """The descriptor that holds the lock of `run_dir` until closed. Raises LaunchError when the lock stays taken."""
     descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     give_up = asyncio.get_running_loop().time() + PATIENCE_S
     while True:

@@ -1,8 +1,8 @@
-"""Shows a run while it goes on: a panel that is redrawn on a terminal, plain lines anywhere else.
+"""Shows a live run: a panel that is redrawn on a terminal, plain lines anywhere else.
 
-The caller asks the coordinator for its status about once a second and hands it to `update`; it hands every event of
-WatchEvents to `event`. Nothing here talks to a network, keeps a clock or waits. Text from outside (names, reasons,
-messages) is shown as it is: never read as markup, control characters made visible.
+The caller hands the coordinator's status to `update` about once a second, and every event of WatchEvents to `event`.
+Nothing here talks to a network, keeps a clock or waits. Text from outside (names, reasons, messages) is never read as
+markup, and its control characters are made visible.
 """
 
 import math
@@ -24,14 +24,14 @@ from sluice.v1 import coordinator_pb2 as pb
 
 _STEP_EVENT = "step_trained"
 _SHOWN_ELSEWHERE = frozenset({_STEP_EVENT, "evaluated", "weights_pushed", "run_state"})
-"""Events that the status tells better, or that come with every step."""
+"""Events that the view does not print: the status tells their content better, or they come with every step."""
 
 _NOTES_KEPT = 4
 _SERVICES_SHOWN = 12
 _WAITS_SHOWN = 8
 
 _WAIT_SHOWN_S = 5.0
-"""Shorter waits are how a run breathes."""
+"""Shorter waits are normal and are not shown."""
 
 _RUN_STYLES = {
     pb.RUN_STATE_RUNNING: "bold green",
@@ -48,7 +48,7 @@ _SERVICE_STYLES = {
 
 
 class View(Protocol):
-    """What shows a run."""
+    """Something that shows a run."""
 
     def update(self, status: pb.GetStatusResponse) -> None:
         """Takes the newest status, about once a second."""
@@ -57,10 +57,10 @@ class View(Protocol):
         """Takes one event, in order."""
 
     def message(self, text: str) -> None:
-        """Says something of the caller's own; it stays on the screen."""
+        """Shows a message of the caller; the message stays on the screen."""
 
     def close(self) -> None:
-        """Ends the view and leaves its last picture standing."""
+        """Ends the view; the last picture stays on the screen."""
 
 
 def make_view(stream: TextIO, *, plain: bool) -> View:
@@ -94,8 +94,8 @@ class LiveView:
 class PlainView:
     """One line for every trained step, evaluation and change of state; no escape sequences.
 
-    A step is known from its `step_trained` event (`values["step"]` is the 0-based step, its metrics stand beside it)
-    or, if events are missed, from the status. Whichever comes first prints it.
+    A step is known from its `step_trained` event (`values["step"]` is the 0-based step, the step's metrics stand beside)
+    or, if events are missed, from the status. The first of the two prints the step.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -108,7 +108,7 @@ class PlainView:
     def update(self, status: pb.GetStatusResponse) -> None:
         if status.state != self._status.state:
             self._line(f"run {_run_state(status)}" + (f": {status.reason}" if status.reason else ""))
-        for made in status.rollbacks[self._rollbacks_seen :]:  # what they gave up is printed again when it comes again
+        for made in status.rollbacks[self._rollbacks_seen :]:  # steps given up are printed when trained again
             self._rollbacks_seen += 1
             self._steps_printed = min(self._steps_printed, made.to)
             self._evaluations_printed = min(self._evaluations_printed, len(status.evaluations))
@@ -285,13 +285,13 @@ def _age(status: pb.GetStatusResponse) -> str:
 
 
 def _change(values: Sequence[float], *, arrow: str = " → ") -> str:
-    """First and last of a series; the last is '–' until there are two."""
+    """First and last value of a series; the last is '–' until there are two values."""
     before, now = (values[0] if values else math.nan), (values[-1] if len(values) > 1 else math.nan)
     return f"{fraction(before)}{arrow}{fraction(now)}"
 
 
 def _eta_s(status: pb.GetStatusResponse) -> float:
-    """Time left at the average pace so far, in seconds; NaN while that means nothing."""
+    """Time left at the average pace so far, in seconds; NaN before the first step and after the last."""
     if status.state != pb.RUN_STATE_RUNNING or not status.step:
         return math.nan
     return status.train_wall_s / status.step * (status.total_steps - status.step)

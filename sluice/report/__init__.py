@@ -1,1 +1,1 @@
-"""What is left of a run when it has ended: its curves, its summary, a look at its samples."""
+"""Reports on a run: its curves, its summary, its ledger, the life of one group, a look at its samples."""

@@ -1,8 +1,8 @@
-"""Draws RUN/curves.png: how the run learned, and whether it was healthy while it did.
+"""Draws RUN/curves.png: how the run learned, and whether the run was healthy.
 
-Nine panels over the steps trained: what the policy can do, what it was fed, and how far generation and training
-drifted apart. Step k stands at k + 1, the steps trained after it; an evaluation of version v stands at v. Thin lines
-are the values, thick ones a centred moving mean. Which range is healthy stands in docs/metrics.md.
+Nine panels over the steps trained: accuracy, rewards, dynamic sampling, and how far generation and training drifted
+apart. Step k stands at k + 1, the number of steps trained after step k; an evaluation of version v stands at v. Thin
+lines are the values, thick lines a centred moving mean. docs/metrics.md has the healthy ranges.
 """
 
 from collections.abc import Sequence
@@ -32,15 +32,15 @@ _SMOOTHED_SHARE = 20
 """The moving mean spans a twentieth of the run: enough to calm the noise, too little to hide a jump."""
 
 _HEADROOM = 1.2
-"""Room above the largest value of a panel that starts at zero: the legend goes there."""
+"""Room for the legend above the largest value of a panel that starts at zero."""
 
 _LOG_FLOOR = 1e-9
-"""Below this a divergence is float noise; drawn, it would squeeze everything else into one line."""
+"""A smaller divergence is float noise, which would squeeze everything else in the panel into one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Panel:
-    """One picture of the sheet; `lines` are (metric name, label, colour)."""
+    """One panel of the sheet; `lines` are (metric name, label, colour)."""
 
     title: str
     unit: str
@@ -126,7 +126,7 @@ def draw_curves(run_dir: Path) -> Path:
 
 
 def curves(metrics: RunMetrics, *, title: str, max_staleness: int | None) -> Figure:
-    """The sheet itself; a panel without any data says so."""
+    """The sheet; a panel without data says that there is no data."""
     figure = Figure(figsize=(13.5, 9.2), dpi=130, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
     sheet = figure.subplots(3, 3)
     accuracy, *others = sheet.flat
@@ -214,7 +214,7 @@ def _changes(evaluations: Sequence[Row]) -> list[str]:
 
 
 def _max_staleness(run_dir: Path) -> int | None:
-    """The bound in RUN/config.yaml, which is resolved, so that it stands there; None before it is written."""
+    """The bound in RUN/config.yaml, a resolved configuration with every key; None before the file is written."""
     path = run_dir / "config.yaml"
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""How figures are written for people: short, and '–' where there is none."""
+"""Figures as short text for people; '–' stands for a missing figure."""
 
 import math
 
@@ -45,5 +45,5 @@ def duration(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters made visible, newline and tab kept: no text may drive the reader's terminal."""
+    """`text` with control characters made visible, but for newline and tab: no text may drive the reader's terminal."""
     return text.translate(_VISIBLE)

@@ -1,7 +1,7 @@
-"""One group's life as a page for people: where its prompt came from, who generated it, how it was scored, what became of it.
+"""One group's life as a page for people: the prompt, the attempts and their rollouts, the scores, the verdict, the step.
 
-Made of its ledger row alone (columns: docs/delivery.md), live or from the files; the texts are asked for apart. Text
-from outside is shown as it is, control characters visible.
+Made of the group's ledger row alone (columns: docs/ledger.md), of a live run or from the files; the caller fetches the
+texts separately. Text from outside is shown unchanged but for control characters, which are made visible.
 """
 
 import json
@@ -20,7 +20,7 @@ ACCEPTED = ("queued", "assigned", "trained")
 
 
 def group_page(row: Mapping[str, Any], *, config: Config, texts: Texts | str | None = None) -> str:
-    """The page, lines joined by newlines; `texts` may say why there are none."""
+    """The page, lines joined by newlines; a str as `texts` says why there are no texts."""
     sections = [
         [f"group {row['group_id']}: {_headline(row)}"],
         [f"  {_prompt_line(row)}", f"  {_admission_line(row)}"],
@@ -106,7 +106,7 @@ def _samples(row: Mapping[str, Any], config: Config) -> list[str]:
 
 
 def _parts(row: Mapping[str, Any]) -> list[str]:
-    """A column for each named component of the scores, where there are any; rows of older runs have none."""
+    """The names of the components of the scores, a column each; rows of older runs have no components."""
     completions = row.get("completions") or ()
     parts = {completion["sample"]: json.loads(completion.get("parts") or "{}") for completion in completions}
     names = sorted({name for named in parts.values() for name in named})
@@ -126,7 +126,7 @@ def _answer(completion: Mapping[str, Any]) -> str:
 
 
 def _advantages(row: Mapping[str, Any], config: Config) -> list[str]:
-    """Of a group that the learner takes; others have none."""
+    """The advantages of a group that the learner takes; other groups have no advantages."""
     rewards = [completion["shaped_reward"] for completion in row["completions"]]
     if row["term"] not in ACCEPTED or not rewards or None in rewards:
         return [ABSENT] * len(rewards)
@@ -200,7 +200,7 @@ def _indented(text: str) -> Iterator[str]:
 
 
 def aligned(lines: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
-    """Columns two spaces apart, those of `right` flush right."""
+    """Columns two spaces apart; the columns in `right` are flush right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return [
         "  ".join(
@@ -220,7 +220,7 @@ def _known(value: int | None) -> int | None:
 
 
 def _when(unix_s: float | None) -> str:
-    """Local time; empty when it is not known."""
+    """Local time; empty for an unknown time."""
     if unix_s is None or unix_s < 0:
         return ""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))

@@ -1,4 +1,4 @@
-"""What was asked and answered in one group, as far as it is kept: in its payload, in its batch file, in samples.jsonl."""
+"""Prompt and completions of one group, as long as they are kept: in the payload, in the batch file, in samples.jsonl."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from sluice.v1 import common_pb2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Texts:
-    """Completions in the order of the samples."""
+    """Prompt and completions of one group; the completions are in the order of the samples."""
 
     prompt: str
     completions: Sequence[str]
 
 
 def texts_of(group: common_pb2.Group) -> Texts:
-    """The texts of a group whose payload is there."""
+    """The texts in a group's payload."""
     return Texts(prompt=group.prompt.text, completions=[sample.text for sample in group.samples])
 
 
 def texts_on_disk(run_dir: Path, *, group_id: str, step: int) -> Texts | str:
-    """From the batch of its step while that is kept, else from samples.jsonl, with one group of each step; or why not."""
+    """The group's texts from the batch file of its step, else from samples.jsonl; a str says why there are no texts."""
     if step < 0:
         return "not on disk: only groups that were handed to the learner are written with their texts"
     path = batch_path(run_dir, step)
     decompressor = zstandard.ZstdDecompressor()
-    for kept in (path, *path.parent.glob(f"*/{path.name}")):  # those that a rollback has set aside
+    for kept in (path, *path.parent.glob(f"*/{path.name}")):  # and batch files that a rollback has set aside
         for payload in payloads_of(kept.read_bytes()) if kept.exists() else ():
             group = common_pb2.Group.FromString(decompressor.decompress(payload))
             if group.group_id == group_id:

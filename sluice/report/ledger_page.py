@@ -1,7 +1,7 @@
 """The ledger as a table for people: every term in groups and in tokens, and whether both sides agree.
 
-Live it comes from the coordinator; of a run directory it is what the rows say of the groups that have ended, where the
-two sides are counted from different columns: admissions against rows, tokens of attempts against tokens of samples.
+The ledger of a live run comes from the coordinator. The ledger of a run directory is counted from the rows of the groups
+that have ended, and its two sides from different columns: admissions against rows, tokens of attempts against samples'.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ class Account:
     received_tokens: int
     groups: Mapping[str, int]
     tokens: Mapping[str, int]
-    """With `lost`, which no group is under."""
+    """Tokens by term, with the term `lost`, which has tokens but no groups."""
     closed: bool
     note: str = ""
 
 
 def live_account(ledger: pb.Ledger) -> Account:
-    """What the coordinator says."""
+    """The account of a live run, from the coordinator's answer."""
     terms = [field.name for field in pb.Ledger.DESCRIPTOR.fields if field.name not in _NOT_TERMS]
     failed = {f"failed:{reason}": count for reason, count in sorted(ledger.failed.items())}
     return Account(
@@ -44,7 +44,7 @@ def live_account(ledger: pb.Ledger) -> Account:
 
 
 def account_of_files(run_dir: Path) -> Account:
-    """What RUN/ledger says. A group without a row keeps it open: it has not ended, or its row is still in Redis.
+    """The account in RUN/ledger. A group that has not ended, or whose row is still in Redis, keeps the account open.
 
     Raises:
         NotFound: there is no ledger.
@@ -76,7 +76,7 @@ def account_of_files(run_dir: Path) -> Account:
 
 
 def ledger_page(account: Account) -> str:
-    """The table, terms without groups and tokens left out, and the verdict."""
+    """The table without empty terms, and a line that says whether the ledger is closed."""
     lines = [("", "groups", "tokens"), ("admitted, received", str(account.admitted), str(account.received_tokens))]
     for term in dict.fromkeys((*account.groups, *account.tokens)):
         groups, tokens = account.groups.get(term, 0), account.tokens.get(term, 0)

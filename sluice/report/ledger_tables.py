@@ -1,7 +1,7 @@
-"""RUN/ledger/*.parquet as rows and as SQL tables: every group of a run that has ended. Columns: docs/delivery.md.
+"""RUN/ledger/*.parquet as rows and as SQL tables, with every group that has ended. Columns: docs/ledger.md.
 
-`groups` has the plain columns; the two that hold lists are tables of their own, `attempts` and `samples`, with the
-group's id beside them. A run that goes on writes its rows every 20 steps and with every checkpoint.
+`groups` has the plain columns. The two columns that hold lists become the tables `attempts` and `samples`, whose rows
+carry the group's id. A live run writes its rows every 20 steps and with every checkpoint.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from sluice.errors import InvalidRequest, NotFound
 from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
 
 LISTS = {"attempts": "attempts", "samples": "completions"}
-"""Table -> the column of the files that holds its rows."""
+"""Table -> the column of the files that holds the table's rows."""
 
 _AFFINITIES = ((pa.types.is_integer, "INTEGER"), (pa.types.is_floating, "REAL"))
 
@@ -35,7 +35,7 @@ def ledger_files(run_dir: Path) -> list[Path]:
 
 
 def find_row(run_dir: Path, wanted: str) -> dict[str, Any] | None:
-    """The row of the group with this id, or with this number in the order of admission; None when there is none."""
+    """The row of the group with this id, or with this number in the order of admission; None without such a row."""
     is_number = wanted.isdecimal() and len(wanted) < 19
     column, value = ("admission", int(wanted)) if is_number else ("group_id", wanted)
     for path in sorted((run_dir / "ledger").glob("part-*.parquet"), reverse=True):
@@ -47,7 +47,7 @@ def find_row(run_dir: Path, wanted: str) -> dict[str, Any] | None:
 
 
 def nearest_ids(run_dir: Path, wanted: str, *, count: int = 3) -> list[str]:
-    """Ids of the ended groups whose admission is closest to the number that `wanted` ends in, closest first."""
+    """Ids of the ended groups with the admission numbers closest to the number at the end of `wanted`, closest first."""
     digits = wanted[len(wanted.rstrip("0123456789")) :]
     number = int(digits[-18:] or "0")
     with contextlib.closing(open_tables(run_dir)) as tables:
@@ -56,7 +56,7 @@ def nearest_ids(run_dir: Path, wanted: str, *, count: int = 3) -> list[str]:
 
 
 def open_tables(run_dir: Path, *, lists: bool = False) -> sqlite3.Connection:
-    """The ledger in memory, to be read only: `groups`, and with `lists` also `attempts` and `samples`. Raises NotFound."""
+    """A read-only database in memory: `groups`, and with `lists` also `attempts` and `samples`. Raises NotFound."""
     tables = sqlite3.connect(":memory:")
     files = ledger_files(run_dir)
     names = {path: set(pq.read_schema(path).names) for path in files}  # an older file may have fewer columns
@@ -77,7 +77,7 @@ def open_tables(run_dir: Path, *, lists: bool = False) -> sqlite3.Connection:
 
 
 def select(run_dir: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Column names and rows of one SQL statement over the tables. Raises InvalidRequest, which lists the tables."""
+    """Column names and rows of one SQL statement over the tables. Raises InvalidRequest with a list of the tables."""
     with contextlib.closing(open_tables(run_dir, lists=True)) as tables:
         try:
             cursor = tables.execute(sql)
@@ -113,7 +113,7 @@ def _rows(path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
 
 
 def _entries(path: Path, column: str, fields: list[pa.Field]) -> Iterator[tuple[Any, ...]]:
-    """The group's id and the fields; those that the file's writer did not know yet are None."""
+    """The group's id and the fields; a field that the file lacks, because an older version wrote the file, is None."""
     for group_id, entries in _rows(path, ["group_id", column]):
         for entry in entries or ():
             yield (group_id, *(entry.get(field.name) for field in fields))

@@ -2,10 +2,10 @@
 
 One JSON object a line: `{"kind": "step", "step": k, "time_s": ..., NAME: value, ...}` for every trained step and
 `{"kind": "eval", "version": v, "time_s": ..., NAME: value, ...}` for every evaluation. The line of a step also has
-`lineage`, `weights_digest` and `batch_digest`: texts, not columns. A learner that was restored
-trains some steps again; the later line of a step (or of an evaluated version) replaces the earlier one, so the columns
-show the surviving history. `{"kind": "rollback", "to": c, "lineage": l, ...}` says that steps from c on, and versions behind
-c of lineages before l, were given up: their lines do not count. Kinds that this version does not know are left alone.
+`lineage`, `weights_digest` and `batch_digest`: texts, not columns. A learner that was restored trains some steps again;
+the later line of a step (or of an evaluated version) replaces the earlier line, so the columns show the surviving history.
+`{"kind": "rollback", "to": c, "lineage": l, ...}` gives up steps from c on and versions behind c of lineages before l: the
+lines of these steps and versions do not count. Lines of an unknown kind are ignored.
 """
 
 import math
@@ -28,7 +28,7 @@ Row = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunMetrics:
-    """What was measured, sorted by step and by version."""
+    """Steps sorted by number, evaluations sorted by version."""
 
     steps: tuple[Row, ...]
     """One row a trained step; `step` is 0-based."""
@@ -39,7 +39,7 @@ class RunMetrics:
 
 
 def read_metrics(run_dir: Path) -> RunMetrics:
-    """The metrics of a run; empty when there are none yet.
+    """The metrics of a run; empty for a run without metrics yet.
 
     Raises:
         ValueError: a line is an object without the number that places it.
@@ -69,7 +69,7 @@ def surviving(objects: Iterable[JsonObject]) -> list[JsonObject]:
 
 
 def column(rows: Sequence[Row], name: str) -> np.ndarray:
-    """[len(rows)] float64: one metric over all rows, NaN where it is absent."""
+    """[len(rows)] float64: one metric over all rows; NaN where a row lacks the metric."""
     return np.array([row.get(name, math.nan) for row in rows], dtype=np.float64)
 
 

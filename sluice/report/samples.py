@@ -1,8 +1,8 @@
 """Shows a few completions of a run with their rewards, from RUN/samples.jsonl.
 
 One JSON object a group: `{"group_id", "step", "prompt", "samples": [{"text", "raw_score", "shaped_reward", "acc",
-"finish_reason", "tokens"}]}`. Reading what the model writes catches what no curve shows: a reward that is gamed, a
-template that is wrong, answers cut off. Text is printed as it is: never read as markup, control characters visible.
+"finish_reason", "tokens"}]}`. Reading completions shows what no curve shows: a reward that is gamed, a wrong template,
+answers cut off. Text is never read as markup, and control characters are made visible.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ SAMPLES_FILE = "samples.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownSample:
-    """One completion, as it was scored."""
+    """One completion with its scores."""
 
     text: str
     raw_score: float
@@ -46,7 +46,7 @@ class ShownGroup:
 
 
 def read_samples(run_dir: Path) -> tuple[ShownGroup, ...]:
-    """The groups kept for people to read, oldest first; empty when there are none yet.
+    """The groups kept for people to read, oldest first; empty for a run without such groups yet.
 
     Raises:
         ValueError: a group lacks a field.
@@ -56,7 +56,7 @@ def read_samples(run_dir: Path) -> tuple[ShownGroup, ...]:
 
 
 def print_samples(console: Console, groups: Sequence[ShownGroup], *, groups_shown: int, samples_shown: int) -> None:
-    """Prints groups spread evenly over the run, first and last included, with the first samples of each."""
+    """Prints groups spread evenly over the run, first and last included, with the first samples of each group."""
     if not groups:
         console.print("no samples were kept", style="dim")
     for group in _spread(groups, groups_shown):

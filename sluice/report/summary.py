@@ -31,11 +31,10 @@ def build_summary(
 ) -> JsonObject:
     """The content of summary.json for a run that has ended; staleness comes from RUN/metrics.jsonl.
 
-    `steps` counts trained steps and `versions` the weights they made (version 0 was there before). `wall_s` runs from
-    the start of the run, `train_wall_s` from its first admitted group. `staleness` is in steps: the age of a trained
-    group's oldest token, its largest value and its mean (every step trains as many groups). `accuracy.before` is the
-    first evaluation and `accuracy.after` the last, null unless there are two. `departures` are the settings by which the
-    run is not exact DAPO (`Config.departures`).
+    `steps` counts trained steps and `versions` the versions that these steps made (version 0 is the base model). `wall_s`
+    runs from the start of the run, `train_wall_s` from the first admitted group. `staleness` has the maximum and the mean
+    over trained groups of the age of the group's oldest token, in steps. `accuracy.before` is the first evaluation and
+    `accuracy.after` the last, both null unless there are two. `departures` are the settings that depart from exact DAPO.
     """
     evaluations = status.evaluations
     return {
@@ -56,7 +55,7 @@ def build_summary(
 
 
 def write_summary(summary: JsonObject, *, run_dir: Path) -> Path:
-    """Writes RUN/summary.json whole or not at all: a crash leaves what was there before."""
+    """Writes RUN/summary.json whole or not at all: a crash leaves the former file."""
     path = run_dir / SUMMARY_FILE
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
@@ -156,7 +155,7 @@ def _groups(ledger: pb.Ledger) -> JsonObject:
 
 
 def _tokens(ledger: pb.Ledger) -> JsonObject:
-    """The same terms in completion tokens, `failed:REASON` one by one: `generated` is the sum of all others."""
+    """The ledger's terms in completion tokens, each `failed:REASON` apart; `generated` is the sum of all other terms."""
     terms = {term: ledger.tokens[term] for term in sorted(ledger.tokens)}
     return {"generated": ledger.generated_tokens, "trained": ledger.trained_tokens, **terms}
 

@@ -1,7 +1,7 @@
-"""Who may call what: the one table. A method that is not in it is refused, in every mode; a test walks the descriptors.
+"""The one table of who may call what. A method without an entry is always refused; a test compares table and protos.
 
-A process has one role, and presents it with every call (sluice/rpc/credentials.py). Bulk reads and writes follow the path
-of a group: only the coordinator calls services, services call only the coordinator, people command only the coordinator.
+A process has one role, which its credentials show with every call (sluice/rpc/credentials.py). Calls follow the path of a
+group: only the coordinator calls services, services call only the coordinator, people command only the coordinator.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What a process is in a run. Values are names of folders, and go into certificates."""
+    """The role of a process in a run. The values are names of folders and go into certificates."""
 
     OPERATOR = "operator"
     """A person, a script, or the launcher."""
@@ -82,11 +82,11 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
 """Roles by full method name."""
 
 ANYONE = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"})
-"""Asked by orchestrators, which have no credentials; the answer says no more than that a process serves."""
+"""Methods open to orchestrators without credentials; the answer says only that a process serves."""
 
 
 def audiences(caller: Role) -> frozenset[Role]:
-    """The roles that `caller` has anything to ask of; people may ask every server what it serves."""
+    """The roles that `caller` may call; an operator may ask every server for the list of its methods."""
     if caller is Role.OPERATOR:
         return frozenset(SERVED_BY.values())
     return frozenset(

@@ -1,6 +1,6 @@
 """Development certificates: a run's own authority, and one certificate a role. Needs the package `cryptography`.
 
-A CA of a company does as well: what counts is the DNS name `ROLE.sluice` (certificates.py).
+A company's own CA does as well: only the DNS name `ROLE.sluice` in a certificate matters (certificates.py).
 """
 
 import datetime
@@ -30,9 +30,10 @@ _CLOCKS_DIFFER = datetime.timedelta(minutes=5)
 
 
 def make_certificates(folder: Path, *, valid_for: datetime.timedelta, hosts: Sequence[str] = ()) -> None:
-    """Writes FOLDER/ROLE/{cert,key,ca}.pem for every role, under the authority in FOLDER, which is made if need be.
+    """Writes FOLDER/ROLE/{cert,key,ca}.pem for every role; makes the authority in FOLDER unless FOLDER has one.
 
-    `hosts` are further names or addresses for clients other than ours. Raises ConfigError for half an authority.
+    `hosts` are further names or addresses in the certificates, for other gRPC clients. Raises ConfigError when FOLDER has
+    only the key or only the certificate of an authority.
     """
     authority, signer = _authority(folder)
     public = authority.public_bytes(Encoding.PEM)

@@ -1,7 +1,7 @@
 """Mutual TLS: both ends show a certificate of the run's own authority, whose DNS name `ROLE.sluice` is their role.
 
-The client insists on the name of the role it means to call, whatever the address, so certificates name no hosts and a
-rollout cannot pose as the coordinator. `sluice certs` makes them (certificate_authority.py); any other CA may.
+A client insists on the name of the role that the client means to call, whatever the address, so certificates name no hosts
+and a rollout cannot pose as the coordinator. `sluice certs` makes certificates (certificate_authority.py); any CA may.
 """
 
 import ssl
@@ -22,7 +22,7 @@ _NAMES = "x509_subject_alternative_name"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Certificates:
-    """One process's certificate, its key and the authority it trusts; implements Credentials."""
+    """One process's certificate, the certificate's key and the trusted authority; implements Credentials."""
 
     role: Role
     certificate: bytes = field(repr=False)
@@ -55,18 +55,18 @@ class Certificates:
         return (("grpc.ssl_target_name_override", f"{to}{DOMAIN}"),)
 
     def metadata(self, address: str, to: Role) -> Metadata:
-        """Credentials.metadata: the certificate says it."""
+        """Credentials.metadata: none, because the certificate shows the role."""
         return ()
 
 
 def roles_in(names: Sequence[str]) -> list[Role]:
-    """The roles that DNS names of a certificate state."""
+    """The roles among a certificate's DNS names."""
     known = {f"{role}{DOMAIN}": role for role in Role}
     return [known[name] for name in names if name in known]
 
 
 def load(folder: Path) -> Certificates:
-    """Reads FOLDER/{cert,key,ca}.pem and tries them on each other. Raises ConfigError with what is wrong."""
+    """Reads FOLDER/{cert,key,ca}.pem and checks that the three fit. Raises ConfigError with what is wrong."""
     paths = [folder / name for name in (FILE, KEY, AUTHORITY)]
     try:
         certificate, key, authority = (path.read_bytes() for path in paths)
@@ -87,11 +87,11 @@ def load(folder: Path) -> Certificates:
 
 
 def _handshake(certificate: Path, key: Path, authority: Path) -> Mapping[str, object]:
-    """This certificate as a peer with this authority would see it, chain, dates and key checked. Raises SSLError."""
+    """The certificate as a peer that trusts `authority` sees it, with chain, dates and key checked. Raises SSLError."""
     serving, calling = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     serving.load_cert_chain(certificate, key)
     calling.load_verify_locations(authority)
-    calling.check_hostname = False  # the role is read from it afterwards
+    calling.check_hostname = False  # the role is read from the certificate afterwards
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = calling.wrap_bio(to_client, to_server)
     server = serving.wrap_bio(to_server, to_client, server_side=True)

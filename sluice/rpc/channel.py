@@ -1,4 +1,4 @@
-"""Client side: one channel per peer, made inside the event loop that uses it."""
+"""Client side: one channel per peer, made inside the event loop that uses the channel."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from sluice.rpc.credentials_port import Metadata, Options
 def open_channel(
     address: str, *, credentials: Credentials = NO_CREDENTIALS, to: Role = Role.COORDINATOR, options: Options = ()
 ) -> grpc.aio.Channel:
-    """A channel to the `to` at `host:port` with Sluice's limits and keepalive. Close it with `await channel.close()`.
+    """A channel to a server of role `to` at `host:port`, with Sluice's limits; `await channel.close()` closes the channel.
 
-    Raises ConfigError when these credentials must not be shown there.
+    Raises ConfigError when these credentials must not be shown at this address.
     """
     metadata = credentials.metadata(address, to)
     options = [*CHANNEL_OPTIONS, *credentials.channel_options(to), *options]
@@ -27,7 +27,7 @@ def open_channel(
 def open_blocking_channel(
     address: str, *, credentials: Credentials, to: Role = Role.COORDINATOR, options: Options = ()
 ) -> grpc.Channel:
-    """The same for code without an event loop."""
+    """`open_channel` for code without an event loop."""
     metadata = credentials.metadata(address, to)
     options = [*CHANNEL_OPTIONS, *credentials.channel_options(to), *options]
     tls = credentials.channel_tls()
@@ -36,8 +36,8 @@ def open_blocking_channel(
 
 
 class _Showing:
-    """A channel whose every call carries `metadata`. (gRPC's own way, call credentials, insists on TLS; interceptors would
-    wrap every stream.)"""
+    """A channel whose every call carries `metadata`. gRPC's call credentials would do the same, but insist on TLS;
+    interceptors would wrap every stream."""
 
     def __init__(self, channel: Any, metadata: Metadata) -> None:
         self._channel, self._metadata = channel, tuple(metadata)
@@ -55,7 +55,7 @@ class _Showing:
         return self._with_metadata(self._channel.stream_stream(*args, **kwargs))
 
     def close(self, *args: Any) -> Any:
-        """As the channel's: to be awaited where that is."""
+        """As the channel's; to be awaited where the channel's `close` is a coroutine."""
         return self._channel.close(*args)
 
     def _with_metadata(self, call: Any) -> Any:

@@ -1,7 +1,7 @@
-"""What a process shows of itself, and what it asks of others: nothing (loopback only), tokens, or certificates.
+"""The credentials that a process shows and asks for: none (loopback only), tokens, or certificates.
 
-They lie in a folder a role, which `sluice tokens` or `sluice certs` makes; a process is told its own by SLUICE_CREDENTIALS
-or --credentials. What the folder holds decides, and both ends of a channel agree on it before the first call.
+`sluice tokens` or `sluice certs` makes a folder a role; SLUICE_CREDENTIALS or --credentials names a process's folder. The
+content of the folder decides between tokens and certificates; both ends of a channel need the same kind.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ ENVIRONMENT = "SLUICE_CREDENTIALS"
 
 
 class NoCredentials:
-    """For a machine that trusts its own users: nobody has to show anything, and only loopback is served."""
+    """No credentials, for a machine that trusts its own users: callers show nothing, and servers bind loopback only."""
 
     def check_listens(self, bind: str) -> None:
         """Credentials.check_listens."""
@@ -56,7 +56,7 @@ NO_CREDENTIALS = NoCredentials()
 
 
 def load_credentials(folder: str | Path | None, *, role: Role | None = None) -> Credentials:
-    """What lies in `folder`; nothing for None or "". With `role` the folder must be that role's.
+    """The credentials in `folder`; NoCredentials for None or "". With `role` the folder must belong to this role.
 
     Raises ConfigError with the file and the fix, also for a certificate that has expired.
     """

@@ -1,7 +1,7 @@
-"""How an error crosses the wire: as one gRPC status with a message, and its parts as `grpc-status-details-bin`.
+"""How an error crosses the wire: as one gRPC status with a message, and with details in `grpc-status-details-bin`.
 
-The status is the error's own (sluice/errors.py). The details are what google.rpc.Status looks like on the wire, with one
-sluice.v1.ErrorDetails: a program reads kind, reason and fix there, a person finds all of it in the message.
+sluice/errors.py gives each error its status. The details are a google.rpc.Status on the wire, with one
+sluice.v1.ErrorDetails: a program reads kind, reason and fix in the details, a person reads all three in the message.
 """
 
 import re
@@ -19,15 +19,15 @@ DETAILS_KEY = "grpc-status-details-bin"
 
 _MESSAGE_BYTES = 1_400
 _PART_BYTES = 600
-"""gRPC drops answers with more than 8 KiB of metadata: three times the message, for it may be percent-encoded whole, and
-4/3 of message, reason and fix in the details."""
+"""Limit of message, reason and fix each. gRPC drops answers with more than 8 KiB of metadata: three times the message,
+which may be percent-encoded whole, and 4/3 of message, reason and fix in the details."""
 
 _KINDS: dict[str, type[SluiceError]] = {
     re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).upper(): kind
     for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, SluiceError)
 }
-"""By the name of the kind on the wire: NotReady is NOT_READY."""
+"""Error classes by the name of the kind on the wire: NOT_READY is NotReady."""
 
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
@@ -38,11 +38,11 @@ _KIND_OF: dict[grpc.StatusCode, type[SluiceError]] = {
     grpc.StatusCode.CANCELLED: Unavailable,
     grpc.StatusCode.UNIMPLEMENTED: NotReady,
 }
-"""Of a status without details: from gRPC itself, or from a server that is not Sluice's. Any other is a SluiceError."""
+"""Error classes for statuses without details, which gRPC itself or another server sends. Other statuses: SluiceError."""
 
 
 class FailedCall(Protocol):
-    """What grpc.aio.AioRpcError and the blocking API's RpcError have in common."""
+    """The methods that grpc.aio.AioRpcError and the blocking API's RpcError have in common."""
 
     def code(self) -> grpc.StatusCode: ...
 
@@ -52,7 +52,7 @@ class FailedCall(Protocol):
 
 
 def known(error: BaseException) -> SluiceError:
-    """The error as one of ours: InvalidRequest for any other ValueError, SluiceError (INTERNAL) for a bug."""
+    """The error as a SluiceError: InvalidRequest for any other ValueError, SluiceError (INTERNAL) for a bug."""
     if isinstance(error, SluiceError):
         return error
     message = str(error) or type(error).__name__
@@ -60,12 +60,12 @@ def known(error: BaseException) -> SluiceError:
 
 
 def status_of(error: SluiceError) -> grpc.StatusCode:
-    """The status an error leaves a server with."""
+    """The gRPC status of an error."""
     return grpc.StatusCode[error.status]
 
 
 def message_of(error: SluiceError) -> str:
-    """What a person reads, bounded."""
+    """The message for a person, cut at the limit."""
     return _cut(str(error), _MESSAGE_BYTES)
 
 
@@ -90,13 +90,15 @@ def error_of(error: FailedCall, *, peer: str) -> SluiceError:
     message, tail = error.details() or detail.reason, f"; {detail.fix}"
     if message.endswith(tail):
         return kind(f"{peer}: {message.removesuffix(tail)}", fix=detail.fix)
-    made = kind(f"{peer}: {message}")  # the usual fix, or one that was cut off with the message's end
+    made = kind(
+        f"{peer}: {message}"
+    )  # the kind's usual fix; the error's own fix stands in the message, unless it was cut off
     made.fix = detail.fix
     return made
 
 
 def _details(error: FailedCall) -> common_pb2.ErrorDetails | None:
-    """What the callee said of the error, if it did; bytes that are no details count as none."""
+    """The details that the callee sent with the error; None without details, or for bytes that are no details."""
     detail = common_pb2.ErrorDetails()
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
@@ -105,7 +107,7 @@ def _details(error: FailedCall) -> common_pb2.ErrorDetails | None:
                 if any(packed.Unpack(detail) for packed in status.details):
                     return detail
             except DecodeError:
-                return None  # of a server that is not Sluice's; its status and message still say what is wrong
+                return None  # bytes of another kind of server, whose status and message still say what is wrong
     return None
 
 

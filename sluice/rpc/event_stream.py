@@ -1,6 +1,6 @@
-"""What WatchEvents says of a stream before its first event, in the initial metadata: where the stream begins."""
+"""The initial metadata of a WatchEvents stream, which says where the stream begins before the first event comes."""
 
 PROCESS_KEY = "sluice-process"
 """The `process` of the events to come."""
 SEQUENCE_KEY = "sluice-sequence"
-"""The number that they come after."""
+"""The sequence number after which the stream begins."""

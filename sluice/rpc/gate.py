@@ -1,12 +1,12 @@
-"""The door of every server: who calls, whether that role may, how often, and how long a request may take to arrive.
+"""The door of every server: who calls, whether the caller's role may, how often, and how long a request takes to arrive.
 
-All of it is decided before a byte of the request is read: unary requests are served as streams of one message, so that a
-stranger's 256 MB never leave its socket. What is refused is counted, logged at a bounded rate, and told why and what
-to do; tokens are in neither.
+The gate decides before a byte of the request is read: unary requests are served as streams of one message, so that the
+256 MB of a stranger's request are never read. A refused call is counted, logged at a bounded rate, and answered with the
+reason and the fix; no token stands in log or answer.
 
  who waits     for what                   unblocked by
- a handler     the request's one message  its arrival, the caller's going, RECEIVE_S
- a handler     the caller to read         its reading, its going, SEND_S
+ a handler     the request's one message  the message, the caller's disconnecting, RECEIVE_S
+ a handler     the caller to read         the caller's reading, the caller's disconnecting, SEND_S
 """
 
 import asyncio
@@ -30,13 +30,13 @@ from sluice.rpc.pace import Pace
 log = structlog.get_logger(__name__)
 
 RECEIVE_S = 30.0
-"""A request of 256 MiB at 10 MB/s."""
+"""Time for a request to arrive: 256 MiB at 10 MB/s."""
 SEND_S = 60.0
-"""One response that the caller does not read."""
+"""Time for the caller to read one response."""
 LOGGED_PER_S = 1.0
-"""Refusals written to the log, a caller."""
+"""Refusals of one caller that are written to the log."""
 PUSHBACK = "grpc-retry-pushback-ms"
-"""gRPC's own name for the time after which to try again."""
+"""gRPC's metadata key for the time after which to try again."""
 
 REASONS = ("unauthenticated", "denied", "paced", "malformed", "slow")
 
@@ -44,12 +44,12 @@ _caller: ContextVar[Role | None] = ContextVar("caller", default=None)
 
 
 def caller() -> Role | None:
-    """The role behind the call that this task serves; None where nobody has to show one."""
+    """The role of the caller that this task serves; None on a server without credentials."""
     return _caller.get()
 
 
 class _Refused(Exception):
-    """How a call ended at the door."""
+    """A call that the gate refused: the reason for the count, the error for the caller."""
 
     def __init__(self, reason: str, error: SluiceError, *, wait_s: float = 0.0) -> None:
         super().__init__(str(error))
@@ -58,7 +58,7 @@ class _Refused(Exception):
 
 @dataclass(kw_only=True, slots=True)
 class Gate(grpc.aio.ServerInterceptor):
-    """The outermost interceptor of a server. `count` is told the reason of every refusal, one of REASONS."""
+    """The outermost interceptor of a server. Calls `count` with the reason of every refusal, one of REASONS."""
 
     credentials: Credentials
     clock: Clock
@@ -191,7 +191,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
 
 def name_of(role: Role | None, context: grpc.aio.ServicerContext) -> str:
-    """Whose calls are counted together: one role on one machine, whatever its connections."""
+    """The name of a caller for counting: one role on one machine, over all connections."""
     return f"{role or 'anybody'}@{context.peer().rpartition(':')[0]}"
 
 

@@ -6,22 +6,22 @@ from dataclasses import dataclass, field
 from sluice.clock import Clock
 
 MAX_CALLERS = 4096
-"""Callers remembered, the latest ones; one that is forgotten starts with a full bucket."""
+"""How many of the latest callers are remembered; a forgotten caller starts with a full bucket."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Pace:
-    """Not thread-safe: one event loop's."""
+    """The buckets of all callers. Not thread-safe: used by one event loop."""
 
     clock: Clock
     calls_per_s: float
     burst_s: float = 2.0
-    """What a caller that was silent may take at once, in seconds of its rate."""
+    """The burst that a silent caller may take at once, in seconds of the caller's rate."""
     _buckets: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
-    """By caller: calls left, and when that was counted."""
+    """By caller: calls left, and the time of that count."""
 
     def take(self, caller: str) -> float:
-        """0.0, and one call less; or the seconds until there is one again."""
+        """Takes one call and returns 0.0; for an empty bucket takes nothing and returns the seconds until the next call."""
         now, full = self.clock.now(), max(1.0, self.calls_per_s * self.burst_s)
         left, counted = self._buckets.pop(caller, (full, now))
         left = min(full, left + (now - counted) * self.calls_per_s)

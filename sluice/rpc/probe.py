@@ -1,7 +1,7 @@
-"""python -m sluice.rpc.probe [HOST:PORT]: exits with 0 when a service there is healthy, else with 1 and the reason.
+"""python -m sluice.rpc.probe [HOST:PORT]: exits with 0 when the service is healthy, else with 1 and the reason.
 
-For the health checks of container engines. Without an argument: this machine, port SLUICE_PORT. A service with certificates
-is asked with its own, from SLUICE_CREDENTIALS; one with tokens needs none to tell its health.
+For the health checks of container engines. The default is port SLUICE_PORT of this machine. The probe shows a service with
+certificates the service's own certificate, from SLUICE_CREDENTIALS; a service with tokens tells its health without one.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from sluice.rpc.certificates import Certificates
 from sluice.rpc.credentials import ENVIRONMENT, load_credentials
 
 TIMEOUT_S = 3.0
-"""Below the deadline of docker-compose.yml, so that the reason gets printed."""
+"""Shorter than the deadline of docker-compose.yml, so that the reason gets printed."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _open_channel(address: str) -> grpc.Channel:
-    """Raises ConfigError for credentials that are none."""
+    """A channel with the credentials of SLUICE_CREDENTIALS. Raises ConfigError for an unusable folder."""
     credentials = load_credentials(os.environ.get(ENVIRONMENT))
     if isinstance(credentials, Certificates):
         return grpc.secure_channel(address, credentials.channel_tls(), credentials.channel_options(credentials.role))

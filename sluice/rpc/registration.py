@@ -1,6 +1,6 @@
-"""How a service joins a run: fetch the configuration, register, heartbeat, register again when forgotten.
+"""How a service joins a run: fetches the configuration, registers, heartbeats, registers again with a new coordinator.
 
-Waits: for the coordinator, at most `patience_s` in a row; then `Unavailable` ends the service, which its launcher
+Waits: for the coordinator, at most `patience_s` in a row; then `Unavailable` ends the service, which the launcher
 restarts. A coordinator that was restarted answers `known = false`, and the service registers again by itself.
 """
 
@@ -33,8 +33,8 @@ _RETRYABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, gr
 class Registration:
     """One service's standing with the coordinator. Use inside one event loop.
 
-    `describe` gives the RegisterRequest to send (called at every registration, so that it states the current
-    version); `beat` gives the heartbeat.
+    `describe` makes the RegisterRequest, anew at every registration, so that the request states the current version;
+    `beat` makes the HeartbeatRequest.
     """
 
     coordinator: str
@@ -45,7 +45,7 @@ class Registration:
     on_registered: Callable[[pb.RegisterResponse], Awaitable[None]] | None = None
     registered: pb.RegisterResponse | None = None
     run_ended: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a heartbeat is told so: who only serves the coordinator may leave."""
+    """Set when the answer to a heartbeat says that the run has ended; a service that serves only the run may then leave."""
     _channel: grpc.aio.Channel | None = field(default=None, repr=False)
 
     @property
@@ -63,7 +63,7 @@ class Registration:
         return response.yaml
 
     async def register(self) -> pb.RegisterResponse:
-        """Registers, waiting for the coordinator up to `patience_s`. Raises the refusal when there is one."""
+        """Registers, waiting for the coordinator up to `patience_s`. Raises the coordinator's refusal as a SluiceError."""
         self.registered = await self.patiently(
             lambda: self.stub.Register(self.describe(), timeout=CALL_TIMEOUT_S), "Register"
         )
@@ -112,5 +112,5 @@ class Registration:
 
 
 def _paced(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the call was only too early."""
+    """Whether the gate refused the call only because the caller exceeds its rate, and named a time to try again."""
     return any(key == PUSHBACK for key, _ in error.trailing_metadata() or ())

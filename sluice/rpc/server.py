@@ -1,7 +1,7 @@
 """Server side: a grpc.aio server with health, reflection, a gate, limits, and one place where errors become statuses.
 
 `RpcServer.start` binds and reports the port; `stop` turns health to NOT_SERVING, lets running calls end within the
-grace time and closes. Signals are the app's business (`until_signal`).
+grace time and closes. An app that ends on signals calls `stop_on_signals`.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class RpcServer:
         return self.port
 
     async def stop(self, *, grace_s: float) -> None:
-        """Refuses new calls, gives running ones `grace_s`, then closes."""
+        """Refuses new calls, gives running calls `grace_s`, then closes."""
         await self.health.enter_graceful_shutdown()
         await self.server.stop(grace_s)
 
@@ -118,7 +118,7 @@ def stop_on_signals(stop: asyncio.Event) -> None:
 
 
 class _StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Turns what a handler raises into the status of sluice.rpc.error_status; never lets UNKNOWN out."""
+    """Turns every exception of a handler into the status of sluice.rpc.error_status; never lets UNKNOWN out."""
 
     async def intercept_service(
         self,

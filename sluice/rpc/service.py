@@ -1,4 +1,4 @@
-"""What the command lines of reward, rollout and learner share: the same flags, and one way to end.
+"""The flags that the command lines of reward, rollout and learner share, and the one way in which these services end.
 
 Standard library alone, so that --help is instant.
 """
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from sluice.rpc.credentials import Credentials
 
 COORDINATOR_PORT, ROLLOUT_PORT, REWARD_PORT, LEARNER_PORT = 50050, 50051, 50052, 50053
-"""Default ports; 0 takes any free one, which is registered with the coordinator."""
+"""Default ports; 0 takes any free port, which the service registers with the coordinator."""
 
 METRICS_PORT_OFFSET = 1000
-"""The Prometheus port is the gRPC port plus this, unless told otherwise."""
+"""The Prometheus port is the gRPC port plus this, unless --metrics-port says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,11 +31,11 @@ class ServiceOptions:
     """host:port."""
     bind: str
     advertise: str
-    """Host that other services reach this one at."""
+    """Host at which other services reach this service."""
     port: int
     metrics_port: int
     service_id: str
-    """Empty to be given one."""
+    """Empty: the coordinator gives the service an id."""
     credentials: "Credentials" = field(repr=False)
 
 
@@ -68,7 +68,7 @@ def service_parser(
 
 
 def add_credentials_flag(parser: Any) -> None:
-    """Where this process's certificate or tokens lie; a path, never a secret."""
+    """Adds --credentials: the folder with this process's certificate or tokens; a path, never a secret."""
     parser.add_argument(
         "--credentials",
         default=os.environ.get("SLUICE_CREDENTIALS", ""),
@@ -78,7 +78,7 @@ def add_credentials_flag(parser: Any) -> None:
 
 
 def options_from(kind: type[Options], args: argparse.Namespace, **more: Any) -> Options:
-    """The options that `service_parser` read, as `kind`; `more` are fields it adds. Raises ConfigError."""
+    """The options that `service_parser` read, as `kind`; `more` are the fields that `kind` adds. Raises ConfigError."""
     from sluice.rpc.access import Role
     from sluice.rpc.credentials import load_credentials
 
@@ -95,12 +95,12 @@ def options_from(kind: type[Options], args: argparse.Namespace, **more: Any) -> 
 
 
 def _name_behind(bind: str) -> str:
-    """A host that leads to `bind`: containers, and most machines, are known by their names."""
+    """A host name under which others reach `bind`: for all interfaces the machine's own name."""
     return socket.gethostname() if bind in ("0.0.0.0", "::") else bind
 
 
 def metrics_port(args: argparse.Namespace) -> int:
-    """--metrics-port, else --port + 1000, else (port 0) any free one."""
+    """--metrics-port, else --port + 1000, else (for port 0) any free port."""
     if args.metrics_port is not None:
         return args.metrics_port
     return args.port + METRICS_PORT_OFFSET if args.port else 0
@@ -109,7 +109,7 @@ def metrics_port(args: argparse.Namespace) -> int:
 def exit_code(failure: BaseException) -> int:
     """Logs what ended a service and returns its exit code: 2 for a bad configuration, 1 for anything else.
 
-    A failure that is not a SluiceError is a bug of ours and is raised again, with its traceback.
+    A failure that is not a SluiceError is a bug in Sluice and is raised again, with its traceback.
     """
     import structlog
 

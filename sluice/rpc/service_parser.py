@@ -1,8 +1,8 @@
 """Command lines whose flags also come from the environment: `--metrics-port` from SLUICE_METRICS_PORT, and so on.
 
 The command line wins; an empty variable counts as unset. A switch takes 1 or 0; a flag that may be repeated takes a value
-a line. Keys of the configuration have names of their own, with two underscores: SLUICE__RUN__TOTAL_STEPS
-(sluice/config/load.py). Standard library alone, so that --help is instant.
+a line. Variables of configuration keys have two underscores: SLUICE__RUN__TOTAL_STEPS (sluice/config/load.py). Needs the
+standard library alone, so that --help is instant.
 """
 
 import argparse
@@ -22,19 +22,19 @@ class ServiceParser(argparse.ArgumentParser):
         super().__init__(*args, **how)
 
     def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
-        """Adds a flag; its help names its variable."""
+        """Adds a flag; the flag's help names the flag's variable."""
         action = super().add_argument(*names, **how)
         if (variable := variable_of(action)) and variable not in (action.help or ""):
             action.help = f"{action.help or ''} [{variable}]".lstrip()
         return action
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """What environment and command line say; ends the process with 2 where they cannot be understood."""
+        """Parses environment and command line; ends the process with code 2 where these cannot be understood."""
         given = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args([*self._from_environment(), *given], namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Also says which variables were read, since the message names flags."""
+        """Adds the names of the variables that were read to the message, which names only flags."""
         read = [name for name in self._variables() if self._environ.get(name)]
         super().error(message + (f" (read from the environment: {', '.join(read)})" if read else ""))
 

@@ -1,8 +1,8 @@
 """Bearer tokens: one random secret for each pair of caller and called role.
 
-A process holds the tokens that it speaks, and of those it accepts only digests. So what one process is told, or
-holds, never opens another door: the token the coordinator shows a rollout means nothing to the learner, and a rollout's
-folder makes no operator. Tokens are readable on the wire; whoever makes them says whether they may leave a machine.
+A process holds the tokens that the process shows, and only digests of the tokens that the process accepts. So nobody can
+use a token elsewhere: the learner refuses the token that the coordinator shows a rollout, and a rollout's folder makes no
+operator. Tokens are readable on the wire; `sluice tokens --private-network` says that tokens may leave a machine.
 """
 
 import hashlib
@@ -33,11 +33,11 @@ class Tokens:
 
     role: Role
     speaks: Mapping[Role, str] = field(repr=False)
-    """By whom it calls."""
+    """The token to show, by the role that is called."""
     accepts: Mapping[Role, str] = field(repr=False)
-    """SHA-256 of the token of each role that may call it."""
+    """SHA-256 of the token of each role that may call this process."""
     private_network: bool = False
-    """Whether they may cross a network that nobody else can listen on."""
+    """Whether the tokens may cross a network on which nobody else can listen."""
 
     def check_listens(self, bind: str) -> None:
         """Credentials.check_listens."""
@@ -61,7 +61,7 @@ class Tokens:
                 f"`sluice tokens` made it (on the wire: one header `{_HEADER}: {_SCHEME}TOKEN`)"
             )
         digest = _digest(shown[0].removeprefix(_SCHEME))
-        # All are compared, so that the time taken does not tell whose it nearly was.
+        # Compares all digests, so that the time taken does not tell which role's token was nearly right.
         callers = [role for role, accepted in self.accepts.items() if hmac.compare_digest(digest, accepted)]
         if not callers:
             raise Unauthenticated(
@@ -93,7 +93,7 @@ class Tokens:
 
 
 def make_tokens(folder: Path, *, private_network: bool) -> None:
-    """Writes FOLDER/ROLE/tokens.json for every role, readable by their owner alone. Raises ConfigError if one is there."""
+    """Writes FOLDER/ROLE/tokens.json for every role, readable by the owner alone. Raises ConfigError if a file exists."""
     tokens = {(caller, to): secrets.token_urlsafe(TOKEN_BYTES) for caller in Role for to in audiences(caller)}
     if there := [path for role in Role if (path := folder / role / FILE).exists()]:
         raise ConfigError(f"{there[0]} is there already; remove {folder} to give every process new tokens")
@@ -131,7 +131,7 @@ def load(folder: Path) -> Tokens:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Writes a file that only its owner can read, in a folder that only its owner can enter."""
+    """Writes a file that only the owner can read, in a folder that only the owner can enter."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(data)

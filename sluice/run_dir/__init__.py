@@ -1,1 +1,1 @@
-"""Files of a run directory that several processes write or read: their names and formats."""
+"""Names and formats of the files in a run directory that several processes write or read."""

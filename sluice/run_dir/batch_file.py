@@ -1,6 +1,6 @@
 """RUN/batches/step-000012.groups: the groups of one batch, length-framed (uint32, little-endian), each a Group under zstd.
 
-The coordinator writes these files and hands them out byte for byte; a reader of a run only looks.
+The coordinator writes batch files and hands them out byte for byte; every other program only reads them.
 """
 
 import os
@@ -15,12 +15,12 @@ _NAME = re.compile(r"step-(\d+)\.")
 
 
 def batch_path(run_dir: Path, step: int) -> Path:
-    """Where the batch of a step is, while a checkpoint may ask for it."""
+    """The path of a step's batch file, which is kept while a restored learner may ask for the batch."""
     return run_dir / "batches" / f"step-{step:06d}.groups"
 
 
 def batch_files(run_dir: Path) -> Iterator[tuple[int, Path]]:
-    """Every batch file with its step, staged ones too, in no order."""
+    """Every batch file with its step, staged files too, in no order."""
     for path in (run_dir / "batches").glob("step-*"):
         if match := _NAME.match(path.name):
             yield int(match[1]), path
@@ -45,7 +45,7 @@ def payloads_of(body: bytes) -> list[bytes]:
 
 
 def payload_at(file: BinaryIO, index: int) -> bytes:
-    """Group `index` of an open batch file; the others are not read. Raises IndexError when there are fewer."""
+    """Group `index` of an open batch file, read without the other groups. Raises IndexError when there are fewer groups."""
     while header := file.read(_FRAME.size):
         (length,) = _FRAME.unpack(header)
         if index == 0:

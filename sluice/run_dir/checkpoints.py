@@ -1,6 +1,6 @@
 """Checkpoint folders as every service knows them: `RUN/checkpoints/step-K` holds version K, complete and verifiable.
 
-Who writes them: services/learner/checkpoint. Knows nothing of tensors.
+services/learner/checkpoint writes these folders. This module knows nothing of tensors.
 """
 
 import json
@@ -14,32 +14,32 @@ MANIFEST = "manifest.json"
 """Sizes and hashes of all other files."""
 
 STATE = "state.json"
-"""What is saved beside tensors: `step`, `lineage` and more."""
+"""The file with the state beside the tensors: `step`, `lineage` and more."""
 
 _NAME = re.compile(r"step-(\d+)")
 
 
 def path_of(directory: Path, step: int) -> Path:
-    """Where the complete checkpoint `step` is."""
+    """The folder of the complete checkpoint `step`."""
     return directory / f"step-{step}"
 
 
 def step_of(path: Path) -> int:
-    """The step of a complete checkpoint, by its folder's name."""
+    """The step of a complete checkpoint, read from the folder's name."""
     match = _NAME.fullmatch(path.name)
     assert match is not None, path
     return int(match[1])
 
 
 def steps(directory: Path) -> Iterator[int]:
-    """The steps there is a checkpoint of, in no order."""
+    """The steps of all checkpoints, in no order."""
     for path in directory.glob("step-*"):
         if match := _NAME.fullmatch(path.name):
             yield int(match[1])
 
 
 def verify(path: Path) -> None:
-    """Raises ValueError, saying what, unless every file is as it was when the folder was sealed."""
+    """Raises ValueError with the difference unless every file is as it was when the folder was sealed."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -54,12 +54,12 @@ def verify(path: Path) -> None:
 
 
 def facts_of(path: Path) -> dict[str, int | str]:
-    """What the manifest says of a file."""
+    """Size and hash of a file, as the manifest states them."""
     return {"size_bytes": path.stat().st_size, "blake3": blake3().update_mmap(path).hexdigest()}
 
 
 def lineage_of(path: Path) -> str:
-    """The lineage of the version in a checkpoint. Raises ValueError when it cannot be read."""
+    """The lineage of the version in a checkpoint. Raises ValueError when the state cannot be read."""
     try:
         return str(json.loads((path / STATE).read_text())["lineage"])
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
 """Reads a file of one JSON object a line that may have been cut off by a killed writer.
 
-A writer killed in the middle of a line leaves it torn; one that comes back may have appended right behind the tear.
-Such lines are counted, never guessed at. The file is read once; nothing here follows a file that grows.
+A writer killed in the middle of a line leaves a torn line; a restarted writer may have appended right behind the tear.
+Torn lines are counted, never guessed at. The file is read once; nothing here follows a file that grows.
 """
 
 import json
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 JsonObject = dict[str, Any]
-"""As `json` decodes it; whoever knows what the file holds turns it into something typed."""
+"""An object as `json` decodes it; the reader of a particular file turns such objects into types."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JsonLines:
-    """The objects of one file, in its order."""
+    """The objects of one file, in the order of its lines."""
 
     objects: tuple[JsonObject, ...]
     torn_lines: int
@@ -26,7 +26,7 @@ def read_json_lines(path: Path) -> JsonLines:
     """Every object in `path`; an absent file reads as an empty one, since a run may end before its first line.
 
     Raises:
-        ValueError: a line is valid JSON but not an object, so this is not the kind of file it is taken for.
+        ValueError: a line is valid JSON but not an object, so the file is not of the expected kind.
     """
     if not path.exists():
         return JsonLines(objects=(), torn_lines=0)

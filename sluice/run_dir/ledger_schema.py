@@ -1,4 +1,4 @@
-"""The columns of a ledger row, which the coordinator writes and every reader takes for granted. Meanings: docs/delivery.md."""
+"""The columns of a ledger row, which the coordinator writes and readers rely on. Meanings: docs/ledger.md."""
 
 import pyarrow as pa
 
@@ -59,4 +59,4 @@ LEDGER_SCHEMA = pa.schema(
         ("completions", pa.list_(_COMPLETION)),
     ]
 )
-"""Every file of RUN/ledger; one that an older version wrote may lack columns."""
+"""The schema of every file of RUN/ledger; a file that an older version wrote may lack columns."""

@@ -4,12 +4,13 @@ A prompt is ``67+58=``. A good completion works from the right digit by digit, `
 states the sum after ``#``: ``7+8+0=15;6+5+1=12#125``. Demonstrations for the base model are of mixed quality (some
 guess, some work, some ramble), so that reinforcement learning has both a style and a skill to improve.
 
-Everything here is a pure function and needs the standard library alone: the coordinator takes prompts from it, the
-reward service verifies with it, the warm-up builds the base from it. It does not tokenise beyond naming the characters.
+Everything here is a pure function and needs the standard library alone: the coordinator takes prompts from this module,
+the reward service verifies with it, and the learner builds the demo's base model from its demonstrations. This module
+names the characters and does not tokenise.
 
-Prompts fall into three disjoint splits by a fixed hash of their text, whatever seed drew them: ``train`` is the only
-one used for warm-up and reinforcement learning, ``held_out`` is evaluated during a run, and ``fresh`` is for the final
-reading, since settings were never chosen on it.
+Prompts fall into three disjoint splits by a fixed hash of their text, whatever seed drew them: ``train`` is the only split
+used for training the base and for reinforcement learning, ``held_out`` is evaluated during a run, and ``fresh`` is for a
+final reading, because settings were never chosen on it.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ _CHARACTERS = "0123456789" + "+-*/=() \n?:.,;#<>_" + "abcdefghijklmnopqrstuvwxyz
 _UNUSED = tuple(f"<unused{i}>" for i in range(64 - len(_SPECIALS) - len(_CHARACTERS)))
 
 VOCABULARY: Final[tuple[str, ...]] = (*_SPECIALS, *_CHARACTERS, *_UNUSED)
-"""Token of every id, 64 in all: one a character, filled up with unused ones."""
+"""The token of every id, 64 in all: a token a character, then unused tokens."""
 
 _SPLIT_OF_RESIDUE: Final[dict[int, Split]] = {0: "held_out", 1: "fresh"}
 
@@ -40,7 +41,7 @@ _GUESS_SHARE = 0.25
 _WORK_SHARE = 0.45
 # Rambling repeats the work twice, then once more with this probability each time ...
 _FURTHER_PASS_PROBABILITY = 0.4
-# ... and at most so often, so that prompt and completion fit 128 positions (8 + 4 * 26 + 3 + 5 + 1 = 121 tokens).
+# ... up to this many passes, so that prompt and completion fit 128 positions (8 + 4 * 26 + 3 + 5 + 1 = 121 tokens).
 _MAX_PASSES = 4
 
 
@@ -51,14 +52,14 @@ def split_of(prompt: str) -> Split:
 
 
 def prompt(rng: random.Random) -> str:
-    """Draws ``a+b=`` from any split; the number of digits is uniform in 1..3, then the number among those."""
+    """Draws ``a+b=`` from any split; the number of digits is uniform in 1..3, then the number among all with that many."""
     return f"{_number(rng)}+{_number(rng)}="
 
 
 def prompt_at(*, seed: int, index: int, split: str) -> str:
     """Returns prompt ``index`` (0-based) of an endless sequence: a pure function of its arguments.
 
-    Prompts are drawn with replacement, so a text may come again at another index; it never changes its split.
+    Prompts are drawn with replacement, so a text may come again at another index; a text never changes its split.
 
     Raises:
         ValueError: the index is negative or there is no such split.
@@ -92,7 +93,7 @@ def verify(*, ground_truth: str, completion: str, finished: bool) -> tuple[bool,
         finished: whether the end token was produced; a truncated completion is never right.
 
     Returns:
-        Whether it is right, and the answer found (None where there is no ``#``).
+        Whether the completion is right, and the answer found (None where there is no ``#``).
     """
     _, mark, found = completion.rpartition("#")
     if not mark:

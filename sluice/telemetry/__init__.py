@@ -1,1 +1,1 @@
-"""Logs, metrics and their catalogue."""
+"""Logs, metrics, and the catalogue of metrics."""

@@ -12,7 +12,7 @@ LogFormat = Literal["console", "json"]
 
 
 def configure_logs(*, service: str, fmt: LogFormat = "console", level: str = "info") -> None:
-    """Binds the service's name to every line; standard-library loggers go the same way at WARNING."""
+    """Sets logging up and binds the service's name to every line; standard-library loggers are shown from WARNING on."""
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(service=service)
     renderer = (

@@ -1,4 +1,4 @@
-"""What the catalogue says about one metric."""
+"""One entry of the catalogue of metrics."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,18 +12,18 @@ class Metric:
     """One catalogue entry."""
 
     name: str
-    """A name that ends in `/*` stands for all that begin like it."""
+    """A name that ends in `/*` stands for all names with that prefix."""
     unit: str
     source: Source
     meaning: str
     healthy: str
     action: str = ""
-    """What to do when it leaves the healthy range."""
+    """What to do when the metric leaves the healthy range."""
     kind: Kind = "gauge"
 
     @property
     def prometheus_name(self) -> str:
-        """What Prometheus calls it; of a pattern, how the names begin."""
+        """The metric's name in Prometheus; for a pattern the prefix of the names."""
         return prometheus_name(self.name.removesuffix("*")) + ("_total" if self.kind == "counter" else "")
 
 

@@ -1,7 +1,7 @@
 """One Prometheus endpoint a process. Names come from the catalogue, with `/` as `_` and the prefix `sluice_`.
 
-The coordinator's endpoint also says at /targets where the endpoints of all registered services are, in the form that
-Prometheus reads (`http_sd_configs`).
+The coordinator's endpoint also lists the endpoints of all registered services at /targets, in the form that Prometheus
+reads (`http_sd_configs`).
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _SILENT_S = 10.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """An endpoint that Prometheus is to read."""
+    """An endpoint for Prometheus to read."""
 
     address: str
     """host:port."""
@@ -33,12 +33,12 @@ class Target:
 
 
 class Exporter:
-    """Gauges and counters by catalogue name; a name that is not in the catalogue is a KeyError."""
+    """Gauges and counters by catalogue name; a name outside the catalogue raises KeyError."""
 
     def __init__(self, *, service: str) -> None:
         self.registry = CollectorRegistry()
         self.targets: Sequence[Target] | None = None
-        """What /targets says: replaced as a whole, since another thread reads it. None: there is no such page."""
+        """The content of /targets, replaced as a whole because another thread reads it. None: there is no such page."""
         self._labels = {"service": service}
         self._gauges: dict[str, Gauge] = {}
         self._stack = contextlib.ExitStack()
@@ -51,7 +51,7 @@ class Exporter:
             self._gauges[name].labels(**self._labels).set(value)
 
     def gauge(self, name: str) -> Gauge:
-        """A gauge that the service sets itself, labelled with the service's name."""
+        """A gauge for the service to set, labelled with the service's name."""
         return Gauge(prometheus_name(name), _help(name), ["service"], registry=self.registry)
 
     def counter(self, name: str) -> Counter:
@@ -59,7 +59,7 @@ class Exporter:
         return Counter(prometheus_name(name), _help(name), ["service"], registry=self.registry)
 
     def refusals(self, reasons: Iterable[str]) -> dict[str, Counter]:
-        """A counter by reason of the calls that the server turned away."""
+        """A counter for each reason of refusing a call."""
         service = self._labels["service"]
         return {reason: self.counter(f"rpc/refused_{reason}").labels(service) for reason in reasons}
 
@@ -108,4 +108,4 @@ class _Handler(WSGIRequestHandler):
     timeout = _SILENT_S
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are not worth a line."""
+        """Logs nothing: a scrape is not worth a line."""

@@ -1,4 +1,4 @@
-"""For tests, Sluice's own and a user's: a clock that is told the time, waiting with a deadline; in `conformance` the checks
+"""For tests, Sluice's own and a user's: a clock that a test moves, waiting with a deadline, and in `conformance` the checks
 of reward and rollout servers."""
 
 from sluice.testing.manual_clock import ManualClock

@@ -1,4 +1,4 @@
-"""A clock that stands still until it is told to move."""
+"""A clock that stands still until a test moves the clock."""
 
 import asyncio
 import heapq
@@ -24,12 +24,12 @@ class ManualClock:
         await future
 
     def skip(self, seconds: float) -> None:
-        """Time in which this process did not run: whose time has come wakes late, at the next `advance`."""
+        """Moves the clock without waking anybody, like a process that was stopped: sleepers wake at the next `advance`."""
         self._now += seconds
         self._sleepers = [(max(due, self._now), count, woken) for due, count, woken in self._sleepers]
 
     async def advance(self, seconds: float) -> None:
-        """Moves the clock and lets whoever wakes run."""
+        """Moves the clock and lets the woken sleepers run."""
         end = self._now + seconds
         while self._sleepers and self._sleepers[0][0] <= end:
             self._now, _, future = heapq.heappop(self._sleepers)

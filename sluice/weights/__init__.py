@@ -1,5 +1,6 @@
 """How one version's weights get from the learner to a rollout: packed, digested, sent by membership epoch, verified.
 
-`manifest` and `snapshot` say what travels, `sender` and `receiver` move it in threads of their own, `backends` is the
-only module here that imports torch, `files` is the way where no collective reaches, `wire` speaks protobuf.
+`manifest` and `snapshot` describe one version's bytes, `sender` and `receiver` move the bytes in threads of their own over
+the collectives of `backends`, `files` moves them where no collective reaches, `wire` converts manifests to protobuf.
+`adapters` and `merging` are for LoRA. `backends`, `merging` and `tensors` import torch; the other modules do not.
 """

@@ -1,11 +1,11 @@
-"""LoRA adapters as a snapshot (arXiv:2106.09685): when one is pushed and what its tensors are called.
+"""LoRA adapters as a snapshot (arXiv:2106.09685): whether a run pushes adapters, and the names of their tensors.
 
 For every trained layer LAYER, whose weight in the base model is `LAYER.weight` [out, in], float32 both:
 
     LAYER.lora_A.weight   [rank, in]
     LAYER.lora_B.weight   [out, rank]
 
-These are PEFT's names without the prefix of its files. Merging them: sluice.weights.merging.
+These are PEFT's names without the prefix of PEFT's files. sluice.weights.merging merges adapters.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ class Adapter:
 
     @property
     def weight(self) -> str:
-        """Of the base model's weight."""
+        """The name of the base model's weight."""
         return self.layer + _WEIGHT
 
     @property
@@ -37,16 +37,16 @@ class Adapter:
 
 
 def adapters_among(names: Iterable[str]) -> dict[str, Adapter]:
-    """The adapters that have a matrix among `names`, by the name of the base weight they belong to."""
+    """The adapters that have a matrix among `names`, by the name of the adapter's base weight."""
     layers = {name.removesuffix(suffix) for name in names for suffix in (_A, _B) if name.endswith(suffix)}
     return {adapter.weight: adapter for adapter in (Adapter(layer=layer) for layer in sorted(layers))}
 
 
 def pushes_adapters(config: Config) -> bool:
-    """Whether snapshots hold adapters alone, so that rollouts merge them."""
+    """Whether snapshots hold only adapters, which rollouts then merge."""
     return config.weights.lora == "adapter"
 
 
 def scale_of(config: Config) -> float:
-    """What B @ A is multiplied by; the configuration trains adapters."""
+    """The factor of B @ A, for a configuration that trains adapters."""
     return config.model.lora_alpha / config.model.lora_rank

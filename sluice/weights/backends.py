@@ -1,11 +1,11 @@
 """Transfer groups: the collectives that carry packed bytes, one two-rank world per receiver and membership epoch.
 
-Raw process groups on the learner's TCPStore, never `init_process_group` and never the default group, so a receiver
-that joins or dies touches nobody else. The learner is rank 0 and only sends. Waits: at most `timeout_s` for a join
-and for every broadcast, then TransferError; a gloo operation cannot be unblocked in any other way (abort and shutdown
-do not end a wait), so buckets are small. A group that has failed is closed and never used again.
+Raw process groups on the learner's TCPStore, never `init_process_group` and never the default group, so a receiver that
+joins or dies disturbs no other receiver. The learner is rank 0 and only sends. Waits: at most `timeout_s` for a join and
+for every broadcast, then TransferError. Only its timeout or the peer's death ends a gloo operation (abort and shutdown do
+not end a wait), so buckets are small. A group that has failed is closed and never used again.
 
-gloo is exercised by the tests. The NCCL path has not been run: its tests need two GPUs.
+The tests run gloo. The NCCL path has not been run: its tests need two GPUs.
 """
 
 import contextlib
@@ -34,10 +34,10 @@ ROOT_RANK = 0
 
 
 class TransferGroup(Protocol):
-    """A joined group. Used by one thread at a time."""
+    """A joined group, for use by one thread at a time."""
 
     def broadcast(self, data: np.ndarray) -> None:
-        """Sends (rank 0) or fills (others) contiguous uint8[n] host memory. Raises TransferError at the deadline."""
+        """Sends (rank 0) or fills (other ranks) contiguous uint8[n] host memory. Raises TransferError at the deadline."""
         ...
 
     def close(self) -> None:
@@ -47,12 +47,12 @@ class TransferGroup(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rendezvous:
-    """Where and as what to join one epoch's group."""
+    """The address, the names and the rank for joining one epoch's group."""
 
     host: str
     port: int
     secret: str
-    """Prefix of the store keys: a stranger without it finds nothing."""
+    """Prefix of the store keys: a stranger without the secret finds nothing."""
     epoch: str
     """Unique to one membership; never used twice."""
     rank: int
@@ -62,10 +62,10 @@ class Rendezvous:
 
 
 class TransferStore:
-    """The learner's TCPStore: where the two ends of every epoch exchange addresses."""
+    """The learner's TCPStore, in which the two ends of every epoch exchange addresses."""
 
     def __init__(self, *, bind: str, port: int = 0) -> None:
-        """Listens on `bind`:`port` (0: any free port). Raises OSError when it cannot."""
+        """Listens on `bind`:`port` (0: any free port). Raises OSError when the address cannot be bound."""
         family = socket.AF_INET6 if ":" in bind else socket.AF_INET
         listener = socket.create_server((bind, port), family=family, backlog=128)
         self.port: int = listener.getsockname()[1]
@@ -79,7 +79,7 @@ def join(rendezvous: Rendezvous, *, backend: Collective) -> TransferGroup:
     """Joins an epoch's group; returns once the peer is there. Raises TransferError at the deadline."""
     timeout = timedelta(seconds=rendezvous.timeout_s)
     try:
-        # A client of its own: threads that share one would wait for each other's blocking reads.
+        # A store client of this thread's own: threads that share a client wait for each other's blocking reads.
         store = PrefixStore(
             f"sluice/{rendezvous.secret}/{rendezvous.epoch}",
             TCPStore(rendezvous.host, rendezvous.port, None, is_master=False, timeout=timeout, wait_for_workers=False),
@@ -93,8 +93,8 @@ def join(rendezvous: Rendezvous, *, backend: Collective) -> TransferGroup:
 
 
 def as_tensor(data: np.ndarray) -> torch.Tensor:
-    """uint8[n] host memory as a tensor over the same bytes, which must outlive it. A sealed snapshot is read-only to
-    numpy; torch has no such notion, so the tensor aliases it and must not be written."""
+    """uint8[n] host memory as a tensor over the same bytes, which must outlive the tensor. A sealed snapshot is read-only
+    to numpy; torch knows no read-only tensors, so nobody may write to this tensor."""
     assert data.dtype == np.uint8
     assert data.flags.c_contiguous
     if data.flags.writeable:
@@ -150,7 +150,7 @@ class _NcclGroup:
         timeout = timedelta(seconds=rendezvous.timeout_s)
         options = ProcessGroupNCCL.Options()
         options._timeout = timeout
-        # Making a communicator has a limit only when it does not block; torch reads it once a process.
+        # Only a non-blocking communicator has a limit for its making; torch reads this variable once a process.
         options.config.blocking = 0
         os.environ.setdefault("TORCH_NCCL_NONBLOCKING_TIMEOUT", str(math.ceil(rendezvous.timeout_s)))
         with _no_nccl_watchdog():
@@ -181,7 +181,7 @@ class _NcclGroup:
             raise TransferError(f"epoch {self.epoch}: {error}") from error
 
     def _broadcast(self, tensor: torch.Tensor) -> None:
-        """Blocks this thread, not only the stream, until the operation is done. On a failure frees the peer's end."""
+        """Blocks this thread, not only the stream, until the operation is done. After a failure aborts the communicator."""
         try:
             self.group.broadcast([tensor], self.options).wait(self.timeout)
         except RuntimeError:
@@ -194,13 +194,13 @@ class _NcclGroup:
 
 
 _environment = threading.Lock()
-"""Held while the environment is changed: groups are made in several threads."""
+"""Held while the environment is changed, because several threads make groups."""
 
 
 @contextlib.contextmanager
 def _no_nccl_watchdog() -> Iterator[None]:
-    """A group made within does not end the process when an operation times out: its deadline is ours. Other groups, such
-    as FSDP's, keep torch's default."""
+    """A group made within this context does not end the process when an operation times out: Sluice's own deadline counts.
+    Other groups, such as FSDP's, keep torch's default."""
     name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
     with _environment:
         before = os.environ.get(name)
@@ -222,7 +222,7 @@ def _broadcast_options(timeout: timedelta) -> BroadcastOptions:
 
 
 def _local_address(rendezvous: Rendezvous) -> str:
-    """The address of this machine that the other end can reach: the store's own, or the one that routes to it."""
+    """An address of this machine that the other end can reach: the store's address, or the address that routes to it."""
     found = socket.getaddrinfo(rendezvous.host, rendezvous.port, type=socket.SOCK_DGRAM)
     family, kind, protocol, _, address = found[0]
     if rendezvous.rank == ROOT_RANK:

@@ -1,5 +1,5 @@
-"""Snapshots as files, for receivers that no collective reaches: an ordinary safetensors file with the manifest in its
-metadata, written under a temporary name and renamed, verified by digest when read."""
+"""Snapshots as files, for receivers that no collective reaches: an ordinary safetensors file with the manifest in the
+file's metadata, written under a temporary name and renamed, verified by digest when read."""
 
 import json
 import os
@@ -20,15 +20,15 @@ _NAME_OF_SAFETENSORS_DTYPE = {"F32": "float32", "BF16": "bfloat16", "F16": "floa
 
 
 def write_snapshot(directory: Path, snapshot: Snapshot) -> Path:
-    """Writes `<lineage><number>-<digest>.safetensors` unless it is there; returns its path. Raises OSError, and leaves
-    nothing then."""
+    """Writes `<lineage><number>-<digest>.safetensors` unless the file exists; returns the path. After an OSError no file is
+    left."""
     manifest = snapshot.manifest
     path = path_of(directory, manifest)
     if path.exists():
         return path
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {
-        # Addresses within the snapshot's buffer, which outlives this call.
+        # Pointers into the snapshot's buffer, which outlives this call.
         spec.name: safetensors.TensorSpec(
             dtype=spec.dtype, shape=list(spec.shape), data_ptr=view.ctypes.data, data_len=view.nbytes
         )
@@ -44,7 +44,7 @@ def write_snapshot(directory: Path, snapshot: Snapshot) -> Path:
     try:
         safetensors.serialize_file(tensors, str(temporary), {"sluice": json.dumps(facts)})
         os.replace(temporary, path)
-    except safetensors.SafetensorError as error:  # what it makes of an OSError
+    except safetensors.SafetensorError as error:  # safetensors turns an OSError into this
         temporary.unlink(missing_ok=True)
         raise OSError(str(error)) from error
     except OSError:
@@ -54,12 +54,12 @@ def write_snapshot(directory: Path, snapshot: Snapshot) -> Path:
 
 
 def path_of(directory: Path, manifest: Manifest) -> Path:
-    """Where `write_snapshot` puts a version."""
+    """The path at which `write_snapshot` writes a version."""
     return directory / f"{manifest.version}-{manifest.digest[:16]}.safetensors"
 
 
 def prune(directory: Path, *, keep: Collection[Path]) -> None:
-    """Removes the snapshots in `directory` but those to keep, and what a writer that died left. Raises OSError."""
+    """Removes the snapshots in `directory` but for `keep`, and the unfinished files of killed writers. Raises OSError."""
     for path in (*directory.glob("*.safetensors"), *directory.glob(f"*{_UNFINISHED}")):
         if path not in keep:
             path.unlink(missing_ok=True)

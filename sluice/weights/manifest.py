@@ -1,4 +1,4 @@
-"""What a packed snapshot holds: which tensors, where in the buffer, and the digest that proves it arrived.
+"""The description of a packed snapshot: its tensors, their places in the buffer, and the digest of the bytes.
 
 Pure: names, shapes and bytes. Tensors lie sorted by name, each at a 64-byte aligned offset; the gaps are zero and are
 part of the digest. A tied tensor appears once, under the name that the learner chose for it.
@@ -23,7 +23,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
-    """Where one tensor lies in the packed buffer."""
+    """The place of one tensor in the packed buffer."""
 
     name: str
     """Hugging Face parameter name."""
@@ -61,7 +61,7 @@ class Manifest:
     bucket_bytes: int
     """Length of every transfer bucket but the last."""
     digest: str
-    """blake3 of names, dtypes, shapes and the packed bytes, hex. The version is not part of it."""
+    """blake3 of names, dtypes, shapes and the packed bytes, hex. The version is not part of the digest."""
 
 
 def plan(named: Sequence[tuple[str, str, Sequence[int]]], *, bucket_bytes: int) -> Layout:
@@ -85,7 +85,7 @@ def plan(named: Sequence[tuple[str, str, Sequence[int]]], *, bucket_bytes: int) 
 
 
 def check(manifest: Manifest) -> None:
-    """Raises TransferError unless the tensors are where `plan` would put them: what came over a wire is not trusted."""
+    """Raises TransferError unless `plan` would place the tensors in the same way: a manifest from a wire is not trusted."""
     named = [(spec.name, spec.dtype, spec.shape) for spec in manifest.tensors]
     try:
         layout = plan(named, bucket_bytes=manifest.bucket_bytes)
@@ -96,13 +96,13 @@ def check(manifest: Manifest) -> None:
 
 
 def buckets(total_bytes: int, bucket_bytes: int) -> Iterator[slice]:
-    """Cuts [0, total_bytes) into slices of `bucket_bytes`, the last one shorter."""
+    """Cuts [0, total_bytes) into slices of `bucket_bytes`; the last slice may be shorter."""
     for start in range(0, total_bytes, bucket_bytes):
         yield slice(start, min(start + bucket_bytes, total_bytes))
 
 
 def new_digest(tensors: Sequence[TensorSpec]) -> blake3:
-    """A hasher that has seen the header; feed it the packed buffer, in order and in pieces of any length."""
+    """A hasher that has hashed the header; the caller feeds the packed buffer, in order and in pieces of any length."""
     header = json.dumps([[spec.name, spec.dtype, list(spec.shape)] for spec in tensors], separators=(",", ":"))
     encoded = header.encode()
     return blake3(len(encoded).to_bytes(8, "little") + encoded)

@@ -1,7 +1,7 @@
 """Adapters merged into the base model's weights: the one arithmetic that learner and rollouts share.
 
-W + (B A) * scale in float32, in that order, which is PEFT's; then converted once. Both ends compute it on their device, so
-the same adapters give the same bits on machines of one kind.
+W + (B A) * scale in float32 and in PEFT's order, then converted once. Each end merges on its own device, so the same
+adapters give the same bits on machines of one kind.
 """
 
 from collections.abc import Collection, Mapping
@@ -24,7 +24,7 @@ def merge(weight: Tensor, a: Tensor, b: Tensor, *, scale: float) -> Tensor:
 
 
 def map_tensors(folder: Path, *, only: Collection[str] | None = None) -> dict[str, Tensor]:
-    """The tensors of a model folder (all, or those named), as stored. They are the files' pages, read when used."""
+    """The tensors of a model folder (all tensors, or those in `only`), as stored; pages of the files are read when used."""
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -36,7 +36,7 @@ def map_tensors(folder: Path, *, only: Collection[str] | None = None) -> dict[st
 def merged(manifest: Manifest, buffer: np.ndarray, *, base: Mapping[str, Tensor], scale: float, dtype: str) -> Snapshot:
     """`base` with a snapshot's adapters merged in, under the snapshot's version.
 
-    A tensor that has no adapter is only converted; an adapter whose weight is not in `base` is left out.
+    A tensor without an adapter is only converted; an adapter whose weight is not in `base` is left out.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     received = dict(named_tensors(manifest, buffer))

@@ -1,8 +1,8 @@
-"""The rollout's end: receives one version in the background into a staging buffer, verifies it, hands it over.
+"""The rollout's end: receives one version in the background into a staging buffer, verifies the version, hands it over.
 
-Applying is the engine's business. Waits: the receiving thread for the learner, at most the epoch's `timeout_s` per
-bucket; `result` for that thread. A transfer that dies changes nothing else: its group and its buffer are dropped, the
-old weights keep serving, and the next transfer needs a fresh epoch.
+The engine applies the version. Waits: the receiving thread for the learner, at most the epoch's `timeout_s` per bucket;
+`result` for the receiving thread. A transfer that dies changes nothing else: its group and its buffer are dropped, the old
+weights keep serving, and the next transfer needs a fresh epoch.
 
     (no epoch) --join--> joined --begin--> receiving --ok--> joined
                                               \\--error--> (no epoch)
@@ -27,7 +27,7 @@ from sluice.weights.manifest import Manifest, buckets, new_digest
 T = TypeVar("T")
 
 JOIN_SLACK_S = 1.0
-"""What a join may take longer than its own limit: a call that has one reports better than a thread that is left."""
+"""How much longer than its limit a join may take before its thread is left behind: the join's own error says more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,13 +38,13 @@ class Received:
     buffer: np.ndarray = field(repr=False)
     """uint8[total_bytes]."""
     digest: str
-    """Computed here over the received bytes; equals the manifest's."""
+    """Computed over the received bytes; equals the manifest's digest."""
     receive_ms: float
     """From `begin` to the last byte."""
 
 
 class WeightReceiver:
-    """Its methods block, so an event loop calls them in threads; a newer `join` outdoes whatever still waits."""
+    """Receives versions for one rollout. Methods block, so an event loop calls them in threads; a `join` ends older waits."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -57,7 +57,7 @@ class WeightReceiver:
         atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
 
     def join(self, rendezvous: Rendezvous, *, backend: Collective) -> None:
-        """Joins a fresh epoch, leaving the former. Raises TransferError when the learner is not there in time."""
+        """Joins a fresh epoch and leaves the former epoch. Raises TransferError when the learner does not join in time."""
         with self._lock:
             self._leave()
             self._epoch = rendezvous.epoch
@@ -70,9 +70,9 @@ class WeightReceiver:
         raise TransferError(f"epoch {rendezvous.epoch}: given up for a newer one while joining")
 
     def begin(self, *, epoch: str, manifest: Manifest, file_path: str = "") -> None:
-        """Starts receiving; with `file_path` reads that file and needs no epoch.
+        """Starts receiving; with `file_path` reads the file and needs no epoch.
 
-        Raises NotReady when the epoch was not joined (or has failed since) or another receive is under way.
+        Raises NotReady when the epoch was not joined, when the epoch has failed, or when another receive is under way.
         """
         with self._lock:
             if self._pending is not None and not self._pending.done():
@@ -91,10 +91,10 @@ class WeightReceiver:
             thread.start()
 
     def result(self, *, timeout_s: float) -> Received:
-        """Waits for the receive that was begun; its buffer is the caller's until `recycle`.
+        """Waits for the receive that `begin` started; the caller owns the buffer until `recycle`.
 
-        Raises TransferError when it failed or its digest is wrong, Expired when it takes longer than `timeout_s`, and
-        NotReady when there is none. After the first two the epoch is gone.
+        Raises TransferError when the receive failed or the digest is wrong, Expired when the receive takes longer than
+        `timeout_s` (both end the epoch), and NotReady without a receive.
         """
         with self._lock:
             pending = self._pending
@@ -105,7 +105,7 @@ class WeightReceiver:
         except TimeoutError:
             self._give_up(pending)
             raise Expired(f"weights were still arriving after {timeout_s:g} s; join a fresh epoch") from None
-        except BaseException:  # whatever ended the receive, its group is out of step with the learner's
+        except BaseException:  # after any failure this end's group is out of step with the learner's end
             self._give_up(pending)
             raise
         with self._lock:
@@ -134,8 +134,8 @@ class WeightReceiver:
                 self._leave()
 
     def _leave(self) -> None:
-        """Forgets epoch and group. A receive under way keeps its own references to group and buffer and ends at the
-        latest with its running operation; nobody reads its result."""
+        """Forgets epoch and group. A receive under way keeps its own references to group and buffer and ends with its
+        running operation at the latest; nobody reads the result."""
         busy = self._pending is not None and not self._pending.done()
         if self._group is not None and not busy:
             self._group.close()
@@ -147,8 +147,8 @@ class WeightReceiver:
 
 
 def _join_in_time(rendezvous: Rendezvous, backend: Collective) -> TransferGroup:
-    """`join` in a thread that is left behind at the deadline: torch's store client waits for ever for the answer of a
-    learner that accepts its connection and then says nothing. The thread ends with that connection."""
+    """`join` in a thread that is left behind at the deadline: torch's store client waits for ever for a learner that
+    accepts the connection and then says nothing. The thread ends with the connection."""
     joined: Future[TransferGroup] = Future()
     source = lambda: join(rendezvous, backend=backend)  # noqa: E731
     threading.Thread(target=_fulfil, args=(joined, source), name="weights-join", daemon=True).start()
@@ -197,5 +197,5 @@ def _verified(manifest: Manifest, buffer: np.ndarray, digest: str, started: floa
 def _fulfil(future: Future[T], source: Callable[[], T]) -> None:
     try:
         future.set_result(source())
-    except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the future, nothing is swallowed
+    except BaseException as error:  # noqa: BLE001 - handed to the waiter of the future, nothing is swallowed
         future.set_exception(error)

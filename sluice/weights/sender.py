@@ -1,9 +1,9 @@
-"""The learner's end: holds the newest snapshot and feeds each receiver from it, at the receiver's own pace.
+"""The learner's end: holds the newest snapshot and sends the snapshot to each receiver at the receiver's own pace.
 
-One thread per receiver and membership epoch: it joins, sends what was opened, then waits for the next `open` of the
-same epoch, or for being retired. Nothing that happens to a transfer reaches the learner: a failure is logged, counted
-and ends that epoch alone; the coordinator learns of it from the receiver. That a send returned proves nothing, only
-the receiver's acknowledgement does.
+One thread per receiver and membership epoch: the thread joins, sends the opened snapshot, then waits for the next `open`
+of the same epoch or for its retirement. No failure of a transfer reaches the learner: a failure is logged, counted and
+ends its own epoch alone; the coordinator hears of the failure from the receiver. A send that returns proves nothing; only
+the receiver's acknowledgement proves that a version arrived.
 
     opened --join--> sending --done--> idle --open--> sending ...
        any state --error or a newer epoch of the same rollout--> ended
@@ -31,11 +31,11 @@ from sluice.weights.snapshot import Snapshot
 log = structlog.get_logger(__name__)
 
 MAX_LINKS = 1024
-"""Sender threads at once, ended epochs that still wait for their last operation included; chosen: 4 x 256 rollouts."""
+"""Sender threads at once, including ended epochs whose last operation still runs; chosen: 4 x 256 rollouts."""
 
 KEPT_VERSIONS = 4
-"""A rollout that has taken none of so many versions is forgotten: its epoch ends, or the file it was told of may go. It
-costs one that comes back a fresh epoch. Chosen: more than one is late by, and the files of one run at once."""
+"""A rollout that has taken none of so many versions is forgotten: its epoch ends, and its file may be removed. A forgotten
+rollout that comes back needs a fresh epoch. Chosen: above any usual delay, and few enough files to keep at once."""
 
 PAIR = 2
 """World size of a transfer group: the learner and one receiver."""
@@ -43,7 +43,7 @@ PAIR = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenedTransfer:
-    """What a receiver must know to receive; mirrors the proto `OpenTransferResponse`."""
+    """The facts that a receiver needs; mirrors the proto `OpenTransferResponse`."""
 
     manifest: Manifest
     backend: Literal["gloo", "nccl", "file"]
@@ -55,7 +55,7 @@ class OpenedTransfer:
 
 
 class WeightSender:
-    """Thread-safe. `host` is the address receivers reach this machine at, `bind` the one to listen on."""
+    """Thread-safe. Receivers reach this machine at `host`; the store listens on `bind`."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class WeightSender:
         port: int = 0,
         directory: Path | None = None,
     ) -> None:
-        """`directory` is where `file` transfers are written. Raises OSError when the store cannot listen."""
+        """`directory` takes the files of `file` transfers. Raises OSError when the store cannot listen."""
         if backend == "file" and directory is None:
             raise ValueError("weights.backend=file needs a directory that rollouts can read")
         self._backend: Literal["gloo", "nccl", "file"] = backend
@@ -79,9 +79,9 @@ class WeightSender:
         self._retired: list[_Link] = []
         self._published = 0
         self._writing = threading.Lock()
-        """Guards the files, which take long."""
+        """Guards the files, apart from the other fields because writing takes long."""
         self._told: dict[str, tuple[int, Path]] = {}
-        """By rollout: which publication it was told of last, and its file."""
+        """By rollout: the publication that the rollout was told of last, and the publication's file."""
         self._closed = False
         self._failed = 0
         atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
@@ -98,7 +98,7 @@ class WeightSender:
             return self._failed
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Makes this the snapshot to send; transfers under way go on with theirs."""
+        """Makes `snapshot` the snapshot to send; transfers under way go on with their own snapshots."""
         with self._lock:
             self._newest = snapshot
             self._published += 1
@@ -107,7 +107,7 @@ class WeightSender:
                 self._retire(rollout_id)
 
     def open(self, *, rollout_id: str, epoch: str, timeout_s: float) -> OpenedTransfer:
-        """Begins sending the newest snapshot to one receiver; returns at once (`file`: when it is written).
+        """Begins sending the newest snapshot to one receiver; returns at once (`file`: when the file is written).
 
         Raises NotReady when nothing is published yet or the epoch has ended or is busy (then open a fresh one),
         Overloaded at MAX_LINKS, Unavailable when the disk refuses the file.
@@ -139,7 +139,7 @@ class WeightSender:
         )
 
     def close(self) -> None:
-        """Retires every epoch; waits for their threads, each at most for its running operation."""
+        """Retires every epoch; waits for the senders' threads, for each thread at most until its running operation ends."""
         atexit.unregister(self.close)
         with self._lock:
             self._closed = True
@@ -151,9 +151,9 @@ class WeightSender:
             link.thread.join()
 
     def _write(self, snapshot: Snapshot, rollout_id: str) -> Path:
-        """The snapshot's file. Others go, a former learner's too, unless a rollout may still be reading them."""
+        """Writes the snapshot's file. Removes other files, a former learner's too, unless a rollout may still read them."""
         assert self._directory is not None
-        self._told.pop(rollout_id, None)  # whatever it was told of, it asks again
+        self._told.pop(rollout_id, None)  # the rollout asks again, so it no longer reads its former file
         self._told = {name: told for name, told in self._told.items() if not self._is_forgotten(told[0])}
         try:
             newest = files.path_of(self._directory, snapshot.manifest)
@@ -209,9 +209,9 @@ class _Link:
         self.epoch = rendezvous.epoch
         self.rendezvous = rendezvous
         self.opened_at = 0
-        """The number of the publication that it was opened for last."""
+        """The number of the publication that this epoch was opened for last."""
         self.busy = False
-        """Whether it has something to send."""
+        """Whether this epoch has a snapshot to send."""
         self.thread = threading.Thread(target=self._run, name=f"weights-{rollout_id}", daemon=True)
         self._backend: Collective = backend
         self._on_failure = on_failure
@@ -220,7 +220,7 @@ class _Link:
         self._log = log.bind(rollout_id=rollout_id, epoch=self.epoch)
 
     def send(self, snapshot: Snapshot) -> None:
-        """Queues one snapshot. Raises NotReady when the epoch has ended or another one still waits."""
+        """Queues one snapshot. Raises NotReady when the epoch has ended or another snapshot still waits."""
         if self._ended.is_set():
             raise NotReady(f"epoch {self.epoch} has ended; open a fresh one")
         try:
@@ -232,7 +232,9 @@ class _Link:
     def retire(self) -> None:
         """Ends the thread after its running operation."""
         self._ended.set()
-        with contextlib.suppress(queue.Full):  # full: not idle, and it looks at `_ended` before the next bucket
+        with contextlib.suppress(
+            queue.Full
+        ):  # full: the thread is at work and looks at `_ended` before the next bucket
             self._inbox.put_nowait(None)
 
     def _run(self) -> None:

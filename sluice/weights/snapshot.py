@@ -1,6 +1,6 @@
 """One version's weights as one immutable buffer: packed once by the learner, read by every sender thread.
 
-Does not know tensors, only their bytes: numpy has no bfloat16, and nobody here computes with weights.
+Knows bytes, not tensors: numpy has no bfloat16, and nothing here computes with weights.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from sluice.weights.manifest import Layout, Manifest, TensorSpec, new_digest
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
-    """A manifest and the bytes it describes."""
+    """A manifest and the bytes that the manifest describes."""
 
     manifest: Manifest
     buffer: np.ndarray = field(repr=False)
@@ -39,7 +39,7 @@ class Packer:
         self._missing = {spec.name: spec for spec in layout.tensors}
 
     def put(self, name: str, data: np.ndarray) -> None:
-        """Copies one contiguous tensor of any numpy dtype. Raises ValueError on a wrong, repeated or resized one."""
+        """Copies one contiguous tensor of any numpy dtype. Raises ValueError for a wrong, repeated or resized tensor."""
         spec = self._missing.get(name)
         if spec is None:
             raise ValueError(f"{name}: not in the layout, or put twice")
@@ -52,7 +52,7 @@ class Packer:
         del self._missing[name]
 
     def seal(self, version: PolicyVersion) -> Snapshot:
-        """Digests the buffer and hands it over. Raises ValueError when a tensor is missing."""
+        """Digests the buffer and hands the buffer over. Raises ValueError when a tensor is missing."""
         if self._missing:
             raise ValueError(f"{version}: {len(self._missing)} tensors were never put, first {min(self._missing)}")
         hasher = new_digest(self._layout.tensors)
@@ -68,6 +68,6 @@ class Packer:
 
 
 def tensor_views(manifest: Manifest, buffer: np.ndarray) -> Iterator[tuple[TensorSpec, np.ndarray]]:
-    """Every tensor's spec and its bytes within `buffer` (uint8[total_bytes]), without copying."""
+    """Every tensor's spec and the tensor's bytes within `buffer` (uint8[total_bytes]), without copying."""
     for spec in manifest.tensors:
         yield spec, buffer[spec.offset_bytes : spec.offset_bytes + spec.size_bytes]

@@ -26,7 +26,7 @@ def manifest_to_proto(manifest: Manifest) -> common_pb2.WeightManifest:
 
 
 def manifest_from_proto(message: common_pb2.WeightManifest) -> Manifest:
-    """Wire -> Manifest. Raises TransferError when its offsets and sizes contradict its names and shapes."""
+    """Wire -> Manifest. Raises TransferError when the message's offsets and sizes contradict its names and shapes."""
     manifest = Manifest(
         version=version_from_proto(message.version),
         tensors=tuple(

@@ -1,7 +1,7 @@
-"""The one schema of a run, a file a section: what stands under `learner:` in a recipe is in learner.py.
+"""The one schema of a run, a file a section: the keys under `learner:` in a recipe are in learner.py.
 
-Strict: unknown keys and impossible values are refused before anything heavy is imported. Names are those verl's users
-know; units stand in names. `sluice.config.load` reads files into it.
+Strict: unknown keys and impossible values are refused before anything heavy is imported. Key names are verl's where verl
+has the key; units stand in names. `sluice.config.load` reads files into this schema.
 """
 
 from sluice.config.schema.algorithm import AlgorithmConfig, FilterGroupsConfig, RolloutCorrectionConfig

@@ -1,4 +1,4 @@
-"""`algorithm`: DAPO's settings, and what departs from them."""
+"""`algorithm`: DAPO's settings, and the settings that depart from DAPO."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -28,7 +28,7 @@ class FilterGroupsConfig(Section):
     )
 
     def problems(self) -> Iterator[str]:
-        """A partial batch that nothing ever asks for."""
+        """Refuses partial batches where no setting ever asks for a partial batch."""
         if self.on_starvation == "train_partial" and self.max_num_gen_batches < 1:
             yield (
                 "on_starvation: train_partial needs algorithm.filter_groups.max_num_gen_batches >= 1, "
@@ -95,7 +95,7 @@ class AlgorithmConfig(Section):
     kl_loss_coef: Literal[0] = Field(default=0, description="DAPO has no KL term; anything else is refused")
 
     def problems(self) -> Iterator[str]:
-        """An importance weight counted twice."""
+        """Refuses a combination that would count the importance weight twice."""
         if self.rollout_correction.rollout_is != "none" and self.proximal == "rollout":
             yield (
                 "rollout_correction.rollout_is: needs algorithm.proximal: recompute; with proximal: rollout the "

@@ -1,4 +1,4 @@
-"""The whole configuration of a run: its sections, the numbers that follow from several, and what cannot be together."""
+"""The whole configuration of a run: the sections, numbers that follow from several sections, and combinations refused."""
 
 from collections.abc import Iterator
 
@@ -19,10 +19,10 @@ from sluice.config.schema.weights import WeightsConfig
 from sluice.limits import MAX_MESSAGE_BYTES
 
 PAYLOAD_BYTES_A_TOKEN = 10
-"""Id, log-probability and text under zstd. Measured: 8.5 with ids as frequent as words (Zipf), 9.9 with uniform ones."""
+"""Id, log-probability and text under zstd. Measured: 8.5 for ids as frequent as words (Zipf), 9.9 for uniform ids."""
 
 _MESSAGE_BYTES_A_TOKEN = 8
-"""An int32 id and a float32 log-probability, as they cross a wire."""
+"""An int32 id and a float32 log-probability, uncompressed, as in a message."""
 
 
 class Config(Section):
@@ -43,7 +43,7 @@ class Config(Section):
 
     @property
     def gen_batch_size(self) -> int:
-        """Groups of the first wave (verl's data.gen_batch_size)."""
+        """Most groups in flight while a batch is unfilled (verl's data.gen_batch_size)."""
         return self.data.gen_batch_size or self.data.train_batch_size
 
     @property
@@ -53,32 +53,32 @@ class Config(Section):
 
     @property
     def partial_after(self) -> int | None:
-        """Verdicts on one batch after which it is trained although it is not full; None: never."""
+        """Verdicts on one batch after which the batch is trained although the batch is not full; None: never."""
         filters = self.algorithm.filter_groups
         return self.gen_batch_size * filters.max_num_gen_batches if filters.on_starvation == "train_partial" else None
 
     @property
     def largest_group_bytes(self) -> int:
-        """The compressed payload of a group whose completions all have max_response_length, about."""
+        """About the compressed payload of a group whose completions all have max_response_length."""
         return self.rollout.n * self.data.max_response_length * PAYLOAD_BYTES_A_TOKEN
 
     @property
     def largest_batch_bytes(self) -> int:
-        """A batch of such groups."""
+        """About the compressed payload of a batch of the largest groups."""
         return self.data.train_batch_size * self.largest_group_bytes
 
     @property
     def departures(self) -> list[str]:
-        """The settings that depart from the paper's algorithm, `algorithm.loss_mode: gspo` each."""
+        """The settings that depart from the paper's algorithm, each as `algorithm.loss_mode: gspo`."""
         return departures(self)
 
     @property
     def exact_dapo(self) -> bool:
-        """Whether none does."""
+        """Whether no setting departs from the paper's algorithm."""
         return not self.departures
 
     def problems(self) -> Iterator[str]:
-        """What sections cannot be together; what one section alone refuses stands in its own file."""
+        """Refuses combinations across sections; a section's own refusals stand in the section's file."""
         yield from self._problems_of_sizes()
         yield from self._problems_of_policies()
         yield from self._problems_of_bytes()

@@ -1,4 +1,4 @@
-"""`coordinator`: conducting."""
+"""`coordinator`: admission, attempts, the queue, deadlines."""
 
 from pydantic import Field
 
@@ -6,7 +6,7 @@ from sluice.config.schema.section import NonNegativeInt, PositiveFloat, Positive
 
 
 class CoordinatorConfig(Section):
-    """Conducting."""
+    """Admission, attempts, the queue, deadlines."""
 
     max_staleness: NonNegativeInt = Field(
         default=1, description="largest age in steps of any trained token; 0 is synchronous"

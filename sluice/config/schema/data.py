@@ -32,7 +32,7 @@ class DataConfig(Section):
     )
 
     def problems(self) -> Iterator[str]:
-        """A first wave that cannot fill a batch, and evaluation that is not held out."""
+        """Refuses a first wave that cannot fill a batch, and evaluation on prompts that are not held out."""
         if self.gen_batch_size is not None and self.gen_batch_size < self.train_batch_size:
             yield f"gen_batch_size: must be >= data.train_batch_size ({self.train_batch_size}), got {self.gen_batch_size}"
         # A reasoning-gym task holds out an eighth of its prompts by itself.

@@ -36,7 +36,7 @@ class LaunchConfig(Section):
     )
 
     def problems(self) -> Iterator[str]:
-        """Machines of the learner that have nowhere to meet."""
+        """Refuses several machines of the learner without an address to meet at."""
         if self.learner_nnodes > 1 and self.learner_rdzv_endpoint is None:
             yield (
                 "learner_rdzv_endpoint: must be HOST:PORT of this machine while launch.learner_nnodes is "

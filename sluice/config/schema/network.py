@@ -40,7 +40,7 @@ class NetworkConfig(Section):
     )
 
     def problems(self) -> Iterator[str]:
-        """An open network without credentials, and a password in the URL."""
+        """Refuses an address beyond loopback without credentials, and a password in the Redis URL."""
         if not is_loopback(self.bind) and self.credentials is None:
             yield (
                 f"bind: must be a loopback address while network.credentials is not set, got {self.bind}; make credentials "

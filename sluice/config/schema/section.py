@@ -12,14 +12,14 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """Base of every part: frozen, no unknown keys, defaults validated too, values that fit together."""
+    """Base of every section: frozen, no unknown keys, defaults validated too, values that fit together."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     def problems(self) -> Iterator[str]:
-        """What keys of this section cannot be together, a line each: `key: the rule, the value; the fix`.
+        """Which keys of this section contradict each other, a line each: `key: the rule, the value; the fix`.
 
-        The key is named as seen from this section; sluice/config/problems.py puts the section's name in front.
+        The key is named without the section's name, which sluice/config/problems.py puts in front.
         """
         return iter(())
 

@@ -1,4 +1,4 @@
-"""`weights`: how they get to rollouts."""
+"""`weights`: how weights get to rollouts."""
 
 from typing import Literal
 

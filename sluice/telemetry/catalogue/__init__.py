@@ -16,7 +16,7 @@ from sluice.telemetry.catalogue.weights import WEIGHTS
 from sluice.telemetry.metric import Metric
 
 OF_STEPS: tuple[Metric, ...] = (*ABILITY, *SAMPLING, *FLOW, *LEDGER, *WEIGHTS, *LOSS, *MISMATCH, *LEARNER)
-"""In the order of the page: what one looks at first stands first."""
+"""The metrics of steps in the order of the page: the metrics to look at first stand first."""
 
 CATALOGUE: tuple[Metric, ...] = (*OF_STEPS, *LIVE)
 
@@ -26,5 +26,5 @@ _BY_NAME = {metric.name: metric for metric in CATALOGUE}
 
 
 def metric_of(name: str) -> Metric:
-    """The entry of a metric, or of the pattern that it falls under. Raises KeyError for a name that has none."""
+    """The entry of a metric, or of the pattern that matches its name. Raises KeyError for a name without an entry."""
     return _BY_NAME.get(f"{name.rpartition('/')[0]}/*") or _BY_NAME[name]

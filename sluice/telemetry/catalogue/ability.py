@@ -1,4 +1,4 @@
-"""What the policy can do: accuracy over held-out prompts, and what graders say of the samples."""
+"""What the policy can do: accuracy over held-out prompts, and the graders' scores and statuses."""
 
 from sluice.telemetry.metric import Metric, entry
 

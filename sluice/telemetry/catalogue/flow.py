@@ -1,4 +1,4 @@
-"""How groups flow through a step: their age, where they wait, how long completions are, how fast they come."""
+"""How groups flow through a step: their age, where groups wait, how long completions are, tokens a second."""
 
 from sluice.telemetry.metric import Metric, entry
 

@@ -17,13 +17,13 @@ _TERMS = (
     ("failed", "that could not be generated or graded", "near 0", "`sluice ledger` splits them by reason"),
     ("abandoned", "given up when the run ended", "0 while the run goes on", "expected after a stop only"),
 )
-"""Term, whose groups, healthy, otherwise. The figures are since the start of the run, before the step is booked."""
+"""(term, which groups, healthy range, action). Counted from the start of the run to just before the step is booked."""
 
 _SIDES = (
     ("groups", "admitted", "groups admitted"),
     ("tokens", "received", "completion tokens received from rollouts"),
 )
-"""Unit, name, what."""
+"""(unit, name, meaning) of the two sides."""
 
 LEDGER: tuple[Metric, ...] = (
     entry(

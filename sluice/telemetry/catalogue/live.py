@@ -1,4 +1,4 @@
-"""The catalogue's metrics of this moment: what the processes' Prometheus endpoints show beside those of the last step."""
+"""The catalogue's live metrics, which the processes' Prometheus endpoints show beside the metrics of the last step."""
 
 from sluice.telemetry.metric import Metric, entry
 

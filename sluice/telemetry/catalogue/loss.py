@@ -1,4 +1,4 @@
-"""The learner's objective, and what its clips and corrections do."""
+"""The learner's objective, and what clips and corrections do."""
 
 from sluice.telemetry.metric import Metric, entry
 

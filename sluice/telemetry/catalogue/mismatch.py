@@ -1,4 +1,4 @@
-"""How far learner and rollout are apart on the tokens of a step, before its first update."""
+"""How far learner and rollout are apart on the tokens of a step, before the step's first update."""
 
 from sluice.telemetry.metric import Metric, entry
 

@@ -1,4 +1,4 @@
-"""docs/metrics.md: the catalogue as tables, those of a step before those of this moment."""
+"""docs/metrics.md: the catalogue as tables, metrics of a step before live metrics."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""What dynamic sampling keeps, and why it drops the rest."""
+"""Which groups dynamic sampling keeps, and why the other groups are dropped."""
 
 from sluice.telemetry.metric import Metric, entry
 

@@ -3,7 +3,7 @@
     verdicts = await check_reward("127.0.0.1:50052")
     assert all(verdict.outcome != "FAIL" for verdict in verdicts)
 
-`sluice conformance` prints the same as a table. A rollout that is checked must not be at work in a run.
+`sluice conformance` prints the verdicts as a table. A rollout under check must not be at work in a run.
 """
 
 from sluice.testing.conformance.reward import check_reward

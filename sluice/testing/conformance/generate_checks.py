@@ -1,4 +1,4 @@
-"""What a rollout server owes under weights: whole samples, their facts, and callers that leave."""
+"""The contract of a rollout server that holds weights: samples, their facts, refusals, and callers that leave."""
 
 import asyncio
 from typing import Any
@@ -20,11 +20,11 @@ STOP, LENGTH, ABORT = (
 )
 
 LARGEST_LOGPROB = 1e-4
-"""Nats above 0 that rounding may leave."""
+"""Tolerance above 0 for rounding, in nats."""
 
 _FREE_WITHIN_S = 10.0
 _DEADLINES_S = (0.05, 0.2, 1.0)
-"""The first that is long enough for a sample to run."""
+"""Deadlines to try in turn, until one is long enough for a sample to run."""
 _MANY = 16
 _SOME_TOKENS = 24
 
@@ -49,7 +49,7 @@ async def missing_samples_alone_can_be_drawn(server: RolloutServer) -> None:
 
 @SUITE.check
 async def a_token_has_one_logprob(server: RolloutServer) -> None:
-    """token_ids are int32, logprobs float32, packed little-endian, as many of one as of the other, at least one"""
+    """token_ids are int32, logprobs float32, packed little-endian; a sample has a logprob a token and at least one token"""
     for sample in await _some(server):
         ids, logprobs = unpack_ids(sample.token_ids), unpack_floats(sample.logprobs)
         require(len(ids) == len(logprobs) > 0, f"{len(ids)} tokens, {len(logprobs)} logprobs")
@@ -145,7 +145,7 @@ async def requests_that_cannot_be_served_are_refused(server: RolloutServer) -> N
 
 @SUITE.check
 async def another_version_is_refused(server: RolloutServer) -> None:
-    """required_version that it does not hold is FAILED_PRECONDITION; the one that it holds is served"""
+    """a required_version other than the server's is FAILED_PRECONDITION; the server's own version is served"""
     held = (await server.info()).version
     other = common_pb2.PolicyVersion(lineage=held.lineage, number=held.number + 1)
     call = server.generate(server.request(required_version=other))
@@ -155,7 +155,7 @@ async def another_version_is_refused(server: RolloutServer) -> None:
 
 @SUITE.check
 async def an_aborted_request_ends(server: RolloutServer) -> None:
-    """Abort counts the request, and its stream ends with every sample once, those that were running as ABORT"""
+    """Abort counts the request; its stream ends with every sample once, and the running samples end as ABORT"""
     request = await server.long_request()
     async with running(lambda: server.generate(request)) as stream:
         aborted = 0
@@ -177,7 +177,7 @@ async def aborting_what_does_not_run_is_no_error(server: RolloutServer) -> None:
 
 @SUITE.check
 async def a_caller_that_cancels_frees_its_slots(server: RolloutServer) -> None:
-    """after a cancelled Generate no sample of it runs on, and the same request_id can be used again"""
+    """after a cancelled Generate no sample of that request runs on, and its request_id can be used again"""
     request = await server.long_request()
     async with running(lambda: server.generate(request)) as stream:
         await server.until_running(stream)
@@ -187,7 +187,7 @@ async def a_caller_that_cancels_frees_its_slots(server: RolloutServer) -> None:
 
 @SUITE.check
 async def a_deadline_that_passes_frees_its_slots(server: RolloutServer) -> None:
-    """after a Generate whose deadline has passed no sample of it runs on"""
+    """after a Generate whose deadline has passed no sample of that request runs on"""
     for deadline_s in _DEADLINES_S:
         if await _passed_while_running(server, deadline_s):
             break
@@ -200,7 +200,9 @@ async def _passed_while_running(server: RolloutServer, deadline_s: float) -> boo
         try:
             await server.until_running(stream)
         except Violation:
-            return False  # it ended before it was seen: a deadline too short for this machine, or a fast server
+            return (
+                False  # no sample was seen running: the deadline is too short for this machine, or the server is fast
+            )
         await asyncio.wait([stream])
     return True
 
@@ -214,7 +216,7 @@ async def a_message_over_the_limit_is_refused(server: RolloutServer) -> None:
 
 @SUITE.check
 async def a_drained_server_takes_no_work(server: RolloutServer) -> None:
-    """Drain returns when nothing runs; after it Generate is FAILED_PRECONDITION"""
+    """Drain returns when nothing runs; after Drain, Generate is FAILED_PRECONDITION"""
     if not server.drain:
         raise NotApplicable("it would take no more work: give --drain for one that may be ended")
     drain = rollout_pb2.RolloutServiceDrainRequest(timeout_s=1.0)

@@ -1,4 +1,4 @@
-"""A model folder as a weight snapshot that a rollout can be told to read, without torch."""
+"""A model folder as a weight snapshot for a rollout to read, made without torch."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,9 @@ _TIED_HEAD = "lm_head.weight"
 
 
 def read_model_snapshot(folder: Path, version: PolicyVersion) -> Snapshot:
-    """The tensors of the folder's .safetensors files as `version`; a tied head is left out, as a learner does.
+    """The tensors of the folder's .safetensors files as `version`, without a tied head, as a learner packs them.
 
-    Raises ConfigError when it is no model folder, or safetensors is not installed.
+    Raises ConfigError when the folder is no model folder, or safetensors is not installed.
     """
     try:
         import safetensors

@@ -1,4 +1,4 @@
-"""Checks a reward server: finds a question that it knows the answer to, then runs the checks of reward_checks.py."""
+"""Checks a reward server: finds an answer that the server takes for right, then runs the checks of reward_checks.py."""
 
 import contextlib
 import dataclasses
@@ -20,8 +20,9 @@ async def check_reward(
 ) -> list[Verdict]:
     """Checks the server at `address` (host:port).
 
-    `data_source` is graded, by default the first that the server lists; `answer` is a right completion for `ground_truth`,
-    by default the ground truth in the forms that the built-in graders read. Raises Unavailable when nothing answers.
+    `data_source` is the source to grade, by default the first that the server lists; `answer` is a right completion for
+    `ground_truth`, by default the ground truth in the forms that built-in graders read. Raises Unavailable when nothing
+    answers.
     """
     async with connected(address) as channel:
         server = await meet_reward(channel, data_source=data_source, ground_truth=ground_truth, answer=answer)
@@ -31,7 +32,7 @@ async def check_reward(
 async def meet_reward(
     channel: grpc.aio.Channel, *, data_source: str = "", ground_truth: str = "42", answer: str = ""
 ) -> RewardServer:
-    """The server behind a channel, with a question that it knows the answer to where one was found."""
+    """The server behind a channel, with a right completion where the search found one."""
     stub: Any = reward_pb2_grpc.RewardServiceStub(channel)
     sources = await _sources(stub)
     server = RewardServer(
@@ -47,7 +48,7 @@ async def meet_reward(
 
 
 async def _sources(stub: Any) -> list[str]:
-    """The data sources it lists; a failure is the business of the check that lists them again."""
+    """The data sources that the server lists; empty on a failure, which the check of ListGraders reports."""
     with contextlib.suppress(grpc.aio.AioRpcError):
         listed = await stub.ListGraders(reward_pb2.ListGradersRequest(), timeout=CALL_TIMEOUT_S)
         return [source for grader in listed.graders for source in grader.data_sources]
@@ -55,7 +56,7 @@ async def _sources(stub: Any) -> list[str]:
 
 
 async def _right_among(texts: Sequence[str], server: RewardServer) -> str | None:
-    """The first text that is right, each sent alone; a failure is the business of the check that grades gold answers."""
+    """The first text that the server grades as right, texts sent one by one; the check of gold answers reports failures."""
     for text in texts:
         with contextlib.suppress(grpc.aio.AioRpcError):
             response = await server.stub.Score(server.request([text]), timeout=CALL_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""The contract of a reward server, check by check: names and docstrings are what `sluice conformance` prints."""
+"""The contract of a reward server, check by check; `sluice conformance` prints the checks' names and docstrings."""
 
 import asyncio
 import math
@@ -21,10 +21,10 @@ ANY_TEXT = (
     *("", " ", "\n\n", "\0", "a\0b", "\ufeff#", "\u202e42\u202c", "e\u0301" * 100, "😀👩\u200d👩\u200d👧", "١٢٣", "１２", "½"),
     *("\\boxed{" * 200, "(" * 1000, "#" * 1000, "<answer>", "Answer: " + "9" * 500, "1e999", "nan", "-inf", "{}", "%s%n"),
 )  # fmt: skip
-"""What models write and graders trip over."""
+"""Texts of the kinds that models write and graders trip over."""
 
 LONG_TEXT_BYTES = 4 << 20
-"""Four of them are over the 4 MiB that gRPC libraries take unless told otherwise."""
+"""Four such texts exceed the 4 MiB that gRPC libraries take by default."""
 
 UNKNOWN_SOURCE = "sluice-conformance/no-such-source"
 
@@ -88,7 +88,7 @@ async def statuses_are_known(server: RewardServer) -> None:
 
 @SUITE.check
 async def scores_are_finite(server: RewardServer) -> None:
-    """raw_score and shaped_reward of what was graded are finite, acc is in [0, 1]"""
+    """raw_score and shaped_reward of a graded sample are finite, acc is in [0, 1]"""
     for result in await server.score([*gold_forms(server.ground_truth), *GARBAGE, *ANY_TEXT]):
         if result.status in GRADED:
             scores = (result.raw_score, result.shaped_reward, result.overlong_penalty, *result.parts.values())
@@ -175,7 +175,7 @@ async def groups_at_once_do_not_mix(server: RewardServer) -> None:
 
 @SUITE.check
 async def an_unknown_data_source_is_refused(server: RewardServer) -> None:
-    """a data_source that it has no grader for is INVALID_ARGUMENT, with a message"""
+    """a data_source without a grader is INVALID_ARGUMENT, with a message"""
     if server.takes_any_source:
         raise NotApplicable('it lists "*": every data source is known')
     request = server.request(["42"], data_source=UNKNOWN_SOURCE)
@@ -205,7 +205,7 @@ async def items_that_cannot_be_are_refused(server: RewardServer) -> None:
 
 @SUITE.check
 async def a_group_is_answered_before_the_deadline(server: RewardServer) -> None:
-    """64 completions are answered before a deadline of 10 s: TIMEOUT for what was not graded by then"""
+    """64 completions are answered before a deadline of 10 s, with TIMEOUT for completions not graded by then"""
     await server.send(server.request(["#42 " * 1000] * _GROUP_ITEMS), timeout_s=_GROUP_TIMEOUT_S)
 
 
@@ -214,7 +214,9 @@ async def a_caller_that_leaves_holds_up_nobody(server: RewardServer) -> None:
     """after 8 callers whose deadline of 50 ms has passed, the next group is answered"""
     request = server.request(["#42 " * 1000] * _GROUP_ITEMS)
     left = [server.send(request, timeout_s=_SHORT_S) for _ in range(_CONCURRENT)]
-    await asyncio.gather(*left, return_exceptions=True)  # most leave; one that is answered in time is fine as well
+    await asyncio.gather(
+        *left, return_exceptions=True
+    )  # most of these callers leave; an answer in time is fine as well
     await server.send(server.request(["?"]), timeout_s=_GROUP_TIMEOUT_S)
 
 

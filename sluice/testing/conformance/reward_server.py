@@ -1,4 +1,4 @@
-"""A reward server under check: how it is asked, and a question that its grader should know the answer to."""
+"""A reward server under check: requests to send, and a completion that the server takes for right."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class RewardServer:
     data_source: str
     ground_truth: str
     right: str | None
-    """A completion that it takes for right; None when none of those that were tried is."""
+    """A completion that the server takes for right; None when no tried completion was right."""
     takes_any_source: bool
 
     def request(self, texts: Sequence[str], **changes: Any) -> reward_pb2.ScoreRequest:
-        """A group with these completions, all finished."""
+        """A request for a group with these completions, all finished."""
         items = [
             reward_pb2.ScoreItem(index=index, text=text, response_tokens=10, finish_reason=STOP)
             for index, text in enumerate(texts)
@@ -40,19 +40,19 @@ class RewardServer:
         return reward_pb2.ScoreRequest(**(fields | changes))
 
     async def score(self, texts: Sequence[str], **changes: Any) -> list[common_pb2.SampleReward]:
-        """The results of such a group."""
+        """The results of the group that `request` makes."""
         return await self.send(self.request(texts, **changes))
 
     async def send(
         self, request: reward_pb2.ScoreRequest, *, timeout_s: float = CALL_TIMEOUT_S
     ) -> list[common_pb2.SampleReward]:
-        """The results, one an item."""
+        """The results of a request, a result an item."""
         results = list((await self.stub.Score(request, timeout=timeout_s)).results)
         require(len(results) == len(request.items), f"{len(results)} results for {len(request.items)} items")
         return results
 
     def known_right(self) -> str:
-        """A right completion. Raises NotApplicable when none is known."""
+        """A right completion. Raises NotApplicable when no right completion is known."""
         if self.right is None:
             raise NotApplicable("no completion is known that its grader takes for right")
         return self.right

@@ -1,4 +1,4 @@
-"""Checks a rollout server: its weight verbs without a learner, then, under weights, what it generates."""
+"""Checks a rollout server: first its weight RPCs without a learner, then, with weights, its generation."""
 
 import tempfile
 from pathlib import Path
@@ -17,15 +17,15 @@ from sluice.v1 import rollout_pb2, rollout_pb2_grpc
 from sluice.weights.snapshot import Snapshot
 
 LINEAGE = "conformance"
-"""Of the weights that are pushed to a server that holds none."""
+"""The lineage of weights that are pushed to a server without weights."""
 
 
 async def check_rollout(address: str, *, model: Path | None = None, drain: bool = False) -> list[Verdict]:
     """Checks the server at `address` (host:port), which must not be at work in a run.
 
-    `model` is a Hugging Face folder whose weights are pushed to it as a file, so both ends must see this machine's
-    temporary folder; without it the server must hold weights. `drain`: also that it drains, after which it takes no work.
-    Raises Unavailable when nothing answers, ConfigError when `model` is no model folder.
+    `model` is a Hugging Face folder whose weights are pushed to the server as a file, so both ends must see this machine's
+    temporary folder; without `model` the server must hold weights. `drain` also checks Drain, after which the server takes
+    no work. Raises Unavailable when nothing answers, ConfigError when `model` is no model folder.
     """
     async with connected(address) as channel:
         stub: Any = rollout_pb2_grpc.RolloutServiceStub(channel)
@@ -43,10 +43,10 @@ async def check_rollout(address: str, *, model: Path | None = None, drain: bool 
 
 
 async def _next_version(stub: Any) -> PolicyVersion:
-    """One that the server may be given: numbers never go back."""
+    """A version that the server may be given: behind its own version, because numbers never go back."""
     try:
         info = await stub.GetInfo(rollout_pb2.RolloutServiceGetInfoRequest(), timeout=CALL_TIMEOUT_S)
-    except grpc.aio.AioRpcError:  # the checks will say so
+    except grpc.aio.AioRpcError:  # the checks will report the failure
         return PolicyVersion(lineage=LINEAGE, number=0)
     if not info.HasField("version"):
         return PolicyVersion(lineage=LINEAGE, number=0)

@@ -33,11 +33,11 @@ class RolloutServer:
     stub: Any
     clock: Clock
     snapshot: Snapshot | None
-    """Weights to push; None: those that it holds are used."""
+    """Weights to push; None: the checks use the weights that the server holds."""
     file_path: str
-    """Where the snapshot lies, for a receiver that reads files."""
+    """The path of the snapshot, for a receiver that reads files."""
     drain: bool
-    """Whether it may be drained in the end."""
+    """Whether the server may be drained in the end."""
     _names: "itertools.count[int]" = field(default_factory=itertools.count)
     _prefix: str = field(default_factory=lambda: secrets.token_hex(4))
 
@@ -46,7 +46,7 @@ class RolloutServer:
         return await self.stub.GetInfo(rollout_pb2.RolloutServiceGetInfoRequest(), timeout=CALL_TIMEOUT_S)
 
     def request(self, *, n: int = 8, max_tokens: int = 8, **changes: Any) -> rollout_pb2.GenerateRequest:
-        """A request under a name of its own, at temperature 1; `changes` are fields to set otherwise."""
+        """A request with a fresh request_id, at temperature 1; `changes` are fields to set otherwise."""
         fields: dict[str, Any] = {
             "request_id": f"conformance-{self._prefix}-{next(self._names)}",
             "prompt_token_ids": pack_ids([*PROMPT]),
@@ -56,14 +56,14 @@ class RolloutServer:
         return rollout_pb2.GenerateRequest(**(fields | changes))
 
     async def long_request(self) -> rollout_pb2.GenerateRequest:
-        """One that fills the server for as long as its context allows."""
+        """A request that keeps the server busy for as long as the server's context allows."""
         info = await self.info()
         return self.request(n=max(1, min(info.capacity_samples, 64)), max_tokens=info.max_model_len - len(PROMPT))
 
     async def generate(
         self, request: rollout_pb2.GenerateRequest, *, timeout_s: float = CALL_TIMEOUT_S
     ) -> list[common_pb2.Sample]:
-        """The samples of a whole stream, in the order in which they came."""
+        """The samples of a whole stream, in the order of arrival."""
         events = self.stub.Generate(request, timeout=timeout_s)
         return [event.sample async for event in events if event.WhichOneof("event") == "sample"]
 

@@ -1,7 +1,7 @@
-"""A list of checks over one server, and what became of each.
+"""A list of checks over one server, and the verdict of each check.
 
-A check is an async function whose name says what holds and whose docstring says it to people. It returns, or raises
-`Violation` with what was seen, or `NotApplicable`. A call that failed is a violation too. Each ends within CHECK_TIMEOUT_S.
+A check is an async function whose name and docstring say what must hold. A check returns, or raises `Violation` with what
+was seen, or raises `NotApplicable`. A failed call is a violation too. Each check ends within CHECK_TIMEOUT_S.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ class NotApplicable(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What became of one check."""
+    """The outcome of one check."""
 
     check: str
     expected: str
     outcome: Literal["PASS", "FAIL", "SKIP"]
     seen: str = ""
-    """What was seen instead, or why the check was left out; empty for PASS."""
+    """What was seen instead, or why the check does not apply; empty for PASS."""
 
 
 class Suite(Generic[S]):
@@ -52,12 +52,12 @@ class Suite(Generic[S]):
         return function
 
     async def run(self, server: S) -> list[Verdict]:
-        """Runs all checks, one after the other, whatever becomes of each."""
+        """Runs all checks, one after the other, also after a failed check."""
         return [await _verdict(check, server) for check in self.checks]
 
 
 def require(holds: bool, seen: str) -> None:
-    """Raises Violation unless it holds."""
+    """Raises Violation with `seen` unless `holds`."""
     if not holds:
         raise Violation(seen)
 
@@ -67,7 +67,7 @@ async def _verdict(check: Check[S], server: S) -> Verdict:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
             await check(server)
-    except (Violation, SluiceError) as violation:  # a SluiceError: bytes that are no array, a manifest that is none
+    except (Violation, SluiceError) as violation:  # a SluiceError: the server sent a torn array or a bad manifest
         outcome, seen = "FAIL", str(violation)
     except NotApplicable as reason:
         outcome, seen = "SKIP", str(reason)

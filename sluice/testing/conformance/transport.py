@@ -1,4 +1,4 @@
-"""What every server owes whatever it serves: it answers, says that it is healthy, and refuses what is too large."""
+"""The contract of every server: the server answers, reports its health, and refuses messages over the limit."""
 
 import asyncio
 import contextlib
@@ -15,13 +15,13 @@ from sluice.testing.conformance.suite import Violation, require
 CALL_TIMEOUT_S = 20.0
 CONNECT_TIMEOUT_S = 10.0
 
-# The last setting of a name counts: this end must be able to send what the other end has to refuse.
+# The last setting of a name counts: this end must be able to send messages that the other end has to refuse.
 _OPTIONS = (*CHANNEL_OPTIONS, ("grpc.max_send_message_length", -1))
 
 
 @contextlib.asynccontextmanager
 async def connected(address: str) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to a server that is there. Raises Unavailable when nothing answers."""
+    """A channel to a server that answers. Raises Unavailable when nothing answers."""
     async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -45,8 +45,8 @@ async def check_health(channel: grpc.aio.Channel, service: str) -> None:
 
 
 async def check_oversized(channel: grpc.aio.Channel, method: str) -> None:
-    """Raises Violation unless a message over the limit is refused; what it holds does not matter."""
-    call = channel.unary_unary(method)  # bytes as they are
+    """Raises Violation unless the server refuses a message over the limit; the message's content does not matter."""
+    call = channel.unary_unary(method)  # sends bytes without serialising
     sent = call(bytes(MAX_MESSAGE_BYTES + 1), timeout=CALL_TIMEOUT_S)
     await check_refusal(sent, grpc.StatusCode.RESOURCE_EXHAUSTED, f"a message of {MAX_MESSAGE_BYTES + 1} bytes")
 

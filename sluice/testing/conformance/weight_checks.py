@@ -1,4 +1,4 @@
-"""What a rollout server owes before and while it is given weights, with no learner around."""
+"""The contract of a rollout server before and during a push of weights, checked without a learner."""
 
 import dataclasses
 import socket
@@ -17,7 +17,7 @@ SERVICE = "sluice.v1.RolloutService"
 
 _JOIN_LIMIT_S = 1.0
 _JOIN_SLACK_S = 5.0
-"""A join may take that much longer than its limit to report."""
+"""How much longer than its limit a join may take to report."""
 
 SUITE: Suite[RolloutServer] = Suite()
 
@@ -55,7 +55,7 @@ async def an_unknown_backend_is_refused(server: RolloutServer) -> None:
 async def a_join_without_a_learner_ends_in_time(server: RolloutServer) -> None:
     """JoinEpoch where no learner listens is DATA_LOSS, within its timeout_s and 5 s"""
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        bound.bind(("127.0.0.1", 0))  # bound, but nobody listens
         join = _join(server, backend="gloo", port=bound.getsockname()[1])
         await check_refusal(join, grpc.StatusCode.DATA_LOSS, "JoinEpoch")
 
