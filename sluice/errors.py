@@ -111,3 +111,11 @@ class LaunchError(SluiceError):
 
     status = "INTERNAL"
     usual_fix = "the log of the process that is named has the cause"
+
+
+def first_error(group: BaseExceptionGroup) -> BaseException:
+    """The first exception inside nested groups: what to tell when tasks that belong together failed together."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
 
     import uvloop
 
-    from services.coordinator.app import Options, serve
+    from services.coordinator.app.options import Options
+    from services.coordinator.app.serving import serve
     from sluice.config.load import load_config
     from sluice.errors import SluiceError
     from sluice.rpc.access import Role

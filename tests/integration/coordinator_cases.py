@@ -10,7 +10,8 @@ from typing import Any
 
 import grpc
 
-from services.coordinator.app import Options, serve
+from services.coordinator.app.options import Options
+from services.coordinator.app.serving import serve
 from sluice import PROTOCOL_VERSION
 from sluice.config.schema import Config
 from sluice.model_identity import model_identity

@@ -14,7 +14,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.coordinator.groups.grading import Grading
-from services.coordinator.groups.scoring import Scoring
 from services.coordinator.state.fleet import Fleet, Member, Role
 from services.coordinator.state.group import Group, GroupFailed
 from services.coordinator.wire.clients import Clients
@@ -134,7 +133,7 @@ async def judging(url, *, wait_s=60.0, **settings):
     settings = {"url": url, "model": "m", "pause_s": 0.5, "timeout_s": 1.0, **settings}
     fleet, clients = Fleet(), Clients()
     config = make_config(coordinator__score_wait_s=wait_s)
-    scoring = Scoring(config=config, grading=Grading(config=config, fleet=fleet, rewards=clients, clock=SystemClock()))
+    scoring = Grading(config=config, fleet=fleet, rewards=clients, clock=SystemClock())
 
     async def fill(name="g"):
         group = Group(group_id=name, admission=0, cursor="", prompt=FakePrompt(prompt_id=name))
@@ -253,7 +252,7 @@ async def test_a_completion_too_long_to_be_graded_is_not_tried_again(tmp_path):
     (tmp_path / "any.py").write_text("def score(solution_str):\n    return 1.0\n")
     fleet, clients = Fleet(), Clients()
     config = make_config(reward__max_answer_chars=100)
-    scoring = Scoring(config=config, grading=Grading(config=config, fleet=fleet, rewards=clients, clock=SystemClock()))
+    scoring = Grading(config=config, fleet=fleet, rewards=clients, clock=SystemClock())
     group = Group(group_id="g", admission=0, cursor="", prompt=FakePrompt(prompt_id="p"))
     group.samples = {index: make_sample(index, version=0) for index in range(N)}
     group.samples[1] = replace(group.samples[1], text="x" * 101)

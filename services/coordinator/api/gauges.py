@@ -4,22 +4,22 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.coordinator.api.run_parts import Core
+from services.coordinator.api.run_parts import RunParts
 from services.coordinator.state.fleet import Fleet, Role, State
 from services.coordinator.state.progress import RunState
 from sluice.telemetry.prometheus import Target
 
 
-def gauges(core: Core) -> dict[str, float]:
+def gauges(parts: RunParts) -> dict[str, float]:
     """Metrics of this moment; those of sluice/telemetry/catalogue/live.py that cost nothing."""
-    training = core.progress.state is RunState.RUNNING and core.fleet.learner is not None
+    training = parts.run.progress.state is RunState.RUNNING and parts.run.fleet.learner is not None
     return {
-        "run/trained_steps": float(core.progress.trained_steps),
-        "run/idle_s": core.stall.idle_s(),
-        "learner/waiting_s": core.assigner.learner_waits_s() if training else 0.0,
-        "staleness/bound_steps": float(core.config.coordinator.max_staleness),
-        "logger/dropped_lines": float(core.loggers.dropped),
-        **fleet_gauges(core.fleet),
+        "run/trained_steps": float(parts.run.progress.trained_steps),
+        "run/idle_s": parts.stall.idle_s(),
+        "learner/waiting_s": parts.assigner.learner_waits_s() if training else 0.0,
+        "staleness/bound_steps": float(parts.run.config.coordinator.max_staleness),
+        "logger/dropped_lines": float(parts.loggers.dropped),
+        **fleet_gauges(parts.run.fleet),
     }
 
 

@@ -4,8 +4,8 @@ who waits          for what                             unblocked by
 `everybody_left`   services to leave, or come again     their farewells; LINGER_S in which nobody comes or goes
 """
 
-from services.coordinator.api.run_parts import Core
 from services.coordinator.state.fleet import State
+from services.coordinator.state.run_context import RunContext
 
 LINGER_S = 120.0
 """How long the coordinator of a run that has ended waits for anybody to leave or to come again. A learner that is alive
@@ -15,20 +15,20 @@ FAREWELL_S = 5.0
 """How long it goes on when all have left and nobody is on the way, for whoever asks now and then how the run stands."""
 
 
-async def everybody_left(core: Core) -> None:
+async def everybody_left(run: RunContext) -> None:
     """Returns when all have left and nobody is on the way, FAREWELL_S later."""
 
     def alone() -> bool:
-        return core.fleet.has_left and not core.fleet.expects(now_s=core.clock.now())
+        return run.fleet.has_left and not run.fleet.expects(now_s=run.clock.now())
 
     while True:
-        changed_s = core.clock.now()
+        changed_s = run.clock.now()
         while not alone():
-            if await core.fleet.roster.wait(timeout_s=FAREWELL_S):
-                changed_s = core.clock.now()
-            learner, quiet_s = core.fleet.learner, core.clock.now() - changed_s
+            if await run.fleet.roster.wait(timeout_s=FAREWELL_S):
+                changed_s = run.clock.now()
+            learner, quiet_s = run.fleet.learner, run.clock.now() - changed_s
             if quiet_s > LINGER_S and (learner is None or learner.state is State.DRAINING):
                 return
-        await core.clock.sleep(FAREWELL_S)
+        await run.clock.sleep(FAREWELL_S)
         if alone():
             return

@@ -1,4 +1,4 @@
-"""CoordinatorService: decode, call the core, encode. What people script, and what the other services call."""
+"""CoordinatorService: decode, call the part that it is about, encode. What people script, and what the other services call."""
 
 import asyncio
 import json
@@ -9,14 +9,14 @@ import grpc
 import structlog
 
 from services.coordinator.api import status_wire
-from services.coordinator.api.group_lookup import find_row
-from services.coordinator.api.run_parts import Core, line_of
+from services.coordinator.api.group_listing import find_payload, find_row, group_lines, line_of
+from services.coordinator.api.run_parts import RunParts
 from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.wire.clients import as_sluice_errors
 from services.coordinator.wire.messages import statement_from
 from sluice import PROTOCOL_VERSION
 from sluice.config.load import dump_config
-from sluice.errors import Expired, Fenced, Forbidden, InvalidRequest, NotReady, Unavailable
+from sluice.errors import Expired, Forbidden, InvalidRequest, NotReady
 from sluice.rpc import access
 from sluice.rpc.event_stream import PROCESS_KEY, SEQUENCE_KEY
 from sluice.rpc.gate import caller, name_of
@@ -42,28 +42,28 @@ _ROLE = {
 
 
 class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
-    """The API over one run's core."""
+    """The API over the parts of one run."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, parts: RunParts) -> None:
+        self._parts = parts
 
     # --- for people ----------------------------------------------------------------------------------------------
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: grpc.aio.ServicerContext) -> pb.GetStatusResponse:
-        return await status_wire.status(self._core)
+        return await status_wire.status(self._parts)
 
     async def WatchEvents(
         self, request: pb.WatchEventsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.WatchEventsResponse]:
-        core = self._core
-        core.launchers += request.launcher
-        begin = core.events.begin(after=request.after_sequence, process=request.process)
-        events = core.events.watch(
-            after=request.after_sequence, process=request.process, over=lambda: core.progress.state.final
+        parts = self._parts
+        parts.launchers += request.launcher
+        begin = parts.run.events.begin(after=request.after_sequence, process=request.process)
+        events = parts.run.events.watch(
+            after=request.after_sequence, process=request.process, over=lambda: parts.run.progress.state.final
         )
         try:
             # So that a caller can go on from here even if the connection breaks before the first event.
-            await context.send_initial_metadata(((PROCESS_KEY, core.events.process), (SEQUENCE_KEY, str(begin))))
+            await context.send_initial_metadata(((PROCESS_KEY, parts.run.events.process), (SEQUENCE_KEY, str(begin))))
             async for event in events:
                 yield pb.WatchEventsResponse(
                     sequence=event.sequence,
@@ -72,10 +72,10 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                     message=event.message,
                     values=event.values,
                     labels=event.labels,
-                    process=core.events.process,
+                    process=parts.run.events.process,
                 )
         finally:
-            core.launchers -= request.launcher
+            parts.launchers -= request.launcher
 
     async def Pause(self, request: pb.PauseRequest, context: grpc.aio.ServicerContext) -> pb.PauseResponse:
         return pb.PauseResponse(state=await self._set_admission("paused"))
@@ -85,7 +85,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
 
     async def Drain(self, request: pb.DrainRequest, context: grpc.aio.ServicerContext) -> pb.DrainResponse:
         state = await self._set_admission("draining")
-        board, limit = self._core.board, request.timeout_s or 600.0
+        board, limit = self._parts.run.board, request.timeout_s or 600.0
         try:
             async with asyncio.timeout(limit):
                 while board.open:
@@ -98,8 +98,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         return pb.DrainResponse(state=state)
 
     async def Stop(self, request: pb.StopRequest, context: grpc.aio.ServicerContext) -> pb.StopResponse:
-        await self._core.lifecycle.stop(request.reason or "stopped on request")
-        return pb.StopResponse(state=status_wire.run_state(self._core.progress))
+        await self._parts.lifecycle.stop(request.reason or "stopped on request")
+        return pb.StopResponse(state=status_wire.run_state(self._parts.run.progress))
 
     async def Scale(self, request: pb.ScaleRequest, context: grpc.aio.ServicerContext) -> pb.ScaleResponse:
         role = _ROLE.get(request.role)
@@ -109,15 +109,15 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 f"{pb.ServiceRole.Name(request.role) if request.role in pb.ServiceRole.values() else request.role}",
                 fix="name SERVICE_ROLE_ROLLOUT or SERVICE_ROLE_REWARD and how many",
             )
-        if not self._core.launchers:
+        if not self._parts.launchers:
             raise NotReady(
                 "scale: no launcher is attached to this run",
                 fix="start or end services yourself; with Docker Compose, `docker compose up -d --no-deps --no-recreate "
                 f"--scale {role.value}={request.replicas} {role.value}`",
             )
-        self._core.progress.scale[role.value] = request.replicas
-        await self._core.lifecycle.save()
-        self._core.events.emit(
+        self._parts.run.progress.scale[role.value] = request.replicas
+        await self._parts.lifecycle.save()
+        self._parts.run.events.emit(
             "scale",
             f"{request.replicas} {role.value} replicas asked for",
             values={"replicas": float(request.replicas)},
@@ -128,13 +128,13 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def SaveCheckpoint(
         self, request: pb.SaveCheckpointRequest, context: grpc.aio.ServicerContext
     ) -> pb.SaveCheckpointResponse:
-        learner = self._core.fleet.learner
+        learner = self._parts.run.fleet.learner
         if learner is None:
             raise NotReady("checkpoint: no learner is registered", fix="wait until `sluice status` shows one")
         left_s = context.time_remaining()
         limit_s = 300.0 if left_s is None else left_s
         with as_sluice_errors(learner):
-            saved = await self._core.clients.learner(learner).SaveCheckpoint(
+            saved = await self._parts.clients.learner(learner).SaveCheckpoint(
                 learner_pb2.LearnerServiceSaveCheckpointRequest(), timeout=limit_s
             )
         return pb.SaveCheckpointResponse(path=saved.path, version=saved.version)
@@ -145,14 +145,14 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 f"evaluate: prompts must be >= 0 and n 0 to {MOST_SAMPLES_A_PROMPT}, got {request.prompts} and {request.n}",
                 fix="0 takes the configured number",
             )
-        result = await self._core.evaluator.evaluate(prompts=request.prompts, n=request.n)
-        await self._core.lifecycle.record_evaluation(result, full=False)
+        result = await self._parts.evaluator.evaluate(prompts=request.prompts, n=request.n)
+        await self._parts.lifecycle.record_evaluation(result, full=False)
         return pb.EvaluateResponse(evaluation=status_wire.evaluation(result))
 
     async def SubmitPrompts(
         self, request: pb.SubmitPromptsRequest, context: grpc.aio.ServicerContext
     ) -> pb.SubmitPromptsResponse:
-        ids = await self._core.prompts.submit(
+        ids = await self._parts.prompts.submit(
             [(p.data_source, p.prompt, p.ground_truth, p.extra_info_json) for p in request.prompts]
         )
         return pb.SubmitPromptsResponse(prompt_ids=ids)
@@ -162,35 +162,35 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     ) -> pb.ListGroupsResponse:
         if request.limit < 0:
             raise InvalidRequest(f"groups: limit must be >= 0, got {request.limit}", fix="0 takes 100")
-        found = [line for line in self._core.group_lines() if not request.state or line.state == request.state]
+        found = [line for line in group_lines(self._parts) if not request.state or line.state == request.state]
         return pb.ListGroupsResponse(groups=[status_wire.summary(line) for line in found[: request.limit or 100]])
 
     async def GetGroup(self, request: pb.GetGroupRequest, context: grpc.aio.ServicerContext) -> pb.GetGroupResponse:
-        row = await find_row(self._core, request.group_id)
+        row = await find_row(self._parts, request.group_id)
         line = line_of(row)
         return pb.GetGroupResponse(
             summary=status_wire.summary(line),
-            group=await self._core.find_payload(line),
+            group=await find_payload(self._parts, line),
             row_json=json.dumps(row, allow_nan=False),
         )
 
     async def GetLedger(self, request: pb.GetLedgerRequest, context: grpc.aio.ServicerContext) -> pb.GetLedgerResponse:
-        return pb.GetLedgerResponse(ledger=await status_wire.ledger(self._core))
+        return pb.GetLedgerResponse(ledger=await status_wire.ledger(self._parts))
 
     async def Rollback(self, request: pb.RollbackRequest, context: grpc.aio.ServicerContext) -> pb.RollbackResponse:
-        rollbacks = self._core.rollbacks
+        rollbacks = self._parts.rollbacks
         account = await (rollbacks.preview(request.to) if request.preview else rollbacks.request(request.to))
         return status_wire.rollback(account)
 
     async def GetConfig(self, request: pb.GetConfigRequest, context: grpc.aio.ServicerContext) -> pb.GetConfigResponse:
         if (role := caller()) not in (None, access.Role.OPERATOR):
-            self._core.fleet.expect(name_of(role, context), now_s=self._core.clock.now())
-        return pb.GetConfigResponse(yaml=dump_config(self._core.config))
+            self._parts.run.fleet.expect(name_of(role, context), now_s=self._parts.run.clock.now())
+        return pb.GetConfigResponse(yaml=dump_config(self._parts.run.config))
 
     # --- for services --------------------------------------------------------------------------------------------
 
     async def Register(self, request: pb.RegisterRequest, context: grpc.aio.ServicerContext) -> pb.RegisterResponse:
-        core, role = self._core, _ROLE.get(request.role)
+        parts, run, role = self._parts, self._parts.run, _ROLE.get(request.role)
         if role is None or not request.address or not request.incarnation:
             raise InvalidRequest("register: role, address and incarnation must be set", fix="set all three")
         if request.protocol_version != PROTOCOL_VERSION:
@@ -207,41 +207,41 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             )
         self._check_model(request, role)
         if role is Role.LEARNER:
-            await core.learner_states(statement_from(request))
+            await parts.learner.hear(statement_from(request))
         member = Member(
             service_id=request.service_id,
             role=role,
             address=request.address,
             incarnation=request.incarnation,
             capacity=max(1, request.capacity),
-            last_beat_s=core.clock.now(),
+            last_beat_s=run.clock.now(),
             metrics_address=request.metrics_address,
             engine=request.engine,
         )
-        replaced = core.fleet.register(member)
-        core.fleet.has_come(name_of(caller_role, context))
-        fence = await core.learner_arrived(member, version_from_proto(request.version)) if role is Role.LEARNER else 0
-        core.events.emit(
+        replaced = run.fleet.register(member)
+        run.fleet.has_come(name_of(caller_role, context))
+        fence = await parts.learner.take(member, version_from_proto(request.version)) if role is Role.LEARNER else 0
+        run.events.emit(
             "service_registered",
             f"{member.service_id} at {member.address} ({request.engine or role.value})"
             + (", replacing its former process" if replaced and replaced.incarnation != member.incarnation else ""),
             labels={"service_id": member.service_id, "role": role.value},
         )
         if member.state is State.READY:
-            core.events.emit("service_ready", f"{member.service_id} is ready", labels={"service_id": member.service_id})
+            run.events.emit("service_ready", f"{member.service_id} is ready", labels={"service_id": member.service_id})
         return pb.RegisterResponse(
             service_id=member.service_id,
-            run_id=core.run_id,
-            run_dir=str(core.files.run_dir),
-            config_yaml=dump_config(core.config),
-            heartbeat_interval_s=core.config.coordinator.heartbeat_interval_s,
+            run_id=run.run_id,
+            run_dir=str(parts.records.files.run_dir),
+            config_yaml=dump_config(run.config),
+            heartbeat_interval_s=run.config.coordinator.heartbeat_interval_s,
             fence=fence,
         )
 
     def _check_model(self, request: pb.RegisterRequest, role: Role) -> None:
         if role is Role.REWARD:
             return
-        ours = self._core.identity
+        ours = self._parts.identity
         for what, theirs, own in (
             ("model", request.model_hash, ours.model_hash),
             ("tokenizer", request.tokenizer_hash, ours.tokenizer_hash),
@@ -252,7 +252,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                     f"({own[:12]})",
                     fix="give both the same model.path",
                 )
-        data = self._core.config.data
+        data = self._parts.run.config.data
         longest = data.max_prompt_length + data.max_response_length
         if role is Role.ROLLOUT and request.max_model_len < longest:
             raise NotReady(
@@ -262,37 +262,39 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             )
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: grpc.aio.ServicerContext) -> pb.HeartbeatResponse:
-        known = self._core.fleet.beat(
+        known = self._parts.run.fleet.beat(
             service_id=request.service_id,
             incarnation=request.incarnation,
             running=request.running,
             draining=request.draining,
-            now_s=self._core.clock.now(),
+            now_s=self._parts.run.clock.now(),
         )
-        return pb.HeartbeatResponse(known=known, run_ended=self._core.progress.state.final)
+        return pb.HeartbeatResponse(known=known, run_ended=self._parts.run.progress.state.final)
 
     async def GetBatch(
         self, request: pb.GetBatchRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GetBatchResponse]:
-        core = self._core
-        self._check_fence(request.fence)
-        found = await core.batch_for_learner(request.step, wait_s=min(request.wait_s, LONGEST_POLL_S))
-        self._check_fence(request.fence)
+        parts = self._parts
+        self._parts.learner.check(request.fence)
+        found = await parts.learner.batch(request.step, wait_s=min(request.wait_s, LONGEST_POLL_S))
+        self._parts.learner.check(request.fence)
         if isinstance(found, str):
-            yield pb.GetBatchResponse(not_ready=pb.BatchNotReady(reason=found, ended=core.ended(request.step)))
+            yield pb.GetBatchResponse(
+                not_ready=pb.BatchNotReady(reason=found, ended=parts.learner.has_ended(request.step))
+            )
             return
         header = pb.BatchHeader(step=found.step, groups=len(found.payloads), digest=found.digest)
         yield pb.GetBatchResponse(header=header)
         for payload in found.payloads:
-            yield pb.GetBatchResponse(group=core.codec.decode(payload))
+            yield pb.GetBatchResponse(group=parts.codec.decode(payload))
 
     async def CommitStep(
         self, request: pb.CommitStepRequest, context: grpc.aio.ServicerContext
     ) -> pb.CommitStepResponse:
-        self._check_fence(request.fence)
+        self._parts.learner.check(request.fence)
         if request.version.number != request.step + 1:
             raise InvalidRequest(f"commit: step {request.step} makes version {request.step + 1}, not {request.version}")
-        recorded = await self._core.commits.step(
+        recorded = await self._parts.commits.step(
             request.step,
             version=version_from_proto(request.version),
             weights_digest=request.weights_digest,
@@ -304,27 +306,19 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def CommitCheckpoint(
         self, request: pb.CommitCheckpointRequest, context: grpc.aio.ServicerContext
     ) -> pb.CommitCheckpointResponse:
-        self._check_fence(request.fence)
-        await self._core.commits.checkpoint(version_from_proto(request.version), request.path)
+        self._parts.learner.check(request.fence)
+        await self._parts.commits.checkpoint(version_from_proto(request.version), request.path)
         return pb.CommitCheckpointResponse()
 
-    def _check_fence(self, fence: int) -> None:
-        if not self._core.learner_was_here:
-            raise Unavailable("this coordinator has just started; the learner has to register first, then call again")
-        if fence != self._core.learner_fence:
-            raise Fenced(
-                f"this learner holds fence {fence}, a newer one holds {self._core.learner_fence}: it was replaced and must end"
-            )
-
     async def _set_admission(self, admission: str) -> "pb.RunState.ValueType":
-        progress = self._core.progress
+        progress = self._parts.run.progress
         if progress.state.final:
             raise NotReady(
                 f"the run has ended ({progress.state.value})",
                 fix="`sluice up --run-dir` goes on with it: raise run.total_steps where it is finished",
             )
         progress.admission = admission
-        self._core.board.changed.notify()
-        await self._core.lifecycle.save()
-        self._core.events.emit("run_state", f"admission {admission}", labels={"state": admission})
+        self._parts.run.board.changed.notify()
+        await self._parts.lifecycle.save()
+        self._parts.run.events.emit("run_state", f"admission {admission}", labels={"state": admission})
         return status_wire.run_state(progress)

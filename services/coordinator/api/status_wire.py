@@ -1,8 +1,10 @@
 """Core -> wire for the messages people read: status, ledger, evaluations, group lines."""
 
-from services.coordinator.api.run_parts import Core, GroupLine
+from services.coordinator.api.group_listing import GroupLine
+from services.coordinator.api.run_parts import RunParts
+from services.coordinator.groups.step_metrics import queue_metrics
 from services.coordinator.recovery.rollback import Account
-from services.coordinator.run.evaluation import EvaluationResult
+from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.state.ledger import LedgerCounts, count, ledger_metrics
 from services.coordinator.state.progress import Progress, RunState
@@ -41,28 +43,28 @@ def run_state(progress: Progress) -> "pb.RunState.ValueType":
     return _RUN_STATE[progress.state]
 
 
-async def status(core: Core) -> pb.GetStatusResponse:
+async def status(parts: RunParts) -> pb.GetStatusResponse:
     """Everything GetStatus shows."""
-    progress = core.progress
-    counts = count(await core.store.counters(), core.board)
+    run, progress = parts.run, parts.run.progress
+    counts = count(await parts.store.counters(), run.board)
     return pb.GetStatusResponse(
-        run_id=core.run_id,
+        run_id=run.run_id,
         state=run_state(progress),
         reason=progress.reason,
         step=progress.trained_steps,
-        total_steps=core.config.run.total_steps,
+        total_steps=run.config.run.total_steps,
         version=None if progress.version is None else version_to_proto(progress.version),
-        services=[service(member, now_s=core.clock.now()) for member in core.fleet.members.values()],
+        services=[service(member, now_s=run.clock.now()) for member in run.fleet.members.values()],
         ledger=ledger_to(counts),
-        metrics=progress.metrics | core.live_gauges() | ledger_metrics(counts),
+        metrics=progress.metrics | queue_metrics(run.board) | ledger_metrics(counts),
         evaluations=[evaluation(result) for result in progress.evaluations],
         train_wall_s=progress.train_wall_s,
         scale=progress.scale,
-        run_dir=str(core.files.run_dir),
-        waits=[pb.Wait(who=wait.who, why=wait.why, since_s=wait.since_s) for wait in core.stall.waits()],
+        run_dir=str(parts.records.files.run_dir),
+        waits=[pb.Wait(who=wait.who, why=wait.why, since_s=wait.since_s) for wait in parts.stall.waits()],
         rollbacks=[
             pb.RolledBack(to=made.to, lineage=made.lineage, reached=made.reached, time_s=made.time_s)
-            for made in core.rollbacks.made
+            for made in parts.rollbacks.made
         ],
     )
 
@@ -81,9 +83,9 @@ def service(member: Member, *, now_s: float) -> pb.ServiceStatus:
     )
 
 
-async def ledger(core: Core) -> pb.Ledger:
+async def ledger(parts: RunParts) -> pb.Ledger:
     """The ledger, term by term."""
-    return ledger_to(count(await core.store.counters(), core.board))
+    return ledger_to(count(await parts.store.counters(), parts.run.board))
 
 
 def ledger_to(counts: LedgerCounts) -> pb.Ledger:

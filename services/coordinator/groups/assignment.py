@@ -9,16 +9,13 @@ import asyncio
 
 import structlog
 
-from services.coordinator.groups.conductor import Conductor
-from services.coordinator.state.board import Board, Choice
-from services.coordinator.state.events import Events
+from services.coordinator.state.board import Choice
 from services.coordinator.state.group import QueuedGroup
 from services.coordinator.state.ledger_row import queued_row
-from services.coordinator.state.ports import DurableState
-from services.coordinator.storage.run_files import BatchFile, RunFiles
+from services.coordinator.state.run_context import RunContext
+from services.coordinator.storage.records import Records
+from services.coordinator.storage.run_files import BatchFile
 from services.coordinator.storage.unbroken import unbroken
-from sluice.clock import Clock
-from sluice.config.schema import Config
 from sluice.errors import DataError, NotReady
 
 log = structlog.get_logger(__name__)
@@ -27,19 +24,9 @@ log = structlog.get_logger(__name__)
 class Assigner:
     """Hands out batches, one call at a time."""
 
-    def __init__(
-        self,
-        *,
-        config: Config,
-        board: Board,
-        store: DurableState,
-        files: RunFiles,
-        conductor: Conductor,
-        events: Events,
-        clock: Clock,
-    ) -> None:
-        self._config, self._board, self._store, self._files = config, board, store, files
-        self._conductor, self._events, self._clock = conductor, events, clock
+    def __init__(self, run: RunContext, records: Records) -> None:
+        self._config, self._board, self._events, self._clock = run.config, run.board, run.events, run.clock
+        self._store, self._files = records.store, records.files
         self._waiting_since: float | None = None
         self._wanted, self._wanted_since_s = -1, 0.0
         """The newest step that the learner asked a batch for, and when it first did."""
@@ -126,7 +113,6 @@ class Assigner:
         await self._store.assign(step, record={"ids": ids, "digest": batch.digest}, group_ids=ids, tokens=tokens)
         await self._files.name_batch(step, batch.digest)
         for group in choice.chosen:
-            self._conductor.queued_bytes -= group.payload_bytes
             self._board.remove(group)
         self.assigned[step] = choice.chosen
         self._tell_if_partial(step, choice)
@@ -151,7 +137,6 @@ class Assigner:
     async def _end(self, group: QueuedGroup, term: str) -> None:
         row = queued_row(group, term=term, step=-1)
         await self._store.end(group.group_id, was="queued", term=term, row=row, tokens=group.tokens)
-        self._conductor.queued_bytes -= group.payload_bytes
         self._board.remove(group)
 
     async def close(self) -> None:

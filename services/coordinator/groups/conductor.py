@@ -8,65 +8,54 @@ Nothing waits for a group's task but the batch that would otherwise lose it (ass
 
 import asyncio
 import time
-from collections.abc import Callable, Container
+from collections.abc import Container
 
 import numpy as np
 
 from services.coordinator.groups.generation import Generation
 from services.coordinator.groups.grading import Grading
-from services.coordinator.groups.scoring import Scoring
 from services.coordinator.groups.step_metrics import StepWindow
-from services.coordinator.state.board import Board
-from services.coordinator.state.fleet import Fleet, Member, Role
+from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import Admission, Group, GroupFailed, Phase, group_id_of
 from services.coordinator.state.ledger_row import accepted_group, accepted_info, ledger_row, open_info
-from services.coordinator.state.ports import DurableState, GroupCodec, Prompts, RewardClient, RolloutClient
+from services.coordinator.state.ports import Prompts, RolloutClient
+from services.coordinator.state.run_context import RunContext
+from services.coordinator.storage.records import Records
 from services.coordinator.storage.unbroken import unbroken
-from sluice.clock import Clock
-from sluice.config.schema import Config
 from sluice.dapo.dynamic_sampling import Verdict, judge_scores
 
 
 class Conductor:
-    """Admits groups while `admitting` says so, and carries each one in a task of its own."""
+    """Admits groups while the run's progress says so, and carries each one in a task of its own."""
 
     def __init__(
         self,
+        run: RunContext,
+        records: Records,
         *,
-        config: Config,
-        run_id: str,
-        board: Board,
-        fleet: Fleet,
-        store: DurableState,
-        prompts: Prompts,
         rollouts: RolloutClient,
-        rewards: RewardClient,
-        codec: GroupCodec,
-        clock: Clock,
-        admitting: Callable[[], bool],
+        grading: Grading,
+        prompts: Prompts,
         cursor: str,
         admissions: int,
     ) -> None:
-        self._config, self._run_id, self._clock = config, run_id, clock
-        self._board, self._fleet, self._store = board, fleet, store
-        self._prompts, self._codec = prompts, codec
+        """`cursor` and `admissions`: where an earlier process of this run stopped."""
+        self._config, self._run_id, self._clock = run.config, run.run_id, run.clock
+        self._board, self._fleet, self._progress = run.board, run.fleet, run.progress
+        self._store, self._codec = records.store, records.codec
+        self._prompts, self._grading = prompts, grading
         self._generation = Generation(
-            config=config,
-            board=board,
-            fleet=fleet,
+            config=run.config,
+            board=run.board,
+            fleet=run.fleet,
             rollouts=rollouts,
             report_tokens=lambda tokens: self.window.add_tokens(tokens),
         )
-        self._scoring = Scoring(
-            config=config, grading=Grading(config=config, fleet=fleet, rewards=rewards, clock=clock)
-        )
-        self._admitting = admitting
         self._cursor, self._admissions = cursor, admissions
-        self.window = StepWindow(started_s=clock.now())
-        self.queued_bytes = 0
+        self.window = StepWindow(started_s=run.clock.now())
         self.failures_in_a_row = 0
         """Groups that failed since the last one that was kept or filtered."""
-        self.last_progress_s = clock.now()
+        self.last_progress_s = run.clock.now()
         """When a group last started or ended: what the stall watch looks at."""
 
     async def run(self) -> None:
@@ -108,7 +97,7 @@ class Conductor:
 
     def _may_admit(self) -> bool:
         return (
-            self._admitting()
+            self._progress.admitting
             and self._board.has_room()
             and self._is_needed()
             and self._queue_has_room()
@@ -118,7 +107,7 @@ class Conductor:
     def _queue_has_room(self) -> bool:
         """Back-pressure. It spares the groups of the next batch: only that batch empties the queue."""
         spared = self._board.rank(self._admissions) < self._config.data.train_batch_size
-        return spared or self.queued_bytes < self._config.coordinator.queue_max_bytes
+        return spared or self._board.queued_bytes < self._config.coordinator.queue_max_bytes
 
     def _is_needed(self) -> bool:
         """Whether another group could still be trained before the last step ends."""
@@ -152,7 +141,7 @@ class Conductor:
         self.last_progress_s = self._clock.now()
         try:
             await self._generation.fill(group, member)
-            await self._scoring.fill(group)
+            await self._grading.fill(group)
         except GroupFailed as failure:
             if group.rewards:
                 self.window.add_scored(group)
@@ -206,7 +195,6 @@ class Conductor:
             tokens=group.response_tokens,
             lost=group.lost_tokens,
         )
-        self.queued_bytes += len(payload)
         self.last_progress_s = self._clock.now()
         self._board.accept(group, accepted)
 

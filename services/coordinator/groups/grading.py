@@ -1,9 +1,10 @@
-"""Grades one group on the reward service that has most room, and waits while the graders push back.
+"""Has samples graded: the reward with the most room, back-pressure, and the fault where a group gets no grades.
 
-Every call counts against its member's capacity, those of training and of evaluation alike: no service is given more groups
-than it said that it grades at once. Waits: for a reward with room, unblocked by finished calls and registrations; after
+A sample that could not be graded is a failure of its group, never a zero. `outstanding` counts the groups that a member
+grades now and is bounded by its capacity, those of training and of evaluation alike: no service is given more groups than
+it said that it grades at once. Waits: for a reward with room, unblocked by finished calls and registrations; after
 RESOURCE_EXHAUSTED (its queue is full, or the judge that it asks is away) with jittered backoff, at most
-`coordinator.score_wait_s`; for the scores, at most the caller's limit a call.
+`coordinator.score_wait_s`, which costs the group no attempt; for the scores, at most the caller's limit a call.
 """
 
 import random
@@ -13,11 +14,11 @@ from typing import Final
 import structlog
 
 from services.coordinator.state.fleet import Fleet, Member, Role
-from services.coordinator.state.group import PromptLike, Reward, Sample
+from services.coordinator.state.group import Group, GroupFailed, PromptLike, Reward, Sample
 from services.coordinator.state.ports import RewardClient
 from sluice.clock import Clock
 from sluice.config.schema import Config
-from sluice.errors import Overloaded, SluiceError
+from sluice.errors import InvalidRequest, Overloaded, SluiceError
 
 log = structlog.get_logger(__name__)
 
@@ -26,11 +27,47 @@ LONGEST_PAUSE_S: Final = 15.0
 
 
 class Grading:
-    """Calls to reward services."""
+    """The second half of a group's path, and the grades of evaluations."""
 
     def __init__(self, *, config: Config, fleet: Fleet, rewards: RewardClient, clock: Clock) -> None:
-        self._fleet, self._rewards, self._clock = fleet, rewards, clock
-        self._patience_s = config.coordinator.score_wait_s
+        self._config, self._fleet, self._rewards, self._clock = config, fleet, rewards, clock
+
+    async def fill(self, group: Group) -> None:
+        """Fills `group.rewards`. Raises GroupFailed after `max_attempts` without a grade for every sample, after one when a
+        completion is over `reward.max_answer_chars`, or when the graders have pushed back for `score_wait_s`.
+
+        With `algorithm.min_group_size` that many grades are enough in the end; then some rewards are not graded.
+        """
+        samples = [group.samples[index] for index in sorted(group.samples)]
+        limit = self._config.coordinator.score_timeout_s
+        reason, fault = "reward_unavailable", ""
+
+        def taken_by(service_id: str) -> None:
+            group.grader = service_id
+
+        for _ in range(self._config.coordinator.max_attempts):
+            try:
+                group.rewards = await self.score(
+                    group_id=group.group_id, prompt=group.prompt, samples=samples, timeout_s=limit, taken_by=taken_by
+                )
+            except InvalidRequest as error:
+                log.warning("scoring_refused", group_id=group.group_id, reason=str(error))
+                raise GroupFailed(reason="reward_refused", fault=str(error)) from error
+            except Overloaded as error:
+                raise GroupFailed(reason="reward_overloaded", fault=str(error)) from error
+            except SluiceError as error:
+                log.warning("scoring_failed", group_id=group.group_id, reason=str(error))
+                fault = str(error)
+                continue
+            ungraded = [reward for reward in group.rewards if not reward.graded]
+            if not ungraded:
+                return
+            reason, fault = f"reward_{ungraded[0].status}", ungraded[0].detail
+            log.warning("sample_not_graded", group_id=group.group_id, status=ungraded[0].status, why=ungraded[0].detail)
+            if self._is_final(samples, group.rewards):
+                break
+        if not self._is_enough(group):
+            raise GroupFailed(reason=reason, fault=fault)
 
     async def score(
         self,
@@ -57,9 +94,9 @@ class Grading:
                 )
             except Overloaded as error:
                 waited_s = self._clock.now() - begun_s
-                if waited_s + pause_s > self._patience_s:
+                if waited_s + pause_s > self._config.coordinator.score_wait_s:
                     raise Overloaded(
-                        f"{error}; for {waited_s:.0f} s (coordinator.score_wait_s is {self._patience_s:g})"
+                        f"{error}; for {waited_s:.0f} s (coordinator.score_wait_s is {self._config.coordinator.score_wait_s:g})"
                     ) from error
                 log.warning("graders_push_back", group_id=group_id, waited_s=round(waited_s, 1), reason=str(error))
             except SluiceError as error:
@@ -81,3 +118,14 @@ class Grading:
                 member.outstanding += 1
                 return member
             await self._fleet.changed.wait()
+
+    def _is_final(self, samples: Sequence[Sample], rewards: Sequence[Reward]) -> bool:
+        """Whether no other try could help: completions are too long for every one."""
+        longest = self._config.reward.max_answer_chars
+        ungraded = [sample for sample, reward in zip(samples, rewards, strict=True) if not reward.graded]
+        too_long = [len(sample.text) > longest for sample in ungraded]
+        return all(too_long) if self._config.algorithm.min_group_size else any(too_long)
+
+    def _is_enough(self, group: Group) -> bool:
+        least = self._config.algorithm.min_group_size
+        return least > 0 and sum(reward.graded for reward in group.rewards) >= least

@@ -6,11 +6,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from services.coordinator.state.group import Group, QueuedGroup
+from services.coordinator.state.board import Board
+from services.coordinator.state.group import Group, Phase, QueuedGroup
 from sluice.dapo.dynamic_sampling import Verdict
 
 # What Prometheus does not take in a name.
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_]")
+
+
+def queue_metrics(board: Board) -> dict[str, float]:
+    """The catalogue's metrics of the groups as they stand now: those that are read, not accumulated."""
+    return {
+        "queue/groups": float(len(board.queued)),
+        "queue/in_flight_groups": float(board.count(Phase.IN_FLIGHT) + board.count(Phase.SCORED)),
+        "sampling/gen_batches": board.verdicts / board.gen_batch_size,
+    }
 
 
 @dataclass(kw_only=True, slots=True)

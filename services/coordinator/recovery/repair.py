@@ -8,7 +8,7 @@ later ends the process (redis_store.py). Every part may be broken off and is the
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,16 +16,14 @@ import structlog
 
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
-from services.coordinator.state.board import Board
-from services.coordinator.state.events import Events
-from services.coordinator.state.group import Group, QueuedGroup, admission_of
+from services.coordinator.state.group import QueuedGroup, admission_of
 from services.coordinator.state.learner_history import MAX_STEPS, Statement, TrainedStep
 from services.coordinator.state.ledger_row import accepted_info, queued_row
-from services.coordinator.state.ports import DurableState
-from services.coordinator.state.progress import Progress, RunState
-from services.coordinator.storage.run_files import BatchFile, RunFiles
+from services.coordinator.state.progress import RunState
+from services.coordinator.state.run_context import RunContext
+from services.coordinator.storage.records import Records
+from services.coordinator.storage.run_files import BatchFile
 from services.coordinator.storage.unbroken import unbroken
-from sluice.config.schema import Config
 from sluice.errors import NotFound, NotReady, Unavailable
 from sluice.policy_version import PolicyVersion
 from sluice.report.metrics import METRICS_FILE, surviving
@@ -66,24 +64,11 @@ class Account:
 class Repair:
     """Compares what a learner states with Redis, and repairs Redis."""
 
-    def __init__(
-        self,
-        *,
-        config: Config,
-        run_id: str,
-        store: DurableState,
-        files: RunFiles,
-        board: Board,
-        conductor: Conductor,
-        assigner: Assigner,
-        progress: Progress,
-        events: Events,
-        facts: Callable[[bytes], QueuedGroup],
-    ) -> None:
-        """`facts` reads a payload of a batch file."""
-        self._config, self._run_id, self._store, self._files = config, run_id, store, files
-        self._board, self._conductor, self._assigner = board, conductor, assigner
-        self._progress, self._events, self._facts = progress, events, facts
+    def __init__(self, run: RunContext, records: Records, *, conductor: Conductor, assigner: Assigner) -> None:
+        self._config, self._run_id, self._events = run.config, run.run_id, run.events
+        self._board, self._progress = run.board, run.progress
+        self._store, self._files, self._codec = records.store, records.files, records.codec
+        self._conductor, self._assigner = conductor, assigner
         self._one_at_a_time = asyncio.Lock()
         self._done = self._closed = False
 
@@ -154,7 +139,9 @@ class Repair:
     async def _assign_as_trained(self, step: int, said: TrainedStep | None, rows: Rows, account: Account) -> None:
         """Step `step` lies behind the learner, and Redis does not know its batch."""
         batch = await self._batch_file(step, said)
-        in_file = {} if batch is None else {group.group_id: group for group in map(self._facts, batch.payloads)}
+        in_file = (
+            {} if batch is None else {group.group_id: group for group in map(self._codec.accepted, batch.payloads)}
+        )
         ids = list(in_file) if said is None else list(said.group_ids)
         digest = said.batch_digest if said is not None else batch.digest if batch is not None else ""
         if ids:
@@ -220,10 +207,7 @@ class Repair:
         self._assigner.assigned[step], self._board.next_step = groups, step + 1
 
     def _take_off_the_board(self, group_id: str) -> None:
-        live: Group | QueuedGroup | None = self._board.open.get(group_id)
-        if queued := self._board.queued.get(group_id):
-            live = queued
-            self._conductor.queued_bytes -= queued.payload_bytes
+        live = self._board.queued.get(group_id) or self._board.open.get(group_id)
         if live is not None:
             self._board.remove(live)
 
@@ -232,7 +216,7 @@ class Repair:
         while self._board.next_step < self._config.run.total_steps:
             step = self._board.next_step
             batch = await self._batch_file(step, None)
-            groups = [] if batch is None else [self._facts(payload) for payload in batch.payloads]
+            groups = [] if batch is None else [self._codec.accepted(payload) for payload in batch.payloads]
             if batch is None or not all(self._is_live(group, rows) for group in groups):
                 return
             await self._restore(step, [group.group_id for group in groups], batch.digest, groups)

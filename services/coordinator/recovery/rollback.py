@@ -11,7 +11,7 @@ Redis has. Prompts go on where they were: the surviving history gets other data 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,15 +19,12 @@ import structlog
 
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.recovery import rollback_files
-from services.coordinator.run.evaluation import EvaluationResult
-from services.coordinator.state.board import Board
-from services.coordinator.state.events import Events
-from services.coordinator.state.group import QueuedGroup
-from services.coordinator.state.ledger_row import ledger_row, queued_row
+from services.coordinator.state.evaluation_result import EvaluationResult
+from services.coordinator.state.group import Group
+from services.coordinator.state.live_groups import live_groups
 from services.coordinator.state.progress import Progress, RunState
-from services.coordinator.storage.ledger_files import LedgerFiles
-from services.coordinator.storage.redis_store import Store
-from services.coordinator.storage.run_files import RunFiles
+from services.coordinator.state.run_context import RunContext
+from services.coordinator.storage.records import Records
 from sluice.errors import InvalidRequest, LaunchError, NotFound, NotReady, SluiceError
 from sluice.lineage import LINEAGES_FILE, LineageBook, Rollback, is_given_up
 from sluice.run_dir import checkpoints
@@ -70,25 +67,14 @@ class Rollbacks:
     """The rollbacks of one run, and the one that is asked for."""
 
     def __init__(
-        self,
-        *,
-        made: Sequence[Account],
-        store: Store,
-        files: RunFiles,
-        ledger: LedgerFiles,
-        board: Board,
-        assigner: Assigner,
-        progress: Progress,
-        events: Events,
-        newest_version: Callable[[bytes], int],
-        idle: bool,
+        self, run: RunContext, records: Records, *, assigner: Assigner, made: Sequence[Account], idle: bool
     ) -> None:
-        """`newest_version` reads a payload of the queue; `idle`: the run lies still, so it may have ended."""
+        """`made`: those before, oldest first; `idle`: the run lies still, so it may have ended."""
         self.made = made
         """Oldest first."""
-        self._store, self._files, self._ledger, self._board = store, files, ledger, board
-        self._assigner, self._progress, self._events = assigner, progress, events
-        self._newest_version, self._idle = newest_version, idle
+        self._board, self._progress, self._events = run.board, run.progress, run.events
+        self._records, self._store, self._files = records, records.store, records.files
+        self._assigner, self._idle = assigner, idle
         self.requested = asyncio.Event()
         self._to = -1
         self._decided: asyncio.Future[Account] = asyncio.get_running_loop().create_future()
@@ -96,7 +82,7 @@ class Rollbacks:
     @property
     def history(self) -> list[Rollback]:
         """What decides which versions were given up, oldest first."""
-        return _history(self.made)
+        return history(self.made)
 
     async def check(self, to: int) -> None:
         """Whether the run can go back to version `to`.
@@ -172,7 +158,7 @@ class Rollbacks:
             values={"to": float(to), "reached": float(account.reached)},
             labels={"lineage": lineage},
         )
-        await bring_in_line(self._store, self._files, self._ledger)
+        await bring_in_line(self._records)
         return account
 
     def _meta(self, to: int) -> dict[str, str]:
@@ -208,7 +194,7 @@ class Rollbacks:
 
     async def _trained_since(self, to: int) -> tuple[int, int]:
         """Groups and tokens trained in steps from `to` on, from the ledger's files, which have every row after a flush."""
-        rows, in_files = await self._ledger.flushed()
+        rows, in_files = await self._records.ledger.flushed()
         if len(rows) != in_files:
             raise NotReady(
                 f"rollback: Redis knows of {in_files} rows in the ledger's files, there are {len(rows)}: it has forgotten a "
@@ -222,17 +208,19 @@ class Rollbacks:
 
         Other open groups have nothing to lose: they are generated again, as after any start of the coordinator.
         """
-        for step, groups in self._assigner.assigned.items():
-            for group in groups:
-                yield _given_up(group, "assigned", step=step, to=to)
-        for group in list(self._board.queued.values()):
-            payload = await self._store.payload(group.group_id)
-            if payload is not None and self._newest_version(payload) > to:
-                yield _given_up(group, "queued", step=-1, to=to)
-        for group in list(self._board.open.values()):
-            if group.samples or group.lost_tokens:
-                row = ledger_row(group, term="rollback") | {"fault": rollback_files.fault(to)}
-                yield _Live(was="open", row=row, tokens=group.response_tokens, lost=group.lost_tokens)
+        fault = {"fault": rollback_files.fault(to)}
+        for live in live_groups(self._board, self._assigner.assigned):
+            group = live.group
+            if isinstance(group, Group):
+                if group.samples or group.lost_tokens:
+                    row = live.row(term="rollback") | fault
+                    yield _Live(was="open", row=row, tokens=group.response_tokens, lost=group.lost_tokens)
+                continue
+            if live.state == "queued":
+                payload = await self._store.payload(group.group_id)
+                if payload is None or self._records.codec.newest_version(payload) <= to:
+                    continue
+            yield _Live(was=live.state, row=live.row(term="rollback") | fault, tokens=group.tokens)
 
     def _fault(self, step: int) -> str:
         """Why the checkpoint cannot be gone back to; empty when it can."""
@@ -249,12 +237,13 @@ class Rollbacks:
         return [step for step in steps if not self._fault(step)]
 
 
-async def bring_in_line(store: Store, files: RunFiles, ledger: LedgerFiles) -> list[Account]:
+async def bring_in_line(records: Records) -> list[Account]:
     """The rollbacks of the run, oldest first, once its files agree with them: what a kill left undone is done now.
 
     A rollback that Redis has forgotten stands in RUN/rollbacks.jsonl: then Redis knows of nothing later, and is emptied,
     to be filled again from the files and the learner's record (repair.py). Raises LaunchError when a file is in the way.
     """
+    store, files = records.store, records.files
     decided = [Account(**entry) for entry in json.loads((await store.meta()).get("rollbacks", "[]"))]
     recorded = [Account(**line) for line in await asyncio.to_thread(rollback_files.recorded, files.run_dir)]
     if len(recorded) > len(decided):
@@ -265,9 +254,9 @@ async def bring_in_line(store: Store, files: RunFiles, ledger: LedgerFiles) -> l
         for account in decided[len(recorded) :]:
             await asyncio.to_thread(rollback_files.give_up, files.run_dir, number=account.number, to=account.to)
             await files.mark_rolled_back(since=account.to, fault=rollback_files.fault(account.to))
-            await ledger.flush()
+            await records.ledger.flush()
             await asyncio.to_thread(rollback_files.record, files.run_dir, asdict(account))
-        await asyncio.to_thread(rollback_files.set_aside_late, files.run_dir, _history(decided))
+        await asyncio.to_thread(rollback_files.set_aside_late, files.run_dir, history(decided))
     except OSError as error:
         raise LaunchError(
             f"rollback: it is decided, but the files could not follow: {error}; mend that and start the run, which goes on "
@@ -285,10 +274,6 @@ def surviving_evaluations(progress: Progress, history: Sequence[Rollback]) -> li
     ]
 
 
-def _history(made: Sequence[Account]) -> list[Rollback]:
+def history(made: Sequence[Account]) -> list[Rollback]:
+    """What decides which versions were given up, oldest first."""
     return [Rollback(to=account.to, lineage=account.lineage) for account in made]
-
-
-def _given_up(group: QueuedGroup, was: str, *, step: int, to: int) -> _Live:
-    row = queued_row(group, term="rollback", step=step) | {"fault": rollback_files.fault(to)}
-    return _Live(was=was, row=row, tokens=group.tokens)

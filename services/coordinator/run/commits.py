@@ -13,22 +13,15 @@ import structlog
 
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
-from services.coordinator.groups.step_metrics import StepWindow
+from services.coordinator.groups.step_metrics import StepWindow, queue_metrics
 from services.coordinator.recovery.rollback import Rollbacks
-from services.coordinator.state.board import Board
-from services.coordinator.state.events import Events
-from services.coordinator.state.fleet import Fleet
-from services.coordinator.state.group import Phase, QueuedGroup
+from services.coordinator.state.group import QueuedGroup
 from services.coordinator.state.ledger import count, ledger_metrics
 from services.coordinator.state.ledger_row import queued_row
-from services.coordinator.state.progress import Progress
-from services.coordinator.storage.ledger_files import LedgerFiles
-from services.coordinator.storage.redis_store import Store
-from services.coordinator.storage.run_files import RunFiles
+from services.coordinator.state.push_times import PushTimes
+from services.coordinator.state.run_context import RunContext
+from services.coordinator.storage.records import Records
 from services.coordinator.storage.unbroken import unbroken
-from services.coordinator.weights.push import WeightPush
-from services.coordinator.wire.messages import ZstdGroups
-from sluice.clock import Clock
 from sluice.errors import InvalidRequest, Unavailable
 from sluice.policy_version import PolicyVersion
 from sluice.telemetry.catalogue import NAMES
@@ -44,25 +37,19 @@ class Commits:
 
     def __init__(
         self,
+        run: RunContext,
+        records: Records,
         *,
-        store: Store,
-        files: RunFiles,
-        fleet: Fleet,
-        board: Board,
         conductor: Conductor,
         assigner: Assigner,
-        push: WeightPush,
-        events: Events,
-        codec: ZstdGroups,
-        progress: Progress,
-        ledger: LedgerFiles,
+        push_times: PushTimes,
         rollbacks: Rollbacks,
-        clock: Clock,
     ) -> None:
-        self._store, self._files, self._fleet, self._board = store, files, fleet, board
-        self._conductor, self._assigner, self._push = conductor, assigner, push
-        self._events, self._codec, self._progress, self._clock = events, codec, progress, clock
-        self._ledger, self._rollbacks = ledger, rollbacks
+        self._fleet, self._board, self._events = run.fleet, run.board, run.events
+        self._progress, self._clock = run.progress, run.clock
+        self._store, self._files, self._records = records.store, records.files, records
+        self._conductor, self._assigner, self._push_times = conductor, assigner, push_times
+        self._rollbacks = rollbacks
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
 
@@ -106,7 +93,7 @@ class Commits:
             del self._assigner.assigned[step]
             self._advance(step, values)
         if trained and (step + 1) % LEDGER_FLUSH_STEPS == 0:
-            await self._ledger.flush()
+            await self._records.ledger.flush()
         return recorded["digest"]
 
     async def checkpoint(self, version: PolicyVersion, path: str) -> None:
@@ -116,7 +103,7 @@ class Commits:
         """
         async with self._one_at_a_time:
             self._raise_if_closed()
-            await self._ledger.flush()
+            await self._records.ledger.flush()
             await self._store.set_meta({"checkpoint": json.dumps({"number": version.number, "path": path})})
             kept = self._files.kept_checkpoints()
             if kept:
@@ -142,53 +129,22 @@ class Commits:
         """Writes what people read about the step, and by which digests it can be replayed; returns its metrics."""
         window = self._conductor.window.metrics(now_s=self._clock.now(), step=step, trained=trained)
         booked = ledger_metrics(count(await self._store.counters(), self._board))
-        values = {**window, **self._gauges(), **booked, **metrics}
+        values = {**window, **queue_metrics(self._board), **self._push_times.metrics(), **booked, **metrics}
         await self._store.set_meta({"train_ended_s": str(time.time())})
         line = {"kind": "step", "step": step, "time_s": time.time(), **made, **values}
         await self._files.append_metrics(line)
-        await self._files.append("samples.jsonl", await self._example(step, of=len(trained)))
+        example = self._records.codec.to_read(await self._files.read_group(step, step % len(trained)))
+        await self._files.append("samples.jsonl", {"step": step, **example})
         return values
 
     def _advance(self, step: int, values: Mapping[str, float]) -> None:
         """The step counts: whoever waits for it goes on."""
         now = self._clock.now()
-        self._conductor.window, self._push.times = StepWindow(started_s=now), []
+        self._conductor.window = StepWindow(started_s=now)
+        self._push_times.clear()
         self._progress.metrics.update(values)
         self._progress.trained_steps = step + 1
         self._progress.last_commit_s = now
         self._progress.train_ended_s = time.time()
         self._events.emit("step_trained", f"step {step} trained", values={"step": float(step), **values})
         self._board.changed.notify()
-
-    def _gauges(self) -> dict[str, float]:
-        open_groups = self._board.count(Phase.IN_FLIGHT) + self._board.count(Phase.SCORED)
-        values = {
-            "queue/groups": float(len(self._board.queued)),
-            "queue/in_flight_groups": float(open_groups),
-            "sampling/gen_batches": self._board.verdicts / self._board.gen_batch_size,
-        }
-        if times := self._push.times:
-            values["weights/push_ms"] = max(t.push_ms for t in times)
-            values["weights/receive_ms"] = max(t.receive_ms for t in times)
-            values["weights/stall_ms"] = max(t.stall_ms for t in times)
-        return values
-
-    async def _example(self, step: int, *, of: int) -> dict[str, object]:
-        """One group of the batch of `of` groups, for people to read."""
-        group = self._codec.decode(await self._files.read_group(step, step % of))
-        return {
-            "group_id": group.group_id,
-            "step": step,
-            "prompt": group.prompt.text,
-            "samples": [
-                {
-                    "text": sample.text,
-                    "raw_score": reward.raw_score,
-                    "shaped_reward": reward.shaped_reward,
-                    "acc": reward.acc,
-                    "finish_reason": "stop" if sample.finish_reason == 1 else "length",
-                    "tokens": len(sample.token_ids) // 4,
-                }
-                for sample, reward in zip(group.samples, group.rewards, strict=True)
-            ],
-        }

@@ -5,84 +5,33 @@ it at most `eval.timeout_s`.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import blake3
 import numpy as np
 import structlog
 
 from services.coordinator.groups.grading import Grading
-from services.coordinator.state.fleet import Fleet, Member, Role
+from services.coordinator.state.evaluation_result import EvaluationResult
+from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import PromptLike, Reward, Sample
-from services.coordinator.state.ports import RewardClient, RolloutClient, Sampling
-from sluice.clock import Clock
-from sluice.config.schema import Config
-from sluice.errors import Expired, NotReady, SluiceError, Unavailable
+from services.coordinator.state.ports import RolloutClient, Sampling
+from services.coordinator.state.run_context import RunContext
+from sluice.errors import Expired, NotReady, SluiceError, Unavailable, first_error
 from sluice.policy_version import PolicyVersion
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationResult:
-    """One evaluation; fractions in [0, 1]."""
-
-    version: PolicyVersion
-    avg_at_n: float
-    pass_at_n: float
-    greedy: float
-    n: int
-    prompts: int
-    mean_response_tokens: float
-    wall_s: float
-
-    def to_line(self) -> dict[str, Any]:
-        """What metrics.jsonl says of it."""
-        scores = {"eval/avg_at_n": self.avg_at_n, "eval/pass_at_n": self.pass_at_n, "eval/greedy": self.greedy}
-        size = {"n": self.n, "prompts": self.prompts, "mean_response_tokens": self.mean_response_tokens}
-        return {
-            "version": self.version.number,
-            "lineage": self.version.lineage,
-            "wall_s": self.wall_s,
-            **size,
-            **scores,
-        }
-
-    @staticmethod
-    def from_line(line: Mapping[str, Any]) -> "EvaluationResult":
-        """The inverse of `to_line`."""
-        return EvaluationResult(
-            version=PolicyVersion(lineage=line["lineage"], number=line["version"]),
-            avg_at_n=line["eval/avg_at_n"],
-            pass_at_n=line["eval/pass_at_n"],
-            greedy=line["eval/greedy"],
-            n=line["n"],
-            prompts=line["prompts"],
-            mean_response_tokens=line["mean_response_tokens"],
-            wall_s=line["wall_s"],
-        )
 
 
 class Evaluator:
     """Runs one evaluation at a time."""
 
     def __init__(
-        self,
-        *,
-        config: Config,
-        fleet: Fleet,
-        rollouts: RolloutClient,
-        rewards: RewardClient,
-        prompts: Sequence[PromptLike],
-        newest: Callable[[], PolicyVersion | None],
-        clock: Clock,
+        self, run: RunContext, *, rollouts: RolloutClient, grading: Grading, prompts: Sequence[PromptLike]
     ) -> None:
-        self._config, self._fleet, self._clock = config, fleet, clock
-        self._rollouts, self._prompts = rollouts, prompts
-        self._grading = Grading(config=config, fleet=fleet, rewards=rewards, clock=clock)
-        self._newest = newest
+        """`prompts`: all held-out ones; there may be none."""
+        self._config, self._fleet, self._progress, self._clock = run.config, run.fleet, run.progress, run.clock
+        self._rollouts, self._grading, self._prompts = rollouts, grading, prompts
         self._one_at_a_time = asyncio.Lock()
         self.under_way = ""
         """What it does now, for people; empty when nothing is evaluated."""
@@ -134,7 +83,7 @@ class Evaluator:
     async def _pin(self) -> Member:
         """Takes the weights lock of a rollout that holds the newest version."""
         while True:
-            newest = self._newest()
+            newest = self._progress.version
             ready = [
                 member
                 for member in self._fleet.of(Role.ROLLOUT)
@@ -218,14 +167,6 @@ class Evaluator:
                 )
             except Unavailable as error:
                 log.warning("evaluation_scoring_failed", group_id=group_id, reason=str(error))
-
-
-def first_error(group: BaseExceptionGroup) -> BaseException:
-    """The first exception inside nested groups: what to tell when tasks that belong together failed together."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _holds(member: Member, newest: PolicyVersion | None) -> bool:

@@ -14,18 +14,15 @@ import structlog
 
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
-from services.coordinator.run.evaluation import EvaluationResult, Evaluator, first_error
+from services.coordinator.run.evaluation import Evaluator
 from services.coordinator.run.starvation import StarvationWatch
-from services.coordinator.state.board import Board
-from services.coordinator.state.events import Events
-from services.coordinator.state.fleet import Fleet, Role
-from services.coordinator.state.ports import DurableState, Forgot
-from services.coordinator.state.progress import Progress, RunState
-from services.coordinator.storage.ledger_files import LedgerFiles
-from services.coordinator.storage.run_files import RunFiles
-from sluice.clock import Clock
-from sluice.config.schema import Config
-from sluice.errors import Expired, Fenced, LaunchError, SluiceError
+from services.coordinator.state.evaluation_result import EvaluationResult
+from services.coordinator.state.fleet import Role
+from services.coordinator.state.ports import Forgot
+from services.coordinator.state.progress import RunState
+from services.coordinator.state.run_context import RunContext
+from services.coordinator.storage.records import Records
+from sluice.errors import Expired, Fenced, LaunchError, SluiceError, first_error
 
 log = structlog.get_logger(__name__)
 
@@ -40,30 +37,23 @@ class Lifecycle:
 
     def __init__(
         self,
+        run: RunContext,
+        records: Records,
         *,
-        config: Config,
-        fleet: Fleet,
-        board: Board,
-        store: DurableState,
-        files: RunFiles,
         conductor: Conductor,
         assigner: Assigner,
         evaluator: Evaluator,
-        events: Events,
-        clock: Clock,
-        progress: Progress,
-        ledger: LedgerFiles,
         check_reward: Callable[[], Coroutine[Any, Any, None]],
         check_only: bool = False,
     ) -> None:
-        self._config, self._fleet, self._board, self._store = config, fleet, board, store
-        self._files, self._conductor, self._assigner = files, conductor, assigner
-        self._evaluator, self._events, self._clock = evaluator, events, clock
-        self._progress, self._check_reward, self._check_only = progress, check_reward, check_only
-        self._ledger = ledger
-        self._starvation = StarvationWatch(config=config, board=board, conductor=conductor, events=events, clock=clock)
+        self._config, self._clock, self._fleet, self._board = run.config, run.clock, run.fleet, run.board
+        self._progress, self._events = run.progress, run.events
+        self._store, self._files, self._ledger = records.store, records.files, records.ledger
+        self._conductor, self._assigner, self._evaluator = conductor, assigner, evaluator
+        self._check_reward, self._check_only = check_reward, check_only
+        self._starvation = StarvationWatch(run, conductor=conductor)
         self._stopping = asyncio.Event()
-        if progress.stop_requested:
+        if run.progress.stop_requested:
             self._stopping.set()
 
     async def run(self) -> RunState:

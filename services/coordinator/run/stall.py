@@ -10,9 +10,8 @@ import structlog
 
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.run.waits import Since, Situation, Wait, find_waits
-from services.coordinator.state.events import Events
-from services.coordinator.state.progress import Progress, RunState
-from sluice.clock import Clock
+from services.coordinator.state.progress import RunState
+from services.coordinator.state.run_context import RunContext
 
 log = structlog.get_logger(__name__)
 
@@ -22,20 +21,12 @@ LOOK_EVERY_S = 1.0
 class StallWatch:
     """Looks once a second, which also keeps the times of all waits."""
 
-    def __init__(
-        self,
-        *,
-        situation: Callable[[], Situation],
-        conductor: Conductor,
-        progress: Progress,
-        events: Events,
-        clock: Clock,
-        warn_after_s: float,
-    ) -> None:
-        self._situation, self._conductor, self._progress = situation, conductor, progress
-        self._events, self._clock, self._warn_after_s = events, clock, warn_after_s
+    def __init__(self, run: RunContext, *, conductor: Conductor, situation: Callable[[], Situation]) -> None:
+        self._progress, self._events, self._clock = run.progress, run.events, run.clock
+        self._warn_after_s = run.config.coordinator.stall_warning_s
+        self._conductor, self._situation = conductor, situation
         self._since = Since()
-        self._running_since_s = clock.now()
+        self._running_since_s = run.clock.now()
         self._warned_s = 0.0
 
     def waits(self) -> list[Wait]:

@@ -8,10 +8,7 @@ Warnings come at half of them (where there is no such end, at WARN_AT), then eac
 import structlog
 
 from services.coordinator.groups.conductor import Conductor
-from services.coordinator.state.board import Board
-from services.coordinator.state.events import Events
-from sluice.clock import Clock
-from sluice.config.schema import Config
+from services.coordinator.state.run_context import RunContext
 from sluice.dapo.dynamic_sampling import Verdict, gen_batches, starved
 
 log = structlog.get_logger(__name__)
@@ -28,9 +25,10 @@ _ENDS = {"stop": "; the run stops at {most}", "wait": "", "train_partial": "; at
 class StarvationWatch:
     """Looks at the batch that is being filled."""
 
-    def __init__(self, *, config: Config, board: Board, conductor: Conductor, events: Events, clock: Clock) -> None:
-        self._filters = config.algorithm.filter_groups
-        self._board, self._conductor, self._events, self._clock = board, conductor, events, clock
+    def __init__(self, run: RunContext, *, conductor: Conductor) -> None:
+        self._filters = run.config.algorithm.filter_groups
+        self._board, self._events, self._clock = run.board, run.events, run.clock
+        self._conductor = conductor
         self._step, self._warned = -1, 0.0
 
     def look(self) -> str:

@@ -48,7 +48,6 @@ class Situation:
     """Steps handed out and not trained."""
     admissions: int
     """Groups admitted so far: the number of the next one."""
-    queued_bytes: int
     evaluating: str
     """What an evaluation does, empty when there is none."""
 
@@ -183,8 +182,8 @@ def _why_closed(situation: Situation) -> tuple[str, str] | None:
         return "asked", f"is {situation.progress.admission} by request; `sluice resume` opens it"
     if not situation.fleet.of(Role.REWARD):
         return "reward", "is closed: no reward is ready"
-    if situation.queued_bytes >= settings.queue_max_bytes:
-        full = f"{situation.queued_bytes / 1e9:.1f} of {settings.queue_max_bytes / 1e9:.1f} GB"
+    if board.queued_bytes >= settings.queue_max_bytes:
+        full = f"{board.queued_bytes / 1e9:.1f} of {settings.queue_max_bytes / 1e9:.1f} GB"
         return "queue", f"is closed: the queue is full ({full}, coordinator.queue_max_bytes) until a batch is assigned"
     if not board.has_room():
         return None

@@ -6,8 +6,8 @@ The rule and the proof of the age bound are in sluice/dapo/staleness.py; this fi
 import bisect
 from dataclasses import dataclass
 
-from services.coordinator.state.fleet import Signal
 from services.coordinator.state.group import Group, Phase, QueuedGroup
+from services.coordinator.state.signal import Signal
 from sluice.dapo.staleness import in_time, may_start
 
 
@@ -44,6 +44,8 @@ class Board:
         """Verdicts on one batch after which it goes with what it has; None: it is always full."""
         self.open: dict[str, Group] = {}
         self.queued: dict[str, QueuedGroup] = {}
+        self.queued_bytes = 0
+        """Payloads of the accepted groups, as Redis keeps them."""
         self.next_step = 0
         """The next batch to be assigned."""
         self.verdicts = 0
@@ -63,20 +65,25 @@ class Board:
     def accept(self, group: Group, accepted: QueuedGroup) -> None:
         """open -> queued."""
         del self.open[group.group_id]
-        self.queued[accepted.group_id] = accepted
+        self._queue(accepted)
         self.changed.notify()
 
     def restore(self, accepted: QueuedGroup) -> None:
         """An accepted group found in Redis at start."""
-        self.queued[accepted.group_id] = accepted
+        self._queue(accepted)
         bisect.insort(self._admissions, accepted.admission)
 
     def remove(self, live: Group | QueuedGroup) -> None:
         """A live group has left: its rank is free."""
         self.open.pop(live.group_id, None)
-        self.queued.pop(live.group_id, None)
+        if accepted := self.queued.pop(live.group_id, None):
+            self.queued_bytes -= accepted.payload_bytes
         self._admissions.remove(live.admission)
         self.changed.notify()
+
+    def _queue(self, accepted: QueuedGroup) -> None:
+        self.queued[accepted.group_id] = accepted
+        self.queued_bytes += accepted.payload_bytes
 
     def rank(self, admission: int) -> int:
         """Live groups admitted before this one."""

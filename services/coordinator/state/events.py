@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
-from services.coordinator.state.fleet import Signal
+from services.coordinator.state.signal import Signal
 
 KEPT_EVENTS = 10_000
 

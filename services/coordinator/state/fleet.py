@@ -8,6 +8,7 @@ import asyncio
 import enum
 from dataclasses import dataclass, field
 
+from services.coordinator.state.signal import Signal
 from sluice.errors import Fenced, InvalidRequest, SluiceError, Unavailable
 from sluice.policy_version import PolicyVersion
 
@@ -211,26 +212,3 @@ class Fleet:
         # Rotating the dictionary order spreads ties over the fleet.
         self.members[chosen.service_id] = self.members.pop(chosen.service_id)
         return chosen
-
-
-class Signal:
-    """A condition many may wait for: `wait` returns at the next `notify`."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def notify(self) -> None:
-        """Wakes everyone who waits now."""
-        self._event.set()
-        self._event = asyncio.Event()
-
-    async def wait(self, timeout_s: float | None = None) -> bool:
-        """True at the next notify, False when `timeout_s` passes first."""
-        if timeout_s is None:
-            return await self._event.wait()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._event.wait()
-        except TimeoutError:
-            return False
-        return True

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from services.coordinator.state.fleet import Member
-from services.coordinator.state.group import Group, PromptLike, Reward, Sample
+from services.coordinator.state.group import Group, PromptLike, QueuedGroup, Reward, Sample
 from sluice.errors import Unavailable
 from sluice.policy_version import PolicyVersion
 
@@ -47,10 +47,22 @@ class RewardClient(Protocol):
 
 
 class GroupCodec(Protocol):
-    """Groups to bytes, for the queue and the batch files."""
+    """Groups to bytes, for the queue and the batch files, and what is read from those bytes (wire/messages.py)."""
 
     def encode(self, group: Group) -> bytes:
         """A compressed, self-contained group. Raises GroupFailed for one that no learner could be sent."""
+        ...
+
+    def accepted(self, payload: bytes) -> QueuedGroup:
+        """What is to be known of the group in a batch file: all but when it was admitted and what was tried."""
+        ...
+
+    def newest_version(self, payload: bytes) -> int:
+        """The number of the newest version that sampled a token of the group."""
+        ...
+
+    def to_read(self, payload: bytes) -> dict[str, Any]:
+        """The group's id, prompt, completions and scores, for people: a line of samples.jsonl."""
         ...
 
 
@@ -74,6 +86,7 @@ class DurableState(Protocol):
     """What survives the coordinator (redis_store.py): transitions, records of batches and commits, rows, meta."""
 
     rows_written: int
+    """By this process, those that are in files by now included."""
 
     async def admit(self, group_id: str, *, info: Mapping[str, Any], cursor: str, admissions: int) -> None: ...
     async def accept(
@@ -82,6 +95,7 @@ class DurableState(Protocol):
     async def end(
         self, group_id: str, *, was: str, term: str, row: Mapping[str, Any], tokens: int, lost: int = 0
     ) -> bool: ...
+    async def payload(self, group_id: str) -> bytes | None: ...
     async def payloads(self, group_ids: Sequence[str]) -> list[bytes | None]: ...
     async def assign(
         self, step: int, *, record: Mapping[str, Any], group_ids: Sequence[str], tokens: int
@@ -98,4 +112,17 @@ class DurableState(Protocol):
     ) -> None: ...
     async def rows_in_files(self) -> int: ...
     async def rebook(self, before: int, rows: Sequence[Mapping[str, Any]]) -> int: ...
+    async def counters(self) -> dict[str, int]: ...
+    async def meta(self) -> dict[str, str]: ...
     async def set_meta(self, values: Mapping[str, str]) -> None: ...
+    async def roll_back(
+        self,
+        number: int,
+        *,
+        to: int,
+        trained: int,
+        trained_tokens: int,
+        meta: Mapping[str, str],
+        live: Sequence[tuple[Mapping[str, Any], int, int]],
+    ) -> None: ...
+    async def forget(self, number: int, *, rollbacks: str) -> None: ...

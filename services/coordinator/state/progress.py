@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from services.coordinator.run.evaluation import EvaluationResult
+from services.coordinator.state.evaluation_result import EvaluationResult
 from sluice.policy_version import PolicyVersion
 
 

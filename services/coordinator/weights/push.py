@@ -9,15 +9,16 @@ and synced again under a fresh one, while everybody else goes on. A rollout that
 
 import asyncio
 import secrets
+from collections.abc import Awaitable
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
-from services.coordinator.state.events import Events
-from services.coordinator.state.fleet import Fleet, Member, Role, State
-from services.coordinator.weights.prober import Prober
-from services.coordinator.wire.clients import Clients, as_sluice_errors
-from sluice.clock import Clock
+from services.coordinator.state.fleet import Member, Role, State
+from services.coordinator.state.push_times import PushTime, PushTimes
+from services.coordinator.state.run_context import RunContext
+from services.coordinator.wire.clients import as_sluice_errors
 from sluice.errors import SluiceError, TransferError, Unavailable
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.policy_versions import version_from_proto
@@ -29,13 +30,39 @@ RETRY_PAUSE_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Pauses after consecutive failures of one rollout; the last one repeats."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PushTimes:
-    """How one push went."""
+class LearnerCalls(Protocol):
+    """What a push asks of the learner."""
 
-    push_ms: float
-    receive_ms: float
-    stall_ms: float
+    def OpenTransfer(
+        self, request: learner_pb2.OpenTransferRequest, /, *, timeout: float
+    ) -> Awaitable[learner_pb2.OpenTransferResponse]: ...
+
+
+class RolloutCalls(Protocol):
+    """What a push asks of a rollout."""
+
+    def JoinEpoch(
+        self, request: rollout_pb2.JoinEpochRequest, /, *, timeout: float
+    ) -> Awaitable[rollout_pb2.JoinEpochResponse]: ...
+    def ReceiveWeights(
+        self, request: rollout_pb2.ReceiveWeightsRequest, /, *, timeout: float
+    ) -> Awaitable[rollout_pb2.ReceiveWeightsResponse]: ...
+    def ApplyWeights(
+        self, request: rollout_pb2.ApplyWeightsRequest, /, *, timeout: float
+    ) -> Awaitable[rollout_pb2.ApplyWeightsResponse]: ...
+
+
+class PushClients(Protocol):
+    """Both ends of a push by member (wire/clients.py)."""
+
+    def learner(self, member: Member) -> LearnerCalls: ...
+    def rollout(self, member: Member) -> RolloutCalls: ...
+
+
+class VersionCheck(Protocol):
+    """Whether a rollout serves the version that it has applied (prober.py)."""
+
+    async def check(self, member: Member, version: PolicyVersion) -> list[Member]: ...
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,25 +76,13 @@ class _Epoch:
 class WeightPush:
     """The weight pushes of a run."""
 
-    def __init__(
-        self,
-        *,
-        fleet: Fleet,
-        clients: Clients,
-        events: Events,
-        clock: Clock,
-        timeout_s: float,
-        finish_s: float | None,
-        prober: Prober | None,
-    ) -> None:
-        """`finish_s`: how long rollouts let running samples end before they apply; None: they do not. Without a `prober` a
-        rollout is READY when it has applied."""
-        self._fleet, self._clients, self._events, self._clock = fleet, clients, events, clock
-        self._timeout_s = timeout_s
-        self._finish_s = finish_s
-        self._prober = prober
-        self.times: list[PushTimes] = []
-        """Pushes since the last commit; the committer takes them."""
+    def __init__(self, run: RunContext, clients: PushClients, *, times: PushTimes, prober: VersionCheck | None) -> None:
+        """Without a `prober` a rollout is READY when it has applied."""
+        self._fleet, self._events, self._clock = run.fleet, run.events, run.clock
+        self._clients, self._times, self._prober = clients, times, prober
+        self._timeout_s = run.config.weights.timeout_s
+        self._finish_s = run.config.coordinator.generate_timeout_s if run.config.weights.inflight == "finish" else None
+        """How long rollouts let running samples end before they apply; None: they do not."""
 
     async def run(self) -> None:
         """Serves every rollout that registers, until cancelled."""
@@ -122,11 +137,11 @@ class WeightPush:
             for odd in await self._prober.check(member, version):
                 self._quarantine(odd, TransferError(f"its probe is not that of most, of {member.service_id} for one"))
         member.version = version
-        times = PushTimes(
+        time = PushTime(
             push_ms=(self._clock.now() - started) * 1e3, receive_ms=applied.receive_ms, stall_ms=applied.stall_ms
         )
-        self.times.append(times)
-        self._announce(member, times)
+        self._times.add(time)
+        self._announce(member, time)
 
     async def _open(self, member: Member, learner: Member, epoch: str) -> learner_pb2.OpenTransferResponse:
         with as_sluice_errors(learner):
@@ -174,13 +189,13 @@ class WeightPush:
         self._fleet.set_state(member, State.QUARANTINED, str(error))
         self._events.emit("service_quarantined", str(error), labels={"service_id": member.service_id})
 
-    def _announce(self, member: Member, times: PushTimes) -> None:
+    def _announce(self, member: Member, time: PushTime) -> None:
         assert member.version is not None
         newly = member.state is not State.READY
         if member.state is not State.DRAINING:
             self._fleet.set_state(member, State.READY)
         labels = {"service_id": member.service_id, "lineage": member.version.lineage}
-        values = {"version": float(member.version.number), "push_ms": times.push_ms, "stall_ms": times.stall_ms}
+        values = {"version": float(member.version.number), "push_ms": time.push_ms, "stall_ms": time.stall_ms}
         self._events.emit(
             "weights_pushed", f"{member.service_id} holds version {member.version.number}", values=values, labels=labels
         )

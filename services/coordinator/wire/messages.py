@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import zstandard
 
@@ -198,6 +199,25 @@ class ZstdGroups:
     def decode(self, payload: bytes) -> pb.Group:
         """The message behind a payload."""
         return pb.Group.FromString(self._decompressor.decompress(payload))
+
+    def to_read(self, payload: bytes) -> dict[str, Any]:
+        """The group's id, prompt, completions and scores, for people: a line of samples.jsonl."""
+        group = self.decode(payload)
+        return {
+            "group_id": group.group_id,
+            "prompt": group.prompt.text,
+            "samples": [
+                {
+                    "text": sample.text,
+                    "raw_score": reward.raw_score,
+                    "shaped_reward": reward.shaped_reward,
+                    "acc": reward.acc,
+                    "finish_reason": _FINISH[sample.finish_reason],
+                    "tokens": len(unpack_ids(sample.token_ids)),
+                }
+                for sample, reward in zip(group.samples, group.rewards, strict=True)
+            ],
+        }
 
     def newest_version(self, payload: bytes) -> int:
         """The number of the newest version that sampled a token of the group."""

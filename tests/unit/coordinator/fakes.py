@@ -11,10 +11,15 @@ from typing import Any
 import numpy as np
 
 from services.coordinator.groups.conductor import Conductor
+from services.coordinator.groups.grading import Grading
 from services.coordinator.state.board import Board
+from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Fleet, Member, Role, State
 from services.coordinator.state.group import Group, GroupFailed, PromptLike, QueuedGroup, Reward, Sample, Span
 from services.coordinator.state.ports import Sampling
+from services.coordinator.state.progress import Progress, RunState
+from services.coordinator.state.run_context import RunContext
+from services.coordinator.storage.records import Records
 from sluice.config.schema import Config
 from sluice.errors import Fenced
 from sluice.policy_version import PolicyVersion
@@ -257,19 +262,22 @@ class Stage:
             partial_after=self.config.partial_after,
             changed=self.fleet.changed,
         )
-        self.open = True
-        self.conductor = Conductor(
-            config=self.config,
+        self.progress, self.events = Progress(state=RunState.RUNNING), Events()
+        self.run = RunContext(
             run_id="r",
-            board=self.board,
-            fleet=self.fleet,
-            store=self.store,  # type: ignore[arg-type]
-            prompts=FakePrompts(),
-            rollouts=self.rollouts,
-            rewards=self.rewards,
-            codec=self.codec,
+            config=self.config,
             clock=self.clock,
-            admitting=lambda: self.open,
+            fleet=self.fleet,
+            board=self.board,
+            progress=self.progress,
+            events=self.events,
+        )
+        self.conductor = Conductor(
+            self.run,
+            self.records(),
+            rollouts=self.rollouts,
+            grading=Grading(config=self.config, fleet=self.fleet, rewards=self.rewards, clock=self.clock),
+            prompts=FakePrompts(),
             cursor="",
             admissions=0,
         )
@@ -284,3 +292,7 @@ class Stage:
             member.version, member.granted = PolicyVersion(lineage="a", number=version), version
             self.fleet.set_state(member, State.READY)
         return member
+
+    def records(self, files: Any = None) -> Records:
+        """The books, with the files of a run directory where a test needs them."""
+        return Records(store=self.store, files=files, ledger=None, codec=self.codec)  # type: ignore[arg-type]

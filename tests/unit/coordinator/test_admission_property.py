@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.state.board import Board
-from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.state.group import PromptLike, Reward, Sample
 from services.coordinator.state.ledger import count
@@ -136,15 +135,7 @@ class Run:
         self.rollouts = Rollouts()
         self.stage = Stage(config, rollouts=self.rollouts, rewards=Rewards(self.chance, acceptance))  # type: ignore[arg-type]
         self.stage.codec.padding = padding
-        self.assigner = Assigner(
-            config=config,
-            board=self.stage.board,
-            store=self.stage.store,  # type: ignore[arg-type]
-            files=Files(),  # type: ignore[arg-type]
-            conductor=self.stage.conductor,
-            events=Events(),
-            clock=self.stage.clock,
-        )
+        self.assigner = Assigner(self.stage.run, self.stage.records(Files()))
         self.version, self.training, self.joined = 0, False, 0
         self.doomed: set[str] = set()
         self.join()
@@ -296,7 +287,7 @@ def test_batches_that_are_not_full_are_trained_in_some_of_these_runs() -> None:
 
 
 def _room_in_bytes_alone(conductor: Conductor) -> bool:
-    return conductor.queued_bytes < 2 * 2 * 8 * 10
+    return conductor._board.queued_bytes < 2 * 2 * 8 * 10
 
 
 @pytest.mark.parametrize(

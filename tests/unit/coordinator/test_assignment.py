@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from services.coordinator.groups.assignment import Assigner
-from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Role
 from services.coordinator.state.ledger import count
 from services.coordinator.storage.run_files import BatchFile, RunFiles
@@ -22,15 +21,7 @@ class Scene:
     def __init__(self, tmp_path: Path) -> None:
         self.stage = Stage(make_config())
         self.files = RunFiles(tmp_path)
-        self.assigner = Assigner(
-            config=self.stage.config,
-            board=self.stage.board,
-            store=self.stage.store,  # type: ignore[arg-type]
-            files=self.files,
-            conductor=self.stage.conductor,
-            events=Events(),
-            clock=self.stage.clock,
-        )
+        self.assigner = Assigner(self.stage.run, self.stage.records(self.files))
 
     async def fill(self) -> None:
         """Eight accepted groups."""

@@ -164,7 +164,6 @@ async def test_samples_stamped_with_a_version_never_granted_are_refused(lie: int
     stage = Stage(make_config(), rollouts=FakeRollouts(lie=lie))
     stage.add_member(Role.ROLLOUT, "rollout-0", version=3)
     stage.board.next_step = 3
-    stage.open = True
     async with running(stage):
         await assert_eventually(lambda: stage.conductor.failures_in_a_row >= 4)
         assert not stage.board.queued
@@ -272,12 +271,12 @@ async def test_work_goes_to_the_least_loaded_rollout() -> None:
 async def test_a_full_queue_holds_back_what_is_not_of_the_next_batch_and_never_that_batch() -> None:
     payload_bytes = len("r-0000000")
     stage = Stage(make_config(coordinator__queue_max_bytes=4 * 2 * 8 * 10))  # the least that is allowed
-    stage.conductor.queued_bytes = stage.config.coordinator.queue_max_bytes - 2 * payload_bytes
+    stage.board.queued_bytes = stage.config.coordinator.queue_max_bytes - 2 * payload_bytes
     stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
     async with running(stage):
         await settle()
         assert len(stage.board.queued) == 4, "ranks 0 to 3 come in though two of them fill the queue; 4 to 7 wait"
-        stage.conductor.queued_bytes = 0
+        stage.board.queued_bytes = 0
         stage.board.changed.notify()
         await settle()
         assert len(stage.board.queued) == 8

@@ -1,17 +1,13 @@
 """Who is registered: replacement, loss, and coming back."""
 
 import asyncio
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
-from services.coordinator.api.run_parts import Core
-from services.coordinator.state.events import Events
+from services.coordinator.run.heartbeats import sweep_forever
 from services.coordinator.state.fleet import EXPECTED_S, FORGET_LOST_S, Fleet, Member, Role, State
 from sluice.errors import Expired, Fenced, Unavailable
-from sluice.testing import ManualClock
-from tests.unit.coordinator.fakes import make_config
+from tests.unit.coordinator.fakes import Stage, make_config
 
 
 def member(incarnation: str, *, service_id: str = "rollout-0", role: Role = Role.ROLLOUT) -> Member:
@@ -75,10 +71,10 @@ def test_silence_does_not_count_while_nobody_could_be_heard() -> None:
 
 
 async def test_a_coordinator_that_was_stopped_declares_nobody_lost_when_it_goes_on() -> None:
-    clock, fleet, events, rollout = ManualClock(), Fleet(), Events(), member("a")
-    fleet.register(rollout)
-    core = SimpleNamespace(config=make_config(), clock=clock, fleet=fleet, events=events)
-    sweeping = asyncio.create_task(Core.sweep_forever(cast(Core, core)))
+    stage, rollout = Stage(make_config()), member("a")
+    clock = stage.clock
+    stage.fleet.register(rollout)
+    sweeping = asyncio.create_task(sweep_forever(stage.run))
     await asyncio.sleep(0)
     clock.skip(3600)
     for _ in range(10):

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.coordinator.groups.assignment import Assigner
-from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import Reward, Sample
 from services.coordinator.state.ledger import LIVE, LedgerCounts, count, ledger_metrics
@@ -74,15 +73,7 @@ class History:
             rewards=FickleRewards(chance),
         )
         self.member = self.stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
-        self.assigner = Assigner(
-            config=self.stage.config,
-            board=self.stage.board,
-            store=self.stage.store,  # type: ignore[arg-type]
-            files=RunFiles(folder),
-            conductor=self.stage.conductor,
-            events=Events(),
-            clock=self.stage.clock,
-        )
+        self.assigner = Assigner(self.stage.run, self.stage.records(RunFiles(folder)))
 
     async def happens(self, what: str) -> None:
         if what == "samples arrive":

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.coordinator.run.evaluation import EvaluationResult
+from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.progress import Progress, RunState
 from sluice.policy_version import PolicyVersion
 

@@ -12,7 +12,6 @@ import structlog
 from services.coordinator.run.stall import StallWatch
 from services.coordinator.run.starvation import StarvationWatch
 from services.coordinator.run.waits import KEPT_S, Since, Situation, find_waits
-from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Role, State
 from services.coordinator.state.progress import Progress, RunState
 from sluice.dapo.dynamic_sampling import Verdict
@@ -23,12 +22,11 @@ from tests.unit.coordinator.fakes import FakeRewards, FakeRollouts, Stage, make_
 def make_situation(stage: Stage, **changes: Any) -> Situation:
     situation = Situation(
         config=stage.config,
-        progress=Progress(state=RunState.RUNNING),
+        progress=stage.progress,
         board=stage.board,
         fleet=stage.fleet,
         assigned=[],
         admissions=stage.conductor.admissions,
-        queued_bytes=0,
         evaluating="",
     )
     return replace(situation, **changes)
@@ -116,7 +114,9 @@ def test_admission_says_why_it_is_closed() -> None:
     paused = Progress(state=RunState.RUNNING, admission="paused")
     assert "is paused by request; `sluice resume` opens it" in admission(make_situation(stage, progress=paused))
     full = "the queue is full (4.3 of 4.3 GB, coordinator.queue_max_bytes)"
-    assert full in admission(make_situation(stage, queued_bytes=4 << 30))
+    stage.board.queued_bytes = 4 << 30
+    assert full in admission(make_situation(stage))
+    stage.board.queued_bytes = 0
     stage.board.next_step = 2
     aged = "is closed by age: a group from version 0 would be trained in step 2 (coordinator.max_staleness is 1)"
     assert aged in admission(make_situation(stage))
@@ -154,16 +154,8 @@ def test_a_wait_lasts_from_the_first_look_and_is_forgotten_when_it_was_over_for_
 
 async def stalled(stage: Stage, *, seconds: int, step_wall_s: float = 0.0) -> list[float]:
     """When a run warned in which nothing moves from second 0 on."""
-    events, progress = Events(), Progress(state=RunState.RUNNING)
-    progress.metrics["step/wall_s"] = step_wall_s
-    watch = StallWatch(
-        situation=lambda: make_situation(stage, progress=progress, assigned=[0]),
-        conductor=stage.conductor,
-        progress=progress,
-        events=events,
-        clock=stage.clock,
-        warn_after_s=60.0,
-    )
+    stage.progress.metrics["step/wall_s"] = step_wall_s
+    watch = StallWatch(stage.run, conductor=stage.conductor, situation=lambda: make_situation(stage, assigned=[0]))
     with structlog.testing.capture_logs() as logs:
         for _ in range(seconds):
             watch.look()
@@ -182,10 +174,7 @@ async def test_long_steps_are_no_stalls() -> None:
 
 def starving(stage: Stage, *, judged: int) -> tuple[str, list[str]]:
     """What the watch of a run says that judges one all-wrong group after the other and keeps every tenth."""
-    events = Events()
-    watch = StarvationWatch(
-        config=stage.config, board=stage.board, conductor=stage.conductor, events=events, clock=stage.clock
-    )
+    watch = StarvationWatch(stage.run, conductor=stage.conductor)
     reason = ""
     with structlog.testing.capture_logs() as logs:
         for number in range(1, judged + 1):

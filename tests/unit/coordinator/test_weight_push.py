@@ -4,19 +4,18 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from services.coordinator.state.events import Events
-from services.coordinator.state.fleet import Fleet, Member, Role, State
-from services.coordinator.weights.prober import Prober
+from services.coordinator.state.fleet import Member, Role, State
+from services.coordinator.state.push_times import PushTimes
 from services.coordinator.weights.push import WeightPush
-from services.coordinator.wire.clients import Clients
 from sluice.errors import TransferError
 from sluice.policy_version import PolicyVersion
-from sluice.testing import ManualClock, assert_eventually
+from sluice.testing import assert_eventually
 from sluice.v1 import common_pb2, learner_pb2, rollout_pb2
+from tests.unit.coordinator.fakes import Stage, make_config
 
 
 @dataclass
@@ -65,17 +64,15 @@ class Doubts:
 
 class Scene:
     def __init__(self, ends: Ends, *, finish_s: float | None = None) -> None:
-        self.ends, self.fleet, self.clock, self.doubts = ends, Fleet(), ManualClock(), Doubts()
-        self.learner = self.add(Role.LEARNER, "learner")
-        self.push = WeightPush(
-            fleet=self.fleet,
-            clients=cast(Clients, ends),
-            events=Events(),
-            clock=self.clock,
-            timeout_s=10.0,
-            finish_s=finish_s,
-            prober=cast(Prober, self.doubts),
+        config = make_config(
+            weights__timeout_s=10.0,
+            weights__inflight="keep" if finish_s is None else "finish",
+            coordinator__generate_timeout_s=finish_s or 60.0,
         )
+        stage = Stage(config)
+        self.ends, self.fleet, self.clock, self.doubts = ends, stage.fleet, stage.clock, Doubts()
+        self.learner = self.add(Role.LEARNER, "learner")
+        self.push = WeightPush(stage.run, ends, times=PushTimes(), prober=self.doubts)
 
     def add(self, role: Role, name: str) -> Member:
         member = Member(service_id=name, role=role, address="-", incarnation=name, capacity=1, last_beat_s=0.0)

@@ -1,0 +1,124 @@
+"""Opens what there is of the run: its data, Redis, the run directory; as far as they have come, the run's progress."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from services.coordinator.app.options import Options
+from services.coordinator.loggers.all_loggers import Loggers, open_loggers
+from services.coordinator.prompts import PromptStream
+from services.coordinator.prompts.feed import PromptFeed
+from services.coordinator.recovery.rollback import Account, bring_in_line, history, surviving_evaluations
+from services.coordinator.state.board import Board
+from services.coordinator.state.events import Events
+from services.coordinator.state.fleet import Fleet
+from services.coordinator.state.group import PromptLike
+from services.coordinator.state.progress import Progress
+from services.coordinator.state.run_context import RunContext
+from services.coordinator.storage.ledger_files import LedgerFiles
+from services.coordinator.storage.records import Records
+from services.coordinator.storage.redis_access import redis_access
+from services.coordinator.storage.redis_store import Store
+from services.coordinator.storage.run_files import RunFiles
+from services.coordinator.wire.messages import ZstdGroups
+from sluice.clock import SystemClock
+from sluice.config.derived import most_queued_bytes
+from sluice.config.load import dump_config
+from sluice.config.schema import Config
+from sluice.model_identity import ModelIdentity, model_identity
+from sluice.policy_version import PolicyVersion
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """The prompts of a run."""
+
+    training: PromptStream
+    feed: PromptFeed
+    """`training`, and what users submit."""
+    held_out: Sequence[PromptLike]
+    facts: Mapping[str, object]
+    """About the training data, for people."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedRun:
+    """A run as it was found, before anything of it goes on."""
+
+    run: RunContext
+    records: Records
+    store: Store
+    codec: ZstdGroups
+    data: Data
+    identity: ModelIdentity
+    loggers: Loggers
+    rolled_back: Sequence[Account]
+    """Rollbacks, oldest first; the files agree with them."""
+    meta: Mapping[str, str]
+    """What Redis keeps beside the groups."""
+
+
+async def open_run(config: Config, options: Options) -> OpenedRun:
+    """Opens a run. Raises ConfigError or LaunchError when data, model, Redis or files cannot be used."""
+    run_id = options.run_dir.name
+    identity = model_identity(config.model.path)
+    training = PromptStream.open(config, split="train")
+    held_out = PromptStream.open(config, split="val") if config.data.val_files else None
+    facts = training.describe()
+    log.info("data", **facts)
+    store = Store(url=options.redis_url, run_id=run_id, access=redis_access(config.network))
+    await store.open(most_queued_bytes=most_queued_bytes(config))
+    files, codec = RunFiles(options.run_dir), ZstdGroups()
+    await files.keep_config(dump_config(config))
+    records = Records(store=store, files=files, ledger=LedgerFiles(store=store, files=files), codec=codec)
+    rolled_back = await bring_in_line(records)
+    meta = await store.meta()
+    progress = await _restored_progress(store, meta)
+    if options.reopen:
+        progress.reopen(total_steps=config.run.total_steps)
+        await store.set_meta(progress.to_meta())
+    progress.evaluations = surviving_evaluations(progress, history(rolled_back))
+    loggers = open_loggers(config, run_dir=options.run_dir, trained_steps=progress.trained_steps)
+    files.follow = loggers.put
+    fleet = Fleet()
+    board = Board(
+        train_batch_size=config.data.train_batch_size,
+        gen_batch_size=config.gen_batch_size,
+        max_staleness=config.coordinator.max_staleness,
+        partial_after=config.partial_after,
+        changed=fleet.changed,
+    )
+    return OpenedRun(
+        run=RunContext(
+            run_id=run_id,
+            config=config,
+            clock=SystemClock(),
+            fleet=fleet,
+            board=board,
+            progress=progress,
+            events=Events(),
+        ),
+        records=records,
+        store=store,
+        codec=codec,
+        data=Data(
+            training=training,
+            feed=PromptFeed(data=training, files=files),
+            held_out=held_out.take(config.eval.prompts) if held_out else [],
+            facts=facts,
+        ),
+        identity=identity,
+        loggers=loggers,
+        rolled_back=rolled_back,
+        meta=meta,
+    )
+
+
+async def _restored_progress(store: Store, meta: Mapping[str, str]) -> Progress:
+    committed = await store.last_step("commit")
+    record = await store.record("commit", committed) if committed >= 0 else None
+    version = None if record is None else PolicyVersion(lineage=record["lineage"], number=record["number"])
+    return Progress.from_meta(meta, trained_steps=committed + 1, version=version)

@@ -1,0 +1,116 @@
+"""Makes the parts of a run's coordinator and wires them. The only file of this service that names every concrete class."""
+
+import structlog
+
+from services.coordinator.api.learner_seat import LearnerSeat
+from services.coordinator.api.run_parts import RunParts
+from services.coordinator.app.opening import Data, OpenedRun
+from services.coordinator.app.options import Options
+from services.coordinator.groups.assignment import Assigner
+from services.coordinator.groups.conductor import Conductor
+from services.coordinator.groups.grading import Grading
+from services.coordinator.recovery.repair import Repair
+from services.coordinator.recovery.rollback import Rollbacks
+from services.coordinator.run.commits import Commits
+from services.coordinator.run.evaluation import Evaluator
+from services.coordinator.run.lifecycle import Lifecycle
+from services.coordinator.run.reward_check import check_reward
+from services.coordinator.run.stall import StallWatch
+from services.coordinator.run.waits import Situation
+from services.coordinator.state.push_times import PushTimes
+from services.coordinator.state.run_context import RunContext
+from services.coordinator.weights.prober import Prober
+from services.coordinator.weights.push import WeightPush
+from services.coordinator.wire.clients import Clients
+
+log = structlog.get_logger(__name__)
+
+CHECKED_PROMPTS = 4
+
+
+def make_parts(opened: OpenedRun, options: Options) -> RunParts:
+    """All parts, wired; what Redis holds of the groups is not in them yet (resuming.py)."""
+    run, records, meta = opened.run, opened.records, opened.meta
+    clients, push_times = Clients(options.credentials), PushTimes()
+    grading = Grading(config=run.config, fleet=run.fleet, rewards=clients, clock=run.clock)
+    conductor = Conductor(
+        run,
+        records,
+        rollouts=clients,
+        grading=grading,
+        prompts=opened.data.feed,
+        cursor=meta.get("cursor", ""),
+        admissions=int(meta.get("admissions", 0)),
+    )
+    assigner = Assigner(run, records)
+    rollbacks = Rollbacks(run, records, assigner=assigner, made=opened.rolled_back, idle=options.idle)
+    repair = Repair(run, records, conductor=conductor, assigner=assigner)
+    evaluator = Evaluator(run, rollouts=clients, grading=grading, prompts=opened.data.held_out)
+
+    def situation() -> Situation:
+        return Situation(
+            config=run.config,
+            progress=run.progress,
+            board=run.board,
+            fleet=run.fleet,
+            assigned=list(assigner.assigned),
+            admissions=conductor.admissions,
+            evaluating=evaluator.under_way,
+        )
+
+    async def reward_check() -> None:
+        await _check_reward(run, clients, opened.data)
+
+    return RunParts(
+        run=run,
+        records=records,
+        store=opened.store,
+        codec=opened.codec,
+        identity=opened.identity,
+        loggers=opened.loggers,
+        clients=clients,
+        prompts=opened.data.feed,
+        conductor=conductor,
+        assigner=assigner,
+        push=WeightPush(run, clients, times=push_times, prober=_prober(run, clients, opened.data)),
+        commits=Commits(
+            run, records, conductor=conductor, assigner=assigner, push_times=push_times, rollbacks=rollbacks
+        ),
+        evaluator=evaluator,
+        lifecycle=Lifecycle(
+            run,
+            records,
+            conductor=conductor,
+            assigner=assigner,
+            evaluator=evaluator,
+            check_reward=reward_check,
+            check_only=options.check_only,
+        ),
+        stall=StallWatch(run, conductor=conductor, situation=situation),
+        rollbacks=rollbacks,
+        learner=LearnerSeat(
+            run,
+            records,
+            assigner=assigner,
+            repair=repair,
+            rollbacks=rollbacks,
+            own_fence=opened.store.fence,
+            fence=int(meta.get("learner_fence", 0)),
+            incarnation=meta.get("learner_incarnation", ""),
+        ),
+        repair=repair,
+    )
+
+
+def _prober(run: RunContext, clients: Clients, data: Data) -> Prober | None:
+    if not run.config.weights.probe:
+        return None
+    return Prober(config=run.config, fleet=run.fleet, rollouts=clients, prompt=data.training.next(0)[0])
+
+
+async def _check_reward(run: RunContext, clients: Clients, data: Data) -> None:
+    run.events.emit("data", ", ".join(f"{name} {value!r}" for name, value in data.facts.items()))
+    checked = [data.training.next(position)[0] for position in range(CHECKED_PROMPTS)]
+    limit_s = run.config.coordinator.score_timeout_s
+    for row in await check_reward(fleet=run.fleet, rewards=clients, prompts=checked, timeout_s=limit_s):
+        run.events.emit("reward_checked", str(row))

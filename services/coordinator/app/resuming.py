@@ -1,0 +1,32 @@
+"""Puts back what Redis holds of the groups: open ones are generated again, accepted ones wait on, assigned ones belong to
+their batch."""
+
+import structlog
+
+from services.coordinator.api.run_parts import RunParts
+from services.coordinator.state.group import QueuedGroup
+from services.coordinator.state.ledger_row import reopened
+
+log = structlog.get_logger(__name__)
+
+
+async def resume(parts: RunParts) -> None:
+    """Fills board and assigner; call it once, before anything of the run goes on."""
+    store, board, trained_steps = parts.store, parts.run.board, parts.run.progress.trained_steps
+    board.next_step = await store.last_step("batch") + 1
+    live = await store.live()
+    assigned = {group_id: info for group_id, (state, info) in live.items() if state == "assigned"}
+    for group_id, (state, info) in sorted(live.items(), key=lambda item: item[1][1]["admission"]):
+        if state == "open":
+            prompt, _ = parts.prompts.next(info["cursor"])
+            board.add(reopened(group_id, info, prompt))
+        elif state == "queued":
+            board.restore(QueuedGroup(**info))
+    for step in range(trained_steps, board.next_step):
+        batch = await store.record("batch", step)
+        if batch is not None:
+            # A repair that was broken off has ended some already, or has not come to those whose rows are in files.
+            known = [QueuedGroup(**assigned[name]) for name in batch["ids"] if name in assigned]
+            parts.assigner.assigned[step] = known
+    if live:
+        log.info("restored", live=len(live), trained_steps=trained_steps, next_step=board.next_step)

@@ -1,0 +1,16 @@
+"""Declares services lost that have gone silent. Waits for nothing but its own interval."""
+
+from services.coordinator.state.run_context import RunContext
+
+
+async def sweep_forever(run: RunContext) -> None:
+    """Looks once an interval, until cancelled; while this process itself did not run, nobody was heard."""
+    settings, slept_s = run.config.coordinator, run.clock.now()
+    while True:
+        await run.clock.sleep(settings.heartbeat_interval_s)
+        before_s, slept_s = slept_s, run.clock.now()
+        if slept_s - before_s > settings.heartbeat_interval_s + settings.heartbeat_timeout_s / 2:
+            run.fleet.excuse(now_s=slept_s)
+        for member in run.fleet.sweep(now_s=run.clock.now(), timeout_s=settings.heartbeat_timeout_s):
+            text = f"{member.service_id}: no heartbeat for {settings.heartbeat_timeout_s:.0f} s"
+            run.events.emit("service_lost", text, labels={"service_id": member.service_id})

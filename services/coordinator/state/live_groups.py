@@ -1,0 +1,44 @@
+"""One walk over all live groups, wherever on their path they are."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.coordinator.state.board import Board
+from services.coordinator.state.group import Group, QueuedGroup
+from services.coordinator.state.ledger_row import ledger_row, queued_row
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiveGroup:
+    """A group and where it is."""
+
+    group: Group | QueuedGroup
+    """An open group is a Group."""
+    state: str
+    """'pending', 'in_flight', 'scored', 'queued' or 'assigned'."""
+    step: int = -1
+    """Of the batch that it is assigned to; -1 before."""
+
+    @property
+    def prompt_id(self) -> str:
+        """Of its prompt."""
+        return self.group.prompt.prompt_id if isinstance(self.group, Group) else self.group.prompt_id
+
+    def row(self, *, term: str | None = None) -> dict[str, Any]:
+        """Its ledger row: as far as it has come, or ended under `term`."""
+        ended = term is not None
+        if isinstance(self.group, Group):
+            return ledger_row(self.group, term=term or self.state, ended=ended)
+        return queued_row(self.group, term=term or self.state, step=self.step, ended=ended)
+
+
+def live_groups(board: Board, assigned: Mapping[int, Sequence[QueuedGroup]]) -> Iterator[LiveGroup]:
+    """Open groups, accepted ones, those of the batches handed out (by step); each kind newest first."""
+    for group in reversed(list(board.open.values())):
+        yield LiveGroup(group=group, state=group.phase.value)
+    for group in reversed(list(board.queued.values())):
+        yield LiveGroup(group=group, state="queued")
+    for step, groups in reversed(list(assigned.items())):
+        for group in reversed(groups):
+            yield LiveGroup(group=group, state="assigned", step=step)

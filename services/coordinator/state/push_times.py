@@ -1,0 +1,37 @@
+"""How the weight pushes since the last commit went: written by the pushes, read by the commit."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PushTime:
+    """How one push went."""
+
+    push_ms: float
+    receive_ms: float
+    stall_ms: float
+
+
+@dataclass(slots=True)
+class PushTimes:
+    """Pushes since the last commit."""
+
+    _since_commit: list[PushTime] = field(default_factory=list)
+
+    def add(self, time: PushTime) -> None:
+        """A rollout has applied a version."""
+        self._since_commit.append(time)
+
+    def clear(self) -> None:
+        """A step was committed."""
+        self._since_commit = []
+
+    def metrics(self) -> dict[str, float]:
+        """The slowest of each phase; nothing without a push."""
+        if not self._since_commit:
+            return {}
+        return {
+            "weights/push_ms": max(time.push_ms for time in self._since_commit),
+            "weights/receive_ms": max(time.receive_ms for time in self._since_commit),
+            "weights/stall_ms": max(time.stall_ms for time in self._since_commit),
+        }

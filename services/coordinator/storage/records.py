@@ -1,0 +1,17 @@
+"""What outlasts the coordinator, in one place: Redis, the run directory, and groups as both of them keep them."""
+
+from dataclasses import dataclass
+
+from services.coordinator.state.ports import DurableState, GroupCodec
+from services.coordinator.storage.ledger_files import LedgerFiles
+from services.coordinator.storage.run_files import RunFiles
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Records:
+    """The books of one run."""
+
+    store: DurableState
+    files: RunFiles
+    ledger: LedgerFiles
+    codec: GroupCodec
