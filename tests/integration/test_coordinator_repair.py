@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import random
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -274,6 +276,57 @@ async def test_a_learner_that_starts_from_an_older_checkpoint_gets_the_forgotten
         assert [await scene.learner.batch(run, step) for step in (1, 2)] == first
         await scene.finish(run, range(1, 5))
     assert scene.repairs[0]["assigned_steps"] == [1, 2]
+
+
+@pytest.mark.parametrize("learner_restarts", [False, True])
+async def test_a_run_goes_on_from_any_moment_that_redis_goes_back_to(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, learner_restarts: bool
+) -> None:
+    """The end of each script is such a moment. Files and learner remember everything; or the learner, since step 2."""
+    moments, run_script = [await scene.remember()], Store._run
+
+    async def remembered(self: Store, *args: Any) -> Any:
+        answer = await run_script(self, *args)
+        moments.append(await scene.remember())
+        return answer
+
+    monkeypatch.setattr(Store, "_run", remembered)
+    async with scene.serve() as run:
+        await scene.register(run)
+        await scene.learner.train(run, range(2))
+        saved = pb.CommitCheckpointRequest(version=version(2), path="step-2", fence=scene.learner.fence)
+        await run.stub.CommitCheckpoint(saved, timeout=5)
+        await scene.learner.train(run, range(2, 4))
+    monkeypatch.setattr(Store, "_run", run_script)
+    kept, trained = await asyncio.to_thread(shutil.copytree, scene.run_dir, tmp_path / "kept"), scene.learner.trained
+    for place in range(4):
+        await asyncio.to_thread(shutil.rmtree, scene.run_dir)
+        await asyncio.to_thread(shutil.copytree, kept, scene.run_dir)
+        await scene.forget(moments[random.Random(place).randrange(len(moments))])
+        scene.learner.version, scene.learner.trained = 2 if learner_restarts else 4, list(trained)
+        scene.learner.incarnation = f"learner-{place}" if learner_restarts else "learner-a"
+        async with scene.serve() as run:
+            await scene.register(run)
+            again = [await scene.learner.batch(run, step) for step in range(scene.learner.version, 4)]
+            assert [batch[0].header.digest for batch in again] == [
+                step.batch_digest for step in trained[scene.learner.version :]
+            ]
+            await scene.finish(run, range(scene.learner.version, 5))
+
+
+async def test_batches_stay_exactly_while_a_checkpoint_that_is_kept_may_ask_for_them(scene: Scene) -> None:
+    async with scene.serve() as run:
+        await scene.register(run)
+        for oldest, newest in ((1, 1), (1, 2), (2, 3)):
+            await scene.learner.train(run, range(newest - 1, newest))
+            for kept in (oldest, newest):
+                (scene.run_dir / "checkpoints" / f"step-{kept}").mkdir(parents=True, exist_ok=True)
+            if oldest == 2:
+                (scene.run_dir / "checkpoints" / "step-1").rmdir()
+            saved = pb.CommitCheckpointRequest(version=version(newest), path="-", fence=scene.learner.fence)
+            await run.stub.CommitCheckpoint(saved, timeout=5)
+            files = sorted(path.name for path in (scene.run_dir / "batches").iterdir())
+            assert files == [f"step-{step:06d}.groups" for step in range(oldest, newest)]
 
 
 async def test_a_step_whose_batch_file_is_gone_too_stands_but_cannot_be_replayed(scene: Scene) -> None:

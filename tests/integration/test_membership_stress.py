@@ -109,7 +109,7 @@ def live_through(epochs: int, *, measured_after: int, seed: int) -> None:
         for _ in range(epochs - measured_after):
             fleet.epoch()
         late = fleet.footprint()
-        print(f"early {early}, late {late}, versions {fleet.version}, failed {fleet.sender.failed_transfers}")
+        print(f"early {early}, late {late}, versions {fleet.version}")
         fleet.publish()
         for receiver in fleet.receivers.values():
             assert receiver.push(fleet.sender) == {"applied": fleet.version}

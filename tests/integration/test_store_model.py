@@ -1,96 +1,178 @@
-"""The model of the store (unit/coordinator/store_model.py) against the real scripts in a real Redis: same answers and contents.
+"""The model of the store (store_model.py) against the real scripts in a real Redis: same answers and same contents.
 
-Random ways through the model of a run - with every accident, operations that are broken off, repairs, a Redis put back to
-an earlier moment - are gone with real stores beside it.
+Random ways: calls that fit what Redis holds and calls that do not, of the coordinator in office and of those that it
+replaced, while Redis loses its newest part, or everything.
 """
 
+import json
 import random
 from collections.abc import AsyncIterator
 
 import pytest
 import redis.asyncio as aioredis
+from redis.exceptions import ResponseError
 
 from services.coordinator.state.ports import Forgot
 from services.coordinator.storage.redis_store import Store
 from sluice.errors import Fenced
 from sluice.launch.embedded_redis import EmbeddedRedis
-from tests.unit.coordinator import run_model, store_model
-from tests.unit.coordinator.run_model import Coordinator, Setting, State, start, successors, zombie_attempts
-from tests.unit.coordinator.store_model import COUNTERS, FENCED, FORGOT, OPEN, QUEUED, Guard, Redis, lost_of, tokens_of
+from tests.integration.store_model import (
+    ASSIGNED,
+    COUNTERS,
+    FENCED,
+    FILTERED,
+    FORGOT,
+    NOT_QUEUED,
+    OPEN,
+    QUEUED,
+    SCRIPTS,
+    STALE,
+    TRAINED,
+    Guard,
+    Redis,
+    call,
+    lost_of,
+    take_over,
+    tokens_of,
+)
 
 pytestmark = pytest.mark.integration
 
-WAYS = 40
-"""In each setting."""
+EVENTS = 400
+"""Of each way."""
 
-ACCIDENTS = ("dies", "freezes", "killed", "comes back", "synced")
-"""Words of events that are to be rare, or they would all come at the beginning."""
-
-SETTINGS = [
-    Setting(
-        steps=3,
-        checkpoint_every=2,
-        gen_batch=3,
-        queue_groups=2,
-        rollouts=2,
-        rejections=2,
-        staleness=staleness,
-        coordinator_crashes=2,
-        coordinator_freezes=1,
-        learner_crashes=2,
-        rollout_crashes=1,
-        redis_losses=2,
-    )
-    for staleness in (0, 1)
-]
+STEPS = 20
 
 
-class Twin:
-    """A real Redis that goes the way of the model."""
+class Chance:
+    """Draws calls: most of them could be made, some could not."""
 
-    def __init__(self, client: aioredis.Redis, url: str, run_id: str) -> None:
-        self.client, self.url, self.run_id = client, url, run_id
-        self.stores: dict[int, Store] = {}
-        """By the fence that the model gave to the coordinator."""
-        self.synced: dict[bytes, bytes] | None = None
-        self.calls = 0
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
 
-    async def take_over(self, fence: int) -> None:
-        """A new coordinator."""
-        self.stores[fence] = Store(url=self.url, run_id=self.run_id)
-        await self.stores[fence].open()
+    def call(self, redis: Redis) -> tuple[str, tuple]:
+        """The name of a script and its arguments."""
+        name = self.random.choice([*SCRIPTS, "admit", "admit", "accept", "accept", "accept", "assign", "commit"])
+        return name, getattr(self, f"_{name}")(redis)
 
-    async def call(self, guard: Guard, name: str, args: tuple) -> object:
-        """What the real script answers, said as the model says it."""
-        self.calls += 1
-        try:
-            return await _asked(self.stores[guard.fence], name, args)
-        except Fenced:
-            return FENCED
-        except Forgot:
-            return FORGOT
+    def _admit(self, redis: Redis) -> tuple:
+        return (redis.admissions if self._usual() else self._any_group(redis),)
 
-    async def sync(self) -> None:
-        """This moment is the one that a loss goes back to."""
+    def _accept(self, redis: Redis) -> tuple:
+        return self._in(redis, OPEN), self.random.randrange(3)
+
+    def _end(self, redis: Redis) -> tuple:
+        was = self.random.choice([OPEN, QUEUED, ASSIGNED])
+        return self._in(redis, was), was, self.random.choice([FILTERED, STALE])
+
+    def _assign(self, redis: Redis) -> tuple:
+        return self._step(), self._some(redis, QUEUED)
+
+    def _commit(self, redis: Redis) -> tuple:
+        """Of groups that are assigned, as every caller sees to."""
+        assigned = [group for group, state, _ in redis.live if state == ASSIGNED]
+        return self._step(), tuple(assigned[: self.random.randrange(4)])
+
+    def _drop_rows(self, redis: Redis) -> tuple:
+        return self._rows_in_files(redis), self.random.randint(0, len(redis.rows))
+
+    def _confirm(self, redis: Redis) -> tuple:
+        return ()
+
+    def _set_learner(self, redis: Redis) -> tuple:
+        return self.random.randrange(9), self.random.randrange(9)
+
+    def _set_admissions(self, redis: Redis) -> tuple:
+        return (redis.admissions + self.random.randrange(3),)
+
+    def _restore_batch(self, redis: Redis) -> tuple:
+        ids = tuple(dict.fromkeys([*self._some(redis, OPEN), *self._some(redis, QUEUED), self._any_group(redis)]))
+        return self._step(), ids, tuple((group, self.random.randrange(3)) for group in ids[1:])
+
+    def _rebook(self, redis: Redis) -> tuple:
+        terms = [(self._any_group(redis), self.random.choice([FILTERED, STALE])) for _ in range(3)]
+        return self._rows_in_files(redis), (*redis.rows[: self.random.randrange(4)], *terms)
+
+    def _usual(self) -> bool:
+        return self.random.random() < 0.8
+
+    def _step(self) -> int:
+        return self.random.randrange(STEPS)
+
+    def _rows_in_files(self, redis: Redis) -> int:
+        return redis.rows_in_files if self._usual() else self.random.randrange(9)
+
+    def _any_group(self, redis: Redis) -> int:
+        return self.random.randrange(redis.admissions + 2)
+
+    def _in(self, redis: Redis, state: str) -> int:
+        found = [group for group, now, _ in redis.live if now == state]
+        return self.random.choice(found) if found and self._usual() else self._any_group(redis)
+
+    def _some(self, redis: Redis, state: str) -> tuple[int, ...]:
+        return tuple({self._in(redis, state): None for _ in range(self.random.randint(1, 3))})
+
+
+class Way:
+    """The model and a real Redis, side by side."""
+
+    def __init__(self, client: aioredis.Redis, url: str, seed: int) -> None:
+        self.client, self.url, self.run_id = client, url, f"way{seed}"
+        self.chance = Chance(seed)
+        self.redis, self.kept = Redis(), (Redis(), {})
+        self.coordinators: list[tuple[Guard, Store]] = []
+        """The last one is in office."""
+        self.answers: dict[str, set[str]] = {name: set() for name in SCRIPTS}
+
+    async def event(self) -> None:
+        """A script; now and then Redis is saved, or loses what came since or everything, or a coordinator takes over."""
+        match self.chance.random.random():
+            case rare if rare < 0.01:
+                self.kept = (self.redis, await self._keys())
+            case rare if rare < 0.02:
+                await self._lose(*(self.kept if self.chance.random.random() < 0.7 else (Redis(), {})))
+            case rare if rare < 0.05 or not self.coordinators:
+                await self._take_over()
+            case _:
+                await self._call()
+
+    async def _take_over(self) -> None:
+        store = Store(url=self.url, run_id=self.run_id)
+        await store.open()
+        self.redis = take_over(self.redis, newest=max((guard.fence for guard, _ in self.coordinators), default=0))
+        self.coordinators.append((Guard(self.redis.fence, 0), store))
+
+    async def _call(self) -> None:
+        place = -1 if self.chance.random.random() < 0.9 else self.chance.random.randrange(len(self.coordinators))
+        guard, store = self.coordinators[place]
+        name, args = self.chance.call(self.redis)
+        after, answer = call(self.redis, guard, name, args)
+        assert await _answer(store, name, args) == answer, (name, args, self.redis)
+        if answer not in (FENCED, FORGOT, NOT_QUEUED):
+            self.coordinators[place] = (guard._replace(seen=max(guard.seen, after.writes)), store)
+        self.redis = after
+        self.answers[name].add(answer if answer in (FENCED, FORGOT, NOT_QUEUED) else "done")
+
+    async def _keys(self) -> dict[bytes, bytes]:
         keys = [key async for key in self.client.scan_iter(match=f"sluice:{{{self.run_id}}}:*", count=1000)]
-        self.synced = {key: await self.client.dump(key) for key in keys}  # type: ignore[misc]
+        return {key: await self.client.dump(key) for key in keys}  # type: ignore[misc]
 
-    async def lose(self, *, everything: bool) -> None:
-        """Back to that moment, or empty."""
-        keys = [key async for key in self.client.scan_iter(match=f"sluice:{{{self.run_id}}}:*", count=1000)]
-        if keys:
-            await self.client.delete(*keys)
-        for key, value in ({} if everything else self.synced or {}).items():
+    async def _lose(self, redis: Redis, contents: dict[bytes, bytes]) -> None:
+        for key in await self._keys():
+            await self.client.delete(key)
+        for key, value in contents.items():
             await self.client.restore(key, 0, value)
+        self.redis = redis
 
     async def contents(self) -> Redis:
         """Everything but the fence, as the model keeps it."""
         store = Store(url=self.url, run_id=self.run_id)
         counters, meta, live = await store.counters(), await store.meta(), await store.live()
         in_files, rows = await store.rows(1000)
-        batches = [(step, await store.record("batch", step)) for step in range(4)]
-        commits = [step for step in range(4) if await store.record("commit", step) is not None]
-        payloads = [bool(await store.payload(group)) for group, (state, _) in live.items() if state == QUEUED]
+        batches = await self.client.hgetall(f"sluice:{{{self.run_id}}}:batch")
+        commits = await self.client.hkeys(f"sluice:{{{self.run_id}}}:commit")
+        queued = [group for group, (state, _) in live.items() if state == QUEUED]
+        payloads = await store.payloads(queued) if queued else []
         assert all(payloads)
         assert await self.client.xlen(f"sluice:{{{self.run_id}}}:groups") == len(payloads)
         fence, process = meta.get("learner", "0 0").split()
@@ -99,8 +181,8 @@ class Twin:
         return Redis(
             writes=writes,
             live=tuple(sorted((int(group), state, info.get("oldest", -1)) for group, (state, info) in live.items())),
-            batches=tuple((step, tuple(record["ids"])) for step, record in batches if record is not None),
-            commits=tuple(commits),
+            batches=tuple(sorted((int(step), tuple(json.loads(record)["ids"])) for step, record in batches.items())),
+            commits=tuple(sorted(map(int, commits))),
             counters=tuple(counters.get(name, 0) for name in COUNTERS),
             rows=tuple((int(row["group_id"]), row["term"]) for row in rows),
             rows_in_files=in_files,
@@ -109,8 +191,20 @@ class Twin:
         )
 
     async def close(self) -> None:
-        for store in self.stores.values():
+        for _, store in self.coordinators:
             await store.close()
+
+
+async def _answer(store: Store, name: str, args: tuple) -> object:
+    """What the real script answers, said as the model says it."""
+    try:
+        return await _asked(store, name, args)
+    except Fenced:
+        return FENCED
+    except Forgot:
+        return FORGOT
+    except ResponseError as refusal:
+        return NOT_QUEUED if NOT_QUEUED in str(refusal) else str(refusal)
 
 
 async def _asked(store: Store, name: str, args: tuple) -> object:
@@ -131,7 +225,7 @@ async def _asked(store: Store, name: str, args: tuple) -> object:
             recorded = await store.assign(step, record=record, group_ids=names, tokens=sum(map(tokens_of, ids)))
             return tuple(recorded["ids"])
         case "commit", (step, ids):
-            rows = {str(group): _row(group, store_model.TRAINED) for group in ids}
+            rows = {str(group): _row(group, TRAINED) for group in ids}
             recorded = await store.commit(step, record={"step": step}, tokens=sum(map(tokens_of, ids)), rows=rows)
             return recorded["step"]
         case "drop_rows", (before, count):
@@ -154,41 +248,6 @@ def _row(group: int, term: str) -> dict[str, object]:
     return {"group_id": str(group), "term": term, "tokens": tokens_of(group), "lost_tokens": lost_of(group)}
 
 
-class Calls:
-    """Stands between the model and its scripts, and remembers what was asked."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._made: list[tuple[Redis, Guard, str, tuple, object, Redis]] = []
-        monkeypatch.setattr(run_model, "call", self._call)
-
-    def _call(self, redis: Redis, guard: Guard, name: str, args: tuple, **rules: store_model.Rules):
-        after, answer = store_model.call(redis, guard, name, args, **rules)
-        self._made.append((redis, guard, name, args, answer, after))
-        return after, answer
-
-    def events(self, state: State, setting: Setting) -> list[tuple[str, State, list]]:
-        """Every event that may come next, with its calls to Redis."""
-        found = []
-        self._made = []
-        for label, after in successors(state, setting):
-            found.append((label, after, self._between(state.redis, after.redis)))
-        return found
-
-    def _between(self, before: Redis, after: Redis) -> list:
-        """The newest chain of calls that leads from one to the other."""
-        for first in reversed(range(len(self._made))):
-            if self._made[first][0] is not before:
-                continue
-            chain = []
-            for made in self._made[first:]:
-                if chain and made[0] is not chain[-1][5]:
-                    break
-                chain.append(made)
-                if made[5] == after:
-                    return chain
-        return []
-
-
 @pytest.fixture
 async def client(redis_server: EmbeddedRedis) -> AsyncIterator[aioredis.Redis]:
     made = aioredis.Redis.from_url(redis_server.url)
@@ -197,49 +256,18 @@ async def client(redis_server: EmbeddedRedis) -> AsyncIterator[aioredis.Redis]:
     await made.aclose()
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda made: f"K={made.staleness}")
 async def test_the_real_scripts_answer_as_the_model_does_on_random_ways(
-    setting: Setting, client: aioredis.Redis, redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+    client: aioredis.Redis, redis_server: EmbeddedRedis
 ) -> None:
-    calls, chance, names, asked = Calls(monkeypatch), random.Random(0), set(), 0
-    for way in range(WAYS):
-        twin, state, gone = Twin(client, redis_server.url, f"way{way}"), start(setting), []
-        while events := calls.events(state, setting):
-            weights = [0.05 if any(word in label for word in ACCIDENTS) else 1.0 for label, _, _ in events]
-            label, after, made = chance.choices(events, weights)[0]
-            gone.append(label)
-            for _, guard, name, args, answer, _ in made:
-                assert await twin.call(guard, name, args) == answer, (name, args, gone)
-                names.add(name)
-            await _beside(twin, state, label, after)
-            if chance.random() < 0.03:
-                assert await twin.contents() == after.redis._replace(fence=0), gone
-            if after.zombie is not None and after.coordinator is not None and chance.random() < 0.2:
-                await _zombie_wakes(twin, after.zombie, after, gone)
-            state = after
-            if len(gone) == 150:
-                break
-        assert await twin.contents() == state.redis._replace(fence=0), gone
-        await twin.close()
-        asked += twin.calls
-    print(f"{WAYS} ways, {asked} calls of {len(names)} kinds")
-    assert names == set(store_model.SCRIPTS)
-
-
-async def _beside(twin: Twin, state: State, label: str, after: State) -> None:
-    """What an event does to Redis that is no script."""
-    if label == "a coordinator starts":
-        assert after.coordinator is not None
-        await twin.take_over(after.coordinator.fence)
-    elif label == "the append-only file is synced for the last time":
-        await twin.sync()
-    elif label.startswith("redis comes back"):
-        await twin.lose(everything=label == "redis comes back empty")
-
-
-async def _zombie_wakes(twin: Twin, zombie: Coordinator, state: State, gone: list[str]) -> None:
-    """It is told what the model says, whatever it tries."""
-    for name, args in zombie_attempts(zombie):
-        _, answer = store_model.call(state.redis, zombie.guard, name, args, rules=store_model.Rules())
-        if answer in (FENCED, FORGOT):
-            assert await twin.call(zombie.guard, name, args) == answer, (name, args, gone)
+    seen: dict[str, set[str]] = {name: set() for name in SCRIPTS}
+    for seed in range(4):
+        way = Way(client, redis_server.url, seed)
+        for number in range(EVENTS):
+            await way.event()
+            if number % 20 == 19:
+                assert await way.contents() == way.redis._replace(fence=0)
+        await way.close()
+        for name, answers in way.answers.items():
+            seen[name] |= answers
+    assert all({"done", FENCED, FORGOT} <= answers for answers in seen.values()), seen
+    assert NOT_QUEUED in seen["assign"] & seen["restore_batch"]

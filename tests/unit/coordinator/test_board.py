@@ -49,6 +49,21 @@ def test_it_does_not_wait_for_a_group_that_the_next_batch_can_still_train() -> N
     assert made.choose().wait_for == []
 
 
+def test_it_waits_for_slow_groups_that_are_too_many_for_the_next_batch() -> None:
+    made = board()
+    for admission in (0, 1, 2):
+        made.add(in_flight(admission, version=0))
+    for admission in (3, 4):
+        made.restore(make_accepted(admission))
+    assert [group.admission for group in made.choose().wait_for] == [2], "batch 1 takes two of them"
+    made = board()
+    for admission in (0, 3):
+        made.restore(make_accepted(admission))
+    for admission in (1, 2):
+        made.add(in_flight(admission, version=0))
+    assert made.choose().wait_for == [], "group 0, ahead of them, is taken"
+
+
 def test_it_does_not_wait_for_groups_admitted_after_the_batch() -> None:
     made = board()
     made.next_step = 1

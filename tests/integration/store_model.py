@@ -1,8 +1,7 @@
-"""The transitions of the coordinator's redis_store.py as pure functions of an immutable value: what the model of a run
-steps on.
+"""The transitions of the coordinator's redis_store.py as pure functions of an immutable value.
 
-tests/integration/test_store_model.py takes the same calls to the real scripts in a real Redis and compares every answer.
-A group is its admission number; it has `tokens_of` completion tokens and cost `lost_of` more.
+test_store_model.py takes the same calls to the real scripts in a real Redis and compares every answer. A group is its
+admission number; it has `tokens_of` completion tokens and cost `lost_of` more.
 """
 
 from typing import NamedTuple
@@ -22,9 +21,6 @@ _PLACE = {name: place for place, name in enumerate(COUNTERS)}
 Batch = tuple[int, ...]
 Rows = tuple[tuple[int, str], ...]
 """(group, term) in the order in which they ended."""
-
-CLOCK_APART = 100
-"""Fences between two coordinators; a learner's are in between."""
 
 FENCED, FORGOT, NOT_QUEUED = "FENCED", "FORGOT", "NOTQUEUED"
 
@@ -53,24 +49,6 @@ class Redis(NamedTuple):
         """The record of a batch."""
         return next((ids for known, ids in self.batches if known == step), None)
 
-    @property
-    def last_batch(self) -> int:
-        """-1 when there is none."""
-        return max((step for step, _ in self.batches), default=-1)
-
-
-class Rules(NamedTuple):
-    """What a mutation switches off."""
-
-    fences: bool = True
-    """Every script checks the fence."""
-    fences_outlast_a_loss: bool = True
-    """A new fence is above any that was given out, also when Redis forgot it."""
-    commit_once: bool = True
-    """A commit that is repeated changes nothing."""
-    assign_once: bool = True
-    """A batch that is recorded is not recorded anew."""
-
 
 class Guard(NamedTuple):
     """What a coordinator sends with every script."""
@@ -89,31 +67,29 @@ def lost_of(group: int) -> int:
     return group % 3
 
 
-def take_over(redis: Redis, *, newest: int, rules: Rules) -> Redis:
+def take_over(redis: Redis, *, newest: int) -> Redis:
     """`Store.open`: the fence is raised. `newest` is the largest one that was ever given out; the clock is above it."""
-    if not rules.fences_outlast_a_loss:
-        return redis._replace(fence=redis.fence + 1)
-    return redis._replace(fence=max(redis.fence, newest) + CLOCK_APART)
+    return redis._replace(fence=max(redis.fence, newest) + 1)
 
 
-def call(redis: Redis, guard: Guard, name: str, args: tuple, *, rules: Rules) -> tuple[Redis, object]:
-    """One script: what Redis is after it, and its answer; FENCED or FORGOT, and Redis unchanged, for a former coordinator."""
-    if rules.fences and redis.fence > guard.fence:
+def call(redis: Redis, guard: Guard, name: str, args: tuple) -> tuple[Redis, object]:
+    """One script: what Redis is after it, and its answer; Redis is unchanged where that is a refusal."""
+    if redis.fence > guard.fence:
         return redis, FENCED
-    if rules.fences and (redis.fence < guard.fence or redis.writes < guard.seen):
+    if redis.fence < guard.fence or redis.writes < guard.seen:
         return redis, FORGOT
-    after, answer = SCRIPTS[name](redis, rules, *args)
-    return after._replace(writes=redis.writes + 1), answer
+    after, answer = SCRIPTS[name](redis, *args)
+    return (redis if answer == NOT_QUEUED else after._replace(writes=redis.writes + 1)), answer
 
 
-def _admit(redis: Redis, rules: Rules, group: int) -> tuple[Redis, object]:
+def _admit(redis: Redis, group: int) -> tuple[Redis, object]:
     if redis.state_of(group) is not None:
         return redis, None
     after = _set(redis, group, OPEN, -1)._replace(admissions=group + 1)
     return _count(after, admitted=1, open=1), None
 
 
-def _accept(redis: Redis, rules: Rules, group: int, oldest: int) -> tuple[Redis, object]:
+def _accept(redis: Redis, group: int, oldest: int) -> tuple[Redis, object]:
     if redis.state_of(group) != OPEN:
         return redis, False
     tokens, lost = tokens_of(group), lost_of(group)
@@ -123,7 +99,7 @@ def _accept(redis: Redis, rules: Rules, group: int, oldest: int) -> tuple[Redis,
     return _count(after, **{"tokens:queued": tokens}), True
 
 
-def _end(redis: Redis, rules: Rules, group: int, was: str, term: str) -> tuple[Redis, object]:
+def _end(redis: Redis, group: int, was: str, term: str) -> tuple[Redis, object]:
     if redis.state_of(group) != was:
         return redis, False
     tokens, lost = tokens_of(group), lost_of(group)
@@ -135,9 +111,9 @@ def _end(redis: Redis, rules: Rules, group: int, was: str, term: str) -> tuple[R
     return after._replace(rows=(*after.rows, (group, term))), True
 
 
-def _assign(redis: Redis, rules: Rules, step: int, ids: Batch) -> tuple[Redis, object]:
+def _assign(redis: Redis, step: int, ids: Batch) -> tuple[Redis, object]:
     recorded = redis.batch(step)
-    if recorded is not None and rules.assign_once:
+    if recorded is not None:
         return redis, recorded
     if any(redis.state_of(group) != QUEUED for group in ids):
         return redis, NOT_QUEUED
@@ -150,8 +126,8 @@ def _assign(redis: Redis, rules: Rules, step: int, ids: Batch) -> tuple[Redis, o
     return _record_batch(after, step, ids), ids
 
 
-def _commit(redis: Redis, rules: Rules, step: int, ids: Batch) -> tuple[Redis, object]:
-    if step in redis.commits and rules.commit_once:
+def _commit(redis: Redis, step: int, ids: Batch) -> tuple[Redis, object]:
+    if step in redis.commits:
         return redis, step
     after, total = redis, sum(map(tokens_of, ids))
     for group in ids:
@@ -162,29 +138,29 @@ def _commit(redis: Redis, rules: Rules, step: int, ids: Batch) -> tuple[Redis, o
     return after._replace(rows=(*after.rows, *rows), commits=tuple(sorted({*after.commits, step}))), step
 
 
-def _drop_rows(redis: Redis, rules: Rules, before: int, count: int) -> tuple[Redis, object]:
+def _drop_rows(redis: Redis, before: int, count: int) -> tuple[Redis, object]:
     if redis.rows_in_files != before:
         return redis, None
     return redis._replace(rows=redis.rows[count:], rows_in_files=before + count), None
 
 
-def _confirm(redis: Redis, rules: Rules) -> tuple[Redis, object]:
+def _confirm(redis: Redis) -> tuple[Redis, object]:
     return redis, None
 
 
-def _set_learner(redis: Redis, rules: Rules, fence: int, process: int) -> tuple[Redis, object]:
+def _set_learner(redis: Redis, fence: int, process: int) -> tuple[Redis, object]:
     return redis._replace(learner=(fence, process)), None
 
 
-def _set_admissions(redis: Redis, rules: Rules, admissions: int) -> tuple[Redis, object]:
+def _set_admissions(redis: Redis, admissions: int) -> tuple[Redis, object]:
     return redis._replace(admissions=admissions), None
 
 
-def _restore_batch(
-    redis: Redis, rules: Rules, step: int, ids: Batch, groups: tuple[tuple[int, int], ...]
-) -> tuple[Redis, object]:
+def _restore_batch(redis: Redis, step: int, ids: Batch, groups: tuple[tuple[int, int], ...]) -> tuple[Redis, object]:
     if redis.batch(step) is not None:
         return redis, None
+    if any(redis.state_of(group) == ASSIGNED for group, _ in groups):
+        return redis, NOT_QUEUED
     after = redis
     for group, oldest in groups:
         was, tokens = after.state_of(group), tokens_of(group)
@@ -194,7 +170,7 @@ def _restore_batch(
     return _record_batch(after, step, ids), None
 
 
-def _rebook(redis: Redis, rules: Rules, before: int, rows: Rows) -> tuple[Redis, object]:
+def _rebook(redis: Redis, before: int, rows: Rows) -> tuple[Redis, object]:
     if redis.rows_in_files != before:
         return redis, 0
     after, counted = redis, min(len(rows), len(redis.rows))
