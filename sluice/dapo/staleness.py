@@ -48,12 +48,3 @@ def may_start(
     ):
         return True
     return max_staleness == 0 and rank < gen_batch_size and next_step <= version
-
-
-def expires_if_missed(*, step: int, oldest_version: int, max_staleness: int) -> bool:
-    """Whether batch `step` is the last that can take a group whose oldest token has `oldest_version`.
-
-    This is (I) at rank 0 of step + 1. It misses that the next batch can take only B of the groups left behind; the
-    exact question is whether each would be `in_time` at step + 1 and the rank it would have left.
-    """
-    return step + 1 - oldest_version > max_staleness

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sluice.dapo.staleness import age, expires_if_missed, in_time, may_start
+from sluice.dapo.staleness import age, may_start
 
 
 def test_age_counts_steps_between_sampling_and_training() -> None:
@@ -61,21 +61,3 @@ def test_a_lower_rank_and_a_newer_version_never_close_the_gate(
     if gate(rank, version):
         assert gate(max(rank - 1, 0), version)
         assert gate(rank, version + 1)
-
-
-@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 4))
-def test_a_group_expires_exactly_when_the_next_step_would_train_it_too_old(
-    step: int, version: int, staleness: int
-) -> None:
-    if version > step:
-        return
-    expires = expires_if_missed(step=step, oldest_version=version, max_staleness=staleness)
-    assert expires == (age(step=step + 1, version=version) > staleness)
-
-
-def test_groups_that_share_a_deadline_may_expire_although_none_of_them_alone_would() -> None:
-    # Three groups of version 0 are left behind by step 0, batches hold two, one step of staleness: step 1 takes two.
-    alone = [expires_if_missed(step=0, oldest_version=0, max_staleness=1) for _ in range(3)]
-    together = [in_time(rank=rank, next_step=1, version=0, train_batch_size=2, max_staleness=1) for rank in range(3)]
-    assert alone == [False, False, False]
-    assert together == [True, True, False]
