@@ -15,7 +15,6 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -83,19 +82,12 @@ class WeightSender:
         self._told: dict[str, tuple[int, Path]] = {}
         """By rollout: the publication that the rollout was told of last, and the publication's file."""
         self._closed = False
-        self._failed = 0
         atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
 
     @property
     def newest(self) -> Snapshot | None:
         """The snapshot that the next `open` sends."""
         return self._newest
-
-    @property
-    def failed_transfers(self) -> int:
-        """Epochs that ended with an error so far."""
-        with self._lock:
-            return self._failed
 
     def publish(self, snapshot: Snapshot) -> None:
         """Makes `snapshot` the snapshot to send; transfers under way go on with their own snapshots."""
@@ -190,22 +182,16 @@ class WeightSender:
             world_size=PAIR,
             timeout_s=timeout_s,
         )
-        link = _Link(rollout_id, rendezvous, backend, on_failure=self._count_failure)
+        link = _Link(rollout_id, rendezvous, backend)
         self._links[rollout_id] = link
         link.thread.start()
         return link
-
-    def _count_failure(self) -> None:
-        with self._lock:
-            self._failed += 1
 
 
 class _Link:
     """One epoch of one receiver, and the thread that serves it."""
 
-    def __init__(
-        self, rollout_id: str, rendezvous: Rendezvous, backend: Collective, *, on_failure: Callable[[], None]
-    ) -> None:
+    def __init__(self, rollout_id: str, rendezvous: Rendezvous, backend: Collective) -> None:
         self.epoch = rendezvous.epoch
         self.rendezvous = rendezvous
         self.opened_at = 0
@@ -214,7 +200,6 @@ class _Link:
         """Whether this epoch has a snapshot to send."""
         self.thread = threading.Thread(target=self._run, name=f"weights-{rollout_id}", daemon=True)
         self._backend: Collective = backend
-        self._on_failure = on_failure
         self._inbox: queue.Queue[Snapshot | None] = queue.Queue(maxsize=1)
         self._ended = threading.Event()
         self._log = log.bind(rollout_id=rollout_id, epoch=self.epoch)
@@ -246,7 +231,6 @@ class _Link:
                 self.busy = not self._inbox.empty()
         except TransferError as error:
             self._log.warning("weights_transfer_failed", error=str(error))
-            self._on_failure()
         finally:
             self._ended.set()
             self.busy = False

@@ -169,8 +169,10 @@ def test_the_live_view_keeps_the_last_warnings_and_leaves_its_last_picture():
     assert "comes with every step" not in text
 
 
-def test_a_live_view_may_be_closed_before_its_first_status():
-    LiveView(Console(file=io.StringIO())).close()
+def test_a_live_view_that_is_closed_before_its_first_status_prints_nothing():
+    console = Console(record=True, file=io.StringIO(), force_terminal=True)
+    LiveView(console).close()
+    assert console.export_text().strip() == ""
 
 
 # --- plain lines ---
