@@ -1,7 +1,7 @@
-"""Flags of the commands whose work a process of a service does: `sluice replay` and `python -m services.learner.replay`.
+"""Flags that a `sluice` command shares with the service program that does the command's work, such as `sluice replay`.
 
-Both parse them: the command to explain and check them at once, the process because it may be started by itself.
-Standard library alone, so that --help is instant.
+Both programs parse these flags: the command to explain and check the flags at once, the service program because a user may
+start that program directly. Needs the standard library alone, so that --help is instant.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def add_replay_flags(parser: argparse.ArgumentParser) -> None:
-    """What `services.learner.replay` takes."""
+    """Adds the flags of `services.learner.replay`."""
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory")
     parser.add_argument("--step", type=int, required=True, metavar="K", help="the step: batch K made version K + 1")
     parser.add_argument(
@@ -19,7 +19,7 @@ def add_replay_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_export_flags(parser: argparse.ArgumentParser) -> None:
-    """What `services.learner.checkpoint.export_checkpoint` takes."""
+    """Adds the flags of `services.learner.checkpoint.export_checkpoint`."""
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory")
     parser.add_argument("--checkpoint", metavar="step-K|PATH", help="which one (default: the newest that verifies)")
     parser.add_argument("--to", type=Path, metavar="DIR", help="where (default: RUN_DIR/exports/step-K)")
@@ -28,7 +28,7 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_rescore_flags(parser: argparse.ArgumentParser) -> None:
-    """What `services.reward.rescore` takes."""
+    """Adds the flags of `services.reward.rescore`."""
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory")
     parser.add_argument("-c", "--config", type=Path, help="recipe whose graders are asked (default: the run's own)")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
@@ -36,7 +36,7 @@ def add_rescore_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data_prepare_flags(parser: argparse.ArgumentParser) -> None:
-    """What `services.coordinator.data_prep` takes."""
+    """Adds the flags of `services.coordinator.data_prep`."""
     parser.add_argument("name", metavar="NAME", help="dapo-math-17k or aime-2024")
     parser.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="where to (default %(default)s/)")
     parser.add_argument(

@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
         "Sluice's learner: FSDP2 training. Several ranks: python -m torch.distributed.run --nproc-per-node N "
         "-m services.learner ...",
         port=LEARNER_PORT,
-        needs_coordinator=os.environ.get("RANK", "0") == "0",  # the others hear everything from rank 0
+        needs_coordinator=os.environ.get("RANK", "0") == "0",  # the other ranks hear everything from rank 0
     )
     parser.add_argument("--ended-file", type=Path, help="file to make when the run has ended")
     args = parser.parse_args(argv)

@@ -1,7 +1,8 @@
-"""Puts one rank of the learner together and runs it. The only file that names concrete classes.
+"""Puts one rank of the learner together and runs the rank.
 
-Order: the coordinator's configuration, the model, what there is to resume from, the snapshot of that version; only then
-rank 0 serves and registers, so that nobody can ask for weights that are not there. Then the loop (see loop.py).
+Order: the coordinator's configuration, the model, the checkpoint to resume from, the snapshot of its version. Only then
+rank 0 serves and registers, so that nobody can ask for weights before they exist. Then the loop of loop.py runs. worker.py
+puts together what trains, gathers and saves.
 """
 
 import os
@@ -38,7 +39,7 @@ from sluice.weights.sender import WeightSender
 log = structlog.get_logger(__name__)
 
 _EXIT_GRACE_S = 2.0
-"""What calls that are running get when the learner leaves."""
+"""The time that running calls get when the learner leaves."""
 
 
 def run(options: ServiceOptions) -> bool:
@@ -114,7 +115,7 @@ def _follow(ranks: Ranks) -> bool:
 def make_worker(
     ranks: Ranks, *, facts: tuple[str, ...], rollbacks: Sequence[Rollback] = ()
 ) -> tuple[Config, Worker, CheckpointState]:
-    """Every rank's share of the model, at the version to start from; followers give no facts and no rollbacks."""
+    """Each rank's share of the model at the version to start from; followers give no facts and no rollbacks."""
     config_yaml, run_dir = ranks.share_texts(facts)
     config = parse_config(config_yaml, where="the coordinator's configuration")
     torch.set_num_threads(config.learner.threads)
@@ -143,10 +144,9 @@ def _publisher(ranks: Ranks, config: Config, options: ServiceOptions, run_dir: P
 
 
 def _on_signal(stop: Callable[[], object], *, grace_s: float) -> None:
-    """SIGTERM or SIGINT calls `stop`; more of them change nothing, since torchrun repeats them to every rank.
+    """SIGTERM or SIGINT calls `stop`; further signals change nothing, because torchrun repeats signals to every rank.
 
-    When the step under way takes longer than the grace time it is abandoned: the last checkpoint stands, and the
-    process leaves.
+    A step under way that takes longer than the grace time is abandoned: the last checkpoint stands, and the process leaves.
     """
     signals = (signal.SIGTERM, signal.SIGINT)
 

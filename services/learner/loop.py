@@ -1,9 +1,12 @@
-"""The run as the learner lives it: get batch k, train, publish version k + 1, commit, now and then save.
+"""The learner's loop: get batch k, train, publish version k + 1, commit, and every few steps save a checkpoint.
 
-Rank 0 leads and is the only one that knows of coordinator, lineage and publication; the others follow its commands.
-Waits: the leader for its batch, at most one long poll at a time, unblocked by the coordinator, by a signal or by a
-checkpoint that is complete; the leader for a checkpoint before it begins the next one or leaves, unblocked by the thread
-that writes it; the followers for the leader, which speaks after every poll.
+Rank 0 leads; only rank 0 knows of coordinator, lineage and publication; the other ranks follow rank 0's commands.
+
+ who waits      for what                                                  unblocked by
+ the leader     batch k, one long poll at a time                          the coordinator, a signal, a completed checkpoint
+ the leader     a checkpoint, before the next checkpoint or the leader's  the thread that writes the checkpoint, or
+                end                                                       WRITE_LIMIT_S
+ the followers  the leader's next command                                 the leader, which sends a command after every poll
 """
 
 import time
@@ -28,11 +31,11 @@ from sluice.weights.snapshot import Snapshot
 log = structlog.get_logger(__name__)
 
 SETTLE_POLL_S = 20.0
-"""How often the other ranks hear of a leader that waits for a checkpoint to be written."""
+"""How often a leader that waits for the writing of a checkpoint sends the other ranks a command."""
 
 
 def follow(worker: Worker) -> bool:
-    """Does what the leader says until the run has ended (True) or the learner leaves it (False)."""
+    """Follows the leader's commands until the run has ended (True) or the learner stops before its end (False)."""
     while (command := worker.command()) not in (Command.STOP, Command.LEAVE):
         if command is Command.TRAIN:
             worker.train(None)
@@ -67,7 +70,7 @@ class Leader:
         self._saved = (self._version, worker.restored)
         """The newest complete checkpoint; version 0 is `model.path` itself."""
         self._saving: tuple[PolicyVersion, Future[Path | None]] | None = None
-        """The checkpoint that is being written."""
+        """The version whose checkpoint is being written, and the future of its path."""
         self._parted = False
         self.snapshot = snapshot
         """The newest version."""
@@ -108,7 +111,7 @@ class Leader:
         started = time.perf_counter()
         snapshot = self._worker.gather(self._version)
         assert snapshot is not None
-        self._record.trained(self._trained(batch, snapshot))  # before anybody can see its version
+        self._record.trained(self._trained(batch, snapshot))  # before anybody can see the new version
         self._publish(snapshot)
         metrics |= {"learner/wait_s": self._waited_s, "learner/publish_s": time.perf_counter() - started}
         metrics |= {f"learner/{phase}_ms": taken for phase, taken in self._worker.publish_phases_ms.items()}
@@ -127,12 +130,12 @@ class Leader:
         )
 
     def _commit(self, batch: Batch, metrics: dict[str, float]) -> None:
-        """Books the step. A digest other than the recorded one means that this replay is not exact: a new lineage."""
+        """Books the step. A replayed step whose digest differs from the recorded digest begins a new lineage."""
         digest = self.snapshot.manifest.digest
         recorded = self._coordinator.commit_step(batch, version=self._version, weights_digest=digest, metrics=metrics)
         if recorded in ("", digest) or self._parted:
             return
-        self._parted = True  # every later replayed step differs too, and is already told apart
+        self._parted = True  # later replayed steps differ too, and the new lineage marks them already
         former, self._lineage = self._lineage, self._lineages.mint()
         log.warning("lineage_minted", step=batch.step, former=former, lineage=self._lineage, digest=digest[:12])
         self._publish(renamed(self.snapshot, self._version))
@@ -143,7 +146,7 @@ class Leader:
         self._publisher.publish(snapshot)
 
     def _save(self) -> None:
-        """Has what is held saved, unless it is saved or being saved already. A former write is waited for."""
+        """Saves the current version unless it is saved or being saved already. Waits for the write of a former version."""
         version = self._version
         if self._saving is not None and self._saving[0] != version:
             self._settle()
@@ -155,11 +158,11 @@ class Leader:
             state = CheckpointState(step=version.number, lineage=version.lineage, trained=self._record.unsaved)
             writing = self._worker.save(state)
             self._saving = (version, writing)
-            self._book_when_complete()  # at once without learner.async_checkpoint
+            self._book_when_complete()  # without learner.async_checkpoint the checkpoint is complete here
             writing.add_done_callback(lambda _: self._coordinator.wake())
 
     def _settle(self) -> None:
-        """Waits until nothing is being written; the other ranks hear of it. Raises Expired after WRITE_LIMIT_S."""
+        """Waits until no checkpoint is being written, and sends IDLE meanwhile. Raises Expired after WRITE_LIMIT_S."""
         deadline = time.perf_counter() + WRITE_LIMIT_S
         while self._saving is not None:
             wait([self._saving[1]], timeout=SETTLE_POLL_S)
@@ -170,7 +173,7 @@ class Leader:
                     raise still_writing(f"checkpoint of {self._saving[0]}")
 
     def _book_when_complete(self) -> None:
-        """A checkpoint is committed only now, when it is on disk; one that the disk refused leaves all as it was."""
+        """Commits a checkpoint that has reached the disk. After a failed write the former checkpoint stays the newest."""
         if self._saving is None or not self._saving[1].done():
             return
         version, path = self._saving[0], self._saving[1].result()

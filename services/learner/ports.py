@@ -1,4 +1,4 @@
-"""What the training loop needs of the outside. Adapters: control/link.py and control/publisher_state.py, called blocking."""
+"""The training loop's view of the outside. Adapters: control/plane.py and control/publisher_state.py, with blocking calls."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,28 +12,28 @@ from sluice.weights.snapshot import Snapshot
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoBatch:
-    """There is no batch yet, or there will be none."""
+    """No batch yet, or no batch any more."""
 
     reason: str
-    """For the log; empty when the wait was ended from this side."""
+    """The reason for the log; empty when `wake` ended the wait."""
     ended: bool
-    """The run is over: nobody needs this learner any more."""
+    """Whether the run is over: nobody needs this learner any more."""
 
 
 class Coordinator(Protocol):
-    """The coordinator's part in a step. Calls outlast its restarts.
+    """The coordinator's part in a step. Calls outlast restarts of the coordinator.
 
-    Raises Unavailable when it stays away, Fenced when another learner has taken over.
+    Raises Unavailable when the coordinator stays away, Fenced when another learner has taken over.
     """
 
     def batch(self, step: int) -> Batch | NoBatch:
-        """Batch `step`; returns without one after a while, and at once when the publisher state wants something."""
+        """Batch `step`; NoBatch after one long poll without a batch, and at once after `wake`."""
         ...
 
     def commit_step(
         self, batch: Batch, *, version: PolicyVersion, weights_digest: str, metrics: Mapping[str, float]
     ) -> str:
-        """Books the step that made `version`; returns the digest recorded when it was first booked."""
+        """Books the step that made `version`; returns the digest recorded when the step was first booked."""
         ...
 
     def commit_checkpoint(self, version: PolicyVersion, path: Path) -> None:
@@ -46,10 +46,10 @@ class Coordinator(Protocol):
 
 
 class Publisher(Protocol):
-    """What the learner shows to others, and what others want of it."""
+    """What the learner shows to others, and what others ask of the learner."""
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Makes this the newest version, ready to be sent."""
+        """Makes `snapshot` the newest version, ready to be sent."""
         ...
 
     @property
@@ -63,9 +63,9 @@ class Publisher(Protocol):
         ...
 
     def checkpoint_begun(self) -> None:
-        """Those who wait now get the checkpoint that has just begun."""
+        """Tells that a checkpoint has just begun, which everybody who waits now will get."""
         ...
 
     def checkpoint_saved(self, version: PolicyVersion, path: Path | None) -> None:
-        """The checkpoint that had begun is complete: answers its waiters; None when it could not be written."""
+        """Answers the waiters for the checkpoint that had begun; `path` is None when the write has failed."""
         ...

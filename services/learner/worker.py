@@ -1,4 +1,4 @@
-"""One rank's part of a run. Every method is collective: all ranks call it together, only the leader's arguments count."""
+"""One rank's part of a run. Every method is collective: all ranks call a method together; the leader's arguments count."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -52,17 +52,17 @@ class Worker:
             ranks=ranks,
         )
         self.restored: Path | None = None
-        """The checkpoint that was started from."""
+        """The checkpoint from which this rank started; None: `model.path`."""
 
     @property
     def step(self) -> int:
-        """Steps completed: the number of the version held."""
+        """Steps completed, which is the number of the current version."""
         return self._trainer.step
 
     def restore(self, rollbacks: Sequence[Rollback] = ()) -> CheckpointState:
-        """What `learner.resume` asks for; version 0 of the first lineage when there is nothing to resume from.
+        """Loads the checkpoint that `learner.resume` asks for; without a checkpoint keeps version 0 of the first lineage.
 
-        After one of the run's `rollbacks` it goes on under that one's lineage, or one minted since.
+        In a run with `rollbacks` the lineage is at least the lineage of the last rollback.
         """
         chosen = None
         if self.ranks.leads:
@@ -76,7 +76,7 @@ class Worker:
         return replace(state, lineage=lineage_from(state.lineage, rollbacks))
 
     def command(self, command: Command = Command.IDLE) -> Command:
-        """Ranks.command. The leader watches it: a follower that is frozen takes no command, and gloo waits for it."""
+        """Ranks.command. The leader watches the call, because gloo waits for a frozen follower that takes no command."""
         if not self.ranks.leads:
             return self.ranks.command(command)
         with self._watch.over(f"command {command.name} before step", self.step):
@@ -88,13 +88,13 @@ class Worker:
             return self._trainer.train(share_batch(self.ranks, batch))
 
     def gather(self, version: PolicyVersion) -> Snapshot | None:
-        """The weights held, as `version`, on the leader."""
+        """The current weights as a snapshot of `version`, on the leader."""
         with self._watch.over("gathering of version", version.number):
             return self._packer.gather(version)
 
     @property
     def adapters(self) -> Snapshot | None:
-        """The LoRA adapters of the newest gather on the leader, else None."""
+        """The LoRA adapters of the newest gather, on the leader; None without LoRA."""
         return self._packer.adapters
 
     @property
@@ -104,25 +104,25 @@ class Worker:
 
     def save(self, state: CheckpointState) -> "Future[Path | None]":
         """CheckpointWriter.begin."""
-        # Only without learner.async_checkpoint the disk is waited for here.
+        # Without learner.async_checkpoint this call also waits for the disk.
         more_s = 0.0 if self._config.learner.async_checkpoint else WRITE_LIMIT_S
         with self._watch.over("checkpoint of version", state.step, more_s=more_s):
             return self._writer.begin(self._trainer, state)
 
     def close(self) -> None:
-        """CheckpointWriter.close: what is being written is completed first."""
+        """CheckpointWriter.close, which first waits for a checkpoint under way."""
         self._writer.close()
 
 
 def _keep(ranks: Ranks, folder: Path, batch: Batch) -> None:
-    """Leaves a batch whose update was not finite for somebody to look at (`batch_flat.read_batch`)."""
+    """Writes a batch with a skipped update to a file for people to look at (`batch_flat.read_batch`)."""
     if not ranks.leads:
         return
     path = folder / f"step-{batch.step}.npz"
     try:
         folder.mkdir(exist_ok=True)
         write_batch(batch, path)
-    except OSError as error:  # a full disk must not end what the skipped update did not
+    except OSError as error:  # a full disk must not end a run that the skipped update did not end
         log.error("nonfinite_batch_not_kept", path=str(path), error=str(error))
         return
     log.warning("nonfinite_batch_kept", path=str(path))

@@ -1,4 +1,4 @@
-"""What servers, gates and channels ask of credentials, whatever these are: tokens, certificates or none."""
+"""The methods that servers, gates and channels call on credentials of every kind: tokens, certificates or none."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -12,40 +12,40 @@ Metadata = Sequence[tuple[str, str]]
 
 
 class CallContext(Protocol):
-    """The part of grpc.aio.ServicerContext that tells who calls."""
+    """The part of grpc.aio.ServicerContext that says who calls."""
 
     def invocation_metadata(self) -> Iterable[Any] | None:
-        """Pairs of name and value that the caller sent in front of its request."""
+        """Pairs of name and value that the caller sent before the request."""
         ...
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """What TLS found out about it."""
+        """The facts about the caller that TLS verified."""
         ...
 
 
 class Credentials(Protocol):
-    """One process's credentials: both what it presents and what it accepts."""
+    """One process's credentials: the credentials that the process shows, and the check of credentials shown to it."""
 
     def check_listens(self, bind: str) -> None:
-        """Raises ConfigError when these do not suffice to listen on `bind`."""
+        """Raises ConfigError when these credentials do not suffice to listen on `bind`."""
         ...
 
     def server_tls(self) -> grpc.ServerCredentials | None:
-        """What to listen with; None: plain TCP."""
+        """TLS for a listening server; None: plain TCP."""
         ...
 
     def caller(self, context: CallContext) -> Role | None:
-        """Who calls; None: anybody on this machine. Raises Unauthenticated without the secret in its message."""
+        """The caller's role; None: anybody on this machine. Raises Unauthenticated, whose message holds no secret."""
         ...
 
     def channel_tls(self) -> grpc.ChannelCredentials | None:
-        """What to connect with; None: plain TCP."""
+        """TLS for a channel; None: plain TCP."""
         ...
 
     def channel_options(self, to: Role) -> Options:
-        """What makes sure that the other end is a `to`."""
+        """Channel options that make sure that the other end has role `to`."""
         ...
 
     def metadata(self, address: str, to: Role) -> Metadata:
-        """What goes with every call. Raises ConfigError when it must not be sent there."""
+        """The metadata of every call. Raises ConfigError when the metadata must not be sent to `address`."""
         ...

@@ -1,1 +1,1 @@
-"""Batches: what is trained, how it crosses ranks, and who computes which part of it."""
+"""Batches: the groups of one step, how a batch crosses ranks, and which rank computes which part of a batch."""

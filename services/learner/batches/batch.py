@@ -1,7 +1,7 @@
 """One step's groups as the learner sees them: token ids, facts of sampling, rewards. No text, no wire types.
 
-Refuses what could not be trained correctly; masks come from lengths, never from token values, so that a padding id that
-equals the end token cannot hide one.
+Refuses a batch that could not be trained correctly. Masks come from lengths, never from token values, so that a padding id
+that equals the end token cannot hide an end token.
 
 Letters: P prompt tokens, T completion tokens of one sequence, S sequences of a batch.
 """
@@ -21,13 +21,13 @@ class TrainSequence:
     token_ids: np.ndarray
     """int32[P + T]: prompt, then completion (end token included)."""
     prompt_tokens: int
-    """P >= 1: the first completion token must be predicted from something."""
+    """P >= 1: the first completion token needs a token that predicts it."""
     rollout_logprobs: np.ndarray
-    """float32[T], nats, of the completion tokens under the distribution they were sampled from."""
+    """float32[T], nats: log-probabilities of the completion tokens under the distribution that the tokens come from."""
     versions: np.ndarray
     """int32[T]: number of the version that sampled each completion token."""
     reward: float
-    """Shaped."""
+    """The shaped reward."""
     truncated: bool
     """Cut at the longest completion instead of ending by itself."""
 
@@ -51,7 +51,7 @@ class TrainSequence:
 
     @property
     def input_tokens(self) -> int:
-        """P + T - 1: what the model reads, since nothing follows the last token."""
+        """P + T - 1: the tokens that the model reads; the last token predicts nothing."""
         return len(self.token_ids) - 1
 
 
@@ -73,11 +73,11 @@ class TrainGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """What step `step` is trained on."""
+    """The groups of step `step`."""
 
     step: int
     digest: str
-    """Of the group ids, as the coordinator gave it."""
+    """blake3 of the stored batch, hex, as the coordinator sent it; the commit of the step sends it back."""
     groups: tuple[TrainGroup, ...]
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class Batch:
 def advantages(groups: Sequence[TrainGroup], *, norm_by_std: bool) -> np.ndarray:
     """float64[S] in the order of `Batch.sequences` (DAPO, arXiv:2503.14476, eq. 9).
 
-    Every sample counts in its group's mean and deviation, those that overlong filtering masks in the loss included.
+    Every sample counts in its group's mean and deviation, also a sample that overlong filtering masks in the loss.
     """
     rewards = (np.array([s.reward for s in group.sequences]) for group in groups)
     return np.concatenate([group_advantages(values, norm_by_std=norm_by_std) for values in rewards])

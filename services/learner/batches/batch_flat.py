@@ -1,6 +1,6 @@
-"""A batch as flat vectors, and back: the form in which it crosses ranks and lies on disk. Nothing is pickled.
+"""A batch as flat vectors, and back: the form in which a batch crosses ranks and lies on disk. Nothing is pickled.
 
-Letters: S sequences, T their tokens together (prompts and completions), C completion tokens together.
+Letters: S sequences, T all tokens of all sequences (prompts and completions), C all completion tokens.
 """
 
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ from services.learner.batches.batch import Batch, TrainGroup, TrainSequence
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlatBatch:
-    """All of a batch but its step and the names of its groups."""
+    """A batch without its step and without the ids of its groups."""
 
     groups: np.ndarray
     """int32[S]: position of each sequence's group."""
@@ -40,7 +40,7 @@ DTYPES: dict[str, type[np.generic]] = {
 
 
 _FORMER_NAMES = {"rollout_logprobs": "behaviour_logprobs"}
-"""Vectors that files of earlier versions have under another name."""
+"""New name -> former name of vectors in files that earlier versions wrote."""
 
 
 def flatten(batch: Batch) -> FlatBatch:
@@ -60,7 +60,7 @@ def flatten(batch: Batch) -> FlatBatch:
 
 
 def rebuild(flat: FlatBatch, *, step: int, digest: str, group_ids: list[str]) -> Batch:
-    """The batch again. Raises ValueError when the vectors contradict each other."""
+    """The batch that `flatten` took. Raises ValueError when the vectors contradict each other."""
     token_parts = np.split(flat.token_ids, np.cumsum(flat.prompts + flat.completions)[:-1])
     version_parts = np.split(flat.versions, np.cumsum(flat.completions)[:-1])
     logprob_parts = np.split(flat.rollout_logprobs, np.cumsum(flat.completions)[:-1])
@@ -83,7 +83,7 @@ def rebuild(flat: FlatBatch, *, step: int, digest: str, group_ids: list[str]) ->
 
 
 def write_batch(batch: Batch, path: Path) -> None:
-    """A NumPy archive (.npz) that `read_batch` and plain numpy read. Raises OSError."""
+    """Writes a NumPy archive (.npz) that `read_batch` and plain numpy read. Raises OSError."""
     flat = flatten(batch)
     np.savez_compressed(
         path,
@@ -96,7 +96,7 @@ def write_batch(batch: Batch, path: Path) -> None:
 
 
 def read_batch(path: Path) -> Batch:
-    """What `write_batch` wrote, this version's or an earlier one's. Raises OSError or ValueError."""
+    """The batch in a file that `write_batch` of this or an earlier version wrote. Raises OSError or ValueError."""
     with np.load(path, allow_pickle=False) as stored:
         flat = FlatBatch(**{name: stored[name if name in stored else _FORMER_NAMES[name]] for name in DTYPES})
         step, digest, group_ids = int(stored["step"]), str(stored["digest"]), stored["group_ids"].tolist()

@@ -1,4 +1,4 @@
-"""How rank 0 gives a batch to the others: vector by vector, without pickling anything."""
+"""How rank 0 gives a batch to the other ranks: vector by vector, without pickling anything."""
 
 from services.learner.batches.batch import Batch
 from services.learner.batches.batch_flat import DTYPES, FlatBatch, flatten, rebuild

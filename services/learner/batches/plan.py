@@ -1,7 +1,7 @@
 """Which sequences go into which optimizer update, micro-batch and rank. Pure and deterministic.
 
-Every rank computes the same plan from the same lengths, so nothing has to agree at run time. Nothing needs to be
-divisible by anything: a rank with too little work gets empty micro-batches, since FSDP's collectives need equal counts.
+Every rank computes the same plan from the same lengths, so ranks need not agree on a plan at run time. Nothing needs to be
+divisible by anything: a rank with too little work gets empty micro-batches, because FSDP's collectives need equal counts.
 
 Letters: S sequences of a batch, R ranks.
 """
@@ -30,10 +30,10 @@ def plan_step(
     ranks: int,
     max_tokens: int,
 ) -> tuple[MiniBatch, ...]:
-    """Cuts a batch into mini-batches of `groups_per_mini_batch` groups, the last one smaller when they do not divide.
+    """Cuts a batch into mini-batches of `groups_per_mini_batch` groups; the last is smaller when groups do not divide.
 
-    lengths, trained: [S], input tokens of each sequence and whether it is in the loss; one that is not stays in
-    `sequences` but is in no micro-batch. `max_tokens` is the budget of one micro-batch on one rank.
+    lengths, trained: [S], input tokens of each sequence, and whether the sequence is in the loss; a sequence outside the
+    loss stays in `sequences` but is in no micro-batch. `max_tokens` is the budget of one micro-batch on one rank.
     """
     starts = [0]
     for size in group_sizes:
@@ -51,7 +51,7 @@ def plan_step(
 def _spread(
     sequences: Sequence[int], *, lengths: Sequence[int], ranks: int, max_tokens: int
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """The fewest micro-batches a rank that keep the budget; bins of like size meet at the same collective."""
+    """The fewest micro-batches a rank within the budget; micro-batches of like size run side by side on the ranks."""
     longest_first = sorted(sequences, key=lambda s: (-lengths[s], s))
     total = sum(lengths[s] for s in sequences)
     rounds = -(-total // (ranks * max_tokens))
@@ -64,9 +64,9 @@ def _spread(
 def _fill(
     longest_first: Sequence[int], *, lengths: Sequence[int], bins: int, max_tokens: int
 ) -> list[list[int]] | None:
-    """Longest processing time first into the least loaded bin (Graham 1969); None when the budget does not hold.
+    """Longest processing time first into the least loaded bin (Graham 1969); None when a bin exceeds the budget.
 
-    A sequence over the budget is allowed alone: it came first, so it found an empty bin.
+    A sequence over the budget may fill a bin alone: the longest sequences come first and find empty bins.
     """
     filled: list[list[int]] = [[] for _ in range(bins)]
     loads = [(0, index) for index in range(bins)]

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def in_background(name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
-    """Starts it and returns what it will return or raise.
+    """Starts the call and returns a future of its result or exception.
 
     The thread is a daemon: a disk that hangs must not keep the process from leaving.
     """

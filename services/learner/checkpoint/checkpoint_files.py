@@ -1,6 +1,6 @@
 """Checkpoint folders on disk: written aside, sealed by a manifest of sizes and hashes, renamed last, verified on use.
 
-A folder `step-K` exists only when it is complete; a file that changed since is found out. Knows nothing of tensors.
+Only a complete checkpoint has a folder `step-K`; `verify` finds files that changed later. Knows nothing of tensors.
 """
 
 import errno
@@ -19,14 +19,14 @@ log = structlog.get_logger(__name__)
 
 
 def partial_of(directory: Path, step: int) -> Path:
-    """Where it is written to before it is complete."""
+    """The folder in which a checkpoint is written before it is complete."""
     return directory / f".step-{step}.partial"
 
 
 def begin(partial: Path, *, needed_bytes: int = 0) -> None:
-    """An empty folder to write to; what killed processes left beside it is removed.
+    """Makes an empty folder to write to and removes unfinished folders of killed processes.
 
-    Raises OSError, also when the disk has no room for `needed_bytes`: better to refuse than to fill the disk of others.
+    Raises OSError, also when the disk has no room for `needed_bytes`: a refusal is better than a full disk.
     """
     partial.parent.mkdir(parents=True, exist_ok=True)
     for leftover in partial.parent.glob(".step-*.partial"):
@@ -39,12 +39,12 @@ def begin(partial: Path, *, needed_bytes: int = 0) -> None:
 
 
 def discard(partial: Path) -> None:
-    """Gives the room of an unfinished checkpoint back, as far as the disk lets it."""
+    """Removes an unfinished checkpoint, as far as the disk permits."""
     shutil.rmtree(partial, ignore_errors=True)
 
 
 def seal(partial: Path, step: int) -> Path:
-    """Hashes and syncs every file, then gives the folder its name; returns the new path. Raises OSError."""
+    """Hashes and syncs every file, then gives the folder its final name; returns the new path. Raises OSError."""
     files = sorted(partial.iterdir())
     for path in files:
         _sync(path)
@@ -65,7 +65,7 @@ def newest_that_verifies(
 ) -> Path | None:
     """The checkpoint to start from, not later than step `up_to`.
 
-    Those that do not verify, or were given up by one of the run's `rollbacks`, are skipped and logged.
+    Checkpoints that do not verify, or that one of the run's `rollbacks` has given up, are skipped and logged.
     """
     for step in sorted((step for step in steps(directory) if up_to is None or step <= up_to), reverse=True):
         path = path_of(directory, step)
@@ -80,15 +80,16 @@ def newest_that_verifies(
 
 
 def refuse_given_up(path: Path, step: int, rollbacks: Sequence[Rollback]) -> None:
-    """Raises ValueError for a checkpoint of a history that was rolled back, written by a learner that had not heard."""
+    """Raises ValueError for a checkpoint of a version that a rollback has given up; a late learner may write one."""
     if rollbacks and is_given_up(lineage_of(path), step, rollbacks):
         raise ValueError(f"{path}: was rolled back, the run goes on from version {rollbacks[-1].to}")
 
 
 def retain(directory: Path, *, newest: int, keep: int) -> None:
-    """Removes all but the newest `keep` up to `newest`, which has just been completed; logs what cannot be removed.
+    """Removes all but the `keep` newest checkpoints up to `newest`, the checkpoint just completed; logs failed removals.
 
-    Later ones were passed over at the start (they do not verify, or another was asked for): they do not count.
+    Checkpoints later than `newest` do not count: the run started from an earlier one, because they do not verify or
+    `learner.resume` named another.
     """
     for step in sorted((step for step in steps(directory) if step <= newest), reverse=True)[keep:]:
         try:

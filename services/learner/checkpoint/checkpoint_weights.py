@@ -1,7 +1,7 @@
-"""A checkpoint's weights as the snapshot that the run published of them, in one process and without an optimizer.
+"""A checkpoint's weights as the snapshot that the run published, read in one process and without an optimizer.
 
-Read from all shards straight into the wanted type, which rounds as the learner does when it publishes: the bytes are the
-same. With LoRA the snapshot holds the adapters alone, float32. Peak memory is twice the snapshot.
+Reads all shards straight into the wanted type, with the learner's rounding, so the bytes equal the published bytes. With
+LoRA the snapshot holds only the adapters, float32. Peak memory is twice the snapshot.
 """
 
 import warnings
@@ -25,13 +25,13 @@ from sluice.weights.snapshot import Packer, Snapshot
 from sluice.weights.tensors import as_bytes
 
 _PREFIX = "causal_lm."
-"""Before the names of the model's own parameters in forward.Policy."""
+"""Prefix of the model's own parameters in forward.Policy."""
 
 
 def read_snapshot(path: Path, config: Config) -> Snapshot:
-    """The version that the checkpoint at `path` holds; the folder has been verified.
+    """The version in the checkpoint at `path`, a folder that has been verified.
 
-    Raises ConfigError when `model.path` is not what was trained, NotFound when the run removes the checkpoint meanwhile.
+    Raises ConfigError when `model.path` is another model, NotFound when the run removes the checkpoint meanwhile.
     """
     try:
         reader = FileSystemReader(path)
@@ -45,7 +45,7 @@ def read_snapshot(path: Path, config: Config) -> Snapshot:
         dtype = "float32" if adapters else config.model.dtype
         tensors = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, shape in wanted.items()}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is intended
             load_shards(
                 {"model": {_PREFIX + name: t for name, t in tensors.items()}}, storage_reader=reader, no_dist=True
             )
@@ -62,7 +62,7 @@ def read_snapshot(path: Path, config: Config) -> Snapshot:
 
 
 def _parameters(config: Config, saved: Mapping[str, torch.Size], path: Path) -> dict[str, torch.Size]:
-    """Names and shapes of the model's parameters, a tied head once; raises ConfigError unless they were saved."""
+    """Names and shapes of the model's parameters, a tied head once. Raises ConfigError unless all of them were saved."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.model.path))
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}

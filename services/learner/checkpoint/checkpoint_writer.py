@@ -1,11 +1,12 @@
 """Writes checkpoints while training goes on: a copy in host memory at a step boundary, then a thread of each rank.
 
-Collective: every rank begins the same checkpoint. The threads meet in a process group of their own, so that they never
-meet a collective of training; whether it worked is agreed on there, so one full disk cannot part the ranks. The folder
-gets its name on rank 0, which alone knows that all is on disk. One checkpoint at a time: the next one waits for it.
+Collective: every rank begins the same checkpoint. The threads have a process group of their own, so that their collectives
+never meet a collective of training; in that group the ranks agree whether the write worked, so one full disk cannot part
+the ranks. Rank 0 alone knows that all shards are on disk and gives the folder its name. A checkpoint waits until the former
+checkpoint is written.
 
-Not torch's `async_save`: it is this thread without the sealing, and sealing has to come after the write and before
-anybody hears of the checkpoint.
+Not torch's `async_save`, which has such a thread but no sealing: sealing has to come after the write and before anybody
+hears of the checkpoint.
 """
 
 import time
@@ -33,7 +34,7 @@ from sluice.errors import Expired
 log = structlog.get_logger(__name__)
 
 WRITE_LIMIT_S = 1800.0
-"""Limit of writing one checkpoint. Chosen: 400 GB of state at a few hundred MB/s; beyond it the disk hangs."""
+"""Limit of writing one checkpoint. Chosen: 400 GB of state at a few hundred MB/s; a disk that takes longer hangs."""
 
 
 _CLOSE_LIMIT_S = 30.0
@@ -51,12 +52,12 @@ class CheckpointWriter:
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
         self._background = background
-        # Keeps its host memory (12 bytes a parameter, over all ranks) from one checkpoint to the next.
+        # The stager keeps its host memory (12 bytes a parameter, over all ranks) from one checkpoint to the next.
         self._stager = DefaultStager(_staging(cuda=ranks.device.type == "cuda"))
         self._under_way: Future[Path | None] | None = None
 
     def begin(self, trainer: Trainer, state: CheckpointState) -> "Future[Path | None]":
-        """Saves what is held now. On rank 0 the path once it is complete, or None when the disk refused it (logged).
+        """Saves the trainer's state of this moment. On rank 0 the future has the path, or None after a logged disk error.
 
         Raises Expired when the former checkpoint is still being written after WRITE_LIMIT_S.
         """
@@ -77,17 +78,17 @@ class CheckpointWriter:
         return self._under_way
 
     def close(self) -> None:
-        """Lets what is being written end; without it after _CLOSE_LIMIT_S, since the former checkpoint stands."""
+        """Waits until a checkpoint under way is written, at most _CLOSE_LIMIT_S: the former checkpoint stands."""
         if self._under_way is not None and not wait([self._under_way], timeout=_CLOSE_LIMIT_S).done:
             log.warning("checkpoint_abandoned", reason=f"it was still being written after {_CLOSE_LIMIT_S:.0f} s")
 
     def _write(self, tensors: dict[str, Any], state: CheckpointState) -> Path | None:
-        """Begin, shards of all ranks, seal: a process killed anywhere in between leaves the former checkpoints."""
+        """Begins, writes the shards of all ranks, seals; a process killed in between leaves the former checkpoints."""
         started, partial = time.perf_counter(), files.partial_of(self._directory, state.step)
         try:
             if not self._begun(partial, tensors):
                 return None
-            # Copied to the host already; with a copy-ahead of 0 torch leaves the device alone in this thread.
+            # The tensors are on the host already; with a copy-ahead of 0 torch does not touch the device in this thread.
             writer = FileSystemWriter(partial, per_thread_copy_ahead=0 if self._background else _COPY_AHEAD_BYTES)
             save_shards(tensors, storage_writer=writer, process_group=self._group)
             if not self._ranks.leads:
@@ -104,7 +105,7 @@ class CheckpointWriter:
         return final
 
     def _begun(self, partial: Path, tensors: dict[str, Any]) -> bool:
-        """Whether rank 0 has made the folder, on every rank. Raises OSError on rank 0 when it has not."""
+        """On every rank, whether rank 0 has made the folder. Raises OSError on rank 0 when the folder cannot be made."""
         flag = torch.zeros(1)
         try:
             if self._ranks.leads:
@@ -116,24 +117,24 @@ class CheckpointWriter:
 
 
 def still_writing(what: str) -> Expired:
-    """What to raise after WRITE_LIMIT_S."""
+    """The error to raise after WRITE_LIMIT_S."""
     return Expired(f"{what}: training waited {WRITE_LIMIT_S:.0f} s for it to be written; does the disk hang?")
 
 
 def _staging(*, cuda: bool) -> StagingOptions:
-    """A real copy, also of tensors that are on the CPU already; done when `stage` returns."""
+    """Options for a real copy, also of tensors on the CPU, that is done when `stage` returns."""
     return StagingOptions(
         use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
     )
 
 
 def _size_bytes(tensors: dict[str, Any]) -> int:
-    """Of all ranks together: a sharded tensor counts its elements on all of them."""
+    """Bytes of all ranks together: a sharded tensor counts its elements on every rank."""
     return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tensors) if isinstance(leaf, torch.Tensor))
 
 
 def _reason(error: OSError | CheckpointException) -> str:
-    """One line; torch's own text is a traceback of every rank."""
+    """The cause in one line; torch's own text is a traceback of every rank."""
     if isinstance(error, OSError):
         return str(error)
     return "; ".join(f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items())

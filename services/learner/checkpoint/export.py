@@ -1,4 +1,4 @@
-"""A snapshot as a Hugging Face folder that stock transformers and vLLM load. Needs no collective: bytes to bytes."""
+"""A snapshot as a Hugging Face folder that stock transformers and vLLM load. Copies bytes and needs no collective."""
 
 import json
 import os
@@ -22,15 +22,15 @@ _COPIED = (
     "chat_template*",
     "*.model",
 )
-"""What is taken from the base model's folder as it is, where it exists."""
+"""Files that are copied unchanged from the base model's folder, where they exist."""
 
 
 SHARD_BYTES = 5_000_000_000
-"""Limit of one file of weights, as transformers' own."""
+"""Limit of one file of weights, the same as transformers'."""
 
 
 def export_version(snapshot: Snapshot, *, config: Config, target: Path) -> None:
-    """A run's snapshot as a whole model, adapters merged in. Raises SluiceError when it cannot be written."""
+    """Writes a run's snapshot as a whole model, adapters merged in. Raises SluiceError when the folder cannot be written."""
     try:
         export_model(whole_model(snapshot, config), base=Path(config.model.path), target=target)
     except (OSError, safetensors.SafetensorError) as error:
@@ -41,9 +41,9 @@ def export_version(snapshot: Snapshot, *, config: Config, target: Path) -> None:
 
 
 def export_model(snapshot: Snapshot, *, base: Path, target: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes weights, configuration and tokenizer to `target`, replacing it whole. Raises OSError, SafetensorError.
+    """Writes weights, configuration and tokenizer, and replaces `target` whole. Raises OSError, SafetensorError.
 
-    Written beside the target first, so that a reader never sees half a model.
+    The folder is written beside the target first, so that a reader never sees half a model.
     """
     partial, former = (target.with_name(f".{target.name}.{role}") for role in ("partial", "former"))
     shutil.rmtree(partial, ignore_errors=True)
@@ -65,20 +65,22 @@ def export_model(snapshot: Snapshot, *, base: Path, target: Path, shard_bytes: i
 
 def _write_config(snapshot: Snapshot, *, base: Path, target: Path) -> None:
     config = json.loads((base / "config.json").read_text())
-    config.pop("torch_dtype", None)  # its name before transformers 4.56
+    config.pop("torch_dtype", None)  # the name of `dtype` before transformers 4.56
     config["dtype"] = snapshot.manifest.tensors[0].dtype
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _write_weights(snapshot: Snapshot, folder: Path, *, shard_bytes: int) -> None:
-    """One file, or several and their index, named as transformers names them."""
+    """Writes one file, or several files and an index, with transformers' names."""
     shards = _shards(snapshot, shard_bytes=shard_bytes)
     facts = {"format": "pt", "sluice_version": str(snapshot.manifest.version)}
     weight_map: dict[str, str] = {}
     for number, tensors in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         safetensors.serialize_file(tensors, str(folder / name), facts)
-        (folder / name).chmod((folder / "config.json").stat().st_mode)  # it comes readable for its owner alone
+        (folder / name).chmod(
+            (folder / "config.json").stat().st_mode
+        )  # safetensors makes files readable for the owner alone
         weight_map |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
         total_bytes = sum(spec.size_bytes for spec in snapshot.manifest.tensors)
@@ -87,7 +89,7 @@ def _write_weights(snapshot: Snapshot, folder: Path, *, shard_bytes: int) -> Non
 
 
 def _shards(snapshot: Snapshot, *, shard_bytes: int) -> list[dict[str, safetensors.TensorSpec]]:
-    """The tensors in their order, cut where a file would pass the limit; one that is larger has a file of its own."""
+    """The tensors in order, cut where a file would pass the limit; a tensor above the limit has a file of its own."""
     shards: list[dict[str, safetensors.TensorSpec]] = [{}]
     held_bytes = 0
     for spec, view in snapshot.tensors():
@@ -95,7 +97,7 @@ def _shards(snapshot: Snapshot, *, shard_bytes: int) -> list[dict[str, safetenso
             shards.append({})
             held_bytes = 0
         held_bytes += spec.size_bytes
-        # An address within the snapshot's buffer, which outlives the writing.
+        # A pointer into the snapshot's buffer, which outlives the writing.
         shards[-1][spec.name] = safetensors.TensorSpec(
             dtype=spec.dtype, shape=spec.shape, data_ptr=view.ctypes.data, data_len=view.nbytes
         )

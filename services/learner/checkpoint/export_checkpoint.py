@@ -1,6 +1,6 @@
-"""`python -m services.learner.checkpoint.export_checkpoint RUN_DIR`: what `sluice export` runs.
+"""`python -m services.learner.checkpoint.export_checkpoint RUN_DIR`: the program behind `sluice export`.
 
-On the CPU, beside a run or after it: needs no coordinator, no torchrun and no optimizer.
+Runs on the CPU, during a run or after its end; needs no coordinator, no torchrun and no optimizer.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from sluice.telemetry.logs import configure_logs
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exports; returns the exit code of DESIGN's contract (0, 1, 2)."""
+    """Exports; returns the exit code: 0 done, 1 failed, 2 bad usage."""
     parser = argparse.ArgumentParser(prog="python -m services.learner.checkpoint.export_checkpoint")
     add_export_flags(parser)
     args = parser.parse_args(argv)
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> str:
-    """Writes the folder; returns what to print."""
+    """Writes the folder; returns the line to print."""
     config = read_config(args.run_dir, dtype=args.dtype)
     checkpoint = _checkpoint(args.run_dir / "checkpoints", args.checkpoint)
     target = (args.to or args.run_dir / "exports" / checkpoint.name).resolve()
@@ -46,7 +46,7 @@ def _export(args: argparse.Namespace) -> str:
 
 
 def read_config(run_dir: Path, *, dtype: str | None = None) -> Config:
-    """The run's own, with the wanted type of weights. Raises ConfigError."""
+    """The run's own configuration, with the wanted type of weights. Raises ConfigError."""
     path = run_dir / "config.yaml"
     try:
         text = path.read_text()
@@ -61,7 +61,7 @@ def read_config(run_dir: Path, *, dtype: str | None = None) -> Config:
 
 
 def _checkpoint(directory: Path, wanted: str | None) -> Path:
-    """The newest that verifies, or the one that is named. Raises NotFound."""
+    """The newest checkpoint that verifies, or the `wanted` checkpoint. Raises NotFound."""
     if wanted is None:
         if newest := files.newest_that_verifies(directory):
             return newest
@@ -78,7 +78,7 @@ def _checkpoint(directory: Path, wanted: str | None) -> Path:
 
 
 def _check_target(target: Path, *, force: bool) -> None:
-    """Raises ConfigError rather than have anything removed that is not a model, or without being told to."""
+    """Raises ConfigError when `target` is in the way: not a model folder, or a model folder without `force`."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / "config.json").is_file():

@@ -1,7 +1,7 @@
 """Hugging Face folders of a run's versions, written while training goes on: `RUN/exports/step-K`.
 
-From the published snapshot, which nobody changes any more: no copy and no collective. One at a time; the next one waits
-for it, so that at most two snapshots are held on its account. An export that fails is logged and the run goes on.
+An export reads the published snapshot, which never changes: no copy and no collective. An export waits until the former
+export has ended, so that exports hold at most two snapshots. A failed export is logged and the run goes on.
 """
 
 from concurrent.futures import Future, wait
@@ -18,18 +18,18 @@ from sluice.weights.snapshot import Snapshot
 log = structlog.get_logger(__name__)
 
 WAIT_LIMIT_S = 300.0
-"""How long training waits for the former export before it passes one over; below the limit of a collective of the ranks."""
+"""How long training waits for the former export before it skips one; below the limit of a collective of the ranks."""
 
 
 class BackgroundExports:
-    """Exports every `learner.export_every_steps` steps; 0: none."""
+    """Exports a version every `learner.export_every_steps` steps; with 0 exports nothing."""
 
     def __init__(self, *, config: Config, directory: Path) -> None:
         self._config, self._directory = config, directory
         self._under_way: Future[None] | None = None
 
     def offer(self, snapshot: Snapshot) -> None:
-        """Begins the export of this version if it is its turn."""
+        """Begins the export of this version if the version is due."""
         number = snapshot.manifest.version.number
         every = self._config.learner.export_every_steps
         if every == 0 or number % every:
@@ -40,12 +40,12 @@ class BackgroundExports:
         self._under_way = in_background("export", self._export, snapshot)
 
     def close(self) -> None:
-        """Lets the export under way end; without it after WAIT_LIMIT_S."""
+        """Waits until the export under way has ended, at most WAIT_LIMIT_S."""
         if not self._idle():
             log.warning("export_abandoned", reason=f"it still ran after {WAIT_LIMIT_S:.0f} s")
 
     def _idle(self) -> bool:
-        """Waits for the export under way; False when it did not end. Raises what nobody expects of it."""
+        """Waits for the export under way; False when the export did not end. Raises the export's unexpected errors."""
         if self._under_way is None:
             return True
         if not wait([self._under_way], timeout=WAIT_LIMIT_S).done:

@@ -1,8 +1,8 @@
-"""The training state as torch.distributed.checkpoint keeps it: any number of ranks reads what any number wrote.
+"""The training state in the form of torch.distributed.checkpoint: any number of ranks reads what any number wrote.
 
 `RUN/checkpoints/step-K` holds version K: sharded weights, AdamW's state, the generator, and `state.json` with lineage
-and the groups trained since the run completed its previous checkpoint. The learning rate is a function of K. Weights
-that are not trained are not in it: they are those of `model.path`. Who writes it: checkpoint_writer.py.
+and the groups trained since the run completed its previous checkpoint. The learning rate is a function of K. Frozen
+weights are not saved: they come from `model.path`. checkpoint_writer.py writes checkpoints.
 """
 
 import json
@@ -26,7 +26,7 @@ from sluice.run_dir.checkpoints import STATE
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointState:
-    """What is saved beside tensors; only the leader's counts."""
+    """The facts saved beside tensors; only the leader's copy counts."""
 
     step: int
     lineage: str
@@ -37,12 +37,12 @@ class CheckpointState:
 def training_state(trainer: Trainer) -> dict[str, Any]:
     """Weights, optimizer and generator of this rank: the live tensors, not copies. Collective."""
     fresh = not trainer.optimizer.state
-    if fresh:  # no update yet, or all were skipped; with a gradient in place torch would leave the moments out
+    if fresh:  # no update yet, or all updates were skipped; with a gradient in place torch would leave the moments out
         trainer.optimizer.zero_grad()
     model, optimizer = get_state_dict(trainer.policy, trainer.optimizer)
     if fresh:
         for moments in trainer.optimizer.state.values():
-            moments["step"].zero_()  # torch made them by an update of zero, which does not count
+            moments["step"].zero_()  # torch made the moments by an update of zero, which does not count
     if frozen := _frozen(trainer):
         model = {name: tensor for name, tensor in model.items() if name not in frozen}
     return {"model": model, "optimizer": optimizer, "generator": torch.get_rng_state()}
@@ -54,15 +54,15 @@ def write_state(state: CheckpointState, directory: Path) -> None:
 
 
 def read_state(directory: Path) -> CheckpointState:
-    """What `write_state` wrote; the folder has been verified."""
+    """The state that `write_state` wrote to a folder that has been verified."""
     raw = json.loads((directory / STATE).read_text())
     return CheckpointState(**raw | {"trained": [TrainedBatch(**batch) for batch in raw["trained"]]})
 
 
 def choose(resume: str, *, directory: Path, rollbacks: Sequence[Rollback] = ()) -> Path | None:
-    """What `learner.resume` asks for: auto, never or a path.
+    """The checkpoint that `learner.resume` (auto, never or a path) asks for; None: start from version 0.
 
-    Raises ConfigError when a named one does not verify, or was given up by one of the run's `rollbacks`.
+    Raises ConfigError when a named checkpoint does not verify, or when one of the run's `rollbacks` has given it up.
     """
     if resume == "never":
         return None
@@ -77,7 +77,7 @@ def choose(resume: str, *, directory: Path, rollbacks: Sequence[Rollback] = ()) 
 
 
 def load(trainer: Trainer, path: Path) -> CheckpointState:
-    """Restores weights, optimizer, generator and step on every rank; returns the rest. Collective."""
+    """Restores weights, optimizer, generator and step on every rank; returns the other facts. Collective."""
     tensors = training_state(trainer)
     load_shards(tensors, storage_reader=FileSystemReader(path))
     set_state_dict(
@@ -94,6 +94,6 @@ def load(trainer: Trainer, path: Path) -> CheckpointState:
 
 
 def _frozen(trainer: Trainer) -> set[str]:
-    """Names of what is not trained, all names of a shared tensor; torch's own option keeps a tied head."""
+    """Names of the frozen parameters, with all names of a shared tensor; torch's own option would keep a tied head."""
     named = trainer.policy.named_parameters(remove_duplicate=False)
     return {name for name, parameter in named if not parameter.requires_grad}

@@ -1,7 +1,7 @@
 """Which network interface leads to the other machines of the learner.
 
-Left alone, gloo listens on whatever address the host name resolves to: loopback on many distributions, a container
-bridge on others. Linux and IPv4; elsewhere, or with several addresses on one interface, set GLOO_SOCKET_IFNAME.
+By default gloo listens on the address that the host name resolves to: loopback on many distributions, a container bridge
+on others. Linux and IPv4 only; elsewhere, or with several addresses on one interface, set GLOO_SOCKET_IFNAME.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ _SIOCGIFADDR = 0x8915
 
 
 def interface_towards(endpoint: str) -> str:
-    """The interface from which this machine reaches `endpoint` (HOST:PORT), or that has HOST. Raises ConfigError."""
+    """The interface from which this machine reaches `endpoint` (HOST:PORT), or that has address HOST. Raises ConfigError."""
     host, _, port = endpoint.rpartition(":")
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -48,7 +48,7 @@ def _is_meant_as_loopback(host: str) -> bool:
 
 
 def _address(interface: str) -> str | None:
-    """Its first IPv4 address."""
+    """The interface's first IPv4 address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         try:
             answer = fcntl.ioctl(handle.fileno(), _SIOCGIFADDR, struct.pack("256s", interface.encode()))

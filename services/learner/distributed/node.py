@@ -2,14 +2,14 @@
 
 `python -m services.learner.distributed.node ... -- FLAGS OF services.learner`
 
-Several machines meet by torchrun's static rendezvous: node 0 holds the store at --rdzv-endpoint and its first rank is
-rank 0. (The c10d rendezvous numbers machines by sorted host names; but rank 0, which talks to the coordinator and serves
-weights, must be where `sluice up` runs.) A static rendezvous is met once: when one rank is lost all of them end, and the
-machines meet again because `sluice up` and `sluice learner-node` start this program anew.
+Several machines meet by torchrun's static rendezvous: node 0 holds the store at --rdzv-endpoint and has rank 0. (The c10d
+rendezvous would number machines by sorted host names; but rank 0, which talks to the coordinator and serves weights, must
+run where `sluice up` runs.) A static rendezvous serves one round: when one rank is lost all ranks end, and the machines
+meet again because `sluice up` and `sluice learner-node` start this program anew.
 
  who waits        for what                              unblocked by
- node 0           the other nodes                       their joining, or --timeout-s
- another node     node 0's store, then the other nodes  their joining, or --timeout-s
+ node 0           the other nodes                       the last node's joining, or --timeout-s
+ another node     node 0's store, then the other nodes  the last node's joining, or --timeout-s
 """
 
 import argparse
@@ -74,8 +74,8 @@ def _torchrun_arguments(args: argparse.Namespace) -> list[str]:
     if args.nnodes > 1:
         meet = ["--rdzv-backend", "static", "--rdzv-endpoint", args.rdzv_endpoint, "--rdzv-id", args.rdzv_id]
         meet += ["--node-rank", str(args.node_rank), "--rdzv-conf", f"timeout={max(1, round(args.timeout_s))}"]
-    # A rank that outlived a killed torchrun would go on in the old round while a new one takes its place. Each is in a
-    # session of its own, and one that is frozen would not hear SIGTERM.
+    # A rank that outlived a killed torchrun would go on in the old round while a new rank takes its place. Each rank is in
+    # a session of its own, and a frozen rank would not hear SIGTERM.
     rank = [sys.executable, "-u", "-m", args.module, *args.arguments]
     sizes = ["--nnodes", str(args.nnodes), "--nproc-per-node", str(args.nproc_per_node)]
     return [*meet, *sizes, "--no-python", *armed(signal.SIGKILL), *rank]
@@ -93,5 +93,7 @@ def _not_joined(args: argparse.Namespace, cause: str) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it waits inside torch Python's handler would never run
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Python's handler would never run while this process waits inside torch
     sys.exit(main())

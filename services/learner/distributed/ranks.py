@@ -1,12 +1,12 @@
-"""The ranks of one learner: who they are, and what they tell each other. Plain tensors only, never pickled objects.
+"""The ranks of one learner, and the collectives between ranks. Plain tensors only, never pickled objects.
 
-Control and batches travel on the CPU over gloo, so that they need no device; gradients and shards go where the model
-is. Rank 0 leads. While it has no work it sends IDLE, so that no rank waits longer than one poll of the coordinator.
+Commands and batches travel on the CPU over gloo, so that they need no device; gradients and shards travel on the model's
+device. Rank 0 leads. A leader without work sends IDLE, so that no rank waits longer than one poll of the coordinator.
 
- who waits   for what                        unblocked by
- each rank   the others, in a collective     their part of it, the end of one of them, or COLLECTIVE_TIMEOUT
-A rank that dies is noticed at once by torchrun on its machine and by its closed sockets on others; a machine whose
-link is cut is noticed after COLLECTIVE_TIMEOUT. Either ends all ranks, which then start again from the checkpoint.
+ who waits   for what                             unblocked by
+ each rank   the other ranks, in a collective     the last rank's part, the end of a rank, or COLLECTIVE_TIMEOUT
+torchrun notices a dead rank at once on the rank's machine, closed sockets show the death on other machines; a machine with
+a cut link is noticed after COLLECTIVE_TIMEOUT. Each case ends all ranks, which then start again from the checkpoint.
 """
 
 import contextlib
@@ -33,11 +33,11 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """Limit of one collective: above any wait of the leader for its coordinator (`Registration.patience_s`)."""
 
 _SIGNS_OF_LOSS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "timed out")
-"""In the texts of gloo's and NCCL's errors, which have no types of their own."""
+"""Texts by which to know errors of gloo and NCCL, which have no types of their own."""
 
 
 class Command(enum.IntEnum):
-    """What the leader has all ranks do next."""
+    """The leader's orders to all ranks."""
 
     IDLE = 0
     TRAIN = 1
@@ -45,19 +45,19 @@ class Command(enum.IntEnum):
     STOP = 3
     """The run has ended."""
     LEAVE = 4
-    """The learner was asked to go; the run has not ended."""
+    """The learner was asked to stop; the run has not ended."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranks:
-    """This process among the ranks."""
+    """This process's place among the ranks, and the collectives."""
 
     rank: int
     size: int
     device: torch.device
     mesh: DeviceMesh
     backend: Literal["gloo", "nccl"]
-    """What carries the shards."""
+    """The backend that carries gradients and shards."""
 
     @property
     def leads(self) -> bool:
@@ -71,7 +71,7 @@ class Ranks:
         return values
 
     def largest(self, values: Tensor) -> Tensor:
-        """Maximum over ranks, in place; every rank gets it."""
+        """Maximum over ranks, in place; every rank gets the maximum."""
         if self.size > 1:
             dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
@@ -90,15 +90,15 @@ class Ranks:
         return torch.cat([part[:, :count] for part, count in zip(parts, counts, strict=True)], dim=1)
 
     def agree(self, ok: bool) -> bool:
-        """True when it is true on every rank; also where all ranks meet."""
+        """Whether `ok` is true on every rank; also a barrier."""
         return self.add_up(torch.tensor([0 if ok else 1], device=self.device)).item() == 0
 
     def command(self, command: Command = Command.IDLE) -> Command:
-        """The leader says what comes next; followers give anything and get what the leader said."""
+        """The leader's command on every rank; the followers' argument is ignored."""
         return Command(int(self.share_array(np.array([command], np.int64), dtype=np.int64)[0]))
 
     def share_array(self, values: np.ndarray | None, *, dtype: type[np.generic]) -> np.ndarray:
-        """The leader's vector on every rank; followers give None (or anything) and its dtype."""
+        """The leader's vector on every rank; followers give the dtype, and any `values`."""
         if self.size == 1:
             assert values is not None
             return values
@@ -111,7 +111,7 @@ class Ranks:
         return tensor.numpy()
 
     def share_texts(self, texts: Sequence[str]) -> list[str]:
-        """The leader's texts on every rank; followers give anything."""
+        """The leader's texts on every rank; the followers' argument is ignored."""
         joined = np.frombuffer("\0".join(texts).encode(), np.uint8)
         return self.share_array(joined, dtype=np.uint8).tobytes().decode().split("\0")
 
@@ -122,12 +122,12 @@ class Ranks:
         return bytes(joined[0].tolist()).decode().split("\0")[:-1]
 
     def leave(self) -> None:
-        """Ends the process groups. Every rank calls it, or none."""
+        """Ends the process groups. Either every rank calls `leave`, or none."""
         dist.destroy_process_group()
 
 
 def join_ranks() -> Ranks:
-    """Joins what torchrun started (or a world of one without it). CUDA with NCCL where there is a device, else gloo."""
+    """Joins the ranks that torchrun started; without torchrun a world of one. NCCL with a CUDA device, else gloo."""
     alone = "RANK" not in os.environ
     rank, size = (0, 1) if alone else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     cuda = torch.cuda.is_available()
@@ -148,7 +148,7 @@ def join_ranks() -> Ranks:
 
 @contextlib.contextmanager
 def naming_lost_ranks() -> Iterator[None]:
-    """Turns the failure of a collective whose other end is gone into Unavailable, which says what happens next."""
+    """Turns the failure of a collective with a lost rank into Unavailable, whose message says what happens next."""
     try:
         yield
     except RuntimeError as error:

@@ -1,7 +1,7 @@
 """Checks at the start that all ranks see one run directory and one model.
 
 Each rank writes its shard of a checkpoint to the run directory and cuts its shard of the model out of its own copy of
-`model.path`: machines that see different folders would train on, and save, parts that do not belong together.
+`model.path`: machines that see different folders would train and save parts that do not belong together.
 """
 
 import socket
@@ -14,10 +14,10 @@ from sluice.model_identity import model_identity
 
 
 def check_shared_folders(ranks: Ranks, *, run_dir: Path, model_path: str) -> None:
-    """Collective. Raises the same ConfigError on every rank, naming the ranks that see something else than rank 0."""
+    """Collective. Raises the same ConfigError on every rank, with the ranks whose folders differ from rank 0's."""
     if ranks.size == 1:
         return
-    # A name that nobody has looked up before: network file systems remember for a while that a file is missing.
+    # A fresh file name: network file systems remember for a while that a name was missing.
     mark = run_dir / f".learner-{uuid.uuid4().hex}"
     if ranks.leads:
         mark.write_text(mark.name)
@@ -45,7 +45,7 @@ def _problems(mark: Path, model_path: str, leaders_model: str) -> list[str]:
 
 
 def _model_facts(path: str) -> str:
-    """What a copy of the model looks like from outside: enough to tell a wrong or an unfinished copy."""
+    """Facts about the files of a model folder by which a wrong or an unfinished copy shows."""
     try:
         identity = model_identity(path)
     except ConfigError as error:

@@ -1,9 +1,10 @@
-"""Ends a rank that hangs inside a step: its heartbeats come from another thread and would go on for ever.
+"""Ends a rank that hangs inside a step: the rank's heartbeats come from another thread and would go on for ever.
 
  who waits          for what                      unblocked by
- the watch's timer  the end of a part of a step   its end, or the limit: all stacks go to stderr and the process ends
+ the watch's timer  the end of a part of a step   that end, or the limit: all stacks go to stderr and the process ends
 The timer is a C thread (faulthandler), so that a hang that holds Python's lock is ended too. torchrun then ends the other
-ranks and the learner starts again from its checkpoint. A Python timer says what hung just before; it needs the lock.
+ranks and the learner starts again from its checkpoint. A Python timer, which needs the lock, logs the part that hangs just
+before.
 """
 
 import contextlib
@@ -18,18 +19,18 @@ import structlog
 log = structlog.get_logger(__name__)
 
 FIRST_TIME_FACTOR = 2.0
-"""The first step, gather and checkpoint of a process may take this much longer: they compile, connect and allocate."""
+"""The first step, gather and checkpoint of a process compile, connect and allocate: their limit is this much longer."""
 
 _LINE_FIRST_S = 0.5
 _APART_S = 0.2
-"""Between the stacks of one rank and those of the next, so that they do not mix on one stderr."""
+"""The delay from rank to rank, so that the stacks of the ranks do not mix on one stderr."""
 
 _STDERR = 2
 
 
 @dataclass(kw_only=True, slots=True)
 class StepWatch:
-    """One a process, since the timer is. Parts of a step follow each other, they do not nest."""
+    """One watch a process, because faulthandler has one timer a process. Parts of a step follow each other, never nest."""
 
     limit_s: float
     """`learner.step_timeout_s`."""
@@ -38,7 +39,7 @@ class StepWatch:
 
     @contextlib.contextmanager
     def over(self, part: str, number: int, *, more_s: float = 0.0) -> Iterator[None]:
-        """Has the process end unless the block does within the limit and `more_s`; `part` `number` is what hung then."""
+        """Ends the process unless the block ends within the limit and `more_s`; the log names `part` and `number`."""
         limit_s = self.limit_s * (1.0 if part in self._seen else FIRST_TIME_FACTOR) + more_s
         said = threading.Timer(limit_s, self._say, (f"{part} {number}", limit_s))
         said.daemon = True

@@ -1,1 +1,1 @@
-"""The policy: a model folder as a function of packed sequences, its loss, its optimizer."""
+"""The policy: a model folder as a function of packed sequences, the head fused with the loss, the optimizer."""

@@ -1,6 +1,6 @@
-"""The policy as a function of packed sequences: their loss with its gradients, or their scores without.
+"""The policy as a function of packed sequences: a loss with gradients, or log-probabilities and entropies alone.
 
-Trunk and head stand in one module, so that FSDP gathers a tied head's weight once for both.
+Trunk and head are one module, so that FSDP gathers a tied head's weight once for both.
 """
 
 from typing import Protocol
@@ -14,7 +14,7 @@ from services.learner.policy.packing import Packed
 
 
 class Loss(Protocol):
-    """What turns log-probabilities of one micro-batch into its part of the loss."""
+    """A function from log-probabilities of one micro-batch to the micro-batch's part of the loss."""
 
     @property
     def wants_preview(self) -> bool:
@@ -22,16 +22,16 @@ class Loss(Protocol):
         ...
 
     def preview(self, logprobs: Tensor) -> None:
-        """All float32[M] log-probabilities, without gradient, before the first chunk is asked for."""
+        """Takes all float32[M] log-probabilities, without gradient, before the call for the first chunk."""
         ...
 
     def __call__(self, logprobs: Tensor, where: slice) -> Tensor:
-        """The part of some targets as a scalar: float32[C] log-probabilities with gradient, and which targets they are."""
+        """The loss of the targets `where` as a scalar, from float32[C] log-probabilities with gradient."""
         ...
 
 
 class Policy(nn.Module):
-    """A causal language model without its logits. Log-probabilities are those of softmax(logits / temperature)."""
+    """A causal language model that never holds all logits. Log-probabilities are of softmax(logits / temperature)."""
 
     def __init__(self, causal_lm: PreTrainedModel, head: Head) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class Policy(nn.Module):
     def forward(self, packed: Packed, loss: Loss | None) -> tuple[Tensor | None, Tensor, Tensor]:
         """The loss of a micro-batch (a scalar with gradient), float32[M] log-probabilities and float32[M] entropies.
 
-        Without a loss only the last two, which never carry a gradient; nats. Entropies cost next to nothing here and are
-        always measured.
+        Without `loss` the first is None. Log-probabilities and entropies are in nats and never carry a gradient. Entropies
+        cost next to nothing here and are always measured.
         """
         with torch.set_grad_enabled(loss is not None):
             trunk = self.causal_lm.base_model(

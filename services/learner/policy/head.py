@@ -1,8 +1,8 @@
 """The language-model head fused with the loss: hidden states in, one loss out, never [tokens, vocabulary].
 
-Logits are made chunk by chunk. Where a gradient is wanted, the loss of the chunk is asked for at once, so that the chunk's
-gradients with respect to hidden states and head weight are made while its logits still exist: three matrix products, as
-many as an unchunked head needs, and nothing to make again in the backward pass.
+Logits are made chunk by chunk. Where a gradient is wanted, the chunk's loss is computed at once, so that the gradients with
+respect to hidden states and head weight are made while the chunk's logits exist: three matrix products, as many as an
+unchunked head needs, and nothing to compute again in the backward pass.
 
 Letters: M targets, C tokens of a chunk, V vocabulary, D hidden size.
 """
@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 ChunkLoss = Callable[[Tensor, slice], Tensor]
-"""float32[C] log-probabilities (with gradient) and which of the M targets they are -> their part of the loss, a scalar."""
+"""float32[C] log-probabilities (with gradient) and their places among the M targets -> a part of the loss, a scalar."""
 
 
 class Head:
-    """How log-probabilities follow from hidden states: softmax(hidden @ weight.T / temperature)."""
+    """Log-probabilities from hidden states: log softmax(hidden @ weight.T / temperature)."""
 
     def __init__(self, *, temperature: float, chunk_tokens: int, float32: bool) -> None:
-        """float32: multiply in float32 whatever type hidden states and weight have; logits are float32 either way."""
+        """float32: multiply in float32 for any dtype of hidden states and weight; logits are float32 in any case."""
         self._temperature = temperature
         self._chunk_tokens = chunk_tokens
         self._float32 = float32
@@ -39,9 +39,9 @@ class Head:
     def loss(
         self, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_loss: ChunkLoss
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The sum of `chunk_loss` over all chunks, a float32 scalar with gradient, and what `score` returns.
+        """The sum of `chunk_loss` over all chunks, a float32 scalar with gradient, and the two results of `score`.
 
-        `chunk_loss` is called once a chunk, in order; its gradient is taken with respect to the log-probabilities.
+        `chunk_loss` is called once a chunk, in order, and differentiated with respect to the log-probabilities.
         """
         return _FusedLoss.apply(hidden, weight, targets, chunk_loss, self)  # pyright: ignore[reportReturnType]
 
@@ -52,13 +52,13 @@ class Head:
         return [slice(start, min(start + self._chunk_tokens, tokens)) for start in range(0, tokens, self._chunk_tokens)]
 
     def _chunk(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[C] log-probabilities, [C] entropies and [C, V] float32 probabilities; two such buffers exist, no more."""
+        """[C] log-probabilities, [C] entropies and [C, V] float32 probabilities; at most two [C, V] buffers exist."""
         logits = (hidden @ weight.T).float()
         if self._temperature != 1:
             logits /= self._temperature
         log_probabilities = torch.log_softmax(logits, -1)
         probabilities = torch.exp(log_probabilities, out=logits)
-        # As [1, V] @ [V, 1] each: a product and a sum would make a third buffer.
+        # A [1, V] @ [V, 1] product for each token: an elementwise product and a sum would make a third buffer.
         entropies = -torch.bmm(probabilities[:, None], log_probabilities[:, :, None])[:, 0, 0]
         return log_probabilities.gather(-1, targets[:, None])[:, 0], entropies, probabilities
 
@@ -69,7 +69,7 @@ class Head:
 
 
 class _FusedLoss(torch.autograd.Function):
-    """Makes all gradients in the forward pass, where the loss is known; the backward pass only scales them."""
+    """Makes all gradients in the forward pass, where the loss is known; the backward pass only scales these gradients."""
 
     @staticmethod
     def forward(

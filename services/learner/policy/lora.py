@@ -1,7 +1,7 @@
-"""LoRA (arXiv:2106.09685): low-rank adapters on frozen linear layers, and what a run with them leaves on disk.
+"""LoRA (arXiv:2106.09685): low-rank adapters on frozen linear layers, and the folders that a run with adapters leaves.
 
-The adapters are PEFT's, injected into the model, whose module tree stays as it is. B starts at zero, so version 0 is the
-base model. Pushing and merging them: snapshot/pack.py and sluice.weights.
+PEFT injects the adapters into the model; the module tree stays the same. B starts at zero, so version 0 is the base model.
+snapshot/pack.py and sluice.weights push and merge adapters.
 """
 
 import os
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 _PEFT_PREFIX = "base_model.model."
-"""Before every name in PEFT's own files."""
+"""Prefix of every name in PEFT's own files."""
 
 
 def attach(causal_lm: PreTrainedModel, config: Config) -> None:
-    """Freezes the model and adds the adapters of `model.lora_rank`, the same on every rank; with rank 0 does nothing.
+    """Freezes the model and adds adapters, the same on every rank; does nothing when `model.lora_rank` is 0.
 
     Raises ConfigError when `model.target_modules` names no linear layer.
     """
@@ -42,12 +42,12 @@ def attach(causal_lm: PreTrainedModel, config: Config) -> None:
 
 
 def plain_name(parameter: str) -> str:
-    """A parameter's name without what PEFT adds: the base model's own, or as in sluice.weights.adapters."""
+    """A parameter's name without PEFT's additions: the base model's name, or an adapter name of sluice.weights.adapters."""
     return parameter.replace(".base_layer.", ".").replace(".default.", ".")
 
 
 def whole_model(snapshot: Snapshot, config: Config) -> Snapshot:
-    """A snapshot of adapters with `model.path` underneath, merged; any other snapshot as it is. Needs no collective."""
+    """A snapshot of adapters merged into `model.path`; any other snapshot unchanged. Needs no collective."""
     if not adapters_among(spec.name for spec in snapshot.manifest.tensors):
         return snapshot
     base = map_tensors(Path(config.model.path))
@@ -57,7 +57,7 @@ def whole_model(snapshot: Snapshot, config: Config) -> Snapshot:
 def export_adapter(snapshot: Snapshot, *, config: Config, target: Path) -> None:
     """Writes a snapshot of adapters as a folder that `peft.PeftModel.from_pretrained` loads.
 
-    Written beside the target first, so that a reader never sees half an adapter. Raises SluiceError.
+    The folder is written beside the target first, so that a reader never sees half an adapter. Raises SluiceError.
     """
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -74,7 +74,7 @@ def export_adapter(snapshot: Snapshot, *, config: Config, target: Path) -> None:
 
 def _write_adapter(snapshot: Snapshot, *, config: Config, folder: Path) -> None:
     tensors = {
-        # Addresses within the snapshot's buffer, which outlives this call.
+        # Pointers into the snapshot's buffer, which outlives this call.
         _PEFT_PREFIX + spec.name: safetensors.TensorSpec(
             dtype=spec.dtype, shape=spec.shape, data_ptr=view.ctypes.data, data_len=view.nbytes
         )
@@ -85,7 +85,9 @@ def _write_adapter(snapshot: Snapshot, *, config: Config, folder: Path) -> None:
     safetensors.serialize_file(tensors, str(weights), facts)
     adapters = adapters_among(spec.name for spec in snapshot.manifest.tensors)
     _peft_config(config, [adapter.layer for adapter in adapters.values()]).save_pretrained(str(folder))
-    weights.chmod((folder / "adapter_config.json").stat().st_mode)  # it comes readable for its owner alone
+    weights.chmod(
+        (folder / "adapter_config.json").stat().st_mode
+    )  # safetensors makes files readable for the owner alone
 
 
 def _peft_config(config: Config, layers: list[str]) -> "LoraConfig":
@@ -101,7 +103,7 @@ def _peft_config(config: Config, layers: list[str]) -> "LoraConfig":
 
 
 def _layers(causal_lm: PreTrainedModel, config: Config) -> list[str]:
-    """Full names of the linear layers that are wanted."""
+    """Full names of the linear layers that get adapters."""
     head = causal_lm.get_output_embeddings()
     linear = [
         name for name, module in causal_lm.named_modules() if isinstance(module, nn.Linear) and module is not head

@@ -1,4 +1,4 @@
-"""AdamW and its learning rate. Both count in training steps, as verl's scheduler does: all updates of a step share a rate."""
+"""AdamW and its learning rate, which is a function of the training step: all updates of a step share a rate, as in verl."""
 
 import math
 from typing import Literal
@@ -10,7 +10,7 @@ from sluice.config.schema import Config
 
 
 def make_optimizer(policy: Policy, config: Config) -> torch.optim.AdamW:
-    """AdamW over what is trained; its learning rate is set at every step.
+    """AdamW over the trained parameters; the learning rate is set at every step.
 
     Weight decay is for matrices: norms' gains and biases (one dimension) are left alone.
     """
@@ -36,8 +36,8 @@ def learning_rate(
 ) -> float:
     """The rate of step `step`: a linear warm-up (step 0 trains at peak / warmup_steps), then constant or a decay.
 
-    A decay is at the peak in the first step after the warm-up and would reach `min_ratio` x peak at `total_steps`; it stays
-    there in a run that is made longer.
+    A decay is at the peak in the first step after the warm-up and reaches `min_ratio` x peak at `total_steps`; the rate stays
+    at that value in a run that is made longer.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

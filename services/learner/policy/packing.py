@@ -1,6 +1,6 @@
-"""Sequences laid end to end without padding, and what the loss needs beside them.
+"""Sequences laid end to end without padding, and the arrays that the loss needs.
 
-The linear layers see exactly the real tokens; `attention` keeps them from looking across sequences.
+The linear layers see exactly the real tokens; `attention` keeps tokens from looking across sequences.
 
 Letters: N packed input tokens, M completion tokens (targets), S sequences.
 """
@@ -25,7 +25,7 @@ class Packed:
     position_ids: Tensor
     """int64[1, N], from 0 in every sequence."""
     layout: Layout
-    """Of all N tokens, for the attention."""
+    """The layout of all N tokens, for the attention."""
     predictors: Tensor
     """int64[M]: packed index of the token whose hidden state predicts the target."""
     targets: Tensor
@@ -52,7 +52,7 @@ def pack(
     weights: Sequence[float],
     device: torch.device,
 ) -> Packed:
-    """Packs sequences that come longest first, with one advantage and one weight each. None at all gives a dummy.
+    """Packs sequences that come longest first, with one advantage and one weight each. No sequences give a dummy.
 
     The dummy has one input token and no target: its loss is an empty sum, yet every FSDP hook runs.
     """
@@ -72,7 +72,7 @@ def pack(
         input_ids=_ids(np.concatenate([s.token_ids[:-1] for s in sequences]), device)[None],
         position_ids=_ids(_ranges(lengths), device)[None],
         layout=Layout(lengths, device),
-        # The last T of a sequence's inputs predict its T completion tokens.
+        # The last T input tokens of a sequence predict the sequence's T completion tokens.
         predictors=_ids(np.repeat(ends - completions, completions) + _ranges(completions), device),
         targets=_ids(np.concatenate([s.token_ids[s.prompt_tokens :] for s in sequences]), device),
         sequence=_ids(np.repeat(np.arange(len(sequences)), completions), device),

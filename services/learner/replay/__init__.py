@@ -1,1 +1,1 @@
-"""A step of a run trained again from its records, alone, to see whether it gives the same figures."""
+"""Trains one step of a run again from the run's records, without the run, and compares the figures."""

@@ -1,7 +1,7 @@
-"""`python -m services.learner.replay RUN_DIR --step K`: what `sluice replay` runs.
+"""`python -m services.learner.replay RUN_DIR --step K`: the program behind `sluice replay`.
 
-Finds where to start, starts the ranks as the learner's are started, compares. Writes nothing into the run.
-Waits: for the ranks, as long as they train; a signal ends them.
+Finds the checkpoint to start from, starts ranks in the same way as the learner, compares. Writes nothing into the run.
+Waits: for the ranks, as long as the ranks train; a signal ends the ranks.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from sluice.telemetry.logs import configure_logs
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Replays; returns 0 when the step was reproduced, 1 when not or when it could not be tried, 2 on bad usage."""
+    """Replays; returns 0 when the step was reproduced, 1 when the step differs or cannot be replayed, 2 on bad usage."""
     parser = argparse.ArgumentParser(prog="python -m services.learner.replay")
     add_replay_flags(parser)
     args = parser.parse_args(argv)
@@ -76,7 +76,7 @@ def _check(args: argparse.Namespace, *, ranks: int) -> None:
 
 
 def _train(args: argparse.Namespace, config: Config, start: StartingPoint, *, ranks: int, result: Path) -> int:
-    """The exit code of the ranks; what they have to say is on this terminal already."""
+    """Runs the ranks, whose output goes to this terminal; returns their exit code."""
     flags = [str(args.run_dir.resolve()), "--step", str(args.step), "--resume", str(start.checkpoint or "never")]
     flags += ["--scratch", str(result.parent), "--result", str(result)]
     flags += [] if args.out is None else ["--out", str(args.out.resolve())]

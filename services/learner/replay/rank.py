@@ -1,6 +1,6 @@
-"""One rank of a replay, under torchrun: trains the recorded batches from a checkpoint, as the learner trains them.
+"""One rank of a replay, under torchrun: trains the recorded batches from a checkpoint with the learner's own code.
 
-No coordinator and no Redis. Waits: each rank for the others, in a collective (see machines/ranks.py).
+No coordinator and no Redis. Waits: each rank for the other ranks, in a collective (distributed/ranks.py).
 """
 
 import argparse
@@ -29,7 +29,7 @@ from sluice.v1 import common_pb2, coordinator_pb2
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Replays; 0 when it was carried out, whatever came of it."""
+    """Replays; returns 0 when the replay was carried out, also when the figures differ."""
     parser = argparse.ArgumentParser(prog="python -m services.learner.replay.rank")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--step", type=int, required=True)
@@ -69,7 +69,7 @@ def _replay(ranks: Ranks, args: argparse.Namespace) -> None:
 
 
 def _batch(run_dir: Path, recorded: RecordedStep) -> Batch:
-    """As the coordinator hands it out."""
+    """The recorded batch, in the form in which the coordinator hands out a batch."""
     decompressor = zstandard.ZstdDecompressor()
     payloads = payloads_of(batch_body(run_dir, recorded))
     groups = [common_pb2.Group.FromString(decompressor.decompress(payload)) for payload in payloads]

@@ -1,4 +1,4 @@
-"""What a run recorded of its steps: the figures and digests in metrics.jsonl, the groups in batches/. Only reads."""
+"""A run's records of its steps: figures and digests in metrics.jsonl, groups in batches/. Only reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ class RecordedStep:
 
     step: int
     lineage: str
-    """Of the version that the step made."""
+    """The lineage of the version that the step made."""
     weights_digest: str
-    """Of that version, as published."""
+    """The digest of the weights of that version, as published."""
     batch_digest: str
     """blake3 of the batch file, hex."""
     metrics: Mapping[str, float]
 
 
 def recorded_steps(run_dir: Path) -> dict[int, RecordedStep]:
-    """By step; the last line of a step counts, none that was rolled back. Lines without digests are passed over.
+    """Records by step: the last line of each step, without steps that a rollback has given up and lines without digests.
 
     Raises ConfigError.
     """
@@ -40,12 +40,12 @@ def recorded_steps(run_dir: Path) -> dict[int, RecordedStep]:
 
 
 def batch_steps(run_dir: Path) -> set[int]:
-    """The steps whose batch file is there."""
+    """The steps with a batch file."""
     return {step for step, path in batch_files(run_dir) if path == batch_path(run_dir, step)}
 
 
 def batch_body(run_dir: Path, recorded: RecordedStep) -> bytes:
-    """The batch file of a step, byte for byte. Raises NotFound, or SluiceError when it is not what was trained."""
+    """The batch file of a step, byte for byte. Raises NotFound, or SluiceError when the digest is not the recorded one."""
     path = batch_path(run_dir, recorded.step)
     try:
         body = path.read_bytes()

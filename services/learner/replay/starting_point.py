@@ -1,7 +1,7 @@
-"""From which checkpoint a step can be trained again, and which steps can be at all. Only reads.
+"""The checkpoint from which a step can be trained again, and the list of steps that can be replayed. Only reads.
 
-Step K needs a version c <= K, a checkpoint or `model.path` (version 0), and the batches c to K. The newest such checkpoint
-is taken: an older one would need more batches.
+Step K needs a version c <= K (a checkpoint, or `model.path` as version 0) and the batches c to K. The newest such checkpoint
+is taken, because an older checkpoint needs more batches.
 """
 
 from collections.abc import Collection, Iterator
@@ -17,21 +17,21 @@ from sluice.run_dir.checkpoints import step_of
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartingPoint:
-    """What to load."""
+    """The version to load."""
 
     checkpoint: Path | None
     """None: version 0, which is `model.path`."""
     first: int
-    """Number of the version it holds, and the first step to train."""
+    """The number of the version, which is also the first step to train."""
 
     def __str__(self) -> str:
         return self.checkpoint.name if self.checkpoint else "model.path (version 0)"
 
 
 def starting_point(run_dir: Path, step: int, *, recorded: Collection[int]) -> StartingPoint:
-    """Where to start for step `step`; `recorded` are the steps with a line in metrics.jsonl.
+    """The starting point of a replay of step `step`; `recorded` are the steps with a line in metrics.jsonl.
 
-    Raises NotFound, which says what is missing and which steps can be replayed.
+    Raises NotFound with what is missing and which steps can be replayed.
     """
     checkpoints, batches = run_dir / "checkpoints", batch_steps(run_dir)
     newest = files.newest_that_verifies(checkpoints, up_to=step)
@@ -53,7 +53,7 @@ def starting_point(run_dir: Path, step: int, *, recorded: Collection[int]) -> St
 
 
 def _replayable(versions: Collection[int], batches: Collection[int]) -> Iterator[int]:
-    """Steps with a version to start from and all batches from there on, oldest first."""
+    """Steps with a version to start from and with all batches from that version on, oldest first."""
     reached = False
     for step in range(max(batches, default=-1) + 1):
         reached = step in batches and (reached or step in versions)
@@ -62,7 +62,7 @@ def _replayable(versions: Collection[int], batches: Collection[int]) -> Iterator
 
 
 def _these(steps: Iterator[int]) -> str:
-    """Which steps can be replayed, as ranges."""
+    """The steps as ranges, for a message."""
     ranges: list[list[int]] = []
     for step in steps:
         if ranges and ranges[-1][1] == step - 1:

@@ -9,16 +9,16 @@ from services.learner.replay.recorded_steps import RecordedStep
 LOSS = "loss/policy"
 
 TOLERANCE = 1e-6
-"""Relative, of the loss. On the CPU of the run nothing differs at all; another one rounds differently."""
+"""Relative tolerance of the loss. On the CPU of the run nothing differs at all; another CPU rounds differently."""
 
 _ROOMS = ("learner/", "loss/", "mismatch/")
 _TIMED = ("_s", "_ms")
-"""How names of times and rates end, which no replay repeats."""
+"""Endings of the names of times and rates, which no replay repeats."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replayed:
-    """What rank 0 says of the step that it trained again."""
+    """Rank 0's figures of the replayed step."""
 
     metrics: dict[str, float]
     weights_digest: str
@@ -29,16 +29,16 @@ class Replayed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """The outcome."""
+    """The outcome of a comparison."""
 
     table: list[str]
     differs: list[str]
-    """What decides and is not the same; empty when the step was reproduced."""
+    """The deciding figures that differ; empty when the step was reproduced."""
     notes: list[str]
 
 
 def compare(recorded: RecordedStep, replayed: Replayed, *, run_ranks: int) -> Comparison:
-    """The loss decides, and the digest of the weights where the arithmetic is the run's: a CPU and as many ranks."""
+    """The loss decides; so does the digest of the weights on a CPU with as many ranks as the run had."""
     ours, theirs = replayed.metrics, recorded.metrics
     rows = [("metric", "recorded", "replayed", "difference")]
     for name in _names(recorded, replayed):
@@ -60,7 +60,7 @@ def _names(recorded: RecordedStep, replayed: Replayed) -> list[str]:
 
 
 def _notes(replayed: Replayed, *, run_ranks: int) -> Iterator[str]:
-    """Why other weights would not count."""
+    """Why different weights do not count as a difference."""
     if replayed.device != "cpu":
         yield f"weights are not compared on {replayed.device}: its arithmetic does not repeat itself to the bit"
     if replayed.ranks != run_ranks:
@@ -68,7 +68,7 @@ def _notes(replayed: Replayed, *, run_ranks: int) -> Iterator[str]:
 
 
 def _close(before: float | None, after: float | None) -> bool:
-    """Absent on both sides (nothing was trained) is the same, too."""
+    """Whether two values agree; two absent values (nothing was trained) agree."""
     if before is None or after is None:
         return before is after
     return math.isclose(before, after, rel_tol=TOLERANCE, abs_tol=0.0)

@@ -1,7 +1,7 @@
 """Builds the base model of the CPU demo: `python -m services.learner.sft_base.build --out DIR`.
 
-The result is an ordinary Hugging Face folder, made once: a folder that was built from the same recipe and seed is left
-alone, without importing torch. It appears whole or not at all. What is trained and how: training.py.
+The result is an ordinary Hugging Face folder, made once: a folder that was built from the same recipe and seed is kept,
+without importing torch. The folder appears whole or not at all. training.py trains the model.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from services.learner.sft_base.stages import STAGES
 from sluice.tasks import mixadd3
 
 RECORD: Final = "warmup.json"
-"""File in the folder that says how it was made."""
+"""File in the folder that says how the folder was made."""
 
 MIN_GREEDY_ACCURACY: Final = 0.5
-"""On training prompts; the last stage goes on until it is reached. Other roundings gave .54 to .70 of held-out ones."""
+"""Greedy accuracy on training prompts that ends the last stage. Other CPUs' roundings gave .54 to .70 on held-out prompts."""
 
 ARCHITECTURE: Final[Mapping[str, int]] = {
     "vocab_size": len(mixadd3.VOCABULARY),
@@ -37,11 +37,11 @@ ARCHITECTURE: Final[Mapping[str, int]] = {
     "head_dim": 32,
     "max_position_embeddings": 128,
 }
-"""Of Qwen3, with tied embeddings: 338,784 parameters."""
+"""Sizes of a Qwen3 architecture with tied embeddings: 338,784 parameters."""
 
 
 def build(out: Path, *, seed: int = 0, force: bool = False) -> bool:
-    """Makes the base model in `out` unless it is there already; returns whether it was built.
+    """Makes the base model in `out` unless `out` holds the model already; returns whether the model was built.
 
     Raises:
         ValueError: `out` is in the way: not a folder that this function made.
@@ -77,7 +77,7 @@ def build(out: Path, *, seed: int = 0, force: bool = False) -> bool:
 
 
 def cache_key(seed: int) -> str:
-    """Changes whenever the recipe, the seed or the demonstrations do."""
+    """A key that changes whenever the recipe, the seed or the demonstrations change."""
     rng = random.Random(seed)
     prompts = [mixadd3.prompt_at(seed=seed, index=index, split="train") for index in range(64)]
     recipe = {

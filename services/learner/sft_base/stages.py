@@ -1,4 +1,4 @@
-"""The supervised stages of the demo's base model. Imports no torch: a base that is up to date is known without it."""
+"""The supervised stages of the demo's base model. Imports no torch, which build.py does not need for an up-to-date base."""
 
 from dataclasses import dataclass
 from typing import Final

@@ -1,4 +1,4 @@
-"""The supervised training behind build.py: two stages that make a base which reinforcement learning can improve.
+"""The supervised training behind build.py: two stages that make a base model which reinforcement learning can improve.
 
 A character-level Qwen3 is trained from scratch, first on additions worked out digit by digit (addcot3), then on
 demonstrations of mixed quality (mixadd3). Prompts of the `held_out` and `fresh` splits are never seen, not even by the
@@ -9,8 +9,8 @@ by .2 within 50 steps. So the last stage goes on past its steps until the base i
 after 250 steps and .60 after 300. On one machine, the same seed gives the same bytes. Another CPU's rounding gives another
 base: measured, a change of 1e-7 in one initial weight moved the greedy accuracy on held-out prompts from .70 to .58.
 
-A prompt is its characters without a BOS: the tokenizer adds nothing, so `tokenizer(prompt)` is what was trained on. The
-loss is on completion tokens alone, the end token included.
+A prompt is its characters without a BOS: the tokenizer adds nothing, so training saw exactly `tokenizer(prompt)`. The loss
+is on completion tokens alone, the end token included.
 
 Letters: R rows, T tokens of the longest row, V vocabulary.
 """
@@ -151,7 +151,7 @@ def _train_steps(model: Qwen3ForCausalLM, stage: Stage, rng: random.Random) -> I
 
 
 def _accumulate_gradients(model: Qwen3ForCausalLM, rows: list[_Row]) -> float:
-    """Backward of the mean cross-entropy over all completion tokens; returns it in nats."""
+    """Backward pass of the mean cross-entropy over all completion tokens; returns this loss in nats."""
     rows = sorted(rows, key=lambda row: len(row[0] + row[1]))
     tokens = sum(len(completion) + 1 for _, completion in rows)
     total = 0.0
@@ -175,7 +175,7 @@ def _draw_rows(demonstrate: Callable[[str, random.Random], str], rng: random.Ran
 
 
 def _tensors(rows: Sequence[_Row]) -> tuple[Tensor, Tensor]:
-    """[R, T] int64 token ids padded on the right, and the token that follows each, _IGNORED outside completions."""
+    """[R, T] int64 token ids padded on the right, and [R, T] the next tokens, _IGNORED outside completions."""
     longest = max(len(prompt + completion) for prompt, completion in rows) + 1
     token_ids = torch.full((len(rows), longest), _PAD_ID)
     targets = torch.full((len(rows), longest), _IGNORED)

@@ -1,1 +1,1 @@
-"""The weights held, as one packed snapshot on the leader."""
+"""The current weights as one packed snapshot on the leader."""

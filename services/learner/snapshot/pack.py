@@ -1,8 +1,8 @@
 """The policy's weights as one immutable packed snapshot per version.
 
-All ranks gather in one fixed order (gather.py); rank 0 packs. Nobody sends from here: the gather is over before
-the first byte leaves, so a slow receiver can never stand between two collectives of the ranks. LoRA adapters are merged
-into their layers or, with `weights.lora: adapter`, packed alone. Weights that are not finite are never published.
+All ranks gather in one fixed order (gather.py); rank 0 packs. Nothing is sent from here: the gather is over before the
+first byte leaves, so a slow receiver can never stand between two collectives of the ranks. LoRA adapters are merged into
+their layers or, with `weights.lora: adapter`, packed alone. Weights that are not finite are never published.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ from sluice.weights.tensors import as_bytes
 
 
 class SnapshotPacker:
-    """Gathers one policy. Collective: every rank makes one, and calls `gather` together."""
+    """Gathers and packs one policy. Collective: every rank makes a SnapshotPacker, and all ranks call `gather` together."""
 
     def __init__(self, *, policy: Policy, config: Config, ranks: Ranks) -> None:
-        """Raises AssertionError unless all ranks have the same tensors, which is checked before the first gather."""
+        """Raises AssertionError, before the first gather, unless all ranks have the same tensors."""
         self._ranks = ranks
         self._bucket_bytes = config.weights.bucket_bytes
         # Deduplicated: a tied head appears once, under the embedding's name.
@@ -44,19 +44,19 @@ class SnapshotPacker:
         rest = {name: p for name, p in parameters.items() if name not in matrices}
         self._model = self._part(rest, dtype=config.model.dtype, merged=adapters)
         self._merged = adapters
-        """By the name of the weight that each is merged into."""
+        """Adapters by the name of the weight into which each adapter is merged."""
         self._scale = scale_of(config) if adapters else 1.0
         self._adapters_alone = pushes_adapters(config)
         self.adapters: Snapshot | None = None
         """The adapters of the newest gather, float32, on rank 0; None without LoRA."""
         self.phases_ms: dict[str, float] = {}
-        """Of the newest gather on this rank: waiting for tensors, checking and copying them, digesting the whole."""
+        """The phases of the newest gather on this rank: waiting for tensors, checking and copying tensors, digesting."""
         prints = [part.layout.fingerprint for part in (self._model, self._adapters)]
         assert ranks.share_texts(prints) == prints, f"rank {ranks.rank}: other tensors than rank 0"
 
     @torch.no_grad()
     def gather(self, version: PolicyVersion) -> Snapshot | None:
-        """The snapshot on rank 0, None on the others. Raises SluiceError, on every rank, when a weight is not finite."""
+        """The snapshot on rank 0, None on other ranks. Raises SluiceError, on every rank, when a weight is not finite."""
         self.phases_ms = {"gather": 0.0, "pack": 0.0, "digest": 0.0}
         try:
             return self._gather(version)
@@ -96,7 +96,7 @@ class SnapshotPacker:
             return packer.seal(version) if packer is not None else None
 
     def _part(self, parameters: Mapping[str, Tensor], *, dtype: str, merged: Collection[str] = ()) -> "_Part":
-        """Of `parameters`, those `merged` with adapters travel in float32, the others in the snapshot's `dtype`."""
+        """A part of `parameters`: the weights in `merged`, which get adapters, travel in float32, the others in `dtype`."""
         names = sorted(parameters)
         named = [(name, dtype, tuple(parameters[name].shape)) for name in names]
         nothing = Layout(tensors=(), total_bytes=0, bucket_bytes=self._bucket_bytes)
@@ -133,10 +133,10 @@ class _Part:
 
 
 def _sharded(parameter: Tensor) -> DTensor:
-    assert isinstance(parameter, DTensor)  # the policy's root is sharded, so all of it is
+    assert isinstance(parameter, DTensor)  # the policy's root is sharded, so every parameter is
     return parameter
 
 
 def renamed(snapshot: Snapshot, version: PolicyVersion) -> Snapshot:
-    """The same bytes under another version; the digest does not cover the version."""
+    """The snapshot's bytes under another version; the digest does not cover the version."""
     return Snapshot(manifest=dataclasses.replace(snapshot.manifest, version=version), buffer=snapshot.buffer)

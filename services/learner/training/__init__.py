@@ -1,1 +1,1 @@
-"""One training step: from log-probabilities to an update, and what it reports."""
+"""One training step: from log-probabilities to an update, and the step's metrics."""

@@ -1,9 +1,9 @@
-"""From log-probabilities of one micro-batch to its part of the loss: ratio, corrections, clip and weights, as configured.
+"""From log-probabilities of one micro-batch to a part of the loss: ratio, corrections, clip and weights, as configured.
 
-The denominators are in the weights already (`Packed.weights`); this sums. Which loss and which correction there are stands
-in `sluice.dapo.loss` and `sluice.dapo.correction`.
+`Packed.weights` holds the denominators already; the objective sums. `sluice.dapo.loss` and `sluice.dapo.correction` have
+the losses and the corrections.
 
-Letters: M targets of the micro-batch, C those of one chunk.
+Letters: M targets of the micro-batch, C targets of one chunk.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from sluice.dapo.loss import TokenLoss, cispo_token_loss, dapo_token_loss, gspo_
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossStats:
-    """The tokens of one micro-batch as its loss saw them; nothing carries a gradient. All [M]."""
+    """What the loss did to the tokens of one micro-batch; all [M], without gradient."""
 
     loss: Tensor
-    """float32, weighted: their sum is the micro-batch's part of the loss."""
+    """float32, weighted token losses: the sum is the micro-batch's part of the loss."""
     ratio: Tensor
     """float32, learner / proximal."""
     clipped_high: Tensor
@@ -31,13 +31,13 @@ class LossStats:
     clipped_low: Tensor
     clipped_dual: Tensor
     truncated: Tensor
-    """bool: its importance weight was truncated."""
+    """bool: the token's importance weight was truncated."""
     masked: Tensor
-    """bool: taken out of the loss by `rollout_rs`."""
+    """bool: `rollout_rs` masks the token."""
 
 
 class Objective:
-    """The loss of one micro-batch, asked for chunk by chunk; keeps what the tally wants to know."""
+    """The loss of one micro-batch, computed chunk by chunk; keeps the figures for the tally."""
 
     def __init__(self, algorithm: AlgorithmConfig, packed: Packed, proximal_logprobs: Tensor | None) -> None:
         """proximal_logprobs: float32[M] nats under the step's first weights; None with `proximal: rollout`."""
@@ -59,25 +59,25 @@ class Objective:
 
     @property
     def wants_preview(self) -> bool:
-        """A sequence's ratio needs all its tokens."""
+        """Whether the loss needs a ratio of whole sequences, and so all log-probabilities first."""
         late_mask = self._mask_level is not None and self._kept is None
         return self._algorithm.loss_mode == "gspo" or late_mask
 
     def preview(self, logprobs: Tensor) -> None:
-        """Sets what depends on whole sequences: GSPO's ratio, and the mask when it compares the learner itself."""
+        """Sets the values of whole sequences: GSPO's ratio, and the mask with `proximal: rollout`."""
         if self._algorithm.loss_mode == "gspo":
             self._sequence_log_ratios = self._spread(log_ratios(logprobs, self._proximal), "geometric")
         if self._mask_level is not None and self._kept is None:
             self._mask(logprobs, self._mask_level)
 
     def __call__(self, logprobs: Tensor, where: slice) -> Tensor:
-        """The weighted sum of the token losses of `where`: float32[C] log-probabilities -> a scalar."""
+        """float32[C] log-probabilities of the targets `where` -> the weighted sum of their losses, a scalar."""
         part = self._token_loss(logprobs, where)
         self._parts.append(part)
         return (part.loss * self._weights[where]).sum()
 
     def seen(self) -> "LossStats":
-        """What all chunks together were, without gradient."""
+        """The figures of all chunks together, without gradient."""
         parts = self._parts or [self._token_loss(self._weights[:0], slice(0))]  # a micro-batch may be empty
         kept = torch.ones_like(self._weights, dtype=torch.bool) if self._kept is None else self._kept
         return LossStats(
@@ -107,7 +107,7 @@ class Objective:
         return dapo_token_loss(proximal_logprobs=self._proximal[where], **common)
 
     def _correct(self, proximal: Tensor) -> None:
-        """Weight and mask by proximal / rollout: constants of the step, known before its first update."""
+        """Sets weight and mask from proximal / rollout: constants of the step, known before the first update."""
         if self._mask_level is not None:
             self._mask(proximal, self._mask_level)
         correction = self._algorithm.rollout_correction

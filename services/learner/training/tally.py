@@ -1,4 +1,4 @@
-"""Sums over trained tokens that become a step's `loss/*` metrics: on the device, reduced over ranks once an update."""
+"""Sums over trained tokens for a step's `loss/*` metrics: kept on the device, reduced over ranks once an update."""
 
 import math
 
@@ -12,11 +12,12 @@ _SUMS = ("tokens", "loss", "entropy", "high", "low", "dual", "ratio", "truncated
 
 _LOG_RATIO_RANGE = 3.0
 _LOG_RATIO_BINS = 6000
-"""Ratios are counted in bins of 0.1 % between e^-3 and e^3, those beyond at the ends: quantiles without gathering tokens."""
+"""Bins of 0.1 % between e^-3 and e^3, in which ratios are counted (the outer bins take ratios beyond): quantiles of ratios
+without gathering tokens."""
 
 
 class Tally:
-    """What one or several updates saw."""
+    """Sums over the tokens of one or several updates."""
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
@@ -35,7 +36,7 @@ class Tally:
             self._ratio_max = torch.maximum(self._ratio_max, seen.ratio.max())
 
     def reduce(self, ranks: Ranks) -> None:
-        """Adds up over ranks; afterwards every rank holds the same."""
+        """Adds up over ranks; afterwards every rank holds the same sums."""
         ranks.add_up(self._sums)
         ranks.add_up(self._log_ratios)
         ranks.largest(self._ratio_max)

@@ -1,8 +1,8 @@
 """One training step: a batch of groups -> several optimizer updates (DAPO, arXiv:2503.14476, algorithm 1, lines 9-11).
 
-The denominator of the loss is that of the whole mini-batch, all micro-batches and ranks together, so the gradient does
-not depend on how the planner cut it. An update whose loss or gradient is not finite on any rank is skipped on all. With
-`proximal: recompute` the step's own weights are asked for all log-probabilities before the first update.
+The loss has one denominator for the whole mini-batch, over all micro-batches and ranks, so the gradient does not depend on
+how the planner cut the mini-batch. An update with a loss or gradient that is not finite on any rank is skipped on all ranks.
+With `proximal: recompute` the step's first weights compute all log-probabilities again before the first update.
 
 Letters: S sequences of the batch, M trained tokens of one micro-batch.
 """
@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 class Trainer:
-    """Policy and optimizer of one rank. `step` counts completed steps: it is the number of the version held."""
+    """Policy and optimizer of one rank. `step` counts completed steps and so is the number of the current version."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Trainer:
         ranks: Ranks,
         on_skip: Callable[[Batch], object] = lambda _: None,
     ) -> None:
-        """`on_skip` is told, on every rank, of a batch with an update that was not finite."""
+        """`on_skip` is called, on every rank, with a batch that has an update with a non-finite loss or gradient."""
         self.policy = policy
         self.optimizer = optimizer
         self.step = 0
@@ -60,7 +60,7 @@ class Trainer:
     def train(self, batch: Batch) -> dict[str, float]:
         """Trains on batch `step`, all ranks together; returns the metrics of the step, the same on every rank.
 
-        Raises SluiceError when `learner.max_skipped_updates` updates in a row were not finite, or memory ran out.
+        Raises SluiceError when `learner.max_skipped_updates` updates in a row were skipped, or memory ran out.
         """
         assert batch.step == self.step, f"holds version {self.step}, was given batch {batch.step}"
         started = time.perf_counter()
@@ -123,18 +123,18 @@ class Trainer:
         return updates
 
     def _proximal(self, mini_batch: MiniBatch, work: "_Work") -> list[Tensor | None]:
-        """float32[M] log-probabilities of each of this rank's micro-batches under the weights held now.
+        """float32[M] log-probabilities of each of this rank's micro-batches under the current weights.
 
-        None each when the ratio is to the rollout.
+        With `proximal: rollout` a None for each micro-batch: the ratio then needs no such log-probabilities.
         """
         if self._config.algorithm.proximal == "rollout":
             return [None] * len(mini_batch.micro_batches[self._ranks.rank])
         scores = [self.policy(packed, None) for packed in self._packed(mini_batch, work)]
-        self._fsdp.reshard()  # no backward pass comes to do it
+        self._fsdp.reshard()  # without a backward pass, which would free the gathered weights
         return [logprobs for _, logprobs, _ in scores]
 
     def _update(self, mini_batch: MiniBatch, work: "_Work", proximal: list[Tensor | None]) -> "_Update":
-        """Sums the gradient over all micro-batches and ranks, clips it and lets the optimizer take one step."""
+        """Sums the gradient over all micro-batches and ranks, clips the gradient and lets the optimizer take one step."""
         self.optimizer.zero_grad()
         tally, seen = Tally(self._ranks.device), []
         for index, (packed, known) in enumerate(zip(self._packed(mini_batch, work), proximal, strict=True)):
@@ -169,7 +169,7 @@ class Trainer:
         return self.policy
 
     def _weights(self, mini_batch: MiniBatch, work: "_Work") -> dict[int, float]:
-        """The factor of each token loss, by sequence: the denominators are those of the whole mini-batch."""
+        """The factor of each token loss, by sequence, with the denominators of the whole mini-batch."""
         algorithm = self._config.algorithm
         trained_tokens = [work.trained_tokens(s) for s in mini_batch.sequences]
         weights = token_weights(
@@ -188,7 +188,7 @@ class Trainer:
         return torch.stack([packed.rollout_logprobs, logprobs, packed.ages.float()])
 
     def _apply(self, tally: Tally) -> float:
-        """Clips and steps; returns the gradient norm before clipping, NaN when the update was skipped.
+        """Clips and takes the optimizer's step; returns the norm before clipping, NaN when the update was skipped.
 
         Loss and norm are sums over ranks, so every rank decides alike.
         """
@@ -231,7 +231,7 @@ class Trainer:
         )
 
     def _mismatch(self, first: "_Update") -> dict[str, float]:
-        """`mismatch/*` over the first update's tokens, the only ones that the step's own version was asked about."""
+        """`mismatch/*` over the first update's tokens, the only tokens with log-probabilities of the step's own version."""
         if first.norm is None or first.skipped:
             return {}
         rollout, learner, ages = self._ranks.join_columns(torch.cat(first.seen, dim=1)).cpu().numpy()
@@ -240,7 +240,7 @@ class Trainer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Work:
-    """A batch, flat."""
+    """A step's work as flat lists: the batch's sequences, their advantages, and which sequences are in the loss."""
 
     sequences: list[TrainSequence]
     advantages: list[float]
@@ -254,13 +254,13 @@ class _Work:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Update:
-    """What one mini-batch did."""
+    """The outcome of one mini-batch."""
 
     tally: Tally
     norm: float | None
     """Gradient norm; NaN when skipped, None when no token of the mini-batch is in the loss."""
     seen: list[Tensor]
-    """float32[3, M] of each of this rank's micro-batches."""
+    """For each of this rank's micro-batches float32[3, M]: rollout and learner log-probabilities, ages."""
 
     @property
     def skipped(self) -> bool:
