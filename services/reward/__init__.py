@@ -1,1 +1,1 @@
-"""The reward service: grades whole groups in killable worker processes; stateless, so that it can be replicated."""
+"""The reward service: grades whole groups in killable worker processes; stateless, so that services can be replicated."""

@@ -1,4 +1,4 @@
-"""Warns when too many of the newest samples could not be graded: they cost their groups, and so bias what is trained."""
+"""Warns when too many recent samples could not be graded: such samples cost their groups, and so bias what is trained."""
 
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from services.reward.scoring import Reward
 log = structlog.get_logger(__name__)
 
 WINDOW: Final = 1000
-"""Samples looked back at."""
+"""Samples in the window of recent samples."""
 LEAST: Final = 100
 """Samples before the first warning: one slow import is no rate."""
 
 
 class GradingAlarm:
-    """Logs `samples_not_graded` when timeouts or errors reach a share of the window; then is silent for a window."""
+    """Logs `samples_not_graded` when timeouts or errors reach a share of the window; then logs nothing for a window."""
 
     def __init__(self, *, fraction: float) -> None:
         self._fraction = fraction
@@ -25,7 +25,7 @@ class GradingAlarm:
         self._silent_samples = LEAST
 
     def note(self, rewards: Sequence[Reward]) -> None:
-        """Results of one group."""
+        """Takes in the results of one group."""
         self._window.extend(reward.status for reward in rewards)
         self._silent_samples -= len(rewards)
         if self._silent_samples > 0:

@@ -1,7 +1,7 @@
 r"""Finds the final answer in a completion, in the forms that people ask models for.
 
-Pure text in, text out; whether the answer is right is the verifiers' business. The last one counts, always: a model that
-corrects itself means its last word.
+Text in, text out; the verifiers decide whether an answer is right. The last answer of a completion counts, because a model
+that corrects itself means the last answer.
 """
 
 import re
@@ -12,7 +12,7 @@ Form = Literal["any", "whole", "line", "boxed", "tag", "hashes"]
 `whole` is the whole completion. `any` is the one of the four marks that begins last, else the whole completion."""
 
 TAIL_CHARS: Final = 4000
-"""Of a completion as much as is searched, from its end: no answer is that long, and no search gets slow."""
+"""How many characters are searched, from the end of a completion: no answer is longer, and no search gets slow."""
 
 _LINE = re.compile(r"Answer\s*:\s*([^\n]*)", re.IGNORECASE)
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -21,7 +21,7 @@ _BOX = "\\boxed{"
 
 
 def find(text: str, form: Form) -> str:
-    """The last answer in that form, stripped; empty when there is none."""
+    """The last answer in that form, stripped; empty without an answer."""
     text = text[-TAIL_CHARS:]
     if form == "whole":
         return text.strip()
@@ -32,13 +32,13 @@ def find(text: str, form: Form) -> str:
 
 
 def last_marked(text: str) -> str | None:
-    """The answer of the mark that begins last, stripped; None when nothing is marked."""
+    """The answer behind the mark that begins last, stripped; None without a mark."""
     begin, answer = max(mark(text[-TAIL_CHARS:]) for mark in _MARKS.values())
     return answer.strip() if begin >= 0 else None
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed{}, braces balanced; None when there is none, or it is never closed."""
+    r"""The content of the last \boxed{}, braces balanced; None without a \boxed{}, or when the last one is never closed."""
     begin, answer = _boxed(text)
     return None if begin < 0 else answer
 
@@ -68,4 +68,4 @@ _MARKS = {
     "tag": lambda text: _last_match(_TAG, text),
     "hashes": lambda text: _last_match(_HASHES, text),
 }
-"""Form -> where the last mark begins (-1: nowhere) and what it marks."""
+"""Form -> where the last mark begins (-1: nowhere) and the text that the mark marks."""

@@ -1,7 +1,7 @@
 """Puts the reward service together and runs it: configuration, worker processes, self-check, server, registration.
 
-The only file that names concrete classes. Waits: for the coordinator (`Registration`, which gives up in time), then for
-a signal or the end of the run. Then it tells the coordinator that it is leaving, lets running calls end and stops.
+Waits: for the coordinator (`Registration`, which gives up in time), then for a signal or the end of the run. Then the
+service tells the coordinator that it is leaving, lets running calls end and stops.
 """
 
 import asyncio
@@ -91,14 +91,14 @@ async def make_reward_server(
 
 
 def make_scorer(config: Config, graders: Graders, router: Router) -> Scorer:
-    """Scores as the configuration wants it, over a running pool."""
+    """A Scorer with the configuration's settings, over running graders."""
     return Scorer(
         graders=graders, router=router, max_answer_chars=config.reward.max_answer_chars, overlong=_overlong(config)
     )
 
 
 def open_graders(config: Config, router: Router) -> AbstractAsyncContextManager[GraderPools]:
-    """Started worker processes for the routes of `router`, which live as long as the context."""
+    """Starts worker processes for the routes of `router`; the processes live as long as the context."""
     reward = config.reward
     limits = Limits(
         timeout_s=reward.timeout_s,
@@ -111,7 +111,7 @@ def open_graders(config: Config, router: Router) -> AbstractAsyncContextManager[
 
 
 class _Standing:
-    """What this process tells the coordinator about itself."""
+    """This process's registration with the coordinator, and its heartbeats."""
 
     def __init__(self, options: ServiceOptions) -> None:
         self._options = options
@@ -138,7 +138,7 @@ class _Standing:
         self._leaving = True
         try:
             await self.registration.stub.Heartbeat(self._beat(), timeout=_FAREWELL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:  # it will notice by itself
+        except grpc.aio.AioRpcError as error:  # the coordinator will notice the silence
             log.info("farewell_not_heard", code=error.code().name)
 
     def _describe(self) -> coordinator_pb2.RegisterRequest:

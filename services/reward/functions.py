@@ -1,16 +1,15 @@
 """Makes a verifier of a user's function, `file.py:function` or `module:function`.
 
-The function is called by keyword with those of these names that it takes, and with the route's settings as more keywords:
+The function is called by keyword, with those of these names that the function takes and with the route's settings:
 
-- per sample: `data_source`, `solution_str`, `ground_truth`, `extra_info` (verl's `compute_score` as it is), `prompt_str`,
-  `finished`;
-- per group, when it takes `solution_strs`: `data_sources`, `solution_strs`, `ground_truths`, `extra_infos`, `finisheds`
-  (lists, one entry a sample; verl's batched form), and the singular names as above but `solution_str` and `finished`.
+- per sample: `data_source`, `solution_str`, `ground_truth`, `extra_info` (verl's `compute_score`), `prompt_str`, `finished`;
+- per group, when the function takes `solution_strs`: `data_sources`, `solution_strs`, `ground_truths`, `extra_infos`,
+  `finisheds` (lists, one entry a sample; verl's batched form), and the singular names but `solution_str` and `finished`.
 
-It may be async. It returns a number, or a mapping with `score`, and if it likes `acc` and `pred`; further numbers of the
-mapping are named components. Without `score` the score is the sum of the components; without `acc` the score, cut to
-[0, 1], is the accuracy. A group function returns a list of those. The version is the module's `VERSION`, else a digest of
-its source.
+The function may be async. It returns a number, or a mapping with `score` and optionally `acc` and `pred`; further numbers
+of the mapping are named components. Without `score` the score is the sum of the components; without `acc` the accuracy is
+the score, cut to [0, 1]. A group function returns a list of numbers or mappings. The version is the module's `VERSION`, or
+else a digest of the module's source.
 """
 
 import hashlib
@@ -34,7 +33,7 @@ _ALWAYS_GROUP = ("data_sources", _GROUP_MARK, "ground_truths", "extra_infos")
 
 
 def load(place: str, settings: Mapping[str, object]) -> "Function | GroupFunction":
-    """The verifier of `where:function`. Raises what importing it raises, and ValueError for what cannot be called."""
+    """The verifier of `where:function`. Raises every error of the import, and ValueError for a function of another form."""
     where, _, name = place.rpartition(":")
     module = _from_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
     function = getattr(module, name, None)
@@ -45,17 +44,17 @@ def load(place: str, settings: Mapping[str, object]) -> "Function | GroupFunctio
 
 
 class _Called:
-    """What both kinds share: which keywords the function gets."""
+    """The shared part of both kinds: decides which keywords the function gets."""
 
     def __init__(self, place: str, function: Callable[..., Any], version: str, settings: Mapping[str, object]) -> None:
         self.NAME, self.VERSION = place, version
         self._function, self._settings = function, dict(settings)
 
     def prepare(self) -> None:
-        """It was imported by `load`."""
+        """Nothing to do: `load` has imported the function."""
 
     def _names(self, known: Sequence[str], always: Sequence[str]) -> list[str]:
-        """Which of the `known` names it is called with; `always` those that `**kwargs` gets. Raises ValueError."""
+        """The names among `known` that the function takes; a `**kwargs` gets the names in `always`. Raises ValueError."""
         parameters = inspect.signature(self._function).parameters
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         for name, parameter in parameters.items():
@@ -106,7 +105,7 @@ class GroupFunction(_Called):
     def grade_group(
         self, *, question: Question, completions: Sequence[Completion]
     ) -> "list[Grade] | Awaitable[list[Grade]]":
-        """A grade a completion, or a promise of them."""
+        """A grade a completion, or an awaitable of these grades."""
         values: dict[str, object] = {
             **_of_question(question),
             "data_sources": [question.data_source] * len(completions),
@@ -120,7 +119,7 @@ class GroupFunction(_Called):
 
 
 def grade_of(result: object) -> Grade:
-    """The grade that a function's result stands for. Raises ValueError for what is none."""
+    """The grade that a function's result stands for. Raises ValueError for a result of another form."""
     if not isinstance(result, Mapping):
         score = _number(result, "the function returned")
         return Grade(raw_score=score, acc=min(max(score, 0.0), 1.0), extracted="")
@@ -138,10 +137,10 @@ def grade_of(result: object) -> Grade:
 
 
 def _number(value: object, what: str) -> float:
-    """A numpy scalar is as good as a float."""
+    """`value` as a float; also takes numpy scalars. Raises ValueError for other values."""
     try:
         if value is not None and not isinstance(value, str | bytes):
-            return float(value)  # pyright: ignore[reportArgumentType] - what has no float raises TypeError
+            return float(value)  # pyright: ignore[reportArgumentType] - a value without a float raises TypeError
     except TypeError:
         pass  # the same message below
     raise ValueError(f"{what} must be a number or a mapping of named numbers, got {value!r}"[:300])
@@ -165,7 +164,7 @@ def _of_question(question: Question) -> dict[str, object]:
 
 
 def _from_file(path: Path) -> ModuleType:
-    """The file as a module, read once a process; its folder is importable, as for a script."""
+    """The file as a module, read once a process; modules in the file's folder can be imported, as for a script."""
     path = path.resolve()
     name = f"sluice_grader_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if name in sys.modules:

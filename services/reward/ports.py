@@ -1,8 +1,8 @@
-"""What the core of the reward service speaks of: questions, grades, outcomes, and who grades.
+"""The types of the reward service's core: questions, grades, outcomes, and the protocols of verifiers and graders.
 
 No wire types. A *verifier* is a module with `NAME`, `VERSION` and a `grade` function (see `Verifier`), or a user's
-function (functions.py); it runs on the main thread of a worker process, so it may be slow, use `signal`, or hang: then
-its process is killed.
+function (functions.py). A verifier runs on the main thread of a worker process, so a verifier may be slow, use `signal`, or
+hang: then the process is killed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ OutcomeStatus = Literal["ok", "unparsed", "timeout", "error"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """What all samples of a group have in common."""
+    """The facts that all samples of a group have in common."""
 
     data_source: str
     prompt_text: str
@@ -25,7 +25,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """What a verifier may see of one sample: text, never token ids."""
+    """The part of a sample that a verifier may see: text, never token ids."""
 
     text: str
     finished: bool
@@ -38,23 +38,23 @@ class Grade:
 
     raw_score: float
     acc: float
-    """1 when the answer is right, else 0; what dynamic sampling looks at."""
+    """1 when the answer is right, else 0; dynamic sampling looks at `acc` by default."""
     extracted: str
-    """The answer that was found; empty when none."""
+    """The answer that was found; empty without an answer."""
     status: GradeStatus = "ok"
     """`unparsed`: graded as wrong because no answer could be found."""
     parts: Mapping[str, float] = field(default_factory=dict)
-    """Named components, for people and metrics; what of them counts is in `raw_score`."""
+    """Named components, for people and metrics; only `raw_score` counts for training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What became of grading one completion. `grade` is there iff it was graded: not graded is not wrong."""
+    """The outcome of grading one completion. `grade` is None iff the completion could not be graded, which is not wrong."""
 
     status: OutcomeStatus
     grade: Grade | None = None
     detail: str = ""
-    """Why, when the status is `timeout` or `error`."""
+    """The reason of a `timeout` or an `error`."""
     busy: bool = False
     """Whether an `error` only says that the grader is away for now (`Busy`)."""
 
@@ -66,13 +66,13 @@ class Job:
     verifier: str
     """Dotted name of the verifier's module, or `file.py:function`, or `module:function`."""
     settings: Mapping[str, object] = field(default_factory=dict)
-    """What the route sets for it."""
+    """The route's settings for the verifier."""
     question: Question
     completions: Sequence[Completion]
     network: bool = False
     """Whether the verifier may use the network."""
     deadline_s: float | None = None
-    """Monotonic seconds by which to answer; what is not graded by then is a `timeout`. None: no such time."""
+    """Monotonic seconds by which to answer; completions not graded by then are a `timeout`. None: no deadline."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,29 +81,29 @@ class Graded:
 
     outcomes: Sequence[Outcome]
     version: str
-    """Version the verifier stated where it ran; empty when it could not be loaded."""
+    """The version that the verifier stated in its process; empty when the verifier could not be loaded."""
 
 
 class Busy(Exception):
-    """Raised by a grader when what it asks is away or full for now: its group is graded later, at no cost of an attempt."""
+    """Raised by a grader whose service is away or full for now: the group is graded later and loses no attempt."""
 
 
 class Verifier(Protocol):
-    """A module that grades. Raising is fine: it makes that one sample an `error`, or a `timeout` for a TimeoutError;
-    `Busy` makes its whole group wait.
+    """A module that grades. An exception makes one sample an `error`, or a `timeout` for a TimeoutError; `Busy` makes the
+    sample's whole group wait.
 
-    One that takes settings has a frozen dataclass `Settings`, which checks them, and its `grade` a keyword `settings` of
-    that type; a built-in one that calls other services has `NETWORK = True`. `grade` may be async: then the samples of a
-    group are graded at once, each within the limit of one; one that takes `deadline_s` is told when that is over
-    (monotonic seconds). In place of `grade` there may be `grade_group(*, question, completions)`, which returns a grade a
-    completion.
+    A verifier with settings has a frozen dataclass `Settings`, which checks the settings, and a keyword `settings` of its
+    `grade`; a built-in verifier that calls other services has `NETWORK = True`. With an async `grade` the samples of a
+    group are graded at once, each within the limit of one sample; a keyword `deadline_s` gets the end of this limit
+    (monotonic seconds). In place of `grade` a verifier may have `grade_group(*, question, completions)`, which returns a
+    grade a completion.
     """
 
     NAME: str
     VERSION: str
 
     def prepare(self) -> None:
-        """Does the slow imports; called once a process, outside the limit of a single grading."""
+        """Does the slow imports; called once a process, outside the limit of one sample."""
         ...
 
     def grade(self, *, question: Question, text: str, finished: bool) -> Grade:
@@ -112,7 +112,7 @@ class Verifier(Protocol):
 
 
 class Graders(Protocol):
-    """Whoever grades jobs: the sandbox, or a stand-in of a test."""
+    """Grades jobs: the sandbox, or a test's stand-in."""
 
     async def grade(self, job: Job) -> Graded:
         """Grades a whole group. Raises Overloaded when too many jobs wait."""

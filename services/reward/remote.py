@@ -1,10 +1,11 @@
 """Calls of a service that may be away: jittered backoff within a sample's deadline, and a circuit breaker an endpoint.
 
-    closed -> `open_after` failures in a row -> open: calls are refused unasked -> after a pause one call probes
-       ^------------------------- it is answered -----------------------------------'  (failed: a longer pause)
+    closed -> `open_after` failures in a row -> open: no call is made -> after a pause one call probes
+       ^-------------------- the probe is answered ----------------------------'  (a failed probe: a longer pause)
 
-What passes by itself ends as `Busy`: back-pressure, which costs its group no attempt. A breaker belongs to a process and
-is shared by its concurrent calls, on one event loop at a time; the others of a group wait for the probe.
+A failure that passes by itself ends as `Busy`: back-pressure, which costs the group no attempt. A breaker belongs to a
+process and is shared by the process's concurrent calls, on one event loop at a time; a group's other calls wait for the
+probe.
 """
 
 import asyncio
@@ -19,20 +20,20 @@ from sluice.clock import Clock
 T = TypeVar("T")
 
 LONGEST_PAUSE_S: Final = 60.0
-"""Between two probes, however often they failed; a Retry-After may ask for more."""
+"""The longest pause between two probes, however often probes failed; a Retry-After may ask for more."""
 
 LONGEST_RETRY_AFTER_S: Final = 300.0
-"""What a server may ask for."""
+"""The longest Retry-After that is honoured."""
 
 _FIRST_BACKOFF_S = 0.25
 _LONGEST_BACKOFF_S = 4.0
-# Kept from the deadline, so that the call's own limit strikes first and says why; and the shortest call worth making.
+# The margin before the deadline, so that the call's own limit strikes first and says why; the shortest call worth making.
 _MARGIN_S = 0.2
 _SHORTEST_CALL_S = 0.3
 
 
 class Away(Exception):
-    """A call that failed for a reason that passes by itself; `retry_after_s` is the server's own word, 0 without."""
+    """A call that failed for a reason that passes by itself; `retry_after_s` is the server's Retry-After, or 0."""
 
     def __init__(self, why: str, *, retry_after_s: float = 0.0) -> None:
         super().__init__(why)
@@ -40,28 +41,28 @@ class Away(Exception):
 
 
 class Breaker:
-    """Of one endpoint."""
+    """The circuit breaker of one endpoint."""
 
     def __init__(self, *, open_after: int, pause_s: float, clock: Clock, chance: random.Random) -> None:
         self._open_after, self._pause_s = open_after, pause_s
         self._clock, self._chance = clock, chance
         self._failures = 0
-        """In a row."""
+        """Failures in a row."""
         self._openings = 0
-        """In a row."""
+        """Openings in a row."""
         self._until_s: float | None = None
-        """Until when no call goes; None while it is closed."""
+        """The time until which no call is made; None while the breaker is closed."""
         self._probe: asyncio.Future[None] | None = None
         self._why = ""
 
     @property
     def closed(self) -> bool:
-        """Whether calls go out."""
+        """Whether calls are made."""
         return self._until_s is None
 
     @asynccontextmanager
     async def attempt(self) -> AsyncIterator[None]:
-        """Around one call, whose Away, TimeoutError or cancellation is a failure. Raises Busy when none may go."""
+        """Wraps one call; Away, TimeoutError or cancellation count as a failure. Raises Busy when no call may be made."""
         while self._probe is not None:
             await asyncio.wait((self._probe,))
         if self._until_s is not None and self._until_s > self._clock.now():
@@ -74,7 +75,7 @@ class Breaker:
             self._failed(str(error) or "the call took too long", probing=probe is not None)
             raise
         except Exception:
-            self._answered()  # refused for good, by somebody who is there
+            self._answered()  # refused for good, by a server that answers
             raise
         else:
             self._answered()
@@ -84,7 +85,7 @@ class Breaker:
                 probe.set_result(None)
 
     def hold(self, seconds: float, why: str) -> None:
-        """Opens it for at least that long."""
+        """Opens the breaker for at least `seconds`."""
         self._until_s, self._why = max(self._until_s or 0.0, self._clock.now() + seconds), why
 
     def _answered(self) -> None:
@@ -92,7 +93,7 @@ class Breaker:
         self._until_s = None
 
     def _failed(self, why: str, *, probing: bool) -> None:
-        """Calls that were under way when it opened fail into an open breaker: they do not make its pause longer."""
+        """Counts a failure. A call that was under way when the breaker opened does not make the pause longer."""
         if not self.closed and not probing:
             return
         self._failures += 1
@@ -115,9 +116,9 @@ async def patiently(
     """The answer of `ask(limit in s)`, asked again after Away and TimeoutError while `deadline_s` (monotonic) permits.
 
     Raises:
-        Busy: it is away, or answers no call at all in time.
+        Busy: the server is away, or answers no call at all in time.
         TimeoutError: this call alone took too long.
-        Exception: what `ask` raises else, at once.
+        Exception: every other error of `ask`, at once.
     """
     backoff_s = _FIRST_BACKOFF_S
     while True:
@@ -127,7 +128,7 @@ async def patiently(
         except (Away, TimeoutError) as error:
             failure = error
         asked_s = failure.retry_after_s if isinstance(failure, Away) else 0.0
-        # Never earlier than the server asks for; without its word anywhere in the second half of the backoff.
+        # Never earlier than the server's Retry-After; without a Retry-After anywhere in the second half of the backoff.
         wait_s = asked_s * chance.uniform(1.0, 1.25) if asked_s else backoff_s * chance.uniform(0.5, 1.0)
         if not breaker.closed or clock.now() + wait_s + _MARGIN_S + _SHORTEST_CALL_S > deadline_s:
             if asked_s:

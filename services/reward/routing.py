@@ -1,8 +1,8 @@
 """Which verifiers grade a data source, with which settings and weights.
 
-The built-in table follows verl's names. `reward.routes` of the recipe is asked first. One's own verifiers - dotted
-modules, `file.py:function`, `module:function` - are imported by the worker processes alone; settings of built-in ones
-are checked here, before anything is graded.
+The built-in table follows verl's names. `reward.routes` of the recipe comes first. Only worker processes import a user's
+verifiers (dotted modules, `file.py:function`, `module:function`); settings of built-in verifiers are checked here, before
+anything is graded.
 """
 
 import importlib
@@ -31,7 +31,7 @@ ROUTES: Mapping[str, str] = {
 """Verifier by data source; a key that ends in `*` is a prefix."""
 
 RouteSpec = str | GraderConfig | Sequence[GraderConfig]
-"""What a recipe says of a data source."""
+"""A recipe's value for a data source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,13 +39,13 @@ class Part:
     """One verifier of a route."""
 
     name: str
-    """What its score is called; unique in the route."""
+    """The name of the verifier's score; unique in the route."""
     verifier: str
-    """For the worker: a dotted module, or `file.py:function`, or `module:function`."""
+    """The name for the worker process: a dotted module, or `file.py:function`, or `module:function`."""
     weight: float = 1.0
     settings: Mapping[str, object] = field(default_factory=dict)
     network: bool = False
-    """Whether it may use the network."""
+    """Whether the verifier may use the network."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,7 @@ class Route:
 class Router:
     """Finds the parts of a data source. `routes` go before the built-in table.
 
-    Raises ConfigError for a route to what is no verifier, or with settings that its verifier does not take.
+    Raises ConfigError for a route to an unknown verifier, or with settings that the verifier does not take.
     """
 
     def __init__(self, routes: Mapping[str, RouteSpec] | None = None) -> None:
@@ -69,7 +69,7 @@ class Router:
         self._table = {**given, **built_in}
 
     def parts_of(self, data_source: str) -> tuple[Part, ...]:
-        """The parts, at least one. Raises InvalidRequest for a data source that none serves."""
+        """The parts, at least one. Raises InvalidRequest for a data source without a route."""
         for key, parts in self._table.items():
             if data_source == key or (key.endswith("*") and data_source.startswith(key[:-1])):
                 return parts
@@ -84,7 +84,7 @@ class Router:
         return any(part.network for parts in self._table.values() for part in parts)
 
     def routes(self) -> list[Route]:
-        """All routes in the order of the table. Versions of those that are not installed or not ours are empty."""
+        """All routes in the order of the table. Verifiers that are not installed or not built in have an empty version."""
         sources: dict[str, list[str]] = {}
         versions: dict[str, str] = {}
         for key, parts in self._table.items():
@@ -95,7 +95,7 @@ class Router:
 
 
 def grader_name(parts: Sequence[Part]) -> str:
-    """What the results of a route carry as their grader."""
+    """The grader's name in the results of a route."""
     return "+".join(part.name for part in parts)
 
 
@@ -129,7 +129,7 @@ def _part(spec: GraderConfig, *, where: str) -> Part:
 
 
 def _checked(spec: GraderConfig, *, where: str) -> dict[str, object]:
-    """All settings of a built-in verifier. Raises ConfigError naming the one that is wrong."""
+    """All settings of a built-in verifier. Raises ConfigError with the name of a wrong setting."""
     kind = getattr(importlib.import_module(BUILT_IN[spec.grader]), "Settings", None)
     if kind is None:
         if spec.settings:
@@ -150,7 +150,7 @@ def _checked(spec: GraderConfig, *, where: str) -> dict[str, object]:
 
 
 def _version(verifier: str) -> str:
-    """A built-in verifier is cheap to import; somebody else's module never runs in this process."""
+    """The version of a built-in verifier, which is cheap to import; empty for a user's, which never runs in this process."""
     if verifier not in BUILT_IN.values():
         return ""
     try:

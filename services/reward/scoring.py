@@ -1,8 +1,8 @@
 """Scores one group: the verifiers' grades of every sample, summed by weight, then soft overlong shaping; raw and shaped
 are kept apart, and so are the parts of the sum.
 
-It decides nothing about groups (dynamic sampling is the coordinator's) and never turns "could not grade" into "wrong":
-a sample that timed out or failed carries NaN scores, which poison any sum that forgets to look at the status.
+Decides nothing about groups (dynamic sampling is the coordinator's) and never turns "could not grade" into "wrong": a
+sample that timed out or failed carries NaN scores, which poison any sum that forgets to look at the status.
 """
 
 import math
@@ -47,19 +47,19 @@ class Reward:
     """<= 0; 0 without shaping."""
     detail: str
     busy: bool = False
-    """Whether an `error` only says that its grader is away for now."""
+    """Whether an `error` only says that the grader is away for now."""
     parts: Mapping[str, float] = field(default_factory=dict)
-    """Unweighted scores of the graders where there are several, and the components they name."""
+    """Unweighted scores of the graders where a route has several, and the graders' named components."""
 
     @property
     def shaped_reward(self) -> float:
-        """What the learner optimises."""
+        """Raw score plus overlong penalty: the reward that the learner optimises."""
         return self.raw_score + self.overlong_penalty
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredGroup:
-    """`rewards[i]` belongs to `samples[i]`; the verifier that gave them."""
+    """The rewards of a group, `rewards[i]` for `samples[i]`, and the verifier that graded them."""
 
     rewards: Sequence[Reward]
     grader: str
@@ -83,11 +83,11 @@ class Scorer:
         """Scores the samples of one question; `deadline_s` is monotonic.
 
         Raises:
-            InvalidRequest: no verifier for the data source.
+            InvalidRequest: the data source has no verifier.
             Overloaded: too many groups wait already.
         """
         parts = self._router.parts_of(question.data_source)
-        # A text that is too long is cut here and its grade thrown away: graders of a group see a text for every sample.
+        # A text over the limit is cut here and its grade thrown away, because a grader of groups needs a text a sample.
         completions = [Completion(text=s.text[-self._max_answer_chars :], finished=s.finished) for s in samples]
         graded: list[Graded] = []
         for part in parts:
@@ -111,7 +111,7 @@ class Scorer:
         )
 
     def _too_long(self, sample: SampleToScore) -> Outcome | None:
-        """Half a text would be graded as if it were the whole: that may be wrong, so it is not graded."""
+        """An `error` for a text over the limit: half a text might be graded as wrong."""
         length, limit = len(sample.text), self._max_answer_chars
         if length <= limit:
             return None
@@ -144,7 +144,7 @@ class Scorer:
 
 
 def combine(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Outcome:
-    """One outcome of one sample from that of each part: the weighted sum of scores; the first part says what is right.
+    """The outcome of one sample from each part's outcome: the weighted sum of scores; the first part decides `acc`.
 
     A sample that one part could not grade is not graded.
     """

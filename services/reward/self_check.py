@@ -1,7 +1,7 @@
-"""The check before anything is graded for real: gold answers must score right, garbage and nothing must score wrong.
+"""The check before any real grading: gold answers must score right, garbage and empty answers must score wrong.
 
-A prompt that asks for one answer format and a verifier that expects another give all groups zero for hours; this finds
-it in a second. The service runs it on `KNOWN` at its start, through its own worker processes.
+A prompt that asks for one answer format and a verifier that expects another format give all groups zero for hours; this
+check finds the mismatch in a second. The service checks `KNOWN` at its start, through its own worker processes.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from services.reward.scoring import SampleToScore, Scorer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GoldRow:
-    """A question and a completion that answers it rightly."""
+    """A question and a right completion."""
 
     question: Question
     gold_text: str
@@ -29,13 +29,13 @@ KNOWN: Final = (
     _row("mixadd3", "125", "7+8+0=15;6+5+1=12#125"),
     _row("math_dapo", "12,034", "It follows that x = 12034.\nAnswer: $x = 12{,}034$"),
 )
-"""Of the verifiers that need nothing installed."""
+"""Rows for the verifiers that need no optional package."""
 
 _GARBAGE = ("", "no idea", "<answer>?</answer>\nAnswer: ?\n#?")
 
 
 async def gold_check(rows: Sequence[GoldRow], scorer: Scorer) -> list[str]:
-    """One message a problem; empty when every row is judged as it should be."""
+    """One message a problem; empty when every row is judged rightly."""
     problems: list[str] = []
     for row in rows:
         texts = (row.gold_text, *_GARBAGE)

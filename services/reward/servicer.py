@@ -14,7 +14,7 @@ from sluice.errors import InvalidRequest, Overloaded
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import common_pb2, reward_pb2, reward_pb2_grpc
 
-# Kept back from the caller's deadline, for encoding and the way home.
+# Margin before the caller's deadline, for encoding and sending the answer.
 _ANSWER_MARGIN_S = 0.5
 
 _STATUS: Mapping[OutcomeStatus, common_pb2.RewardStatus.ValueType] = {
@@ -36,14 +36,14 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     async def Score(
         self, request: reward_pb2.ScoreRequest, context: grpc.aio.ServicerContext
     ) -> reward_pb2.ScoreResponse:
-        """Scores one group. RESOURCE_EXHAUSTED when the queue is full, or what a grader asks is away for now."""
+        """Scores one group. RESOURCE_EXHAUSTED when the queue is full, or when a service that a grader asks is away."""
         scored = await self._scorer.score(
             question=question_of(request),
             samples=samples_of(request),
             deadline_s=_deadline_s(context),
         )
         if away := next((reward for reward in scored.rewards if reward.busy), None):
-            raise Overloaded(away.detail)  # graded again as a whole: a group has one grade, not two halves
+            raise Overloaded(away.detail)  # the whole group is graded again, so that one grading covers all of it
         for reward in scored.rewards:
             self._graded[reward.status].inc()
         self._alarm.note(scored.rewards)

@@ -1,1 +1,1 @@
-"""The rollout service: token ids in, token ids out, under weights it receives while it generates."""
+"""The rollout service: token ids in, token ids out; the service receives new weights while it generates."""

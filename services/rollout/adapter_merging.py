@@ -1,8 +1,8 @@
-"""A snapshot of LoRA adapters, merged here with the rollout's own base weights (`weights.lora: adapter`).
+"""Merges a snapshot of LoRA adapters into the rollout's own base weights (`weights.lora: adapter`).
 
-Only the adapted layers come out, as ordinary tensors of the model; the engine keeps the others as it loaded them. Costs
-host memory for those layers once in `model.dtype` while a version is applied, and the model folder's pages of them,
-which the operating system may drop.
+The result holds only the adapted layers, as ordinary tensors of the model; the engine keeps its other weights. Merging
+costs host memory for the adapted layers once in `model.dtype` while a version is applied, and the pages of these layers in
+the model folder's files, which the operating system may drop.
 """
 
 import numpy as np
@@ -18,16 +18,16 @@ from sluice.weights.snapshot import Snapshot
 
 
 class AdapterMerger:
-    """Of one model and one run."""
+    """Merges the adapters of one run into one model."""
 
     def __init__(self, model: ModelFacts, config: Config) -> None:
         self._model = model
         self._config = config
         self._base: dict[str, Tensor] = {}
-        """The weights of the adapted layers; empty before the first merge."""
+        """The base weights of the adapted layers; empty before the first merge."""
 
     def check(self, manifest: Manifest) -> None:
-        """Raises TransferError unless these adapters fit the model, and the layers that are merged already."""
+        """Raises TransferError unless the adapters fit the model and cover the layers that earlier adapters changed."""
         check_adapters(manifest, self._model.tensors, rank=self._config.model.lora_rank)
         if self._base and self._base.keys() != adapters_among(spec.name for spec in manifest.tensors).keys():
             raise TransferError(
@@ -36,7 +36,7 @@ class AdapterMerger:
             )
 
     def merge(self, manifest: Manifest, buffer: np.ndarray) -> Snapshot:
-        """The adapted layers' weights under the same version. The manifest has passed `check`."""
+        """The adapted layers' weights under the manifest's version. The manifest has passed `check`."""
         if not self._base:
             layers = adapters_among(spec.name for spec in manifest.tensors)
             self._base = map_tensors(self._model.path, only=layers.keys())

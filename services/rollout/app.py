@@ -1,9 +1,8 @@
 """Puts the rollout service together and runs it: configuration, engine, server, registration, until a signal.
 
-The only file that names concrete classes. The configuration is fetched first, because the model has to be loaded before
-the service can register what it serves. Waits: for the coordinator (`Registration` gives up in time), then for a signal,
-the end of the run or the engine's failure. It says that it is leaving, lets running samples end for half of the grace
-time, aborts the rest and stops.
+The configuration is fetched first, because the service registers the facts of a loaded model. Waits: for the coordinator
+(`Registration` gives up in time), then for a signal, the end of the run or the engine's failure. Then the service tells
+the coordinator that it is leaving, lets running samples end for half of the grace time, aborts the rest and stops.
 """
 
 import asyncio
@@ -39,12 +38,13 @@ log = structlog.get_logger(__name__)
 SERVICE_NAME = rollout_pb2.DESCRIPTOR.services_by_name["RolloutService"].full_name
 
 WAITING_FACTOR = 128
-"""Samples that may run or wait, over those that run at once: two of DAPO's batches (512 x 16) and some on one engine of
-256. A waiting sample costs its share of the group's prompt, so the bound is against runaway callers only."""
+"""Samples that may run or wait, divided by samples that run at once: room for two of DAPO's batches (512 x 16) on one
+engine of 256. A waiting sample costs its share of the group's prompt, so the bound is only against runaway callers."""
 
 THREAD_SWITCH_S = 0.0005
-"""How long the engine's thread may keep Python from the event loop's. Measured on 2 cores, 256 running samples of the
-demo model: 1.02 x the tokens/s of the bare engine, against 0.96 x at Python's default of 5 ms."""
+"""Python's thread switch interval: how long the engine's thread may keep Python's lock from the event loop's thread.
+Measured on 2 cores, 256 running samples of the demo model: 1.02 x the tokens/s of the bare engine, against 0.96 x at
+Python's default of 5 ms."""
 
 _FAREWELL_TIMEOUT_S = 2.0
 
@@ -54,7 +54,7 @@ class Options(ServiceOptions):
     """The command line."""
 
     engine: str
-    """"vllm" or "transformers"; empty for the configuration's."""
+    """"vllm" or "transformers"; empty: the configuration's engine."""
 
 
 async def serve(options: Options) -> None:
@@ -76,7 +76,7 @@ async def serve(options: Options) -> None:
 
 
 def make_engine(config: Config, model: ModelFacts, *, kind: str) -> Engine:
-    """Loads the model into the engine. Raises ConfigError when prompt and response do not fit its context."""
+    """Loads the model into the engine. Raises ConfigError when prompt and response do not fit the model's context."""
     max_model_len = config.data.max_prompt_length + config.data.max_response_length
     if max_model_len > model.max_position_embeddings:
         raise ConfigError(
@@ -106,7 +106,7 @@ def make_engine(config: Config, model: ModelFacts, *, kind: str) -> Engine:
 
 
 class _Service:
-    """This process and what it tells the coordinator about itself."""
+    """This process's engine, server and registration."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -143,7 +143,7 @@ class _Service:
             self._exporter.close()
 
     def _make_server(self, config: Config) -> RpcServer:
-        # These import torch, whose threads `make_engine` has bounded by now.
+        # These imports load torch, so they come after `make_engine`, which bounds torch's threads.
         from transformers import AutoTokenizer
 
         from services.rollout.adapter_merging import AdapterMerger
@@ -182,7 +182,7 @@ class _Service:
     async def _hold(self, *, step_limit_s: float) -> None:
         """Registers and heartbeats until a signal or the end of the run.
 
-        Raises EngineFailed when the engine is lost; one that hangs ends the process.
+        Raises EngineFailed when the engine is lost; an engine that hangs ends the process.
         """
         stop = asyncio.Event()
         await self.registration.register()
@@ -205,7 +205,7 @@ class _Service:
         self._leaving = True
         try:
             await self.registration.stub.Heartbeat(self._beat(), timeout=_FAREWELL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:  # it will notice by itself
+        except grpc.aio.AioRpcError as error:  # the coordinator will notice the silence
             log.info("farewell_not_heard", code=error.code().name)
         aborted = await self._loop.drain(timeout_s=grace_s)
         log.info("drained", aborted_samples=len(aborted))

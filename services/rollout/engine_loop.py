@@ -4,8 +4,8 @@
     engine thread --call_soon_threadsafe--> event loop: finished samples, progress, answers
 
 The thread blocks on the command queue while the engine is idle and never otherwise. Admission is bounded in samples
-(`max_samples`), so the queue is too. An exception in the thread is the end of the engine: every running request and
-every later call fails with it, and `failed` resolves, which the app turns into a non-zero exit.
+(`max_samples`), and so is the queue. An exception in the thread is the end of the engine: every running request and every
+later call raises EngineFailed, and `failed` resolves, which the app turns into a non-zero exit.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 InFlight = Literal["keep", "recompute", "finish", "abort"]
-"""What becomes of running samples when weights change (`weights.inflight`)."""
+"""The ways to treat running samples when weights change (`weights.inflight`)."""
 
 PROGRESS_INTERVAL_S = 1.0
-"""Between two reports on a running request: often enough to notice a wedged engine, too seldom to cost anything."""
+"""The time between two reports on a running request: short enough to notice a hung engine, too long to cost anything."""
 
 
 class EngineFailed(SluiceError):
@@ -42,10 +42,10 @@ class EngineFailed(SluiceError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far one request has come."""
+    """The progress of one request."""
 
     tokens: int
-    """Generated so far over its samples that still run."""
+    """Tokens so far of the request's samples that still run."""
 
 
 Event = FinishedSample | Progress
@@ -58,11 +58,11 @@ class EngineLoop:
         """`max_samples` bounds running and waiting samples together."""
         self.engine = engine
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Resolves, with the exception, only if the engine fails."""
+        """Resolves only if the engine fails."""
         self.weights: Manifest | None = None
-        """Of the weights in use; None before the first push."""
+        """The manifest of the weights in use; None before the first push."""
         self.last_stall_ms = 0.0
-        """For how long nothing was generated at the newest push."""
+        """How long the newest push kept the engine from generating."""
         self._max_samples = max_samples
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -71,13 +71,13 @@ class EngineLoop:
         self._idle.set()
         self._draining = False
         self._begun_s: float | None = None
-        """When the engine's thread began what it is at; None while it waits for work."""
+        """When the engine's thread began its present step or command; None while the thread waits for work."""
         self._switches: list[Callable[[], None]] = []
-        """Engine thread: changes of weights that wait for the running samples; several if a caller has left."""
+        """Engine thread: changes of weights that wait for the running samples; several after a caller has left."""
         self._switch_at = 0.0
-        """Engine thread: when they no longer wait, in monotonic s."""
+        """Engine thread: when waiting changes of weights stop waiting and abort running samples, in monotonic s."""
         self._held: list[SampleRequest] = []
-        """Engine thread: requests that start after them."""
+        """Engine thread: requests that start after the waiting changes of weights."""
         context = contextvars.copy_context()  # carries the log lines' bound keys into the thread
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="engine", daemon=True)
 
@@ -92,15 +92,15 @@ class EngineLoop:
 
     @property
     def busy_s(self) -> float:
-        """How long the engine has been at its present step or change of weights; 0 while it is idle."""
+        """How long the engine has been at its present step or change of weights; 0 while the engine is idle."""
         begun_s = self._begun_s
         return 0.0 if begun_s is None else time.monotonic() - begun_s
 
     async def generate(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Event]:
-        """Draws the samples; yields each as it finishes, in any order, and progress in between.
+        """Draws the samples; yields each sample when the sample finishes, in any order, and progress in between.
 
-        Leaving the iterator early aborts what still runs. Raises NotReady while draining or before the first weights,
-        Overloaded when there is no room, InvalidRequest when a sample_id is running already, EngineFailed.
+        Leaving the iterator early aborts the unfinished samples. Raises NotReady while draining or before the first
+        weights, Overloaded without room, InvalidRequest when a sample_id is running already, EngineFailed.
         """
         self._admit(requests)
         events: asyncio.Queue[Event | EngineFailed] = asyncio.Queue()
@@ -121,7 +121,7 @@ class EngineLoop:
                 self._post_abort(pending)
 
     async def abort(self, sample_ids: Collection[str]) -> None:
-        """Ends samples now; their streams yield them with FinishReason.ABORT. Unknown ids are skipped."""
+        """Ends samples now; the samples come out of their streams with FinishReason.ABORT. Unknown ids are skipped."""
         known = [sample_id for sample_id in sample_ids if sample_id in self._streams]
         await self._call(lambda: self._abort(known))
 
@@ -134,12 +134,11 @@ class EngineLoop:
         finish_s: float = 0.0,
         announced: Manifest | None = None,
     ) -> float:
-        """Switches versions between two steps, even if the caller leaves; returns for how many ms nothing was generated.
+        """Switches versions between two steps, even if the caller leaves; returns the stall in ms.
 
-        Running samples keep their KV or have it recomputed; or they are aborted; or with "finish" they end first, for
-        `finish_s` at most, after which they are aborted, while new requests wait for the new version.
-        `announced` is what the learner sent, where that is another manifest because adapters were merged here.
-        Raises EngineFailed.
+        Running samples keep their KV ("keep"), have their KV recomputed ("recompute"), are aborted ("abort"), or end first
+        ("finish") and are aborted after `finish_s`, while new requests wait for the new version. `announced` is the
+        learner's manifest where `manifest` is another one because adapters were merged here. Raises EngineFailed.
         """
 
         def load() -> float:
@@ -155,11 +154,11 @@ class EngineLoop:
 
     @property
     def version(self) -> PolicyVersion | None:
-        """Of the weights in use."""
+        """The version of the weights in use."""
         return None if self.weights is None else self.weights.version
 
     async def drain(self, *, timeout_s: float) -> list[str]:
-        """Takes no more requests, waits for the running ones, aborts them after `timeout_s`; returns those."""
+        """Takes no more requests and waits for running samples; returns the ids of the samples aborted after `timeout_s`."""
         self._draining = True
         try:
             async with asyncio.timeout(timeout_s):
@@ -190,7 +189,7 @@ class EngineLoop:
             raise Overloaded(f"{len(self._streams)} samples run or wait here, at most {self._max_samples} may")
 
     async def _call(self, function: Callable[[], T], *, once_idle_or_after_s: float | None = None) -> T:
-        """Runs `function` in the engine thread between two steps, at once unless told to wait."""
+        """Runs `function` in the engine thread between two steps, at once or when the engine is idle."""
         answer: asyncio.Future[T] = self._loop.create_future()
 
         def command() -> None:
@@ -237,7 +236,7 @@ class EngineLoop:
         try:
             self._step_until_closed()
             self.engine.close()
-        except BaseException as error:  # whatever it was: the engine's state is unknown, the process has to end
+        except BaseException as error:  # after any error the engine's state is unknown and the process has to end
             log.critical("engine_failed", exc_info=error)
             failure = EngineFailed(f"the engine failed: {error!r}")
             self._post(lambda: self._on_failure(failure))

@@ -1,4 +1,4 @@
-"""What this rollout shows on its Prometheus endpoint; refreshed with every heartbeat."""
+"""The metrics of this rollout's Prometheus endpoint, refreshed with every heartbeat."""
 
 from services.rollout.engine_loop import EngineLoop
 from sluice.telemetry.prometheus import Exporter

@@ -1,9 +1,9 @@
-"""Ends a rollout whose engine hangs: its heartbeats come from the event loop and would go on for ever.
+"""Ends a rollout whose engine hangs: the rollout's heartbeats come from the event loop and would go on for ever.
 
- who waits   for what                                              unblocked by
- the watch   a step, or a change of weights, that takes too long   its end, or the limit: the process ends
-An engine may hang because one of its own processes does. They are killed too: one that is stopped would outlive this
-process. A hang that holds Python's lock stops the heartbeats as well, and is its launcher's business.
+ who waits   for what                                   unblocked by
+ the watch   the end of a step or a change of weights   that end, or the limit: the process ends
+An engine may hang because one of the engine's own processes hangs. The watch kills these processes too, because a stopped
+process would outlive the rollout. A hang that holds Python's lock stops the heartbeats as well, which the launcher notices.
 """
 
 import faulthandler
@@ -23,14 +23,14 @@ LOOK_EVERY_S = 1.0
 
 
 async def hung_s(loop: EngineLoop, *, limit_s: float, clock: Clock) -> float:
-    """Returns, with its seconds, when a step has taken longer than `limit_s`."""
+    """Returns when a step has taken longer than `limit_s`; returns the seconds so far."""
     while (busy_s := loop.busy_s) <= limit_s:
         await clock.sleep(min(LOOK_EVERY_S, limit_s / 4))
     return busy_s
 
 
 def end_process(busy_s: float, *, limit_s: float) -> NoReturn:
-    """One line, all stacks on stderr, and the end of the engine's processes and of this one, with code 1."""
+    """Logs one line, prints all stacks to stderr, and ends the engine's processes and this process with code 1."""
     log.critical(
         "engine_hung",
         busy_s=round(busy_s, 1),

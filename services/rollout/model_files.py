@@ -1,7 +1,7 @@
-"""What a model folder says about itself, read from its JSON and safetensors headers: no torch, no transformers.
+"""The facts of a model folder, read from its JSON files and safetensors headers: no torch, no transformers.
 
-Both engines take their limits and end tokens from here, so that they agree, and nothing else from
-generation_config.json: its sampling defaults would silently change the distribution that training assumes.
+Both engines take limits and end tokens from here, so that the engines agree. Nothing else is read from
+generation_config.json, whose sampling defaults would silently change the distribution that training assumes.
 """
 
 import json
@@ -25,7 +25,7 @@ class ModelFacts:
 
     path: Path
     vocab_size: int
-    """Token ids are < this."""
+    """Every token id is below `vocab_size`."""
     max_position_embeddings: int
     """Longest sequence in tokens."""
     end_token_ids: frozenset[int]
@@ -33,13 +33,13 @@ class ModelFacts:
     model_hash: str
     """blake3 of config.json, hex."""
     tokenizer_hash: str
-    """blake3 of tokenizer.json, hex; empty when there is none."""
+    """blake3 of tokenizer.json, hex; empty without such a file."""
     tensors: Mapping[str, tuple[int, ...]] = field(repr=False)
-    """Shape of every tensor that a snapshot must hold, by Hugging Face name; a tied head is not among them."""
+    """Shape of every tensor that a snapshot must hold, by Hugging Face name, without a tied head."""
 
 
 def read_model(path: Path) -> ModelFacts:
-    """Reads a model folder. Raises ConfigError when it is not one."""
+    """Reads a model folder. Raises ConfigError when the folder is no model folder."""
     if not (path / "config.json").is_file():
         raise ConfigError(f"model.path: must be a Hugging Face model folder, but {path} has no config.json")
     config = _read_json(path / "config.json")
@@ -64,7 +64,7 @@ def check_tensors(manifest: Manifest, expected: Mapping[str, tuple[int, ...]]) -
 
 
 def check_adapters(manifest: Manifest, weights: Mapping[str, tuple[int, ...]], *, rank: int) -> None:
-    """Raises TransferError unless a snapshot holds whole adapters of this rank and nothing else, for these weights."""
+    """Raises TransferError unless a snapshot holds only whole adapters of this rank for these weights."""
     expected: dict[str, tuple[int, ...]] = {}
     for name, adapter in adapters_among(spec.name for spec in manifest.tensors).items():
         if len(shape := weights.get(name, ())) == 2:
@@ -88,7 +88,7 @@ def _compare(
 
 
 def _end_token_ids(path: Path, config: Mapping[str, Any]) -> frozenset[int]:
-    """As Hugging Face's generate has them: generation_config.json, else config.json."""
+    """The end tokens of Hugging Face's generate: from generation_config.json, else from config.json."""
     generation = path / "generation_config.json"
     ids = _read_json(generation).get("eos_token_id") if generation.is_file() else None
     if ids is None:
@@ -108,7 +108,7 @@ def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes from one file's header: 8 bytes of length, then JSON. Raises ConfigError when it is broken."""
+    """Names and shapes from one file's header: 8 bytes of length, then JSON. Raises ConfigError for a broken header."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")

@@ -1,4 +1,4 @@
-"""RolloutService on the wire: decode, call the engine loop or the weight intake, encode. No decision lives here."""
+"""RolloutService on the wire: decode, call the engine loop or the weight intake, encode. Decides nothing."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -40,7 +40,7 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         self._decode = decode
         self._rollout_id = rollout_id
         self._requests: dict[str, list[str]] = {}
-        """Running requests: sample ids by request_id."""
+        """The sample ids of running requests, by request_id."""
 
     async def Generate(
         self, request: rollout_pb2.GenerateRequest, context: grpc.aio.ServicerContext

@@ -1,7 +1,7 @@
 """One version's way into the engine: join, receive in the background, verify, apply between two steps.
 
-Refuses before a byte is sent what could not be applied: another model's tensors, or a number that goes back. A failure
-at any point before the switch leaves the old version serving.
+Refuses before a byte is sent a version that could not be applied: another model's tensors, or a number that goes back. A
+failure at any point before the switch leaves the old version serving.
 """
 
 import asyncio
@@ -23,18 +23,18 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Applied:
-    """What the rollout acknowledges."""
+    """The rollout's acknowledgement of a version."""
 
     version: PolicyVersion
     digest: str
-    """Computed here over the received bytes."""
+    """The digest that this process computed over the received bytes."""
     receive_ms: float
     stall_ms: float
-    """For how long no token was generated."""
+    """How long no token was generated."""
 
 
 class WeightIntake:
-    """Verbs of the weight push; one caller, the coordinator, uses them one after the other."""
+    """The rollout's part of a weight push; one caller, the coordinator, calls the methods one after the other."""
 
     def __init__(
         self,
@@ -46,8 +46,8 @@ class WeightIntake:
         finish_s: float = 0.0,
         merger: AdapterMerger | None = None,
     ) -> None:
-        """With a `merger` snapshots hold adapters, otherwise all of the model's tensors. `inflight`, `finish_s`: what
-        becomes of running samples (EngineLoop.load_weights)."""
+        """With a `merger` snapshots hold adapters, otherwise all of the model's tensors. `inflight` and `finish_s` decide
+        about running samples (EngineLoop.load_weights)."""
         self._loop = loop
         self._receiver = receiver
         self._model = model
@@ -57,7 +57,7 @@ class WeightIntake:
         self._verbs = asyncio.Lock()
 
     async def join(self, rendezvous: Rendezvous, *, backend: Collective) -> None:
-        """Joins a fresh membership epoch. Raises TransferError when the learner is not there in time."""
+        """Joins a fresh membership epoch. Raises TransferError when the learner does not join in time."""
         async with self._verbs:
             await asyncio.to_thread(self._receiver.join, rendezvous, backend=backend)
 
@@ -76,7 +76,7 @@ class WeightIntake:
             self._receiver.begin(epoch=epoch, manifest=manifest, file_path=file_path)
 
     async def apply(self, version: PolicyVersion, *, timeout_s: float) -> Applied:
-        """Waits for the receive, verifies it and switches. Raises TransferError, Expired, NotReady or EngineFailed."""
+        """Waits for the received bytes, verifies and switches. Raises TransferError, Expired, NotReady or EngineFailed."""
         async with self._verbs:
             received = await asyncio.to_thread(self._receiver.result, timeout_s=timeout_s)
             if received.manifest.version != version:
@@ -92,7 +92,7 @@ class WeightIntake:
         return Applied(version=version, digest=received.digest, receive_ms=received.receive_ms, stall_ms=stall_ms)
 
     async def _load(self, received: Received) -> float:
-        """Adapters are merged in a thread, while the engine goes on. Returns the stall in ms."""
+        """Loads the received version; merges adapters in a thread while the engine goes on. Returns the stall in ms."""
         manifest, buffer = received.manifest, received.buffer
         if self._merger is not None:
             whole = await asyncio.to_thread(self._merger.merge, manifest, buffer)

@@ -1,4 +1,4 @@
-"""Generate requests and samples to and from protobuf, with every rule a request has to meet."""
+"""Generate requests and samples to and from protobuf, with every rule for a request."""
 
 from services.rollout.engine import FinishedSample, FinishReason, SampleRequest
 from sluice.errors import InvalidRequest
@@ -10,7 +10,7 @@ MAX_SAMPLES_PER_REQUEST = 4096
 """Chosen: far above any group size in use, so that one call cannot take the whole queue by mistake."""
 
 MIN_TEMPERATURE = 0.01
-"""vLLM samples lower ones at 0.01, which would make the reported logprobs those of another distribution."""
+"""vLLM samples any lower temperature at 0.01, so that the logprobs would belong to another distribution."""
 
 _REASON_TO_PROTO = {
     FinishReason.STOP: common_pb2.FINISH_REASON_STOP,
@@ -28,7 +28,7 @@ def sample_id(request_id: str, index: int) -> str:
 def sample_requests(
     request: rollout_pb2.GenerateRequest, *, vocab_size: int, max_model_len: int
 ) -> dict[str, tuple[rollout_pb2.SampleSpec, SampleRequest]]:
-    """Decodes and checks a request: what to draw, by sample_id. Raises InvalidRequest naming the field."""
+    """Decodes and checks a request; returns the samples to draw, by sample_id. Raises InvalidRequest with the field."""
     prompt = unpack_ids(request.prompt_token_ids, field="prompt_token_ids")
     _require(bool(request.request_id), "request_id: must not be empty")
     _require(prompt.size > 0, "prompt_token_ids: must not be empty")

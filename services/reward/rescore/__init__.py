@@ -1,1 +1,1 @@
-"""Recorded groups of a run scored again, by the graders of now, to see what would have changed."""
+"""Scores the recorded groups of a run again with today's graders, to see what would have changed."""

@@ -1,7 +1,7 @@
-"""`python -m services.reward.rescore RUN_DIR`: what `sluice rescore` runs.
+"""`python -m services.reward.rescore RUN_DIR`: the program behind `sluice rescore`.
 
-Grades in the worker processes of the reward service, under its limits; writes nothing into the run. Waits: for a grading
-at most `reward.timeout_s`, after which its process is killed.
+Grades in worker processes like the reward service's, under the same limits; writes nothing into the run. Waits: for the
+grading of a sample at most `reward.timeout_s`, after which the worker process is killed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Rescores; returns 0 when it was done, whatever came of it, 1 when it could not be, 2 on bad usage."""
+    """Rescores; returns 0 when the groups were scored, whatever differs, 1 when they could not be, 2 on bad usage."""
     parser = argparse.ArgumentParser(prog="python -m services.reward.rescore")
     add_rescore_flags(parser)
     args = parser.parse_args(argv)
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     except SluiceError as error:
         print(f"sluice: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-    except ExceptionGroup as failure:  # out of the pool's tasks
+    except ExceptionGroup as failure:  # the pool's tasks raise in a group
         return exit_code(failure)
     except KeyboardInterrupt:
         return 130
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _rescore(args: argparse.Namespace) -> None:
-    """Raises SluiceError when no sample at all could be graded: then nothing is known of the graders."""
+    """Scores and prints. Raises SluiceError when no sample at all could be graded: then nothing is known of the graders."""
     run_dir: Path = args.run_dir
     recorded, config = _configs(args)
     router = Router(config.reward.routes)
@@ -71,7 +71,7 @@ def _rescore(args: argparse.Namespace) -> None:
 
 
 def _configs(args: argparse.Namespace) -> tuple[Config, Config]:
-    """The run's configuration, and the one whose graders are asked."""
+    """The run's configuration, and the configuration with the graders to ask."""
     if not args.run_dir.is_dir():
         raise NotFound(f"{args.run_dir}: no such run directory")
     if args.json is not None and not args.json.absolute().parent.is_dir():
@@ -79,7 +79,7 @@ def _configs(args: argparse.Namespace) -> tuple[Config, Config]:
     path = args.run_dir / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"RUN_DIR: must be the directory of a run, {path} is not a file")
-    # The run's own file is resolved: the environment is in it already.
+    # The run's own configuration is resolved and holds the environment's settings already.
     environ = {} if args.config is None else os.environ
     return load_config(path), load_config(args.config or path, overrides=args.overrides, environ=environ)
 
@@ -87,12 +87,12 @@ def _configs(args: argparse.Namespace) -> tuple[Config, Config]:
 async def _score_batches(
     run_dir: Path, steps: list[int], config: Config, router: Router, comparison: Comparison
 ) -> None:
-    """Batch by batch, so that the texts of one batch are in memory."""
+    """Scores batch by batch, so that only one batch's texts are in memory."""
     async with open_graders(config, router) as pool:
         scorer = make_scorer(config, pool, router)
         for step in steps:
             groups = await asyncio.to_thread(read_batch, run_dir, step)
-            for group in groups:  # one that cannot be routed ends it, before a grader is asked about the others
+            for group in groups:  # a group without a route raises before any grader is asked
                 router.parts_of(group.request.data_source)
             room = asyncio.Semaphore(2 * pool.capacity)
             async with asyncio.TaskGroup() as tasks:
@@ -100,7 +100,7 @@ async def _score_batches(
             for task in again:
                 comparison.add(task.result())
             log.info("batch_rescored", step=step, groups=len(groups))
-            if comparison.nothing_graded:  # nor will anything be
+            if comparison.nothing_graded:  # nothing of a whole batch was graded, so nothing will be
                 return
 
 

@@ -1,4 +1,4 @@
-"""What came of scoring again, as a page for people and as JSON for scripts. Pure."""
+"""The result of scoring again, as a page for people and as JSON for scripts. Pure."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,14 +11,14 @@ from sluice.report.figures import number, printable
 from sluice.report.group_page import aligned
 
 EXAMPLES = 3
-"""Samples that are shown of each change of verdict."""
+"""Samples shown for each change of verdict."""
 
 _GROUPS_NAMED = 8
 _ANSWER_CHARACTERS = 60
 
 
 def page(comparison: Comparison, *, run_dir: Path, steps: Sequence[int], missing: Counter[str]) -> str:
-    """The page, lines joined by newlines; `missing` are the groups without texts by ledger term."""
+    """The page, lines joined by newlines; `missing` counts the groups without texts by ledger term."""
     sections = [
         list(_coverage(comparison, run_dir, steps, missing)),
         aligned(list(_graders(comparison)), right=(1,)),
@@ -30,7 +30,7 @@ def page(comparison: Comparison, *, run_dir: Path, steps: Sequence[int], missing
 
 
 def as_json(comparison: Comparison, *, run_dir: Path, steps: Sequence[int], missing: Counter[str]) -> dict[str, Any]:
-    """The same figures, with every sample and every group that changed."""
+    """The page's figures, with every sample and every group that changed."""
     return {
         "run_dir": str(run_dir),
         "steps": list(steps),
@@ -110,7 +110,7 @@ def _said(judged: Judged) -> str:
 
 
 def _short(text: str) -> str:
-    """On one line, in quotes, cut in the middle: answers differ at both ends."""
+    """The text on one line, in quotes, cut in the middle, because answers differ at both ends."""
     half = _ANSWER_CHARACTERS // 2
     return repr(text if len(text) <= 2 * half else f"{text[:half]}...{text[-half:]}")
 
@@ -130,7 +130,7 @@ def _pairs(counts: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
 
 
 def _judged(judged: Judged) -> dict[str, Any]:
-    """Scores that mean nothing are null: JSON has no NaN."""
+    """A judgement as JSON, with null for NaN scores, because JSON has no NaN."""
     scores = ("raw_score", "acc", "shaped_reward")
     return {
         "verdict": judged.verdict,

@@ -1,7 +1,7 @@
-"""The groups that a run recorded with their texts, as the reward service was asked about them. Only reads.
+"""The groups that a run recorded with their texts, as requests to a reward service. Only reads.
 
-These are the groups that were handed to the learner, while a checkpoint can ask for their batch. Of all others the ledger
-has the scores and no text.
+A run keeps the texts of groups that were handed to the learner, as long as a checkpoint can ask for their batch. For all
+other groups the ledger has scores and no text.
 """
 
 import struct
@@ -31,16 +31,16 @@ _STATUS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordedGroup:
-    """One group as it was scored in the run."""
+    """One group with its scores of the run."""
 
     request: reward_pb2.ScoreRequest
-    """What the reward service is asked about it."""
+    """The request to a reward service for the group."""
     judged: Sequence[Judged]
-    """What it said then; `judged[i]` belongs to `request.items[i]`."""
+    """The run's judgements; `judged[i]` belongs to `request.items[i]`."""
 
 
 def batch_steps(run_dir: Path) -> list[int]:
-    """The steps whose batch is kept, in order. Raises NotFound when there is none."""
+    """The steps whose batch is kept, in order. Raises NotFound when no batch is kept."""
     steps = sorted(step for step, path in batch_files(run_dir) if path == batch_path(run_dir, step))
     if not steps:
         raise NotFound(
@@ -50,7 +50,7 @@ def batch_steps(run_dir: Path) -> list[int]:
 
 
 def read_batch(run_dir: Path, step: int) -> list[RecordedGroup]:
-    """The groups of a batch; none when the run, which goes on, has removed it meanwhile. Raises SluiceError."""
+    """The groups of a batch; empty when a live run has removed the batch meanwhile. Raises SluiceError."""
     path = batch_path(run_dir, step)
     try:
         body = path.read_bytes()
@@ -66,9 +66,9 @@ def read_batch(run_dir: Path, step: int) -> list[RecordedGroup]:
 
 
 def not_covered(run_dir: Path, steps: Sequence[int]) -> Counter[str]:
-    """Groups that ended and are not in the batches of `steps`, by ledger term; their texts are gone.
+    """The number of ended groups outside the batches of `steps`, by ledger term; the texts of these groups are gone.
 
-    Of a run that has not written a row yet there are none to count.
+    Empty for a run that has not written a ledger row yet.
     """
     try:
         _, rows = select(run_dir, "SELECT term, step, count(*) FROM groups GROUP BY term, step")
@@ -97,7 +97,7 @@ def _recorded(group: common_pb2.Group) -> RecordedGroup:
 
 
 def _items(group: common_pb2.Group) -> Iterator[reward_pb2.ScoreItem]:
-    """Token ids are int32, four bytes each."""
+    """The items of a request; the length of a completion is its packed ids' bytes / 4."""
     for sample in group.samples:
         yield reward_pb2.ScoreItem(
             index=sample.index,

@@ -1,4 +1,4 @@
-"""Scores of recorded samples beside those of now: verdicts, means, and what dynamic sampling would make of them. Pure."""
+"""Recorded scores of samples beside new scores: verdicts, means, and the verdicts of dynamic sampling on groups. Pure."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from sluice.config.schema import FilterGroupsConfig
 from sluice.dapo.dynamic_sampling import SIGNAL_RANGE, Verdict, judge_scores
 
 SCORES = ("raw_score", "acc", "shaped_reward")
-"""What is averaged, of the samples that were graded both times."""
+"""The scores to average over the samples that were graded both times."""
 
 SAME_SCORE = 1e-9
-"""Scores that differ by no more than this are the same: they went through float64 and back."""
+"""Scores that differ by at most this count as equal, because scores went through float64 and back."""
 
 _TERMS = {
     Verdict.KEPT: "kept",
@@ -22,12 +22,12 @@ _TERMS = {
     Verdict.OTHER: "filtered_other",
 }
 FAILED = "failed"
-"""A group with a sample that could not be graded: it is never trained."""
+"""The term of a group with a sample that could not be graded; such a group is never trained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
-    """What a grader said of one sample. Scores mean nothing unless the status is `ok` or `unparsed`."""
+    """A grader's judgement of one sample. Scores mean nothing unless the status is `ok` or `unparsed`."""
 
     status: str
     """ok, unparsed, timeout or error."""
@@ -37,7 +37,7 @@ class Judged:
     extracted: str
     detail: str
     grader: str
-    """Name and version."""
+    """Name and version of the grader."""
 
     @property
     def graded(self) -> bool:
@@ -68,7 +68,7 @@ class ChangedSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChangedGroup:
-    """One group of which dynamic sampling would have made something else."""
+    """One group on which dynamic sampling would have decided otherwise."""
 
     step: int
     group_id: str
@@ -91,7 +91,7 @@ class ScoredAgain:
 
 @dataclass(kw_only=True, slots=True)
 class Comparison:
-    """The sum over groups."""
+    """The comparison over all groups."""
 
     filters_before: FilterGroupsConfig
     filters_after: FilterGroupsConfig
@@ -101,11 +101,11 @@ class Comparison:
     graders_after: Counter[str] = field(default_factory=Counter)
     """Samples by grader and version."""
     verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Samples by verdict before and after, the same ones too."""
+    """Samples by verdict before and after, also with equal verdicts."""
     rescored_alone: int = 0
-    """Samples with the same verdict and another raw or shaped score."""
+    """Samples with an equal verdict and another raw or shaped score."""
     terms: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Groups by what dynamic sampling makes of them, before and after."""
+    """Groups by the decision of dynamic sampling before and after."""
     changed_samples: list[ChangedSample] = field(default_factory=list)
     changed_groups: list[ChangedGroup] = field(default_factory=list)
     graded_twice: int = 0
@@ -141,7 +141,7 @@ class Comparison:
 
     @property
     def nothing_graded(self) -> bool:
-        """Whether no grader of now has had a word on any sample yet."""
+        """Whether the new graders have graded no sample yet."""
         return not any(after not in ("timeout", "error") for _, after in self.verdicts)
 
     def means(self) -> dict[str, tuple[float, float]]:
@@ -159,7 +159,7 @@ class Comparison:
 
 
 def term(judged: Sequence[Judged], filters: FilterGroupsConfig) -> str:
-    """What becomes of a group with these judgements: kept, filtered_all_right and so on, or failed."""
+    """The term of a group with these judgements: kept, filtered_all_right and so on, or failed."""
     if not all(one.graded for one in judged):
         return FAILED
     scores = {name: np.array([getattr(one, name) for one in judged]) for name in SCORES}

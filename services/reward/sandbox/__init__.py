@@ -1,1 +1,1 @@
-"""Graders in processes that can be killed, behind what the kernel offers to shut them in."""
+"""Graders in processes that can be killed, within the kernel's namespaces and limits."""

@@ -1,12 +1,12 @@
 """Runs one program of a completion, under limits: `python -I code_child.py LIMITS MODE PROGRAM`.
 
-Not a part of the service: all that it imports of it is isolation.py. LIMITS is JSON: `cpu_s`, `memory_bytes`,
-`file_bytes`. MODE `stdin` runs PROGRAM as a script; `function` reads {"function", "arguments"} from standard input,
-calls it for each list of arguments and prints a line of JSON a call, {"value": ...} or {"raised": ...}; `probe` ends with
-0 iff namespaces are permitted. Ends with the exit code of the program.
+Imports only isolation.py of the service. LIMITS is JSON: `cpu_s`, `memory_bytes`, `file_bytes`. MODE `stdin` runs PROGRAM
+as a script; `function` reads {"function", "arguments"} from standard input, calls the function for each list of arguments
+and prints a line of JSON a call, {"value": ...} or {"raised": ...}; `probe` ends with 0 iff namespaces are permitted. Ends
+with the exit code of the program.
 
-Where permitted the program gets user, network, process and IPC namespaces of its own: it sees no network, and when its
-first process ends the kernel ends all others.
+Where permitted the program gets user, network, process and IPC namespaces of its own: the program sees no network, and
+when the first process of its namespace ends, the kernel ends all other processes of the program.
 """
 
 import json
@@ -15,7 +15,9 @@ import resource
 import runpy
 import sys
 
-sys.path.insert(0, __file__.removesuffix("services/reward/sandbox/code_child.py"))  # -I leaves it out
+sys.path.insert(
+    0, __file__.removesuffix("services/reward/sandbox/code_child.py")
+)  # -I leaves the repository out of the path
 from services.reward.sandbox import isolation
 
 del sys.path[0]
@@ -24,7 +26,7 @@ _MAX_PROCESSES = 64
 
 
 def main() -> None:
-    """See above."""
+    """Runs the program as the module's docstring says."""
     limits, mode = json.loads(sys.argv[1]), sys.argv[2]
     entered = isolation.leave(keep_network=False)
     isolation.end_with_parent()
@@ -32,7 +34,7 @@ def main() -> None:
         sys.exit(0 if {"network", "process"} <= entered else 1)
     if "process" in entered:
         isolation.go_on_in_a_child()  # only a child is in the new process namespace
-        isolation.go_on_in_a_child()  # and its first process is deaf to signals, those of its limits included
+        isolation.go_on_in_a_child()  # the namespace's first process ignores signals, also the limits' signals
     _limit(limits)
     if mode == "stdin":
         sys.argv = [sys.argv[3]]
@@ -45,20 +47,20 @@ def _call_function(program: str) -> None:
     asked = json.load(sys.stdin)
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)  # what the program prints is not an answer
+    os.dup2(null, 1)  # the program's output is not an answer
     names = runpy.run_path(program, run_name="program")
     for arguments in asked["arguments"]:
         try:
             reply = {"value": _function(names, asked["function"])(*arguments)}
             line = json.dumps(reply)
-        except Exception as error:  # noqa: BLE001 - the program is anybody's; the case has failed
+        except Exception as error:  # noqa: BLE001 - foreign code may raise anything; the case has failed
             line = json.dumps({"raised": type(error).__name__})
         replies.write(line + "\n")
         replies.flush()
 
 
 def _function(names, wanted):
-    """The function of that name, or the method of a class Solution (a fresh one a call)."""
+    """The function of that name, or the method of a class Solution, with a fresh Solution for each call."""
     return names[wanted] if wanted in names else getattr(names["Solution"](), wanted)
 
 

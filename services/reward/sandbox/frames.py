@@ -9,7 +9,7 @@ import struct
 from typing import Any, BinaryIO, Final
 
 MAX_REPLY_BYTES: Final = 16 << 20
-"""Longest frame taken from a worker; an answer repeats at most one completion."""
+"""The longest frame that is taken from a worker; an answer repeats at most one completion."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -23,7 +23,7 @@ def encode(frame: Frame) -> bytes:
 
 
 async def receive(reader: asyncio.StreamReader) -> Frame:
-    """The next frame. Raises IncompleteReadError at the end of the stream, ValueError on what is not a frame."""
+    """The next frame. Raises IncompleteReadError at the end of the stream, ValueError for bytes that are no frame."""
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     if length > MAX_REPLY_BYTES:
         raise ValueError(f"worker: a reply must be <= {MAX_REPLY_BYTES} bytes, got {length}")

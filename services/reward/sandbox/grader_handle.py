@@ -1,7 +1,7 @@
 """The service's handle on one worker process (grader_process.py) and its guard: start, give a job, read outcomes, kill.
 
-Every wait has a limit: START_LIMIT_S for the process to load a verifier, the caller's for one outcome, _REAP_LIMIT_S for
-a killed process to go. Whatever goes wrong on the pipe is `WorkerDied`; the handle is then only good for `kill`.
+Every wait has a limit: START_LIMIT_S for the process to load a verifier, the caller's limit for one outcome, _REAP_LIMIT_S
+for a killed process to go. Every failure on the pipe is a `WorkerDied`; afterwards the handle is only good for `kill`.
 """
 
 import asyncio
@@ -23,27 +23,27 @@ from sluice.clock import Clock
 log = structlog.get_logger(__name__)
 
 START_LIMIT_S: Final = 60.0
-"""For a process to start and import its verifier: reasoning-gym takes 3 s on an idle core."""
+"""Limit for a process to start and import a verifier: reasoning-gym takes 3 s on an idle core."""
 
 _REAP_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Of every worker process."""
+    """The limits of every worker process."""
 
     timeout_s: float
     """Wall clock of one sample."""
     memory_bytes: int
-    """Address space, of each of its processes."""
+    """Address space of each process of a grader."""
     file_bytes: int
-    """Largest file that it can write."""
+    """Largest file that a grader can write."""
     max_processes: int
-    """Processes and threads, its own included; where the machine permits such a limit (isolation.py)."""
+    """Processes and threads, the worker included, where the machine permits such a limit (isolation.py)."""
     recycle_after: int
-    """Samples after which a process is replaced, so that what a library leaks stays small."""
+    """Samples after which a process is replaced, so that a library's leaks stay small."""
     network: bool = False
-    """Whether it may use the network; taken away where the machine permits namespaces (isolation.py)."""
+    """Whether a grader may use the network; False takes effect where the machine permits namespaces (isolation.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +51,13 @@ class Begun:
     """A job that a process has taken on."""
 
     version: str
-    """The verifier's."""
+    """The verifier's version."""
     whole: bool
-    """Whether all completions are judged at once, and their outcomes come at the end."""
+    """Whether all completions are judged at once, so that all outcomes come at the end."""
 
 
 class WorkerDied(Exception):
-    """The process ended, is frozen, or sent what is not a frame."""
+    """The process ended, is frozen, or sent bytes that are no frame."""
 
 
 class Refused(Exception):
@@ -65,19 +65,19 @@ class Refused(Exception):
 
 
 class WorkerProcess:
-    """One process, one job at a time. Make it with `start`."""
+    """One process, one job at a time. `start` makes a WorkerProcess."""
 
     def __init__(self, process: asyncio.subprocess.Process, limits: Limits, clock: Clock) -> None:
         self._process = process
         self._limits, self._clock = limits, clock
         self.graded = 0
-        """Samples given to it so far."""
+        """Samples given to the process so far."""
         self._loaded: set[str] = set()
-        """Verifiers it has imported."""
+        """Verifiers that the process has imported."""
 
     @classmethod
     async def start(cls, limits: Limits, clock: Clock) -> "WorkerProcess":
-        """Starts a guard and the process below it, in a session of their own."""
+        """Starts a guard and the worker process below the guard, in a session of their own."""
         process = await asyncio.create_subprocess_exec(
             *(
                 sys.executable,
@@ -99,11 +99,11 @@ class WorkerProcess:
         return self._process.pid
 
     async def begin(self, job: Job, completions: Sequence[Completion]) -> "Begun":
-        """Hands over the completions and returns what the verifier says of itself.
+        """Hands over the completions; returns the verifier's version and way of judging.
 
         Raises:
             Refused: the verifier cannot be loaded, or not within START_LIMIT_S.
-            WorkerDied: see there; also a process that has this verifier and does not take the job in the time of a sample.
+            WorkerDied: the process died, or has loaded the verifier already and does not take the job within a sample's limit.
         """
         loaded = job.verifier in self._loaded
         frame = {
@@ -125,7 +125,7 @@ class WorkerProcess:
         return Begun(version=reply["ready"], whole=reply["whole"])
 
     async def outcome(self, *, limit_s: float) -> Outcome:
-        """What became of the next completion. Raises TimeoutError after `limit_s`, and WorkerDied."""
+        """The outcome of the next completion. Raises TimeoutError after `limit_s`, and WorkerDied."""
         self.graded += 1
         reply = await self._within(limit_s, self._receive())
         if "error" in reply:
@@ -138,19 +138,19 @@ class WorkerProcess:
         return Outcome(status=grade.status, grade=grade)
 
     async def kill(self) -> None:
-        """Ends the process and everything below it; returns when none of it lives any more."""
+        """Ends the process and every process below; returns when none of these processes lives any more."""
         with suppress(ProcessLookupError):
             self._process.terminate()
         try:
             async with asyncio.timeout(_REAP_LIMIT_S):
                 await self._process.wait()
-        except TimeoutError:  # something stopped the guard, or the kernel holds one below in an uninterruptible sleep
+        except TimeoutError:  # the guard was stopped, or a process below is in an uninterruptible sleep
             log.warning("grader_not_reaped", pid=self.pid, waited_s=_REAP_LIMIT_S)
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     async def _within(self, limit_s: float, work: Coroutine[Any, Any, Frame]) -> Frame:
-        """What `work` returns. Raises TimeoutError after `limit_s` on the clock that was given."""
+        """The result of `work`. Raises TimeoutError after `limit_s` on the injected clock."""
         working, alarm = asyncio.create_task(work), asyncio.create_task(self._clock.sleep(limit_s))
         try:
             await asyncio.wait((working, alarm), return_when=asyncio.FIRST_COMPLETED)
@@ -167,7 +167,7 @@ class WorkerProcess:
 
     async def _send(self, frame: Frame) -> None:
         assert self._process.stdin is not None
-        if self._process.stdin.is_closing():  # uvloop has noticed the death, and would raise RuntimeError
+        if self._process.stdin.is_closing():  # uvloop has noticed the death and would raise RuntimeError
             raise WorkerDied("the grader process is gone")
         try:
             self._process.stdin.write(encode(frame))
@@ -186,6 +186,6 @@ class WorkerProcess:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, one thread a library, and the modules that we see."""
+    """This process's environment, with one thread a library and with this process's module path."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -1,13 +1,13 @@
-"""A grader process: `python -m services.reward.sandbox.grader_process PARENT_PID LIMITS`, spoken to over stdin and stdout.
+"""A grader process: `python -m services.reward.sandbox.grader_process PARENT_PID LIMITS`, with jobs on stdin.
 
-A job arrives as one frame (verifier, settings, question, completions). The answer is one frame that says `ready` or
-`refused`, then one frame a completion as soon as it is judged, so that the service knows which one hangs; a verifier
-that is asked about the group at once (`whole`) answers for all of it at the end. What a grader prints
-goes to /dev/null and what it reads is empty: the pipes are moved out of its way first. The process ends with its
-guard (guard.py), whatever it is doing, and at the end of its input.
+A job arrives as one frame (verifier, settings, question, completions). The answer on stdout is one frame that says `ready`
+or `refused`, then one frame for each completion as soon as the completion is judged, so that the service knows which
+completion hangs; a verifier that judges the group at once (`whole`) answers for all completions at the end. A grader's own
+output goes to /dev/null and its input is empty: the pipes are moved to other descriptors first. The process ends with its
+guard (guard.py), at any moment, and at the end of its input.
 
-It runs under limits of memory, file size, processes and network (LIMITS, JSON: grader_handle.Limits) and, as a backstop,
-of CPU time. The wall-clock limit is the service's (pool.py), from outside.
+The process runs under limits of memory, file size, processes and network (LIMITS, JSON: grader_handle.Limits) and, as a
+backstop, of CPU time. The service enforces the wall-clock limit from outside (pool.py).
 """
 
 import json
@@ -39,7 +39,7 @@ def main() -> None:
 def _serve(job: Frame, replies: BinaryIO) -> None:
     try:
         asked = Asked(job["verifier"], job["settings"])
-    except Exception as error:  # noqa: BLE001 - a verifier is anybody's code; why it cannot be loaded is the answer
+    except Exception as error:  # noqa: BLE001 - foreign code may raise anything; the reason is the answer
         write(replies, {"refused": describe(error)})
         return
     write(replies, {"ready": asked.version, "whole": asked.whole})

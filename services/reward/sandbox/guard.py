@@ -1,10 +1,11 @@
-"""The process above a worker process: it grades nothing, and it ends when nothing below it lives any more.
+"""The process above a worker process: the guard grades nothing, and ends when no process below lives any more.
 
-    service -> guard -> [first process of a namespace ->] worker -> whatever a grader starts
+    service -> guard -> [first process of a namespace ->] worker -> processes that a grader starts
 
-It goes when the service ends, when the service sends SIGTERM, and when the worker ends. A process namespace takes
-everything in it along, children that ignore signals or left their session included. Where namespaces are not permitted
-the guard stops and kills all of its descendants itself; orphans become its children and so cannot hide.
+The guard ends when the service ends, when the service sends SIGTERM, and when the worker ends. The end of a process
+namespace ends every process in the namespace, also children that ignore signals or left their session. Where namespaces
+are not permitted the guard stops and kills all of its descendants itself; orphans become the guard's children and so
+cannot hide.
 """
 
 import os
@@ -20,7 +21,7 @@ _WAKERS = (signal.SIGTERM, signal.SIGCHLD)
 
 
 def guarded(parent_pid: int, *, network: bool, max_processes: int) -> None:
-    """Splits this process: returns in the worker, which may have `max_processes` below it; the guard stays here."""
+    """Forks: returns in the worker, which may have `max_processes` below; the guard stays inside this function."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAKERS)
     entered = isolation.leave(keep_network=network)
     isolation.adopt_orphans()
@@ -33,13 +34,13 @@ def guarded(parent_pid: int, *, network: bool, max_processes: int) -> None:
     isolation.end_with_parent()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAKERS)
     if "process" in entered:
-        isolation.go_on_in_a_child()  # the first process of a namespace is deaf to signals, those of its limits included
+        isolation.go_on_in_a_child()  # the namespace's first process ignores signals, also the limits' signals
     if isolation.counted_alone(entered):
         isolation.limit(resource.RLIMIT_NPROC, max_processes)
 
 
 def _stay(child: int, *, alone: bool) -> None:
-    """Waits for one of the ends; then ends with all below. `alone`: the child takes its namespace with it."""
+    """Waits for an end, then ends with all processes below. `alone`: the end of the child ends its whole namespace."""
     while signal.sigwait(_WAKERS) == signal.SIGCHLD and not _has_ended(child):
         pass
     for pid in [child] if alone else _stopped_descendants():
@@ -52,7 +53,7 @@ def _stay(child: int, *, alone: bool) -> None:
 
 
 def _has_ended(child: int) -> bool:
-    """Reaps whoever has ended, and says whether `child` is among them."""
+    """Reaps every process that has ended, and says whether `child` is among them."""
     ended = None
     while ended not in (0, child):
         ended, _ = os.waitpid(-1, os.WNOHANG)
@@ -60,7 +61,7 @@ def _has_ended(child: int) -> bool:
 
 
 def _stopped_descendants() -> set[int]:
-    """All processes below, stopped until there is no new one: what is stopped cannot fork while others are killed."""
+    """Stops all processes below, until no new one appears: a stopped process cannot fork while others are killed."""
     stopped: set[int] = set()
     while new := _descendants() - stopped:
         for pid in new:

@@ -1,11 +1,11 @@
-"""What the kernel puts between this process and the machine: namespaces, limits, a parent's death. Linux; light,
+"""The kernel's means to shut this process in: namespaces, limits, a signal at the parent's death. Linux only. Light,
 because an interpreter is started for every program that is graded.
 
-Used by processes that run other people's code (grader_process.py, code_child.py), never by the service itself. What a machine
-does not permit is left out, and `python -m services.reward.sandbox.isolation` says so: one line of JSON, see `_probe`.
+Used by processes that run other people's code (grader_process.py, code_child.py), never by the service itself. A means that
+the machine does not permit is left out; `python -m services.reward.sandbox.isolation` says which: one line of JSON, `_probe`.
 
-Why namespaces: without one of its own for processes, a child that leaves its session outlives every kill; without one
-for users, the kernel counts processes by user, all services of that user together.
+Why namespaces: without a process namespace a child that leaves its session outlives every kill; without a user namespace
+the kernel counts processes by user, over all services of that user.
 """
 
 import ctypes
@@ -17,18 +17,18 @@ import sys
 from collections.abc import Mapping
 
 _CLONE: Mapping[str, int] = {"user": 0x10000000, "network": 0x40000000, "process": 0x20000000, "ipc": 0x08000000}
-"""<linux/sched.h>; `user` first: in its own an ordinary user may make the others."""
+"""<linux/sched.h>; `user` first: in a user namespace of its own an ordinary user may make the other namespaces."""
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _PR_SET_CHILD_SUBREAPER = 36
 
 _UNUSED_UIDS = range(61184, 65520)
-"""systemd's for services without a user of their own (https://systemd.io/UIDS-GIDS): no login and no daemon has them."""
+"""systemd's ids for services without a user of their own (https://systemd.io/UIDS-GIDS): no login or daemon has such an id."""
 
 
 def leave(*, keep_network: bool) -> set[str]:
-    """Enters namespaces of its own and says which: those that are permitted. Of processes, only children are in it.
+    """Enters the permitted namespaces and returns their names. Only later children are in the new process namespace.
 
-    Call it with one thread running. The user keeps its number and its rights on files, and loses all other privileges.
+    Needs a process with one thread. The user keeps number and rights on files, and loses all other privileges.
     """
     if sys.platform != "linux":
         return set()
@@ -44,7 +44,7 @@ def leave(*, keep_network: bool) -> set[str]:
 
 
 def _disown_root() -> None:
-    """The kernel never limits the number of root's processes, and tells root by the real user."""
+    """Changes root's real user, because the kernel never limits the number of processes of the real user root."""
     try:
         os.setresuid(_UNUSED_UIDS[os.getpid() % len(_UNUSED_UIDS)], 0, 0)
     except OSError:  # a container without CAP_SETUID, or without that user
@@ -52,37 +52,37 @@ def _disown_root() -> None:
 
 
 def _map_ids(uid: int, gid: int) -> None:
-    """Outside and inside the user has one number, which programs within need to make namespaces of their own."""
+    """Gives the user the same number inside as outside, which programs inside need to make namespaces of their own."""
     try:
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
                 file.write(text)
-    except PermissionError:  # AppArmor; the user then has no number in here, and the same rights on files
+    except PermissionError:  # AppArmor; the user then has no number inside, and the same rights on files
         return
 
 
 def counted_alone(entered: set[str]) -> bool:
-    """Whether a limit of processes counts ours alone, not all of our user's."""
+    """Whether a limit of processes counts this namespace's processes alone, not all of the user's processes."""
     major, minor = os.uname().release.split(".")[:2]
     by_namespace = (int(major), int(minor)) >= (5, 14)  # Linux commit 21d1c5e386bc
     return ("user" in entered and by_namespace) or os.getuid() != os.geteuid()
 
 
 def limit(kind: int, value: int) -> None:
-    """Sets both limits, never above what is allowed to us."""
+    """Sets the soft and the hard limit, never above the present hard limit."""
     _, hard = resource.getrlimit(kind)
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))
 
 
 def end_with_parent(signum: int = signal.SIGKILL) -> None:
-    """Asks the kernel for a signal at the parent's death. A change of user takes it back, so call it after `leave`."""
+    """Asks the kernel for a signal at the parent's death. Call after `leave`: a change of user takes the request back."""
     if sys.platform == "linux":
         _prctl(_PR_SET_PDEATHSIG, signum)
 
 
 def adopt_orphans() -> None:
-    """Descendants whose parent ends become our children, in place of the system's first process."""
+    """Makes orphaned descendants children of this process instead of the system's first process."""
     if sys.platform == "linux":
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
@@ -94,7 +94,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def go_on_in_a_child() -> None:
-    """Returns in the child alone; the parent reaps whoever ends until that child does, and ends as it ended."""
+    """Forks and returns in the child; the parent reaps children until this child ends, then ends in the same way."""
     child = os.fork()
     if child == 0:
         end_with_parent()
@@ -109,8 +109,8 @@ def go_on_in_a_child() -> None:
 def _probe() -> dict[str, bool]:
     """Tries out, in this process, what this machine permits.
 
-    `network`: one of its own, which leads nowhere. `processes`: a limit of their number. `survivors`: a process namespace,
-    so that nothing that a worker starts outlives it, nor the service.
+    `network`: a network namespace, which leads nowhere. `processes`: a limit of the number of processes. `survivors`: a
+    process namespace, so that no process that a worker starts outlives the worker or the service.
     """
     entered = leave(keep_network=False)
     limited = counted_alone(entered) and _a_fork_is_refused()
@@ -118,7 +118,7 @@ def _probe() -> dict[str, bool]:
 
 
 def _a_fork_is_refused() -> bool:
-    """Whether a limit of one process holds; privileges of root are above it."""
+    """Whether a limit of one process holds; it does not for a process with root's privileges."""
     limit(resource.RLIMIT_NPROC, 1)
     try:
         child = os.fork()

@@ -1,8 +1,8 @@
-"""Makes a verifier of what a job names, in a worker process, and asks it about completions.
+"""Loads the verifier that a job names, in a worker process, and asks the verifier about completions.
 
-A verifier is asked in one of three ways, by what it has: a plain `grade` completion by completion; an async `grade` for
-all completions of a group at once; a `grade_group`, plain or async, for the group as a whole. What it raises on one
-completion is that completion's outcome; what it raises on a group is the outcome of all.
+A verifier is asked in one of three ways: a plain `grade` completion by completion; an async `grade` for all completions of
+a group at once; a `grade_group`, plain or async, for the group as a whole. An exception about one completion is the outcome
+of that completion; an exception about a group is the outcome of all its completions.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from services.reward.sandbox.frames import Frame
 
 
 class Asked:
-    """A verifier with its settings, ready to be asked. Raises whatever keeps it from being loaded."""
+    """A verifier with its settings, ready to be asked. Raises every error that the loading raises."""
 
     def __init__(self, verifier: str, settings: Mapping[str, object]) -> None:
         module: Any = functions.load(verifier, settings) if ":" in verifier else importlib.import_module(verifier)
@@ -30,7 +30,7 @@ class Asked:
         self._grade = getattr(module, "grade", None)
         self._options = {} if ":" in verifier else _options(module, settings)
         self.whole = self._group is not None or inspect.iscoroutinefunction(self._grade)
-        """Whether it is asked about the group at once."""
+        """Whether the verifier is asked about the group at once."""
         self._takes_deadline = self._grade is not None and "deadline_s" in inspect.signature(self._grade).parameters
 
     def about(self, question: Question, completion: Completion) -> Frame:
@@ -39,11 +39,11 @@ class Asked:
             assert self._grade is not None
             grade = self._grade(question=question, text=completion.text, finished=completion.finished, **self._options)
             return _graded(grade)
-        except Exception as error:  # noqa: BLE001 - whatever a grader raises on untrusted text is this sample's outcome
+        except Exception as error:  # noqa: BLE001 - any error of a grader on untrusted text is this sample's outcome
             return _failed(error)
 
     def about_all(self, question: Question, completions: Sequence[Completion], *, timeout_s: float) -> list[Frame]:
-        """The replies on a group; `timeout_s` is the limit of one completion where each is graded by itself."""
+        """The replies on a group; `timeout_s` is the limit of one completion where an async `grade` grades each apart."""
         if self._group is None:
             return asyncio.run(self._at_once(question, completions, timeout_s))
         try:
@@ -75,7 +75,7 @@ class Asked:
 
 
 def describe(error: Exception) -> str:
-    """One line for people."""
+    """An error as one line for people."""
     return f"{type(error).__name__}: {error}"[:500]
 
 

@@ -1,15 +1,17 @@
 """A pool of worker processes that can be killed: grading that hangs, eats memory or dies costs one sample, no more.
 
     grade(job) -> bounded queue -> slot (one task, one process) -> grader_process.py
-                                     |  a sample over its wall-clock limit: all that it started is killed, `timeout`
+                                     |  a sample over its wall-clock limit: the process and its children are killed, `timeout`
                                      |  a process that died: the sample is tried once more, then `error`
-                                     '- the samples after it go to a fresh process
+                                     '- later samples of the group go to a fresh process
 
-A verifier that judges a group at once has n times the limit for its n samples, and they share what becomes of it.
+A verifier that judges a group at once has n times the limit for its n samples, which share one outcome when it fails.
 
-The caller of `grade` waits for a free slot, at most until its deadline; a slot waits for its process, at most the
-limit of one sample at a time. Wall-clock limits are enforced from outside alone: a library's own timeout does not fire
-inside C code, and `signal.alarm` only on a main thread. The event loop never grades.
+ who waits              for what                    unblocked by
+ the caller of `grade`  a free slot, then outcomes  a slot; the caller sets the deadline
+ a slot                 its process's next outcome  the outcome, the limit of a sample
+Wall-clock limits are enforced from outside alone: a library's own timeout does not fire inside C code, and `signal.alarm`
+only on a main thread. The event loop never grades.
 """
 
 import asyncio
@@ -27,29 +29,29 @@ from sluice.errors import Overloaded
 log = structlog.get_logger(__name__)
 
 MAX_WAITING_JOBS: Final = 256
-"""Groups in the queue. Their texts were cut to `reward.max_answer_chars` before, which bounds its bytes."""
+"""Groups in the queue. Texts were cut to `reward.max_answer_chars` before, which bounds the queue's bytes."""
 
-# A process that dies may have been killed by accident (an out-of-memory killer takes whom it likes), so its sample gets
-# a second try; a sample that hangs does not.
+# A process that dies may have been killed by accident (by an out-of-memory killer, for instance), so the sample gets a
+# second try; a sample that hangs does not.
 _TRIES = 2
 
 _UNREACHED = Outcome(status="timeout", detail="the call's deadline passed before its turn")
 
 
 class GraderPool:
-    """`Graders` over worker processes. Open it with `GraderPool.open`."""
+    """`Graders` over worker processes. `GraderPool.open` makes a pool."""
 
     def __init__(self, limits: Limits, clock: Clock) -> None:
         self._limits, self._clock = limits, clock
         self._waiting: asyncio.Queue[tuple[Job, asyncio.Future[Graded]]] = asyncio.Queue(MAX_WAITING_JOBS)
         self._processes: list[WorkerProcess] = []
         self.running = 0
-        """Groups being graded now."""
+        """Groups that are being graded."""
 
     @classmethod
     @asynccontextmanager
     async def open(cls, *, workers: int, limits: Limits, clock: Clock | None = None) -> AsyncIterator["GraderPool"]:
-        """A pool of started processes, which live as long as the context; the machine's clock by default."""
+        """A pool of started processes, which live as long as the context; `clock` is the machine's by default."""
         pool = cls(limits, clock or SystemClock())
         pool._processes = [await pool._start() for _ in range(workers)]
         async with asyncio.TaskGroup() as group:
@@ -62,7 +64,7 @@ class GraderPool:
 
     @property
     def capacity(self) -> int:
-        """Groups it grades at once."""
+        """Groups that the pool grades at once."""
         return len(self._processes)
 
     @property
@@ -71,7 +73,7 @@ class GraderPool:
         return [process.pid for process in self._processes]
 
     async def grade(self, job: Job) -> Graded:
-        """Grades a group; waits for a slot as long as the caller does. Raises Overloaded when the queue is full."""
+        """Grades a group; waits for a slot without a limit of its own. Raises Overloaded when the queue is full."""
         answer: asyncio.Future[Graded] = asyncio.get_running_loop().create_future()
         try:
             self._waiting.put_nowait((job, answer))
@@ -86,7 +88,7 @@ class GraderPool:
         try:
             while True:
                 job, answer = await self._waiting.get()
-                if answer.done():  # its caller has given up
+                if answer.done():  # the caller has given up
                     continue
                 self.running += 1
                 try:
@@ -95,14 +97,14 @@ class GraderPool:
                         answer.set_result(graded)
                 finally:
                     self.running -= 1
-                    answer.cancel()  # without effect when it has its result
+                    answer.cancel()  # without effect on an answer that has its result
                 if self._processes[index].graded >= self._limits.recycle_after:
                     await self._replace(index)
         finally:
             await self._processes[index].kill()
 
     async def _grade(self, index: int, job: Job) -> Graded:
-        """Collects one outcome a completion, over as many processes as it takes."""
+        """Collects one outcome a completion, over as many processes as needed."""
         outcomes: list[Outcome] = []
         version, deaths, total = "", 0, len(job.completions)
         while len(outcomes) < total and self._limit_s(job) > 0:
@@ -121,7 +123,7 @@ class GraderPool:
             except WorkerDied as death:
                 deaths += 1
                 if whole:
-                    outcomes.clear()  # it is asked again about all
+                    outcomes.clear()  # the verifier is asked again about all completions
                 if deaths == _TRIES:
                     dead = Outcome(status="error", detail=f"{death}, {_TRIES} times over")
                     outcomes += [dead] * min(together, total - len(outcomes))
@@ -134,7 +136,7 @@ class GraderPool:
         return Graded(outcomes=[*outcomes, *[_UNREACHED] * unreached], version=version)
 
     def _limit_s(self, job: Job, *, samples: int = 1) -> float:
-        """Wall clock for the next completion, or `samples` at once: the limit of each, cut at the job's deadline."""
+        """Wall clock for the next completion, or for `samples` at once, cut at the job's deadline."""
         limit_s = samples * self._limits.timeout_s
         if job.deadline_s is None:
             return limit_s

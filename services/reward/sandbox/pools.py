@@ -1,6 +1,6 @@
-"""Two pools of workers, with the network and without: a verifier that may use it shares no process with one that may not.
+"""Two pools of workers, with the network and without: a verifier with the network shares no process with one without.
 
-The pool with the network exists where a route asks for it.
+The pool with the network exists only where a route asks for the network.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -13,7 +13,7 @@ from services.reward.sandbox.pool import GraderPool
 
 
 class GraderPools:
-    """`Graders`. Open it with `GraderPools.open`."""
+    """`Graders` over both pools. `GraderPools.open` makes them."""
 
     def __init__(self, pools: Mapping[bool, GraderPool]) -> None:
         self._pools = pools
@@ -21,7 +21,7 @@ class GraderPools:
     @classmethod
     @asynccontextmanager
     async def open(cls, *, workers: int, limits: Limits, network: bool) -> AsyncIterator["GraderPools"]:
-        """`workers` of a kind; those with the network iff `network`."""
+        """Opens a pool of `workers` without the network, and iff `network` a second pool with the network."""
         async with AsyncExitStack() as stack:
             kinds = (False, True) if network else (False,)
             yield cls(
@@ -35,14 +35,14 @@ class GraderPools:
 
     @property
     def capacity(self) -> int:
-        """Groups it grades at once; the graders of a route follow one another."""
+        """Groups that the pools grade at once; the graders of a route follow one another."""
         return self._pools[False].capacity
 
     @property
     def running(self) -> int:
-        """Groups being graded now."""
+        """Groups that are being graded."""
         return sum(pool.running for pool in self._pools.values())
 
     async def grade(self, job: Job) -> Graded:
-        """Grades a group. Raises Overloaded when the queue of its pool is full."""
+        """Grades a group in the pool that fits the job. Raises Overloaded when that pool's queue is full."""
         return await self._pools[job.network].grade(job)

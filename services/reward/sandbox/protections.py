@@ -1,4 +1,4 @@
-"""Says at the start of the service what stands between graders and the machine: what is on, what the machine forbids."""
+"""Logs at the start of the service which protections of the sandbox are on, and which the machine forbids."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ _WHERE_PERMITTED: Mapping[str, str] = {
 
 
 async def say_protections() -> None:
-    """Logs `sandbox`, and `sandbox_incomplete` with the consequences where something is missing."""
+    """Logs `sandbox`, and `sandbox_incomplete` with the consequences where a protection is missing."""
     permitted = await _probe()
     missing = {name: why for name, why in _WHERE_PERMITTED.items() if not permitted[name]}
     log.info("sandbox", on=[*_ALWAYS, *(name for name in _WHERE_PERMITTED if name not in missing)], off=list(missing))
@@ -37,7 +37,7 @@ async def say_protections() -> None:
 
 
 async def _probe() -> dict[str, bool]:
-    """Asks a process that tries them out. Raises LaunchError when it does not answer."""
+    """The answer of a process that tries the protections out. Raises LaunchError when the process does not answer."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services.reward.sandbox.isolation"),
         stdin=asyncio.subprocess.DEVNULL,

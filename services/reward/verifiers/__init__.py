@@ -1,4 +1,4 @@
 """The built-in verifiers, one module each: `NAME`, `VERSION`, `prepare()` and `grade(...)` (`ports.Verifier`).
 
-Importing one is cheap; what is slow to import waits for `prepare()` in a worker process.
+Importing a verifier is cheap; slow imports wait for `prepare()` in a worker process.
 """

@@ -1,14 +1,14 @@
 """Grades programs by running them on test cases: 1 when every case passes, else 0 (or the share that passes).
 
 The program is the last fenced block of the completion. The ground truth is JSON in the form of APPS and verl's prime_code:
-`inputs` and `outputs` of equal length, and `fn_name` for function cases. Without it an input is the standard input and an
-output what has to be printed, compared word by word. With it an input is a list of arguments (or a text with one JSON
-value a line) and an output the value to return; floats may differ by 1e-6.
+`inputs` and `outputs` of equal length, and `fn_name` for function cases. Without `fn_name` an input is the standard input
+and an output is the text to print, compared word by word. With `fn_name` an input is a list of arguments (or a text with
+one JSON value a line) and an output is the value to return; floats may differ by 1e-6.
 
 Every program runs in code_child.py, in a session of its own, under limits of CPU time, memory, file size and processes,
-in an empty folder without our environment; without network and with all its processes ended where the kernel permits
-namespaces (`isolated()`; `isolation: required` refuses to grade elsewhere). A program that uses up its CPU time is wrong.
-One that only waits is a `timeout`: from here it looks like a machine that is too busy.
+in an empty folder without the service's environment. Where the kernel permits namespaces (`isolated()`) a program has no
+network and leaves no process behind; `isolation: required` refuses to grade elsewhere. A program that uses up its CPU time
+is wrong. A program that only waits is a `timeout`, because it cannot be told from a program on a machine that is too busy.
 """
 
 import contextlib
@@ -38,24 +38,24 @@ _BLOCK = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n(.*?)```", re.DOTALL)
 _MAX_OUTPUT_BYTES = 1 << 20
 _EXTRACTED_CHARS = 2000
 _START_S = 1.0
-"""CPU time of starting an interpreter, not counted against the program."""
+"""CPU time of starting an interpreter, which does not count against the program."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Of a route."""
+    """The settings of a route."""
 
     cpu_s: float = 4.0
-    """CPU time of a completion over all of its cases."""
+    """CPU time of a completion over all cases."""
     wall_s: float = 8.0
-    """Wall clock of a completion; keep it below reward.timeout_s."""
+    """Wall clock of a completion; should be below reward.timeout_s."""
     memory_bytes: int = 1 << 29
     partial_credit: bool = False
-    """Score the share of cases passed, and run all of them; else stop at the first that fails."""
+    """Score the share of cases passed, and run all cases; else stop at the first failed case."""
     isolation: Literal["if_possible", "required"] = "if_possible"
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a limit that is none."""
+        """Raises ValueError for a limit that is not positive."""
         for name in ("cpu_s", "wall_s", "memory_bytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: must be > 0, got {getattr(self, name)}")
@@ -75,8 +75,8 @@ def prepare() -> None:
 def grade(*, question: Question, text: str, finished: bool, settings: Settings = Settings()) -> Grade:
     """Raw score 1.0, 0.0 or the share passed; `unparsed` without a fenced block; `parts` has the share passed.
 
-    Raises ValueError for a ground truth that is no cases, TimeoutError when the wall clock ran out while the CPU time
-    had not, RuntimeError where isolation is required and not permitted.
+    Raises ValueError for a ground truth without cases, TimeoutError when the wall clock ran out before the CPU time,
+    RuntimeError where isolation is required and not permitted.
     """
     if settings.isolation == "required" and not isolated():
         raise RuntimeError("code: namespaces are not permitted here, and the route's settings require isolation")
@@ -103,7 +103,7 @@ def isolated() -> bool:
 
 
 def _passed(program: str, cases: _Cases, settings: Settings) -> int:
-    """How many cases pass; those after the first failure count only towards partial credit."""
+    """How many cases pass; after the first failure cases are run only for partial credit."""
     with tempfile.TemporaryDirectory(prefix="sluice-code-") as folder:
         budget = _Budget(settings, Path(folder))
         (Path(folder) / "program.py").write_text(program, encoding="utf-8", errors="replace")
@@ -119,7 +119,7 @@ def _passed(program: str, cases: _Cases, settings: Settings) -> int:
 
 
 def _functions_passed(cases: _Cases, budget: "_Budget", *, all_of_them: bool) -> int:
-    """One process calls the function for all cases: what it returns is compared here, out of its reach."""
+    """One process calls the function for all cases; the results are compared here, out of the program's reach."""
     given = json.dumps({"function": cases.function, "arguments": [_arguments(one) for one in cases.inputs]})
     printed = budget.run(["function"], given)
     passed = 0
@@ -139,7 +139,7 @@ class _Budget:
         self._cpu_left_s, self._wall_left_s = settings.cpu_s, settings.wall_s
 
     def run(self, mode: list[str], given: str) -> str | None:
-        """What a run printed; None when it failed or used up its CPU time. Raises TimeoutError: see `grade`."""
+        """The output of a run; None when the run failed or used up its CPU time. Raises TimeoutError as `grade` does."""
         if self._cpu_left_s <= 0:
             return None
         limits = {
@@ -168,7 +168,7 @@ class _Budget:
         return paths[2].read_bytes().decode("utf-8", errors="replace")
 
     def _until_ended(self, process: "subprocess.Popen[bytes]") -> bool:
-        """Whether it ended well. Books its time; leaves none of its session behind."""
+        """Whether the process ended well. Books the process's time and ends its whole session."""
         before = _children_cpu_s()
         started = time.monotonic()
         try:
@@ -187,7 +187,7 @@ class _Budget:
 
 
 def _cases(ground_truth: str) -> _Cases:
-    """Raises ValueError for what is no cases."""
+    """The cases of a ground truth. Raises ValueError for a ground truth of another form."""
     try:
         raw = json.loads(ground_truth)
     except ValueError as error:
@@ -208,7 +208,7 @@ def _arguments(given: Any) -> list[Any]:
 
 
 def _value(written: Any) -> Any:
-    """A text that is JSON is what it says; APPS writes values both ways."""
+    """The value of a text that is JSON, else the text itself; APPS writes values in both ways."""
     if not isinstance(written, str):
         return written
     try:
@@ -236,7 +236,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _words(text: str) -> list[list[str]]:
-    """Lines of words; blank lines at the end do not count, nor does how words are spaced."""
+    """The words of each line; blank lines at the end and the spacing of words do not count."""
     lines = [line.split() for line in text.splitlines()]
     while lines and not lines[-1]:
         lines.pop()

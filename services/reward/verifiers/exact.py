@@ -1,6 +1,6 @@
 """Grades by equality of text: 1 when the answer is the ground truth, else 0.
 
-Blanks around it and runs of blanks do not count, nor does the way Unicode composes an accent (NFC); all else does.
+Blanks around the answer, runs of blanks, and the way Unicode composes an accent (NFC) do not count; everything else does.
 """
 
 import unicodedata
@@ -16,7 +16,7 @@ VERSION: Final = "1"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Of a route."""
+    """The settings of a route."""
 
     answer_in: Form = "any"
     ignore_case: bool = False
@@ -27,7 +27,7 @@ def prepare() -> None:
 
 
 def grade(*, question: Question, text: str, finished: bool, settings: Settings = Settings()) -> Grade:
-    """Raw score 1.0 or 0.0; `unparsed` when there is no answer."""
+    """Raw score 1.0 or 0.0; `unparsed` without an answer."""
     found = find(text, settings.answer_in)
     if not found:
         return Grade(raw_score=0.0, acc=0.0, extracted="", status="unparsed")

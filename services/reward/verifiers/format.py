@@ -1,7 +1,7 @@
-"""Grades the form of a completion, not what it says: 1 when it has the form asked for, else 0.
+"""Grades the form of a completion, not its content: 1 when the completion has the required form, else 0.
 
-Meant as one part of a weighted route. The form is a regular expression (searched, `.` matches newlines, anchor it if
-need be), or tags that each open and close once, one after the other, with nothing but blanks around them.
+Meant as one part of a weighted route. The form is a regular expression (searched; `.` matches newlines; anchors are the
+user's), or tags that each open and close once, one after the other, with nothing but blanks around the tags.
 """
 
 import re
@@ -18,13 +18,13 @@ _TAG_NAME = re.compile(r"[A-Za-z][\w-]*")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Of a route: one of the two must be given; with both, both must hold."""
+    """The settings of a route: a pattern, tags, or both, which then both must hold."""
 
     pattern: str = ""
     tags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Raises ValueError where there is nothing to check, or it is no pattern or no tag."""
+        """Raises ValueError without a pattern and tags, or for a bad pattern or tag."""
         if not self.pattern and not self.tags:
             raise ValueError("pattern or tags: one must be given")
         if bad := [tag for tag in self.tags if not _TAG_NAME.fullmatch(tag)]:

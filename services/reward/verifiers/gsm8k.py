@@ -1,7 +1,7 @@
 """Grades GSM8K answers the way verl's `gsm8k` does: 1 when the number found equals the ground truth as a string, else 0.
 
-`strict` reads the last `#### NUMBER` of the last 300 characters and drops its thousands separators; `flexible` takes the
-last number of any kind there, commas and all. Nothing is compared as a number: 18.0 is not 18.
+`strict` reads the last `#### NUMBER` of the last 300 characters and drops the thousands separators; `flexible` takes the
+last number of any kind in these characters, with its commas. Nothing is compared as a number: 18.0 is not 18.
 """
 
 import re
@@ -21,7 +21,7 @@ _NO_NUMBERS = ("", ".")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Of a route."""
+    """The settings of a route."""
 
     method: Literal["strict", "flexible"] = "strict"
     format_score: float = 0.0
@@ -33,7 +33,7 @@ def prepare() -> None:
 
 
 def grade(*, question: Question, text: str, finished: bool, settings: Settings = Settings()) -> Grade:
-    """Raw score 1.0, `format_score` or 0.0; `unparsed` (and 0.0) when there is no number."""
+    """Raw score 1.0, `format_score` or 0.0; `unparsed` (and 0.0) without a number."""
     found = _strict(text) if settings.method == "strict" else _flexible(text)
     if found is None:
         return Grade(raw_score=0.0, acc=0.0, extracted="", status="unparsed")
@@ -47,7 +47,7 @@ def _strict(text: str) -> str | None:
 
 
 def _flexible(text: str) -> str | None:
-    """Of what looks like a number the last that is not a full stop; verl falls back to the first of those."""
+    """The last match that is not just a full stop; else the first match, as in verl."""
     numbers = _FLEXIBLE.findall(text[-_TAIL_CHARS:])
     for number in reversed(numbers):
         if number not in _NO_NUMBERS:

@@ -1,9 +1,9 @@
 """Grades by asking a model behind an OpenAI-compatible HTTP API (`POST URL/chat/completions`) for a score.
 
-The samples of a group are asked about at once. A reply without a score, a refused call and a slow one are an `error` or a
-`timeout`, never a wrong answer; the group is then graded again. A judge that is away or full (no connection, HTTP 429 or
-5xx) is asked again within the sample's limit, then its groups wait (remote.py). The key comes from the environment of the
-reward service, never from the recipe.
+The judge is asked about the samples of a group at once. A reply without a score, a refused call and a slow call are an
+`error` or a `timeout`, never a wrong answer; the group is then graded again. A judge that is away or full (no connection,
+HTTP 429 or 5xx) is asked again within the sample's limit, then the judge's groups wait (remote.py). The API key comes from
+the environment of the reward service, never from the recipe.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ NETWORK: Final = True
 
 _FIELDS = ("prompt", "completion", "ground_truth")
 _AT_ONCE = 64
-# Too many requests, and what proxies and servers say while they are restarted or full.
+# Too many requests, and the statuses of proxies and servers that are restarting or full.
 _PASSING = (408, 429, 500, 502, 503, 504)
 _CLOCK = SystemClock()
-_CHANCE = random.Random()  # seeded by the system: the processes must not knock in step
+_CHANCE = random.Random()  # seeded by the system: the processes must not call in step
 _MAX_REPLY_BYTES = 1 << 20
 _TEMPLATE = """\
 Judge whether the response answers the question rightly. The reference answer is right.
@@ -55,31 +55,31 @@ Think it through, then end with a line `Score: N`, N between 0 (wrong) and 1 (ri
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Of a route."""
+    """The settings of a route."""
 
     url: str
-    """Up to and without `/chat/completions`, such as http://127.0.0.1:8000/v1."""
+    """The URL without `/chat/completions`, such as http://127.0.0.1:8000/v1."""
     model: str
     template: str = _TEMPLATE
     """The user message; {prompt}, {completion} and {ground_truth} are filled in."""
     score_pattern: str = r"Score:\s*([-+]?\d+(?:\.\d+)?)"
-    """Its last match in the reply; the group is the score."""
+    """A regular expression; the group of its last match in the reply is the score."""
     best_score: float = 1.0
-    """The score of full marks; raw scores are shares of it."""
+    """The score of full marks; a raw score is the judge's score divided by `best_score`."""
     right_from: float = 1.0
     """The raw score from which an answer is right."""
     api_key_env: str = ""
-    """Name of the environment variable that has the key; empty: none is sent."""
+    """Name of the environment variable with the API key; empty: no key is sent."""
     max_tokens: int = 1024
     timeout_s: float = 8.0
-    """Of one call; keep it below reward.timeout_s."""
+    """Limit of one call; should be below reward.timeout_s."""
     open_after: int = 5
-    """Failed calls in a row after which a process of graders makes none for a while."""
+    """Failed calls in a row after which a grader process makes no calls for a while."""
     pause_s: float = 5.0
-    """How long at first; doubled up to a minute while one call after each pause fails too."""
+    """The first pause; each failed call after a pause doubles the pause, up to a minute."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what cannot be asked or read."""
+        """Raises ValueError for settings with which no judge can be asked or no reply be read."""
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError(f"url: must be http://HOST/... or https://HOST/..., got {self.url!r}")
@@ -105,9 +105,10 @@ def prepare() -> None:
 
 
 async def grade(*, question: Question, text: str, finished: bool, settings: Settings, deadline_s: float) -> Grade:
-    """The judge's score as a share of `best_score`; monotonic `deadline_s`.
+    """The judge's score as a share of `best_score`; `deadline_s` is monotonic.
 
-    Raises RuntimeError for a refused call or a reply without a score, TimeoutError for a slow one, Busy while it is away.
+    Raises RuntimeError for a refused call or a reply without a score, TimeoutError for a slow call, Busy for a judge that
+    is away.
     """
     message = settings.template.format(prompt=question.prompt_text, completion=text, ground_truth=question.ground_truth)
     said = await patiently(
@@ -129,7 +130,7 @@ async def grade(*, question: Question, text: str, finished: bool, settings: Sett
 
 @functools.cache
 def _calls() -> ThreadPoolExecutor:
-    """Enough threads for a group: asyncio's own are as few as the cores."""
+    """A pool with enough threads for a group: asyncio's own pool has only about as many threads as cores."""
     return ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="judge")
 
 
@@ -160,9 +161,9 @@ def _ask(message: str, settings: Settings, limit_s: float) -> str:
         if isinstance(error.reason, TimeoutError):
             raise TimeoutError(f"judge: no answer from {settings.url} within {limit_s:.3g} s") from error
         raise Away(f"judge: {settings.url}: {error.reason}") from error
-    except TimeoutError as error:  # within the reply
+    except TimeoutError as error:  # while reading the reply
         raise TimeoutError(f"judge: {settings.url} did not end its reply within {limit_s:.3g} s") from error
-    except (http.client.HTTPException, ConnectionError) as error:  # it went away within the call
+    except (http.client.HTTPException, ConnectionError) as error:  # the judge went away during the call
         raise Away(f"judge: {settings.url}: {type(error).__name__}: {error}") from error
     if len(raw) > _MAX_REPLY_BYTES:
         raise RuntimeError(f"judge: the reply must be <= {_MAX_REPLY_BYTES} bytes")
@@ -170,7 +171,7 @@ def _ask(message: str, settings: Settings, limit_s: float) -> str:
 
 
 def _retry_after_s(said: str) -> float:
-    """RFC 9110, 10.2.3: seconds, or a date; 0 for neither."""
+    """Retry-After (RFC 9110, 10.2.3), seconds or a date, as seconds; 0 for neither."""
     if said.strip().isdecimal():
         return float(said)
     try:

@@ -1,13 +1,13 @@
 r"""Grades maths the way the DAPO reproduction runs did: +1 when the final answer matches, else -1.
 
 Follows verl's `math_dapo` rule for rule, so that scores compare: of the last 300 characters, the text after the last
-`Answer:` (any case, up to the end of the line) is normalised and compared as a string with the normalised ground
-truth; without one the prediction is `[INVALID]`. Nothing is compared as mathematics: 1/2 is not 0.5, which is harmless
-where answers are integers, as in DAPO-Math-17k. No `\boxed{}` fallback: later versions of verl added it, the published
-runs did not have it. The normalisation is that of Minerva (arXiv:2206.14858, appendix D.1).
+`Answer:` (any case, up to the end of the line) is normalised and compared as a string with the normalised ground truth;
+without an `Answer:` the prediction is `[INVALID]`. Nothing is compared as mathematics: 1/2 is not 0.5, which is harmless
+where answers are integers, as in DAPO-Math-17k. No `\boxed{}` fallback: later versions of verl added the fallback, the
+published runs did not have it. The normalisation is Minerva's (arXiv:2206.14858, appendix D.1).
 
-With `strict_box` it is verl's `strict_box_verify`: the content of the last `\boxed{}` of the last 100 characters must be
-the ground truth, character by character.
+`strict_box` is verl's `strict_box_verify`: the content of the last `\boxed{}` of the last 100 characters must be the ground
+truth, character by character.
 """
 
 import re
@@ -28,7 +28,7 @@ _BOX_TAIL_CHARS = 100
 
 _ANSWER = re.compile(r"Answer\s*:\s*([^\n]+)", re.IGNORECASE)
 
-# Order matters in both tables: a later entry sees what an earlier one left.
+# Order matters in both tables: a later entry sees the text that earlier entries left.
 _SUBSTITUTIONS: tuple[tuple[str, str], ...] = (
     ("an ", ""),
     ("a ", ""),
@@ -62,7 +62,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Of a route."""
+    """The settings of a route."""
 
     strict_box: bool = False
 
@@ -72,7 +72,7 @@ def prepare() -> None:
 
 
 def grade(*, question: Question, text: str, finished: bool, settings: Settings = Settings()) -> Grade:
-    """Raw score +1.0 or -1.0; `unparsed` (and -1.0) without the mark. Truncation alone is not held against it."""
+    """Raw score +1.0 or -1.0; `unparsed` (and -1.0) without the mark. A truncated completion may be right."""
     if settings.strict_box:
         answer = last_boxed(text[-_BOX_TAIL_CHARS:])
         prediction, gold = INVALID if answer is None else answer, question.ground_truth
@@ -90,7 +90,7 @@ def grade(*, question: Question, text: str, finished: bool, settings: Settings =
 
 
 def normalise(answer: str) -> str:
-    """An answer without units, LaTeX wrappers, blanks and thousands separators; of equations, the last side."""
+    """An answer without units, LaTeX wrappers, blanks and thousands separators; the last side of an equation."""
     answer = answer.split("=")[-1]
     for before, after in _SUBSTITUTIONS:
         answer = answer.replace(before, after)

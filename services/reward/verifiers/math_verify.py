@@ -1,12 +1,12 @@
 r"""Grades maths as maths, with the math-verify package: 1 when the answer equals the ground truth symbolically, else 0.
 
-1/2 is 0.5, {1, 2} is {2, 1}, x = 5 is 5. The answer is what the package finds: `final answer is`, `\boxed{}`, LaTeX in
-dollars, `Answer:`, else the last expression or number anywhere. So it forgives every format, and a completion that ends
-with the right number by chance is right. The ground truth is read as if it stood in a `\boxed{}`. Digits of other scripts
-are the digits that they are (`١٢` is 12): the package finds them, and then fails to read them.
+1/2 is 0.5, {1, 2} is {2, 1}, x = 5 is 5. The package finds the answer: `final answer is`, `\boxed{}`, LaTeX in dollars,
+`Answer:`, else the last expression or number anywhere. So every format is forgiven, and a completion that ends with the
+right number by chance is right. The ground truth is read as the content of a `\boxed{}`. Digits of other scripts count as
+digits (`١٢` is 12); the package alone finds such digits and then fails to read them.
 
-The package's own time limits are off: they answer "wrong" where nothing was decided. What takes too long is killed from
-outside and is a `timeout`; what sympy cannot compare is an `error`.
+The package's own time limits are off, because they answer "wrong" where nothing was decided. A comparison that takes too
+long is killed from outside and is a `timeout`; a comparison that sympy cannot make is an `error`.
 """
 
 import logging
@@ -20,7 +20,7 @@ NAME: Final = "math_verify"
 
 
 def __getattr__(name: str) -> str:
-    """VERSION is the package's and our change to what it reads, looked up on use: the package is an optional dependency."""
+    """VERSION: the package's version and the version of the change to digits, looked up late: the package is optional."""
     if name == "VERSION":
         import importlib.metadata
 
@@ -29,10 +29,10 @@ def __getattr__(name: str) -> str:
 
 
 def prepare() -> None:
-    """Imports sympy and builds the grammars of LaTeX and of texts, which takes a second."""
+    """Imports sympy and builds the grammars of LaTeX and of text, which takes a second."""
     import math_verify
 
-    logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)  # it warns that its limits are off
+    logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)  # the package warns that its limits are off
     for text in ("$\\boxed{1}$", "1"):
         _parse(text)
 
@@ -40,7 +40,8 @@ def prepare() -> None:
 def grade(*, question: Question, text: str, finished: bool) -> Grade:
     """Raw score 1.0 or 0.0; `unparsed` when the package finds nothing.
 
-    Raises ValueError for a ground truth that it cannot read, and what sympy raises when it cannot compare.
+    Raises ValueError for a ground truth that the package cannot read, and sympy's errors for expressions that sympy cannot
+    compare.
     """
     import math_verify
 
@@ -55,7 +56,7 @@ def grade(*, question: Question, text: str, finished: bool) -> Grade:
 
 
 def _parse(text: str) -> list[Any]:
-    """The expression found, and its text."""
+    """The expression that the package found, and the expression's text."""
     import math_verify
 
     text = "".join(_ascii_digit(character) for character in text)
@@ -63,10 +64,10 @@ def _parse(text: str) -> list[Any]:
 
 
 def _ascii_digit(character: str) -> str:
-    """Of any decimal digit; every other character as it is, circled and raised digits included."""
+    """The ASCII form of any decimal digit; every other character unchanged, also circled and raised digits."""
     return str(unicodedata.decimal(character)) if character.isdecimal() else character
 
 
 def _found(answer: list[Any]) -> str:
-    """The text of the answer; printing an expression could take for ever."""
+    """The text of the answer, not a printed expression, because printing an expression could take for ever."""
     return next((part for part in answer if isinstance(part, str)), "")

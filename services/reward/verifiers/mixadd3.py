@@ -14,7 +14,7 @@ def prepare() -> None:
 
 
 def grade(*, question: Question, text: str, finished: bool) -> Grade:
-    """Raw score 1.0 or 0.0; `unparsed` when there is no `#`."""
+    """Raw score 1.0 or 0.0; `unparsed` without a `#`."""
     right, found = mixadd3.verify(ground_truth=question.ground_truth, completion=text, finished=finished)
     status = "unparsed" if found is None else "ok"
     return Grade(raw_score=float(right), acc=float(right), extracted=found or "", status=status)

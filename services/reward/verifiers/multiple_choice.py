@@ -1,7 +1,7 @@
-r"""Grades a choice between letters: 1 when the letter is that of the ground truth, else 0.
+r"""Grades a choice between letters: 1 when the letter is the ground truth's letter, else 0.
 
 The letter is looked for at the start of the marked answer: `B`, `(B)`, `B.`, `**B**`, `\text{B}`, `B) Paris`. Without a
-mark it is the last one after the word answer, option or choice, else a completion that is nothing but a letter.
+mark the last letter after the word answer, option or choice counts, else a completion that is nothing but a letter.
 """
 
 import re
@@ -23,13 +23,13 @@ _AFTER_WORD = re.compile(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Of a route."""
+    """The settings of a route."""
 
     letters: str = "ABCDEFGHIJ"
-    """The choices there are."""
+    """The possible choices."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what is no set of letters."""
+        """Raises ValueError unless `letters` is a set of letters."""
         if not self.letters.isalpha() or not self.letters.isupper() or len(set(self.letters)) != len(self.letters):
             raise ValueError(f"letters: must be different capital letters, got {self.letters!r}")
 
@@ -49,7 +49,7 @@ def grade(*, question: Question, text: str, finished: bool, settings: Settings =
 
 
 def _found(text: str, settings: Settings) -> str:
-    """The letter of the last answer; empty when there is none."""
+    """The letter of the last answer; empty without an answer."""
     marked = last_marked(text)
     if marked is not None:
         return _choice(_AT_START.match(marked) or _last(_AFTER_WORD, marked), settings)

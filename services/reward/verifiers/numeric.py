@@ -1,8 +1,8 @@
 r"""Grades numbers as numbers: 1 when the answer is within tolerance of the ground truth, else 0.
 
 Understands signs, thousands separators (1,234 and 1 234), decimals, 1e3 and 1.5 \times 10^{3}, fractions (3/4, \frac34,
-½), mixed numbers (2 1/2), percent (50% is 0.5), a currency before and a unit after. Not 3,14, roots, \pi or words. Values
-are exact fractions until they are compared. A ground truth that is no number is an error, never a wrong answer.
+½), mixed numbers (2 1/2), percent (50% is 0.5), a currency before and a unit after. Does not understand 3,14, roots, \pi
+or words. Values are exact fractions up to the comparison. A ground truth that is no number is an error, never a wrong answer.
 """
 
 import re
@@ -18,7 +18,7 @@ NAME: Final = "numeric"
 VERSION: Final = "1"
 
 _LONGEST = 200
-"""Characters of a number; a longer one is no answer, and bounds the work of exact arithmetic."""
+"""Most characters of a number: a longer number is no answer, and the limit bounds the work of exact arithmetic."""
 _LARGEST_EXPONENT = 400
 
 _DEFAULT_REL = Fraction(1, 10**6)
@@ -48,17 +48,17 @@ _UNIT = re.compile(
     rf"(?:\s*(?:[°′″'\"][CF]?|\^\{{?\\circ\}}?|\\circ|{_SHORT_UNIT}(?:/{_SHORT_UNIT})?|[€£¥₹]|"
     rf"(?<=\s){_NO_UNIT}[^\W\d_]{{2}}[^\d\\=<>+*]{{0,38}})(?:\^?\{{?[23]\}}?|[²³])?)?\s*\.?"
 )
-"""Nothing, or what may follow a number: degrees, a unit we know, a currency, or words that do not change its value."""
+"""The text that may follow a number: nothing, degrees, a known unit, a currency, or words that do not change the value."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Of a route. An answer is right within the larger of both tolerances."""
+    """The settings of a route. An answer is right within the larger of both tolerances."""
 
     answer_in: Form = "any"
     abs_tol: float = 0.0
     rel_tol: float | None = None
-    """Share of the ground truth; unset: 1e-6, and nothing between two whole numbers."""
+    """Tolerance as a share of the ground truth; unset: 1e-6, and 0 between two whole numbers."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a negative tolerance."""
@@ -72,7 +72,7 @@ def prepare() -> None:
 
 
 def grade(*, question: Question, text: str, finished: bool, settings: Settings = Settings()) -> Grade:
-    """Raw score 1.0 or 0.0; `unparsed` when the answer is no number. Raises ValueError when the ground truth is none."""
+    """Raw score 1.0 or 0.0; `unparsed` when the answer is no number. Raises ValueError for a ground truth that is no number."""
     gold = parse(question.ground_truth)
     if gold is None:
         raise ValueError(f"ground_truth: must be a number, got {question.ground_truth[:80]!r}")
@@ -85,7 +85,7 @@ def grade(*, question: Question, text: str, finished: bool, settings: Settings =
 
 
 def parse(text: str) -> Fraction | None:
-    """The number that a text is, of an equation its last side; None when it is none."""
+    """The number that a text states, for an equation the number of the last side; None for a text that is no number."""
     text = _plain(re.split(r"=|≈|\\approx", text)[-1])
     while text[:1] + text[-1:] in ("()", "{}"):
         text = text[1:-1].strip()
@@ -104,15 +104,15 @@ def parse(text: str) -> Fraction | None:
 
 
 def _plain(text: str) -> str:
-    """Without LaTeX wrappers, fancy characters and blanks around."""
-    text = text.replace(r"\$", "€").translate(_CHARACTERS)  # the sign of a currency, not the mark of maths
+    """The text without LaTeX wrappers, fancy characters and blanks around."""
+    text = text.replace(r"\$", "€").translate(_CHARACTERS)  # a currency's sign, not the delimiter of maths
     text = _LATEX_BLANK.sub(lambda match: "," if match[0] == "{,}" else " " if match[0] in (r"\ ", "~") else "", text)
     text = _TEXT.sub(r" \1 ", text)
     return "".join(_spelt_out(character) for character in text).strip(" \t\n*")
 
 
 def _spelt_out(character: str) -> str:
-    """A vulgar fraction as ` 1/2`; every other character as it is."""
+    """A vulgar fraction as ` 1/2`; every other character unchanged."""
     if unicodedata.category(character) != "No" or "⁄" not in (form := unicodedata.normalize("NFKC", character)):
         return character
     return f" {form.replace('⁄', '/')} "

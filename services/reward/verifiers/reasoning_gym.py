@@ -1,8 +1,8 @@
 """Grades reasoning-gym tasks with the library's own `score_answer`.
 
 The ground truth is the task's entry as JSON (`question`, `answer`, `metadata`); the task is the part of the data source
-after `reasoning_gym/`. The answer is what stands between the last `<answer>` tags, or, for models that were not
-asked for tags, the whole completion. Scores between 0 and 1 are partial credit: only a full score counts as right.
+after `reasoning_gym/`. The answer is the text between the last `<answer>` tags or, without tags, the whole completion.
+Scores between 0 and 1 are partial credit: only a full score counts as right.
 """
 
 import functools
@@ -21,13 +21,13 @@ _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _FULL_SCORE = 1.0 - 1e-6
 
 _GRIDS = frozenset({"arc_agi", "rearc"})
-"""Tasks whose scorer compares with tuples, which JSON made lists of."""
+"""Tasks whose scorer compares with tuples, which JSON has turned into lists."""
 _RAISE_ON_WORDS = frozenset({"prime_factorization"})
-"""Tasks whose scorer raises ValueError on an answer that is no number, instead of calling it wrong."""
+"""Tasks whose scorer raises ValueError for an answer that is no number, instead of scoring the answer as wrong."""
 
 
 def __getattr__(name: str) -> str:
-    """VERSION is the library's, looked up on use: the library is an optional dependency."""
+    """VERSION: the library's version, looked up late because the library is an optional dependency."""
     if name == "VERSION":
         return importlib.metadata.version("reasoning-gym")
     raise AttributeError(name)
@@ -39,7 +39,7 @@ def prepare() -> None:
 
 
 def grade(*, question: Question, text: str, finished: bool) -> Grade:
-    """Raw score in [0, 1]; `unparsed` when there is no answer at all. Truncation alone is not held against it."""
+    """Raw score in [0, 1]; `unparsed` without any answer. A truncated completion may be right."""
     answer = _extract(text)
     if not answer:
         return Grade(raw_score=0.0, acc=0.0, extracted="", status="unparsed")
@@ -58,10 +58,10 @@ def grade(*, question: Question, text: str, finished: bool) -> Grade:
 
 @functools.cache
 def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
-    """The task's `score_answer(answer, entry)`. Raises ValueError for a task the library does not have."""
+    """The task's `score_answer(answer, entry)`. Raises ValueError for a task that the library does not have."""
     import reasoning_gym
 
-    score_answer: Any = reasoning_gym.get_score_answer_fn(task)  # annotated there as taking nothing
+    score_answer: Any = reasoning_gym.get_score_answer_fn(task)  # the library annotates a function without parameters
     return score_answer
 
 

@@ -1,30 +1,30 @@
-"""What vLLM and torch read from the environment; set before either is imported."""
+"""The environment variables of vLLM and torch; set before the import of either."""
 
 import os
 
 _VLLM = {
-    # The engine core lives in this process, stepped by us: one process instead of three on a CPU.
+    # The engine core runs in this process, where Sluice steps it: one process instead of three on a CPU.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "HF_HUB_OFFLINE": "1",
-    # Workers of tensor parallelism on a CPU are not pinned: vLLM wants a NUMA node for each.
+    # Tensor-parallel workers on a CPU are not pinned to cores: vLLM wants a NUMA node for each worker.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
 
 def set_environment(*, threads: int) -> None:
-    """Sets this process's environment for an engine that computes with `threads` threads where it runs on a CPU."""
+    """Sets this process's environment for an engine; on a CPU the engine computes with `threads` threads."""
     os.environ |= _VLLM | {"OMP_NUM_THREADS": str(threads)}
-    import torch  # not before its number of threads is set
+    import torch  # imported after the number of threads is set
 
     if not torch.cuda.is_available():
-        # Only the logprobs operator would be compiled: 14 s of a cold start, and it needs a C++ compiler.
+        # Only the logprobs operator would be compiled, which takes 14 s of a cold start and needs a C++ compiler.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
 def device_name() -> str:
-    """What this process computes on, as part of an engine's name: numbers of two kinds differ more than those of one."""
+    """The device's name for the engine's name: engines on devices of different kinds differ more in their numbers."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

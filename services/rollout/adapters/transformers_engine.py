@@ -1,8 +1,8 @@
 """Plain Hugging Face transformers as an engine, for machines where vLLM does not run.
 
-Continuous batching over one left-padded KV cache: rows leave when they finish, new ones are prefilled together and
-joined on, columns that every row pads are cut. Weights are the same module's parameters, changed in place. Correct
-first: no paging and no prefix cache, so memory grows with the longest row; `max_num_seqs` bounds it.
+Continuous batching over one left-padded KV cache: rows leave when they finish, new rows are prefilled together and
+appended, columns that every row pads are cut. New weights are copied into the module's parameters. Simple rather than
+fast: no paging and no prefix cache, so memory grows with the longest row; `max_num_seqs` bounds the memory.
 
 Letters: B rows, S columns of the cache, V vocabulary.
 """
@@ -29,14 +29,14 @@ from sluice.weights.tensors import named_tensors
 
 @dataclass(slots=True)
 class _Row:
-    """One running sample and its own source of randomness."""
+    """One running sample and the sample's own source of randomness."""
 
     sample: RunningSample
     noise: torch.Generator
 
     @property
     def prefix(self) -> list[int]:
-        """Every token but the newest sampled one, which the next step runs."""
+        """Every token but the newest sampled token, which the next step runs."""
         return [*self.sample.request.prompt_token_ids, *self.sample.token_ids[:-1]]
 
 
@@ -44,7 +44,7 @@ class TransformersEngine:
     """See services.rollout.engine.Engine."""
 
     def __init__(self, model: ModelFacts, *, dtype: str, max_model_len: int, max_num_seqs: int) -> None:
-        """Loads the model, on CUDA where there is one."""
+        """Loads the model, on CUDA where there is a CUDA device."""
         self.name = f"transformers {transformers.__version__} on {device_name()}"
         self.max_model_len = max_model_len
         self.capacity = max_num_seqs
@@ -74,7 +74,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def step(self) -> list[FinishedSample]:
-        # Logits are made and used within one step, so that a token's version is the one that computed it.
+        # Logits are made and used within one step, so that a token's version is the version that computed its logits.
         self._batch.advance()
         room = self.capacity - len(self._batch.rows)
         if joining := [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]:
@@ -129,12 +129,12 @@ class TransformersEngine:
 
 
 class _Batch:
-    """The rows that run and their left-padded cache."""
+    """The running rows and their left-padded cache."""
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         self.rows: list[_Row] = []
         self.logits = torch.empty(0)
-        """[B, V] float32, of each row's next token; stale between steps."""
+        """[B, V] float32, the logits of each row's next token; stale between steps."""
         self._model = model
         self._device = device
         self._cache: DynamicCache | None = None
@@ -160,7 +160,7 @@ class _Batch:
         self.rows = [*self.rows, *rows]
 
     def keep(self, stays: Sequence[bool]) -> None:
-        """Drops the rows whose entry is false, and the columns that only they used."""
+        """Drops the rows whose entry is false, and the columns that only these rows used."""
         if all(stays):
             return
         if not any(stays):
@@ -194,7 +194,7 @@ class _Batch:
 
 
 def _layers(cache: DynamicCache) -> list[Any]:
-    """The layers, each with `keys` and `values` of [B, heads, S, D]. Raises ConfigError on any other kind."""
+    """The layers, each with `keys` and `values` of [B, heads, S, D]. Raises ConfigError for any other kind of cache."""
     if odd := [layer for layer in cache.layers if type(layer) is not DynamicLayer]:
         raise ConfigError(
             f"rollout.engine: transformers serves models with full attention only, this one needs {type(odd[0]).__name__};"
@@ -204,7 +204,7 @@ def _layers(cache: DynamicCache) -> list[Any]:
 
 
 def _stack(upper: torch.Tensor, lower: torch.Tensor, *, dim: int) -> torch.Tensor:
-    """Concatenates along rows after padding the shorter one on the left of its columns, dimension `dim`."""
+    """Concatenates rows after padding the shorter tensor on the left of its columns, dimension `dim`."""
     width = max(upper.shape[dim], lower.shape[dim])
     behind = (0, 0) * (upper.ndim - 1 - dim)
     padded = (torch.nn.functional.pad(part, (*behind, width - part.shape[dim], 0)) for part in (upper, lower))

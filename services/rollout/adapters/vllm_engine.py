@@ -1,8 +1,8 @@
-"""vLLM as an engine: its EngineCore in this process, stepped by us, on CUDA and CPU alike.
+"""vLLM as an engine: vLLM's EngineCore in this process, stepped by the rollout's own loop, on CUDA and CPU alike.
 
-The core is driven directly, without vLLM's front end: token ids go in and come out, end tokens are checked by the
-scheduler, and one token's bookkeeping here is two list appends (measured: 1.2 x the tokens/s of `LLMEngine.step`).
-Not calling `step` is what pauses generation, so weights change between two steps without any pause protocol.
+The core is driven directly, without vLLM's front end: token ids go in and come out, the scheduler checks end tokens, and
+one token's bookkeeping here is two list appends (measured: 1.2 x the tokens/s of `LLMEngine.step`). Generation pauses
+whenever nobody calls `step`, so weights change between two steps without any pause protocol.
 Import this module only after `set_environment`. Tested with vLLM 0.32.
 """
 
@@ -40,10 +40,10 @@ _REASONS = {
 }
 
 _CPU_BLOCK_TOKENS = 32
-"""KV block length on a CPU; vLLM's default there, 128, wastes most of a block on short sequences."""
+"""KV block length on a CPU; vLLM's default of 128 on a CPU wastes most of a block on short sequences."""
 
 _CPU_STEP_TOKENS = 2048
-"""Prompt tokens of one step on a CPU, vLLM's default; more where a single prompt or one token a row needs it."""
+"""Prompt tokens of one step on a CPU, vLLM's default; more where a single prompt or one token a row needs more."""
 
 
 class VllmEngine:
@@ -61,8 +61,8 @@ class VllmEngine:
         enforce_eager: bool,
         kv_cache_bytes: int | None,
     ) -> None:
-        """Loads the model. `kv_cache_bytes` counts on a CPU only, `gpu_memory_utilization` and `enforce_eager` on CUDA
-        only."""
+        """Loads the model. `kv_cache_bytes` has an effect on a CPU only, `gpu_memory_utilization` and `enforce_eager` on
+        CUDA only."""
         self.name = f"vllm {vllm.__version__} on {device_name()}"
         self.max_model_len = max_model_len
         self.capacity = max_num_seqs
@@ -70,7 +70,7 @@ class VllmEngine:
         self.generated_tokens = 0
         self._running: dict[str, RunningSample] = {}
         self._backlog: deque[SampleRequest] = deque()
-        """Requests the core has no room for; the core's own waiting queue stays short."""
+        """Requests without room in the core, so that the core's own waiting queue stays short."""
         self._end_token_ids = sorted(model.end_token_ids)
         self._tensor_parallel_size = tensor_parallel_size
         resources: dict[str, Any] = (
@@ -85,13 +85,13 @@ class VllmEngine:
             max_num_seqs=max_num_seqs,
             tensor_parallel_size=tensor_parallel_size,
             worker_extension_cls=_EXTENSION,
-            # Logprobs of the distribution that was sampled from, not of the unscaled logits.
+            # Log-probabilities of the sampling distribution, not of the unscaled logits.
             logprobs_mode="processed_logprobs",
             # Neutral sampling defaults whatever the model folder recommends.
             generation_config="vllm",
             skip_tokenizer_init=True,
             enable_prefix_caching=True,
-            # One batch in flight, so that "between two steps" means what it says.
+            # One batch in flight, so that between two steps no batch is running.
             async_scheduling=False,
             disable_log_stats=True,
             **resources,
@@ -149,7 +149,7 @@ class VllmEngine:
         self._core.shutdown()
 
     def _restart_unstarted(self) -> None:
-        """Gives requests without a token the new version's salt, else they could find the old one's prefix cached."""
+        """Gives requests without a token the new version's salt; with the old salt they could hit the old version's cache."""
         backlog = {request.sample_id for request in self._backlog}
         unstarted = [
             sample.request
@@ -169,7 +169,7 @@ class VllmEngine:
                 seed=request.seed,
                 max_tokens=request.max_tokens,
                 stop_token_ids=self._end_token_ids,
-                logprobs=0,  # of the sampled token alone
+                logprobs=0,  # the sampled token alone
                 detokenize=False,
             ),
             pooling_params=None,
@@ -186,7 +186,7 @@ def _cpu_arguments(needed_step_tokens: int, kv_cache_bytes: int | None) -> dict[
         "enforce_eager": True,
         "block_size": _CPU_BLOCK_TOKENS,
         "kv_cache_memory_bytes": kv_cache_bytes,
-        # vLLM rewinds a seeded request's generator after a partial prefill, which a CPU generator cannot do (it raises).
+        # After a partial prefill vLLM rewinds a seeded request's generator, and a CPU generator raises on a rewind.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(_CPU_STEP_TOKENS, needed_step_tokens),
     }

@@ -1,10 +1,10 @@
-"""The one piece of Sluice that runs inside vLLM's workers (`worker_extension_cls`), reached by `collective_rpc`.
+"""The one piece of Sluice that runs inside vLLM's workers (`worker_extension_cls`), called through `collective_rpc`.
 
-The same code on CUDA and CPU. On a CPU vLLM packs each linear layer's weight for oneDNN once, after loading, and then
-drops the plain weight, so new weights could neither be loaded nor be seen (a tied head keeps its own stale copy).
-Importing this module, which vLLM does before it builds the model, keeps the plain weight, and `sl_load_weights` packs
-again. It costs a second copy of the weights; doing without the packing is as fast on a model of 338k parameters, but
-18 % slower on one of 3 million. A load of the former takes 4 ms.
+The same code runs on CUDA and CPU. On a CPU vLLM packs each linear layer's weight for oneDNN once, after loading, and then
+drops the plain weight, so new weights could neither be loaded nor take effect (a tied head keeps its own stale copy).
+vLLM imports this module before vLLM builds the model; the import keeps the plain weight, and `sl_load_weights` packs
+again. The plain weights are a second copy of the weights. Without the packing a model of 338k parameters is as fast, but a
+model of 3 million parameters is 18 % slower. A load of the smaller model takes 4 ms.
 """
 
 from pathlib import Path
@@ -33,10 +33,10 @@ if current_platform.is_cpu():
 
 
 class SluiceExtension:
-    """Mixed into vLLM's Worker; names start with `sl_` so that they meet none of its own."""
+    """Mixed into vLLM's Worker; method names start with `sl_` so that no name meets one of vLLM's."""
 
     def sl_load_weights(self, manifest: Manifest, buffer: np.ndarray) -> None:
-        """Loads these tensors in place. Raises what vLLM's loaders raise; the model then holds mixed weights."""
+        """Loads these tensors in place. After an error of vLLM's loaders the model holds mixed weights."""
         model: torch.nn.Module = self.model_runner.model  # type: ignore[attr-defined]
         model.load_weights(named_tensors(manifest, buffer))  # type: ignore[operator]
         for module in model.modules():
@@ -44,6 +44,6 @@ class SluiceExtension:
                 module.quant_method.process_weights_after_loading(module)  # type: ignore[union-attr,operator]
 
     def sl_load_file(self, path: str) -> None:
-        """As `sl_load_weights`, from a snapshot file: how worker processes other than the engine's own get them."""
+        """As `sl_load_weights`, from a snapshot file, for worker processes other than the engine's own."""
         snapshot = files.read_snapshot(Path(path))
         self.sl_load_weights(snapshot.manifest, snapshot.buffer)
