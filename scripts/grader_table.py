@@ -1,7 +1,7 @@
-"""Writes the tables of docs/rewards.md that show where graders differ, from the corpus of tests/unit/reward/corpus.
+"""Writes the tables of docs/graders-compared.md, from the corpus of tests/unit/reward/corpus.
 
-`python scripts/grader_table.py`; `--check` fails when the page is not what this writes. The verdicts are those the corpus
-states; test_corpus.py holds the graders to them.
+`python scripts/grader_table.py`; `--check` fails when the page is not what this writes. The corpus states the verdicts, and
+test_corpus.py holds the graders to these verdicts.
 """
 
 import sys
@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.unit.reward.corpus.cases import GRADERS, Case, read_cases  # noqa: E402 - the path comes first
 
-PAGE = ROOT / "docs" / "rewards.md"
+PAGE = ROOT / "docs" / "graders-compared.md"
 BEGIN, END = "<!-- made by scripts/grader_table.py -->", "<!-- end of what scripts/grader_table.py made -->"
 _SHOWN_A_CATEGORY = 4
 _LONGEST_SHOWN = 40
@@ -62,7 +62,7 @@ def _cell(cases: Sequence[Case], grader: str) -> str:
 
 def _examples(cases: Sequence[Case]) -> list[str]:
     lines = [
-        "Some of the answers about which they differ:",
+        "Some of the answers about which graders differ:",
         "",
         f"| ground truth | answer | truly | {' | '.join(f'`{name}`' for name in GRADERS)} | why |",
         f"|---|---|---|{'---|' * len(GRADERS)}---|",

@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
     )
     ledger.add_argument(
         "--sql",
-        help="one SQL statement over the tables groups, attempts and samples (with --run-dir; docs/delivery.md)",
+        help="one SQL statement over the tables groups, attempts and samples (with --run-dir; docs/ledger.md)",
     )
     explain = commands.add_parser(
         "explain",

@@ -1233,7 +1233,7 @@ class GetGroupResponse(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     ROW_JSON_FIELD_NUMBER: _builtins.int
     row_json: _builtins.str
-    """Its ledger row, JSON: the columns of docs/delivery.md, as far as they are known."""
+    """Its ledger row, JSON: the columns of docs/ledger.md, as far as they are known."""
     @_builtins.property
     def summary(self) -> Global___GroupSummary: ...
     @_builtins.property

@@ -1,4 +1,4 @@
-"""The flat records of a group: what Redis keeps of a live one, and its row in the ledger files (columns: docs/delivery.md)."""
+"""The flat records of a group: what Redis keeps of a live one, and its row in the ledger files (columns: docs/ledger.md)."""
 
 import json
 import time

@@ -103,18 +103,18 @@ async def test_an_older_file_keeps_its_columns_through_a_rollback(run_dir, tmp_p
     assert select(older, "SELECT term FROM groups WHERE admission = 0")[1] == [("rollback",)]
 
 
-@pytest.mark.parametrize("sql", blocks(ROOT / "docs" / "delivery.md", "sql"))
+@pytest.mark.parametrize("sql", blocks(ROOT / "docs" / "ledger.md", "sql"))
 def test_the_queries_in_the_documentation_find_something(run_dir, capsys, sql: str) -> None:
     assert main(["ledger", "--run-dir", str(run_dir), "--sql", sql]) == 0
     assert len(capsys.readouterr().out.splitlines()) > 1
 
 
 def test_there_are_four_queries_in_the_documentation() -> None:
-    assert len(blocks(ROOT / "docs" / "delivery.md", "sql")) == 4
+    assert len(blocks(ROOT / "docs" / "ledger.md", "sql")) == 4
 
 
 def test_every_column_is_in_the_documentation() -> None:
-    page = (ROOT / "docs" / "delivery.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "ledger.md").read_text(encoding="utf-8")
     lists = [field for field in LEDGER_SCHEMA if field.name in ("attempts", "completions")]
     columns = LEDGER_SCHEMA.names + [field.name for listed in lists for field in listed.type.value_type]
     assert [name for name in columns if f"`{name}`" not in page] == []
