@@ -5,8 +5,8 @@ import contextlib
 import json
 from typing import Final
 
-GARBAGE: Final = ("", "?", "I do not know.")
-"""Answers that are right for no question."""
+GARBAGE: Final = ("", "?", "I do not know.", "<answer>?</answer>\nAnswer: ?\n#?")
+"""Answers that are right for no question, in the forms that graders read too."""
 
 
 def gold_forms(ground_truth: str) -> list[str]:

@@ -9,6 +9,7 @@ import grpc
 from benchmarks.simulated.names import digest, registration, version
 from sluice.rpc.registration import Registration
 from sluice.rpc.server import RpcServer, make_server
+from sluice.run_dir.stored_group import StoredGroups
 from sluice.v1 import common_pb2 as common
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import learner_pb2, learner_pb2_grpc
@@ -21,7 +22,7 @@ class SimulatedLearner(learner_pb2_grpc.LearnerServiceServicer):
 
     def __init__(self, *, coordinator: str, model: Path) -> None:
         self._coordinator, self._model = coordinator, model
-        self._fence = 0
+        self._fence, self._stored = 0, StoredGroups()
         self.number = 0
         """The version published last."""
 
@@ -50,13 +51,15 @@ class SimulatedLearner(learner_pb2_grpc.LearnerServiceServicer):
     async def batch(self, step: int) -> tuple[str, list[common.Group]]:
         """Digest and groups of batch `step`, however long that takes. Raises RuntimeError when the run ends instead."""
         while True:
-            request = pb.GetBatchRequest(step=step, wait_s=POLL_S, fence=self._fence)
+            request = pb.GetBatchRequest(step=step, wait_s=POLL_S, fence=self._fence, as_stored=True)
             groups: list[common.Group] = []
             name = ""
             async for part in self._standing.stub.GetBatch(request, timeout=POLL_S + 60):
                 match part.WhichOneof("part"):
                     case "header":
                         name = part.header.digest
+                    case "stored_group":
+                        groups.append(self._stored.unpack(part.stored_group))
                     case "group":
                         groups.append(part.group)
                     case _ if part.not_ready.ended:

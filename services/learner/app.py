@@ -55,7 +55,7 @@ def run(options: ServiceOptions) -> bool:
             try:
                 ended = _lead(ranks, control, options)
                 if ended:
-                    control.farewell()
+                    control.leave()
             finally:
                 control.close(grace_s=_EXIT_GRACE_S)
         else:
@@ -65,20 +65,20 @@ def run(options: ServiceOptions) -> bool:
 
 
 def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> bool:
-    config_yaml, run_dir, rollbacks = control.run_facts()
+    config_yaml, run_dir, rollbacks = control.coordinator.run_facts()
     config, worker, state = make_worker(ranks, facts=(config_yaml, run_dir), rollbacks=rollbacks)
     snapshot = worker.gather(_version(state))
     assert snapshot is not None
     publisher = _publisher(ranks, config, options, Path(run_dir))
     publisher.publish(snapshot)
-    _on_signal(lambda: (publisher.stop(), control.wake()), grace_s=config.launch.grace_s)
-    servicer = LearnerServicer(publisher, config=config, run_dir=Path(run_dir), wake=control.wake)
+    _on_signal(lambda: (publisher.stop(), control.coordinator.wake()), grace_s=config.launch.grace_s)
+    servicer = LearnerServicer(publisher, config=config, run_dir=Path(run_dir), wake=control.coordinator.wake)
     record = TrainingRecord(state.trained)
     control.open(config, publisher, record, add_servicer=partial(add_LearnerServiceServicer_to_server, servicer))
     exports = BackgroundExports(config=config, directory=Path(run_dir) / "exports")
     leader = Leader(
         worker=worker,
-        coordinator=control,
+        coordinator=control.coordinator,
         publisher=publisher,
         lineages=LineageBook(Path(run_dir) / LINEAGES_FILE),
         record=record,

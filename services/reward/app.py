@@ -4,8 +4,6 @@ Waits: for the coordinator (`Registration`, which gives up in time), then for a 
 service tells the coordinator that it is leaving, lets running calls end and stops.
 """
 
-import asyncio
-import uuid
 from contextlib import AbstractAsyncContextManager
 
 import grpc
@@ -20,13 +18,12 @@ from services.reward.sandbox.protections import say_protections
 from services.reward.scoring import OverlongBuffer, Scorer
 from services.reward.self_check import KNOWN, gold_check
 from services.reward.servicer import RewardServicer
-from sluice import PROTOCOL_VERSION
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.errors import LaunchError
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
-from sluice.rpc.registration import Registration
-from sluice.rpc.server import RpcServer, make_server, stop_on_signals
+from sluice.rpc.membership import Membership
+from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import coordinator_pb2, reward_pb2, reward_pb2_grpc
@@ -34,8 +31,6 @@ from sluice.v1 import coordinator_pb2, reward_pb2, reward_pb2_grpc
 log = structlog.get_logger(__name__)
 
 SERVICE_NAME = reward_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
-
-_FAREWELL_TIMEOUT_S = 2.0
 
 
 async def serve(options: ServiceOptions) -> None:
@@ -46,25 +41,38 @@ async def serve(options: ServiceOptions) -> None:
         LaunchError: a port is taken, or a built-in verifier judges a known answer wrongly.
         Unavailable: the coordinator did not answer for too long.
     """
-    standing = _Standing(options)
-    config = parse_config(await standing.registration.fetch_config(), where=f"coordinator {options.coordinator}")
+    pools: GraderPools | None = None
+
+    def describe() -> coordinator_pb2.RegisterRequest:
+        assert pools is not None
+        return coordinator_pb2.RegisterRequest(role=coordinator_pb2.SERVICE_ROLE_REWARD, capacity=pools.capacity)
+
+    def beat() -> coordinator_pb2.HeartbeatRequest:
+        assert pools is not None
+        return coordinator_pb2.HeartbeatRequest(running=pools.running)
+
+    membership = Membership(options, describe=describe, beat=beat)
     exporter = Exporter(service="reward")
     try:
+        config_yaml = await membership.registration.fetch_config()
+        config = parse_config(config_yaml, where=f"coordinator {options.coordinator}")
+        metrics_port = None
         if config.network.metrics:
-            standing.metrics_port = exporter.serve(bind=options.bind, port=options.metrics_port)
+            metrics_port = exporter.serve(bind=options.bind, port=options.metrics_port)
         await say_protections()
         router = Router(config.reward.routes)
         async with open_graders(config, router) as pools:
-            standing.pools = pools
             server = await make_reward_server(config, router, pools, exporter, credentials=options.credentials)
-            standing.port = await server.start(bind=options.bind, port=options.port)
+            port = await server.start(bind=options.bind, port=options.port)
             try:
-                await standing.hold()
+                membership.serves(port=port, metrics_port=metrics_port)
+                await membership.stay()
+                await membership.leave()
             finally:
                 await server.stop(grace_s=0.8 * config.launch.grace_s)
     finally:
         exporter.close()
-        await standing.registration.close()
+        await membership.registration.close()
     log.info("stopped")
 
 
@@ -108,65 +116,6 @@ def open_graders(config: Config, router: Router) -> AbstractAsyncContextManager[
         recycle_after=reward.recycle_after,
     )
     return GraderPools.open(workers=reward.workers, limits=limits, network=router.needs_network)
-
-
-class _Standing:
-    """This process's registration with the coordinator, and its heartbeats."""
-
-    def __init__(self, options: ServiceOptions) -> None:
-        self._options = options
-        self._incarnation = uuid.uuid4().hex
-        self._leaving = False
-        self.port = 0
-        self.metrics_port: int | None = None
-        self.pools: GraderPools | None = None
-        self.registration = Registration(
-            coordinator=options.coordinator, describe=self._describe, beat=self._beat, credentials=options.credentials
-        )
-
-    async def hold(self) -> None:
-        """Registers and heartbeats until a signal or the end of the run, then says farewell."""
-        stop = asyncio.Event()
-        await self.registration.register()
-        stop_on_signals(stop)
-        async with asyncio.TaskGroup() as group:
-            beating = group.create_task(self.registration.keep_alive())
-            waits = [group.create_task(event.wait()) for event in (stop, self.registration.run_ended)]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for task in (beating, *waits):
-                task.cancel()
-        self._leaving = True
-        try:
-            await self.registration.stub.Heartbeat(self._beat(), timeout=_FAREWELL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:  # the coordinator will notice the silence
-            log.info("farewell_not_heard", code=error.code().name)
-
-    def _describe(self) -> coordinator_pb2.RegisterRequest:
-        assert self.pools is not None
-        host, metrics = self._options.advertise, self.metrics_port
-        return coordinator_pb2.RegisterRequest(
-            role=coordinator_pb2.SERVICE_ROLE_REWARD,
-            service_id=self._service_id,
-            address=f"{host}:{self.port}",
-            protocol_version=PROTOCOL_VERSION,
-            capacity=self.pools.capacity,
-            incarnation=self._incarnation,
-            metrics_address="" if metrics is None else f"{host}:{metrics}",
-        )
-
-    def _beat(self) -> coordinator_pb2.HeartbeatRequest:
-        assert self.pools is not None
-        return coordinator_pb2.HeartbeatRequest(
-            service_id=self._service_id,
-            incarnation=self._incarnation,
-            running=self.pools.running,
-            draining=self._leaving,
-        )
-
-    @property
-    def _service_id(self) -> str:
-        registered = self.registration.registered
-        return registered.service_id if registered else self._options.service_id
 
 
 def _overlong(config: Config) -> OverlongBuffer | None:

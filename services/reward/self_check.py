@@ -10,6 +10,7 @@ from typing import Final
 
 from services.reward.ports import Question
 from services.reward.scoring import SampleToScore, Scorer
+from sluice.gold_answers import GARBAGE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,17 +32,15 @@ KNOWN: Final = (
 )
 """Rows for the verifiers that need no optional package."""
 
-_GARBAGE = ("", "no idea", "<answer>?</answer>\nAnswer: ?\n#?")
-
 
 async def gold_check(rows: Sequence[GoldRow], scorer: Scorer) -> list[str]:
     """One message a problem; empty when every row is judged rightly."""
     problems: list[str] = []
     for row in rows:
-        texts = (row.gold_text, *_GARBAGE)
+        texts = (row.gold_text, *GARBAGE)
         samples = [SampleToScore(text=text, response_tokens=len(text) + 1, finished=True) for text in texts]
         scored = await scorer.score(question=row.question, samples=samples)
-        for text, reward, expected in zip(texts, scored.rewards, (1.0, *[0.0] * len(_GARBAGE)), strict=True):
+        for text, reward, expected in zip(texts, scored.rewards, (1.0, *[0.0] * len(GARBAGE)), strict=True):
             if reward.acc != expected:
                 problems.append(
                     f"{row.question.data_source}: {text!r} must have acc {expected:g}, got {reward.acc:g} "

@@ -7,7 +7,6 @@ the coordinator that it is leaving, lets running samples end for half of the gra
 
 import asyncio
 import sys
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +19,13 @@ from services.rollout.engine_loop import EngineFailed, EngineLoop
 from services.rollout.engine_metrics import RolloutMetrics
 from services.rollout.engine_watch import end_process, hung_s
 from services.rollout.model_files import ModelFacts, read_model
-from sluice import PROTOCOL_VERSION
 from sluice.clock import SystemClock
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.errors import ConfigError
+from sluice.rpc.membership import Membership
 from sluice.rpc.policy_versions import version_to_proto
-from sluice.rpc.registration import Registration
-from sluice.rpc.server import RpcServer, make_server, stop_on_signals
+from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import common_pb2, coordinator_pb2, rollout_pb2, rollout_pb2_grpc
@@ -45,8 +43,6 @@ THREAD_SWITCH_S = 0.0005
 """Python's thread switch interval: how long the engine's thread may keep Python's lock from the event loop's thread.
 Measured on 2 cores, 256 running samples of the demo model: 1.02 x the tokens/s of the bare engine, against 0.96 x at
 Python's default of 5 ms."""
-
-_FAREWELL_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,15 +106,10 @@ class _Service:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._incarnation = uuid.uuid4().hex
-        self._leaving = False
-        self._port = 0
-        self._metrics_address = ""
         self._exporter = Exporter(service="rollout")
         self._metrics = RolloutMetrics(self._exporter, service="rollout")
-        self.registration = Registration(
-            coordinator=options.coordinator, describe=self._describe, beat=self._beat, credentials=options.credentials
-        )
+        self._membership = Membership(options, describe=self._describe, beat=self._beat)
+        self.registration = self._membership.registration
 
     async def run(self, config: Config) -> None:
         model = read_model(Path(config.model.path))
@@ -130,10 +121,11 @@ class _Service:
         self._loop.start()
         server = self._make_server(config)
         try:
+            metrics_port = None
             if config.network.metrics:
-                port = self._exporter.serve(bind=self._options.bind, port=self._options.metrics_port)
-                self._metrics_address = f"{self._options.advertise}:{port}"
-            self._port = await server.start(bind=self._options.bind, port=self._options.port)
+                metrics_port = self._exporter.serve(bind=self._options.bind, port=self._options.metrics_port)
+            port = await server.start(bind=self._options.bind, port=self._options.port)
+            self._membership.serves(port=port, metrics_port=metrics_port)
             await self._hold(step_limit_s=config.rollout.step_timeout_s)
             await self._leave(grace_s=0.5 * config.launch.grace_s)
         finally:
@@ -165,7 +157,7 @@ class _Service:
             weights=self._weights,
             model=self._model,
             decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-            rollout_id=lambda: self._service_id,
+            rollout_id=lambda: self._membership.service_id,
         )
 
         def register(server: grpc.aio.Server) -> None:
@@ -184,29 +176,18 @@ class _Service:
 
         Raises EngineFailed when the engine is lost; an engine that hangs ends the process.
         """
-        stop = asyncio.Event()
-        await self.registration.register()
-        stop_on_signals(stop)
-        async with asyncio.TaskGroup() as group:
-            beating = group.create_task(self.registration.keep_alive())
-            stopping = group.create_task(stop.wait())
-            ended = group.create_task(self.registration.run_ended.wait())
-            hanging = group.create_task(hung_s(self._loop, limit_s=step_limit_s, clock=SystemClock()))
-            ways = (stopping, ended, self._loop.failed, hanging)
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        hanging = asyncio.create_task(hung_s(self._loop, limit_s=step_limit_s, clock=SystemClock()))
+        try:
+            await self._membership.stay(self._loop.failed, hanging)
             if hanging.done():
                 end_process(hanging.result(), limit_s=step_limit_s)
-            for task in (beating, stopping, ended, hanging):
-                task.cancel()
+        finally:
+            hanging.cancel()
         if self._loop.failed.done():
             raise EngineFailed("the engine failed; its traceback is in the log above")
 
     async def _leave(self, *, grace_s: float) -> None:
-        self._leaving = True
-        try:
-            await self.registration.stub.Heartbeat(self._beat(), timeout=_FAREWELL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:  # the coordinator will notice the silence
-            log.info("farewell_not_heard", code=error.code().name)
+        await self._membership.leave()
         aborted = await self._loop.drain(timeout_s=grace_s)
         log.info("drained", aborted_samples=len(aborted))
 
@@ -214,35 +195,22 @@ class _Service:
         engine = self._loop.engine
         return coordinator_pb2.RegisterRequest(
             role=coordinator_pb2.SERVICE_ROLE_ROLLOUT,
-            service_id=self._service_id,
-            address=f"{self._options.advertise}:{self._port}",
-            protocol_version=PROTOCOL_VERSION,
             model_hash=self._model.model_hash,
             tokenizer_hash=self._model.tokenizer_hash,
             engine=engine.name,
             capacity=engine.capacity,
             max_model_len=engine.max_model_len,
             version=self._version_message(),
-            incarnation=self._incarnation,
-            metrics_address=self._metrics_address,
         )
 
     def _beat(self) -> coordinator_pb2.HeartbeatRequest:
         self._metrics.refresh(self._loop)
         return coordinator_pb2.HeartbeatRequest(
-            service_id=self._service_id,
-            incarnation=self._incarnation,
             running=self._loop.running,
             version=self._version_message(),
             generated_tokens=self._loop.engine.generated_tokens,
-            draining=self._leaving,
         )
 
     def _version_message(self) -> common_pb2.PolicyVersion | None:
         version = self._loop.version
         return None if version is None else version_to_proto(version)
-
-    @property
-    def _service_id(self) -> str:
-        registered = self.registration.registered
-        return registered.service_id if registered else self._options.service_id

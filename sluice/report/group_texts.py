@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import zstandard
-
 from sluice.report.samples import read_samples
 from sluice.run_dir.batch_file import batch_path, payloads_of
+from sluice.run_dir.stored_group import StoredGroups
 from sluice.v1 import common_pb2
 
 
@@ -29,10 +28,10 @@ def texts_on_disk(run_dir: Path, *, group_id: str, step: int) -> Texts | str:
     if step < 0:
         return "not on disk: only groups that were handed to the learner are written with their texts"
     path = batch_path(run_dir, step)
-    decompressor = zstandard.ZstdDecompressor()
+    stored = StoredGroups()
     for kept in (path, *path.parent.glob(f"*/{path.name}")):  # and batch files that a rollback has set aside
         for payload in payloads_of(kept.read_bytes()) if kept.exists() else ():
-            group = common_pb2.Group.FromString(decompressor.decompress(payload))
+            group = stored.unpack(payload)
             if group.group_id == group_id:
                 return texts_of(group)
     for shown in read_samples(run_dir):

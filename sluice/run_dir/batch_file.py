@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from blake3 import blake3
+
 _FRAME = struct.Struct("<I")
 _NAME = re.compile(r"step-(\d+)\.")
 
@@ -31,6 +33,14 @@ def frames(payloads: Iterable[bytes]) -> Iterator[bytes]:
     for payload in payloads:
         yield _FRAME.pack(len(payload))
         yield payload
+
+
+def digest_of(payloads: Iterable[bytes]) -> str:
+    """blake3 of the body of the batch file with these groups, hex: the batch's digest everywhere."""
+    digest = blake3()
+    for piece in frames(payloads):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def payloads_of(body: bytes) -> list[bytes]:

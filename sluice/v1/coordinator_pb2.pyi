@@ -1551,22 +1551,26 @@ class GetBatchRequest(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     WAIT_S_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
+    AS_STORED_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """0-based step that will be trained on it."""
     wait_s: _builtins.float
     """Long poll: when no batch is ready after this long, `not_ready` says why."""
     fence: _builtins.int
     """Fencing token from Register."""
+    as_stored: _builtins.bool
+    """Whether groups come as they are stored, so that their digest can be checked; false: as Group messages."""
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         wait_s: _builtins.float = ...,
         fence: _builtins.int = ...,
+        as_stored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "step", b"step", "wait_s", b"wait_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_stored", b"as_stored", "fence", b"fence", "step", b"step", "wait_s", b"wait_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1634,6 +1638,11 @@ class GetBatchResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     NOT_READY_FIELD_NUMBER: _builtins.int
+    STORED_GROUP_FIELD_NUMBER: _builtins.int
+    stored_group: _builtins.bytes
+    """With `as_stored`: a Group message under zstd. The digest of the header is blake3 over all of a batch's groups in
+    their order, each after its length in bytes (uint32, little-endian).
+    """
     @_builtins.property
     def header(self) -> Global___BatchHeader: ...
     @_builtins.property
@@ -1646,12 +1655,13 @@ class GetBatchResponse(_message.Message):
         header: Global___BatchHeader | None = ...,
         group: _common_pb2.Group | None = ...,
         not_ready: Global___BatchNotReady | None = ...,
+        stored_group: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "header", b"header", "not_ready", b"not_ready", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "header", b"header", "not_ready", b"not_ready", "part", b"part", "stored_group", b"stored_group"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "header", b"header", "not_ready", b"not_ready", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "header", b"header", "not_ready", b"not_ready", "part", b"part", "stored_group", b"stored_group"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "group", "not_ready"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "group", "not_ready", "stored_group"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 

@@ -16,6 +16,8 @@ from sluice.config.schema import Config
 from sluice.errors import Fenced
 from sluice.rpc.arrays import pack_floats, pack_ids
 from sluice.rpc.server import RpcServer, make_server
+from sluice.run_dir.batch_file import digest_of
+from sluice.run_dir.stored_group import StoredGroups
 from sluice.v1 import common_pb2, coordinator_pb2_grpc
 from sluice.v1 import coordinator_pb2 as pb
 from tests.unit.learner.learner_cases import make_batch, make_config, write_tiny_model
@@ -85,10 +87,12 @@ class FakeCoordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
             yield pb.GetBatchResponse(not_ready=pb.BatchNotReady(reason="the run has ended", ended=True))
             return
         batch = make_batch(step=request.step, groups=6, n=4)
-        header = pb.BatchHeader(step=batch.step, groups=len(batch.groups), digest=batch.digest)
+        payloads = stored_groups(batch)
+        header = pb.BatchHeader(step=batch.step, groups=len(payloads), digest=digest_of(payloads))
         yield pb.GetBatchResponse(header=header)
-        for group in groups_to_wire(batch):
-            yield pb.GetBatchResponse(group=group)
+        assert request.as_stored
+        for payload in payloads:
+            yield pb.GetBatchResponse(stored_group=payload)
 
     async def CommitStep(
         self, request: pb.CommitStepRequest, context: grpc.aio.ServicerContext
@@ -135,6 +139,12 @@ async def serving_a_tiny_run(folder: Path, **learner: Any) -> AsyncIterator[tupl
         yield fake, f"127.0.0.1:{server.port}"
     finally:
         await server.stop(grace_s=0)
+
+
+def stored_groups(batch: Batch) -> list[bytes]:
+    """A batch as the coordinator stores it and hands it out."""
+    stored = StoredGroups()
+    return [stored.pack(group.SerializeToString()) for group in groups_to_wire(batch)]
 
 
 def groups_to_wire(batch: Batch) -> list[common_pb2.Group]:

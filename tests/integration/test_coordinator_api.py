@@ -226,7 +226,7 @@ async def beat(run: Coordinator, service: FakeRollout | FakeReward | FakeLearner
 async def test_services_are_told_of_the_end_and_the_coordinator_ends_when_they_have_left(
     serve: Serve, cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.api.linger.FAREWELL_S", 0.1)
+    monkeypatch.setattr("services.coordinator.api.linger.LAST_CALLS_S", 0.1)
     async with serve() as run:
         await cast.register(run)
         assert not await beat(run, cast.rollout, draining=False)
@@ -244,7 +244,7 @@ async def test_services_are_told_of_the_end_and_the_coordinator_ends_when_they_h
 async def test_a_coordinator_that_a_launcher_started_stays_until_the_launcher_ends_it(
     serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.api.linger.FAREWELL_S", 0.01)
+    monkeypatch.setattr("services.coordinator.api.linger.LAST_CALLS_S", 0.01)
     async with serve(stay=True) as run:
         await end_of_a_run(run, cast)
         for service in (cast.rollout, cast.reward, cast.learner):
@@ -257,7 +257,7 @@ async def test_a_coordinator_waits_for_a_learner_that_exports_and_for_a_silent_r
     serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.coordinator.api.linger.LINGER_S", 0.1)
-    monkeypatch.setattr("services.coordinator.api.linger.FAREWELL_S", 0.1)
+    monkeypatch.setattr("services.coordinator.api.linger.LAST_CALLS_S", 0.1)
     async with serve() as run:
         await end_of_a_run(run, cast)
         await beat(run, cast.reward, draining=True)
@@ -278,7 +278,7 @@ async def end_of_a_run(run: Coordinator, cast: Cast) -> None:
 async def test_a_finished_coordinator_waits_for_a_service_that_still_loads_its_model(
     serve: Serve, cast: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.api.linger.FAREWELL_S", 0.1)
+    monkeypatch.setattr("services.coordinator.api.linger.LAST_CALLS_S", 0.1)
     make_tokens(tmp_path / "tokens", private_network=False)
     async with (
         serve(credentials=tmp_path / "tokens", launch__ready_timeout_s=0.2) as run,
@@ -309,7 +309,7 @@ async def calling_as(run: Coordinator, folder: Path) -> AsyncIterator[Coordinato
 async def test_a_coordinator_that_finds_a_failed_run_has_not_failed_itself(
     serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.coordinator.api.linger.FAREWELL_S", 0.1)
+    monkeypatch.setattr("services.coordinator.api.linger.LAST_CALLS_S", 0.1)
     codes = []
     for changes in ({"launch__ready_timeout_s": 0.2}, {}):
         async with serve(**changes) as run:

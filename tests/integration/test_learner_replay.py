@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import zstandard
 from blake3 import blake3
 
 from services.coordinator.storage.run_files import RunFiles
 from sluice.config.load import dump_config
 from sluice.run_dir.batch_file import batch_path
-from tests.integration.fake_coordinator import FakeCoordinator, groups_to_wire, serving_a_tiny_run
+from tests.integration.fake_coordinator import FakeCoordinator, serving_a_tiny_run, stored_groups
 from tests.unit.learner.learner_cases import make_batch
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
@@ -139,10 +138,8 @@ async def _record(fake: FakeCoordinator) -> None:
     """Configuration, batches and the lines of the steps, as the coordinator writes them."""
     (fake.run_dir / "config.yaml").write_text(dump_config(fake.config))
     files = RunFiles(fake.run_dir)
-    compressor = zstandard.ZstdCompressor(level=1)
     for commit in fake.commits:
-        groups = groups_to_wire(make_batch(step=commit.step, groups=6, n=4))
-        payloads = [compressor.compress(group.SerializeToString()) for group in groups]
+        payloads = stored_groups(make_batch(step=commit.step, groups=6, n=4))
         batch = await files.stage_batch(commit.step, payloads=payloads)
         await files.name_batch(commit.step, batch.digest)
         made = {"lineage": "a", "weights_digest": commit.weights_digest, "batch_digest": batch.digest}

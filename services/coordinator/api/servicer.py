@@ -286,7 +286,10 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         header = pb.BatchHeader(step=found.step, groups=len(found.payloads), digest=found.digest)
         yield pb.GetBatchResponse(header=header)
         for payload in found.payloads:
-            yield pb.GetBatchResponse(group=parts.codec.decode(payload))
+            if request.as_stored:
+                yield pb.GetBatchResponse(stored_group=payload)
+            else:
+                yield pb.GetBatchResponse(group=parts.codec.decode(payload))
 
     async def CommitStep(
         self, request: pb.CommitStepRequest, context: grpc.aio.ServicerContext

@@ -196,7 +196,7 @@ class Fleet:
     @property
     def has_left(self) -> bool:
         """Whether somebody was here, and all have gone. A learner that is lost comes again, to export the model: only one
-        that said farewell has gone.
+        that said so has gone.
         """
         gone = {Role.LEARNER: {State.DRAINING}}
         return bool(self.members) and all(

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from sluice.errors import NotFound
 from sluice.report.ledger_tables import find_row
 from sluice.report.metrics import METRICS_FILE
-from sluice.run_dir.batch_file import batch_files, batch_path, frames, payload_at, payloads_of
+from sluice.run_dir.batch_file import batch_files, batch_path, digest_of, frames, payload_at, payloads_of
 from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class RunFiles:
         """Writes and syncs batch `step` under a name of its own; it is the batch once `name_batch` was called."""
 
         def staged() -> str:
-            digest = _digest_of(frames(payloads))
+            digest = digest_of(payloads)
             _write_synced(self._staged_path(step, digest), frames(payloads))
             return digest
 
@@ -187,14 +187,6 @@ class RunFiles:
 
     def _staged_path(self, step: int, digest: str) -> Path:
         return self._batch_path(step).with_suffix(f".{digest[:16]}.staged")
-
-
-def _digest_of(pieces: Iterable[bytes]) -> str:
-    """The blake3 of it all, hex."""
-    digest = blake3.blake3()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def _write_synced(path: Path, pieces: Iterable[bytes]) -> None:

@@ -4,8 +4,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import zstandard
-
 from services.coordinator.prompts.render import Prompt
 from services.coordinator.state.group import Group, GroupFailed, QueuedGroup, Reward, Sample, Span
 from services.coordinator.state.learner_history import Statement, TrainedStep
@@ -14,6 +12,7 @@ from sluice.errors import InvalidRequest, SluiceError
 from sluice.limits import MAX_MESSAGE_BYTES
 from sluice.rpc.arrays import pack_floats, pack_ids, unpack_floats, unpack_ids
 from sluice.rpc.policy_versions import version_from_proto, version_to_proto
+from sluice.run_dir.stored_group import StoredGroups
 from sluice.v1 import common_pb2 as pb
 from sluice.v1 import coordinator_pb2
 
@@ -179,11 +178,10 @@ def _reward_to(reward: Reward) -> pb.SampleReward:
 
 
 class ZstdGroups:
-    """The codec of queue and batch files: a Group message, zstd level 1."""
+    """Groups as queue and batch files have them (GroupCodec of state/ports.py)."""
 
     def __init__(self) -> None:
-        self._compressor = zstandard.ZstdCompressor(level=1)
-        self._decompressor = zstandard.ZstdDecompressor()
+        self._stored = StoredGroups()
 
     def encode(self, group: Group) -> bytes:
         """A compressed, self-contained group. Raises GroupFailed for one that does not fit a message to the learner."""
@@ -194,11 +192,11 @@ class ZstdGroups:
                 fault=f"{group.group_id} has {len(body)} bytes with its texts, a message to the learner takes "
                 f"{LARGEST_GROUP_BYTES}; lower rollout.n or data.max_response_length, or shorten extra_info of the prompt",
             )
-        return self._compressor.compress(body)
+        return self._stored.pack(body)
 
     def decode(self, payload: bytes) -> pb.Group:
         """The message behind a payload."""
-        return pb.Group.FromString(self._decompressor.decompress(payload))
+        return self._stored.unpack(payload)
 
     def to_read(self, payload: bytes) -> dict[str, Any]:
         """The group's id, prompt, completions and scores, for people: a line of samples.jsonl."""

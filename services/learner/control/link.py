@@ -1,23 +1,25 @@
-"""The coordinator as the learner's loop sees it: gRPC calls that outlast a restart of either side.
+"""The coordinator as the learner's loop calls it: blocking, and outlasting a restart of either side.
 
-Runs in the control thread's event loop. Waits: for the coordinator, at most `Registration.patience_s` in a row. A call
-refused by a fence is repeated when this process has registered anew meanwhile (a restarted coordinator hands out new
-fences); otherwise another learner has taken over and `Fenced` ends this one.
+The calls themselves run in the control thread's event loop. Waits: for the coordinator, at most `Registration.patience_s`
+in a row. A call refused by a fence is repeated when this process has registered anew meanwhile (a restarted coordinator
+hands out new fences); otherwise another learner has taken over and `Fenced` ends this one.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from services.learner.batches.batch import Batch
+from services.learner.control.thread import ControlThread
+from services.learner.control.wire import batch_from_wire
 from services.learner.ports import NoBatch
 from sluice.errors import Fenced
 from sluice.lineage import Rollback
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.registration import CALL_TIMEOUT_S, Registration
-from sluice.v1 import common_pb2
 from sluice.v1 import coordinator_pb2 as pb
 
 T = TypeVar("T")
@@ -33,102 +35,106 @@ _RENEWAL_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RawBatch:
+class _RawBatch:
     """A batch as it came."""
 
     header: pb.BatchHeader
-    groups: list[common_pb2.Group]
+    payloads: list[bytes]
 
 
-@dataclass(kw_only=True, slots=True)
 class CoordinatorLink:
-    """Calls one coordinator. `wake` ends the wait for a batch early."""
+    """`Coordinator` of ports.py, and what a learner asks before it has a model."""
 
-    registration: Registration
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    _registered: asyncio.Condition = field(default_factory=asyncio.Condition)
+    def __init__(
+        self, thread: ControlThread, registration: Registration, *, show: Callable[[Mapping[str, float]], None]
+    ) -> None:
+        """`show` is given the metrics of every step before it is committed."""
+        self._thread, self._registration, self._show = thread, registration, show
+        self._wake, self._registered = asyncio.Event(), asyncio.Condition()
+        registration.on_registered = self._announce
 
-    def __post_init__(self) -> None:
-        self.registration.on_registered = self._announce
+    def run_facts(self) -> tuple[str, str, Sequence[Rollback]]:
+        """The run's configuration as YAML, its directory and its rollbacks, oldest first; waits for the coordinator."""
+        return self._thread.call(self._run_facts())
 
-    async def run_facts(self) -> tuple[str, str, Sequence[Rollback]]:
-        """The run's configuration as YAML, its directory and its rollbacks, oldest first."""
-        config = await self.registration.fetch_config()
-        status = await self.registration.patiently(
-            lambda: self.registration.stub.GetStatus(pb.GetStatusRequest(), timeout=CALL_TIMEOUT_S), "GetStatus"
+    def batch(self, step: int) -> Batch | NoBatch:
+        """Coordinator.batch. Raises TransferError when it is damaged, InvalidRequest when it could not be trained correctly."""
+        found = self._thread.call(self._poll(step))
+        return batch_from_wire(found.header, found.payloads) if isinstance(found, _RawBatch) else found
+
+    def commit_step(
+        self, batch: Batch, *, version: PolicyVersion, weights_digest: str, metrics: Mapping[str, float]
+    ) -> str:
+        """Coordinator.commit_step."""
+        self._show(metrics)
+
+        def commit(fence: int) -> Awaitable[pb.CommitStepResponse]:
+            request = pb.CommitStepRequest(
+                step=batch.step,
+                version=version_to_proto(version),
+                weights_digest=weights_digest,
+                batch_digest=batch.digest,
+                metrics=metrics,
+                fence=fence,
+            )
+            return self._registration.stub.CommitStep(request, timeout=CALL_TIMEOUT_S)
+
+        return self._thread.call(self._fenced(commit, "CommitStep")).recorded_digest
+
+    def commit_checkpoint(self, version: PolicyVersion, path: Path) -> None:
+        """Coordinator.commit_checkpoint."""
+
+        def commit(fence: int) -> Awaitable[pb.CommitCheckpointResponse]:
+            request = pb.CommitCheckpointRequest(version=version_to_proto(version), path=str(path), fence=fence)
+            return self._registration.stub.CommitCheckpoint(request, timeout=CALL_TIMEOUT_S)
+
+        self._thread.call(self._fenced(commit, "CommitCheckpoint"))
+
+    def wake(self) -> None:
+        """Ends a wait for a batch. Safe from any thread and in a signal handler."""
+        self._thread.soon(self._wake.set)
+
+    async def _run_facts(self) -> tuple[str, str, Sequence[Rollback]]:
+        config = await self._registration.fetch_config()
+        status = await self._registration.patiently(
+            lambda: self._registration.stub.GetStatus(pb.GetStatusRequest(), timeout=CALL_TIMEOUT_S), "GetStatus"
         )
         rollbacks = [Rollback(to=rollback.to, lineage=rollback.lineage) for rollback in status.rollbacks]
         return config, status.run_dir, rollbacks
 
-    async def batch(self, step: int) -> RawBatch | NoBatch:
+    async def _poll(self, step: int) -> _RawBatch | NoBatch:
         """Batch `step`, or none after POLL_S or a wake."""
         getting = asyncio.ensure_future(self._fenced(lambda fence: self._read_batch(step, fence), "GetBatch"))
-        waking = asyncio.ensure_future(self.wake.wait())
+        waking = asyncio.ensure_future(self._wake.wait())
         try:
             await asyncio.wait({getting, waking}, return_when=asyncio.FIRST_COMPLETED)
             if getting.done():
                 return getting.result()
             return NoBatch(reason="", ended=False)
         finally:
-            self.wake.clear()
+            self._wake.clear()
             for task in (getting, waking):
                 task.cancel()
             await asyncio.gather(getting, waking, return_exceptions=True)
 
-    async def commit_step(
-        self,
-        step: int,
-        *,
-        version: PolicyVersion,
-        weights_digest: str,
-        batch_digest: str,
-        metrics: Mapping[str, float],
-    ) -> str:
-        """CommitStep; returns the recorded digest."""
-        response = await self._fenced(
-            lambda fence: self.registration.stub.CommitStep(
-                pb.CommitStepRequest(
-                    step=step,
-                    version=version_to_proto(version),
-                    weights_digest=weights_digest,
-                    batch_digest=batch_digest,
-                    metrics=metrics,
-                    fence=fence,
-                ),
-                timeout=CALL_TIMEOUT_S,
-            ),
-            "CommitStep",
-        )
-        return response.recorded_digest
-
-    async def commit_checkpoint(self, version: PolicyVersion, path: Path) -> None:
-        """CommitCheckpoint."""
-        await self._fenced(
-            lambda fence: self.registration.stub.CommitCheckpoint(
-                pb.CommitCheckpointRequest(version=version_to_proto(version), path=str(path), fence=fence),
-                timeout=CALL_TIMEOUT_S,
-            ),
-            "CommitCheckpoint",
-        )
-
-    async def _read_batch(self, step: int, fence: int) -> RawBatch | NoBatch:
-        request = pb.GetBatchRequest(step=step, wait_s=POLL_S, fence=fence)
-        header, groups = pb.BatchHeader(), []
-        async for response in self.registration.stub.GetBatch(request, timeout=POLL_S + TRANSFER_S):
+    async def _read_batch(self, step: int, fence: int) -> _RawBatch | NoBatch:
+        request = pb.GetBatchRequest(step=step, wait_s=POLL_S, fence=fence, as_stored=True)
+        header, payloads = pb.BatchHeader(), []
+        async for response in self._registration.stub.GetBatch(request, timeout=POLL_S + TRANSFER_S):
             match response.WhichOneof("part"):
                 case "not_ready":
                     return NoBatch(reason=response.not_ready.reason, ended=response.not_ready.ended)
                 case "header":
                     header = response.header
-                case "group":
-                    groups.append(response.group)
-        return RawBatch(header=header, groups=groups)
+                case "stored_group":
+                    payloads.append(response.stored_group)
+        return _RawBatch(header=header, payloads=payloads)
 
     async def _fenced(self, call: Callable[[int], Awaitable[T]], what: str) -> T:
         while True:
             fence = self._fence
             try:
-                return await self.registration.patiently(lambda: call(self._fence), what)
+                return await self._registration.patiently(lambda: call(self._fence), what)
             except Fenced:
                 if not await self._renewed(fence):
                     raise
@@ -148,5 +154,5 @@ class CoordinatorLink:
 
     @property
     def _fence(self) -> int:
-        assert self.registration.registered is not None
-        return self.registration.registered.fence
+        assert self._registration.registered is not None
+        return self._registration.registered.fence

@@ -42,17 +42,17 @@ class ControlThread:
         """Runs a plain function in the loop; safe from any thread and in a signal handler."""
         self._loop.call_soon_threadsafe(action)
 
-    def close(self, farewell: Callable[[], Awaitable[None]]) -> None:
-        """Ends the kept tasks, runs `farewell`, then ends the thread."""
-        asyncio.run_coroutine_threadsafe(self._end(farewell), self._loop).result()
+    def close(self, finish: Callable[[], Awaitable[None]]) -> None:
+        """Ends the kept tasks, runs `finish`, then ends the thread."""
+        asyncio.run_coroutine_threadsafe(self._end(finish), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    async def _end(self, farewell: Callable[[], Awaitable[None]]) -> None:
+    async def _end(self, finish: Callable[[], Awaitable[None]]) -> None:
         for task in self._background:
             task.cancel()
-        await farewell()
+        await finish()
         rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in rest:
             task.cancel()

@@ -6,19 +6,32 @@ import numpy as np
 
 from services.learner.batches.batch import Batch, TrainGroup, TrainSequence
 from services.learner.control.record import TrainedBatch
-from sluice.errors import InvalidRequest
+from sluice.errors import InvalidRequest, TransferError
 from sluice.rpc.arrays import unpack_floats, unpack_ids
+from sluice.run_dir.batch_file import digest_of
+from sluice.run_dir.stored_group import StoredGroups
 from sluice.v1 import common_pb2, coordinator_pb2
 
 _FINISHED = (common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH)
 _GRADED = (common_pb2.REWARD_STATUS_OK, common_pb2.REWARD_STATUS_UNPARSED)
 
 
-def batch_from_wire(header: coordinator_pb2.BatchHeader, groups: Sequence[common_pb2.Group]) -> Batch:
-    """Raises ValueError, naming group and sample, when the batch could not be trained correctly."""
-    if len(groups) != header.groups:
-        raise InvalidRequest(f"batch {header.step}: {header.groups} groups were announced, {len(groups)} came")
-    return Batch(step=header.step, digest=header.digest, groups=tuple(_group(group) for group in groups))
+def batch_from_wire(header: coordinator_pb2.BatchHeader, payloads: Sequence[bytes]) -> Batch:
+    """A batch of stored groups.
+
+    Raises TransferError when they are not those that were assigned; ValueError, naming group and sample, when the batch
+    could not be trained correctly.
+    """
+    if len(payloads) != header.groups:
+        raise InvalidRequest(f"batch {header.step}: {header.groups} groups were announced, {len(payloads)} came")
+    if (digest := digest_of(payloads)) != header.digest:
+        raise TransferError(
+            f"batch {header.step}: what came has digest {digest[:12]}, the batch that was assigned {header.digest[:12]}; "
+            "its file in the run directory or the connection is damaged"
+        )
+    stored = StoredGroups()
+    groups = tuple(_group(stored.unpack(payload)) for payload in payloads)
+    return Batch(step=header.step, digest=header.digest, groups=groups)
 
 
 def trained_to_wire(batch: TrainedBatch) -> coordinator_pb2.TrainedStep:

@@ -8,8 +8,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import zstandard
-
 from services.learner.app import make_worker
 from services.learner.batches.batch import Batch
 from services.learner.checkpoint.export import export_version
@@ -25,7 +23,7 @@ from sluice.policy_version import PolicyVersion
 from sluice.rpc.service import exit_code
 from sluice.run_dir.batch_file import payloads_of
 from sluice.telemetry.logs import configure_logs
-from sluice.v1 import common_pb2, coordinator_pb2
+from sluice.v1 import coordinator_pb2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,11 +68,9 @@ def _replay(ranks: Ranks, args: argparse.Namespace) -> None:
 
 def _batch(run_dir: Path, recorded: RecordedStep) -> Batch:
     """The recorded batch, in the form in which the coordinator hands out a batch."""
-    decompressor = zstandard.ZstdDecompressor()
     payloads = payloads_of(batch_body(run_dir, recorded))
-    groups = [common_pb2.Group.FromString(decompressor.decompress(payload)) for payload in payloads]
-    header = coordinator_pb2.BatchHeader(step=recorded.step, groups=len(groups), digest=recorded.batch_digest)
-    return batch_from_wire(header, groups)
+    header = coordinator_pb2.BatchHeader(step=recorded.step, groups=len(payloads), digest=recorded.batch_digest)
+    return batch_from_wire(header, payloads)
 
 
 if __name__ == "__main__":

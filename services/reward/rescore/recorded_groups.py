@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-import zstandard
-from google.protobuf.message import DecodeError
 
 from services.reward.rescore.score_comparison import Judged
 from sluice.errors import NotFound, SluiceError
 from sluice.report.ledger_tables import select
 from sluice.run_dir.batch_file import batch_files, batch_path, payloads_of
+from sluice.run_dir.stored_group import StoredGroups
 from sluice.v1 import common_pb2, reward_pb2
 
 log = structlog.get_logger(__name__)
@@ -57,10 +56,10 @@ def read_batch(run_dir: Path, step: int) -> list[RecordedGroup]:
     except FileNotFoundError:
         log.warning("batch_removed", step=step, why="no checkpoint of the run can ask for it any more")
         return []
-    decompressor = zstandard.ZstdDecompressor()
+    stored = StoredGroups()
     try:
-        groups = [common_pb2.Group.FromString(decompressor.decompress(payload)) for payload in payloads_of(body)]
-    except (struct.error, zstandard.ZstdError, DecodeError) as error:
+        groups = [stored.unpack(payload) for payload in payloads_of(body)]
+    except (struct.error, ValueError) as error:
         raise SluiceError(f"batch {step}: {path} is damaged: {error}") from error
     return [_recorded(group) for group in groups]
 

@@ -117,7 +117,7 @@ async def test_a_group_wakes_no_weight_push_but_a_member_that_changes_its_state_
     assert await waiting
 
 
-def test_a_fleet_has_left_once_all_are_gone_and_the_learner_has_said_farewell() -> None:
+def test_a_fleet_has_left_once_all_are_gone_and_the_learner_has_said_so() -> None:
     fleet, learner = Fleet(), member("l", service_id="learner", role=Role.LEARNER)
     assert not fleet.has_left, "nobody has come yet"
     for one in (member("a"), learner):
@@ -129,7 +129,7 @@ def test_a_fleet_has_left_once_all_are_gone_and_the_learner_has_said_farewell() 
     assert fleet.has_left
 
 
-def test_a_learner_that_said_farewell_has_left_although_it_is_silent_since() -> None:
+def test_a_learner_that_said_so_has_left_although_it_is_silent_since() -> None:
     fleet, learner = Fleet(), member("l", service_id="learner", role=Role.LEARNER)
     fleet.register(learner)
     fleet.beat(service_id="learner", incarnation="l", running=0, draining=True, now_s=0.0)

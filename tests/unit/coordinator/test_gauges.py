@@ -27,7 +27,7 @@ def beat(fleet: Fleet, name: str, *, now_s: float, draining: bool = False) -> No
     assert fleet.beat(service_id=name, incarnation=name, running=0, draining=draining, now_s=now_s)
 
 
-def test_one_that_fell_silent_is_lost_one_that_said_farewell_is_not() -> None:
+def test_one_that_fell_silent_is_lost_one_that_said_so_is_not() -> None:
     fleet = fleet_of("rollout-0", "rollout-1", "reward-0")
     beat(fleet, "rollout-1", now_s=5.0, draining=True)
     beat(fleet, "reward-0", now_s=100.0)

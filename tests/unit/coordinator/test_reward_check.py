@@ -40,7 +40,7 @@ async def check(rule, *golds):
 async def test_a_sound_grader_passes_and_is_told_of():
     (row,) = await check(lambda text, gold: text == f"Answer: {gold}", "1", "2", "1", "1")
     assert (row.gold, row.shuffled, row.shuffled_right, row.garbage) == (4, 4, 0, 4 * len(GARBAGE))
-    assert str(row).startswith("mine 3 for d: gold 4 of 4 right, other prompts' gold 0 of 4, garbage 0 of 12; ")
+    assert str(row).startswith("mine 3 for d: gold 4 of 4 right, other prompts' gold 0 of 4, garbage 0 of 16; ")
 
 
 async def test_gold_that_is_wrong_and_garbage_that_is_right_are_refused():

@@ -3,14 +3,23 @@
 import numpy as np
 import pytest
 
+from services.learner.batches.batch import Batch
 from services.learner.control.wire import batch_from_wire
-from sluice.errors import InvalidRequest
+from sluice.errors import InvalidRequest, TransferError
 from sluice.rpc.arrays import pack_floats
+from sluice.run_dir.batch_file import digest_of
+from sluice.run_dir.stored_group import StoredGroups
 from sluice.v1 import common_pb2, coordinator_pb2
 from tests.integration.fake_coordinator import groups_to_wire
 from tests.unit.learner.learner_cases import make_batch
 
-HEADER = coordinator_pb2.BatchHeader(step=3, groups=2, digest="d")
+
+def _received(groups: list[common_pb2.Group], *, digest: str = "", announced: int = 2) -> Batch:
+    """What the learner makes of these groups, handed out as they are stored."""
+    stored = StoredGroups()
+    payloads = [stored.pack(group.SerializeToString()) for group in groups]
+    digest = digest or digest_of(payloads)
+    return batch_from_wire(coordinator_pb2.BatchHeader(step=3, groups=announced, digest=digest), payloads)
 
 
 def _groups() -> list[common_pb2.Group]:
@@ -18,8 +27,8 @@ def _groups() -> list[common_pb2.Group]:
 
 
 def test_a_batch_arrives_as_it_was_sent() -> None:
-    batch, sent = batch_from_wire(HEADER, _groups()), make_batch(step=3, groups=2)
-    assert (batch.step, batch.digest, batch.group_sizes) == (3, "d", sent.group_sizes)
+    batch, sent = _received(_groups()), make_batch(step=3, groups=2)
+    assert (batch.step, batch.group_sizes) == (3, sent.group_sizes)
     for ours, theirs in zip(batch.sequences, sent.sequences, strict=True):
         assert np.array_equal(ours.token_ids, theirs.token_ids)
         assert np.array_equal(ours.rollout_logprobs, theirs.rollout_logprobs)
@@ -39,7 +48,7 @@ def test_each_span_stamps_its_own_tokens() -> None:
     for number, (start, end) in enumerate([(0, 1), (1, tokens)]):
         version = common_pb2.PolicyVersion(lineage="a", number=number)
         sample.spans.append(common_pb2.VersionSpan(version=version, start_token=start, end_token=end))
-    assert batch_from_wire(HEADER, groups).sequences[0].versions.tolist() == [0] + [1] * (tokens - 1)
+    assert _received(groups).sequences[0].versions.tolist() == [0] + [1] * (tokens - 1)
 
 
 @pytest.mark.parametrize(
@@ -60,9 +69,24 @@ def test_a_group_that_contradicts_itself_is_refused_by_name(spoil, message: str)
     groups[0].samples[0].spans[0].end_token += 3
     spoil(groups[0])
     with pytest.raises(InvalidRequest, match=f"group g3-0.*{message}"):
-        batch_from_wire(HEADER, groups)
+        _received(groups)
 
 
 def test_a_batch_that_is_not_whole_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="2 groups were announced, 1 came"):
-        batch_from_wire(HEADER, _groups()[:1])
+        _received(_groups()[:1])
+
+
+def test_a_batch_of_another_digest_is_refused() -> None:
+    whole = _groups()
+    digest = _received(whole).digest
+    whole[1].samples[0].logprobs = bytes(len(whole[1].samples[0].logprobs))
+    with pytest.raises(TransferError, match=f"the batch that was assigned {digest[:12]}"):
+        _received(whole, digest=digest)
+
+
+def test_a_stored_group_that_is_damaged_is_an_error_and_no_crash() -> None:
+    payload = StoredGroups().pack(_groups()[0].SerializeToString())
+    for damaged in (b"", b"no zstd at all", payload[:-9], payload[:20] + b"\0" + payload[21:]):
+        with pytest.raises(ValueError, match="stored group"):
+            StoredGroups().unpack(damaged)
