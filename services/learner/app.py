@@ -18,10 +18,10 @@ import torch
 
 from services.learner.checkpoint.export import export_version
 from services.learner.checkpoint.exports import BackgroundExports
+from services.learner.checkpoint.training_record import TrainingRecord
 from services.learner.checkpoint.training_state import CheckpointState
 from services.learner.control.plane import ControlPlane
 from services.learner.control.publisher_state import PublisherState
-from services.learner.control.record import TrainingRecord
 from services.learner.control.servicer import LearnerServicer
 from services.learner.distributed.ranks import Ranks, join_ranks, naming_lost_ranks
 from services.learner.distributed.shared_folders import check_shared_folders

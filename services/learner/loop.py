@@ -17,9 +17,9 @@ from pathlib import Path
 import structlog
 
 from services.learner.batches.batch import Batch
-from services.learner.checkpoint.checkpoint_writer import WRITE_LIMIT_S, still_writing
+from services.learner.checkpoint.training_record import TrainedBatch, TrainingRecord
 from services.learner.checkpoint.training_state import CheckpointState
-from services.learner.control.record import TrainedBatch, TrainingRecord
+from services.learner.checkpoint.writer import WRITE_LIMIT_S, still_writing
 from services.learner.distributed.ranks import Command
 from services.learner.ports import Coordinator, Publisher
 from services.learner.snapshot.pack import renamed

@@ -12,8 +12,8 @@ from services.learner.batches.batch import Batch
 from services.learner.batches.batch_flat import write_batch
 from services.learner.batches.batch_sharing import share_batch
 from services.learner.checkpoint import training_state as checkpoint
-from services.learner.checkpoint.checkpoint_writer import WRITE_LIMIT_S, CheckpointWriter
 from services.learner.checkpoint.training_state import CheckpointState
+from services.learner.checkpoint.writer import WRITE_LIMIT_S, CheckpointWriter
 from services.learner.distributed.ranks import Command, Ranks
 from services.learner.distributed.step_watch import StepWatch
 from services.learner.policy.model import load_policy

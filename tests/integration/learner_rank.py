@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from services.learner.batches.batch import Batch
 from services.learner.batches.batch_sharing import share_batch
 from services.learner.checkpoint import training_state as checkpoint
-from services.learner.checkpoint.checkpoint_writer import CheckpointWriter
+from services.learner.checkpoint.writer import CheckpointWriter
 from services.learner.distributed.ending import end_process
 from services.learner.distributed.ranks import Command, Ranks, join_ranks
 from services.learner.policy.model import load_policy

@@ -13,7 +13,7 @@ import pytest
 from services.coordinator.recovery import rollback_files
 from services.coordinator.storage.redis_store import Store
 from services.coordinator.storage.run_files import RunFiles
-from services.learner.checkpoint import checkpoint_files
+from services.learner.checkpoint import folders
 from sluice.errors import Unavailable
 from sluice.launch.embedded_redis import EmbeddedRedis
 from sluice.launch.processes import EXIT_AGAIN
@@ -67,10 +67,10 @@ class Run(Scene):
 
 
 def write_checkpoint(run_dir: Path, number: int, lineage: str) -> None:
-    partial = checkpoint_files.partial_of(run_dir / "checkpoints", number)
-    checkpoint_files.begin(partial)
+    partial = folders.partial_of(run_dir / "checkpoints", number)
+    folders.begin(partial)
     (partial / STATE).write_text(json.dumps({"step": number, "lineage": lineage, "trained": []}))
-    checkpoint_files.seal(partial, number)
+    folders.seal(partial, number)
 
 
 async def roll_back(run: Coordinator, to: int, *, preview: bool = False) -> pb.RollbackResponse:

@@ -12,11 +12,11 @@ from structlog.testing import capture_logs
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from services.learner.batches.batch import Batch
-from services.learner.checkpoint import checkpoint_files as files
-from services.learner.checkpoint import checkpoint_writer as writing
+from services.learner.checkpoint import folders
 from services.learner.checkpoint import training_state as checkpoint
-from services.learner.checkpoint.checkpoint_writer import CheckpointWriter
+from services.learner.checkpoint import writer as writing
 from services.learner.checkpoint.training_state import CheckpointState
+from services.learner.checkpoint.writer import CheckpointWriter
 from services.learner.distributed.ranks import Ranks, join_ranks
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
@@ -123,9 +123,9 @@ def test_exactly_the_newest_are_kept_after_twenty_saves(
     [
         (writing, "save_shards"),
         (writing, "write_state"),
-        (files, "seal"),
-        (files.os, "replace"),
-        (files, "retain"),
+        (folders, "seal"),
+        (folders.os, "replace"),
+        (folders, "retain"),
     ],
 )
 def test_a_process_killed_before_any_part_of_a_write_leaves_a_checkpoint_to_go_on_from(

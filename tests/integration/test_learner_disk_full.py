@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from services.learner.checkpoint import checkpoint_files
+from services.learner.checkpoint import folders
 from services.learner.checkpoint import training_state as checkpoint
 from tests.integration.fake_coordinator import FakeCoordinator
 from tests.unit.learner.learner_cases import make_config, write_tiny_model
@@ -58,7 +58,7 @@ async def test_a_full_disk_keeps_the_old_checkpoint_and_the_run_and_the_next_sav
         await fake.allow(ready=3)
         broken_off = await _logged(process, "checkpoint_failed")
         assert (broken_off["step"], "No space left on device" in broken_off["reason"]) == (3, True)
-        assert checkpoint_files.newest_that_verifies(small_disk) == small_disk / "step-1"
+        assert folders.newest_that_verifies(small_disk) == small_disk / "step-1"
 
         (small_disk / "filler").unlink()
         await fake.allow(ready=4, end=4)

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from services.learner.checkpoint import checkpoint_files as files
+from services.learner.checkpoint import folders
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.errors import ConfigError, NotFound, SluiceError
@@ -36,8 +36,8 @@ def _export(args: argparse.Namespace) -> str:
     checkpoint = _checkpoint(args.run_dir / "checkpoints", args.checkpoint)
     target = (args.to or args.run_dir / "exports" / checkpoint.name).resolve()
     _check_target(target, force=args.force)
-    from services.learner.checkpoint.checkpoint_weights import read_snapshot
     from services.learner.checkpoint.export import export_version
+    from services.learner.checkpoint.stored_weights import read_snapshot
 
     snapshot = read_snapshot(checkpoint, config)
     export_version(snapshot, config=config, target=target)
@@ -63,16 +63,16 @@ def read_config(run_dir: Path, *, dtype: str | None = None) -> Config:
 def _checkpoint(directory: Path, wanted: str | None) -> Path:
     """The newest checkpoint that verifies, or the `wanted` checkpoint. Raises NotFound."""
     if wanted is None:
-        if newest := files.newest_that_verifies(directory):
+        if newest := folders.newest_that_verifies(directory):
             return newest
         raise NotFound(
             f"{directory} holds no checkpoint that verifies; one is written at each learner.checkpoint_every_steps"
         )
     named = directory / wanted if (directory / wanted).is_dir() else Path(wanted)
     try:
-        files.verify(named)
+        folders.verify(named)
     except ValueError as error:
-        there = ", ".join(f"step-{step}" for step in sorted(files.steps(directory))) or "none"
+        there = ", ".join(f"step-{step}" for step in sorted(folders.steps(directory))) or "none"
         raise NotFound(f"--checkpoint: {error}; {directory} has {there}") from error
     return named
 

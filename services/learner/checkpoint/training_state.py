@@ -2,7 +2,7 @@
 
 `RUN/checkpoints/step-K` holds version K: sharded weights, AdamW's state, the generator, and `state.json` with lineage
 and the groups trained since the run completed its previous checkpoint. The learning rate is a function of K. Frozen
-weights are not saved: they come from `model.path`. checkpoint_writer.py writes checkpoints.
+weights are not saved: they come from `model.path`. writer.py writes checkpoints.
 """
 
 import json
@@ -16,8 +16,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
-from services.learner.checkpoint import checkpoint_files as files
-from services.learner.control.record import TrainedBatch
+from services.learner.checkpoint import folders
+from services.learner.checkpoint.training_record import TrainedBatch
 from services.learner.training.train_step import Trainer
 from sluice.errors import ConfigError
 from sluice.lineage import Rollback
@@ -67,10 +67,10 @@ def choose(resume: str, *, directory: Path, rollbacks: Sequence[Rollback] = ()) 
     if resume == "never":
         return None
     if resume == "auto":
-        return files.newest_that_verifies(directory, rollbacks)
+        return folders.newest_that_verifies(directory, rollbacks)
     try:
-        files.verify(Path(resume))
-        files.refuse_given_up(Path(resume), read_state(Path(resume)).step, rollbacks)
+        folders.verify(Path(resume))
+        folders.refuse_given_up(Path(resume), read_state(Path(resume)).step, rollbacks)
     except ValueError as error:
         raise ConfigError(f"learner.resume: {error}") from error
     return Path(resume)

@@ -6,9 +6,9 @@ import grpc
 import structlog
 import torch
 
+from services.learner.checkpoint.training_record import TrainingRecord
 from services.learner.control.link import CoordinatorLink
 from services.learner.control.publisher_state import PublisherState
-from services.learner.control.record import TrainingRecord
 from services.learner.control.thread import ControlThread
 from services.learner.control.wire import trained_to_wire
 from sluice.config.schema import Config

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from services.learner.batches.batch import Batch, TrainGroup, TrainSequence
-from services.learner.control.record import TrainedBatch
+from services.learner.checkpoint.training_record import TrainedBatch
 from sluice.errors import InvalidRequest, TransferError
 from sluice.rpc.arrays import unpack_floats, unpack_ids
 from sluice.run_dir.batch_file import digest_of

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.learner.checkpoint import checkpoint_files as files
+from services.learner.checkpoint import folders
 from services.learner.replay.recorded_steps import batch_steps
 from sluice.errors import NotFound
 from sluice.run_dir.batch_file import batch_path
@@ -34,10 +34,10 @@ def starting_point(run_dir: Path, step: int, *, recorded: Collection[int]) -> St
     Raises NotFound with what is missing and which steps can be replayed.
     """
     checkpoints, batches = run_dir / "checkpoints", batch_steps(run_dir)
-    newest = files.newest_that_verifies(checkpoints, up_to=step)
+    newest = folders.newest_that_verifies(checkpoints, up_to=step)
     first = step_of(newest) if newest else 0
     needed = range(first, step + 1)
-    versions = {0} | {number for number in files.steps(checkpoints) if not first < number <= step}
+    versions = {0} | {number for number in folders.steps(checkpoints) if not first < number <= step}
     replayable = _replayable(versions, batches & set(recorded))
     if step in batches and step not in recorded:
         raise NotFound(f"step {step}: metrics.jsonl has no line of it with digests; {_these(replayable)}")

@@ -11,8 +11,8 @@ import pytest
 
 from services.learner import loop
 from services.learner.batches.batch import Batch
+from services.learner.checkpoint.training_record import TrainingRecord
 from services.learner.checkpoint.training_state import CheckpointState
-from services.learner.control.record import TrainingRecord
 from services.learner.distributed.ranks import Command
 from services.learner.loop import Leader, follow
 from services.learner.ports import NoBatch

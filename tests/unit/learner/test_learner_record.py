@@ -1,6 +1,6 @@
 """What the learner remembers of its steps, and for how long."""
 
-from services.learner.control.record import STATED_STEPS, TrainedBatch, TrainingRecord
+from services.learner.checkpoint.training_record import STATED_STEPS, TrainedBatch, TrainingRecord
 
 
 def batch(step: int, *, committed: bool = False) -> TrainedBatch:

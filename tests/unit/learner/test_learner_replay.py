@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.learner.checkpoint import checkpoint_files as files
+from services.learner.checkpoint import folders
 from services.learner.replay.recorded_steps import RecordedStep, batch_body, recorded_steps
 from services.learner.replay.starting_point import starting_point
 from services.learner.replay.step_comparison import Replayed, compare
@@ -23,10 +23,10 @@ def _run(folder: Path, *, checkpoints: Sequence[int], batches: Sequence[int], da
     for step in batches:
         batch_path(folder, step).write_bytes(b"groups")
     for step in checkpoints:
-        partial = files.partial_of(folder / "checkpoints", step)
-        files.begin(partial)
+        partial = folders.partial_of(folder / "checkpoints", step)
+        folders.begin(partial)
         (partial / "shard").write_bytes(b"tensors")
-        path = files.seal(partial, step)
+        path = folders.seal(partial, step)
         if step in damaged:
             (path / "shard").write_bytes(b"torn")
     return folder

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.utils._pytree import tree_leaves
 
-from services.learner.checkpoint import checkpoint_files as files
+from services.learner.checkpoint import folders
 from services.learner.checkpoint.background import in_background
 from services.learner.checkpoint.training_state import CheckpointState, training_state, write_state
 from services.learner.distributed.ranks import LEADER, Ranks
@@ -84,7 +84,7 @@ class CheckpointWriter:
 
     def _write(self, tensors: dict[str, Any], state: CheckpointState) -> Path | None:
         """Begins, writes the shards of all ranks, seals; a process killed in between leaves the former checkpoints."""
-        started, partial = time.perf_counter(), files.partial_of(self._directory, state.step)
+        started, partial = time.perf_counter(), folders.partial_of(self._directory, state.step)
         try:
             if not self._begun(partial, tensors):
                 return None
@@ -94,12 +94,12 @@ class CheckpointWriter:
             if not self._ranks.leads:
                 return None
             write_state(state, partial)
-            final = files.seal(partial, state.step)
-            files.retain(self._directory, newest=state.step, keep=self._keep)
+            final = folders.seal(partial, state.step)
+            folders.retain(self._directory, newest=state.step, keep=self._keep)
         except (OSError, CheckpointException) as error:
             if self._ranks.leads:
                 log.error("checkpoint_failed", step=state.step, reason=_reason(error))
-                files.discard(partial)
+                folders.discard(partial)
             return None
         log.info("checkpoint_written", path=str(final), seconds=time.perf_counter() - started)
         return final
@@ -109,7 +109,7 @@ class CheckpointWriter:
         flag = torch.zeros(1)
         try:
             if self._ranks.leads:
-                files.begin(partial, needed_bytes=_size_bytes(tensors))
+                folders.begin(partial, needed_bytes=_size_bytes(tensors))
                 flag += 1
         finally:
             dist.broadcast(flag, src=LEADER, group=self._group)
