@@ -26,7 +26,6 @@ from sluice.config.schema import Config
 from sluice.launch.embedded_redis import start_redis
 from sluice.model_identity import model_identity
 from sluice.rpc.arrays import pack_ids
-from sluice.rpc.channel import open_channel
 from sluice.rpc.server import make_server
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import common_pb2, learner_pb2, learner_pb2_grpc, reward_pb2, rollout_pb2, rollout_pb2_grpc
@@ -221,7 +220,8 @@ class Services:
         self._stack.push_async_callback(server.stop, grace_s=0)
 
     def _channel(self, name: str, address: str) -> None:
-        self._channels[name] = open_channel(address)
+        # Not open_channel: a caller of ours refuses by itself to send what is too large, a stranger does not.
+        self._channels[name] = grpc.aio.insecure_channel(address, options=[("grpc.max_send_message_length", -1)])
         self._stack.push_async_callback(self._channels[name].close)
 
 
