@@ -47,7 +47,7 @@ case $ACCEL in
 esac
 
 say "everything else"
-pip --no-deps -r requirements/base.lock -r requirements/dev.lock
+pip --no-deps -r requirements/base.lock -r requirements/dev.lock -r requirements/loggers.lock
 # reasoning-gym needs a compiler for one of its dependencies; without one its tasks are the only thing missing.
 pip --no-deps -r requirements/reasoning-gym.lock >/dev/null 2>&1 \
   || say "reasoning-gym could not be installed (it needs a C compiler): its tasks are not available"
