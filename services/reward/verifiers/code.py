@@ -33,7 +33,7 @@ from services.reward.ports import Grade, Question
 NAME: Final = "code"
 VERSION: Final = "1"
 
-_CHILD = Path(__file__).parent.parent / "code_child.py"
+_CHILD = Path(__file__).parent.parent / "sandbox" / "code_child.py"
 _BLOCK = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n(.*?)```", re.DOTALL)
 _MAX_OUTPUT_BYTES = 1 << 20
 _EXTRACTED_CHARS = 2000
