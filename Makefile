@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --no-loadscope-reorder
 
-.PHONY: help setup typescript demo test chaos fuzz audit check static unit protos protos-release format bench bench-learner bench-system clean
+.PHONY: help setup typescript promtool demo test chaos compose-test fuzz audit check static unit protos protos-release format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -17,11 +17,14 @@ setup:           ## make .venv (ACCEL=cpu|cuda|none)
 typescript:      ## build examples/reward-typescript, where node is
 	@scripts/typescript.sh || [ $$? -eq 3 ]
 
+promtool: setup  ## Prometheus's promtool in .venv, where Debian's packages are
+	@scripts/promtool.sh || [ $$? -eq 3 ]
+
 demo: setup      ## teach a small model to add: four services, two cores, a few minutes
 	@.venv/bin/sluice demo $(ARGS)
 
-test: setup typescript static ## every test but chaos and gpu
-	$(PY) -m pytest $(PARALLEL) -m "not chaos and not gpu and not compose" $(ARGS)
+test: setup typescript promtool static ## every test but chaos and compose; the last lines name what this machine lacks
+	$(PY) -m pytest $(PARALLEL) -m "not chaos and not compose" $(ARGS)
 
 chaos: setup     ## kill, freeze and cut off everything, over seeded runs (ARGS="--runs 16", ARGS="--seed 7 -k processes")
 	$(PY) -m pytest -v -p no:randomly -m chaos tests/chaos $(ARGS)
@@ -37,7 +40,7 @@ audit: setup     ## known vulnerabilities of the pinned dependencies (asks pypi.
 
 check: setup static unit ## lint, types, architecture, proto drift and the unit tests, in under a minute
 
-static:
+static: setup    ## lint, types, architecture and proto drift, without a test
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/codespell sluice services tests docs recipes README.md CHANGELOG.md
@@ -48,13 +51,13 @@ static:
 	$(PY) scripts/protos.py --check
 	.venv/bin/basedpyright --level error
 
-unit:
+unit: setup      ## the unit tests
 	$(PY) -m pytest -q $(PARALLEL) -m "not integration and not e2e and not chaos and not gpu" tests/unit
 
 protos: setup    ## generate sluice/v1 from protos/
 	$(PY) scripts/protos.py
 
-protos-release:  ## what buf breaking compares with from now on: at a release, after raising sluice.PROTOCOL_VERSION if it breaks
+protos-release: setup ## what buf breaking compares with from now on: at a release, after raising sluice.PROTOCOL_VERSION if it breaks
 	.venv/bin/buf build --exclude-source-info -o protos/sluice.v1.binpb
 
 format: setup    ## format and fix what can be fixed
@@ -72,5 +75,5 @@ bench-system: setup ## coordinator against a bare relay, overlap, weight push, s
 	GRPC_ENABLE_FORK_SUPPORT=0 $(PY) -m benchmarks.run coordinator_relay overlap weight_push staleness_sweep reward_load recovery
 
 clean:           ## remove .venv and everything made by tests and runs
-	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-audit build runs .pytest_cache .ruff_cache .hypothesis
 	cd examples/reward-typescript && rm -rf dist node_modules src/generated

@@ -1,8 +1,16 @@
-"""Two workers (`make test`) do one file each at a time; files that start an engine or whole runs are done by one, in turn."""
+"""What holds for every test: the order, what is left out for want of something.
+
+Two workers (`make test`) do one file each at a time; files that start an engine or whole runs are done by one, in turn.
+"""
+
+from collections import Counter
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
+
+from tests.needs import met_and_missing
 
 IN_TURN = (
     "tests/e2e/",
@@ -27,6 +35,30 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> InTurn:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What this machine lacks something for is left out; what takes longest comes first."""
+    items[:], cannot, config.stash[_MISSING] = met_and_missing(items)
+    config.hook.pytest_deselected(items=cannot)
     items.sort(key=lambda item: not item.nodeid.startswith(IN_TURN))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker tells the process that prints what it has left out."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["missing"] = dict(session.config.stash.get(_MISSING, {}))
+
+
+def pytest_testnodedown(node: WorkerController) -> None:
+    """All workers have left out the same; one that was killed says nothing."""
+    told = Counter[str](getattr(node, "workeroutput", {}).get("missing", {}))
+    node.config.stash[_MISSING] = node.config.stash.get(_MISSING, Counter()) | told
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """A line a reason."""
+    for reason, tests in sorted(config.stash.get(_MISSING, Counter()).items()):
+        terminalreporter.line(f"left out: {tests} test{'s' * (tests > 1)} for want of {reason}", yellow=True)
+
+
+_MISSING = pytest.StashKey[Counter[str]]()

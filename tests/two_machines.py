@@ -1,17 +1,14 @@
 """A second machine for tests: a network namespace with a cable (veth) to this one. The file system is shared.
 
-Needs root and iproute2; where that is missing the tests that ask for one are skipped with the reason. Both "machines"
-have one host name, which resolves to loopback: what finds its peer by host name fails here, as it does on many hosts.
+Needs root and iproute2: `needs("machines")`. Both "machines" have one host name, which resolves to loopback: what finds
+its peer by host name fails here, as it does on many hosts.
 """
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-import pytest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,9 +39,7 @@ class SecondMachine:
 
 @contextmanager
 def second_machine() -> Iterator[SecondMachine]:
-    """One that is gone afterwards. Skips the test where there cannot be one."""
-    if shutil.which("ip") is None or os.geteuid() != 0:
-        pytest.skip("a second network namespace needs root and iproute2's `ip`")
+    """One that is gone afterwards."""
     number = os.getpid() % 60_000
     subnet = f"10.213.{number // 250}"
     machine = SecondMachine(
@@ -53,10 +48,7 @@ def second_machine() -> Iterator[SecondMachine]:
         near_end=f"near{number}",
         far_end=f"far{number}",
     )
-    try:
-        _ip("netns", "add", machine.name)
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no permission to make a network namespace: {error.stderr.strip()}")
+    _ip("netns", "add", machine.name)
     try:
         _ip("link", "add", machine.near_end, "type", "veth", "peer", "name", machine.far_end, "netns", machine.name)
         _ip("addr", "add", f"{machine.here}/24", "dev", machine.near_end)

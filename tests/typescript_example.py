@@ -1,38 +1,16 @@
-"""examples/reward-typescript, built, and its service as a process."""
+"""The service of examples/reward-typescript as a process. `make typescript` builds it: `needs("typescript-example")`."""
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from sluice.testing import assert_eventually_blocking
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "reward-typescript"
-
-_NOT_TO_BE_HAD = 3
-"""What scripts/typescript.sh ends with where node or its registry is missing."""
-
-
-def built() -> Path:
-    """The example's folder, built. Skips the test where there is no node, and away from CI where there is no registry."""
-    if shutil.which("node") is None:
-        pytest.skip(
-            "node is not on the PATH: install Node.js 20 or newer to run the tests of examples/reward-typescript"
-        )
-    made = subprocess.run(
-        [ROOT / "scripts" / "typescript.sh"], capture_output=True, text=True, timeout=240, check=False
-    )
-    if made.returncode == _NOT_TO_BE_HAD and not os.environ.get("CI"):
-        pytest.skip(made.stdout.strip().splitlines()[-1])
-    assert made.returncode == 0, made.stdout + made.stderr
-    return EXAMPLE
 
 
 class Service:
@@ -42,7 +20,7 @@ class Service:
         command = ["node", "dist/src/main.js", "--port", "0", *arguments]
         self._log_path = log_path
         with log_path.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=built(), stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, cwd=EXAMPLE, stdout=log, stderr=subprocess.STDOUT)
 
     def said(self, event: str) -> list[dict[str, object]]:
         """Its log's lines about an event."""

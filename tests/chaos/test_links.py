@@ -11,7 +11,7 @@ from tests.chaos.links import Cables, Link, Ports, three_machines
 from tests.chaos.plan import Victim
 from tests.chaos.trial import free_port
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.chaos, pytest.mark.needs("machines"), pytest.mark.timeout(500)]
 
 CUT_S = 8.0
 """Longer than a heartbeat may be missing (2 s) and than a transfer of weights may stand still (5 s)."""

@@ -10,16 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.e2e.conftest import until
-from tests.typescript_example import built, typescript_service
+from tests.typescript_example import typescript_service
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("typescript-example"), pytest.mark.timeout(300)]
 
 STEPS = 4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _built() -> None:
-    built()
 
 
 def test_a_run_is_graded_by_it_even_when_the_coordinator_is_killed(start_run, tmp_path: Path) -> None:

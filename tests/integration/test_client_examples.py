@@ -14,7 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tests.integration.coordinator_cases import Cast, Serve
-from tests.typescript_example import built
+from tests.typescript_example import EXAMPLE
 from tests.unit.docs.pages import ROOT, blocks
 
 pytestmark = pytest.mark.integration
@@ -62,13 +62,18 @@ def _status_by_reflection(address: str) -> dict[str, Any]:
         return MessageToDict(call(request(), timeout=10))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.needs("typescript-example")
 async def test_a_client_in_node_reads_commands_watches_and_is_told_the_fix(serve: Serve, cast: Cast) -> None:
-    modules = await asyncio.to_thread(lambda: built() / "node_modules")
     async with serve() as run:
         await cast.register(run)
         await run.until(lambda status: len(status.evaluations) == 1)
-        command = ["node", Path(__file__).with_name("client.cjs"), modules, ROOT / "protos", run.address]
+        command = [
+            "node",
+            Path(__file__).with_name("client.cjs"),
+            EXAMPLE / "node_modules",
+            ROOT / "protos",
+            run.address,
+        ]
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = {}

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,10 @@ import pytest
 from services.learner.checkpoint import folders
 from services.learner.checkpoint import training_state as checkpoint
 from tests.integration.fake_coordinator import FakeCoordinator
+from tests.small_disk import disk_of
 from tests.unit.learner.learner_cases import make_config, write_tiny_model
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.needs("tmpfs"), pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,17 +23,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of 4 MiB."""
-    folder = tmp_path / "run" / "checkpoints"
-    folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command here")
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with disk_of(tmp_path / "run" / "checkpoints", size_bytes=4 << 20) as folder:
+        yield folder
 
 
 async def test_a_full_disk_keeps_the_old_checkpoint_and_the_run_and_the_next_save_works_when_there_is_room(

@@ -102,6 +102,7 @@ def _has_ended(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.needs("machines")
 @pytest.mark.parametrize(("here", "there"), [(1, 1), (2, 1)])
 def test_ranks_on_two_machines_compute_the_gradients_of_the_plain_reference(
     second: SecondMachine, endpoint: str, tmp_path: Path, here: int, there: int

@@ -1,26 +1,22 @@
 """Prometheus's own tool reads its configuration, runs the tests of the alert rules and parses every query of the dashboard."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.needs import promtool as installed_promtool
 from tests.promql import PROMETHEUS, panel_queries
 
-PROMTOOL = shutil.which("promtool")
-
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(PROMTOOL is None, reason="promtool is not on PATH; Debian has it in its package prometheus"),
-]
+pytestmark = [pytest.mark.integration, pytest.mark.needs("promtool")]
 
 
 def promtool(*arguments: str) -> str:
     """What it says; fails with that when it finds a fault."""
-    assert PROMTOOL is not None
-    done = subprocess.run([PROMTOOL, *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60)
+    program = installed_promtool()
+    assert program is not None
+    done = subprocess.run([program, *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

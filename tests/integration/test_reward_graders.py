@@ -109,9 +109,8 @@ def test_a_fork_bomb_reaches_its_limit_and_leaves_nothing_behind():
     assert not processes_of("code_child")
 
 
+@pytest.mark.needs("own-network", "own-processes")
 def test_without_network_and_without_survivors_where_namespaces_are_permitted():
-    if not code.isolated():
-        pytest.skip("namespaces are not permitted here")
     offline = "import socket\ntry:\n    socket.create_connection(('127.0.0.1', 9), 1)\n"
     offline += "except OSError as error:\n    assert error.errno == 101\n" + GOOD
     assert run_code(offline).acc == 1.0
@@ -288,8 +287,10 @@ LENIENT = {"game_of_life_halting"}
 """Tasks whose own scorer takes any text that begins with the right word."""
 
 
+@pytest.mark.needs("reasoning-gym")
 def test_every_reasoning_gym_task_takes_its_gold_answer_and_refuses_words():
-    library = pytest.importorskip("reasoning_gym")
+    import reasoning_gym as library
+
     asked = Asked("services.reward.verifiers.reasoning_gym", {})
     problems = []
     for task in sorted(set(library.factory.DATASETS) - {"composite"}):

@@ -97,10 +97,10 @@ ENTRIES = {
 """Entries by task: scorers that compare text, parse numbers, evaluate expressions, read JSON."""
 
 
+@pytest.mark.needs("reasoning-gym")
 @given(task=st.sampled_from(sorted(ENTRIES)), answers=st.lists(HOSTILE, min_size=8, max_size=8))
 @settings(max_examples=20, **FEW)
 def test_reasoning_gym_survives_any_answer(grade: Any, task: str, answers: list[str]) -> None:
-    pytest.importorskip("reasoning_gym")
     texts = [f"<answer>{answer}</answer>" for answer in answers]
     about = question(json.dumps(ENTRIES[task]), f"reasoning_gym/{task}")
     check(grade("reasoning_gym", about, *texts, *texts, f"<answer>{ENTRIES[task]['answer']}</answer>"), len(texts))

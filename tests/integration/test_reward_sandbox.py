@@ -5,7 +5,6 @@ A fork bomb is set off only where the machine permits its limit: else it would t
 
 import asyncio
 import dataclasses
-import functools
 import json
 import os
 import signal
@@ -26,6 +25,7 @@ from services.reward.sandbox.protections import say_protections
 from sluice.errors import Overloaded
 from sluice.testing.manual_clock import ManualClock
 from sluice.testing.waiting import assert_eventually
+from tests.needs import sandbox_permits
 
 pytestmark = pytest.mark.integration
 
@@ -65,15 +65,6 @@ def job(*texts, verifier="reward_nasty_verifier", deadline_s=None, ground_truth=
     completions = [Completion(text=text, finished=True) for text in texts]
     question = dataclasses.replace(QUESTION, ground_truth=ground_truth)
     return Job(verifier=verifier, question=question, completions=completions, deadline_s=deadline_s)
-
-
-@functools.cache
-def permitted():
-    """What the machine permits: `network`, `processes`, `survivors`."""
-    said = subprocess.run(
-        [sys.executable, "-m", "services.reward.sandbox.isolation"], check=True, capture_output=True, timeout=60
-    )
-    return json.loads(said.stdout)
 
 
 @pytest.fixture
@@ -134,7 +125,7 @@ async def test_a_group_full_of_attacks_costs_only_the_attackers(tmp_path):
         "regex": "timeout",
         "power": "timeout",
         "stubborn": "timeout",
-        **({"bomb": "timeout"} if permitted()["processes"] else {}),
+        **({"bomb": "timeout"} if sandbox_permits()["processes"] else {}),
         "file": "error",
         "memory": "error",
         "die": "error",
@@ -177,10 +168,9 @@ async def in_hand():
         await asyncio.sleep(0)
 
 
+@pytest.mark.needs("own-network")
 @pytest.mark.parametrize("network", [True, False])
 async def test_only_workers_that_may_use_the_network_reach_it(network):
-    if not permitted()["network"]:
-        pytest.skip("network namespaces are not permitted here")
     with socket.create_server(("127.0.0.1", 0)) as server:
         async with pool(workers=1, timeout_s=60.0, network=network) as graders:
             (outcome,) = (await graders.grade(job(f"connect {server.getsockname()[1]}"))).outcomes
@@ -189,9 +179,8 @@ async def test_only_workers_that_may_use_the_network_reach_it(network):
     )
 
 
+@pytest.mark.needs("process-limit")
 async def test_a_fork_bomb_is_held_at_its_limit_and_all_of_it_ends(marked, tmp_path):
-    if not permitted()["processes"]:
-        pytest.skip("the number of processes cannot be limited here")
     clock, held = ManualClock(), 0
     async with pool(workers=1, clock=clock) as graders:
         grading = asyncio.create_task(graders.grade(job("good", "bomb", "good", ground_truth=str(tmp_path))))
@@ -208,9 +197,8 @@ async def test_a_fork_bomb_is_held_at_its_limit_and_all_of_it_ends(marked, tmp_p
     assert not marked()
 
 
+@pytest.mark.needs("own-processes")
 async def test_what_a_grader_left_in_the_background_ends_with_its_worker(marked):
-    if not permitted()["survivors"]:
-        pytest.skip("process namespaces are not permitted here")
     async with pool(workers=1, timeout_s=60.0) as graders:
         assert (await graders.grade(job("daemon"))).outcomes[0].status == "ok"
         await assert_eventually(lambda: len(descendants(*graders.pids)) == 3, what="first process, worker and daemon")
@@ -230,7 +218,7 @@ async def test_the_service_says_which_protections_are_on_and_what_follows_from_t
 ):
     with capture_logs() as logs:
         await say_protections()
-    assert set(logs[0]["off"]) == {name for name, holds in permitted().items() if not holds}
+    assert set(logs[0]["off"]) == {name for name, holds in sandbox_permits().items() if not holds}
     monkeypatch.setattr(sys, "executable", without_namespaces)
     with capture_logs() as logs:
         await say_protections()

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from sluice.testing.conformance import check_reward
-from tests.typescript_example import built, typescript_service
+from tests.typescript_example import EXAMPLE, typescript_service
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.needs("typescript-example")]
 
 
 def test_its_own_tests_pass() -> None:
     done = subprocess.run(
-        ["npm", "test", "--silent"], cwd=built(), capture_output=True, text=True, timeout=60, check=False
+        ["npm", "test", "--silent"], cwd=EXAMPLE, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "# fail 0" in done.stdout

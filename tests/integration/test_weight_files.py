@@ -1,7 +1,6 @@
 """Weights by files in a shared directory: which ones stay, and what a disk without room costs."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from sluice.errors import Unavailable
 from sluice.weights.receiver import WeightReceiver
 from sluice.weights.sender import KEPT_VERSIONS, WeightSender
 from tests.integration.weight_cases import random_snapshot
+from tests.small_disk import disk_of
 
 pytestmark = pytest.mark.integration
 
@@ -32,17 +32,8 @@ def sender(tmp_path: Path) -> Iterator[WeightSender]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of 10 MiB: room for two snapshots."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command here")
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with disk_of(tmp_path / "small", size_bytes=10 << 20) as folder:
+        yield folder
 
 
 def test_only_what_somebody_may_still_read_stays(sender: WeightSender, tmp_path: Path) -> None:
@@ -76,6 +67,7 @@ def test_a_former_learner_leaves_nothing_behind(sender: WeightSender, tmp_path: 
     former.close()
 
 
+@pytest.mark.needs("tmpfs")
 def test_a_full_disk_costs_that_push_and_the_next_one_works(small_disk: Path) -> None:
     sender = WeightSender(backend="file", host="127.0.0.1", directory=small_disk)
     first = opened_path(sender, "r", 0)

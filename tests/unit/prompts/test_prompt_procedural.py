@@ -9,8 +9,6 @@ from services.coordinator.prompts.sources import open_source
 from sluice.errors import DataError
 from sluice.tasks import mixadd3
 
-reasoning_gym = pytest.importorskip("reasoning_gym", reason="an optional dependency")
-
 
 def test_mixadd3_rows_carry_the_sum() -> None:
     source = open_source(["mixadd3:train"], seed=3, held_out=False)
@@ -28,7 +26,10 @@ def test_mixadd3_evaluates_on_prompts_that_are_never_trained(split: str) -> None
     assert source.describe() == {"source": f"mixadd3:{split}"}
 
 
+@pytest.mark.needs("reasoning-gym")
 def test_a_reasoning_gym_row_carries_the_whole_entry_for_the_grader() -> None:
+    import reasoning_gym
+
     source = open_source(["reasoning-gym:basic_arithmetic"], seed=0, held_out=False)
     row = source.row(5)
     entry = json.loads(row.ground_truth)
@@ -38,6 +39,7 @@ def test_a_reasoning_gym_row_carries_the_whole_entry_for_the_grader() -> None:
     assert reasoning_gym.get_score_answer_fn("basic_arithmetic")(entry["answer"], entry) == 1.0
 
 
+@pytest.mark.needs("reasoning-gym")
 def test_reasoning_gym_rows_depend_on_seed_and_index_alone() -> None:
     source = ReasoningGymSource(task="basic_arithmetic", seed=1, held_out=False)
     rows = [source.row(index) for index in (0, 1, 5000)]
@@ -47,6 +49,7 @@ def test_reasoning_gym_rows_depend_on_seed_and_index_alone() -> None:
     assert ReasoningGymSource(task="basic_arithmetic", seed=2, held_out=False).row(0) != rows[0]
 
 
+@pytest.mark.needs("reasoning-gym")
 def test_reasoning_gym_never_trains_on_a_held_out_prompt_whatever_the_seeds() -> None:
     # A task with few prompts: both sides come upon the same ones.
     task = "coin_flip"
@@ -57,6 +60,7 @@ def test_reasoning_gym_never_trains_on_a_held_out_prompt_whatever_the_seeds() ->
     assert not trained & held_out
 
 
+@pytest.mark.needs("reasoning-gym")
 @pytest.mark.parametrize(
     ("task", "message"),
     [("no_such_task", "reasoning-gym:no_such_task: "), ("composite", "reasoning-gym:composite: ")],

@@ -29,11 +29,13 @@ def test_mixadd3_scores_one_or_nothing(text, finished, expected):
 @pytest.fixture(scope="module")
 def chain_sum():
     """An entry of reasoning-gym's chain_sum and its question."""
-    library = pytest.importorskip("reasoning_gym")
+    import reasoning_gym as library
+
     entry = library.create_dataset("chain_sum", seed=1, size=1)[0]
     return entry, question("reasoning_gym/chain_sum", json.dumps(entry))
 
 
+@pytest.mark.needs("reasoning-gym")
 def test_reasoning_gym_takes_the_last_tagged_answer(chain_sum):
     entry, asked = chain_sum
     text = f"<answer>0</answer> no, <answer>\n{entry['answer']}\n</answer> it is"
@@ -41,11 +43,13 @@ def test_reasoning_gym_takes_the_last_tagged_answer(chain_sum):
     assert (grade.raw_score, grade.acc, grade.extracted) == (1.0, 1.0, entry["answer"])
 
 
+@pytest.mark.needs("reasoning-gym")
 def test_reasoning_gym_takes_the_whole_completion_without_tags(chain_sum):
     entry, asked = chain_sum
     assert reasoning_gym.grade(question=asked, text=f" {entry['answer']}\n", finished=True).acc == 1.0
 
 
+@pytest.mark.needs("reasoning-gym")
 def test_reasoning_gym_partial_credit_is_not_right(chain_sum):
     entry, asked = chain_sum
     grade = reasoning_gym.grade(question=asked, text=f"about {entry['answer']} or so", finished=True)
@@ -53,6 +57,7 @@ def test_reasoning_gym_partial_credit_is_not_right(chain_sum):
     assert grade.acc == 0.0
 
 
+@pytest.mark.needs("reasoning-gym")
 @pytest.mark.parametrize("text", ["", "  \n", "<answer></answer>"])
 def test_reasoning_gym_without_an_answer_is_unparsed(chain_sum, text):
     grade = reasoning_gym.grade(question=chain_sum[1], text=text, finished=True)

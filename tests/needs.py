@@ -1,0 +1,120 @@
+"""What some tests need and a machine may lack: `@pytest.mark.needs("promtool")`.
+
+A test whose need is not met is left out, never skipped, and the run's last lines say which need and why
+(tests/conftest.py). What `make setup` always installs is no need: where it is missing, the test fails.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.small_disk import disk_of
+
+ROOT = Path(__file__).parent.parent
+
+
+def met_and_missing(items: Iterable[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item], Counter[str]]:
+    """The tests that can run, those that cannot, and how many of these by what is missing and why.
+
+    Raises UsageError for a need that no one has heard of.
+    """
+    can_run, cannot, reasons = list[pytest.Item](), list[pytest.Item](), Counter[str]()
+    for item in items:
+        if missing := [reason for name in _needs(item) if (reason := _missing(name))]:
+            cannot.append(item)
+            reasons["; ".join(missing)] += 1
+        else:
+            can_run.append(item)
+    return can_run, cannot, reasons
+
+
+def promtool() -> str | None:
+    """The path of the one that `make promtool` has put beside this Python, else of the one on the PATH."""
+    return shutil.which("promtool", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+
+
+@functools.cache
+def sandbox_permits() -> Mapping[str, bool]:
+    """What this machine lets a grader's sandbox have: `network`, `processes`, `survivors`."""
+    command = [sys.executable, "-m", "services.reward.sandbox.isolation"]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT, timeout=60).stdout)
+
+
+def _needs(item: pytest.Item) -> list[str]:
+    return [name for marker in item.iter_markers("needs") for name in marker.args]
+
+
+@functools.cache
+def _missing(name: str) -> str | None:
+    """`name: why it is missing`, or None where it is there."""
+    if name not in _PROBES:
+        raise pytest.UsageError(f"needs({name!r}): tests/needs.py knows only {', '.join(sorted(_PROBES))}")
+    why = _PROBES[name]()
+    return why and f"{name}: {why}"
+
+
+def _cuda() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+def _machines() -> str | None:
+    """Network namespaces with names, cables between them."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        return "network namespaces need root and iproute2's `ip`"
+    name = f"probe-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False, timeout=30)
+    if made.returncode:
+        return f"no permission to make a network namespace: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", name], check=True, timeout=30)
+    return None
+
+
+def _promtool() -> str | None:
+    return None if promtool() else "not beside this Python and not on the PATH; `make promtool` says why"
+
+
+def _reasoning_gym() -> str | None:
+    return None if importlib.util.find_spec("reasoning_gym") else "not installed; one of its parts needs a C compiler"
+
+
+def _sandbox(name: str, why: str) -> Callable[[], str | None]:
+    return lambda: None if sandbox_permits()[name] else why
+
+
+def _tmpfs() -> str | None:
+    try:
+        with tempfile.TemporaryDirectory(prefix="sluice-probe-") as folder, disk_of(Path(folder), size_bytes=4096):
+            return None
+    except OSError as error:
+        return str(error)
+
+
+def _typescript_example() -> str | None:
+    command = [ROOT / "scripts" / "typescript.sh", "--check"]
+    checked = subprocess.run(command, stdout=subprocess.DEVNULL, check=False, timeout=60)
+    return "examples/reward-typescript is not built; `make typescript` says why" if checked.returncode else None
+
+
+_PROBES: Mapping[str, Callable[[], str | None]] = {
+    "cuda": _cuda,
+    "machines": _machines,
+    "own-network": _sandbox("network", "no permission to make a network namespace"),
+    "own-processes": _sandbox("survivors", "no permission to make a process namespace"),
+    "process-limit": _sandbox("processes", "the number of a sandbox's processes cannot be limited"),
+    "promtool": _promtool,
+    "reasoning-gym": _reasoning_gym,
+    "tmpfs": _tmpfs,
+    "typescript-example": _typescript_example,
+}
