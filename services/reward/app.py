@@ -81,7 +81,9 @@ async def make_reward_server(
 ) -> RpcServer:
     """A server over running graders, not yet started. Raises LaunchError when the self-check failed."""
     scorer = make_scorer(config, graders, router)
-    if problems := await gold_check(KNOWN, scorer):
+    # What the recipe routes elsewhere has no known answer: a route "*" takes even the built-in data sources.
+    known = [row for row in KNOWN if not router.is_routed_by_recipe(row.question.data_source)]
+    if problems := await gold_check(known, scorer):
         raise LaunchError("reward: the self-check failed\n" + "\n".join(problems))
     alarm = GradingAlarm(fraction=config.reward.warn_ungraded_fraction)
     servicer = RewardServicer(scorer=scorer, router=router, alarm=alarm, exporter=exporter)

@@ -66,17 +66,22 @@ class Router:
     def __init__(self, routes: Mapping[str, RouteSpec] | None = None) -> None:
         given = {key: _parts(spec, where=f"reward.routes.{key}") for key, spec in (routes or {}).items()}
         built_in = {key: _parts(name, where=key) for key, name in ROUTES.items() if key not in given}
+        self._given = tuple(given)
         self._table = {**given, **built_in}
 
     def parts_of(self, data_source: str) -> tuple[Part, ...]:
         """The parts, at least one. Raises InvalidRequest for a data source without a route."""
         for key, parts in self._table.items():
-            if data_source == key or (key.endswith("*") and data_source.startswith(key[:-1])):
+            if _serves(key, data_source):
                 return parts
         raise InvalidRequest(
             f"data_source: no verifier for {data_source!r}, known are {', '.join(self._table)}; "
             "add it to reward.routes in the recipe"
         )
+
+    def is_routed_by_recipe(self, data_source: str) -> bool:
+        """Whether `reward.routes` serves a data source, whatever the built-in table says of the data source."""
+        return any(_serves(key, data_source) for key in self._given)
 
     @property
     def needs_network(self) -> bool:
@@ -97,6 +102,10 @@ class Router:
 def grader_name(parts: Sequence[Part]) -> str:
     """The grader's name in the results of a route."""
     return "+".join(part.name for part in parts)
+
+
+def _serves(key: str, data_source: str) -> bool:
+    return data_source == key or (key.endswith("*") and data_source.startswith(key[:-1]))
 
 
 def _parts(spec: RouteSpec, *, where: str) -> tuple[Part, ...]:

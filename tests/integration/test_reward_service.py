@@ -57,12 +57,13 @@ def _nasty_verifier_is_importable(monkeypatch):
 
 
 @asynccontextmanager
-async def reward_stub():
-    """A stub of a server in this process, as the app builds it."""
+async def reward_stub(routes=None):
+    """A stub of a server in this process, as the app builds it; `routes` in the place of those of CONFIG."""
     limits = Limits(timeout_s=1.0, memory_bytes=2 << 30, recycle_after=1000, file_bytes=1 << 28, max_processes=256)
     async with GraderPool.open(workers=1, limits=limits) as pool:
         config = Config.model_validate(CONFIG)
-        server = await make_reward_server(config, Router(config.reward.routes), pool, Exporter(service="reward"))
+        router = Router(config.reward.routes if routes is None else routes)
+        server = await make_reward_server(config, router, pool, Exporter(service="reward"))
         port = await server.start(bind="127.0.0.1", port=0)
         channel = open_channel(f"127.0.0.1:{port}")
         try:
@@ -100,6 +101,13 @@ async def test_a_group_is_scored_and_shaped():
     ]
     assert {(result.grader, result.grader_version) for result in response.results} == {("mixadd3", "1")}
     assert truncated.results[0].acc == 0.0
+
+
+async def test_a_route_for_every_data_source_passes_the_check_at_the_start_although_it_reads_no_built_in_answer():
+    async with reward_stub({"*": "numeric"}) as stub:
+        response = await stub.Score(request("mixadd3", "125", "67 + 58 = 125", "#125"), timeout=20)
+    assert [result.acc for result in response.results] == [1.0, 0.0]
+    assert {result.grader for result in response.results} == {"numeric"}
 
 
 @pytest.mark.needs("reasoning-gym")

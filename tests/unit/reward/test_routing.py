@@ -38,6 +38,13 @@ def test_routes_of_the_recipe_go_first_and_may_name_a_module_of_ones_own():
     assert [part.name for part in router.parts_of("math_dapo")] == ["math_dapo"]
 
 
+@pytest.mark.parametrize(
+    ("routes", "expected"), [({"*": "numeric"}, True), ({"math_*": "exact"}, True), ({"math": "exact"}, False), ({}, False)]
+)
+def test_a_data_source_of_the_built_in_table_counts_as_the_recipes_when_the_recipe_routes_it(routes, expected):
+    assert Router(routes).is_routed_by_recipe("math_dapo") is expected
+
+
 def test_a_route_to_no_verifier_is_refused_at_once():
     with pytest.raises(ValueError, match=r"reward\.routes\.math: must be one of mixadd3, math_dapo, math_verify"):
         Router({"math": "maths"})
