@@ -8,7 +8,19 @@ from collections.abc import Sequence
 from sluice import __version__
 
 VERBS = (
-    *("up", "watch", "learner_node", "control", "groups", "rollback", "ledger", "export", "replay", "rescore"),
+    *(
+        "up",
+        "demo_llm",
+        "watch",
+        "learner_node",
+        "control",
+        "groups",
+        "rollback",
+        "ledger",
+        "export",
+        "replay",
+        "rescore",
+    ),
     *("conformance", "config", "data", "certs"),
 )
 """Modules of this package, in the order of `sluice --help`; some have several verbs."""

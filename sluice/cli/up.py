@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ def add_parser(commands: Any) -> None:
     up = commands.add_parser("up", help="run a recipe on this machine", description="Runs a recipe on this machine.")
     up.add_argument("-c", "--config", type=Path, required=True, help="recipe (YAML)")
     up.add_argument("--dry-run", action="store_true", help="check the recipe, print the derived numbers and end")
-    _add_run_flags(up)
+    add_run_flags(up)
     up.set_defaults(run=run_up)
     check = commands.add_parser(
         "check-reward",
@@ -35,13 +36,19 @@ def add_parser(commands: Any) -> None:
         help="teach a small model to add, on 2 CPU cores",
         description="Builds the demo's base model (cached), then runs the CPU demo recipe on it.",
     )
-    demo.add_argument("--seed", type=int, default=0, help="seed of the run (default %(default)s)")
-    demo.add_argument("--steps", type=int, default=None, help="steps to train (default: the recipe's)")
-    _add_run_flags(demo)
+    add_demo_flags(demo)
     demo.set_defaults(run=run_demo)
 
 
-def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+def add_demo_flags(parser: argparse.ArgumentParser) -> None:
+    """What every demo takes; `demo_overrides` reads it."""
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=None, help="steps to train (default: the recipe's)")
+    add_run_flags(parser)
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """What every command that runs a recipe takes."""
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
     parser.add_argument("--run-dir", type=Path, default=None, help="run directory; an existing one is resumed")
     parser.add_argument("--rollout-replicas", type=int, default=None, metavar="N", help="rollout services")
@@ -59,10 +66,10 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_up(args: argparse.Namespace) -> int:
     """Runs a recipe, or with --dry-run only checks the recipe."""
-    config = load_runnable(args.config, overrides=[*args.overrides, *_replica_overrides(args)])
+    config = load_runnable(args.config, overrides=[*args.overrides, *replica_overrides(args)])
     if args.dry_run:
         return _dry_run(config)
-    return _run(config, args)
+    return run_here(config, args)
 
 
 def run_check_reward(args: argparse.Namespace) -> int:
@@ -99,19 +106,25 @@ def run_demo(args: argparse.Namespace) -> int:
     """Builds the base model unless the model is cached, then runs the demo recipe."""
     recipe = find_recipe(DEMO_RECIPE)
     base = demo_base_dir()
-    overrides = [f"model.path={base}", f"run.seed={args.seed}", *args.overrides, *_replica_overrides(args)]
-    if importlib.util.find_spec("vllm") is None:
-        print("vLLM is not installed: rollouts use the transformers engine", file=sys.stderr)
-        overrides.append("rollout.engine=transformers")
-    if args.steps is not None:
-        overrides.append(f"run.total_steps={args.steps}")
-    config = load_runnable(recipe, overrides=overrides)
+    config = load_runnable(recipe, overrides=demo_overrides(args, model=base))
     warm_up = [sys.executable, "-m", "services.learner.sft_base.build", "--out", str(base)]
     try:
         subprocess.run(warm_up, check=True)
     except subprocess.CalledProcessError as error:
         raise LaunchError(f"building the base model failed with code {error.returncode}: see above") from error
-    return _run(config, args)
+    return run_here(config, args)
+
+
+def demo_overrides(args: argparse.Namespace, *, model: Path) -> list[str]:
+    """What a demo's flags say over its recipe; `--set` wins over the model and the seed."""
+    overrides = [f"model.path={json.dumps(str(model))}", f"run.seed={args.seed}", *args.overrides]
+    overrides += replica_overrides(args)
+    if importlib.util.find_spec("vllm") is None:
+        print("vLLM is not installed: rollouts use the transformers engine", file=sys.stderr)
+        overrides.append("rollout.engine=transformers")
+    if args.steps is not None:
+        overrides.append(f"run.total_steps={args.steps}")
+    return overrides
 
 
 def find_recipe(name: str) -> Path:
@@ -125,13 +138,19 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def demo_base_dir() -> Path:
-    """Where the demo's base model is cached: SLUICE_CACHE, else the user's cache directory."""
+def cache_dir() -> Path:
+    """Where the demos keep what they make: SLUICE_CACHE, else the user's cache directory."""
     root = os.environ.get("SLUICE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sluice"
-    return Path(root) / "mixadd3-base"
+    return Path(root)
 
 
-def _replica_overrides(args: argparse.Namespace) -> list[str]:
+def demo_base_dir() -> Path:
+    """Where the demo's base model is cached."""
+    return cache_dir() / "mixadd3-base"
+
+
+def replica_overrides(args: argparse.Namespace) -> list[str]:
+    """The overrides that the flags for numbers of processes stand for."""
     flags = {
         "launch.rollout_replicas": args.rollout_replicas,
         "launch.reward_replicas": args.reward_replicas,
@@ -142,7 +161,8 @@ def _replica_overrides(args: argparse.Namespace) -> list[str]:
     return [f"{key}={value}" for key, value in flags.items() if value is not None]
 
 
-def _run(config: Any, args: argparse.Namespace) -> int:
+def run_here(config: Any, args: argparse.Namespace) -> int:
+    """Runs a checked recipe on this machine, reports, and returns the exit code."""
     import asyncio
 
     from sluice.launch.local import LocalRun

@@ -6,18 +6,16 @@ without importing torch. The folder appears whole or not at all. training.py tra
 
 import argparse
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from services.learner.base_folder import make_once
 from services.learner.sft_base.stages import STAGES
 from sluice.tasks import mixadd3
 
@@ -47,33 +45,12 @@ def build(out: Path, *, seed: int = 0, force: bool = False) -> bool:
         ValueError: `out` is in the way: not a folder that this function made.
         RuntimeError: the base is less accurate than MIN_GREEDY_ACCURACY.
     """
-    key = cache_key(seed)
-    if not force and _recorded_key(out) == key:
-        print(f"warm-up: {out} is up to date")
-        return False
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / RECORD).is_file():
-        raise ValueError(f"warm-up: {out} exists and is not a base model made here; give another --out")
-
-    from services.learner.sft_base.training import save_model, train_base
-
-    model = train_base(
-        seed=seed,
-        architecture=ARCHITECTURE,
-        stages=STAGES,
-        min_accuracy=MIN_GREEDY_ACCURACY,
-        report=lambda line: print(f"warm-up {line}", flush=True),
+    record = {"key": cache_key(seed), "seed": seed, "stages": [asdict(stage) for stage in STAGES]}
+    built = make_once(
+        out, record_name=RECORD, record=record, write=lambda folder: _train(folder, seed=seed), force=force
     )
-    record = {"key": key, "seed": seed, "stages": [asdict(stage) for stage in STAGES]}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        made = Path(scratch) / "made"
-        save_model(model, made)
-        (made / RECORD).write_text(json.dumps(record | {"versions": _versions()}, indent=2) + "\n")
-        if out.exists():
-            out.rename(Path(scratch) / "old")
-        made.rename(out)
-    print(f"warm-up: wrote {out}")
-    return True
+    print(f"warm-up: wrote {out}" if built else f"warm-up: {out} is up to date")
+    return built
 
 
 def cache_key(seed: int) -> str:
@@ -90,15 +67,17 @@ def cache_key(seed: int) -> str:
     return hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _recorded_key(out: Path) -> str | None:
-    record = out / RECORD
-    return json.loads(record.read_text())["key"] if record.is_file() else None
+def _train(folder: Path, *, seed: int) -> None:
+    from services.learner.sft_base.training import save_model, train_base
 
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")
-    }
+    model = train_base(
+        seed=seed,
+        architecture=ARCHITECTURE,
+        stages=STAGES,
+        min_accuracy=MIN_GREEDY_ACCURACY,
+        report=lambda line: print(f"warm-up {line}", flush=True),
+    )
+    save_model(model, folder)
 
 
 def main(argv: list[str] | None = None) -> int:

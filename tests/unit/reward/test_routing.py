@@ -39,7 +39,8 @@ def test_routes_of_the_recipe_go_first_and_may_name_a_module_of_ones_own():
 
 
 @pytest.mark.parametrize(
-    ("routes", "expected"), [({"*": "numeric"}, True), ({"math_*": "exact"}, True), ({"math": "exact"}, False), ({}, False)]
+    ("routes", "expected"),
+    [({"*": "numeric"}, True), ({"math_*": "exact"}, True), ({"math": "exact"}, False), ({}, False)],
 )
 def test_a_data_source_of_the_built_in_table_counts_as_the_recipes_when_the_recipe_routes_it(routes, expected):
     assert Router(routes).is_routed_by_recipe("math_dapo") is expected
