@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --no-loadscope-reorder
 
-.PHONY: help setup typescript promtool demo test chaos compose-test fuzz audit check static unit protos protos-release format bench bench-learner bench-system clean
+.PHONY: help setup typescript promtool demo demo-llm test chaos compose-test fuzz audit check static unit protos protos-release format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -22,6 +22,10 @@ promtool: setup  ## Prometheus's promtool in .venv, where Debian's packages are
 
 demo: setup      ## teach a small model to add: four services, two cores, a few minutes
 	@.venv/bin/sluice demo $(ARGS)
+
+demo-llm: setup  ## teach a real model, SmolLM2-135M, to add: 93 MB more to fetch, a quarter of an hour on two idle cores
+	@scripts/smollm2.sh $(ARGS)
+	@.venv/bin/sluice demo-llm $(ARGS)
 
 test: setup typescript promtool static ## every test but chaos and compose; the last lines name what this machine lacks
 	$(PY) -m pytest $(PARALLEL) -m "not chaos and not compose" $(ARGS)
