@@ -57,3 +57,7 @@ def test_every_folder_of_the_kernel_the_services_and_the_tests_and_every_page_an
 def test_every_room_of_a_service_is_on_the_map() -> None:
     rooms = {path for service in below("services/") for path in below(service) if path.endswith("/")}
     assert rooms <= set(file_map())
+
+
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
