@@ -8,7 +8,7 @@ from sluice.rpc.service_parser import ServiceParser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parses the flags first, so that --help is instant."""
+    """Runs one coordinator; parses the flags before heavy imports, so that --help is instant."""
     parser = ServiceParser(
         prog="python -m services.coordinator",
         description="Sluice's coordinator: admission, queue, ledger, batches, weight pushes and the API of one run.",

@@ -14,19 +14,19 @@ DISK_EVERY_S = 15.0
 
 
 async def export_run(parts: RunParts, exporter: Exporter) -> None:
-    """The gauges and the list of everybody's endpoints."""
+    """Refreshes the gauges and the list of all services' endpoints, until cancelled."""
     run = parts.run
     while True:
         exporter.targets = targets(run.fleet, run_id=run.run_id)
         exporter.set(run.progress.metrics | queue_metrics(run.board) | gauges(parts))
-        with contextlib.suppress(Unavailable):  # while Redis is away the ledger's gauges stand still
+        with contextlib.suppress(Unavailable):  # without an answer of Redis the ledger's gauges keep their values
             exporter.set(ledger_metrics(count(await parts.store.counters(), run.board)))
         await run.board.changed.wait(1.0)
         await run.clock.sleep(0.5)
 
 
 async def export_disk(parts: RunParts, exporter: Exporter) -> None:
-    """Apart from the others, which go on while a network's disk does not answer."""
+    """Refreshes the disk's gauges, apart from the other gauges, which go on while a network disk does not answer."""
     while True:
         exporter.set(await asyncio.to_thread(disk_gauges, parts.records.files.run_dir))
         await parts.run.clock.sleep(DISK_EVERY_S)

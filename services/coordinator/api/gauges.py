@@ -1,4 +1,4 @@
-"""What only the Prometheus endpoint shows: the run as it stands now, and where everybody else's endpoint is."""
+"""The Prometheus endpoint's own figures: the run's present state, and the addresses of all services' endpoints."""
 
 import shutil
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from sluice.telemetry.prometheus import Target
 
 
 def gauges(parts: RunParts) -> dict[str, float]:
-    """Metrics of this moment; those of sluice/telemetry/catalogue/live.py that cost nothing."""
+    """The live metrics of sluice/telemetry/catalogue/live.py that cost nothing to compute."""
     training = parts.run.progress.state is RunState.RUNNING and parts.run.fleet.learner is not None
     return {
         "run/trained_steps": float(parts.run.progress.trained_steps),
@@ -42,7 +42,7 @@ def disk_gauges(path: Path) -> dict[str, float]:
 
 
 def targets(fleet: Fleet, *, run_id: str) -> Sequence[Target]:
-    """The endpoints of all who are here. One that is lost counts in `fleet/services_lost`, and would only time out."""
+    """The endpoints of all services but lost ones, which count in `fleet/services_lost` and would only time out."""
     return [
         Target(
             address=member.metrics_address,

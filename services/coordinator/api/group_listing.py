@@ -1,4 +1,4 @@
-"""Groups of the run as people ask for them: a list of lines, the ledger row of any one, what it consists of."""
+"""Groups of the run for people: a list with a line a group, the ledger row of one group, the payload of one group."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from sluice.v1 import common_pb2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupLine:
-    """What ListGroups shows of a group."""
+    """The line of one group in ListGroups."""
 
     group_id: str
     state: str
@@ -25,7 +25,7 @@ class GroupLine:
 
 
 def line_of(row: Mapping[str, Any]) -> GroupLine:
-    """What ListGroups shows of a ledger row."""
+    """The line for a ledger row."""
     return GroupLine(
         group_id=row["group_id"],
         state=row["term"],
@@ -38,7 +38,7 @@ def line_of(row: Mapping[str, Any]) -> GroupLine:
 
 
 def group_lines(parts: RunParts) -> Iterator[GroupLine]:
-    """Live groups and those that ended lately, newest first."""
+    """Live and recently ended groups, newest first."""
     for live in _live(parts):
         oldest = live.group.oldest_version
         yield GroupLine(
@@ -55,7 +55,7 @@ def group_lines(parts: RunParts) -> Iterator[GroupLine]:
 
 
 async def find_row(parts: RunParts, wanted: str) -> dict[str, Any]:
-    """The row of the group with this id or number, as far as it is known. Raises NotFound that says what there is."""
+    """The row of the group with this id or number, with the columns known so far. Raises NotFound with similar ids."""
 
     def is_it(group_id: str, admission: int) -> bool:
         return wanted in (group_id, str(admission))
@@ -77,7 +77,7 @@ async def find_row(parts: RunParts, wanted: str) -> dict[str, Any]:
 
 
 async def find_payload(parts: RunParts, line: GroupLine) -> common_pb2.Group | None:
-    """The group behind a line while it is kept: in memory, in the queue, or in its batch file."""
+    """The group behind a line, from memory, from the queue or from its batch file; None when the group is not kept."""
     if line.group_id in parts.run.board.open:
         return group_to(parts.run.board.open[line.group_id])
     if line.state == "queued":
@@ -87,7 +87,7 @@ async def find_payload(parts: RunParts, line: GroupLine) -> common_pb2.Group | N
         try:
             batch = await parts.records.files.read_batch(line.step)
         except NotFound:
-            return None  # no longer kept: no checkpoint can ask for it
+            return None  # removed, because no checkpoint can ask for the batch
         groups = (parts.codec.decode(payload) for payload in batch.payloads)
         return next((group for group in groups if group.group_id == line.group_id), None)
     return None

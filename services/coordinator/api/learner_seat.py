@@ -1,4 +1,4 @@
-"""The one learner that may speak for a run: who holds the fence, what its holder is handed, when it may leave."""
+"""The one learner that may speak for a run: the holder of the fence, its batches, and when the learner may leave."""
 
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.recovery.repair import Repair
@@ -14,7 +14,7 @@ from sluice.policy_version import PolicyVersion
 
 
 class LearnerSeat:
-    """A new learner process gets a new fence, which shuts out any other."""
+    """The place of the one learner. A new learner process gets a new fence, which shuts out every other learner."""
 
     def __init__(
         self,
@@ -28,27 +28,27 @@ class LearnerSeat:
         fence: int,
         incarnation: str,
     ) -> None:
-        """`own_fence`: the coordinator's; `fence`, `incarnation`: of the process that held the seat last, as Redis has it."""
+        """`own_fence` is the coordinator's; `fence` and `incarnation` are Redis's record of the last learner process."""
         self._config, self._progress = run.config, run.progress
         self._fleet, self._board, self._events = run.fleet, run.board, run.events
         self._store = records.store
         self._assigner, self._repair, self._rollbacks = assigner, repair, rollbacks
         self._own_fence, self._fence, self._incarnation = own_fence, fence, incarnation
         self._was_here = False
-        """Whether a learner has registered with this process. Before, its calls are not heard: Redis may have forgotten."""
+        """Whether a learner has registered with this process. Earlier calls are refused, because Redis may have forgotten."""
 
     async def hear(self, stated: Statement) -> None:
-        """Books what Redis forgot of the steps behind a learner.
+        """Books the steps of a learner that Redis has forgotten.
 
-        Raises Fenced for one whose history was rolled back, NotReady for one that does not fit this run.
+        Raises Fenced for a learner whose history was rolled back, NotReady for a learner that does not fit this run.
         """
         stated.refuse_given_up(self._rollbacks.history)
         await self._repair.learner_states(stated)
 
     async def take(self, member: Member, version: PolicyVersion) -> int:
-        """A learner registered; returns its fence.
+        """Takes in a learner that has registered; returns the learner's fence.
 
-        The fence is no lower than the coordinator's, and so is above those that Redis may have forgotten, too.
+        The fence is at least the coordinator's fence, and so also above fences that Redis may have forgotten.
         """
         if member.incarnation != self._incarnation:
             self._fence = max(self._fence + 1, self._own_fence)
@@ -68,11 +68,11 @@ class LearnerSeat:
         return fence
 
     def vacate(self) -> None:
-        """No learner is heard any more: the process is about to end."""
+        """Refuses every learner from now on, because the process is about to end."""
         self._was_here = False
 
     def check(self, fence: int) -> None:
-        """Raises Unavailable before a learner has registered here, Fenced for any but the newest."""
+        """Raises Unavailable before a learner has registered here, Fenced for any fence but the newest."""
         if not self._was_here:
             raise Unavailable("this coordinator has just started; the learner has to register first, then call again")
         if fence != self._fence:
@@ -81,16 +81,17 @@ class LearnerSeat:
             )
 
     def has_ended(self, step: int) -> bool:
-        """Whether the learner may leave: no batch will come, and nobody needs its weights any more.
+        """Whether the learner may leave: no batch will come, and nobody needs the learner's weights any more.
 
-        One that was restored behind the end of a finished run first makes the last version again: that is the model.
+        A learner that was restored to a version before the last one of a finished run first trains up to the last version,
+        which is the model.
         """
         if self._progress.state is RunState.FINISHED:
             return step >= self._progress.trained_steps
         return self._progress.state.final or (self._progress.stop_requested and not self._assigner.assigned)
 
     async def batch(self, step: int, *, wait_s: float) -> BatchFile | str:
-        """Batch `step`, or why there is none yet."""
+        """Batch `step`, or the reason why the batch is not ready."""
         if self.has_ended(step):
             return f"the run has ended ({self._progress.state.value})"
         if step >= self._config.run.total_steps:

@@ -1,22 +1,22 @@
-"""When the coordinator of a run that has ended may leave: nobody would look for it any more.
+"""When the coordinator of a run that has ended may leave: when no service will call the coordinator any more.
 
-who waits          for what                             unblocked by
-`everybody_left`   services to leave, or come again     their leaving; LINGER_S in which nobody comes or goes
+who waits          for what                              unblocked by
+`everybody_left`   all services to leave                 the last service's leaving; LINGER_S without any coming or going
 """
 
 from services.coordinator.state.fleet import State
 from services.coordinator.state.run_context import RunContext
 
 LINGER_S = 120.0
-"""How long the coordinator of a run that has ended waits for anybody to leave or to come again. A learner that is alive
-exports the model, which takes what it takes.
+"""How long the coordinator of a run that has ended waits without any service leaving or coming again. A live learner is
+waited for without this limit, because the learner exports the model, however long the export takes.
 """
 LAST_CALLS_S = 5.0
-"""How long it goes on when all have left and nobody is on the way, for whoever asks now and then how the run stands."""
+"""How long the coordinator still answers after all services have left, for callers that ask for the status now and then."""
 
 
 async def everybody_left(run: RunContext) -> None:
-    """Returns when all have left and nobody is on the way, LAST_CALLS_S later."""
+    """Returns LAST_CALLS_S after all services have left and no service is expected."""
 
     def alone() -> bool:
         return run.fleet.has_left and not run.fleet.expects(now_s=run.clock.now())

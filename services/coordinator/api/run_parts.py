@@ -1,4 +1,4 @@
-"""The parts of one run's coordinator, wired: what the servicer speaks to."""
+"""The parts of one run's coordinator, wired, for the servicer."""
 
 from dataclasses import dataclass
 
@@ -24,12 +24,12 @@ from sluice.model_identity import ModelIdentity
 
 @dataclass(kw_only=True, slots=True)
 class RunParts:
-    """What a run has in memory, what outlasts it, and who acts on both."""
+    """A run's memory, its durable records, and the parts that act on both."""
 
     run: RunContext
     records: Records
     store: Store
-    """The one of `records`, with what only the process that owns it may ask."""
+    """The store of `records`, here with the methods that only the owning process may call."""
     codec: ZstdGroups
     identity: ModelIdentity
     loggers: Loggers
@@ -46,16 +46,16 @@ class RunParts:
     learner: LearnerSeat
     repair: Repair
     launchers: int = 0
-    """Attached now: who starts services when a number of replicas is asked for."""
+    """Launchers that watch events now; a launcher starts and ends services for `Scale`."""
 
     async def close(self) -> None:
-        """Ends channels and connections."""
+        """Closes channels and connections."""
         await self.loggers.close()
         await self.clients.close()
         await self.store.close()
 
     async def roll_back(self) -> None:
-        """Makes the rollback that was asked for, once nothing is booked any more. The process has to end afterwards."""
+        """Makes the requested rollback, once nothing is booked any more. The process has to end afterwards."""
         self.learner.vacate()
         await self.assigner.close()
         await self.commits.close()

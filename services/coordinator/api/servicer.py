@@ -1,4 +1,4 @@
-"""CoordinatorService: decode, call the part that it is about, encode. What people script, and what the other services call."""
+"""CoordinatorService: decodes a request, calls one of the run's parts, encodes the answer. For scripts and for services."""
 
 import asyncio
 import json
@@ -30,7 +30,8 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
 
 LONGEST_POLL_S = 30.0
 MOST_SAMPLES_A_PROMPT = 4096
-"""Of an evaluation: what a rollout takes in one call. Two billion would be made before anybody refused them."""
+"""Limit of `n` of an evaluation, which is a rollout's limit of one call: without it two billion samples would be prepared
+before the rollout refuses the call."""
 
 _ADDRESS = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}:\d{1,5}")
 

@@ -1,4 +1,4 @@
-"""Core -> wire for the messages people read: status, ledger, evaluations, group lines."""
+"""Core -> wire for the messages that people read: status, ledger, evaluations, group lines."""
 
 from services.coordinator.api.group_listing import GroupLine
 from services.coordinator.api.run_parts import RunParts
@@ -37,7 +37,7 @@ _STATE = {
 
 
 def run_state(progress: Progress) -> "pb.RunState.ValueType":
-    """The state as the API names it: a pause or drain shows while the run is running."""
+    """The state by the API's names: a running run shows a pause or a drain as its state."""
     if progress.state is RunState.RUNNING and progress.admission in _ADMISSION:
         return _ADMISSION[progress.admission]
     return _RUN_STATE[progress.state]
@@ -118,7 +118,7 @@ def evaluation(result: EvaluationResult) -> pb.Evaluation:
 
 
 def rollback(account: Account) -> pb.RollbackResponse:
-    """What a rollback gave up, or would."""
+    """What a rollback has given up, or would give up."""
     return pb.RollbackResponse(
         to=account.to,
         reached=account.reached,

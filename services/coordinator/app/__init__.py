@@ -1,1 +1,1 @@
-"""Puts one coordinator together: opens what it has of the run, makes the parts, resumes, serves."""
+"""Puts one coordinator together: opens the run's data and records, makes the parts, resumes, serves."""

@@ -1,4 +1,4 @@
-"""Opens what there is of the run: its data, Redis, the run directory; as far as they have come, the run's progress."""
+"""Opens a run: its data, Redis, the run directory, and the progress that Redis and the files record."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,15 +38,15 @@ class Data:
 
     training: PromptStream
     feed: PromptFeed
-    """`training`, and what users submit."""
+    """Prompts of `training`, and prompts that users submit."""
     held_out: Sequence[PromptLike]
     facts: Mapping[str, object]
-    """About the training data, for people."""
+    """Facts about the training data, for people."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenedRun:
-    """A run as it was found, before anything of it goes on."""
+    """A run as opened, before anything is generated or trained."""
 
     run: RunContext
     records: Records
@@ -58,7 +58,7 @@ class OpenedRun:
     rolled_back: Sequence[Account]
     """Rollbacks, oldest first; the files agree with them."""
     meta: Mapping[str, str]
-    """What Redis keeps beside the groups."""
+    """Redis's facts about the run beside the groups."""
 
 
 async def open_run(config: Config, options: Options) -> OpenedRun:

@@ -1,4 +1,4 @@
-"""What the command line says of one coordinator."""
+"""The options of one coordinator's command line."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,7 @@ from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """Where a coordinator serves, and how it treats a run that is there."""
+    """Where a coordinator serves, and how the coordinator treats a run directory with a run."""
 
     run_dir: Path
     redis_url: str
@@ -19,11 +19,11 @@ class Options:
     check_only: bool = False
     """End after the reward check."""
     reopen: bool = False
-    """Go on with a run that was stopped or has failed."""
+    """Continue a run that was stopped or has failed."""
     idle: bool = False
-    """Serve the API of a run that lies still, without going on with it."""
+    """Serve the API of a run at rest, without continuing the run."""
     stay: bool = False
-    """Serve until a signal: whoever started this process ends it, and would only start it again."""
+    """Serve until a signal, for a launcher that ends this process itself and would start an ended process again."""
     own_redis: bool = False
-    """Redis serves this run alone, and ends with it."""
+    """Redis serves this run alone, and ends with the run."""
     credentials: Credentials = field(default=NO_CREDENTIALS, repr=False)

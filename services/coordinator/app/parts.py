@@ -1,4 +1,4 @@
-"""Makes the parts of a run's coordinator and wires them. The only file of this service that names every concrete class."""
+"""Makes the parts of a run's coordinator and wires them."""
 
 import structlog
 
@@ -29,7 +29,7 @@ CHECKED_PROMPTS = 4
 
 
 def make_parts(opened: OpenedRun, options: Options) -> RunParts:
-    """All parts, wired; what Redis holds of the groups is not in them yet (resuming.py)."""
+    """All parts, wired, and without any group yet: resuming.py puts the groups of Redis back."""
     run, records, meta = opened.run, opened.records, opened.meta
     clients, push_times = Clients(options.credentials), PushTimes()
     grading = Grading(config=run.config, fleet=run.fleet, rewards=clients, clock=run.clock)

@@ -1,5 +1,5 @@
-"""Puts back what Redis holds of the groups: open ones are generated again, accepted ones wait on, assigned ones belong to
-their batch."""
+"""Puts the groups of Redis back into memory: open groups are generated again, accepted groups wait in the queue, assigned
+groups belong to their batch."""
 
 import structlog
 
@@ -11,7 +11,7 @@ log = structlog.get_logger(__name__)
 
 
 async def resume(parts: RunParts) -> None:
-    """Fills board and assigner; call it once, before anything of the run goes on."""
+    """Fills board and assigner; to be called once, before anything is admitted."""
     store, board, trained_steps = parts.store, parts.run.board, parts.run.progress.trained_steps
     board.next_step = await store.last_step("batch") + 1
     live = await store.live()
@@ -25,7 +25,7 @@ async def resume(parts: RunParts) -> None:
     for step in range(trained_steps, board.next_step):
         batch = await store.record("batch", step)
         if batch is not None:
-            # A repair that was broken off has ended some already, or has not come to those whose rows are in files.
+            # A repair that was broken off has ended some of these groups, or has not yet ended groups with rows in files.
             known = [QueuedGroup(**assigned[name]) for name in batch["ids"] if name in assigned]
             parts.assigner.assigned[step] = known
     if live:

@@ -1,4 +1,4 @@
-"""Serves one run until it has ended: the API, the run's life, and the tasks that go on beside them."""
+"""Serves one run until the run has ended: the API, the run's life, and the tasks beside the two."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ _EXIT_CODES = {RunState.FINISHED: 0, RunState.STOPPED: 0, RunState.STARVED: 3}
 
 
 async def serve(config: Config, options: Options) -> int:
-    """Runs one coordinator; returns its exit code. The ready pipe is closed when it serves, or will not."""
+    """Runs one coordinator; returns its exit code. Closes the ready pipe when the coordinator serves, or cannot serve."""
     with contextlib.ExitStack() as started:
         ready = None if options.ready_fd is None else started.enter_context(os.fdopen(options.ready_fd, "w"))
         return await _serve(config, options, ready)
@@ -63,17 +63,17 @@ async def _serve(config: Config, options: Options, ready: TextIO | None) -> int:
             ready.close()
         return await _until_over(parts, stop, exporter, options)
     finally:
-        parts.run.events.close()  # else watchers would use up the grace
+        parts.run.events.close()  # open watches would use up the grace time
         await server.stop(grace_s=2.0)
         exporter.close()
         await parts.close()
 
 
 async def _until_over(parts: RunParts, stop: asyncio.Event, exporter: Exporter, options: Options) -> int:
-    """The run's life beside the tasks that serve it; then a while to tell everybody. A rollback ends it at any time.
+    """Runs the run's life and the serving tasks; then serves on until all services have heard that the run has ended.
 
-    A run that had ended before this process started is no failure of this process, however it ended: whoever keeps it
-    alive need not start it again.
+    A rollback ends the life at any time. For a run that had ended before this process started the exit code is 0, also for
+    a failed run, so that a launcher need not start this process again.
     """
     had_ended = parts.run.progress.state.final
     background: list[asyncio.Task[Any]] = [
@@ -100,7 +100,9 @@ async def _until_over(parts: RunParts, stop: asyncio.Event, exporter: Exporter, 
             await asyncio.wait([stopped, rollback_requested, left], return_when=asyncio.FIRST_COMPLETED)
             if not rollback_requested.done():
                 code = 0 if had_ended else _EXIT_CODES.get(state, 1)
-                if options.own_redis and code == 0:  # else this process is started again, and finds the run ended
+                if (
+                    options.own_redis and code == 0
+                ):  # otherwise this process is started again and finds that the run has ended
                     await parts.store.shut_down_server()
                 return code
         elif not rollback_requested.done():

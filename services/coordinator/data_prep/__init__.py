@@ -1,1 +1,1 @@
-"""Published data sets as files that a run can read: fetched or found, copies of a prompt left out."""
+"""Published data sets as files that a run can read: fetched or found on this machine, without copies of a prompt."""

@@ -1,4 +1,4 @@
-"""`python -m services.coordinator.data_prep NAME`: what `sluice data prepare` runs."""
+"""`python -m services.coordinator.data_prep NAME`: the program behind `sluice data prepare`."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ from sluice.flags import add_data_prepare_flags
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prepares one data set; returns the exit code of DESIGN's contract (0, 1, 2, 130)."""
+    """Prepares one data set; returns the exit code: 0 done, 1 failed, 2 bad usage, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m services.coordinator.data_prep")
     add_data_prepare_flags(parser)
     args = parser.parse_args(argv)
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> str:
-    """Writes the file; returns what to print."""
+    """Writes the file; returns the text to print."""
     published = _published(args.name)
     target: Path = (args.out / published.file_name).resolve()
     if target.exists() and not args.force:

@@ -1,8 +1,8 @@
-"""A Parquet file with verl's columns written again with every prompt once.
+"""A Parquet file with verl's columns, written again with every prompt once.
 
-Two rows have the same prompt when a run would say so: equal data source and prompt (`PromptRow.prompt_id`). The first one
-stays, in the order of the file and with the bytes of its columns. A few thousand rows are in memory at a time, and of
-every distinct prompt its hash and its answer.
+Two rows have the same prompt by a run's own rule: equal data source and prompt (`PromptRow.prompt_id`). The first row of a
+prompt stays, in the order of the file and with the bytes of its columns. In memory are a few thousand rows at a time, and
+hash and answer of every distinct prompt.
 """
 
 from collections.abc import Iterator
@@ -18,17 +18,17 @@ from sluice.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """What was found in the file."""
+    """The counts of a file's rows."""
 
     rows: int
     prompts: int
-    """Distinct ones: the rows written."""
+    """Distinct prompts: the rows written."""
     conflicts: int
-    """Copies whose ground truth differs from the one that stayed."""
+    """Copies whose ground truth differs from that of the row that stayed."""
 
 
 def write_distinct(source: Path, target: Path) -> Counts:
-    """Writes `target` whole or not at all. Raises DataError naming file, row and what is wrong with it."""
+    """Writes `target` whole or not at all. Raises DataError with the file, the row and what is wrong."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 

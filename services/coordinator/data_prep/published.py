@@ -1,6 +1,6 @@
-"""The published data sets that have a name here. Both have verl's columns already; both repeat their prompts.
+"""The published data sets that `sluice data prepare` knows. Both have verl's columns; both repeat their prompts.
 
-Repositories and paths are those of verl's `recipe/dapo/prepare_dapo_data.sh`.
+Repositories and paths come from verl's `recipe/dapo/prepare_dapo_data.sh`.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ class Published:
     name: str
     repository: str
     path: str
-    """Of the file, within the repository."""
+    """The path of the file within the repository."""
     recipe: str
-    """What a recipe that uses it says, with `{file}` and `{prompts}`."""
+    """The lines of a recipe that uses the data set, with `{file}` and `{prompts}`."""
 
     @property
     def file_name(self) -> str:
-        """Of the file that is written, too."""
+        """The name of the published file, and of the file that is written."""
         return Path(self.path).name
 
     def by_hand(self) -> str:
-        """How to come by the file on a machine with a network, and how to go on with it here."""
+        """How to fetch the file on a machine with a network, and how to prepare the fetched file here."""
         return (
             f"On a machine that reaches it:\n"
             f"  curl -L -o {self.file_name} {HUB}/datasets/{self.repository}/resolve/main/{self.path}\n"
@@ -38,14 +38,14 @@ class Published:
 PUBLISHED = {
     one.name: one
     for one in (
-        # Each of about 17 thousand prompts stands there about a hundred times (BytedTsinghua-SIA/DAPO, issue 15).
+        # The file has each of about 17 thousand prompts about a hundred times (BytedTsinghua-SIA/DAPO, issue 15).
         Published(
             name="dapo-math-17k",
             repository="BytedTsinghua-SIA/DAPO-Math-17k",
             path="data/dapo-math-17k.parquet",
             recipe="data:\n  train_files: [{file}]",
         ),
-        # 30 problems, 32 times each, for a mean over 32 samples. Here eval.n draws them.
+        # 30 problems, 32 times each, for a mean over 32 samples. In Sluice eval.n draws the 32 samples.
         Published(
             name="aime-2024",
             repository="BytedTsinghua-SIA/AIME-2024",

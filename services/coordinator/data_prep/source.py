@@ -17,16 +17,16 @@ class Source:
 
     path: Path
     revision: str | None
-    """The hub's commit it was fetched at; None for a file that was here."""
+    """The hub's commit of a fetched file; None for a file of this machine."""
 
     def sha256(self) -> str:
-        """Of its bytes, in hexadecimal."""
+        """SHA-256 of the file's bytes, in hexadecimal."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def local_source(published: Published, given: Path) -> Source:
-    """A file, or the one of the published name in a folder or a clone of the repository. Raises DataError."""
+    """The given file, or the file with the published name in a given folder or clone. Raises DataError."""
     candidates = [given] if given.is_file() else [given / published.file_name, given / published.path]
     for path in candidates:
         if path.is_file():
@@ -35,11 +35,11 @@ def local_source(published: Published, given: Path) -> Source:
 
 
 def fetched_source(published: Published, *, revision: str | None) -> Source:
-    """From the hub, or from its cache on this machine. `revision` is a commit or branch there, None the newest.
+    """The file from the hub, or from the hub's cache on this machine. `revision` is a commit or a branch; None: the newest.
 
     Raises:
         LaunchError: huggingface_hub is not installed.
-        Unavailable: the hub cannot be reached or does not have it.
+        Unavailable: the hub cannot be reached or does not have the file.
     """
     try:
         from huggingface_hub import hf_hub_download
@@ -49,10 +49,10 @@ def fetched_source(published: Published, *, revision: str | None) -> Source:
             f"data prepare: {published.name} comes from {HUB}, which needs the package `huggingface_hub` ({error}); "
             f"install it with `pip install 'sluice-rl[data]'`, or fetch the file yourself. {published.by_hand()}"
         ) from error
-    hub_logging.set_verbosity_error()  # each of its retries would be a warning
+    hub_logging.set_verbosity_error()  # otherwise each retry would log a warning
     try:
         path = Path(hf_hub_download(published.repository, published.path, repo_type="dataset", revision=revision))
-    except Exception as error:  # the hub's, and those of its HTTP client, which is another by version
+    except Exception as error:  # the hub's errors and its HTTP client's, which differ by version
         reason = f"{type(error).__name__}: {error.__cause__ or error}".splitlines()[0]
         raise Unavailable(
             f"data prepare: {published.repository} could not be fetched from {HUB} ({reason}). {published.by_hand()}"

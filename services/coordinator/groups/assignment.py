@@ -1,8 +1,9 @@
-"""Fixes batch k: the first B accepted groups in admission order, recorded before they are handed out.
+"""Fixes batch k: the first B accepted groups in admission order, recorded before the batch is handed out.
 
-Waits: for B groups, or for some where a starving run may train what it has; then, up to `straggler_deadline_s`, for groups
-in flight that no later batch could train. Unblocked by verdicts and by `close`. A batch asked for again is read back from
-the run directory, byte for byte.
+ who waits   for what                                                         unblocked by
+ `batch`     B groups, or fewer where a starving run may train fewer          verdicts, `close`, `wait_s`
+ `batch`     groups in flight that no later batch could train in time         verdicts, `straggler_deadline_s`, `close`
+A batch that is asked for again is read back from the run directory, byte for byte.
 """
 
 import asyncio
@@ -29,14 +30,14 @@ class Assigner:
         self._store, self._files = records.store, records.files
         self._waiting_since: float | None = None
         self._wanted, self._wanted_since_s = -1, 0.0
-        """The newest step that the learner asked a batch for, and when it first did."""
+        """The newest step that the learner asked a batch for, and the time of the first such call."""
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
         self.assigned: dict[int, list[QueuedGroup]] = {}
         """Batches assigned and not yet trained, for the metrics and rows of their commit."""
 
     async def batch(self, step: int, *, wait_s: float) -> BatchFile | str:
-        """The payload of batch `step`, or why there is none after `wait_s`."""
+        """The payload of batch `step`, or after `wait_s` the reason why the batch is not ready."""
         give_up = self._clock.now() + wait_s
         async with self._one_at_a_time:
             if (record := await self._store.record("batch", step)) is not None:
@@ -69,11 +70,13 @@ class Assigner:
         return "the run is being stopped"
 
     def learner_waits_s(self) -> float:
-        """How long the learner has been waiting for its next batch, over all its calls; 0 while it has one."""
+        """How long the learner has been waiting for its next batch, over all its calls; 0 while the learner has a batch."""
         return self._clock.now() - self._wanted_since_s if self._wanted == self._board.next_step else 0.0
 
     async def _recorded(self, step: int, digest: str) -> BatchFile:
-        await self._files.name_batch(step, digest)  # whoever recorded it may have died before
+        await self._files.name_batch(
+            step, digest
+        )  # the process that recorded the batch may have died before naming the file
         batch = await self._files.read_batch(step)
         if batch.digest != digest:
             raise DataError(f"batch {step}: its file in {self._files.run_dir}/batches is not what was assigned")
@@ -97,9 +100,9 @@ class Assigner:
         return True
 
     async def _assign(self, step: int, choice: Choice) -> BatchFile:
-        """The payload is on disk before the record is in Redis: a recorded batch can always be read.
+        """Writes the payload, then the record in Redis, so that a recorded batch can always be read.
 
-        It gets its name last: a coordinator that was replaced without knowing is shut out before it overwrites one.
+        The file gets its name last: Redis shuts out a replaced coordinator before that coordinator overwrites a batch.
         """
         ids = [group.group_id for group in choice.chosen]
         payloads: list[bytes] = []
@@ -140,14 +143,14 @@ class Assigner:
         self._board.remove(group)
 
     async def close(self) -> None:
-        """No batch is assigned from now on; those that are assigned can still be asked for."""
+        """Assigns no batch from now on; assigned batches can still be asked for."""
         self._closed = True
         self._board.changed.notify()
         async with self._one_at_a_time:
             pass  # an assignment under way has ended
 
     async def abandon_queued(self) -> None:
-        """Gives up every accepted group: the last step is trained. Call it after `close`."""
+        """Gives up every accepted group after the last step; to be called after `close`."""
         for group in list(self._board.queued.values()):
             await unbroken(self._end(group, "abandoned"))
 

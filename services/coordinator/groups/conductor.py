@@ -2,8 +2,8 @@
 
  who waits              for what                                    unblocked by
  admitter               room, a rollout that may start the group    verdicts, assignments, weight pushes, registrations
- a group's task         its rollout's samples, its rewards          the rollout or reward, their loss, the deadlines
-Nothing waits for a group's task but the batch that would otherwise lose it (assignment.py).
+ a group's task         the group's samples, then its rewards       a rollout or reward, its loss, the deadlines
+Only a batch that would otherwise lose a group waits for the group's task (assignment.py).
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from sluice.dapo.dynamic_sampling import Verdict, judge_scores
 
 
 class Conductor:
-    """Admits groups while the run's progress says so, and carries each one in a task of its own."""
+    """Admits groups while the run's progress says so, and carries each group in a task of its own."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Conductor:
         cursor: str,
         admissions: int,
     ) -> None:
-        """`cursor` and `admissions`: where an earlier process of this run stopped."""
+        """`cursor` and `admissions` are the last ones of an earlier process of this run."""
         self._config, self._run_id, self._clock = run.config, run.run_id, run.clock
         self._board, self._fleet, self._progress = run.board, run.fleet, run.progress
         self._store, self._codec = records.store, records.codec
@@ -54,12 +54,12 @@ class Conductor:
         self._cursor, self._admissions = cursor, admissions
         self.window = StepWindow(started_s=run.clock.now())
         self.failures_in_a_row = 0
-        """Groups that failed since the last one that was kept or filtered."""
+        """Groups that failed since the last group that was kept or filtered."""
         self.last_progress_s = run.clock.now()
-        """When a group last started or ended: what the stall watch looks at."""
+        """When a group last started or ended, for the stall watch."""
 
     async def run(self) -> None:
-        """Admits and carries until cancelled; cancelling abandons nothing durably (see `abandon_all`)."""
+        """Admits and carries groups until cancelled; a cancellation ends no group durably (see `abandon_all`)."""
         async with asyncio.TaskGroup() as tasks:
             for group in list(self._board.open.values()):
                 tasks.create_task(self._carry(group), name=group.group_id)
@@ -73,13 +73,13 @@ class Conductor:
 
     @property
     def admissions(self) -> int:
-        """Groups admitted so far: the number of the next one."""
+        """Groups admitted so far, which is the number of the next group."""
         return self._admissions
 
     async def catch_up(self, until: int, *, known: Container[str], most: int) -> list[Group]:
-        """Goes on to number `until` when Redis forgot that it was reached; call it before `run`.
+        """Goes on to number `until`, which Redis has forgotten; to be called before `run`.
 
-        Each number gets the prompt that it had. The newest `most` are admitted again, unless they are `known`.
+        Each number gets its former prompt. The newest `most` numbers are admitted again, unless they are `known`.
         """
         again: list[Group] = []
         if self._admissions >= until:
@@ -105,7 +105,7 @@ class Conductor:
         )
 
     def _queue_has_room(self) -> bool:
-        """Back-pressure. It spares the groups of the next batch: only that batch empties the queue."""
+        """Back-pressure, which spares the groups of the next batch, because only the next batch empties the queue."""
         spared = self._board.rank(self._admissions) < self._config.data.train_batch_size
         return spared or self._board.queued_bytes < self._config.coordinator.queue_max_bytes
 
@@ -137,7 +137,7 @@ class Conductor:
         return group
 
     async def _carry(self, group: Group, member: Member | None = None) -> None:
-        """One group, from admission to the queue or out."""
+        """Carries one group from admission to the queue or to another end."""
         self.last_progress_s = self._clock.now()
         try:
             await self._generation.fill(group, member)
@@ -199,12 +199,12 @@ class Conductor:
         self._board.accept(group, accepted)
 
     async def abandon_all(self) -> None:
-        """Gives up every open group; call it when `run` has ended."""
+        """Gives up every open group; to be called when `run` has ended."""
         for group in list(self._board.open.values()):
             await self.end(group, "abandoned")
 
     async def end(self, group: Group, term: str) -> None:
-        """An open group leaves: recorded first, then its rank is free."""
+        """Ends an open group: records the end, then frees the group's rank."""
         await unbroken(self._end(group, term))
 
     async def _end(self, group: Group, term: str) -> None:

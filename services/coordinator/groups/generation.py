@@ -1,7 +1,7 @@
-"""Fills a group with samples: places it on a rollout that may start it, asks for what is missing, tries again elsewhere.
+"""Fills a group with samples: places the group on a rollout that may start it, asks for missing samples, tries again.
 
 Waits: for a rollout that the admission gate allows, unblocked by weight pushes, registrations and freed ranks; for the
-samples, at most `generate_timeout_s`. What a rollout returns is checked before it is believed.
+samples, at most `generate_timeout_s`. Every sample of a rollout is checked before it counts.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ class _Interrupted(SluiceError):
 
 
 class Generation:
-    """The first half of a group's path."""
+    """The first half of a group's path: samples."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Generation:
             for member in self._fleet.of(Role.ROLLOUT)
             if member.version is not None and not member.finishing
         ]
-        versions = {number for _, number in held}  # few, however large the fleet
+        versions = {number for _, number in held}  # few versions, however large the fleet
         allowed = {number for number in versions if self._board.may_start(admission=admission, version=number)}
         member = self._fleet.least_loaded([member for member, number in held if number in allowed])
         if member is not None:
@@ -55,7 +55,7 @@ class Generation:
         return member
 
     async def fill(self, group: Group, member: Member | None) -> None:
-        """Fills `group.samples`, first on `member` if given; what survives a failed try is kept while young enough.
+        """Fills `group.samples`, first on `member` if given; keeps samples of failed tries while they are young enough.
 
         Raises GroupFailed when the request is refused, or after `max_attempts`.
         """
@@ -74,7 +74,7 @@ class Generation:
             group.attempt += 1
 
     async def _place(self, group: Group) -> Member:
-        """Waits until a rollout may start it."""
+        """Waits until a rollout may start the group."""
         group.phase, group.start_version = Phase.PENDING, None
         while True:
             oldest = group.oldest_version
@@ -87,7 +87,7 @@ class Generation:
             await self._board.changed.wait()
 
     async def _generate_on(self, group: Group, member: Member) -> SluiceError | None:
-        """One attempt on one rollout, which already carries n outstanding samples for it; what went wrong, or None."""
+        """One attempt on a rollout whose count already has the group's n samples. Returns the error, or None."""
         assert member.version is not None
         missing = [index for index in range(self._config.rollout.n) if index not in group.samples]
         attempt = Attempt(
@@ -104,7 +104,7 @@ class Generation:
         return failed
 
     async def _receive(self, group: Group, member: Member, missing: list[int], attempt: Attempt) -> SluiceError | None:
-        """Takes the samples as they come."""
+        """Takes the samples in the order of arrival; returns the error or None."""
         settings, limit = self._config.rollout, self._config.coordinator.generate_timeout_s
         again = sum(former.number == group.attempt for former in group.attempts) - 1
         interrupted = 0
@@ -144,7 +144,7 @@ class Generation:
         return SluiceError(f"{member.service_id} ended {group.group_id} {left} samples short") if left else None
 
     def _fault(self, group: Group, sample: Sample, *, granted: int) -> str:
-        """What a rollout returns is not trusted: wrong index, age or reason is a failed attempt. Empty when it is fine."""
+        """What is wrong with a rollout's sample (index, version, reason), which fails the attempt; empty for a good sample."""
         if sample.index in group.samples or not 0 <= sample.index < self._config.rollout.n:
             return f"{sample.rollout_id} returned sample {sample.index} of {group.group_id} unasked"
         if sample.finish_reason not in ("stop", "length"):
@@ -159,12 +159,12 @@ class Generation:
         return ""
 
     def _seed(self, group: Group, index: int) -> int:
-        """A seed of 31 bits from the run's seed, the group and its attempt: reproducible, never shared by two samples."""
+        """A seed of 31 bits from the run's seed, the group and the attempt: reproducible, different for every sample."""
         text = f"{self._config.run.seed}/{group.prompt.prompt_id}/{group.admission}/{group.attempt}/{index}"
         return int.from_bytes(blake3.blake3(text.encode()).digest(4), "little") >> 1
 
 
 def _made_room(group: Group, member: Member) -> bool:
-    """Whether a push that was under way explains an aborted sample; it ends, so this cannot go on for ever."""
+    """Whether a push under way explains an aborted sample. A push ends, so aborts of this kind end too."""
     assert group.start_version is not None
     return member.granted > group.start_version

@@ -1,10 +1,13 @@
-"""Has samples graded: the reward with the most room, back-pressure, and the fault where a group gets no grades.
+"""Has samples graded: chooses the reward with the most room, waits out back-pressure, names the fault of a failed group.
 
-A sample that could not be graded is a failure of its group, never a zero. `outstanding` counts the groups that a member
-grades now and is bounded by its capacity, those of training and of evaluation alike: no service is given more groups than
-it said that it grades at once. Waits: for a reward with room, unblocked by finished calls and registrations; after
-RESOURCE_EXHAUSTED (its queue is full, or the judge that it asks is away) with jittered backoff, at most
-`coordinator.score_wait_s`, which costs the group no attempt; for the scores, at most the caller's limit a call.
+A sample that could not be graded is a failure of its group, never a zero. `outstanding` counts the groups, of training and
+of evaluation, that a member grades now; the count never exceeds the capacity that the member stated.
+
+ who waits          for what                              unblocked by
+ `fill`, `score`    a reward with room                    a finished call, a registration
+ `fill`, `score`    a reward after RESOURCE_EXHAUSTED     jittered backoff, at most `coordinator.score_wait_s`; no attempt
+                                                          is lost
+ `fill`, `score`    the scores                            the reward, its loss, the caller's limit a call
 """
 
 import random
@@ -27,16 +30,16 @@ LONGEST_PAUSE_S: Final = 15.0
 
 
 class Grading:
-    """The second half of a group's path, and the grades of evaluations."""
+    """The second half of a group's path, grades; also the grades of evaluations."""
 
     def __init__(self, *, config: Config, fleet: Fleet, rewards: RewardClient, clock: Clock) -> None:
         self._config, self._fleet, self._rewards, self._clock = config, fleet, rewards, clock
 
     async def fill(self, group: Group) -> None:
-        """Fills `group.rewards`. Raises GroupFailed after `max_attempts` without a grade for every sample, after one when a
-        completion is over `reward.max_answer_chars`, or when the graders have pushed back for `score_wait_s`.
+        """Fills `group.rewards`. Raises GroupFailed after `max_attempts` without a grade for every sample, after the first
+        attempt for a completion over `reward.max_answer_chars`, or when the graders have pushed back for `score_wait_s`.
 
-        With `algorithm.min_group_size` that many grades are enough in the end; then some rewards are not graded.
+        With `algorithm.min_group_size` so many grades are enough after the last attempt; the other rewards are not graded.
         """
         samples = [group.samples[index] for index in sorted(group.samples)]
         limit = self._config.coordinator.score_timeout_s
@@ -78,11 +81,11 @@ class Grading:
         timeout_s: float,
         taken_by: Callable[[str], None] = lambda _: None,
     ) -> list[Reward]:
-        """Grades the samples, in order; `taken_by` hears which service has them, and an empty name when none has.
+        """Grades the samples, in order; calls `taken_by` with the name of the grading service, or with "" without one.
 
         Raises:
             Overloaded: the graders pushed back for all of `coordinator.score_wait_s`.
-            SluiceError: the one call that failed in another way; a member that could not be reached is lost.
+            SluiceError: the error of a call that failed in another way; a member that cannot be reached is lost.
         """
         begun_s, pause_s = self._clock.now(), FIRST_PAUSE_S
         while True:
@@ -110,7 +113,7 @@ class Grading:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _with_room(self) -> Member:
-        """Waits until a reward has room, and takes it."""
+        """Waits until a reward has room, and takes a place there."""
         while True:
             free = [member for member in self._fleet.of(Role.REWARD) if member.outstanding < member.capacity]
             member = self._fleet.least_loaded(free)
@@ -120,7 +123,7 @@ class Grading:
             await self._fleet.changed.wait()
 
     def _is_final(self, samples: Sequence[Sample], rewards: Sequence[Reward]) -> bool:
-        """Whether no other try could help: completions are too long for every one."""
+        """Whether another try cannot help, because the completions are too long for every reward service."""
         longest = self._config.reward.max_answer_chars
         ungraded = [sample for sample, reward in zip(samples, rewards, strict=True) if not reward.graded]
         too_long = [len(sample.text) > longest for sample in ungraded]

@@ -1,4 +1,4 @@
-"""What happened since the last commit: the coordinator's metrics of one step, named as in the catalogue."""
+"""The coordinator's metrics of one step, counted since the last commit and named as in the catalogue."""
 
 import re
 from collections import Counter, defaultdict
@@ -10,12 +10,12 @@ from services.coordinator.state.board import Board
 from services.coordinator.state.group import Group, Phase, QueuedGroup
 from sluice.dapo.dynamic_sampling import Verdict
 
-# What Prometheus does not take in a name.
+# Characters that Prometheus does not accept in a name.
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_]")
 
 
 def queue_metrics(board: Board) -> dict[str, float]:
-    """The catalogue's metrics of the groups as they stand now: those that are read, not accumulated."""
+    """The catalogue's metrics of the groups' present state, which are read and not accumulated."""
     return {
         "queue/groups": float(len(board.queued)),
         "queue/in_flight_groups": float(board.count(Phase.IN_FLIGHT) + board.count(Phase.SCORED)),
@@ -41,7 +41,7 @@ class StepWindow:
     unique: list[float] = field(default_factory=list)
 
     def add_scored(self, group: Group) -> None:
-        """A group came back from its grader."""
+        """Counts a group that came back from its grader."""
         samples = group.samples.values()
         self.lengths += [len(sample.token_ids) for sample in samples]
         self.truncated += sum(sample.finish_reason == "length" for sample in samples)
@@ -57,20 +57,20 @@ class StepWindow:
                 self.parts[name].append(score)
 
     def add_tokens(self, tokens: int) -> None:
-        """Completion tokens arrived from a rollout."""
+        """Counts completion tokens that arrived from a rollout."""
         self.tokens += tokens
 
     def add_verdict(self, verdict: Verdict) -> None:
-        """A group was judged."""
+        """Counts the verdict on a group."""
         self.verdicts[verdict] += 1
 
     def seconds_to_keep(self, groups: int, *, now_s: float) -> float | None:
-        """Time that `groups` more with signal take at the pace since the last commit; None while none was kept."""
+        """Seconds until `groups` more groups are kept, at the pace since the last commit; None while no group was kept."""
         kept = self.verdicts[Verdict.KEPT]
         return groups * (now_s - self.started_s) / kept if kept else None
 
     def metrics(self, *, now_s: float, step: int, trained: list[QueuedGroup]) -> dict[str, float]:
-        """The catalogue's coordinator metrics; those without data are left out."""
+        """The catalogue's coordinator metrics; metrics without data are left out."""
         wall_s = max(now_s - self.started_s, 1e-9)
         values: dict[str, float] = {"step/wall_s": wall_s, "rollout/generated_tokens_per_s": self.tokens / wall_s}
         judged, samples = self.verdicts.total(), len(self.lengths)

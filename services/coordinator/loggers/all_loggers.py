@@ -1,4 +1,4 @@
-"""The loggers that a run wants, fed together."""
+"""The loggers of a run, fed together."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -14,38 +14,38 @@ from sluice.config.loggers import check_loggers
 from sluice.config.schema import Config
 
 CLOSE_WITHIN_S = 10.0
-"""For all together. Chosen: an upload may take a while, and `launch.grace_s` is 15 s."""
+"""Limit for closing all loggers. Chosen: an upload may take a while, and `launch.grace_s` is 15 s."""
 
 
 class Loggers:
-    """All feeds of a run; none is the ordinary case."""
+    """All feeds of a run; most runs have no feeds."""
 
     def __init__(self, feeds: Sequence[Feed] = ()) -> None:
         self._feeds = feeds
 
     @property
     def dropped(self) -> int:
-        """Lines that loggers did not take, all together."""
+        """Lines that loggers did not take, over all loggers."""
         return sum(feed.dropped for feed in self._feeds)
 
     def put(self, record: Mapping[str, Any]) -> None:
-        """A line of metrics.jsonl. Returns at once."""
+        """Hands a line of metrics.jsonl to every feed; returns at once."""
         if self._feeds:
             line = line_of(record)
             for feed in self._feeds:
                 feed.put(line)
 
     async def close(self) -> None:
-        """Lets all write what waits."""
+        """Waits, for a limited time, until all loggers have written their waiting lines."""
         async with asyncio.TaskGroup() as tasks:
             for feed in self._feeds:
                 tasks.create_task(asyncio.to_thread(feed.close, within_s=CLOSE_WITHIN_S))
 
 
 def open_loggers(config: Config, *, run_dir: Path, trained_steps: int) -> Loggers:
-    """Opens `run.loggers`. `trained_steps`: what the run has behind it now; a rollback makes it fewer.
+    """Opens `run.loggers`. `trained_steps` is the run's present number of trained steps, which a rollback reduces.
 
-    Raises ConfigError when one is not installed.
+    Raises ConfigError when a logger's package is not installed.
     """
     check_loggers(config)
     settings = config.model_dump(mode="json")

@@ -1,7 +1,7 @@
-"""Hands lines to one logger in a thread of its own, so that no disk, network or bug of it touches the run.
+"""Hands lines to one logger in a thread of its own, so that no disk, network or bug of the logger affects the run.
 
-Nothing waits for a logger but `close`, and that not for long. What it does not take - it fails, or MOST_WAITING lines
-wait already - is dropped, counted, and warned of: at the first line, then each time their number has doubled.
+Only `close` waits for a logger, for a limited time. A line that the logger does not take, because the logger fails or
+MOST_WAITING lines wait already, is dropped and counted; a warning comes at the first such line, then at each doubling.
 """
 
 import contextlib
@@ -18,23 +18,23 @@ from services.coordinator.loggers.line import Line
 log = structlog.get_logger(__name__)
 
 MOST_WAITING = 1000
-"""Lines. Chosen: hours of steps, some megabytes."""
+"""Most lines that wait for a logger. Chosen: hours of steps, some megabytes."""
 
 
 class Logger(Protocol):
-    """Where lines go. Blocking; called from one thread. May raise whatever it likes."""
+    """A destination of lines. Methods block, are called from one thread and may raise any error."""
 
     def write(self, line: Line) -> None:
         """Takes one line."""
         ...
 
     def close(self) -> None:
-        """Brings what was written to where it belongs."""
+        """Flushes or uploads the written lines."""
         ...
 
 
 class Feed:
-    """Feeds one logger, which is opened for the first line, in the thread too: that may mean a network. One that cannot be
+    """Feeds one logger, which the thread opens at the first line, because opening may use a network. A logger that cannot be
     opened is tried again with every line.
     """
 
@@ -52,16 +52,16 @@ class Feed:
         return self._dropped
 
     def put(self, line: Line) -> None:
-        """Returns at once."""
+        """Queues a line; returns at once."""
         try:
             self._lines.put_nowait(line)
         except Full:
             self._drop(f"{self._lines.maxsize} lines wait for it")
 
     def close(self, *, within_s: float) -> None:
-        """Lets it write what waits; after `within_s` it is left behind, and a warning says with how many lines."""
+        """Waits until the logger has written its waiting lines; after `within_s` warns with the number of lines lost."""
         give_up = time.monotonic() + within_s
-        with contextlib.suppress(Full):  # it hangs: the join below says so
+        with contextlib.suppress(Full):  # the logger hangs, which the join below shows
             self._lines.put(None, timeout=within_s)
         self._thread.join(max(0.0, give_up - time.monotonic()))
         if self._thread.is_alive():
@@ -73,7 +73,7 @@ class Feed:
             try:
                 logger = logger or self._open()
                 logger.write(line)
-            except Exception as error:  # noqa: BLE001 - somebody else's code, over a network: never the run's failure
+            except Exception as error:  # noqa: BLE001 - foreign code over a network must never fail the run
                 self._drop(repr(error))
         if logger is not None:
             try:

@@ -1,4 +1,4 @@
-"""One line of metrics.jsonl as loggers take it: a place on the axis of trained steps, and numbers."""
+"""One line of metrics.jsonl in the form for loggers: a place on the axis of trained steps, and numbers."""
 
 import math
 from collections.abc import Mapping
@@ -8,18 +8,18 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """What is drawn at one place."""
+    """The values at one place of the axis."""
 
     trained_steps: int
-    """Steps trained by then: step k stands at k + 1, the evaluation of version v at v, the base model's at 0."""
+    """Steps trained so far: step k stands at k + 1, the evaluation of version v at v, the base model's at 0."""
     time_s: float
     """Unix time."""
     values: Mapping[str, float]
-    """By catalogue name, all finite."""
+    """Finite values by catalogue name."""
 
 
 def line_of(record: Mapping[str, Any]) -> Line:
-    """What a `step` or `eval` line says; what is no metric (digests, lineage) is left out, and what is not finite."""
+    """The metrics of a `step` or `eval` line, without texts (digests, lineage) and without values that are not finite."""
     place = record["step"] + 1 if record["kind"] == "step" else record["version"]
     values = {
         name: float(value)

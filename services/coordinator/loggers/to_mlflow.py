@@ -13,7 +13,7 @@ _PARAMS_A_CALL = 100
 
 
 class MlflowLogger:
-    """The run that carries this run's id as a tag, made when there is none."""
+    """The MLflow run with this run's id as a tag, made unless such a run exists."""
 
     def __init__(self, *, experiment: str, run_id: str, settings: Mapping[str, Any]) -> None:
         self._entities: Any = importlib.import_module("mlflow.entities")
@@ -32,13 +32,13 @@ class MlflowLogger:
             client.log_batch(self._id, params=params[start : start + _PARAMS_A_CALL])
 
     def write(self, line: Line) -> None:
-        """One call."""
+        """Sends one line in one call."""
         at_ms = int(line.time_s * 1e3)
         metrics = [self._entities.Metric(name, value, at_ms, line.trained_steps) for name, value in line.values.items()]
         self._client.log_batch(self._id, metrics=metrics)
 
     def close(self) -> None:
-        """A later coordinator opens it again."""
+        """Ends the client's work; a later coordinator opens the same MLflow run again."""
         self._client.set_terminated(self._id)
 
 

@@ -8,7 +8,7 @@ from services.coordinator.loggers.line import Line
 
 
 class TensorBoardLogger:
-    """Scalars by catalogue name. Readers drop what older files say of later places: it was rolled back."""
+    """Scalars by catalogue name. After a rollback readers drop later places of older files."""
 
     def __init__(self, folder: Path, *, trained_steps: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -20,12 +20,12 @@ class TensorBoardLogger:
         self._file.add_event(self._events.Event(step=trained_steps + 1, session_log=start))
 
     def write(self, line: Line) -> None:
-        """One event with all values."""
+        """Writes one event with all values."""
         values = [self._summaries.Summary.Value(tag=name, simple_value=value) for name, value in line.values.items()]
         summary = self._summaries.Summary(value=values)
         self._file.add_event(self._events.Event(wall_time=line.time_s, step=line.trained_steps, summary=summary))
         self._file.flush()
 
     def close(self) -> None:
-        """Flushes."""
+        """Flushes the event file."""
         self._file.close()

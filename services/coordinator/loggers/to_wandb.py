@@ -1,7 +1,7 @@
-"""Weights & Biases: one run of the project `run.name`. Its own variables (WANDB_MODE, WANDB_ENTITY, ...) hold.
+"""Weights & Biases: one run of the project `run.name`. W&B's own variables (WANDB_MODE, WANDB_ENTITY, ...) apply.
 
-W&B takes no line behind its newest one, and an evaluation ends after later steps did: so the place goes along as a value
-of its own, which is the axis of all charts.
+W&B takes no line for an earlier place than its newest line, and an evaluation may end after later steps. So each line
+carries its place as a value, which is the axis of all charts.
 """
 
 import importlib
@@ -15,7 +15,7 @@ AXIS = "trained_steps"
 
 
 class WandbLogger:
-    """A run of the same id as Sluice's, which a later coordinator goes on with."""
+    """A W&B run with the id of Sluice's run; a later coordinator continues the W&B run."""
 
     def __init__(self, *, project: str, run_id: str, folder: Path, settings: Mapping[str, Any]) -> None:
         wandb: Any = importlib.import_module("wandb")
@@ -31,9 +31,9 @@ class WandbLogger:
         self._run.define_metric("*", step_metric=AXIS)
 
     def write(self, line: Line) -> None:
-        """One row."""
+        """Writes one row."""
         self._run.log({AXIS: line.trained_steps, **line.values})
 
     def close(self) -> None:
-        """Uploads the rest."""
+        """Uploads the remaining rows."""
         self._run.finish()

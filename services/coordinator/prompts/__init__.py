@@ -1,4 +1,4 @@
-"""Where prompts come from, in which order, and what a model sees of them. Pure: no sockets, no clock, no torch."""
+"""Where prompts come from, their order, and their rendering for the model. Pure: no sockets, no clock, no torch."""
 
 from services.coordinator.prompts.render import Prompt
 from services.coordinator.prompts.stream import PromptStream

@@ -1,6 +1,6 @@
 """Prompts from JSON Lines and Parquet files, without duplicates.
 
-Duplicates are removed because published sets carry them by mistake (the hosted DAPO-Math-17k repeats its 17 thousand
+Duplicates are removed because published sets carry duplicates by mistake (the hosted DAPO-Math-17k repeats its 17 thousand
 prompts a hundred times), and "one epoch" must mean one epoch. The first of several equal prompts stays.
 """
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jsonl", ".parquet")
 _BATCH_ROWS = 8192
-"""Some 10 MB as Python objects where a prompt has a thousand characters."""
+"""Rows read at once: some 10 MB as Python objects for prompts of a thousand characters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileSource:
-    """The rows of one or more files, in the order they are written."""
+    """The rows of one or more files, in the order of the files."""
 
     rows: tuple[PromptRow, ...]
     duplicates: int
     """Rows left out because an earlier one has the same data source and prompt."""
     conflicts: int
-    """Those duplicates whose ground truth differs from the one that stayed: a flaw of the data set."""
+    """Duplicates whose ground truth differs from that of the row that stayed: a flaw of the data set."""
 
     @property
     def size(self) -> int:
@@ -46,7 +46,7 @@ class FileSource:
 
 
 def read_files(paths: Sequence[str]) -> FileSource:
-    """Reads all files and removes duplicates across them. Raises DataError naming file, row and what is wrong."""
+    """Reads all files and removes duplicates across files. Raises DataError with file, row and what is wrong."""
     kept: dict[str, PromptRow] = {}
     read = conflicts = 0
     for path in paths:
@@ -92,7 +92,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def parquet_batches(path: Path) -> Iterator["pyarrow.RecordBatch"]:
-    """The columns that are read, some thousand rows in memory at a time. Raises DataError."""
+    """The needed columns, with some thousand rows in memory at a time. Raises DataError."""
     import pyarrow
     import pyarrow.parquet
 

@@ -1,7 +1,7 @@
-"""What the conductor draws from: prompts that users submit while the run is on come first, then the data set.
+"""The conductor's source of prompts: prompts that users submit to a live run come first, then the data set.
 
-The cursor says where each came from (`data:17`, `submitted:3`), so that a restarted coordinator finds an open group's
-prompt again. Submitted prompts are kept in the run directory.
+A cursor holds the positions in both, so that a restarted coordinator finds an open group's prompt again. Submitted prompts
+are kept in the run directory.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ class PromptFeed:
         self._one_at_a_time = asyncio.Lock()
         path = files.run_dir / SUBMITTED_FILE
         for line in path.read_text().splitlines() if path.exists() else ():
-            with contextlib.suppress(json.JSONDecodeError):  # torn by a kill: nobody was told that it was taken
+            with contextlib.suppress(json.JSONDecodeError):  # torn by a kill, before any caller was told of it
                 self._submitted.append(self._render(json.loads(line)))
 
     def next(self, cursor: str) -> tuple[PromptLike, str]:
-        """The prompt at `cursor` ("" is the start) and the cursor after it."""
+        """The prompt at `cursor` ("" is the start), and the cursor of the next prompt."""
         position, submitted = (int(part) for part in (cursor or "0:0").split(":"))
         if submitted < len(self._submitted):
             return self._submitted[submitted], f"{position}:{submitted + 1}"
@@ -39,13 +39,13 @@ class PromptFeed:
         return prompt, f"{after}:{submitted}"
 
     def origin(self, cursor: str, after: str) -> tuple[int, int]:
-        """(epoch, row of the data) of the prompt between two cursors; (-1, line of the file) of a submitted one."""
+        """(epoch, row of the data) of the prompt between two cursors; (-1, line of the file) for a submitted prompt."""
         submitted = int((cursor or "0:0").split(":")[1])
         position, submitted_after = (int(part) for part in after.split(":"))
         return (-1, submitted) if submitted_after > submitted else self._data.place(position - 1)
 
     async def submit(self, prompts: Sequence[tuple[str, str, str, str]]) -> list[str]:
-        """Adds (data_source, prompt, ground_truth, extra_info_json); returns their ids. All or none: InvalidRequest."""
+        """Adds (data_source, prompt, ground_truth, extra_info_json) each; returns the ids. Raises InvalidRequest, adds none."""
         rows = [
             {"data_source": source, "prompt": text, "ground_truth": truth, "extra_info": extra}
             for source, text, truth, extra in prompts
@@ -56,7 +56,7 @@ class PromptFeed:
         return [prompt.prompt_id for prompt in rendered]
 
     async def _keep(self, rows: list[dict[str, str]], rendered: list[PromptLike]) -> None:
-        """In the file and in memory in the same order: a cursor must mean the same prompt after a restart."""
+        """Keeps prompts in the same order in the file and in memory, because a cursor must outlast a restart."""
         for row, prompt in zip(rows, rendered, strict=True):
             await self._files.append(SUBMITTED_FILE, row)
             self._submitted.append(prompt)

@@ -8,7 +8,7 @@ import numpy as np
 def row_index(position: int, *, size: int | None, seed: int, shuffle: bool) -> tuple[int, int]:
     """Returns (epoch, row) of a 0-based position in the endless order of prompts.
 
-    Every epoch visits each of `size` rows once, in a permutation of its own, or as they are stored without `shuffle`.
+    Every epoch visits each of `size` rows once, in a permutation of its own, or without `shuffle` in the stored order.
     An endless source (`size` None) is one epoch, taken in order.
     """
     if position < 0:

@@ -37,7 +37,7 @@ class Mixadd3Source:
 
     @property
     def size(self) -> None:
-        """Endless."""
+        """None, because the source is endless."""
         return
 
     def row(self, index: int) -> PromptRow:
@@ -52,9 +52,9 @@ class Mixadd3Source:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReasoningGymSource:
-    """One task of reasoning-gym. Its ground truth is the whole entry as JSON, which the task's own grader wants.
+    """One task of reasoning-gym. A row's ground truth is the whole entry as JSON, which the task's own grader needs.
 
-    Row i is entry i of the task's data set if that belongs to the wanted split, else entry i of the next one tried.
+    Row i is entry i of the task's data set if the entry belongs to the wanted split, else entry i of the next data set.
     """
 
     task: str
@@ -63,7 +63,7 @@ class ReasoningGymSource:
 
     @property
     def size(self) -> None:
-        """Endless."""
+        """None, because the source is endless."""
         return
 
     def row(self, index: int) -> PromptRow:
@@ -83,7 +83,7 @@ class ReasoningGymSource:
 
 @functools.lru_cache(maxsize=64)
 def _data_set(task: str, seed: int) -> Any:
-    """Raises DataError for a task that the library does not have or cannot make with its defaults."""
+    """A data set of the task. Raises DataError for a task that the library lacks or cannot make with its defaults."""
     if importlib.util.find_spec("reasoning_gym") is None:
         raise DataError(f"{REASONING_GYM}{task}: needs the package reasoning-gym; install sluice-rl[reasoning-gym]")
     import reasoning_gym
@@ -95,7 +95,7 @@ def _data_set(task: str, seed: int) -> Any:
 
 
 def _derived_seed(seed: int, block: int, attempt: int) -> int:
-    """31 bits, since some tasks seed numpy's old generator with seed + index. Equal seeds would only repeat prompts."""
+    """A seed of 31 bits, because some tasks seed numpy's old generator with seed + index. Equal seeds only repeat prompts."""
     return zlib.crc32(f"{seed}/{block}/{attempt}".encode()) >> 1
 
 

@@ -1,4 +1,4 @@
-"""From a row to what the model sees: the chat template and the token ids. Truncates nothing, skips nothing."""
+"""From a row to the model's input: the chat template and the token ids. Truncates nothing, skips nothing."""
 
 import json
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Prompt:
-    """One prompt as the model will see it."""
+    """One prompt in the model's form."""
 
     prompt_id: str
     data_source: str
     token_ids: np.ndarray
     """[P] int32."""
     text: str
-    """What was tokenised, for people and graders."""
+    """The tokenised text, for people and graders."""
     ground_truth: str
     extra_info_json: str
 
@@ -46,7 +46,7 @@ class Renderer:
     def render(self, row: PromptRow) -> Prompt:
         """Renders and tokenises one row."""
         text = self._chat(row.prompt) if self._template == "model" else _joined(row.prompt)
-        # A chat template writes its own special tokens.
+        # A chat template writes the special tokens itself.
         encoded = self._tokenizer(text, add_special_tokens=self._template == "none", return_attention_mask=False)
         return Prompt(
             prompt_id=row.prompt_id,
@@ -68,8 +68,8 @@ class Renderer:
 def load_tokenizer(path: str) -> "PreTrainedTokenizerBase":
     """Loads the tokenizer of a model folder as AutoTokenizer does. Raises ConfigError.
 
-    AutoTokenizer imports torch wherever it is installed (3 s and 260 MB, measured), which the coordinator has no use
-    for; so a folder that names the generic class gets it directly.
+    AutoTokenizer imports torch wherever torch is installed (3 s and 260 MB, measured), and the coordinator does not need
+    torch; so for a folder that names the generic class this class is loaded directly.
     """
     import transformers
 
@@ -79,14 +79,14 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerBase":
         tokenizer = loader.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path: {path}: its tokenizer cannot be loaded: {error}") from error
-    # transformers makes up an empty tokenizer for a folder that has none but names a known model type.
+    # transformers makes up an empty tokenizer for a folder that lacks a tokenizer and names a known model type.
     if not tokenizer("0", add_special_tokens=False)["input_ids"]:
         raise ConfigError(f"model.path: {path}: must have a tokenizer (tokenizer.json), got none")
     return tokenizer
 
 
 def _names_generic_class(folder: Path) -> bool:
-    """Whether transformers >= 5 wrote the folder with the class that does exactly what tokenizer.json says."""
+    """Whether transformers >= 5 wrote the folder with the generic class, which follows tokenizer.json exactly."""
     settings = folder / "tokenizer_config.json"
     if not (settings.is_file() and (folder / "tokenizer.json").is_file()):
         return False

@@ -1,4 +1,4 @@
-"""One prompt as its author wrote it, before any template or tokenizer, and the check that it is well formed.
+"""One prompt as its author wrote it, before any template or tokenizer, and the check of its form.
 
 The columns are verl's: `data_source`, `prompt` (a chat list or plain text), `reward_model.ground_truth` and `extra_info`;
 `ability` and `reward_model.style` are accepted and not used.
@@ -34,9 +34,9 @@ class PromptRow:
     data_source: str
     prompt: str | tuple[Message, ...]
     ground_truth: str
-    """A string as it stands, anything else as JSON."""
+    """A string unchanged, anything else as JSON."""
     extra_info_json: str = ""
-    """Empty when the row has none."""
+    """Empty for a row without extra_info."""
     prompt_id: str = field(init=False)
     """Hash of data source and prompt: rows that share it are duplicates."""
 
@@ -53,7 +53,7 @@ class PromptSource(Protocol):
         ...
 
     def row(self, index: int) -> PromptRow:
-        """Row `index`, 0-based. Raises DataError when there is none."""
+        """Row `index`, 0-based. Raises DataError without such a row."""
         ...
 
     def describe(self) -> dict[str, str | int]:
@@ -62,7 +62,7 @@ class PromptSource(Protocol):
 
 
 def parse_row(raw: object, *, where: str) -> PromptRow:
-    """Checks one row with verl's columns. Raises DataError that starts with `where` and says what is wrong."""
+    """Checks one row with verl's columns. Raises DataError, which starts with `where` and says what is wrong."""
     try:
         if not isinstance(raw, Mapping):
             raise DataError(f"must be an object with {', '.join(REQUIRED_COLUMNS)}, got {_short(raw)}")
@@ -84,7 +84,7 @@ def parse_submitted(raw: Mapping[str, str]) -> PromptRow:
     prompt = raw["prompt"]
     chat = None
     if prompt.lstrip().startswith("["):
-        with contextlib.suppress(json.JSONDecodeError):  # then it is text that happens to start with a bracket
+        with contextlib.suppress(json.JSONDecodeError):  # no JSON: text that happens to start with a bracket
             chat = json.loads(prompt)
     return PromptRow(
         data_source=_text(raw["data_source"], "data_source"),
@@ -107,7 +107,7 @@ def _prompt(raw: object) -> str | tuple[Message, ...]:
 
 
 def _message(raw: object) -> Message:
-    """Columnar files fill absent keys with null, so only keys with a value are unknown."""
+    """One turn of a chat. Columnar files fill absent keys with null, so only unknown keys with a value are refused."""
     if not isinstance(raw, Mapping):
         raise DataError(f"prompt: every turn must be an object with role and content, got {_short(raw)}")
     unknown = sorted(str(key) for key, value in raw.items() if value is not None and key not in ("role", "content"))

@@ -10,7 +10,7 @@ from sluice.tasks import mixadd3
 
 
 def open_source(names: Sequence[str], *, seed: int, held_out: bool) -> PromptSource:
-    """Opens files, or one endless source. `held_out` says which side of a procedural task is meant.
+    """Opens files, or one endless source. `held_out` chooses the side of a procedural task.
 
     Raises:
         DataError: a file is missing, empty or malformed, a task is unknown, or names do not go together.
@@ -27,7 +27,7 @@ def open_source(names: Sequence[str], *, seed: int, held_out: bool) -> PromptSou
 
 
 def _mixadd3(split: str, *, seed: int, held_out: bool) -> Mixadd3Source:
-    """Refuses the splits of the other side, so that nobody trains on what is evaluated."""
+    """Refuses splits of the other side, so that no run trains on evaluation prompts."""
     splits = [name for name in mixadd3.SPLITS if (name != "train") == held_out]
     if split not in splits:
         setting = "data.val_files" if held_out else "data.train_files"

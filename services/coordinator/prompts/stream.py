@@ -1,8 +1,8 @@
-"""The endless stream of prompts that a run takes from, and the fixed set that an evaluation uses.
+"""The endless stream of prompts of a run, and the fixed set of an evaluation.
 
-A position counts along the order of prompts. The stream keeps none: whoever holds the cursor (Redis) decides where it
-stands, and the same position gives the same prompt in every process. Prompts longer than `data.max_prompt_length` are
-skipped and counted, never truncated.
+A position counts along the order of prompts. The stream keeps no position: Redis holds the cursor, and the same position
+gives the same prompt in every process. Prompts longer than `data.max_prompt_length` are skipped and counted, never
+truncated.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from services.coordinator.prompts.sources import open_source
 from sluice.config.schema import Config
 from sluice.errors import DataError
 
-# Prompts of an endless source that may be too long in a row; of a finite one, as many as surely hold a whole epoch.
+# How many prompts of an endless source in a row may be too long; a finite source is searched for a whole epoch.
 _MOST_SKIPS_IN_A_ROW = 10_000
 # Evaluation prompts do not depend on run.seed, so that runs with different seeds are measured alike.
 _HELD_OUT_SEED = 0
@@ -31,15 +31,15 @@ class PromptStream:
         self._seed, self._shuffle = seed, shuffle
         self._max_prompt_length = max_prompt_length
         self.too_long = 0
-        """How often a prompt was passed over because of its length, in this process."""
+        """How often this process skipped a prompt because of its length."""
 
     @classmethod
     def open(cls, config: Config, *, split: Literal["train", "val"]) -> "PromptStream":
-        """The prompts of `data.train_files` or, as they are stored, of `data.val_files`; reading may take seconds.
+        """The prompts of `data.train_files` or, in the stored order, of `data.val_files`; reading may take seconds.
 
         Raises:
             DataError: a data set is missing, empty or malformed.
-            ConfigError: the model has no tokenizer, or no chat template where one is to be applied.
+            ConfigError: the model has no tokenizer, or lacks the chat template that the configuration asks for.
         """
         data, held_out = config.data, split == "val"
         seed = _HELD_OUT_SEED if held_out else config.run.seed
@@ -52,7 +52,7 @@ class PromptStream:
         )
 
     def next(self, position: int) -> tuple[Prompt, int]:
-        """The first prompt at or after `position` that fits, and the position after it. Raises DataError if none fits."""
+        """The first prompt at or after `position` that fits, and the next position. Raises DataError if no prompt fits."""
         # A row may stand early in one epoch and late in the next, almost two epochs on.
         attempts = 2 * self._source.size - 1 if self._source.size else _MOST_SKIPS_IN_A_ROW
         for candidate in range(position, position + attempts):
@@ -80,7 +80,7 @@ class PromptStream:
         return prompts
 
     def render(self, submitted: Mapping[str, str]) -> Prompt:
-        """Renders what a user submits (see `parse_submitted`). Raises DataError, also when it is too long."""
+        """Renders a submitted prompt (see `parse_submitted`). Raises DataError, also for a prompt that is too long."""
         prompt = self._renderer.render(parse_submitted(submitted))
         if len(prompt.token_ids) > self._max_prompt_length:
             raise DataError(
@@ -90,7 +90,7 @@ class PromptStream:
         return prompt
 
     def describe(self) -> dict[str, str | int]:
-        """Facts for the log at start, with the first prompt as the model sees it. Raises DataError if none fits."""
+        """Facts for the log at start, with the first rendered prompt. Raises DataError if no prompt fits."""
         example, _ = self.next(0)
         return {
             **self._source.describe(),

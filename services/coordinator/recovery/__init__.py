@@ -1,1 +1,1 @@
-"""A run put right: what Redis forgot, and what is given up by a rollback."""
+"""Recovery: the repair of a Redis that has forgotten writes, and rollbacks."""

@@ -1,9 +1,10 @@
-"""Where Redis forgot, the learner's record wins: what it trained is booked again before anything else is assigned.
+"""Repairs a Redis that has forgotten writes: the learner's trained steps are booked again before anything is assigned.
 
-Redis is what it was at some earlier moment, or empty. Three witnesses know more, in this order: the ledger's files (groups
-that ended), the learner's statement (the steps since the checkpoint before its newest one), the batch files (their groups).
-Runs once in a coordinator's life, when the first learner registers: nothing was admitted yet, and a Redis that forgets
-later ends the process (redis_store.py). Every part may be broken off and is then completed by the next coordinator.
+Redis is in a state of some earlier moment, or empty. Three records know more, in this order: the ledger's files (groups that
+ended), the learner's statement (the steps since the checkpoint before its newest one), the batch files (their groups). A
+repair runs once in a coordinator's life, when the first learner registers: nothing was admitted yet, and a Redis that
+forgets later ends the process (redis_store.py). Every part may be broken off; the next coordinator then completes the
+repair.
 """
 
 import asyncio
@@ -32,37 +33,37 @@ from sluice.run_dir.json_lines import read_json_lines
 log = structlog.get_logger(__name__)
 
 REPAIRED = "repaired: booked from the learner's record, Redis had forgotten it"
-"""The `fault` in the ledger row of such a group."""
+"""The `fault` in the ledger row of a group that a repair has booked."""
 
 REPAIRS_FILE = "repairs.jsonl"
 
 Rows = Mapping[str, Mapping[str, Any]]
-"""By group: rows in the ledger's files that Redis does not know to be there."""
+"""By group: rows in the ledger's files that Redis does not know of."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Account:
-    """What one repair did; a line of RUN/repairs.jsonl."""
+    """The account of one repair; a line of RUN/repairs.jsonl."""
 
     trained_steps: list[int] = field(default_factory=list)
-    """Booked as trained."""
+    """Steps that were booked as trained."""
     unknown_steps: list[int] = field(default_factory=list)
-    """Trained, but nobody knows which groups."""
+    """Steps that were trained on groups that no record names."""
     assigned_steps: list[int] = field(default_factory=list)
-    """Assigned again from their files."""
+    """Steps whose batch was assigned again from its file."""
     ended_groups: int = 0
-    """Ended again from the ledger's files."""
+    """Number of groups that were ended again from the ledger's files."""
     generated_again: list[dict[str, str]] = field(default_factory=list)
-    """Groups that Redis forgot and nobody trained, with their prompts; under the ids they had."""
+    """Groups, with prompts, that Redis forgot and no step trained; they are generated again under their former ids."""
 
     @property
     def empty(self) -> bool:
-        """Whether there was nothing to repair."""
+        """Whether nothing had to be repaired."""
         return not any(asdict(self).values())
 
 
 class Repair:
-    """Compares what a learner states with Redis, and repairs Redis."""
+    """Compares a learner's statement with Redis, and repairs Redis."""
 
     def __init__(self, run: RunContext, records: Records, *, conductor: Conductor, assigner: Assigner) -> None:
         self._config, self._run_id, self._events = run.config, run.run_id, run.events
@@ -73,7 +74,7 @@ class Repair:
         self._done = self._closed = False
 
     async def learner_states(self, stated: Statement) -> None:
-        """Repairs Redis. Raises NotReady for a learner that contradicts this run, or is ahead and cannot say by what."""
+        """Repairs Redis. Raises NotReady for a learner that contradicts this run, or that is ahead by steps it cannot name."""
         async with self._one_at_a_time:
             if self._closed:
                 raise Unavailable("register: the run is being rolled back; call again")
@@ -82,7 +83,7 @@ class Repair:
                 await unbroken(self._repair(stated))
 
     async def close(self) -> None:
-        """No learner is heard from now on; what is under way is ended."""
+        """Hears no learner from now on; waits for a repair under way."""
         async with self._one_at_a_time:
             self._closed = True
 
@@ -105,14 +106,16 @@ class Repair:
         known, number = self._progress.trained_steps, stated.version.number
         if number <= known or (stated.steps and not self._done):
             return
-        if number > known + 1 or await self._store.record("batch", known) is None:  # else its commit is on the way
+        if (
+            number > known + 1 or await self._store.record("batch", known) is None
+        ):  # otherwise the step's commit is on the way
             raise NotReady(
                 f"register: the learner holds version {number}, but this run's Redis knows of {known} trained steps and the "
                 "learner does not say what it trained since. Put the data of Redis back, or start a new run directory"
             )
 
     async def _repair(self, stated: Statement) -> None:
-        """In this order, so that one who is killed leaves everything that the next one goes by."""
+        """Repairs in an order in which a killed repair leaves every record that the next coordinator's repair needs."""
         account = Account()
         before = await self._store.rows_in_files()
         parts = await self._files.ledger_parts(after=before)
@@ -122,7 +125,7 @@ class Repair:
             await self._assign_as_trained(step, stated.of(step), rows, account)
         await self._assign_from_files(rows, account)
         await self._generate_again(stated, rows, account)
-        for group_id in rows:  # first: counted rows are not read again, should the rest be broken off
+        for group_id in rows:  # before the rows count: a repair after a broken-off one does not read counted rows again
             self._take_off_the_board(group_id)
         for part in parts:
             account.ended_groups += await self._store.rebook(before, part)
@@ -137,7 +140,7 @@ class Repair:
         self._done = True
 
     async def _assign_as_trained(self, step: int, said: TrainedStep | None, rows: Rows, account: Account) -> None:
-        """Step `step` lies behind the learner, and Redis does not know its batch."""
+        """Assigns the batch of a step that the learner has trained and that Redis does not know."""
         batch = await self._batch_file(step, said)
         in_file = (
             {} if batch is None else {group.group_id: group for group in map(self._codec.accepted, batch.payloads)}
@@ -155,7 +158,7 @@ class Repair:
             account.assigned_steps.append(step)
 
     async def _commit(self, step: int, stated: Statement, rows: Rows, account: Account) -> None:
-        """Books step `step`, unless its commit is on the way."""
+        """Books step `step`, unless the step's commit is on the way."""
         said, newest = stated.of(step), stated.version
         if not said.committed if said is not None else step == newest.number - 1:
             return
@@ -183,7 +186,7 @@ class Repair:
         return batch
 
     def _known(self, group_id: str, in_file: dict[str, QueuedGroup]) -> QueuedGroup:
-        """What is known of a group that was trained; at worst its id."""
+        """The known facts of a trained group; at worst only its id."""
         if known := self._board.queued.get(group_id) or in_file.get(group_id):
             return known
         admission, still_open = admission_of(group_id, run_id=self._run_id), self._board.open.get(group_id)
@@ -212,7 +215,7 @@ class Repair:
             self._board.remove(live)
 
     async def _assign_from_files(self, rows: Rows, account: Account) -> None:
-        """A batch whose file is there was decided: it is handed out as it was, if nothing became of its groups since."""
+        """Assigns batches whose files exist, because a file means that the batch was decided, while all its groups are live."""
         while self._board.next_step < self._config.run.total_steps:
             step = self._board.next_step
             batch = await self._batch_file(step, None)
@@ -223,19 +226,19 @@ class Repair:
             account.assigned_steps.append(step)
 
     def _is_live(self, group: QueuedGroup, rows: Rows) -> bool:
-        """Whether it is accepted or open, or was so when Redis had not heard of it yet."""
+        """Whether the group is accepted or open, or newer than everything in Redis and without a row in the files."""
         on_board = group.group_id in self._board.open or group.group_id in self._board.queued
         return on_board or (group.admission >= self._conductor.admissions and group.group_id not in rows)
 
     async def _generate_again(self, stated: Statement, rows: Rows, account: Account) -> None:
-        """Prompts that were drawn and forgotten: groups that nobody trained get them again, under their former ids."""
+        """Draws forgotten prompts again: groups that no step trained are generated again under their former ids."""
         known = {*rows, *(group_id for said in stated.steps for group_id in said.group_ids)}
         for step in range(max(0, self._board.next_step - MAX_STEPS), self._board.next_step):
             record = await self._store.record("batch", step)
             known |= set() if record is None else set(record["ids"])
         last = max((admission_of(group_id, run_id=self._run_id) or 0 for group_id in known), default=-1)
         batch = self._config.data.train_batch_size
-        # No more can have been alive at once; and next to steps of unknown groups no id is known to be untrained.
+        # No more groups can have been alive at once. Beside steps with unknown groups no id is known to be untrained.
         most = (self._board.max_staleness + 2) * batch + self._board.gen_batch_size
         groups = await self._conductor.catch_up(last + 1, known=known, most=0 if account.unknown_steps else most)
         account.generated_again = [
@@ -243,7 +246,7 @@ class Repair:
         ]
 
     async def _tell(self, version: PolicyVersion, account: Account) -> None:
-        """What exactly was repaired stands in RUN/repairs.jsonl; the log and the event stream have the numbers."""
+        """Writes the account to RUN/repairs.jsonl, and the numbers to the log and the event stream."""
         await self._store.set_meta(self._progress.to_meta())
         await self._files.append(REPAIRS_FILE, {"time_s": time.time(), "version": version.number, **asdict(account)})
         counts = {

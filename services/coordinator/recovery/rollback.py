@@ -1,11 +1,11 @@
-"""A deliberate rollback: the run goes on from version c under a new lineage, what came after is given up.
+"""A deliberate rollback: the run goes on from version c under a new lineage, and everything after version c is given up.
 
-One script in Redis decides it (store_rollback.py). The files of the run follow: `bring_in_line` does what is undone, at
-once and whenever a coordinator starts. The coordinator that has decided it ends: there is one way to start, from what
-Redis has. Prompts go on where they were: the surviving history gets other data than the one that went wrong.
+One script in Redis decides a rollback (store_rollback.py). The run's files follow: `bring_in_line` does the missing work at
+once and whenever a coordinator starts. The coordinator that has decided a rollback ends, because there is one way to start:
+from the state in Redis. Prompts go on after the last drawn prompt, so the surviving history gets other data.
 
- who waits        for what                          unblocked by
- `request`          the decision                      app.py, which ends the run's life first and then calls `make`
+ who waits     for what       unblocked by
+ `request`     the decision   app/serving.py, which ends the run's life first and then has `make` called
 """
 
 import asyncio
@@ -34,21 +34,21 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """What a rollback gives up; a line of RUN/rollbacks.jsonl once it is made."""
+    """What a rollback gives up; a line of RUN/rollbacks.jsonl once the rollback is made."""
 
     to: int
     reached: int
-    """Steps that were trained: those from `to` on are given up."""
+    """Trained steps before the rollback; the steps from `to` on are given up."""
     groups: Mapping[str, int]
-    """By what they were: trained, assigned, queued, open."""
+    """Groups by their former state: trained, assigned, queued, open."""
     tokens: Mapping[str, int]
-    """Of their samples."""
+    """Tokens of the groups' samples, by former state."""
     checkpoints: Sequence[int]
-    """Versions of those that are set aside, oldest first."""
+    """Versions of the checkpoints that are set aside, oldest first."""
     number: int = 0
-    """1 for the first rollback of the run; 0 when it is not made yet."""
+    """1 for the first rollback of the run; 0 for a rollback that is not made yet."""
     lineage: str = ""
-    """Of the history that follows."""
+    """The lineage of the history that follows."""
     time_s: float = 0.0
     """Unix time."""
 
@@ -64,14 +64,14 @@ class _Live:
 
 
 class Rollbacks:
-    """The rollbacks of one run, and the one that is asked for."""
+    """The rollbacks of one run, and a requested rollback."""
 
     def __init__(
         self, run: RunContext, records: Records, *, assigner: Assigner, made: Sequence[Account], idle: bool
     ) -> None:
-        """`made`: those before, oldest first; `idle`: the run lies still, so it may have ended."""
+        """`made` are the earlier rollbacks, oldest first; with `idle` the run is at rest and may have ended."""
         self.made = made
-        """Oldest first."""
+        """The rollbacks made so far, oldest first."""
         self._board, self._progress, self._events = run.board, run.progress, run.events
         self._records, self._store, self._files = records, records.store, records.files
         self._assigner, self._idle = assigner, idle
@@ -81,13 +81,13 @@ class Rollbacks:
 
     @property
     def history(self) -> list[Rollback]:
-        """What decides which versions were given up, oldest first."""
+        """The rollbacks in the form that decides which versions were given up, oldest first."""
         return history(self.made)
 
     async def check(self, to: int) -> None:
-        """Whether the run can go back to version `to`.
+        """Returns when the run can go back to version `to`.
 
-        Raises InvalidRequest, NotReady, or NotFound naming the checkpoints that verify.
+        Raises InvalidRequest, NotReady, or NotFound with the checkpoints that verify.
         """
         reached, state = self._progress.trained_steps, self._progress.state
         if not 0 <= to < reached:
@@ -111,7 +111,7 @@ class Rollbacks:
         return account
 
     async def request(self, to: int) -> Account:
-        """Has the rollback made; returns what it gave up, once it is decided. Raises as `check` does."""
+        """Has the rollback made; returns its account once the rollback is decided. Raises as `check` does."""
         await self.check(to)
         if self.requested.is_set():
             raise NotReady("rollback: another one is being made", fix="wait for it")
@@ -120,7 +120,7 @@ class Rollbacks:
         return await asyncio.shield(self._decided)
 
     async def make(self) -> None:
-        """Makes the one that is asked for, when nothing else changes the run any more; whoever asked for it is told."""
+        """Makes the requested rollback, when nothing else changes the run any more, and answers the waiting `request`."""
         try:
             self._decided.set_result(await self._make(self._to))
         except SluiceError as error:
@@ -128,7 +128,7 @@ class Rollbacks:
             self._decided.set_exception(error)
 
     async def superseded_by(self, number: int) -> None:
-        """A checkpoint of version `number` is complete: what was set aside before that is no longer kept."""
+        """Removes files set aside by rollbacks that the complete checkpoint of version `number` has overtaken."""
         for account in self.made:
             if account.reached <= number:
                 await asyncio.to_thread(rollback_files.drop_set_aside, self._files.run_dir, account.number)
@@ -162,7 +162,7 @@ class Rollbacks:
         return account
 
     def _meta(self, to: int) -> dict[str, str]:
-        """The run's state as it is from then on."""
+        """The run's state in Redis from the rollback on."""
         progress, history = self._progress, self.history
         progress.evaluations = surviving_evaluations(progress, history)
         if progress.state is RunState.FINISHING:
@@ -177,7 +177,7 @@ class Rollbacks:
         }
 
     async def _account(self, to: int) -> tuple[Account, list[_Live]]:
-        """What is given up, as it is now. Raises NotReady when Redis has forgotten a part of the run."""
+        """What a rollback would give up now. Raises NotReady when Redis has forgotten a part of the run."""
         trained, tokens = await self._trained_since(to)
         live = [group async for group in self._live_since(to)]
         groups = {was: sum(group.was == was for group in live) for was in ("assigned", "queued", "open")}
@@ -193,7 +193,7 @@ class Rollbacks:
         ), live
 
     async def _trained_since(self, to: int) -> tuple[int, int]:
-        """Groups and tokens trained in steps from `to` on, from the ledger's files, which have every row after a flush."""
+        """Groups and tokens trained in steps from `to` on; counted in the ledger's files after a flush of all rows."""
         rows, in_files = await self._records.ledger.flushed()
         if len(rows) != in_files:
             raise NotReady(
@@ -204,9 +204,9 @@ class Rollbacks:
         return len(given_up), sum(int(row["tokens"] or 0) for row in given_up)
 
     async def _live_since(self, to: int) -> AsyncIterator[_Live]:
-        """Assigned groups, accepted ones with a token of a later version, open ones that have received anything.
+        """Assigned groups, accepted groups with a token of a later version, open groups that have received samples.
 
-        Other open groups have nothing to lose: they are generated again, as after any start of the coordinator.
+        Open groups without samples lose nothing: they are generated again, as after any start of the coordinator.
         """
         fault = {"fault": rollback_files.fault(to)}
         for live in live_groups(self._board, self._assigner.assigned):
@@ -223,7 +223,7 @@ class Rollbacks:
             yield _Live(was=live.state, row=live.row(term="rollback") | fault, tokens=group.tokens)
 
     def _fault(self, step: int) -> str:
-        """Why the checkpoint cannot be gone back to; empty when it can."""
+        """Why the run cannot go back to the checkpoint; empty when the run can."""
         path = checkpoints.path_of(self._files.run_dir / "checkpoints", step)
         try:
             checkpoints.verify(path)
@@ -238,10 +238,11 @@ class Rollbacks:
 
 
 async def bring_in_line(records: Records) -> list[Account]:
-    """The rollbacks of the run, oldest first, once its files agree with them: what a kill left undone is done now.
+    """The rollbacks of the run, oldest first, after finishing the work that a killed coordinator left undone.
 
-    A rollback that Redis has forgotten stands in RUN/rollbacks.jsonl: then Redis knows of nothing later, and is emptied,
-    to be filled again from the files and the learner's record (repair.py). Raises LaunchError when a file is in the way.
+    A rollback that Redis has forgotten stands in RUN/rollbacks.jsonl. Redis then knows nothing later than the rollback, and
+    is emptied, to be filled again from the files and the learner's record (repair.py). Raises LaunchError when a file is in
+    the way.
     """
     store, files = records.store, records.files
     decided = [Account(**entry) for entry in json.loads((await store.meta()).get("rollbacks", "[]"))]
@@ -266,7 +267,7 @@ async def bring_in_line(records: Records) -> list[Account]:
 
 
 def surviving_evaluations(progress: Progress, history: Sequence[Rollback]) -> list[EvaluationResult]:
-    """The evaluations of versions that were not given up."""
+    """The evaluations of versions that no rollback has given up."""
     return [
         result
         for result in progress.evaluations
@@ -275,5 +276,5 @@ def surviving_evaluations(progress: Progress, history: Sequence[Rollback]) -> li
 
 
 def history(made: Sequence[Account]) -> list[Rollback]:
-    """What decides which versions were given up, oldest first."""
+    """The rollbacks in the form that decides which versions were given up, oldest first."""
     return [Rollback(to=account.to, lineage=account.lineage) for account in made]

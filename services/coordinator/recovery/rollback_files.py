@@ -1,4 +1,4 @@
-"""What a rollback does to the run's files: checkpoints and batches are set aside, readers of lines are told. Blocking.
+"""The run's files after a rollback: sets checkpoints and batches aside, writes a line for readers of metrics. Blocking.
 
 RUN/rollbacks.jsonl                        a line a rollback that all files agree with
 RUN/checkpoints/rolled-back-N/step-K       a checkpoint that rollback N gave up
@@ -27,7 +27,7 @@ ROLLBACKS_FILE = "rollbacks.jsonl"
 
 
 def fault(to: int) -> str:
-    """What the ledger's rows of the groups say."""
+    """The `fault` in the ledger's rows of the groups given up."""
     return f"rolled back to version {to}"
 
 
@@ -44,7 +44,7 @@ def give_up(run_dir: Path, *, number: int, to: int) -> None:
 
 
 def set_aside_late(run_dir: Path, history: Sequence[Rollback]) -> None:
-    """Sets aside what a learner was still writing when its history was given up."""
+    """Sets aside checkpoints that a learner finished after its history was given up."""
     folder = run_dir / "checkpoints"
     for step in list(checkpoints.steps(folder)):
         path = checkpoints.path_of(folder, step)
@@ -58,18 +58,18 @@ def set_aside_late(run_dir: Path, history: Sequence[Rollback]) -> None:
 
 
 def record(run_dir: Path, account: Mapping[str, Any]) -> None:
-    """Tells whoever reads metrics.jsonl; then all files agree with the rollback."""
+    """Writes the rollback's lines to metrics.jsonl and rollbacks.jsonl; then all files agree with the rollback."""
     line = {"kind": ROLLBACK, **{name: account[name] for name in ("number", "to", "lineage", "reached", "time_s")}}
     known = read_json_lines(run_dir / METRICS_FILE).objects
     if not any(was.get("kind") == ROLLBACK and was.get("number") == account["number"] for was in known):
         append_line(run_dir / METRICS_FILE, line)
     append_line(run_dir / ROLLBACKS_FILE, account)
-    for path in (run_dir / ROLLBACKS_FILE, run_dir):  # done again later, it would set aside what came after it
+    for path in (run_dir / ROLLBACKS_FILE, run_dir):  # a repeated rollback would set aside later files
         _sync(path)
 
 
 def drop_set_aside(run_dir: Path, number: int) -> None:
-    """Removes what rollback `number` gave up."""
+    """Removes the files that rollback `number` has set aside."""
     for folder in ("checkpoints", "batches"):
         path = _aside(run_dir / folder, number)
         try:

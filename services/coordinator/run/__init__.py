@@ -1,1 +1,1 @@
-"""The life of a run: start, steps, evaluations, and why it waits or ends."""
+"""The life of a run: start, steps, evaluations, and why the run waits or ends."""

@@ -1,7 +1,7 @@
 """A learner's commits: step k is trained and version k + 1 is published; a checkpoint is complete.
 
-A commit that is repeated - after a lost answer, or by a learner that replays from a checkpoint - changes nothing and is
-told what was recorded the first time.
+A repeated commit - after a lost answer, or by a learner that replays from a checkpoint - changes nothing and is answered
+with the first record.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ LEDGER_FLUSH_STEPS = 20
 
 
 class Commits:
-    """Books what the learner has done."""
+    """Books the learner's steps and checkpoints."""
 
     def __init__(
         self,
@@ -54,16 +54,16 @@ class Commits:
         self._closed = False
 
     async def close(self) -> None:
-        """Nothing is booked from now on; what is under way is ended."""
+        """Books nothing from now on; waits for a commit under way."""
         async with self._one_at_a_time:
             self._closed = True
 
     async def step(
         self, step: int, *, version: PolicyVersion, weights_digest: str, batch_digest: str, metrics: Mapping[str, float]
     ) -> str:
-        """Books step `step`; returns the weights digest recorded for it. Raises InvalidRequest on a foreign batch.
+        """Books step `step`; returns the weights digest recorded for the step. Raises InvalidRequest for a foreign batch.
 
-        A learner that lost patience asks again while the first call is still at it: that one is ended, not broken off.
+        A learner that lost patience may ask again while the first call is still booking: the first call is completed.
         """
         async with self._one_at_a_time:
             self._raise_if_closed()
@@ -72,10 +72,10 @@ class Commits:
     async def _book(
         self, step: int, version: PolicyVersion, weights_digest: str, batch_digest: str, metrics: Mapping[str, float]
     ) -> str:
-        """Metrics first, then the record in Redis: killed in between, the step is booked and its line written again."""
+        """Writes metrics, then the record in Redis: after a kill in between, the repeated commit writes the line again."""
         batch = await self._store.record("batch", step)
         if batch is None:
-            await self._store.confirm()  # it may have been lost; then nobody is to blame
+            await self._store.confirm()  # raises if Redis has lost the record, which is not the learner's fault
         if batch is None or batch["digest"] != batch_digest:
             raise InvalidRequest(f"step {step}: trained on batch digest {batch_digest[:12]}, which was never assigned")
         unknown = set(metrics) - NAMES
@@ -97,9 +97,9 @@ class Commits:
         return recorded["digest"]
 
     async def checkpoint(self, version: PolicyVersion, path: str) -> None:
-        """A checkpoint is complete; batches before the oldest kept one are no longer needed.
+        """Books a complete checkpoint and removes batches before the oldest kept checkpoint.
 
-        The ledger's files then tell of every step before it, and the learner of every one since, should Redis forget.
+        Should Redis forget, the ledger's files have every step before the checkpoint, and the learner every later step.
         """
         async with self._one_at_a_time:
             self._raise_if_closed()
@@ -126,7 +126,7 @@ class Commits:
     async def _report(
         self, step: int, trained: list[QueuedGroup], metrics: Mapping[str, float], made: Mapping[str, str]
     ) -> Mapping[str, float]:
-        """Writes what people read about the step, and by which digests it can be replayed; returns its metrics."""
+        """Writes the step's line and an example group for people, with the digests for a replay; returns the metrics."""
         window = self._conductor.window.metrics(now_s=self._clock.now(), step=step, trained=trained)
         booked = ledger_metrics(count(await self._store.counters(), self._board))
         values = {**window, **queue_metrics(self._board), **self._push_times.metrics(), **booked, **metrics}
@@ -138,7 +138,7 @@ class Commits:
         return values
 
     def _advance(self, step: int, values: Mapping[str, float]) -> None:
-        """The step counts: whoever waits for it goes on."""
+        """Counts the step and wakes the waiters."""
         now = self._clock.now()
         self._conductor.window = StepWindow(started_s=now)
         self._push_times.clear()

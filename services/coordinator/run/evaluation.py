@@ -1,7 +1,7 @@
-"""Accuracy on held-out prompts, all under one version: the rollout is pinned while its samples are drawn.
+"""Accuracy on held-out prompts, all under one version: the rollout is pinned while it draws the samples.
 
-Evaluation samples never enter queue or ledger. Waits: for a rollout on the newest version, then for the samples; all of
-it at most `eval.timeout_s`.
+Evaluation samples never enter queue or ledger. Waits: for a rollout on the newest version, then for the samples, together
+at most `eval.timeout_s`.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ class Evaluator:
     def __init__(
         self, run: RunContext, *, rollouts: RolloutClient, grading: Grading, prompts: Sequence[PromptLike]
     ) -> None:
-        """`prompts`: all held-out ones; there may be none."""
+        """`prompts` are all held-out prompts; there may be none."""
         self._config, self._fleet, self._progress, self._clock = run.config, run.fleet, run.progress, run.clock
         self._rollouts, self._grading, self._prompts = rollouts, grading, prompts
         self._one_at_a_time = asyncio.Lock()
         self.under_way = ""
-        """What it does now, for people; empty when nothing is evaluated."""
+        """The present evaluation's activity, for people; empty without an evaluation."""
 
     @property
     def possible(self) -> bool:
@@ -64,7 +64,7 @@ class Evaluator:
                 self.under_way = ""
 
     async def _attempt(self, prompts: Sequence[PromptLike], n: int, started: float) -> EvaluationResult | None:
-        """The whole of it on one rollout; None when that rollout died meanwhile: all samples are of one version."""
+        """A whole evaluation on one rollout; None when the rollout died meanwhile, because all samples need one version."""
         self.under_way = "waits for a rollout that holds the newest version"
         member = await self._pin()
         self.under_way = f"runs on {member.service_id}"
@@ -159,7 +159,7 @@ class Evaluator:
         return ordered, await self._grade(request_id, prompt, ordered)
 
     async def _grade(self, group_id: str, prompt: PromptLike, samples: Sequence[Sample]) -> list[Reward]:
-        """Scores by any reward with room; by another one when it dies."""
+        """Grades by any reward with room; by another reward when the first one dies."""
         while True:
             try:
                 return await self._grading.score(
@@ -170,10 +170,10 @@ class Evaluator:
 
 
 def _holds(member: Member, newest: PolicyVersion | None) -> bool:
-    """By number: after a restore the learner may still be behind what the rollouts hold."""
+    """Compares numbers, because a restored learner may still be behind the rollouts."""
     return newest is not None and member.version is not None and member.version.number >= newest.number
 
 
 def _seed(prompt_id: str, index: int) -> int:
-    """The same in every evaluation, so that two versions are compared on equal luck."""
+    """A seed that is the same in every evaluation, so that versions are compared with equal randomness."""
     return int.from_bytes(blake3.blake3(f"eval/{prompt_id}/{index}".encode()).digest(4), "little") >> 1

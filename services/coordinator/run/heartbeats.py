@@ -1,10 +1,10 @@
-"""Declares services lost that have gone silent. Waits for nothing but its own interval."""
+"""Declares silent services lost. Waits only for its own interval."""
 
 from services.coordinator.state.run_context import RunContext
 
 
 async def sweep_forever(run: RunContext) -> None:
-    """Looks once an interval, until cancelled; while this process itself did not run, nobody was heard."""
+    """Looks once an interval, until cancelled; time in which this process did not run does not count as silence."""
     settings, slept_s = run.config.coordinator, run.clock.now()
     while True:
         await run.clock.sleep(settings.heartbeat_interval_s)

@@ -1,8 +1,9 @@
-"""The life of a run: services arrive, the reward is checked, the base is evaluated, steps are trained, the end is
-evaluated. And every reason a run ends: finished, stopped, starved, failed.
+"""The life of a run: services arrive, the reward is checked, the base is evaluated, steps are trained, the last version is
+evaluated. And every reason for a run's end: finished, stopped, starved, failed.
 
-Waits: for the services (launch.ready_timeout_s, then it names who is missing); for the last step. Unblocked by
-registrations, commits, `stop`, and by the watch that ends a run nothing can move any more.
+ who waits   for what            unblocked by
+ `run`       the services        registrations; after launch.ready_timeout_s an error that names the missing roles
+ `run`       the last step       commits, `stop`, the watch that ends a run without services or with too many failures
 """
 
 import asyncio
@@ -33,7 +34,7 @@ STOP_GRACE_S = 60.0
 
 
 class Lifecycle:
-    """Drives one run through its states; `progress` is what the API shows."""
+    """Drives one run through its states; the API shows the run's `progress`."""
 
     def __init__(
         self,
@@ -57,9 +58,9 @@ class Lifecycle:
             self._stopping.set()
 
     async def run(self) -> RunState:
-        """Until the run has ended; returns the final state. The reason is in `progress.reason`."""
+        """Runs until the run has ended; returns the final state. `progress.reason` has the reason."""
         if self._progress.state.final:
-            return self._progress.state  # it had ended when this process was started: only to be told once more
+            return self._progress.state  # the run had ended before this process started, which only answers callers
         try:
             await self._start()
             try:
@@ -80,7 +81,7 @@ class Lifecycle:
         return state
 
     async def stop(self, reason: str) -> None:
-        """Ends the run after the step under way; remembered over a restart. Nothing happens to one that has ended."""
+        """Ends the run after the step under way; the stop outlasts a restart. Does nothing for a run that has ended."""
         if self._progress.state.final:
             return
         self._progress.stop_requested, self._progress.stop_reason = True, reason
@@ -89,7 +90,7 @@ class Lifecycle:
         await self.save()
 
     async def save(self) -> None:
-        """What the run's state is, into Redis."""
+        """Writes the run's state to Redis."""
         await self._store.set_meta(self._progress.to_meta())
 
     async def _start(self) -> None:
@@ -100,19 +101,19 @@ class Lifecycle:
         if self._check_only:
             raise _Ended(RunState.FINISHED, "")
         await self._are_here(*Role)
-        if self._progress.state is not RunState.STARTING:  # it was running, or the learner says so
+        if self._progress.state is not RunState.STARTING:  # the run was running, by Redis or by the learner's statement
             self._progress.go_on(now_s=time.time())
             await self.save()
-            return  # a coordinator that was restarted goes on where it was
+            return  # a restarted coordinator continues the run
         if self._evaluator.possible:
             await self._unless_stopped(self._evaluate(full=True))
         self._progress.train_started_s = time.time()
         await self._enter(RunState.RUNNING)
 
     async def _are_here(self, *roles: Role) -> None:
-        """Returns when there is one of each that is ready. Raises LaunchError naming who is missing."""
+        """Returns when every role has a ready service. Raises LaunchError with the missing roles."""
         launch = self._config.launch
-        # A learner's machines may take that long to meet; one that does not come is named by the learner, not here.
+        # The machines of a learner may need this long to meet; the learner, not this function, names a missing machine.
         limit = launch.ready_timeout_s * (2 if launch.learner_nnodes > 1 else 1)
         give_up = self._clock.now() + limit
         while missing := self._missing(*roles):
@@ -123,12 +124,12 @@ class Lifecycle:
             await self._fleet.changed.wait(left)
 
     def _missing(self, *roles: Role) -> list[str]:
-        """Roles without a ready process; the learner is ready when it is registered."""
+        """Roles without a ready process; a registered learner counts as ready."""
         here = {Role.LEARNER: self._fleet.learner is not None}
         return [role.value for role in roles if not here.get(role, bool(self._fleet.of(role)))]
 
     async def _train(self) -> None:
-        """Until the last step is committed; small evaluations run beside it."""
+        """Returns when the last step is committed; small evaluations run beside training."""
         evaluated = self._progress.trained_steps
         async with asyncio.TaskGroup() as tasks:
             conducting = tasks.create_task(self._conductor.run(), name="conductor")
@@ -155,7 +156,7 @@ class Lifecycle:
         )
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, which is broken off when the run is to be stopped."""
+        """The result of `work`, which a stop of the run breaks off."""
         task, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -191,7 +192,7 @@ class Lifecycle:
         return RunState.FINISHED
 
     async def _evaluate(self, *, full: bool) -> EvaluationResult | None:
-        """An evaluation that fails in between is a warning; the full ones fail the run."""
+        """Evaluates. A failed evaluation between steps is a warning; a failed full evaluation fails the run."""
         settings = self._config.eval
         try:
             result = (
@@ -208,7 +209,7 @@ class Lifecycle:
         return result
 
     async def record_evaluation(self, result: EvaluationResult, *, full: bool) -> None:
-        """Into progress, metrics.jsonl, Redis and the event stream."""
+        """Records an evaluation in progress, metrics.jsonl, Redis and the event stream."""
         self._progress.evaluations.append(result)
         await self.save()
         values = {"eval/avg_at_n": result.avg_at_n, "eval/pass_at_n": result.pass_at_n, "eval/greedy": result.greedy}
@@ -221,8 +222,8 @@ class Lifecycle:
         )
 
     async def _close_books(self, state: RunState) -> None:
-        """The step under way is given its time; groups in flight are given up, by name. What was accepted or assigned
-        waits for the run to be started again, unless it is finished."""
+        """Waits for the step under way, then ends groups in flight as abandoned. Accepted and assigned groups wait for the
+        run to be started again; a finished run abandons accepted groups too."""
         await self._assigner.close()
         if state is RunState.STOPPED:
             await self._step_under_way()
@@ -244,7 +245,7 @@ class Lifecycle:
 
 
 class _Ended(Exception):
-    """The run ends here, as planned or asked."""
+    """Ends the run, as planned or as asked."""
 
     def __init__(self, state: RunState, reason: str) -> None:
         super().__init__(reason)

@@ -1,5 +1,5 @@
-"""Before training: gold answers must score right, those of other prompts, empty and garbage ones wrong. A grader that
-fails this would train the model on noise for hours."""
+"""The check before training: gold answers must score right; other prompts' gold answers, empty answers and garbage wrong.
+A grader that fails this check would train the model on noise for hours."""
 
 import time
 from collections.abc import Sequence
@@ -15,22 +15,23 @@ from sluice.gold_answers import GARBAGE, gold_forms
 from sluice.policy_version import PolicyVersion
 
 _FEWEST_SHUFFLED = 2
-"""One prompt may have another's answer by chance; a grader that never looks at the ground truth takes all."""
+"""Fewest prompts, graded with another prompt's gold answer, that can refuse a grader: two prompts may share an answer by
+chance."""
 
 
 @dataclass(kw_only=True, slots=True)
 class CheckedGrader:
-    """What the check saw of one grader on one data source."""
+    """The check's counts for one grader on one data source."""
 
     grader: str
     data_source: str
     gold: int = 0
-    """Prompts whose gold answer was right; of all prompts, since the check ends at the first that is not."""
+    """Prompts whose gold answer was right, which is all prompts, because the check ends at the first wrong one."""
     shuffled: int = 0
-    """Prompts that were given another's gold answer."""
+    """Prompts that were graded with another prompt's gold answer."""
     shuffled_right: int = 0
     garbage: int = 0
-    """Garbage answers, all wrong."""
+    """Garbage answers, all of them graded as wrong."""
     samples: int = 0
     wall_s: float = 0.0
 
@@ -46,8 +47,8 @@ class CheckedGrader:
 async def check_reward(
     *, fleet: Fleet, rewards: RewardClient, prompts: Sequence[PromptLike], timeout_s: float
 ) -> list[CheckedGrader]:
-    """What was seen, by grader and data source. Raises ConfigError naming the prompt, its gold answer and the grader's
-    word on it."""
+    """Checks every grader and data source; returns the counts. Raises ConfigError with the prompt, its gold answer and the
+    grader's verdict."""
     members = fleet.of(Role.REWARD)
     if not members:
         raise NotReady("reward check: no reward service is ready")
@@ -102,7 +103,7 @@ def _refuse(prompt: PromptLike, *, gold: Sequence[Reward], garbage: Sequence[Rew
 
 
 def _of_another(prompt: PromptLike, prompts: Sequence[PromptLike]) -> list[str]:
-    """The gold answer of another prompt of the same data source, in every form; none where all are the same."""
+    """The gold answer of another prompt of the same data source, in every form; empty where all answers are equal."""
     for other in prompts:
         if other.data_source == prompt.data_source and other.ground_truth != prompt.ground_truth:
             return gold_forms(other.ground_truth)

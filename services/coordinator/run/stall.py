@@ -1,7 +1,7 @@
 """Says that nothing moves, and why: once after `coordinator.stall_warning_s`, then each time the silence has doubled.
 
-Moving is a group that starts or ends, or a step that is committed. Steps may be long: the first warning waits for twice
-the wall time of the last one. Waits for nothing but its own interval; ends nothing, that is the deadlines' business.
+A run moves when a group starts or ends, or when a step is committed. Steps may be long, so the first warning waits for twice
+the wall time of the last step. Waits only for its own interval; ends nothing, which the deadlines do.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ LOOK_EVERY_S = 1.0
 
 
 class StallWatch:
-    """Looks once a second, which also keeps the times of all waits."""
+    """Looks once a second; the looks also keep the times of all waits."""
 
     def __init__(self, run: RunContext, *, conductor: Conductor, situation: Callable[[], Situation]) -> None:
         self._progress, self._events, self._clock = run.progress, run.events, run.clock
@@ -34,7 +34,7 @@ class StallWatch:
         return find_waits(self._situation(), self._since.look(self._clock.now()))
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Looks once a second until cancelled."""
         while True:
             self.look()
             await self._clock.sleep(LOOK_EVERY_S)
@@ -47,7 +47,7 @@ class StallWatch:
         return self._clock.now() - moved_s
 
     def look(self) -> None:
-        """Warns when it is time."""
+        """Warns when the run has stalled for long enough."""
         waits = self.waits()
         if self._progress.state is not RunState.RUNNING:
             self._running_since_s = self._clock.now()

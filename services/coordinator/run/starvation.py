@@ -1,8 +1,8 @@
-"""Too few groups with signal: warns well before the end with the time that the batch still needs, then ends the run.
+"""Too few groups with signal: warns early, with the time that the batch still needs, and ends a starved run.
 
-The end is `algorithm.filter_groups.on_starvation` after `max_num_gen_batches` generation batches without a full batch. A
-batch that is trained as it is (`train_partial`) is the board's doing; here its run ends only if it has not one group.
-Warnings come at half of them (where there is no such end, at WARN_AT), then each time their number has doubled.
+After `max_num_gen_batches` generation batches without a full batch `algorithm.filter_groups.on_starvation` decides. The
+board releases a partial batch (`train_partial`); this watch ends such a run only when the batch has no group at all.
+Warnings come at half of that number (without a limit at WARN_AT), then at each doubling.
 """
 
 import structlog
@@ -14,16 +14,16 @@ from sluice.dapo.dynamic_sampling import Verdict, gen_batches, starved
 log = structlog.get_logger(__name__)
 
 WARN_AT = 10.0
-"""Generation batches. Chosen: verl's recipes for DAPO stop there."""
+"""Generation batches before the first warning without a limit. Chosen: verl's recipes for DAPO stop at this number."""
 
 _LEAST = 1.5
-"""Every batch needs one generation batch."""
+"""Fewest generation batches before a warning: every batch needs one generation batch."""
 
 _ENDS = {"stop": "; the run stops at {most}", "wait": "", "train_partial": "; at {most} it is trained as it is"}
 
 
 class StarvationWatch:
-    """Looks at the batch that is being filled."""
+    """Watches the batch that is being filled."""
 
     def __init__(self, run: RunContext, *, conductor: Conductor) -> None:
         self._filters = run.config.algorithm.filter_groups
@@ -32,7 +32,7 @@ class StarvationWatch:
         self._step, self._warned = -1, 0.0
 
     def look(self) -> str:
-        """Warns when it is time; why the run must stop, or nothing."""
+        """Warns when a warning is due; returns why the run must stop, or ""."""
         board, most = self._board, self._filters.max_num_gen_batches
         spent = gen_batches(verdicts_since_assignment=board.verdicts, gen_batch_size=board.gen_batch_size)
         if self._step != board.next_step:
@@ -44,7 +44,7 @@ class StarvationWatch:
         if not is_over and spent < max(first, 2 * self._warned):
             return ""
         choice = board.choose()
-        if choice.ready:  # the learner has yet to ask for it
+        if choice.ready:  # the learner has not asked for the batch yet
             return ""
         if not is_over:
             self._warned = spent

@@ -1,7 +1,7 @@
-"""Why nothing is moving: who waits for whom, since when. Pure: state in, sentences out; nothing here decides anything.
+"""Why nothing is moving: who waits for whom, since when. Pure: state in, sentences out; decides nothing.
 
-A wait is named by a key. `Since` remembers when each key was first seen, so that nobody else has to keep times; what it
-says is therefore exact to the interval of the looks, and starts anew with the process.
+A wait is named by a key. `Since` remembers when each key was first seen, so that no other part has to keep times; the times
+are exact to the interval of the looks, and start anew with the process.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from services.coordinator.state.progress import Progress, RunState
 from sluice.config.schema import Config
 
 KEPT_S = 5.0
-"""How long a key that is not seen is remembered: between two long polls the learner waits for nothing."""
+"""How long an unseen key is remembered: between two long polls the learner seems to wait for nothing."""
 
 SinceOf = Callable[[Hashable], float]
 """Seconds since a key was first seen."""
@@ -23,14 +23,14 @@ SinceOf = Callable[[Hashable], float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wait:
-    """Somebody waits."""
+    """One wait: who waits, why and since when."""
 
     who: str
     """`batch 12`, `2 groups`, `learner`, `rollout-1`, `admission`, `evaluation` or `run`."""
     why: str
-    """What for, with the setting that bounds it where there is one."""
+    """The reason, with the setting that bounds the wait where there is such a setting."""
     since_s: float
-    """Seconds it has lasted."""
+    """Seconds that the wait has lasted."""
 
     def __str__(self) -> str:
         return f"{self.who} {self.why}, since {self.since_s:.0f} s"
@@ -38,7 +38,7 @@ class Wait:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Situation:
-    """The state that is looked at."""
+    """The state to look at."""
 
     config: Config
     progress: Progress
@@ -47,9 +47,9 @@ class Situation:
     assigned: Sequence[int]
     """Steps handed out and not trained."""
     admissions: int
-    """Groups admitted so far: the number of the next one."""
+    """Groups admitted so far, which is the number of the next group."""
     evaluating: str
-    """What an evaluation does, empty when there is none."""
+    """The activity of an evaluation; empty without an evaluation."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,7 +73,7 @@ class Since:
 
 
 def find_waits(situation: Situation, since: SinceOf) -> list[Wait]:
-    """All waits there are now."""
+    """All present waits."""
     if situation.progress.state.final:
         return []
     found = [*_run(situation, since), *_services(situation, since)]
@@ -141,7 +141,7 @@ def _batch(situation: Situation, since: SinceOf) -> Iterator[Wait]:
 
 
 def _groups(situation: Situation, since: SinceOf) -> Iterator[Wait]:
-    """Groups on their way, by where they are; the oldest of each place counts."""
+    """Waits of live groups, a wait a state; the oldest group of each state counts."""
     oldest: dict[str, float] = {}
     count: Counter[str] = Counter()
     for group in situation.board.open.values():
@@ -172,7 +172,7 @@ def _admission(situation: Situation, since: SinceOf) -> Iterator[Wait]:
 
 
 def _why_closed(situation: Situation) -> tuple[str, str] | None:
-    """A name of the reason and the sentence; None while it is open, or closed as it should be: enough is on its way."""
+    """A name and a sentence for closed admission; None while admission is open, or closed because enough groups are live."""
     board, settings = situation.board, situation.config.coordinator
     step = board.next_step + board.rank(situation.admissions) // board.train_batch_size
     ready = [member.version.number for member in situation.fleet.of(Role.ROLLOUT) if member.version is not None]

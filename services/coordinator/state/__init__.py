@@ -1,1 +1,1 @@
-"""What the coordinator knows: groups, services, the run's progress. Memory alone, no sockets and no files."""
+"""The coordinator's memory: groups, services, the run's progress. No sockets and no files."""

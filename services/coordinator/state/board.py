@@ -1,6 +1,6 @@
-"""The live groups, ranked by admission; which may start, which make up the next batch. Pure: no sockets, no clock.
+"""The live groups, ranked by admission: which may start, and which make up the next batch. Pure: no sockets, no clock.
 
-The rule and the proof of the age bound are in sluice/dapo/staleness.py; this file keeps the ranks it speaks of.
+sluice/dapo/staleness.py has the rule of the age bound and docs/staleness.md the proof; this file keeps the ranks.
 """
 
 import bisect
@@ -13,20 +13,20 @@ from sluice.dapo.staleness import in_time, may_start
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """What batch `step` would be made of right now."""
+    """The groups of which batch `step` would be made now."""
 
     chosen: list[QueuedGroup]
-    """Accepted groups in admission order; in any order when it is not ready."""
+    """Accepted groups in admission order; in any order when the batch is not ready."""
     ready: bool
-    """Whether they are enough, but for groups to wait for."""
+    """Whether the chosen groups are enough, apart from groups to wait for."""
     expired: list[QueuedGroup]
     """Accepted groups too old for this step: to be dropped as stale."""
     wait_for: list[Group]
-    """Groups in flight that this batch would skip and no later one could train."""
+    """Groups in flight that this batch would skip and no later batch could train."""
 
 
 class Board:
-    """Live groups: open ones (owned by their conductor task) and accepted ones."""
+    """Live groups: open groups, each owned by its conductor task, and accepted groups."""
 
     def __init__(
         self,
@@ -41,11 +41,11 @@ class Board:
         self.gen_batch_size = gen_batch_size
         self.max_staleness = max_staleness
         self._partial_after = partial_after
-        """Verdicts on one batch after which it goes with what it has; None: it is always full."""
+        """Verdicts on one batch after which a partial batch may go; None: batches are always full."""
         self.open: dict[str, Group] = {}
         self.queued: dict[str, QueuedGroup] = {}
         self.queued_bytes = 0
-        """Payloads of the accepted groups, as Redis keeps them."""
+        """Bytes of the accepted groups' payloads in Redis."""
         self.next_step = 0
         """The next batch to be assigned."""
         self.verdicts = 0
@@ -53,28 +53,28 @@ class Board:
         self.asked: int | None = None
         """The step whose batch the learner waits for now."""
         self.changed = changed or Signal()
-        """The fleet's signal: whoever waits for room or for a rollout waits for one thing."""
+        """The fleet's signal, so that waiters for room and for a rollout wait for one signal."""
         self._admissions: list[int] = []
 
     def add(self, group: Group) -> None:
-        """A group is admitted."""
+        """Adds an admitted group."""
         self.open[group.group_id] = group
         bisect.insort(self._admissions, group.admission)
         self.changed.notify()
 
     def accept(self, group: Group, accepted: QueuedGroup) -> None:
-        """open -> queued."""
+        """Moves a group from open to queued."""
         del self.open[group.group_id]
         self._queue(accepted)
         self.changed.notify()
 
     def restore(self, accepted: QueuedGroup) -> None:
-        """An accepted group found in Redis at start."""
+        """Adds an accepted group that was found in Redis at start."""
         self._queue(accepted)
         bisect.insort(self._admissions, accepted.admission)
 
     def remove(self, live: Group | QueuedGroup) -> None:
-        """A live group has left: its rank is free."""
+        """Removes a live group, whose rank is then free."""
         self.open.pop(live.group_id, None)
         if accepted := self.queued.pop(live.group_id, None):
             self.queued_bytes -= accepted.payload_bytes
@@ -86,7 +86,7 @@ class Board:
         self.queued_bytes += accepted.payload_bytes
 
     def rank(self, admission: int) -> int:
-        """Live groups admitted before this one."""
+        """The number of live groups admitted before this admission."""
         return bisect.bisect_left(self._admissions, admission)
 
     def may_start(self, *, admission: int, version: int) -> bool:
@@ -103,7 +103,7 @@ class Board:
     def has_room(self) -> bool:
         """Whether another group may be open at all: `gen_batch_size` caps the groups in flight.
 
-        None while a batch that is not full is about to go: what starts now would have to be waited for.
+        No group may start while a partial batch is about to go, because the batch would have to wait for the new group.
         """
         return len(self.open) < self.gen_batch_size and not self._is_going_partial
 
@@ -120,12 +120,14 @@ class Board:
         return sum(group.phase is phase for group in self.open.values())
 
     def choose(self) -> Choice:
-        """Batch `next_step` as it would be now."""
+        """The groups of which batch `next_step` would be made now."""
         oldest = self.next_step - self.max_staleness
         usable = [group for group in self.queued.values() if group.oldest_version >= oldest]
         expired = [group for group in self.queued.values() if group.oldest_version < oldest]
         is_full = len(usable) >= self.train_batch_size
-        if not is_full and not (usable and self._partial_is_due):  # by far the most common: asked after every change
+        if not is_full and not (
+            usable and self._partial_is_due
+        ):  # the most common case: `choose` runs after every change
             return Choice(chosen=usable, ready=False, expired=expired, wait_for=[])
         usable.sort(key=lambda group: group.admission)
         chosen = usable[: self.train_batch_size]
@@ -134,7 +136,7 @@ class Board:
         return Choice(chosen=chosen, ready=True, expired=expired, wait_for=wait_for)
 
     def _would_be_late(self, group: Group, chosen: list[int]) -> bool:
-        """Whether a group in flight could no longer be trained in time once `chosen` are gone and it is not."""
+        """Whether a group in flight could no longer be trained in time after a batch of `chosen` without the group."""
         versions = [v for v in (group.start_version, group.oldest_version) if v is not None]
         is_behind_all = len(chosen) == self.train_batch_size and group.admission > chosen[-1]
         if group.doomed or is_behind_all or not versions:

@@ -1,4 +1,4 @@
-"""What one evaluation found, and its line in metrics.jsonl."""
+"""The result of one evaluation, and its line in metrics.jsonl."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class EvaluationResult:
     wall_s: float
 
     def to_line(self) -> dict[str, Any]:
-        """What metrics.jsonl says of it."""
+        """The result's line in metrics.jsonl."""
         scores = {"eval/avg_at_n": self.avg_at_n, "eval/pass_at_n": self.pass_at_n, "eval/greedy": self.greedy}
         size = {"n": self.n, "prompts": self.prompts, "mean_response_tokens": self.mean_response_tokens}
         return {

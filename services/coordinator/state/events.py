@@ -1,4 +1,4 @@
-"""The event stream people watch: the newest events are kept, every watcher reads at its own pace."""
+"""The event stream that people watch: the newest events are kept, every watcher reads at its own pace."""
 
 import secrets
 import time
@@ -13,7 +13,7 @@ KEPT_EVENTS = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """One thing that happened."""
+    """One event of a run."""
 
     sequence: int
     time_s: float
@@ -24,11 +24,11 @@ class Event:
 
 
 class Events:
-    """A bounded log with watchers; one that falls behind by more than KEPT_EVENTS misses the oldest."""
+    """A bounded log with watchers; a watcher that falls behind by more than KEPT_EVENTS misses the oldest events."""
 
     def __init__(self) -> None:
         self.process = secrets.token_hex(8)
-        """Whose sequence numbers these are."""
+        """The name of the process to which the sequence numbers belong."""
         self._kept: deque[Event] = deque(maxlen=KEPT_EVENTS)
         self._sequence = 0
         self._more = Signal()
@@ -57,7 +57,7 @@ class Events:
         self._more.notify()
 
     def close(self) -> None:
-        """Ends every watch once it has read what is there."""
+        """Ends every watch after the watch has read all events."""
         self._closed = True
         self._more.notify()
 
@@ -66,9 +66,9 @@ class Events:
         return self._after(self.begin(after=after, process=process), over)
 
     def begin(self, *, after: int, process: str = "") -> int:
-        """The number of this process that a watch begins behind.
+        """The sequence number of this process behind which a watch begins.
 
-        To a number of another process, or one that was never given out, everything kept is new.
+        For a number of another process, or a number that was never given out, every kept event is new.
         """
         ours = process in ("", self.process) and after <= self._sequence
         return (after if ours else 0) if after > 0 or process else self._sequence

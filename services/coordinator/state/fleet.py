@@ -1,4 +1,4 @@
-"""Who is registered, in which state, how loaded. Pure bookkeeping: no sockets; time comes in as an argument.
+"""The registered services, their states and their load. Pure bookkeeping: no sockets; time comes in as an argument.
 
 REGISTERED -> SYNCING -> READY -> (DRAINING | QUARANTINED | LOST); a lost service that comes back registers anew.
 Rollouts become READY only through `applied` of the weight push; rewards are READY when registered.
@@ -13,13 +13,13 @@ from sluice.errors import Fenced, InvalidRequest, SluiceError, Unavailable
 from sluice.policy_version import PolicyVersion
 
 FORGET_LOST_S = 600.0
-"""How long a lost process is still shown."""
+"""How long a lost process stays in the list."""
 EXPECTED_S = 120.0
-"""How long one that asked for the configuration may take to load its model before it is no longer reckoned with."""
+"""How long a service that asked for the configuration is expected to register; the service loads its model meanwhile."""
 
 
 class Role(enum.Enum):
-    """What a process is."""
+    """The role of a service."""
 
     ROLLOUT = "rollout"
     REWARD = "reward"
@@ -27,7 +27,7 @@ class Role(enum.Enum):
 
 
 class State(enum.Enum):
-    """Where a service stands."""
+    """The state of a service."""
 
     REGISTERED = "registered"
     SYNCING = "syncing"
@@ -48,52 +48,52 @@ class Member:
     capacity: int
     last_beat_s: float
     metrics_address: str = ""
-    """host:port of its Prometheus endpoint; empty when it has none."""
+    """host:port of the member's Prometheus endpoint; empty without an endpoint."""
     engine: str = ""
-    """Of a rollout: implementation, its version and the device."""
+    """A rollout's engine: implementation, version and device."""
     state: State = State.REGISTERED
     reason: str = ""
-    """Why it is quarantined or lost."""
+    """Why the member is quarantined or lost."""
     version: PolicyVersion | None = None
-    """What it is known to hold."""
+    """The version that the member is known to hold."""
     granted: int = -1
     """The largest version number that was ever pushed to this process; its samples may carry no larger one."""
     finishing: bool = False
-    """It lets its running samples end before new weights: no new group is given to it."""
+    """Whether the rollout lets running samples end before new weights, and so gets no new group."""
     running: int = 0
-    """What it reports in heartbeats."""
+    """Running samples or groups, as the member's heartbeats report."""
     outstanding: int = 0
-    """What this coordinator has given it and not got back: samples (rollout) or groups (reward)."""
+    """Samples (rollout) or groups (reward) that this coordinator has given to the member and not got back."""
     weights: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a weight push, and by an evaluation to pin the version."""
     leaving: bool = False
-    """It said so: its silence is no loss."""
+    """Whether the member has said that it leaves, so that its silence is no loss."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when it is lost or replaced: whoever waits on a call to it stops waiting."""
+    """Set when the member is lost or replaced; waiters on a call to the member stop waiting."""
 
 
 class Fleet:
-    """All members, and an event that says that something about them changed."""
+    """All members, and signals for changes of members."""
 
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
         self.changed = Signal()
-        """Anything: a member, its load, and what the board shares this signal for."""
+        """Signals any change: a member, a member's load, or a change of the board, which shares this signal."""
         self.roster = Signal()
-        """Who is here, in which state, what the learner has published. Every rollout's push waits for it: no group wakes it."""
+        """Signals changes of members, their states and the learner's version. Pushes wait for this signal, not for groups."""
         self._listens_since_s = float("-inf")
         self._replaced: set[str] = set()
         self._expected: dict[str, float] = {}
 
     def register(self, member: Member) -> Member | None:
-        """Adds a process, or replaces the one of the same id, which is returned as gone.
+        """Adds a process, or replaces the process of the same id, which is returned as gone.
 
-        Raises Fenced for a process that was replaced before: two under one id would replace each other for ever.
+        Raises Fenced for a process that was replaced before: two processes of one id would replace each other for ever.
         """
         if member.incarnation in self._replaced:
             raise Fenced(f"{member.service_id}: a newer process runs under this id; end this one or give it another id")
         if not member.service_id:
-            # From the process, not from a count: a count would start again with the coordinator, and collide.
+            # The id comes from the process: a count would start again with the coordinator, and ids would collide.
             member.service_id = f"{member.role.value}-{member.incarnation[:8]}"
         replaced = self.members.get(member.service_id)
         if replaced is not None and replaced.role is not member.role:
@@ -112,20 +112,20 @@ class Fleet:
         return replaced
 
     def expect(self, who: str, *, now_s: float) -> None:
-        """A service (role and machine) has asked for the configuration: it loads what it needs, then registers."""
+        """Expects a service (role and machine) that has asked for the configuration to register."""
         self._expected = {who: since_s for who, since_s in self._expected.items() if now_s - since_s < EXPECTED_S}
         self._expected[who] = now_s
 
     def has_come(self, who: str) -> None:
-        """It has registered."""
+        """Ends the expectation, because the service has registered."""
         self._expected.pop(who, None)
 
     def expects(self, *, now_s: float) -> bool:
-        """Whether somebody is on the way here, who would look for a coordinator that had left."""
+        """Whether a service is expected, which would look in vain for a coordinator that had left."""
         return any(now_s - since_s < EXPECTED_S for since_s in self._expected.values())
 
     def beat(self, *, service_id: str, incarnation: str, running: int, draining: bool, now_s: float) -> bool:
-        """A heartbeat; False when this process is not known and must register again."""
+        """Takes a heartbeat; False when the process is not known and must register again."""
         member = self.members.get(service_id)
         if member is None or member.incarnation != incarnation or member.state is State.LOST:
             return False
@@ -135,11 +135,11 @@ class Fleet:
         return True
 
     def excuse(self, *, now_s: float) -> None:
-        """Nobody could be heard until now: silence counts from here."""
+        """Counts silence from now on, because this process could not hear anybody before."""
         self._listens_since_s = now_s
 
     def sweep(self, *, now_s: float, timeout_s: float) -> list[Member]:
-        """Declares everybody lost whose last heartbeat is older than `timeout_s`; returns them."""
+        """Declares members lost whose last heartbeat is older than `timeout_s`; returns these members."""
         lost = [
             member
             for member in self.members.values()
@@ -153,9 +153,9 @@ class Fleet:
         return lost
 
     def lose_if_unreachable(self, member: Member, error: SluiceError) -> bool:
-        """After a failed call: waiting for the heartbeat to run out would burn every group's tries.
+        """Declares a member lost after a failed call: waiting for the heartbeat to run out would use up every group's tries.
 
-        If it was only the link, the member's next heartbeat is refused, it registers again and gets current weights.
+        If only the link failed, the member's next heartbeat is refused, and the member registers again and gets weights.
         """
         if not isinstance(error, Unavailable) or member.gone.is_set():
             return False
@@ -163,24 +163,24 @@ class Fleet:
         return True
 
     def lose(self, member: Member, reason: str) -> None:
-        """The member is gone; calls to it end."""
+        """Declares the member lost; calls to the member end."""
         member.gone.set()
         self.set_state(member, State.LOST, reason)
 
     def set_state(self, member: Member, state: State, reason: str = "") -> None:
-        """Moves a member and tells whoever waits."""
+        """Sets a member's state and wakes the waiters."""
         moved, member.state, member.reason = member.state is not state, state, reason
         self.changed.notify()
         if moved:
             self.roster.notify()
 
     def notify_all(self) -> None:
-        """Wakes whoever waits for anything about the fleet."""
+        """Wakes every waiter on the fleet."""
         self.changed.notify()
         self.roster.notify()
 
     def of(self, role: Role, *, state: State | None = State.READY) -> list[Member]:
-        """Members of a role in a state (READY by default, None for all that are not lost)."""
+        """Members of a role in a state (READY by default; None: in every state but LOST)."""
         return [
             member
             for member in self.members.values()
@@ -189,14 +189,14 @@ class Fleet:
 
     @property
     def learner(self) -> Member | None:
-        """The learner that registered last, when it is not lost."""
+        """The learner that registered last; None when that learner is lost."""
         found = self.of(Role.LEARNER, state=None)
         return found[-1] if found else None
 
     @property
     def has_left(self) -> bool:
-        """Whether somebody was here, and all have gone. A learner that is lost comes again, to export the model: only one
-        that said so has gone.
+        """Whether services were registered and all have gone. A lost learner comes again to export the model, so a learner
+        has gone only after it has said that it leaves.
         """
         gone = {Role.LEARNER: {State.DRAINING}}
         return bool(self.members) and all(
@@ -205,7 +205,7 @@ class Fleet:
         )
 
     def least_loaded(self, candidates: list[Member]) -> Member | None:
-        """The member with the smallest share of its capacity in use; ties go to the one that was idle longest."""
+        """The member with the smallest share of its capacity in use; ties go to the member that was idle longest."""
         if not candidates:
             return None
         chosen = min(candidates, key=lambda member: member.outstanding / member.capacity)

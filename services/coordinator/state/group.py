@@ -1,7 +1,7 @@
-"""What the coordinator's core speaks of: one group on its path, the terms of its ledger.
+"""The types of the coordinator's core: one group on its path, and the terms of the ledger.
 
-A group is *open* (pending, in flight or scored), then *queued*, then *assigned*; it leaves by one terminal state.
-Only open -> queued -> assigned -> terminal is durable (redis_store.py); where an open group is on its way is memory.
+A group is *open* (pending, in flight or scored), then *queued*, then *assigned*, and ends in one terminal state. Only
+open -> queued -> assigned -> terminal is durable (redis_store.py); the phase of an open group is memory.
 """
 
 import enum
@@ -15,7 +15,7 @@ from sluice.policy_version import PolicyVersion
 
 
 class Phase(enum.Enum):
-    """Where an open group is on its path."""
+    """The place of an open group on its path."""
 
     PENDING = "pending"
     IN_FLIGHT = "in_flight"
@@ -32,11 +32,11 @@ TERMINAL = (
     "rollback",
     "abandoned",
 )
-"""Terminal states, beside `failed:<reason>`."""
+"""The terminal states apart from `failed:<reason>`."""
 
 
 class PromptLike(Protocol):
-    """What the conductor needs of a prompt."""
+    """The facts of a prompt that the conductor needs."""
 
     @property
     def prompt_id(self) -> str: ...
@@ -63,7 +63,7 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One completion as a rollout returned it, validated."""
+    """One completion of a rollout, validated."""
 
     index: int
     token_ids: np.ndarray
@@ -79,7 +79,7 @@ class Sample:
 
     @property
     def oldest_version(self) -> int:
-        """Number of the oldest version that sampled one of its tokens."""
+        """Number of the oldest version that sampled a token of the completion."""
         return min(span.version.number for span in self.spans)
 
 
@@ -98,7 +98,7 @@ class Reward:
     grader_version: str
     detail: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)
-    """Scores of the graders where there are several, and the components they name."""
+    """Scores of the graders where a route has several, and the graders' named components."""
 
     @property
     def graded(self) -> bool:
@@ -108,81 +108,81 @@ class Reward:
 
 @dataclass(kw_only=True, slots=True)
 class Attempt:
-    """One request for samples of a group, or a coordinator's restart, which loses what was under way (`number` 0)."""
+    """One request for samples of a group; with `number` 0 a coordinator's restart, which loses the samples under way."""
 
     number: int
     rollout: str
     version: int
-    """Number the rollout held when it was asked."""
+    """Number of the rollout's version at the time of the request."""
     asked: int
-    """Samples asked for: those the group did not have."""
+    """Samples asked for: the group's missing samples."""
     started_s: float
     """Unix time."""
     ended_s: float = -1.0
-    """-1 while it is under way."""
+    """Unix time; -1 while the request is under way."""
     samples: int = 0
-    """Samples received and believed."""
+    """Samples received and accepted."""
     tokens: int = 0
-    """Completion tokens received, those of refused samples included."""
+    """Completion tokens received, also of refused samples."""
     fault: str = ""
-    """Why it was not the last one; empty when the group was complete."""
+    """Why another attempt followed; empty when the group was complete."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Admission:
-    """When and where a group came in."""
+    """The circumstances of a group's admission."""
 
     time_s: float
     """Unix time."""
     rank: int
-    """Live groups admitted before it."""
+    """Live groups admitted before the group."""
     next_step: int
-    """The batch to be assigned next, then."""
+    """The batch to be assigned next at that time."""
     epoch: int
-    """Of its prompt; -1 when a user submitted it."""
+    """The prompt's epoch; -1 for a submitted prompt."""
     row: int
-    """Of its prompt in the data, or in what users submitted; 0-based."""
+    """The prompt's row in the data, or among the submitted prompts; 0-based."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Group:
-    """One open group on its path; mutable, owned by the conductor task that carries it."""
+    """One open group on its path; mutable, owned by the conductor task that carries the group."""
 
     group_id: str
     admission: int
     prompt: PromptLike
     cursor: str
-    """Where its prompt came from, so that a restarted coordinator finds it again."""
+    """The position of the group's prompt, so that a restarted coordinator finds the prompt again."""
     attempt: int = 1
     phase: Phase = Phase.PENDING
     start_version: int | None = None
-    """Version of the rollout it was started on, while in flight."""
+    """Version of the rollout on which the group was started, while the group is in flight."""
     samples: dict[int, Sample] = field(default_factory=dict)
     rewards: list[Reward] = field(default_factory=list)
     grader: str = ""
-    """The reward that has it now."""
+    """The reward service that grades the group now."""
     lost_tokens: int = 0
-    """Completion tokens thrown away: samples that could no longer be trained in time, or that were refused."""
+    """Completion tokens of samples thrown away, because they could not be trained in time or were refused."""
     admitted: Admission | None = None
-    """None for one that was admitted before this was kept."""
+    """None for a group that an older version of Sluice admitted."""
     attempts: list[Attempt] = field(default_factory=list)
     fault: str = ""
-    """Why it failed."""
+    """Why the group failed."""
     doomed: bool = False
-    """Its batch was assigned without it: it will be dropped when it arrives."""
+    """Whether a batch was assigned that the group was too late for; the group is dropped on arrival."""
 
     @property
     def oldest_version(self) -> int | None:
-        """Oldest version among its samples, None before the first."""
+        """Oldest version among the group's samples; None before the first sample."""
         return min((sample.oldest_version for sample in self.samples.values()), default=None)
 
     @property
     def response_tokens(self) -> int:
-        """Completion tokens of the samples it has."""
+        """Completion tokens of the group's samples."""
         return sum(len(sample.token_ids) for sample in self.samples.values())
 
     def drop_ungraded(self) -> None:
-        """What could not be graded is not trained; its tokens are lost."""
+        """Drops samples that could not be graded; their tokens are lost."""
         graded = [
             (index, reward) for index, reward in zip(sorted(self.samples), self.rewards, strict=True) if reward.graded
         ]
@@ -194,7 +194,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueuedGroup:
-    """An accepted group waiting for its step; the payload stays in Redis."""
+    """An accepted group that waits for its step; the payload stays in Redis."""
 
     group_id: str
     admission: int
@@ -205,7 +205,7 @@ class QueuedGroup:
     attempt: int
     shaped_mean: float
     life: Mapping[str, Any] = field(default_factory=dict)
-    """Its ledger row as far as it is written (ledger_row.py)."""
+    """The group's ledger row with the columns known so far (ledger_row.py)."""
 
 
 def group_id_of(admission: int, *, run_id: str) -> str:
@@ -214,14 +214,14 @@ def group_id_of(admission: int, *, run_id: str) -> str:
 
 
 def admission_of(group_id: str, *, run_id: str) -> int | None:
-    """The inverse of `group_id_of`, None for an id of another run."""
+    """The inverse of `group_id_of`; None for an id of another run."""
     number = group_id.removeprefix(f"{run_id}-")
     ours = number != group_id and number.isascii() and number.isdigit() and group_id_of(int(number), run_id=run_id)
     return int(number) if ours == group_id else None
 
 
 class GroupFailed(Exception):
-    """This group cannot go on; `reason` is its ledger term after `failed:`, `fault` the error behind it."""
+    """A group cannot go on; `reason` is the ledger term after `failed:`, `fault` is the error behind the failure."""
 
     def __init__(self, *, reason: str, fault: str) -> None:
         super().__init__(f"{reason}: {fault}")

@@ -1,4 +1,4 @@
-"""What a learner states when it registers: its version, and the steps behind it as it remembers them. Pure."""
+"""A learner's statement at its registration: its version, and its record of the steps up to that version. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,33 +8,33 @@ from sluice.lineage import Rollback, is_given_up, is_older
 from sluice.policy_version import PolicyVersion
 
 MAX_STEPS = 1024
-"""More steps than this are not taken in one registration; the learner states its newest ones."""
+"""The most steps in one registration; the learner states its newest steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedStep:
-    """A step as the learner remembers it."""
+    """A step in the learner's record."""
 
     step: int
     batch_digest: str
     group_ids: Sequence[str]
-    """In the order of the batch."""
+    """The ids of the batch's groups, in the order of the batch."""
     version: PolicyVersion
-    """What it made."""
+    """The version that the step made."""
     weights_digest: str
     committed: bool
-    """Whether CommitStep was answered; if not, it will be called."""
+    """Whether CommitStep was answered; if not, the learner will call it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Statement:
-    """Steps come oldest first, without gaps, and end with the one that made `version`; there may be none."""
+    """A learner's version and steps. Steps come oldest first, without gaps; the last step made `version`. May be empty."""
 
     version: PolicyVersion
     steps: Sequence[TrainedStep] = ()
 
     def __post_init__(self) -> None:
-        """Raises InvalidRequest naming what does not fit together."""
+        """Raises InvalidRequest with the facts that contradict each other."""
         if len(self.steps) > MAX_STEPS:
             raise InvalidRequest(f"register: trained: at most {MAX_STEPS} steps, got {len(self.steps)}")
         first = self.version.number - len(self.steps)
@@ -52,7 +52,7 @@ class Statement:
                 raise InvalidRequest(f"register: trained: step {step.step} has no batch digest or no groups")
 
     def refuse_given_up(self, rollbacks: Sequence[Rollback]) -> None:
-        """Raises Fenced for a learner of a history that was rolled back: it must end; the next one starts from what is left."""
+        """Raises Fenced for a learner of a rolled-back history: the learner must end, and the next one starts from the rest."""
         for said in self.steps:
             if is_given_up(said.version.lineage, said.version.number, rollbacks):
                 raise Fenced(
@@ -66,6 +66,6 @@ class Statement:
             )
 
     def of(self, step: int) -> TrainedStep | None:
-        """What is said about `step`."""
+        """The statement about `step`; None without one."""
         place = step - (self.version.number - len(self.steps))
         return self.steps[place] if 0 <= place < len(self.steps) else None

@@ -13,7 +13,7 @@ _SUMS = {
     "filtered": ("filtered_all_right", "filtered_all_wrong", "filtered_other"),
     **{term: (term,) for term in ("trained", "stale", "surplus", "rollback", "abandoned")},
 }
-"""Terms that the metrics put together; `failed` is the sum of all reasons."""
+"""The sums of terms in the metrics; `failed` is the sum of all reasons."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,16 +22,16 @@ class LedgerCounts:
 
     admitted: int
     terms: Mapping[str, int]
-    """Groups: assigned, queued, scored, in_flight, pending and the terminal terms."""
+    """Groups by term: assigned, queued, scored, in_flight, pending and the terminal terms."""
     failed: Mapping[str, int]
-    """Groups, by reason."""
+    """Failed groups, by reason."""
     received_tokens: int
-    """From rollouts, counted as they are booked: apart from the terms."""
+    """Tokens received from rollouts, counted when they are booked and apart from the terms."""
     tokens: Mapping[str, int]
-    """The same terms in tokens of the groups' samples."""
+    """Tokens of the groups' samples, by the same terms."""
     failed_tokens: Mapping[str, int]
     lost_tokens: int
-    """Of samples thrown away on the way: too old to be trained in time after a failed attempt, or refused."""
+    """Tokens of samples thrown away: too old to be trained in time after a failed attempt, or refused."""
 
     @property
     def groups_closed(self) -> bool:
@@ -45,16 +45,16 @@ class LedgerCounts:
 
     @property
     def closed(self) -> bool:
-        """In groups and in tokens."""
+        """Whether both sums hold, in groups and in tokens."""
         return self.groups_closed and self.tokens_closed
 
 
 def count(counters: Mapping[str, int], board: Board) -> LedgerCounts:
-    """Reads the durable counters; where an open group is on its way comes from the board.
+    """The durable counters, with the phases of open groups from the board.
 
-    Redis changes an answer earlier than the board: a group that just left may still be in flight there. `open` of Redis
-    is the measure, so that no term is ever negative and the sum holds at any moment. The tokens of such a group are
-    under both terms, and received twice, until the answer is here.
+    Redis changes one answer earlier than the board: a group that has just ended in Redis may still be in flight on the
+    board. Redis's count of open groups decides, so that no term is ever negative and the sum holds at any moment. The tokens
+    of such a group count under both terms, and as received twice, until the board follows.
     """
     ended = ("queued", "assigned", *TERMINAL)
     terms = {name: counters.get(name, 0) for name in ended}

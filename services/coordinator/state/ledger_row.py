@@ -1,4 +1,4 @@
-"""The flat records of a group: what Redis keeps of a live one, and its row in the ledger files (columns: docs/ledger.md)."""
+"""The flat records of a group: Redis's facts of a live group, and the row in the ledger's files (columns: docs/ledger.md)."""
 
 import json
 import time
@@ -8,21 +8,21 @@ from typing import Any
 from services.coordinator.state.group import Admission, Attempt, Group, PromptLike, QueuedGroup, Reward, Sample
 
 EXTRACTED_CHARACTERS = 200
-"""As much of an extracted answer as a row keeps; an answer is short, a ramble is not worth the bytes."""
+"""How much of an extracted answer a row keeps: answers are short, and a rambling answer is not worth the bytes."""
 
 PARTS = 32
-"""As many named components of a score as a row keeps, the first by name; a user's function may return any number."""
+"""How many named components of a score a row keeps, the first by name, because a user's function may return any number."""
 
 
 def open_info(group: Group) -> dict[str, Any]:
-    """JSON facts of an open group, enough to generate it again from its prompt."""
+    """JSON facts of an open group, enough to generate the group again from its prompt."""
     admitted = None if group.admitted is None else _shallow(group.admitted)
     info = {"admission": group.admission, "cursor": group.cursor, "prompt_id": group.prompt.prompt_id}
     return info | {"admitted": admitted}
 
 
 def reopened(group_id: str, info: Mapping[str, Any], prompt: PromptLike) -> Group:
-    """The open group behind `open_info` in a coordinator that was started again: what was under way is lost."""
+    """The open group behind `open_info` in a restarted coordinator, without the samples that were under way."""
     admitted = info.get("admitted")
     now = time.time()
     restart = Attempt(number=0, rollout="", version=-1, asked=0, started_s=now, ended_s=now)
@@ -38,7 +38,7 @@ def reopened(group_id: str, info: Mapping[str, Any], prompt: PromptLike) -> Grou
 
 
 def accepted_group(group: Group, *, payload_bytes: int) -> QueuedGroup:
-    """What is kept of a group with all its samples and rewards while its payload waits elsewhere."""
+    """The facts of a complete group that stay in memory while the payload waits in Redis."""
     oldest = group.oldest_version
     assert oldest is not None
     return QueuedGroup(
@@ -55,12 +55,12 @@ def accepted_group(group: Group, *, payload_bytes: int) -> QueuedGroup:
 
 
 def accepted_info(accepted: QueuedGroup) -> dict[str, Any]:
-    """JSON facts of an accepted group, enough to rebuild it as QueuedGroup."""
+    """JSON facts of an accepted group, enough to rebuild the QueuedGroup."""
     return _shallow(accepted)
 
 
 def ledger_row(group: Group, *, term: str, ended: bool = True) -> dict[str, Any]:
-    """The row of an open group that ends under `term`, or that is there now."""
+    """The row of an open group that ends under `term`, or with `ended` False the present row of a live group."""
     accs = [reward.acc for reward in group.rewards if reward.graded]
     admitted = group.admitted or Admission(time_s=-1.0, rank=-1, next_step=-1, epoch=-1, row=-1)
     samples = [group.samples[index] for index in sorted(group.samples)]
@@ -91,7 +91,7 @@ def ledger_row(group: Group, *, term: str, ended: bool = True) -> dict[str, Any]
 
 
 def queued_row(accepted: QueuedGroup, *, term: str, step: int, ended: bool = True) -> dict[str, Any]:
-    """The row of an accepted group that ends under `term`, or is there now; `step` is -1 before it is assigned."""
+    """The row of an accepted group that ends under `term`, or that is live; `step` is -1 before the assignment."""
     return {
         **accepted.life,
         "group_id": accepted.group_id,
@@ -107,12 +107,12 @@ def queued_row(accepted: QueuedGroup, *, term: str, step: int, ended: bool = Tru
 
 
 def _shallow(facts: Admission | Attempt | QueuedGroup) -> dict[str, Any]:
-    """Its fields by name; not `asdict`, which copies a whole row deeply."""
+    """The fields by name; not `asdict`, which copies a whole row deeply."""
     return {name: getattr(facts, name) for name in facts.__slots__}
 
 
 def _completion(sample: Sample, reward: Reward | None) -> dict[str, Any]:
-    """What is said of one sample, without its text; the scores of one that was not graded are absent."""
+    """The facts of one sample without its text; a sample that was not graded has no scores."""
     grade = reward if reward is not None and reward.graded else None
     return {
         "sample": sample.index,
@@ -136,6 +136,6 @@ def _completion(sample: Sample, reward: Reward | None) -> dict[str, Any]:
 
 
 def _parts(grade: Reward) -> str | None:
-    """The components as one JSON object, so that the columns are the same whatever graders call theirs."""
+    """The components as one JSON object, so that the columns do not depend on the components' names."""
     kept = dict(sorted(grade.parts.items())[:PARTS])
     return json.dumps(kept, ensure_ascii=False) if kept else None

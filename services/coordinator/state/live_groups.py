@@ -1,4 +1,4 @@
-"""One walk over all live groups, wherever on their path they are."""
+"""One walk over all live groups, in every state."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from services.coordinator.state.ledger_row import ledger_row, queued_row
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveGroup:
-    """A group and where it is."""
+    """A live group and its state."""
 
     group: Group | QueuedGroup
-    """An open group is a Group."""
+    """A Group while the group is open, then a QueuedGroup."""
     state: str
     """'pending', 'in_flight', 'scored', 'queued' or 'assigned'."""
     step: int = -1
-    """Of the batch that it is assigned to; -1 before."""
+    """The step of the group's batch; -1 before the assignment."""
 
     @property
     def prompt_id(self) -> str:
-        """Of its prompt."""
+        """The id of the group's prompt."""
         return self.group.prompt.prompt_id if isinstance(self.group, Group) else self.group.prompt_id
 
     def row(self, *, term: str | None = None) -> dict[str, Any]:
-        """Its ledger row: as far as it has come, or ended under `term`."""
+        """The group's ledger row: the present row, or the row of an end under `term`."""
         ended = term is not None
         if isinstance(self.group, Group):
             return ledger_row(self.group, term=term or self.state, ended=ended)
@@ -34,7 +34,7 @@ class LiveGroup:
 
 
 def live_groups(board: Board, assigned: Mapping[int, Sequence[QueuedGroup]]) -> Iterator[LiveGroup]:
-    """Open groups, accepted ones, those of the batches handed out (by step); each kind newest first."""
+    """Open groups, accepted groups, then the groups of assigned batches (by step); each kind newest first."""
     for group in reversed(list(board.open.values())):
         yield LiveGroup(group=group, state=group.phase.value)
     for group in reversed(list(board.queued.values())):

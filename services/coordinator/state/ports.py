@@ -1,4 +1,4 @@
-"""What the coordinator's core needs of the outside. adapters: clients.py (gRPC) and redis_store.py (Redis)."""
+"""The core's view of the outside. Adapters: wire/clients.py and wire/messages.py (gRPC), storage/redis_store.py (Redis)."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class RolloutClient(Protocol):
         timeout_s: float,
         required_version: PolicyVersion | None = None,
     ) -> AsyncIterator[Sample]:
-        """Yields one sample per entry of `seeds` (index -> seed) as each finishes. Raises SluiceError."""
+        """Yields one sample per entry of `seeds` (index -> seed), each when it finishes. Raises SluiceError."""
         ...
 
 
@@ -47,14 +47,14 @@ class RewardClient(Protocol):
 
 
 class GroupCodec(Protocol):
-    """Groups to bytes, for the queue and the batch files, and what is read from those bytes (wire/messages.py)."""
+    """Groups as bytes for the queue and the batch files, and facts read from these bytes (wire/messages.py)."""
 
     def encode(self, group: Group) -> bytes:
-        """A compressed, self-contained group. Raises GroupFailed for one that no learner could be sent."""
+        """A compressed, self-contained group. Raises GroupFailed for a group that is too large for a message to a learner."""
         ...
 
     def accepted(self, payload: bytes) -> QueuedGroup:
-        """What is to be known of the group in a batch file: all but when it was admitted and what was tried."""
+        """The facts of a group in a batch file, which are all but its admission and its attempts."""
         ...
 
     def newest_version(self, payload: bytes) -> int:
@@ -70,23 +70,23 @@ class Prompts(Protocol):
     """The order of prompts; a pure function of seed and epoch."""
 
     def next(self, cursor: str) -> tuple[PromptLike, str]:
-        """The prompt at `cursor` and the cursor after it."""
+        """The prompt at `cursor`, and the cursor of the next prompt."""
         ...
 
     def origin(self, cursor: str, after: str) -> tuple[int, int]:
-        """(epoch, row) of the prompt between two cursors, both 0-based; epoch -1 counts those that users submitted."""
+        """(epoch, row) of the prompt between two cursors, both 0-based; epoch -1 stands for submitted prompts."""
         ...
 
 
 class Forgot(Unavailable):
-    """Redis is back without writes that it had confirmed; this coordinator's memory is ahead of it and must not be used."""
+    """Redis is back without writes that it had confirmed, so this coordinator's memory is ahead and must not be used."""
 
 
 class DurableState(Protocol):
-    """What survives the coordinator (redis_store.py): transitions, records of batches and commits, rows, meta."""
+    """The state that survives the coordinator (redis_store.py): transitions, records of batches and commits, rows, meta."""
 
     rows_written: int
-    """By this process, those that are in files by now included."""
+    """Rows that this process has written, also rows that are in files by now."""
 
     async def admit(self, group_id: str, *, info: Mapping[str, Any], cursor: str, admissions: int) -> None: ...
     async def accept(

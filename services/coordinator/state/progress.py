@@ -1,4 +1,4 @@
-"""Where a run stands: what the API shows, and what a restarted coordinator picks up."""
+"""The progress of a run, which the API shows and from which a restarted coordinator continues."""
 
 import enum
 import json
@@ -24,13 +24,13 @@ class RunState(enum.Enum):
 
     @property
     def final(self) -> bool:
-        """Whether nothing follows, unless the run is opened again."""
+        """Whether the run has ended, unless it is opened again."""
         return self in (RunState.FINISHED, RunState.FAILED, RunState.STOPPED, RunState.STARVED)
 
 
 @dataclass(kw_only=True, slots=True)
 class Progress:
-    """Mutable; one a run."""
+    """The progress of one run; mutable."""
 
     state: RunState = RunState.STARTING
     reason: str = ""
@@ -51,7 +51,7 @@ class Progress:
     evaluations: list[EvaluationResult] = field(default_factory=list)
     scale: dict[str, int] = field(default_factory=dict)
     lay_still: bool = False
-    """It was opened again and does not train yet."""
+    """Whether the run was opened again and does not train yet."""
 
     @property
     def admitting(self) -> bool:
@@ -67,8 +67,8 @@ class Progress:
         return (time.time() if running else self.train_ended_s or time.time()) - self.train_started_s
 
     def reopen(self, *, total_steps: int) -> None:
-        """A run that is started again goes on: what was stopped or failed, and what was paused; a finished one does
-        only when there are more steps to train.
+        """Lets a run that was stopped, has failed or was paused go on; a finished run goes on only when there are more steps
+        to train.
         """
         self.stop_requested, self.stop_reason, self.admission = False, "", "open"
         if self.state is RunState.FINISHED and self.trained_steps >= total_steps:
@@ -79,20 +79,21 @@ class Progress:
         self.lay_still = self.state is RunState.RUNNING
 
     def go_on(self, *, now_s: float) -> None:
-        """Everyone is here again. The time a reopened run lay still (`now_s` is Unix time) is not training time."""
+        """Notes that all services are here again. The time that a reopened run was at rest is not training time (`now_s`:
+        Unix time)."""
         if self.lay_still:
             self.train_started_s += max(0.0, now_s - max(self.train_ended_s, self.train_started_s))
             self.train_ended_s, self.lay_still = now_s, False
 
     def remember(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Redis had forgotten that the run has begun: evaluations, and when it began, from the lines of metrics.jsonl."""
+        """Takes evaluations and the time of the start from the lines of metrics.jsonl, after Redis has forgotten the run."""
         self.state = RunState.RUNNING
         self.evaluations = [EvaluationResult.from_line(line) for line in lines if line.get("kind") == "eval"]
         first = lines[0] if lines else {"time_s": time.time()}
         self.train_started_s = first["time_s"] - first.get("step/wall_s", 0.0)
 
     def to_meta(self) -> dict[str, str]:
-        """What Redis keeps of it; steps and version are in the records of the commits."""
+        """The part of the progress in Redis's `meta`; steps and version are in the records of commits."""
         return {
             "state": self.state.value,
             "reason": self.reason,

@@ -1,11 +1,11 @@
-"""How the weight pushes since the last commit went: written by the pushes, read by the commit."""
+"""The times of the weight pushes since the last commit: written by pushes, read by the commit."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PushTime:
-    """How one push went."""
+    """The times of one push."""
 
     push_ms: float
     receive_ms: float
@@ -14,20 +14,20 @@ class PushTime:
 
 @dataclass(slots=True)
 class PushTimes:
-    """Pushes since the last commit."""
+    """The times of all pushes since the last commit."""
 
     _since_commit: list[PushTime] = field(default_factory=list)
 
     def add(self, time: PushTime) -> None:
-        """A rollout has applied a version."""
+        """Adds the times of a push that a rollout has applied."""
         self._since_commit.append(time)
 
     def clear(self) -> None:
-        """A step was committed."""
+        """Begins anew after a commit."""
         self._since_commit = []
 
     def metrics(self) -> dict[str, float]:
-        """The slowest of each phase; nothing without a push."""
+        """The slowest push of each phase; empty without a push."""
         if not self._since_commit:
             return {}
         return {

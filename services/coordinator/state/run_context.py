@@ -1,4 +1,4 @@
-"""One run in the memory of its coordinator: what most rooms look at, made once by app.py and handed to all of them."""
+"""One run in its coordinator's memory: the parts that most rooms need, made once by the app room."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from sluice.config.schema import Config
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunContext:
-    """The parts are shared and change; which parts they are does not."""
+    """The shared parts of one run. The parts change; the set of parts does not."""
 
     run_id: str
     config: Config

@@ -1,16 +1,16 @@
-"""What tasks of one event loop wait for: that something has changed."""
+"""A signal on which tasks of one event loop wait for a change."""
 
 import asyncio
 
 
 class Signal:
-    """A condition many may wait for: `wait` returns at the next `notify`."""
+    """A condition for many waiters: `wait` returns at the next `notify`."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def notify(self) -> None:
-        """Wakes everyone who waits now."""
+        """Wakes all present waiters."""
         self._event.set()
         self._event = asyncio.Event()
 

@@ -1,1 +1,1 @@
-"""What outlasts the coordinator: Redis and the run directory."""
+"""The records that outlast the coordinator: Redis and the run directory."""

@@ -1,4 +1,4 @@
-"""Moves the rows of ended groups from Redis into Parquet files: each row is in exactly one file, whenever it is killed."""
+"""Moves the rows of ended groups from Redis into Parquet files; each row is in exactly one file, after any kill."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,7 @@ ROWS_A_FILE = 5_000
 
 
 class LedgerFiles:
-    """RUN/ledger, one flush at a time."""
+    """The files of RUN/ledger, written one flush at a time."""
 
     def __init__(self, *, store: DurableState, files: RunFiles) -> None:
         self._store, self._files = store, files
@@ -19,21 +19,21 @@ class LedgerFiles:
 
     @property
     def is_due(self) -> bool:
-        """Whether a file's worth of rows came since the last flush: steps may be long, and every filtered group is a row."""
+        """Whether enough rows for a file came since the last flush: steps may be long, and every filtered group is a row."""
         return self._store.rows_written - self._written >= ROWS_A_FILE and not self._one_at_a_time.locked()
 
     async def flush(self) -> None:
-        """Writes every row there is, then forgets it in Redis.
+        """Writes every row in Redis to a file, then removes these rows from Redis.
 
-        A file is named after the rows in files before it: one that was written, but not forgotten, is written again
+        A file is named after the number of rows in earlier files: after a kill in between, the same rows are written again
         under the same name.
         """
         async with self._one_at_a_time:
             await self._flush()
 
     async def flushed(self) -> tuple[list[dict[str, Any]], int]:
-        """Every row in the files after a flush, and how many Redis knows to be there: fewer when it has forgotten some."""
-        async with self._one_at_a_time:  # a run that goes on moves rows at any moment
+        """Every row in the files after a flush, and Redis's count of rows in files, which is smaller if Redis forgot some."""
+        async with self._one_at_a_time:  # a live run moves rows at any moment
             await self._flush()
             rows = [row for part in await self._files.ledger_parts(after=0) for row in part]
             return rows, await self._store.rows_in_files()
@@ -44,6 +44,6 @@ class LedgerFiles:
             before, rows = await self._store.rows(ROWS_A_FILE)
             part = f"{before:012d}"
             if not rows or await self._files.ledger_rows(part) > len(rows):
-                return  # Redis forgot rows that this file has: they are booked when the learner is here (repair.py)
+                return  # Redis forgot rows of this file; repair.py books them when the learner registers
             await self._files.write_ledger(rows, part=part)
             await self._store.drop_rows(before, len(rows))

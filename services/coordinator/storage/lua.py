@@ -1,6 +1,6 @@
-"""The Lua of the store's transitions; what a repair and a rollback do is in files of their own. Keys: redis_store.py.
+"""The Lua of the store's transitions; the scripts of repair and rollback have files of their own. Keys: redis_store.py.
 
-Every script but TAKE_OVER begins with FENCE, changes nothing when repeated, and is answered with the number of writes.
+Every script but TAKE_OVER begins with FENCE, changes nothing when repeated, and returns the number of writes too.
 """
 
 from services.coordinator.storage.store_repair import REBOOK, RESTORE_BATCH
@@ -16,14 +16,14 @@ if held < tonumber(fence) or tonumber(redis.call('GET', KEYS[11]) or '0') < tonu
 end
 """
 
-# ARGV: milliseconds of Unix time. A Redis that forgot fences does not give one of them out again: the clock has gone on.
+# ARGV: milliseconds of Unix time. A Redis that forgot fences never gives out such a fence again, because time has passed.
 TAKE_OVER = """
 local fence = math.max(tonumber(redis.call('GET', KEYS[1]) or '0') + 1, tonumber(ARGV[1]))
 redis.call('SET', KEYS[1], string.format('%.0f', fence))
 return fence
 """
 
-# Around every script: its answer comes with the number of writes.
+# Wraps every script: the answer comes with the number of writes.
 COUNTED = """
 local function act()
 %s
@@ -171,4 +171,4 @@ SCRIPTS = {
         "forget": FENCE + FORGET,
     }.items()
 }
-"""By the names that `Store` runs them under."""
+"""Scripts by the names that `Store` uses."""

@@ -1,4 +1,4 @@
-"""What outlasts the coordinator, in one place: Redis, the run directory, and groups as both of them keep them."""
+"""The coordinator's durable records in one place: Redis, the run directory, and the codec of groups for both."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from services.coordinator.storage.run_files import RunFiles
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Records:
-    """The books of one run."""
+    """The durable records of one run."""
 
     store: DurableState
     files: RunFiles

@@ -1,6 +1,6 @@
-"""How the coordinator proves itself to Redis, and Redis to it: a password from a file or the environment, and TLS.
+"""How coordinator and Redis prove themselves to each other: a password from a file or the environment, and TLS.
 
-Neither is ever in a URL, a command line or the configuration, which are printed and kept.
+The password is never in a URL, a command line or the configuration, which are printed and kept.
 """
 
 import os
@@ -31,11 +31,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RedisAccess:
-    """What goes beside the URL."""
+    """The credentials for a Redis URL."""
 
     password: SecretStr | None = None
     ca_file: str | None = None
-    """PEM of the authority behind a rediss:// server; None: those the machine trusts."""
+    """PEM of the authority behind a rediss:// server; None: the authorities that the machine trusts."""
 
     def connect(self, url: str, *, retries: int) -> aioredis.Redis:
         """A client that repeats a command up to `retries` times, at most 2 s apart. Raises ConfigError."""
@@ -63,7 +63,7 @@ class RedisAccess:
             ) from error
 
     def check(self, url: str) -> None:
-        """Raises ConfigError for a server on the network without a password; warns when it would be readable there."""
+        """Raises ConfigError for a server on the network without a password; warns of a password without TLS."""
         host = urlsplit(url).hostname
         if host is None or is_loopback(host):
             return
@@ -82,7 +82,7 @@ class RedisAccess:
 
 
 def redis_access(network: NetworkConfig, environ: Mapping[str, str] = os.environ) -> RedisAccess:
-    """From the file that the configuration names, else from the environment. Raises ConfigError without the secret."""
+    """The access from the configured password file, else from the environment. Raises ConfigError, which holds no secret."""
     password = environ.get(PASSWORD_VARIABLE, "")
     if network.redis_password_file is not None:
         try:

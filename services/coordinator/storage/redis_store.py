@@ -1,8 +1,8 @@
 """The coordinator's durable state in Redis: group states, the stream of accepted groups, batches, commits, counters.
 
 Every transition is one Lua script: atomic, fenced, and without effect when repeated. A second coordinator raises the
-fence, after which every script of the first answers FENCED. A Redis that has lost a write which this process was
-told of answers FORGOT: what is in memory here is not in Redis any more, so the process has to end and start from what is.
+fence, after which every script of the first coordinator answers FENCED. A Redis that has lost a confirmed write of this
+process answers FORGOT: this process's memory is then ahead of Redis, so the process has to end and start from Redis.
 Nothing here knows of gRPC or decides anything about RL.
 
 Keys, all under `sluice:{run}:`
@@ -44,7 +44,7 @@ MINIMUM_VERSION = (6, 2)
 
 RECENT_ROWS = 10_000
 ROWS_AT_ONCE = 100
-"""Rows that are looked through between two turns of the event loop: some milliseconds."""
+"""Rows that are searched between two turns of the event loop: some milliseconds."""
 
 FORGOT = (
     "redis has lost what it had confirmed (was it killed without appendfsync always, or emptied?): this coordinator ends; "
@@ -52,29 +52,30 @@ FORGOT = (
 )
 
 MEMORY_A_PAYLOAD_BYTE = 1.25
-"""Of Redis. Measured: 1.04 at 2 kB a payload, 1.01 at 20 kB; the rest is for the group's facts, rows and connections."""
+"""Redis memory for a byte of payload. Measured: 1.04 at 2 kB a payload, 1.01 at 20 kB; the rest is for facts, rows and
+connections."""
 
 SENT_AT_ONCE_BYTES = 16 << 20
-"""Scripts of one round trip have no more in all, unless a single one has: Redis answers nobody else meanwhile."""
+"""Limit of the scripts of one round trip together (a single script may be larger): Redis answers nobody else meanwhile."""
 
 PAYLOADS_AT_ONCE = 16
-"""Payloads read in one round trip: large ones have megabytes."""
+"""Payloads read in one round trip: a large payload has megabytes."""
 NO_ENTRY = "0-0"
 """A stream id that Redis never gives out."""
 
 OPEN_TIMEOUT_S, OPEN_RETRIES = 15.0, 4
-"""How long `open` waits for a Redis that may be starting beside it: 15 s for an answer, some seconds while it is refused."""
+"""How long `open` waits for a Redis that may just be starting: 15 s for an answer, some seconds of refused connections."""
 
 
 class Store:
-    """Redis behind the coordinator.
+    """The coordinator's Redis.
 
-    Methods raise Fenced, Unavailable (Redis is away), Forgot (it is back without its newest writes) or Overloaded (it is
-    full).
+    Methods raise Fenced, Unavailable (Redis is away), Forgot (Redis is back without its newest writes) or Overloaded (Redis
+    is full).
     """
 
     def __init__(self, *, url: str, run_id: str, patience: int = 30, access: RedisAccess | None = None) -> None:
-        # Every command may be repeated without effect, so a Redis that restarts is waited for (about a minute).
+        # A repeated command has no effect, so the client repeats commands to a Redis that restarts (about a minute).
         self._url, self._access = url, access or RedisAccess()
         self._redis = self._access.connect(url, retries=patience)
         prefix = f"sluice:{{{run_id}}}:"
@@ -84,19 +85,19 @@ class Store:
         self._scripts = {name: self._redis.register_script(text) for name, text in SCRIPTS.items()}
         self.fence = 0
         self._seen = 0
-        """The largest number of writes that this process was told of."""
+        """The largest number of writes that Redis has confirmed to this process."""
         self._asked: deque[_Asked] = deque()
         self._sending: asyncio.Task[None] | None = None
         self._forgot = asyncio.Event()
         self.recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT_ROWS)
-        """Rows of the groups that ended last, without their lists, oldest first, since this process started."""
+        """Rows, without lists, of the groups that ended last in this process's time, oldest first."""
         self.rows_written = 0
-        """By this process, those that are in files by now included."""
+        """Rows that this process has written, also rows that are in files by now."""
 
     async def open(self, *, most_queued_bytes: int = 0) -> None:
         """Checks the server and takes over the run. Raises LaunchError or ConfigError with the fix.
 
-        `most_queued_bytes` is what the queue may come to, for a server whose memory is limited.
+        `most_queued_bytes` is the largest size of the queue, to compare with a server's memory limit.
         """
         self._access.check(self._url)
         try:
@@ -146,14 +147,14 @@ class Store:
         self.fence = int(await self._redis.eval(TAKE_OVER, 1, self._key["fence"], now_ms))
 
     async def close(self) -> None:
-        """Closes the connections; nobody waits for a script any more."""
+        """Closes the connections, when no caller waits for a script any more."""
         if self._sending is not None:
             self._sending.cancel()
             await asyncio.gather(self._sending, return_exceptions=True)
         await self._redis.aclose()
 
     async def shut_down_server(self) -> None:
-        """Ends the server, which has everything on disk; one that is away already is left alone."""
+        """Ends the server, which has everything on disk; does nothing when the server is away already."""
         try:
             async with self._access.connect(self._url, retries=0) as connection:
                 await connection.shutdown(nosave=True)
@@ -161,22 +162,22 @@ class Store:
             log.warning("redis_not_shut_down", reason=str(error))
 
     async def admit(self, group_id: str, *, info: Mapping[str, Any], cursor: str, admissions: int) -> None:
-        """A new group is open; the prompt cursor moves with it, atomically."""
+        """Opens a new group and moves the prompt cursor, atomically."""
         await self._run("admit", group_id, json.dumps(info), cursor, admissions)
 
     async def accept(self, group_id: str, *, info: Mapping[str, Any], payload: bytes, tokens: int, lost: int) -> bool:
-        """open -> queued, with its payload; False when it was not open.
+        """Moves a group from open to queued, with its payload; False when the group was not open.
 
-        `tokens` are those of its samples, `lost` those received for it and thrown away.
+        `tokens` counts the samples' tokens, `lost` the tokens of samples received and thrown away.
         """
         return bool(await self._run("accept", group_id, json.dumps(info), payload, tokens, lost))
 
     async def end(
         self, group_id: str, *, was: str, term: str, row: Mapping[str, Any], tokens: int, lost: int = 0
     ) -> bool:
-        """A live group leaves under a terminal term; False when it was not in state `was`.
+        """Ends a live group under a terminal term; False when the group was not in state `was`.
 
-        `tokens` are those of its samples, as they were counted when it was accepted; `lost` is for an open group alone.
+        `tokens` counts the samples' tokens, as counted at the acceptance; `lost` is for an open group alone.
         """
         ended = bool(await self._run("end", group_id, was, term, json.dumps(row), tokens, lost))
         if ended:
@@ -186,13 +187,13 @@ class Store:
     async def assign(
         self, step: int, *, record: Mapping[str, Any], group_ids: Sequence[str], tokens: int
     ) -> dict[str, Any]:
-        """Fixes batch `step` of `tokens` in all; returns what is recorded, the older record when there is one."""
+        """Fixes batch `step`, with `tokens` in all; returns the record, which is the older one if the batch has a record."""
         return json.loads(await self._run("assign", step, json.dumps(record), tokens, *group_ids))
 
     async def commit(
         self, step: int, *, record: Mapping[str, Any], tokens: int, rows: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """assigned -> trained for the batch of `step`; returns what is recorded, the older record when there is one."""
+        """Moves the groups of batch `step` from assigned to trained; returns the record, the older one if there is one."""
         pairs = [part for group_id, row in rows.items() for part in (group_id, json.dumps(row))]
         recorded = json.loads(await self._run("commit", step, json.dumps(record), tokens, *pairs))
         for row in rows.values():
@@ -204,11 +205,11 @@ class Store:
         self.rows_written += 1
 
     async def payload(self, group_id: str) -> bytes | None:
-        """The payload of a queued group, None when it is not queued."""
+        """The payload of a queued group; None for a group that is not queued."""
         return (await self.payloads([group_id]))[0]
 
     async def payloads(self, group_ids: Sequence[str]) -> list[bytes | None]:
-        """`payload` of each."""
+        """The `payload` of each group."""
         entries = await self._call(self._redis.hmget(self._key["entry"], list(group_ids)))
         found: list[bytes | None] = []
         for first in range(0, len(entries), PAYLOADS_AT_ONCE):
@@ -231,7 +232,7 @@ class Store:
         return None if found is None else json.loads(found)
 
     async def last_step(self, kind: str) -> int:
-        """The largest step with a `batch` or `commit` record, -1 when there is none."""
+        """The largest step with a `batch` or `commit` record; -1 without a record."""
         return max((int(step) for step in await self._call(self._redis.hkeys(self._key[kind]))), default=-1)
 
     async def counters(self) -> dict[str, int]:
@@ -249,14 +250,16 @@ class Store:
         await self._run("set_meta", *(part for pair in values.items() for part in pair))
 
     async def rows(self, limit: int) -> tuple[int, list[dict[str, Any]]]:
-        """How many rows are in files already, and the oldest `limit` that are not."""
+        """How many rows are in files already, and the oldest `limit` rows that are not."""
         before = await self._call(self._redis.hget(self._key["meta"], "rows_in_files"))
         found = await self._call(self._redis.lrange(self._key["rows"], 0, limit - 1))
         return int(before or 0), await asyncio.to_thread(lambda: [json.loads(row) for row in found])
 
     async def find_row(self, is_it: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any] | None:
-        """The newest row that is not in a file yet and is the one; None when it is in a file, or nowhere."""
-        for last in itertools.count(-1, -ROWS_AT_ONCE):  # from the end: rows that leave meanwhile shift nothing
+        """The newest row outside the files for which `is_it` is true; None when no such row is in Redis."""
+        for last in itertools.count(
+            -1, -ROWS_AT_ONCE
+        ):  # from the end, because rows that leave meanwhile leave at the front
             found = await self._call(self._redis.lrange(self._key["rows"], last - ROWS_AT_ONCE + 1, last))
             for row in map(json.loads, reversed(found)):
                 if is_it(row):
@@ -266,31 +269,31 @@ class Store:
         return None
 
     async def drop_rows(self, before: int, count: int) -> None:
-        """Forgets the oldest `count` rows, once they are in a file; nothing unless `before` is still what `rows` said."""
+        """Removes the oldest `count` rows, which are in a file; does nothing unless `before` still counts the rows in files."""
         await self._run("drop_rows", before, count)
 
     async def watch(self) -> None:
-        """Raises Forgot when any call has found that Redis lost something."""
+        """Waits until a call finds that Redis has lost writes, then raises Forgot."""
         await self._forgot.wait()
         raise Forgot(FORGOT)
 
     async def confirm(self) -> None:
-        """Raises Forgot when Redis has lost something."""
+        """Raises Forgot when Redis has lost writes."""
         await self._run("confirm")
 
     async def restore_batch(
         self, step: int, *, record: Mapping[str, Any], groups: Sequence[tuple[str, Mapping[str, Any], int]]
     ) -> None:
-        """Batch `step` of (group id, info, tokens) is assigned, whatever Redis knew of its groups; nothing when it was."""
+        """Assigns batch `step` of (group id, info, tokens), whatever Redis knew of the groups; does nothing if assigned."""
         parts = [part for group_id, info, tokens in groups for part in (group_id, json.dumps(info), tokens)]
         await self._run("restore_batch", step, json.dumps(record), *parts)
 
     async def rows_in_files(self) -> int:
-        """How many rows are in files, as far as Redis knows."""
+        """Redis's count of the rows in files."""
         return int(await self._call(self._redis.hget(self._key["meta"], "rows_in_files")) or 0)
 
     async def rebook(self, before: int, rows: Sequence[Mapping[str, Any]]) -> int:
-        """The rows in files after the first `before` count; how many of them Redis had forgotten."""
+        """Books the rows in files after the first `before`; returns how many of these rows Redis had forgotten."""
         parts = [
             part
             for row in rows
@@ -308,21 +311,21 @@ class Store:
         meta: Mapping[str, str],
         live: Sequence[tuple[Mapping[str, Any], int, int]],
     ) -> None:
-        """Rollback `number` is decided: records from step `to` on are gone, `trained` groups and the live ones are given up.
+        """Decides rollback `number`: removes records from step `to` on, gives up `trained` groups and the `live` groups.
 
-        A live group is (row, tokens of its samples, tokens lost, the latter for an open one alone). Nothing when it was
-        decided before.
+        A live group is (row, tokens of its samples, tokens lost, the latter for an open group alone). Does nothing for a
+        rollback that was decided before.
         """
         entries = [part for pair in meta.items() for part in pair]
         groups = [part for row, tokens, lost in live for part in (row["group_id"], json.dumps(row), tokens, lost)]
         await self._run("roll_back", number, to, trained, trained_tokens, len(meta), *entries, *groups)
 
     async def forget(self, number: int, *, rollbacks: str) -> None:
-        """Redis did not know of rollback `number`: all that it knows of the run is older, and goes; see `repair`."""
+        """Empties a Redis that does not know of rollback `number`, because all its facts are older; repair.py follows."""
         await self._run("forget", number, rollbacks)
 
     async def _run(self, name: str, *args: str | int | bytes) -> Any:
-        """One script. Those that are asked for while others are under way go in one round trip, in their order."""
+        """Runs one script. Scripts that are asked for while others are under way share one round trip, in their order."""
         asked = _Asked(script=self._scripts[name], args=args, answer=asyncio.get_running_loop().create_future())
         self._asked.append(asked)
         if self._sending is None or self._sending.done():
@@ -342,13 +345,13 @@ class Store:
                 for asked in (*together, *self._asked):
                     asked.answer.cancel()
                 raise
-            except Exception as error:  # noqa: BLE001 - every one who asked is told, whatever it is
+            except Exception as error:  # noqa: BLE001 - every caller gets the error, of any kind
                 answers = [error] * len(together)
             for asked, answer in zip(together, answers, strict=True):
                 self._tell(asked, answer)
 
     async def _together(self, together: Sequence["_Asked"]) -> list[Any]:
-        """Answers or errors of scripts, one by one. Redis forgets scripts when it restarts; then they are loaded again."""
+        """Answers or errors of scripts, one by one. A restarted Redis has forgotten the scripts, which are loaded again."""
         while True:
             guard = f"{self.fence}:{self._seen}"
             pipe = self._redis.pipeline(transaction=False)
@@ -360,13 +363,13 @@ class Store:
             await self._load()
 
     async def _load(self) -> None:
-        """All at once: of scripts that go together, none is known or every one."""
+        """Loads all scripts at once, so that Redis knows either all scripts of a round trip or none."""
         for script in self._scripts.values():
             await self._redis.script_load(script.script)
 
     def _tell(self, asked: "_Asked", answer: Any) -> None:
         if asked.answer.done():
-            return  # its caller was cancelled
+            return  # the caller was cancelled
         if isinstance(answer, ResponseError):
             answer = self._ours(answer)
         if isinstance(answer, Exception):
@@ -396,7 +399,7 @@ class Store:
         return answer
 
     def _ours(self, error: ResponseError) -> Exception:
-        """What a refusal of Redis means; the error itself where it means nothing of ours."""
+        """The Sluice error behind a refusal of Redis; the refusal itself where no script of Sluice made it."""
         if "FENCED" in str(error):
             return Fenced("another coordinator has taken over this run; this one must end")
         if "FORGOT" in str(error):
@@ -409,7 +412,7 @@ class Store:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class _Asked:
-    """A script that somebody waits for."""
+    """A script with a waiting caller."""
 
     script: AsyncScript
     args: Sequence[str | int | bytes]
@@ -417,10 +420,10 @@ class _Asked:
 
     @property
     def size(self) -> int:
-        """Bytes of its arguments, about."""
+        """About the bytes of the script's arguments."""
         return sum(len(arg) for arg in self.args if not isinstance(arg, int))
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for lists of groups: its own lists are the larger part of it by far."""
+    """A row without its lists, which are by far its larger part, for lists of groups."""
     return {name: value for name, value in row.items() if not isinstance(value, list)}

@@ -30,27 +30,27 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchFile:
-    """A batch as handed out."""
+    """A batch in the form that is handed out."""
 
     step: int
     payloads: Sequence[bytes]
-    """Groups as the codec encoded them, in admission order."""
+    """Encoded groups, in admission order."""
     digest: str
     """blake3 over the framed payloads, hex."""
 
 
 class RunFiles:
-    """Everything under RUN that is the coordinator's."""
+    """The coordinator's files under RUN."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.follow: Callable[[Mapping[str, Any]], None] = lambda line: None
-        """Called with every line of a step or an evaluation once it is written; it must return at once."""
+        """A callback for every written line of a step or an evaluation; must return at once."""
         for folder in ("batches", "ledger", "logs"):
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
 
     async def keep_config(self, text: str) -> None:
-        """RUN/config.yaml: what this run was last started with, resolved. `sluice up` has written it already."""
+        """Writes RUN/config.yaml, the resolved configuration of the last start. `sluice up` has written the file already."""
 
         def keep() -> None:
             path = self.run_dir / "config.yaml"
@@ -61,7 +61,7 @@ class RunFiles:
         await asyncio.to_thread(keep)
 
     async def stage_batch(self, step: int, *, payloads: Sequence[bytes]) -> BatchFile:
-        """Writes and syncs batch `step` under a name of its own; it is the batch once `name_batch` was called."""
+        """Writes and syncs batch `step` under a temporary name; `name_batch` makes the file the batch."""
 
         def staged() -> str:
             digest = digest_of(payloads)
@@ -71,7 +71,7 @@ class RunFiles:
         return BatchFile(step=step, payloads=payloads, digest=await asyncio.to_thread(staged))
 
     async def name_batch(self, step: int, digest: str) -> None:
-        """The staged batch of this digest becomes batch `step`; nothing when it is that already."""
+        """Makes the staged file of this digest batch `step`; does nothing when the file has its name already."""
         with contextlib.suppress(FileNotFoundError):
             await asyncio.to_thread(os.replace, self._staged_path(step, digest), self._batch_path(step))
 
@@ -107,7 +107,7 @@ class RunFiles:
                 path.unlink(missing_ok=True)
 
     def kept_checkpoints(self) -> list[int]:
-        """Versions of the checkpoints there are, oldest first."""
+        """Versions of the existing checkpoints, oldest first."""
         names = (folder.name.removeprefix("step-") for folder in (self.run_dir / "checkpoints").glob("step-*"))
         return sorted(int(name) for name in names if name.isdigit())
 
@@ -121,11 +121,11 @@ class RunFiles:
         self.follow(line)
 
     async def find_row(self, wanted: str) -> dict[str, Any] | None:
-        """The row of the group with this id or admission number in the ledger files, None when they have none."""
+        """The row of the group with this id or admission number in the ledger's files; None without such a row."""
         return await asyncio.to_thread(find_row, self.run_dir, wanted)
 
     async def ledger_parts(self, *, after: int) -> list[list[dict[str, Any]]]:
-        """The rows in files behind the first `after` ones, file by file, without their lists."""
+        """The rows in files behind the first `after` rows, file by file, without lists."""
         columns = ["group_id", "admission", "term", "step", "tokens", "lost_tokens"]
 
         def read() -> list[list[dict[str, Any]]]:
@@ -139,12 +139,12 @@ class RunFiles:
         return await asyncio.to_thread(read)
 
     async def ledger_rows(self, part: str) -> int:
-        """Rows in RUN/ledger/part-<part>.parquet, 0 when there is no such file."""
+        """Number of rows in RUN/ledger/part-<part>.parquet; 0 without such a file."""
         path = self._ledger_path(part)
         return await asyncio.to_thread(lambda: pq.ParquetFile(path).metadata.num_rows if path.exists() else 0)
 
     async def write_ledger(self, rows: Sequence[Mapping[str, Any]], *, part: str) -> None:
-        """Writes RUN/ledger/part-<part>.parquet; the same part written again replaces itself."""
+        """Writes RUN/ledger/part-<part>.parquet; replaces a part of the same name."""
         path = self._ledger_path(part)
 
         def write() -> None:
@@ -155,7 +155,7 @@ class RunFiles:
         await asyncio.to_thread(write)
 
     async def mark_rolled_back(self, *, since: int, fault: str) -> None:
-        """Groups that were trained in a step from `since` on count as `rollback` in every file, which is replaced whole."""
+        """Counts groups trained in a step from `since` on as `rollback`, in every file; replaces a file as a whole."""
 
         def mark() -> None:
             for path in sorted((self.run_dir / "ledger").glob("part-*.parquet")):

@@ -1,4 +1,4 @@
-"""The Lua of a repair (repair.py): what Redis forgot is written into it again. The keys are those of redis_store.py."""
+"""The Lua of a repair (repair.py), which writes forgotten facts into Redis again. Keys: redis_store.py."""
 
 # ARGV: fence, step, record JSON, then (group, info JSON, tokens of its samples)...
 RESTORE_BATCH = """
@@ -26,8 +26,8 @@ redis.call('HSET', KEYS[6], ARGV[2], ARGV[3])
 return 1
 """
 
-# ARGV: fence, rows in files as Redis has it, then (group, term, tokens of its samples, tokens lost) of the rows after
-# those. The list of rows is a part of the same sequence: what it still holds is counted already, and in a file now.
+# ARGV: fence, Redis's count of rows in files, then (group, term, tokens of its samples, tokens lost) of the later rows.
+# Rows that the list still holds are part of the same sequence: they are counted already, and in a file by now.
 REBOOK = """
 if (redis.call('HGET', KEYS[9], 'rows_in_files') or '0') ~= ARGV[2] then return 0 end
 local count = (#ARGV - 2) / 4

@@ -1,4 +1,4 @@
-"""The Lua of a rollback (rollback.py): one script decides it. The keys are those of redis_store.py."""
+"""The Lua of a rollback (rollback.py): one script decides the rollback. Keys: redis_store.py."""
 
 # ARGV: fence, number of the rollback, version to go back to, trained groups given up, their tokens, entries of meta,
 # then (name, value) for each of these, then (group, row JSON, tokens of its samples, tokens lost) of live groups.
@@ -40,7 +40,7 @@ redis.call('HSET', KEYS[9], 'rolled_back', ARGV[2], 'learner_incarnation', '')
 return 1
 """
 
-# ARGV: fence, number of the newest rollback, all of them as JSON. Redis forgot the newest: nothing that it knows is later.
+# ARGV: fence, number of the newest rollback, all rollbacks as JSON. Redis forgot the newest one and knows nothing later.
 FORGET = """
 for i = 2, 10 do redis.call('DEL', KEYS[i]) end
 redis.call('HSET', KEYS[9], 'rolled_back', ARGV[2], 'rollbacks', ARGV[3])

@@ -1,4 +1,4 @@
-"""A step of bookkeeping that must not stop in the middle: Redis and memory would tell two stories afterwards."""
+"""Runs a step of bookkeeping to its end, because Redis and memory would disagree after a step that stops half way."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,9 +8,9 @@ T = TypeVar("T")
 
 
 async def unbroken(work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work` to its end even when the caller is cancelled meanwhile; the cancellation goes on after it.
+    """Runs `work` to its end even when the caller is cancelled meanwhile; then raises the cancellation.
 
-    For a transition in Redis together with the memory that follows it, no longer than Redis takes to answer.
+    For a transition in Redis together with the change of memory that follows; takes no longer than Redis's answer.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -20,5 +20,5 @@ async def unbroken(work: Coroutine[Any, Any, T]) -> T:
             try:
                 await asyncio.wait([task])
             except asyncio.CancelledError:
-                continue  # cancelled once more: the first cancellation is raised below
+                continue  # a further cancellation; the first one is raised below
         raise

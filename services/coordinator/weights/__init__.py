@@ -1,1 +1,1 @@
-"""How a new version gets to the rollouts, and what says that one serves it right."""
+"""How a new version gets to the rollouts, and the probe of whether a rollout serves its version correctly."""

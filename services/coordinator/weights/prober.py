@@ -1,12 +1,12 @@
-"""A question to a rollout before its first group: does its engine compute what the others' compute?
+"""The probe of a rollout before its first group: does its engine compute the same as other rollouts' engines?
 
 The digest covers the bytes that arrived. An engine could still serve something else: a packed copy or a tied head that
-was not renewed, a shard in the wrong place, numbers that are not finite. So it completes one prompt greedily, and its
-log-probabilities are compared with those of rollouts of the same engine and device at the same version. The majority is
-right; with as many on either side the one who asks to come in is wrong. An update of one step is smaller than the
-tolerance: this finds an engine that serves other weights, not one that is a step behind.
+was not renewed, a shard in the wrong place, numbers that are not finite. So the rollout completes one prompt greedily, and
+its log-probabilities are compared with those of rollouts of the same engine and device at the same version. The majority is
+right; in a tie the probed rollout is wrong. An update of one step is smaller than the tolerance: the probe finds an engine
+that serves other weights, not an engine that is one step behind.
 
-Waits: for the rollout's answer, at most `generate_timeout_s`; for that of another one, at most `weights.timeout_s`.
+Waits: for the rollout's answer, at most `generate_timeout_s`; for another rollout's answer, at most `weights.timeout_s`.
 """
 
 import time
@@ -25,11 +25,12 @@ from sluice.policy_version import PolicyVersion
 log = structlog.get_logger(__name__)
 
 PROBE_TOKENS = 8
-"""Chosen: enough to pass through every layer's cache; one step of the engine each."""
+"""Tokens of a probe. Chosen: enough to pass through every layer's cache; a token is one step of the engine."""
 
 TOLERANCE_NATS = {"float32": 1e-3, "bfloat16": 0.25}
-"""By `model.dtype`, of a greedy token's log-probability between two engines of one kind. Chosen: 80 and 2 times the largest
-difference measured between two kinds (vLLM, transformers); within one kind, on a CPU, it was 0."""
+"""By `model.dtype`, the largest difference of a greedy token's log-probability between two engines of one kind. Chosen: 80
+and 2 times the largest difference measured between two kinds (vLLM, transformers); within one kind, on a CPU, the measured
+difference was 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,26 +45,26 @@ class ProbeAnswer:
 
 @dataclass(kw_only=True, slots=True)
 class _Round:
-    """What rollouts of one kind have answered at one version, by service_id."""
+    """The answers of rollouts of one kind at one version, by service_id."""
 
     version: PolicyVersion
     answers: dict[str, ProbeAnswer] = field(default_factory=dict)
 
 
 class Prober:
-    """Asks rollouts, and remembers the answers to the newest version."""
+    """Probes rollouts, and remembers the answers at the newest version."""
 
     def __init__(self, *, config: Config, fleet: Fleet, rollouts: RolloutClient, prompt: PromptLike) -> None:
         """`prompt` is the same for the whole run."""
         self._config, self._fleet, self._rollouts, self._prompt = config, fleet, rollouts, prompt
         self._rounds: dict[str, _Round] = {}
-        """By engine."""
+        """The answers by engine."""
         self._asked = 0
 
     async def check(self, member: Member, version: PolicyVersion) -> list[Member]:
-        """Asks a rollout that holds `version`; returns READY rollouts that turn out to be the odd ones.
+        """Probes a rollout that holds `version`; returns READY rollouts whose answers differ from most.
 
-        Raises TransferError when it answers wrongly or differently than most, SluiceError when it does not answer.
+        Raises TransferError when the rollout's answer is wrong or differs from most, SluiceError without an answer.
         """
         started = time.monotonic()
         answer = await self._ask(member, version, limit_s=self._config.coordinator.generate_timeout_s)
@@ -92,7 +93,7 @@ class Prober:
         return [other for other in self._fleet.of(Role.ROLLOUT) if other.service_id in against]
 
     async def _ask_another(self, member: Member, current: _Round) -> None:
-        """A first voice beside the member's own, if somebody of its kind holds the version and answers."""
+        """Adds a second answer for comparison, if another rollout of the member's kind holds the version and answers."""
         kin = [
             other
             for other in self._fleet.of(Role.ROLLOUT)
@@ -103,7 +104,7 @@ class Prober:
         try:
             limit = self._config.weights.timeout_s
             current.answers[other.service_id] = await self._ask(other, current.version, limit_s=limit)
-        except SluiceError as error:  # it may hold another version by now; its own faults are found in its own probe
+        except SluiceError as error:  # the rollout may hold another version by now; its own probe finds its faults
             log.info("probe_not_compared", service_id=member.service_id, other=other.service_id, reason=str(error))
 
     async def _ask(self, member: Member, version: PolicyVersion, *, limit_s: float) -> ProbeAnswer:
@@ -129,7 +130,7 @@ class Prober:
 def difference_nats(one: ProbeAnswer, other: ProbeAnswer) -> float:
     """The largest difference of log-probabilities up to and with the first token in which two answers differ.
 
-    There each reports its own best token: near a tie those are different tokens with nearly equal log-probabilities.
+    Each answer reports its own best token: near a tie two answers differ in the token and hardly in the log-probability.
     """
     both = min(len(one.token_ids), len(other.token_ids))
     differs = np.flatnonzero(one.token_ids[:both] != other.token_ids[:both])
@@ -138,7 +139,7 @@ def difference_nats(one: ProbeAnswer, other: ProbeAnswer) -> float:
 
 
 def _fault(samples: list[Sample], version: PolicyVersion) -> str:
-    """What is wrong with an answer by itself; empty when nothing is."""
+    """What is wrong with an answer, without a comparison; empty for a good answer."""
     if len(samples) != 1 or not len(samples[0].token_ids):
         return "brought no completion"
     [sample] = samples

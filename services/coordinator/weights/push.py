@@ -1,10 +1,12 @@
-"""Keeps every rollout on the newest version: opens a transfer at the learner, has the rollout receive and apply it.
+"""Keeps every rollout on the newest version: opens a transfer at the learner, has the rollout receive and apply a version.
 
-One task a rollout; none waits for another. A push that fails in any way costs that rollout its epoch: it is quarantined
-and synced again under a fresh one, while everybody else goes on. A rollout that was late skips to the newest version.
+One task a rollout; no task waits for another. A push that fails in any way ends the rollout's epoch: the rollout is
+quarantined and synced again under a fresh epoch, while all other rollouts go on. A late rollout skips to the newest version.
 
- a rollout's task waits   for a newer version, or the evaluation that pins its rollout   unblocked by commits, registrations
-                          for the transfer                                               unblocked by its deadline
+ who waits          for what                                             unblocked by
+ a rollout's task   a newer version                                      commits, registrations
+ a rollout's task   the end of an evaluation that pins the rollout       the evaluation, eval.timeout_s
+ a rollout's task   the transfer                                         the rollout's answer, the transfer's deadline
 """
 
 import asyncio
@@ -27,11 +29,11 @@ from sluice.v1 import learner_pb2, rollout_pb2
 log = structlog.get_logger(__name__)
 
 RETRY_PAUSE_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-"""Pauses after consecutive failures of one rollout; the last one repeats."""
+"""Pauses after consecutive failures of one rollout; the last pause repeats."""
 
 
 class LearnerCalls(Protocol):
-    """What a push asks of the learner."""
+    """The learner's RPCs of a push."""
 
     def OpenTransfer(
         self, request: learner_pb2.OpenTransferRequest, /, *, timeout: float
@@ -39,7 +41,7 @@ class LearnerCalls(Protocol):
 
 
 class RolloutCalls(Protocol):
-    """What a push asks of a rollout."""
+    """A rollout's RPCs of a push."""
 
     def JoinEpoch(
         self, request: rollout_pb2.JoinEpochRequest, /, *, timeout: float
@@ -60,14 +62,14 @@ class PushClients(Protocol):
 
 
 class VersionCheck(Protocol):
-    """Whether a rollout serves the version that it has applied (prober.py)."""
+    """The check of whether a rollout serves the version that it has applied (prober.py)."""
 
     async def check(self, member: Member, version: PolicyVersion) -> list[Member]: ...
 
 
 @dataclass(kw_only=True, slots=True)
 class _Epoch:
-    """The transfer group a rollout is in; valid for one learner process."""
+    """A rollout's transfer group; valid for one learner process."""
 
     name: str = ""
     learner: str = ""
@@ -77,16 +79,16 @@ class WeightPush:
     """The weight pushes of a run."""
 
     def __init__(self, run: RunContext, clients: PushClients, *, times: PushTimes, prober: VersionCheck | None) -> None:
-        """Without a `prober` a rollout is READY when it has applied."""
+        """Without a `prober` a rollout is READY when it has applied a version."""
         self._fleet, self._events, self._clock = run.fleet, run.events, run.clock
         self._clients, self._times, self._prober = clients, times, prober
         self._timeout_s = run.config.weights.timeout_s
         self._finish_s = run.config.coordinator.generate_timeout_s if run.config.weights.inflight == "finish" else None
-        """How long rollouts let running samples end before they apply; None: they do not."""
+        """How long rollouts let running samples end before they apply a version; None: rollouts do not wait."""
 
     async def run(self) -> None:
         """Serves every rollout that registers, until cancelled."""
-        served: set[Member] = set()  # not processes: one that was lost and registers again is a new member
+        served: set[Member] = set()  # members, not processes: a lost process that registers again is a new member
         async with asyncio.TaskGroup() as tasks:
             while True:
                 served = {member for member in served if not member.gone.is_set()}
@@ -116,7 +118,7 @@ class WeightPush:
                 failures += 1
 
     async def _push(self, member: Member, learner: Member, epoch: _Epoch) -> None:
-        """One version to one rollout. Raises SluiceError; the old version then still serves."""
+        """Pushes one version to one rollout. After a SluiceError the old version still serves."""
         started = self._clock.now()
         if member.version is None:
             self._fleet.set_state(member, State.SYNCING)
@@ -171,7 +173,7 @@ class WeightPush:
                 epoch=epoch, manifest=opened.manifest, file_path=opened.file_path
             )
             await rollout.ReceiveWeights(receive, timeout=limit)
-            # The receive is bounded bucket by bucket; the whole of it by one bucket's limit more than its size needs.
+            # Each bucket has a limit; the whole receive has one bucket's limit more than its bytes need at the slowest rate.
             whole_s = limit + opened.manifest.total_bytes / SLOWEST_BYTES_PER_S
             apply = rollout_pb2.ApplyWeightsRequest(version=opened.manifest.version, timeout_s=whole_s)
             member.finishing = self._finish_s is not None
@@ -185,7 +187,7 @@ class WeightPush:
         log.warning("weight_push_failed", service_id=member.service_id, reason=str(error))
         learner = self._fleet.learner
         if learner is None or learner.gone.is_set() or isinstance(error, Unavailable):
-            return  # not the rollout's fault: it goes on with what it holds
+            return  # not the rollout's fault: the rollout goes on with its version
         self._fleet.set_state(member, State.QUARANTINED, str(error))
         self._events.emit("service_quarantined", str(error), labels={"service_id": member.service_id})
 
@@ -204,7 +206,7 @@ class WeightPush:
 
 
 SLOWEST_BYTES_PER_S = 50e6
-"""Chosen: half of a gigabit link; a transfer slower than this is taken for dead."""
+"""Chosen: half of a gigabit link; a slower transfer counts as dead."""
 
 
 def _is_behind(member: Member, learner: Member) -> bool:

@@ -1,6 +1,6 @@
 """gRPC calls to rollouts, rewards and the learner: one channel per process, every call with a deadline.
 
-A call to a member that is lost ends at once: its channel is closed when `member.gone` is set.
+A call to a lost member ends at once: the member's channel is closed when `member.gone` is set.
 """
 
 import asyncio
@@ -133,7 +133,7 @@ class Clients:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Peer:
-    """How a member is called. Its stub makes a callable for every method, so it is made once, not once a call."""
+    """A member's channel and stub. A stub makes a callable for every method, so it is made once, not once a call."""
 
     channel: grpc.aio.Channel
     stub: Any
@@ -141,7 +141,8 @@ class _Peer:
 
 @contextlib.contextmanager
 def as_sluice_errors(member: Member) -> Iterator[None]:
-    """Failed calls become SluiceErrors; a channel closed under a call (grpc cancels it) too, our own cancellation not."""
+    """Turns failed calls into SluiceErrors, also calls whose channel was closed (gRPC cancels them); a cancellation of the
+    calling task stays a cancellation."""
     try:
         yield
     except grpc.aio.AioRpcError as error:

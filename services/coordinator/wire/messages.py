@@ -17,7 +17,7 @@ from sluice.v1 import common_pb2 as pb
 from sluice.v1 import coordinator_pb2
 
 LARGEST_GROUP_BYTES = MAX_MESSAGE_BYTES - 64
-"""GetBatch sends a group a message; the rest is the frame around it. Redis would take twice as much."""
+"""GetBatch sends one group a message; 64 bytes are for the frame around the group. Redis would take twice as much."""
 
 _FINISH = {
     pb.FINISH_REASON_STOP: "stop",
@@ -81,10 +81,10 @@ def sample_from(message: pb.Sample) -> Sample:
 
 
 def reward_from(message: pb.SampleReward) -> Reward:
-    """Wire -> core; a grade with a score that is not a finite number is a sample that could not be graded."""
+    """Wire -> core; a grade with a score that is not finite counts as a sample that could not be graded."""
     status = _STATUS.get(message.status, "error")
     scores = (message.raw_score, message.acc, message.shaped_reward, message.overlong_penalty, *message.parts.values())
-    # The scores of a sample that was not graded are NaN as they should be: its own status and reason stand.
+    # A sample that was not graded has NaN scores rightly, and keeps its own status and reason.
     broken = status in ("ok", "unparsed") and not all(map(math.isfinite, scores))
     return Reward(
         status="error" if broken else status,
@@ -101,7 +101,7 @@ def reward_from(message: pb.SampleReward) -> Reward:
 
 
 def group_from(message: pb.Group) -> Group:
-    """Wire -> core; when it was admitted and what was tried is not in the message."""
+    """Wire -> core; the message lacks the group's admission and attempts."""
     prompt = message.prompt
     return Group(
         group_id=message.group_id,
@@ -178,13 +178,13 @@ def _reward_to(reward: Reward) -> pb.SampleReward:
 
 
 class ZstdGroups:
-    """Groups as queue and batch files have them (GroupCodec of state/ports.py)."""
+    """Groups as bytes for queue and batch files (GroupCodec of state/ports.py)."""
 
     def __init__(self) -> None:
         self._stored = StoredGroups()
 
     def encode(self, group: Group) -> bytes:
-        """A compressed, self-contained group. Raises GroupFailed for one that does not fit a message to the learner."""
+        """A compressed, self-contained group. Raises GroupFailed for a group that does not fit a message to the learner."""
         body = group_to(group).SerializeToString()
         if len(body) > LARGEST_GROUP_BYTES:
             raise GroupFailed(
@@ -222,6 +222,6 @@ class ZstdGroups:
         return max(span.version.number for sample in self.decode(payload).samples for span in sample.spans)
 
     def accepted(self, payload: bytes) -> QueuedGroup:
-        """What is to be known of the group in a batch file: all but when it was admitted and what was tried."""
+        """The facts of a group in a batch file, which are all but its admission and its attempts."""
         accepted = accepted_group(group_from(self.decode(payload)), payload_bytes=0)
         return replace(accepted, life={name: value for name, value in accepted.life.items() if name != "attempts"})

@@ -1,1 +1,1 @@
-"""Rank 0's talk with the coordinator and with rollouts, beside training."""
+"""Rank 0's gRPC with the coordinator and with rollouts, beside training."""

@@ -1,8 +1,8 @@
-"""The coordinator as the learner's loop calls it: blocking, and outlasting a restart of either side.
+"""The learner loop's calls to the coordinator: blocking, and outlasting a restart of either side.
 
 The calls themselves run in the control thread's event loop. Waits: for the coordinator, at most `Registration.patience_s`
 in a row. A call refused by a fence is repeated when this process has registered anew meanwhile (a restarted coordinator
-hands out new fences); otherwise another learner has taken over and `Fenced` ends this one.
+hands out new fences); otherwise another learner has taken over and `Fenced` ends this learner.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ from sluice.v1 import coordinator_pb2 as pb
 T = TypeVar("T")
 
 POLL_S = 20.0
-"""One long poll for a batch; the other ranks hear of the leader after each."""
+"""Limit of one long poll for a batch; the leader sends the other ranks a command after each poll."""
 
 TRANSFER_S = 300.0
-"""Limit of receiving a batch once it is there."""
+"""Limit of receiving a batch that is ready."""
 
 _RENEWAL_S = 5.0
 """How long a fenced call waits for a registration that may be under way."""
@@ -36,19 +36,19 @@ _RENEWAL_S = 5.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _RawBatch:
-    """A batch as it came."""
+    """A batch in the received form."""
 
     header: pb.BatchHeader
     payloads: list[bytes]
 
 
 class CoordinatorLink:
-    """`Coordinator` of ports.py, and what a learner asks before it has a model."""
+    """`Coordinator` of ports.py, and the learner's first question, before the model is loaded."""
 
     def __init__(
         self, thread: ControlThread, registration: Registration, *, show: Callable[[Mapping[str, float]], None]
     ) -> None:
-        """`show` is given the metrics of every step before it is committed."""
+        """`show` is called with the metrics of every step before the step is committed."""
         self._thread, self._registration, self._show = thread, registration, show
         self._wake, self._registered = asyncio.Event(), asyncio.Condition()
         registration.on_registered = self._announce
@@ -58,7 +58,7 @@ class CoordinatorLink:
         return self._thread.call(self._run_facts())
 
     def batch(self, step: int) -> Batch | NoBatch:
-        """Coordinator.batch. Raises TransferError when it is damaged, InvalidRequest when it could not be trained correctly."""
+        """Coordinator.batch. Raises TransferError for a damaged batch, InvalidRequest for an untrainable one."""
         found = self._thread.call(self._poll(step))
         return batch_from_wire(found.header, found.payloads) if isinstance(found, _RawBatch) else found
 
@@ -103,7 +103,7 @@ class CoordinatorLink:
         return config, status.run_dir, rollbacks
 
     async def _poll(self, step: int) -> _RawBatch | NoBatch:
-        """Batch `step`, or none after POLL_S or a wake."""
+        """Batch `step`, or NoBatch after POLL_S or after `wake`."""
         getting = asyncio.ensure_future(self._fenced(lambda fence: self._read_batch(step, fence), "GetBatch"))
         waking = asyncio.ensure_future(self._wake.wait())
         try:
@@ -140,7 +140,7 @@ class CoordinatorLink:
                     raise
 
     async def _renewed(self, fence: int) -> bool:
-        """Whether a registration has given, or gives soon, another fence."""
+        """Whether a registration has given another fence, or gives one within _RENEWAL_S."""
         try:
             async with asyncio.timeout(_RENEWAL_S), self._registered:
                 await self._registered.wait_for(lambda: self._fence != fence)

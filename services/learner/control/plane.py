@@ -1,4 +1,4 @@
-"""Rank 0's other half: its place in the run, its gRPC server and its calls to the coordinator, in a thread of their own."""
+"""Rank 0's membership in the run, its gRPC server and its calls to the coordinator, in a thread of their own."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ SERVICE_ID = "learner"
 
 
 class ControlPlane:
-    """One process's standing in the run; `coordinator` is how the training side speaks to the run."""
+    """Rank 0's registration and server; the training side calls the run through `coordinator`."""
 
     def __init__(self, options: ServiceOptions) -> None:
         self._options = options
@@ -51,7 +51,7 @@ class ControlPlane:
         *,
         add_servicer: Callable[[grpc.aio.Server], None],
     ) -> None:
-        """Serves and registers: from now on others see this learner. The publisher must hold a snapshot already."""
+        """Serves and registers this learner. The publisher must hold a snapshot already."""
         self._publisher, self._record, self._identity = publisher, record, model_identity(config.model.path)
         metrics_port = None
         if config.network.metrics:
@@ -63,13 +63,13 @@ class ControlPlane:
         self._thread.keep(self._membership.registration.keep_alive())
 
     def leave(self) -> None:
-        """Says that this learner has done all it had to for the run, so that the coordinator need not stay for it."""
+        """Tells the coordinator that this learner's work for the run is done, so that the coordinator need not wait for it."""
         assert self._publisher is not None
         self._publisher.stop()
         self._thread.call(self._membership.leave())
 
     def close(self, *, grace_s: float) -> None:
-        """Ends server and connections: running calls get `grace_s`."""
+        """Ends server and connections; running calls get `grace_s`."""
         self._thread.close(lambda: self._end(grace_s))
         self._exporter.close()
 
@@ -90,7 +90,7 @@ class ControlPlane:
 
     def _describe(self) -> pb.RegisterRequest:
         assert self._publisher is not None
-        version = self._publisher.newest.manifest.version  # read before the record, which is written before the version
+        version = self._publisher.newest.manifest.version  # read first: the record is written before the version
         return pb.RegisterRequest(
             role=pb.SERVICE_ROLE_LEARNER,
             model_hash=self._identity.model_hash,

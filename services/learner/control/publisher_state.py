@@ -1,4 +1,4 @@
-"""What the learner shows and what is wanted of it, shared by the training thread and the control thread."""
+"""The learner's newest version and the requests to the learner, shared by training thread and control thread."""
 
 import threading
 from concurrent.futures import Future
@@ -21,7 +21,7 @@ class SavedCheckpoint:
 
 
 class PublisherState:
-    """`Publisher` of ports.py on one side, what the servicer needs on the other. Thread-safe."""
+    """`Publisher` of ports.py for the training thread, and the servicer's view for the control thread. Thread-safe."""
 
     def __init__(self, sender: WeightSender, *, world_size: int, backend: Literal["gloo", "nccl"]) -> None:
         self.sender = sender
@@ -72,7 +72,7 @@ class PublisherState:
 
     @property
     def newest(self) -> Snapshot:
-        """The newest version. Raises NotReady before the first."""
+        """The newest version. Raises NotReady before the first version."""
         if self.sender.newest is None:
             raise NotReady("the learner has published no weights yet")
         return self.sender.newest

@@ -1,4 +1,4 @@
-"""LearnerService on rank 0: decodes, asks the publisher state, encodes. Weights never cross it."""
+"""LearnerService on rank 0: decodes, asks the publisher state, encodes. Weights never cross this service."""
 
 import asyncio
 from collections.abc import Callable
@@ -71,6 +71,6 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         if not target.is_absolute():
             raise InvalidRequest(f"export: path must be absolute, got {target}")
         snapshot = self._publisher.newest
-        async with self._exporting:  # two exports to one folder would meet
+        async with self._exporting:  # two exports to one folder would collide
             await asyncio.to_thread(export_version, snapshot, config=self._config, target=target)
         return pb.ExportResponse(path=str(target), version=version_to_proto(snapshot.manifest.version))

@@ -11,7 +11,8 @@ T = TypeVar("T")
 
 
 class ControlThread:
-    """Runs coroutines for the thread that made it. Close it; a daemon, so that a crash of training ends the process."""
+    """Runs coroutines for the thread that made this object, until `close`. A daemon, so that a crash of training ends the
+    process."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -21,10 +22,10 @@ class ControlThread:
         self._thread.start()
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Blocks until it is done; every coroutine given here has its own deadline. Raises what it raises.
+        """Runs `coroutine`, which must have a deadline of its own, and blocks until the end. Raises the coroutine's error.
 
-        It is broken off, and what a background task has ended with is raised, as soon as one has ended: a learner that the
-        coordinator will not have any more need not wait for the answer to its call.
+        As soon as a kept task has ended, the coroutine is broken off and the task's error is raised: a learner that the
+        coordinator refuses need not wait for the answer to its call.
         """
         calling = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         wait([calling, *self._background], return_when=FIRST_COMPLETED)
@@ -35,7 +36,7 @@ class ControlThread:
         return calling.result()
 
     def keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Starts a task that should outlive all calls; its failure is raised by the call under way, or by the next."""
+        """Starts a task that should outlive all calls; the call under way, or the next call, raises the task's failure."""
         self._background.append(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
 
     def soon(self, action: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""A batch from the wire: messages in, arrays out, refusing what contradicts itself. And what was trained, to the wire."""
+"""A batch from the wire: messages in, arrays out, contradictions refused. And the record of trained steps, to the wire."""
 
 from collections.abc import Sequence
 
@@ -19,8 +19,8 @@ _GRADED = (common_pb2.REWARD_STATUS_OK, common_pb2.REWARD_STATUS_UNPARSED)
 def batch_from_wire(header: coordinator_pb2.BatchHeader, payloads: Sequence[bytes]) -> Batch:
     """A batch of stored groups.
 
-    Raises TransferError when they are not those that were assigned; ValueError, naming group and sample, when the batch
-    could not be trained correctly.
+    Raises TransferError when the payloads do not have the assigned batch's digest; ValueError, with group and sample, when
+    the batch could not be trained correctly.
     """
     if len(payloads) != header.groups:
         raise InvalidRequest(f"batch {header.step}: {header.groups} groups were announced, {len(payloads)} came")
@@ -35,7 +35,7 @@ def batch_from_wire(header: coordinator_pb2.BatchHeader, payloads: Sequence[byte
 
 
 def trained_to_wire(batch: TrainedBatch) -> coordinator_pb2.TrainedStep:
-    """One step of a registration."""
+    """One step of the record in a registration."""
     return coordinator_pb2.TrainedStep(
         step=batch.step,
         batch_digest=batch.digest,
@@ -78,7 +78,7 @@ def _sequence(prompt: np.ndarray, sample: common_pb2.Sample, reward: common_pb2.
 
 
 def _versions(spans: Sequence[common_pb2.VersionSpan], *, tokens: int) -> np.ndarray:
-    """int32[tokens]: who sampled each token. The spans must cover all of them, in order and without gaps."""
+    """int32[tokens]: the version of each token. The spans must cover all tokens, in order and without gaps."""
     versions = np.empty(tokens, np.int32)
     covered = 0
     for span in spans:
