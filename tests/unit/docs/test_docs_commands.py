@@ -55,8 +55,10 @@ def test_a_verb_that_is_mentioned_exists(verb: str) -> None:
 @pytest.mark.usefixtures("only_parse")
 @pytest.mark.parametrize("words", [words for words in of("python", "-m") if "services" in words[2]], ids=" ".join)
 def test_a_service_command_parses(words: tuple[str, ...]) -> None:
+    module = importlib.import_module(words[2])
+    program = module if hasattr(module, "main") else importlib.import_module(f"{words[2]}.__main__")
     with pytest.raises(Parsed):
-        importlib.import_module(f"{words[2]}.__main__").main(list(words[3:]))
+        program.main(list(words[3:]))
 
 
 @pytest.mark.parametrize("words", of("make"), ids=" ".join)
