@@ -15,7 +15,7 @@ from services.learner.batches.batch import Batch
 from services.learner.control.thread import ControlThread
 from services.learner.control.wire import batch_from_wire
 from services.learner.ports import NoBatch
-from sluice.errors import Fenced
+from sluice.errors import Fenced, NotReady
 from sluice.lineage import Rollback
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.policy_versions import version_to_proto
@@ -128,6 +128,10 @@ class CoordinatorLink:
                     header = response.header
                 case "stored_group":
                     payloads.append(response.stored_group)
+                case "group":  # what a coordinator does that does not know `as_stored`
+                    raise NotReady(
+                        "GetBatch: the coordinator is of an earlier version; run one version of sluice everywhere"
+                    )
         return _RawBatch(header=header, payloads=payloads)
 
     async def _fenced(self, call: Callable[[int], Awaitable[T]], what: str) -> T:
