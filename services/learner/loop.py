@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -23,7 +24,6 @@ from services.learner.checkpoint.writer import WRITE_LIMIT_S, still_writing
 from services.learner.distributed.ranks import Command
 from services.learner.ports import Coordinator, Publisher
 from services.learner.snapshot.pack import renamed
-from services.learner.worker import Worker
 from sluice.lineage import LineageBook
 from sluice.policy_version import PolicyVersion
 from sluice.weights.snapshot import Snapshot
@@ -34,7 +34,42 @@ SETTLE_POLL_S = 20.0
 """How often a leader that waits for the writing of a checkpoint sends the other ranks a command."""
 
 
-def follow(worker: Worker) -> bool:
+class RankWork(Protocol):
+    """One rank's part of the work (worker.py). Every method is collective: all ranks call it together."""
+
+    @property
+    def step(self) -> int:
+        """The number of the current version."""
+        ...
+
+    @property
+    def restored(self) -> Path | None:
+        """The checkpoint from which the rank started."""
+        ...
+
+    @property
+    def publish_phases_ms(self) -> dict[str, float]:
+        """How long the phases of the newest gather took."""
+        ...
+
+    def command(self, command: Command = ..., /) -> Command:
+        """Shares the leader's command; returns it."""
+        ...
+
+    def train(self, batch: Batch | None, /) -> dict[str, float]:
+        """One step on the leader's batch; its metrics."""
+        ...
+
+    def gather(self, version: PolicyVersion, /) -> Snapshot | None:
+        """The current weights as `version`, on the leader."""
+        ...
+
+    def save(self, state: CheckpointState, /) -> "Future[Path | None]":
+        """Begins a checkpoint; its path once it is complete, None if the disk refused it."""
+        ...
+
+
+def follow(worker: RankWork) -> bool:
     """Follows the leader's commands until the run has ended (True) or the learner stops before its end (False)."""
     while (command := worker.command()) not in (Command.STOP, Command.LEAVE):
         if command is Command.TRAIN:
@@ -51,7 +86,7 @@ class Leader:
     def __init__(
         self,
         *,
-        worker: Worker,
+        worker: RankWork,
         coordinator: Coordinator,
         publisher: Publisher,
         lineages: LineageBook,

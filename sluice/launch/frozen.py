@@ -10,14 +10,28 @@ A process that has never answered since its start is still starting: only `launc
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from sluice.clock import Clock
 from sluice.config.schema import LaunchConfig
-from sluice.launch.keeper import Keeper
-from sluice.launch.processes import Child
 
 LOOK_EVERY_S = 1.0
+
+
+class Watched(Protocol):
+    """A process of this machine (processes.py)."""
+
+    @property
+    def started_s(self) -> float: ...
+    @property
+    def alive(self) -> bool: ...
+    def kill(self, why: str, /) -> None: ...
+
+
+class Kept(Protocol):
+    """The processes by service (keeper.py)."""
+
+    def child(self, name: str, /) -> Watched | None: ...
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,7 +59,7 @@ class Lookout:
 class FrozenWatch:
     """Looks at all processes of one launcher and kills the frozen ones."""
 
-    def __init__(self, *, launch: LaunchConfig, keeper: Keeper, clock: Clock) -> None:
+    def __init__(self, *, launch: LaunchConfig, keeper: Kept, clock: Clock) -> None:
         self._launch, self._keeper, self._clock = launch, keeper, clock
         self._heartbeats = Lookout(limit_s=launch.frozen_timeout_s)
 
@@ -60,7 +74,7 @@ class FrozenWatch:
                 self._judge(child, self._heartbeats.silent_s(child.started_s), "ready_timeout_s")
 
     async def probe(
-        self, running: Callable[[], Child | None], answers: Callable[[], Awaitable[bool]], *, ready: Child
+        self, running: Callable[[], Watched | None], answers: Callable[[], Awaitable[bool]], *, ready: Watched
     ) -> None:
         """Ends the `running` process when `answers` has been false for too long. `ready` has answered. Runs until cancelled."""
         limit_s = self._launch.frozen_timeout_s
@@ -83,7 +97,7 @@ class FrozenWatch:
         except TimeoutError:
             return False
 
-    def _judge(self, child: Child, silent_s: float, key: Literal["frozen_timeout_s", "ready_timeout_s"]) -> None:
+    def _judge(self, child: Watched, silent_s: float, key: Literal["frozen_timeout_s", "ready_timeout_s"]) -> None:
         limit_s = getattr(self._launch, key)
         if key == "ready_timeout_s" and self._launch.learner_nnodes > 1:
             limit_s *= 2  # the machines of the learner may need the first half to meet

@@ -12,13 +12,25 @@ import signal
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sluice.clock import Clock, SystemClock
 from sluice.config.schema import LaunchConfig
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Command
 from sluice.launch.processes import EXIT_AGAIN, EXIT_BAD_USAGE, Child, start
+
+
+class Exited(Protocol):
+    """A process that has ended (processes.py)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def killed(self) -> str: ...
+    @property
+    def log_path(self) -> Path | None: ...
+    def log_tail(self) -> str: ...
 
 
 class Keeper:
@@ -57,7 +69,7 @@ class Keeper:
         task = self._keepers[name] = asyncio.create_task(work, name=f"keep-{name}")
         task.add_done_callback(self._ended)
 
-    def judge(self, child: Child, code: int) -> None:
+    def judge(self, child: Exited, code: int) -> None:
         """Says that a process is started again, or raises LaunchError when the process must not be started again."""
         limit, window_s = self._launch.max_restarts, self._launch.restart_window_s
         restarts, now = self._restarts.setdefault(child.name, deque()), self._clock.now()

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from services.learner.checkpoint.training_state import CheckpointState
 from services.learner.distributed.ranks import Command
 from services.learner.loop import Leader, follow
 from services.learner.ports import NoBatch
-from services.learner.worker import Worker
 from sluice.errors import Expired
 from sluice.lineage import LineageBook
 from sluice.policy_version import PolicyVersion
@@ -133,11 +131,10 @@ def _snapshot(version: PolicyVersion) -> Snapshot:
 
 
 def _lead(scene: Scene, directory: Path, *, every: int = 100, record: TrainingRecord | None = None) -> bool:
-    part = cast(Any, scene)
     return Leader(
-        worker=part,
-        coordinator=part,
-        publisher=part,
+        worker=scene,
+        coordinator=scene,
+        publisher=scene,
         lineages=LineageBook(directory / "lineages"),
         record=record or TrainingRecord(),
         state=CheckpointState(step=scene.step, lineage="a"),
@@ -284,9 +281,7 @@ def test_a_follower_does_what_it_is_told_until_the_end_and_knows_which_end_it_is
     done: list[str] = []
     script = iter([Command.IDLE, Command.TRAIN, Command.CHECKPOINT, last])
 
-    class Follower:
-        step = 1
-
+    class Follower(Scene):
         def command(self) -> Command:
             return next(script)
 
@@ -299,7 +294,7 @@ def test_a_follower_does_what_it_is_told_until_the_end_and_knows_which_end_it_is
         def save(self, state: CheckpointState) -> None:
             done.append("save")
 
-    assert follow(cast(Worker, Follower())) is ended
+    assert follow(Follower(found=[], step=1)) is ended
     assert done == ["train", "gather", "save"]
 
 

@@ -1,19 +1,20 @@
 """Who wishes for a checkpoint is answered with one that began after the wish."""
 
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
 from services.learner.control.publisher_state import PublisherState, SavedCheckpoint
 from sluice.errors import NotReady, SluiceError
 from sluice.policy_version import PolicyVersion
+from sluice.weights.sender import WeightSender
 
 A3, A4 = (PolicyVersion(lineage="a", number=number) for number in (3, 4))
 
 
 def _publisher() -> PublisherState:
-    return PublisherState(cast(Any, None), world_size=1, backend="gloo")
+    sender = WeightSender(backend="file", host="127.0.0.1", directory=Path())
+    return PublisherState(sender, world_size=1, backend="gloo")
 
 
 def test_a_wish_during_a_write_waits_for_the_next_checkpoint() -> None:
