@@ -18,9 +18,10 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.report import Row
-from benchmarks.simulated.learner import SimulatedLearner
+from benchmarks.simulated.learner import whole_batch
 from benchmarks.simulated.stage import Stage, stage
 from sluice.config.schema import Config
+from sluice.testing.fakes import FakeLearner
 
 TARGET = 0.6
 MAX_STALENESS = 2
@@ -106,18 +107,18 @@ async def _relay(folder: Path, load: Load, rollouts: int) -> Cost:
 
 async def _cost(around: Stage, load: Load, rollouts: int) -> Cost:
     """What a group costs the conductor once it is warm."""
-    learner = SimulatedLearner(coordinator=around.address, model=around.model)
-    await learner.start()
+    learner = FakeLearner(model=around.model)
+    run = await learner.join(around.address)
     try:
         async with around.fleet(rollouts, "--reward", "--median-tokens", str(load.tokens)):
             marks: list[tuple[float, float, float]] = []
             for step in range(load.batches + 1):
-                digest, groups = await learner.batch(step)
-                assert len(groups) == load.batch
+                batch = await whole_batch(learner, run, step)
+                assert len(batch) - 1 == load.batch
                 marks.append((around.conductor_cpu_s(), around.redis_cpu_s(), time.perf_counter()))
-                await learner.commit(step, digest)
+                await learner.commit(run, step, batch)
     finally:
-        await learner.close()
+        await learner.stop()
     cpu_ms, redis_ms, wall_ms = (
         1e3 * (last - first) / (load.batches * load.batch) for first, last in zip(marks[0], marks[-1], strict=True)
     )

@@ -28,9 +28,11 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.report import Row
-from benchmarks.simulated.learner import SimulatedLearner
+from benchmarks.simulated.learner import whole_batch
 from benchmarks.simulated.stage import Stage, stage
 from sluice.config.schema import Config
+from sluice.testing.fakes import FakeLearner
+from sluice.testing.fakes.service import Connection
 from sluice.v1 import coordinator_pb2 as pb
 
 LIMIT, MEDIAN, SIGMA = 512, 128, 0.9
@@ -147,26 +149,25 @@ async def _pace(fleet: Fleet, *, max_staleness: int, train_s: float, token_s: fl
             around.reward(),
             around.fleet(fleet.rollouts, *_engine(fleet, token_s)),
         ):
-            learner = SimulatedLearner(coordinator=around.address, model=around.model)
-            await learner.start()
+            learner = FakeLearner(model=around.model)
             try:
-                return await _train(around, learner, train_s, steps)
+                return await _train(around, learner, await learner.join(around.address), train_s, steps)
             finally:
-                await learner.close()
+                await learner.stop()
 
 
-async def _train(around: Stage, learner: SimulatedLearner, train_s: float, steps: int) -> Pace:
+async def _train(around: Stage, learner: FakeLearner, run: Connection, train_s: float, steps: int) -> Pace:
     waited: list[float] = []
     marks: list[tuple[float, float]] = []
     for step in range(WARM_UP + steps):
         asked = time.perf_counter()
-        digest, _ = await learner.batch(step)
+        batch = await whole_batch(learner, run, step)
         waited.append(time.perf_counter() - asked)
         await asyncio.sleep(train_s)
-        await learner.commit(step, digest)
+        await learner.commit(run, step, batch)
         marks.append((time.perf_counter(), around.conductor_cpu_s()))
     step_s, cpu_s = ((last - first) / steps for first, last in zip(marks[WARM_UP - 1], marks[-1], strict=True))
-    ledger = (await learner.status()).ledger
+    ledger = (await run.stub.GetStatus(pb.GetStatusRequest(), timeout=30)).ledger
     return Pace(step_s=step_s, waited_s=statistics.mean(waited[WARM_UP:]), cpu_s=cpu_s, trained=_trained(ledger))
 
 

@@ -16,10 +16,10 @@ import grpc
 import redis.asyncio as aioredis
 import uvloop
 
-from benchmarks.simulated.names import digest
 from sluice.limits import SERVER_OPTIONS
 from sluice.rpc.arrays import pack_ids
 from sluice.rpc.channel import open_channel
+from sluice.testing.fakes import digest
 from sluice.v1 import common_pb2 as common
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import (
@@ -47,7 +47,8 @@ class Relay(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self._ids: list[str] = []
         self._rewards: list[Any] = []
         self._learner: Any = None
-        self._everybody = asyncio.Event()
+        self._everybody, self._all_hold = asyncio.Event(), asyncio.Event()
+        self._holding: set[str] = set()
         self._number = 0
         self._newer = asyncio.Event()
         self._queued = 0
@@ -62,6 +63,7 @@ class Relay(coordinator_pb2_grpc.CoordinatorServiceServicer):
         async with asyncio.TaskGroup() as tasks:
             for service_id, rollout in zip(self._ids, self._rollouts, strict=True):
                 tasks.create_task(self._push(service_id, rollout))
+            await self._all_hold.wait()
             for _ in range(self._args.in_flight):
                 tasks.create_task(self._carry())
 
@@ -130,6 +132,9 @@ class Relay(coordinator_pb2_grpc.CoordinatorServiceServicer):
             apply = rollout_pb2.ApplyWeightsRequest(version=opened.manifest.version, timeout_s=TIMEOUT_S)
             applied = await rollout.ApplyWeights(apply, timeout=TIMEOUT_S)
             held = applied.version.number
+            self._holding.add(service_id)
+            if len(self._holding) == len(self._ids):
+                self._all_hold.set()
 
     async def Register(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         channel = open_channel(request.address)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.simulated.names import write_model
+from benchmarks.simulated.model import write_model
 from benchmarks.vs_trl.cpu_time import tree_cpu_seconds
 from sluice.config.load import dump_config
 from sluice.config.schema import Config

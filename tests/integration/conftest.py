@@ -43,14 +43,8 @@ def serve(model: Path, tmp_path: Path, redis_server: EmbeddedRedis) -> Serve:
 
 @pytest.fixture
 async def cast(model: Path) -> AsyncIterator[Cast]:
-    made = Cast(model)
-    services = (made.rollout, made.reward, made.learner)
-    for service in services:
-        await service.start()
-    yield made
-    for service in services:
-        assert service.server is not None
-        await service.server.stop(grace_s=0)
+    async with Cast(model).standing() as made:
+        yield made
 
 
 @pytest.fixture

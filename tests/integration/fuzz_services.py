@@ -28,20 +28,13 @@ from sluice.model_identity import model_identity
 from sluice.rpc.arrays import pack_ids
 from sluice.rpc.server import make_server
 from sluice.telemetry.prometheus import Exporter
+from sluice.testing.fakes import digest, version
 from sluice.v1 import common_pb2, learner_pb2, learner_pb2_grpc, reward_pb2, rollout_pb2, rollout_pb2_grpc
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.weights.receiver import WeightReceiver
 from sluice.weights.sender import WeightSender
 from sluice.weights.wire import manifest_to_proto
-from tests.integration.coordinator_cases import (
-    FakeLearner,
-    FakeReward,
-    FakeRollout,
-    coordinator,
-    digest,
-    small_config,
-    version,
-)
+from tests.integration.coordinator_cases import Cast, coordinator, small_config
 from tests.integration.fuzz_messages import Known
 from tests.tiny_model import load, snapshot, write_tiny_model
 
@@ -127,23 +120,10 @@ class Services:
         fence, config = 0, small_config(model, run__total_steps=100, weights__probe=False, launch__check_reward=False)
         for name in ("sluice.v1.CoordinatorService-ending", "sluice.v1.CoordinatorService"):
             run = await self._stack.enter_async_context(coordinator(config, self._folder / name, redis.url))
-            cast = [
-                kind(role=role, service_id=service_id, incarnation=f"{service_id}-a", model=model)
-                for kind, role, service_id in (
-                    (FakeReward, pb.SERVICE_ROLE_REWARD, "reward-0"),
-                    (FakeRollout, pb.SERVICE_ROLE_ROLLOUT, "rollout-0"),
-                    (FakeLearner, pb.SERVICE_ROLE_LEARNER, "learner"),
-                )
-            ]
-            for service in cast:
-                await service.start()
-                assert service.server is not None
-                self._stack.push_async_callback(service.server.stop, grace_s=0)
-                await service.register(run)
-            learner = cast[-1]
-            assert isinstance(learner, FakeLearner)
-            await learner.train(run, range(2))
-            fence = learner.fence
+            cast = await self._stack.enter_async_context(Cast(model).standing())
+            await cast.register(run)
+            await cast.learner.train(run, range(2))
+            fence = cast.learner.fence
             self._channel(name, run.address)
         identity = model_identity(model)
         self.good = good_requests(model, fence=fence)

@@ -2,8 +2,6 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -13,12 +11,12 @@ from services.reward.sandbox.grader_handle import Limits
 from services.reward.sandbox.pool import GraderPool
 from sluice.config.schema import Config
 from sluice.errors import Unavailable
-from sluice.rpc.server import RpcServer
 from sluice.telemetry.prometheus import Exporter
 from sluice.testing.conformance import check_reward, reward_checks, transport
 from sluice.testing.conformance.reward import meet_reward
 from sluice.testing.conformance.suite import Suite
-from tests.integration.breakable_reward import reward_server
+from sluice.testing.fakes import serving
+from tests.integration.broken_reward import BrokenReward
 
 pytestmark = pytest.mark.integration
 
@@ -29,28 +27,19 @@ CONFIG = {
 }
 
 
-@asynccontextmanager
-async def serving(server: RpcServer) -> AsyncIterator[str]:
-    port = await server.start(bind="127.0.0.1", port=0)
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(grace_s=0)
-
-
 async def test_our_reward_service_keeps_the_contract() -> None:
     limits = Limits(timeout_s=10.0, memory_bytes=2 << 30, file_bytes=1 << 28, max_processes=256, recycle_after=1000)
     async with GraderPool.open(workers=1, limits=limits) as pool:
         config = Config.model_validate(CONFIG)
         router = Router(config.reward.routes)
         server = await make_reward_server(config, router, pool, Exporter(service="reward"))
-        async with serving(server) as address:
-            verdicts = await check_reward(address)
+        verdicts = await check_reward(f"127.0.0.1:{await server.start(bind='127.0.0.1', port=0)}")
+        await server.stop(grace_s=0)
     assert [(verdict.check, verdict.seen) for verdict in verdicts if verdict.outcome != "PASS"] == []
 
 
-async def test_a_server_that_breaks_nothing_passes_every_check() -> None:
-    async with serving(reward_server()) as address:
+async def test_the_fake_keeps_the_contract_too() -> None:
+    async with serving(BrokenReward()) as address:
         verdicts = await check_reward(address)
     assert {verdict.outcome for verdict in verdicts} == {"PASS"}
     assert len(verdicts) == len(reward_checks.SUITE.checks) > 20
@@ -62,7 +51,7 @@ async def test_a_check_fails_on_a_server_that_breaks_what_it_checks(check, monke
     monkeypatch.setattr(transport, "MAX_MESSAGE_BYTES", 1 << 20)  # for the server that takes any size
     suite: Suite = Suite()
     suite.check(check)
-    async with serving(reward_server(broken=check.__name__)) as address, transport.connected(address) as channel:
+    async with serving(BrokenReward(check.__name__)) as address, transport.connected(address) as channel:
         [verdict] = await suite.run(await meet_reward(channel))
     assert (verdict.outcome, bool(verdict.seen)) == ("FAIL", True)
     assert verdict.check == check.__name__.replace("_", " ")
@@ -80,7 +69,7 @@ async def test_an_address_where_nothing_answers_is_named(monkeypatch) -> None:
     [("", 0, "21 passed, 0 failed, 0 left out"), ("garbage_is_not_right", 1, "FAIL  garbage is not right")],
 )
 async def test_the_command_prints_a_table_and_ends_with_the_verdict(broken: str, code: int, says: str) -> None:
-    async with serving(reward_server(broken)) as address:
+    async with serving(BrokenReward(broken)) as address:
         command = ["-m", "sluice.cli.main", "conformance", "reward", address]
         process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
         output, _ = await process.communicate()

@@ -2,8 +2,6 @@
 
 import json
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -20,15 +18,16 @@ from services.rollout.weight_intake import WeightIntake
 from sluice.clock import SystemClock
 from sluice.errors import ConfigError
 from sluice.policy_version import PolicyVersion
-from sluice.rpc.server import RpcServer, make_server
+from sluice.rpc.server import make_server
 from sluice.testing import assert_eventually
 from sluice.testing.conformance import check_rollout, generate_checks, rollout_server, transport, weight_checks
 from sluice.testing.conformance.model_snapshot import read_model_snapshot
 from sluice.testing.conformance.suite import Suite
+from sluice.testing.fakes import serving
 from sluice.v1 import rollout_pb2_grpc
 from sluice.weights.files import write_snapshot
 from sluice.weights.receiver import WeightReceiver
-from tests.integration import breakable_rollout
+from tests.integration.broken_rollout import BrokenRollout
 from tests.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.integration
@@ -46,15 +45,6 @@ def small_model(tmp_path: Path) -> Path:
     )
     (folder / "config.json").write_text(json.dumps({"tie_word_embeddings": True}))
     return folder
-
-
-@asynccontextmanager
-async def serving(server: RpcServer) -> AsyncIterator[str]:
-    port = await server.start(bind="127.0.0.1", port=0)
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(grace_s=0)
 
 
 async def test_our_rollout_service_keeps_the_contract(tmp_path: Path) -> None:
@@ -75,8 +65,9 @@ async def test_our_rollout_service_keeps_the_contract(tmp_path: Path) -> None:
     def register(server: grpc.aio.Server) -> None:
         rollout_pb2_grpc.add_RolloutServiceServicer_to_server(servicer, server)
 
-    async with serving(make_server(register, services=[weight_checks.SERVICE])) as address:
-        verdicts = await check_rollout(address, model=path, drain=True)
+    server = make_server(register, services=[weight_checks.SERVICE])
+    verdicts = await check_rollout(f"127.0.0.1:{await server.start(bind='127.0.0.1', port=0)}", model=path, drain=True)
+    await server.stop(grace_s=0)
     intake.close()
     loop.close()
     assert [(verdict.check, verdict.seen) for verdict in verdicts if verdict.outcome != "PASS"] == []
@@ -84,8 +75,8 @@ async def test_our_rollout_service_keeps_the_contract(tmp_path: Path) -> None:
     await assert_eventually(lambda: all(t.name != "weights-join" for t in threading.enumerate()), within_s=20.0)
 
 
-async def test_a_server_that_breaks_nothing_passes_and_checks_without_occasion_are_left_out(small_model: Path) -> None:
-    async with serving(breakable_rollout.rollout_server()) as address:
+async def test_the_fake_keeps_the_contract_too_and_checks_without_occasion_are_left_out(small_model: Path) -> None:
+    async with serving(BrokenRollout()) as address:
         pushed = await check_rollout(address, model=small_model)
         drained = await check_rollout(address, drain=True)
     assert {verdict.outcome for verdict in [*pushed, *drained]} == {"PASS", "SKIP"}
@@ -109,7 +100,7 @@ async def test_a_check_fails_on_a_server_that_breaks_what_it_checks(check, small
     if check in generate_checks.SUITE.checks or "change_nothing" in check.__name__:
         suite.check(weight_checks.pushed_weights_are_applied)
     suite.check(check)
-    server = breakable_rollout.rollout_server(broken=check.__name__)
+    server = BrokenRollout(check.__name__)
     async with serving(server) as address, transport.connected(address) as channel:
         verdicts = await suite.run(
             rollout_server.RolloutServer(

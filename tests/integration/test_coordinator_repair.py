@@ -1,148 +1,26 @@
 """A Redis that forgot the end of a run, or all of it: the learner's record wins, and the run goes on with a closed ledger."""
 
 import asyncio
-import contextlib
 import json
 import random
 import shutil
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pyarrow.parquet as pq
 import pytest
-import redis.asyncio as aioredis
 
 from services.coordinator.state.group import group_id_of
 from services.coordinator.storage.redis_store import Store
 from sluice.errors import Unavailable
 from sluice.launch.embedded_redis import EmbeddedRedis
+from sluice.testing.fakes import version
 from sluice.v1 import coordinator_pb2 as pb
-from tests.integration.coordinator_cases import (
-    Coordinator,
-    FakeLearner,
-    FakeReward,
-    FakeRollout,
-    coordinator,
-    digest,
-    small_config,
-    version,
-)
-from tests.tiny_model import write_tiny_model
+from tests.integration.run_scene import Scene, refusal_of
 
 pytestmark = pytest.mark.integration
-
-Serve = Callable[..., AbstractAsyncContextManager[Coordinator]]
-
-
-class Learner(FakeLearner):
-    """Remembers what it trained, as the real one does."""
-
-    def _add(self, server: grpc.aio.Server) -> None:
-        super()._add(server)
-        self.trained: list[pb.TrainedStep] = []
-
-    def stated(self) -> list[pb.TrainedStep]:
-        return [step for step in self.trained if step.step < self.version]
-
-    def publish(self, step: int, batch: list[pb.GetBatchResponse]) -> pb.TrainedStep:
-        """Step `step` is trained, and not committed yet."""
-        self.version = step + 1
-        trained = pb.TrainedStep(
-            step=step,
-            batch_digest=batch[0].header.digest,
-            group_ids=[part.group.group_id for part in batch[1:]],
-            version=version(step + 1, self.lineage),
-            weights_digest=digest(step + 1),
-        )
-        self.trained = [*self.trained[:step], trained]
-        return trained
-
-    async def commit(self, to: Coordinator, step: int, batch: list[pb.GetBatchResponse]) -> pb.CommitStepResponse:
-        trained = self.publish(step, batch)
-        answer = await super().commit(to, step, batch)
-        trained.committed = True
-        return answer
-
-    @property
-    def ids(self) -> list[str]:
-        return [group_id for step in self.trained for group_id in step.group_ids]
-
-
-class Scene:
-    """The run, its services and its Redis."""
-
-    def __init__(self, *, model: Path, run_dir: Path, redis_url: str) -> None:
-        self.model, self.run_dir, self.redis_url = model, run_dir, redis_url
-        self.redis = aioredis.Redis.from_url(redis_url)
-        self.rollout = FakeRollout(
-            role=pb.SERVICE_ROLE_ROLLOUT, service_id="rollout-0", incarnation="rollout-0-a", model=model
-        )
-        self.reward = FakeReward(
-            role=pb.SERVICE_ROLE_REWARD, service_id="reward-0", incarnation="reward-0-a", model=model
-        )
-        self.learner = Learner(role=pb.SERVICE_ROLE_LEARNER, service_id="learner", incarnation="learner-a", model=model)
-
-    @contextlib.asynccontextmanager
-    async def standing(self) -> AsyncIterator[None]:
-        """The services answer meanwhile."""
-        services = (self.rollout, self.reward, self.learner)
-        for service in services:
-            await service.start()
-        yield
-        await self.redis.aclose()
-        for service in services:
-            assert service.server is not None
-            await service.server.stop(grace_s=0)
-
-    def serve(self, steps: int = 5, **how: bool) -> AbstractAsyncContextManager[Coordinator]:
-        config = small_config(self.model, run__total_steps=steps)
-        return coordinator(config, self.run_dir, self.redis_url, **how)
-
-    async def register(self, to: Coordinator) -> None:
-        for service in (self.reward, self.rollout, self.learner):
-            await service.register(to)
-
-    async def finish(self, run: Coordinator, steps: range) -> pb.GetStatusResponse:
-        """Trains the rest; the ledger closes and no group was trained twice."""
-        await self.learner.train(run, steps)
-        await self.learner.batch(run, steps.stop)
-        status = await run.until(lambda status: status.state == pb.RUN_STATE_FINISHED)
-        assert status.ledger.closed
-        assert len(set(self.learner.ids)) == len(self.learner.ids) == 4 * steps.stop
-        rows = pq.read_table(self.run_dir / "ledger").to_pylist()
-        assert len({row["group_id"] for row in rows}) == len(rows)
-        trained = {row["group_id"]: row["step"] for row in rows if row["term"] == "trained"}
-        stated = {group_id: step.step for step in self.learner.trained for group_id in step.group_ids}
-        assert trained.items() <= stated.items()
-        return status
-
-    async def remember(self) -> dict[Any, Any]:
-        """Redis at one moment: the coordinator goes on meanwhile."""
-        keys = await self.redis.keys()
-        async with self.redis.pipeline(transaction=True) as together:
-            for key in keys:
-                together.dump(key)
-            values = await together.execute()
-        return {key: value for key, value in zip(keys, values, strict=True) if value is not None}
-
-    async def forget(self, since: dict[Any, Any]) -> None:
-        """Redis is what it was then, as after losing the end of its append-only file."""
-        await self.redis.flushall()
-        for key, value in since.items():
-            await self.redis.restore(key, 0, value)
-
-    @property
-    def repairs(self) -> list[dict[str, Any]]:
-        path = self.run_dir / "repairs.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -150,12 +28,6 @@ async def scene(model: Path, tmp_path: Path, redis_server: EmbeddedRedis) -> Asy
     made = Scene(model=model, run_dir=tmp_path / "run", redis_url=redis_server.url)
     async with made.standing():
         yield made
-
-
-async def refusal_of(call: Any) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value.code(), caught.value.details() or ""
 
 
 async def test_steps_that_redis_forgot_are_booked_from_the_learners_record(scene: Scene) -> None:
@@ -408,8 +280,7 @@ async def test_a_group_that_has_ended_is_not_generated_again_after_a_repair_that
         return await whole(request, context)
 
     monkeypatch.setattr(scene.reward, "Score", score_when_allowed)
-    assert scene.reward.server is not None
-    await scene.reward.server.stop(grace_s=0)
+    await scene.reward.stop()
     await scene.reward.start()
     async with scene.serve() as run:
         await scene.register(run)

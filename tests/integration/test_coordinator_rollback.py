@@ -23,11 +23,11 @@ from sluice.report.group_texts import Texts, texts_on_disk
 from sluice.report.ledger_page import account_of_files
 from sluice.report.metrics import read_metrics
 from sluice.run_dir.checkpoints import STATE, steps
+from sluice.testing.fakes import version
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import rollout_pb2
-from tests.integration.coordinator_cases import Coordinator, small_config, version
-from tests.integration.test_coordinator_repair import Scene, refusal_of
-from tests.tiny_model import write_tiny_model
+from tests.integration.coordinator_cases import Coordinator, small_config
+from tests.integration.run_scene import Scene, refusal_of
 
 pytestmark = pytest.mark.integration
 
@@ -80,11 +80,6 @@ async def roll_back(run: Coordinator, to: int, *, preview: bool = False) -> pb.R
 async def ended(run: Coordinator) -> int:
     async with asyncio.timeout(10):
         return await asyncio.shield(run.task)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -144,7 +139,7 @@ async def test_a_run_goes_on_from_the_checkpoint_under_a_new_lineage_and_the_led
         )
         await scene.learner_starts_again(2, "b")
         await scene.register(run)
-        await run.until(lambda _: scene.rollout.manifest.version == version(2, "b"))
+        await run.until(lambda _: scene.rollout.engine.version == version(2, "b"))
         assert (await run.status()).version == version(2, "b")
         await scene.train(run, 4)
         status = await run.until(lambda status: status.version == version(4, "b"))
@@ -325,7 +320,7 @@ async def test_an_open_group_ends_with_the_samples_it_had_and_one_that_had_none_
         await asyncio.Event().wait()
 
     monkeypatch.setattr(scene.rollout, "Generate", one_sample_only)
-    await scene.rollout.server.stop(grace_s=0)  # type: ignore[union-attr]
+    await scene.rollout.stop()
     await scene.rollout.start()
     async with scene.serve() as run:
         await scene.register(run)

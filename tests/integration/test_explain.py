@@ -11,43 +11,27 @@ import structlog
 from sluice.cli.main import main
 from sluice.launch.embedded_redis import EmbeddedRedis
 from sluice.v1 import coordinator_pb2 as pb
-from tests.integration.coordinator_cases import FakeLearner, FakeReward, FakeRollout, coordinator, small_config
-from tests.tiny_model import write_tiny_model
+from tests.integration.coordinator_cases import Cast, coordinator, small_config
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture
-async def services(model: Path) -> AsyncIterator[tuple[FakeReward, FakeRollout, FakeLearner]]:
+async def cast(model: Path) -> AsyncIterator[Cast]:
     """Silent: their logs, and the coordinator's, are on this process's standard output too."""
-    made = (
-        FakeReward(role=pb.SERVICE_ROLE_REWARD, service_id="reward-0", incarnation="reward-0-a", model=model),
-        FakeRollout(role=pb.SERVICE_ROLE_ROLLOUT, service_id="rollout-0", incarnation="rollout-0-a", model=model),
-        FakeLearner(role=pb.SERVICE_ROLE_LEARNER, service_id="learner", incarnation="learner-a", model=model),
-    )
-    for service in made:
-        await service.start()
     with structlog.testing.capture_logs():
-        yield made
-    for service in made:
-        assert service.server is not None
-        await service.server.stop(grace_s=0)
+        async with Cast(model).standing() as made:
+            yield made
 
 
 async def test_the_life_of_a_group_is_the_same_live_after_a_restart_and_in_the_files(
     model: Path,
-    services: tuple[FakeReward, FakeRollout, FakeLearner],
+    cast: Cast,
     tmp_path: Path,
     redis_server: EmbeddedRedis,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_dir = tmp_path / "run"
-    learner = services[2]
 
     async def sluice(*words: str, fails: bool = False) -> str:
         assert await asyncio.to_thread(main, words) == int(fails)
@@ -62,9 +46,8 @@ async def test_the_life_of_a_group_is_the_same_live_after_a_restart_and_in_the_f
             pb.SubmitPromptsRequest(prompts=[pb.UserPrompt(data_source="mine", prompt="1+1=", ground_truth="2")]),
             timeout=5,
         )
-        for service in services:
-            await service.register(run)
-        await learner.train(run, range(1))
+        await cast.register(run)
+        await cast.learner.train(run, range(1))
         await run.until(lambda status: status.ledger.queued >= 4)
         here = ("--coordinator", run.address)
         trained = await sluice("explain", "run-0000001", *here)
@@ -91,10 +74,9 @@ async def test_the_life_of_a_group_is_the_same_live_after_a_restart_and_in_the_f
     async with serve() as run:
         here = ("--coordinator", run.address)
         assert await sluice("explain", "run-0000001", *here) == trained, "its row still waits in Redis"
-        for service in services:
-            await service.register(run)
-        await learner.train(run, range(3))
-        await learner.batch(run, 3)
+        await cast.register(run)
+        await cast.learner.train(run, range(3))
+        await cast.learner.batch(run, 3)
         ended = await run.until(lambda status: status.state == pb.RUN_STATE_FINISHED)
         assert ended.ledger.closed
     async with serve() as run:

@@ -11,9 +11,8 @@ import pytest
 
 from services.learner.checkpoint import folders
 from services.learner.checkpoint import training_state as checkpoint
-from tests.integration.fake_coordinator import FakeCoordinator
+from tests.integration.tiny_run import tiny_coordinator
 from tests.small_disk import disk_of
-from tests.unit.learner.learner_cases import make_config, write_tiny_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("tmpfs"), pytest.mark.timeout(180)]
 
@@ -30,14 +29,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 async def test_a_full_disk_keeps_the_old_checkpoint_and_the_run_and_the_next_save_works_when_there_is_room(
     small_disk: Path, tmp_path: Path
 ) -> None:
-    model = write_tiny_model(tmp_path / "base")
-    (model / "tokenizer.json").write_text("{}")
     learner = {"mini_batch_size": 3, "checkpoint_every_steps": 1, "keep_checkpoints": 1, "lr": 1e-2}
-    fake = FakeCoordinator(config=make_config(model, learner=learner), run_dir=small_disk.parent, ready=1)
-    server = await fake.serve()
-    process = await _learner(f"127.0.0.1:{server.port}")
+    fake = tiny_coordinator(tmp_path, run_dir=small_disk.parent, ready=1, learner=learner)
+    await fake.start()
+    process = await _learner(fake.address)
     try:
-        await fake.until("len(checkpoints) == 1")
+        await fake.until(lambda: len(fake.checkpoints) == 1)
         written = sum(path.stat().st_size for path in (small_disk / "step-1").iterdir())
 
         _leave_free(small_disk, 20_000)
@@ -53,14 +50,14 @@ async def test_a_full_disk_keeps_the_old_checkpoint_and_the_run_and_the_next_sav
 
         (small_disk / "filler").unlink()
         await fake.allow(ready=4, end=4)
-        await fake.until("len(checkpoints) == 2")
+        await fake.until(lambda: len(fake.checkpoints) == 2)
         async with asyncio.timeout(30):
             assert await process.wait() == 0
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-        await server.stop(grace_s=0)
+        await fake.stop()
     assert os.listdir(small_disk) == ["step-4"]
     assert [batch.step for batch in checkpoint.read_state(small_disk / "step-4").trained] == [1, 2, 3]
     assert (small_disk.parent / "model" / "model.safetensors").exists()

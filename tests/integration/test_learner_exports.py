@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sluice.config.load import dump_config
-from tests.integration.fake_coordinator import FakeCoordinator
-from tests.unit.learner.learner_cases import make_config, write_tiny_model
+from sluice.testing.fakes import serving
+from tests.integration.tiny_run import tiny_coordinator
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -88,25 +88,20 @@ def _check_refusals(run_dir: Path, target: Path, tmp_path: Path) -> None:
 
 async def _run_of_three_steps(tmp_path: Path, how: tuple[str, ...], **sections: dict[str, Any]) -> Path:
     """The directory of a run that has ended."""
-    model = write_tiny_model(tmp_path / "base")
-    (model / "tokenizer.json").write_text("{}")
     learner = {"mini_batch_size": 3, "checkpoint_every_steps": 2, "export_every_steps": 2, "lr": 1e-2}
     facts = {"model": {"dtype": "bfloat16"} | sections.pop("model", {}), "learner": learner}
-    config = make_config(model, **facts, **sections)
-    fake = FakeCoordinator(config=config, run_dir=tmp_path / "run", ready=3, end=3)
-    fake.run_dir.mkdir()
-    (fake.run_dir / "config.yaml").write_text(dump_config(config))
-    server = await fake.serve()
-    arguments = ("--coordinator", f"127.0.0.1:{server.port}", "--port", "0", "--metrics-port", "0")
-    process = await asyncio.create_subprocess_exec(sys.executable, *how, *arguments, env=ENVIRONMENT, cwd=ROOT)
-    try:
-        async with asyncio.timeout(100):
-            assert await process.wait() == 0
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await process.wait()
-        await server.stop(grace_s=0)
+    fake = tiny_coordinator(tmp_path, ready=3, end=3, **facts, **sections)
+    (fake.run_dir / "config.yaml").write_text(dump_config(fake.config))
+    async with serving(fake) as address:
+        arguments = ("--coordinator", address, "--port", "0", "--metrics-port", "0")
+        process = await asyncio.create_subprocess_exec(sys.executable, *how, *arguments, env=ENVIRONMENT, cwd=ROOT)
+        try:
+            async with asyncio.timeout(100):
+                assert await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
     return fake.run_dir
 
 

@@ -18,8 +18,8 @@ from sluice.launch.commands import Command
 from sluice.launch.frozen import FrozenWatch
 from sluice.launch.keeper import Keeper
 from sluice.testing import assert_eventually
-from tests.integration.fake_coordinator import FakeCoordinator
-from tests.unit.learner.learner_cases import make_config, write_tiny_model
+from sluice.testing.fakes import FakeCoordinator, serving
+from tests.integration.tiny_run import tiny_coordinator
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -31,14 +31,10 @@ LIMIT_S = 2.0
 
 @pytest.fixture
 async def coordinator(tmp_path: Path) -> AsyncIterator[tuple[FakeCoordinator, str]]:
-    model = write_tiny_model(tmp_path / "base")
-    (model / "tokenizer.json").write_text("{}")
-    config = make_config(model, learner={"max_tokens_per_micro_batch": 64, "step_timeout_s": LIMIT_S})
-    fake = FakeCoordinator(config=config, run_dir=tmp_path / "run", ready=2, end=2)
-    fake.run_dir.mkdir()
-    server = await fake.serve()
-    yield fake, f"127.0.0.1:{server.port}"
-    await server.stop(grace_s=0)
+    learner = {"max_tokens_per_micro_batch": 64, "step_timeout_s": LIMIT_S}
+    fake = tiny_coordinator(tmp_path, ready=2, end=2, learner=learner)
+    async with serving(fake) as address:
+        yield fake, address
 
 
 @asynccontextmanager
@@ -68,7 +64,7 @@ async def test_a_rank_that_hangs_while_its_heartbeats_go_on_ends_all_ranks_by_na
 ) -> None:
     fake, address = coordinator
     async with _learner(address, *TWO_RANKS, HANGING, HANG_AT="1", HANG_RANK="1", HANG_HOW="sleep") as torchrun:
-        await fake.until("len(commits) == 1")
+        await fake.until(lambda: len(fake.commits) == 1)
         started = time.monotonic()
         code, errors = await _end(torchrun)
     assert code == 1
@@ -87,7 +83,7 @@ async def test_a_leader_whose_follower_is_frozen_between_two_steps_ends_by_name(
     await fake.allow(ready=1, end=10)
     async with _learner(address, *TWO_RANKS, "-m", "services.learner") as torchrun:
         assert torchrun.stderr is not None
-        await fake.until("len(commits) == 1")
+        await fake.until(lambda: len(fake.commits) == 1)
         follower = next(
             found for found in psutil.Process(torchrun.pid).children(recursive=True) if found.environ()["RANK"] == "1"
         )
@@ -110,7 +106,7 @@ async def test_a_hang_that_holds_pythons_lock_is_ended_too_and_the_first_step_ge
 ) -> None:
     fake, address = coordinator
     async with _learner(address, HANGING, HANG_AT="0", HANG_RANK="0", HANG_HOW="lock") as process:
-        await fake.until("len(registrations) == 1")
+        await fake.until(lambda: len(fake.registrations) == 1)
         code, errors = await _end(process)
     assert code == 1
     assert "Timeout (0:00:04.5" in errors
@@ -128,7 +124,7 @@ async def test_a_learner_that_wakes_up_after_another_took_over_ends_and_commits_
         await assert_eventually((tmp_path / "hanging").exists, within_s=60)
         zombie.send_signal(signal.SIGSTOP)
         async with _learner(address, "-m", "services.learner") as successor:
-            await fake.until("len(commits) == 2")
+            await fake.until(lambda: len(fake.commits) == 2)
             assert (await _end(successor))[0] == 0
         (tmp_path / "go").touch()
         zombie.send_signal(signal.SIGCONT)
@@ -151,12 +147,12 @@ async def test_a_frozen_rank_is_killed_with_its_torchrun_and_the_learner_registe
     watch = FrozenWatch(launch=launch, keeper=keeper, clock=SystemClock())
     keeper.keep(Command(name="learner", argv=argv, environ=environment))
     try:
-        await fake.until("len(registrations) == 1")
+        await fake.until(lambda: len(fake.registrations) == 1)
         keeper.known.add("learner")
         keeper.supervise("watch", _listen(fake, watch))
         (rank,) = _ranks_of(keeper)
         rank.suspend()
-        await fake.until("len(registrations) == 2")
+        await fake.until(lambda: len(fake.registrations) == 2)
         assert not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE
         assert len(_ranks_of(keeper)) == 1
         assert not keeper.failed.done()

@@ -19,8 +19,9 @@ import pytest
 from services.learner.distributed.interface import interface_towards
 from sluice.errors import ConfigError
 from sluice.testing import assert_eventually
-from tests.integration.fake_coordinator import FakeCoordinator, serving_a_tiny_run
+from sluice.testing.fakes import FakeCoordinator
 from tests.integration.test_learner_ranks import _assert_equal, _job, _reference
+from tests.integration.tiny_run import serving_a_tiny_run
 from tests.two_machines import SecondMachine, second_machine
 from tests.unit.learner.learner_cases import write_tiny_model
 
@@ -142,7 +143,7 @@ async def test_a_machine_whose_learner_is_killed_comes_back_and_both_end_with_th
     fake.ready = 1
     async with _process(*second.command(*_further(endpoint))) as further:
         async with _process(*_first(endpoint, address)) as first:
-            await fake.until("len(checkpoints) == 1")
+            await fake.until(lambda: len(fake.checkpoints) == 1)
             (victim,) = _ranks_under(further)
             assert victim.environ()["RANK"] == "1"
             victim.kill()
@@ -151,7 +152,7 @@ async def test_a_machine_whose_learner_is_killed_comes_back_and_both_end_with_th
             assert "rank 0" in output
             assert "waited for another rank of the learner, which is gone or unreachable" in output
         async with _process(*_first(endpoint, address)) as first:  # what the launcher does
-            await fake.until("len(registrations) == 2")
+            await fake.until(lambda: len(fake.registrations) == 2)
             await fake.allow(ready=2, end=2)
             assert (await _ends(first))[0] == 0
         assert (await _ends(further))[0] == 0
@@ -165,12 +166,12 @@ async def test_a_further_machine_waits_for_a_first_one_that_stops_and_leaves_on_
     fake, address = coordinator
     async with _process(*second.command(*_further(endpoint))) as further:
         async with _process(*_first(endpoint, address)) as first:
-            await fake.until("len(registrations) == 1")
+            await fake.until(lambda: len(fake.registrations) == 1)
             (leader,) = _ranks_under(first)
             leader.terminate()
             assert (await _ends(first))[0] == 0
         async with _process(*_first(endpoint, address)):
-            await fake.until("len(registrations) == 2")
+            await fake.until(lambda: len(fake.registrations) == 2)
             assert further.returncode is None
         further.send_signal(signal.SIGINT)
         assert (await _ends(further))[0] == 130
@@ -181,7 +182,7 @@ async def test_a_killed_torchrun_takes_its_ranks_with_it_frozen_ones_too(
 ) -> None:
     fake, address = coordinator
     async with _process(*_node("--nproc-per-node", "2", "--", *_flags(address))) as torchrun:
-        await fake.until("len(registrations) == 1")
+        await fake.until(lambda: len(fake.registrations) == 1)
         ranks = _ranks_under(torchrun)
         assert len(ranks) == 2
         ranks[1].suspend()

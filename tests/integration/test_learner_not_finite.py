@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.fake_coordinator import FakeCoordinator
-from tests.unit.learner.learner_cases import make_config, write_tiny_model
+from sluice.testing.fakes import serving
+from tests.integration.tiny_run import tiny_coordinator
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -19,25 +19,22 @@ ROOT = Path(__file__).parents[2]
 async def test_weights_that_are_not_finite_are_neither_committed_nor_saved_and_end_the_learner_with_one_message(
     tmp_path: Path,
 ) -> None:
-    model = write_tiny_model(tmp_path / "base")
-    (model / "tokenizer.json").write_text("{}")
     # The gradient is fine, the step taken along it leaves the range of float32.
-    config = make_config(model, learner={"lr": 1e39, "warmup_steps": 0, "checkpoint_every_steps": 1})
-    fake = FakeCoordinator(config=config, run_dir=tmp_path / "run", ready=1)
-    server = await fake.serve()
-    arguments = ("--coordinator", f"127.0.0.1:{server.port}", "--port", "0", "--metrics-port", "0")
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.learner", *arguments, "--log-format", "json",
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, cwd=ROOT, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(60):
-            _, stderr = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        await server.stop(grace_s=0)
+    learner = {"lr": 1e39, "warmup_steps": 0, "checkpoint_every_steps": 1}
+    fake = tiny_coordinator(tmp_path, ready=1, learner=learner)
+    async with serving(fake) as address:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "services.learner", "--coordinator", address, "--port", "0", "--metrics-port", "0",
+            "--log-format", "json",
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, cwd=ROOT, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(60):
+                _, stderr = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
     assert process.returncode == 1
     assert "Traceback" not in stderr.decode()
     lines = [json.loads(line) for line in stderr.splitlines() if line.startswith(b"{")]

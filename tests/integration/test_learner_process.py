@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.channel import open_channel
 from sluice.telemetry.catalogue import NAMES
+from sluice.testing.fakes import FakeCoordinator
 from sluice.v1 import common_pb2, coordinator_pb2, learner_pb2_grpc
 from sluice.v1 import learner_pb2 as pb
-from tests.integration.fake_coordinator import FakeCoordinator, serving_a_tiny_run
+from tests.integration.tiny_run import serving_a_tiny_run
 from tests.promql import metrics_in, rules
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -48,7 +49,7 @@ async def _learner(address: str, how: tuple[str, ...] = ALONE) -> AsyncIterator[
 
 
 async def _exit_code(process: asyncio.subprocess.Process) -> int:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         return await process.wait()
 
 
@@ -58,7 +59,7 @@ async def test_two_ranks_train_three_steps_commit_each_and_export_a_model_that_t
     fake, address = coordinator
     fake.ready, fake.end = 3, 3
     async with _learner(address, TWO_RANKS) as process:
-        await fake.until("len(commits) == 3")
+        await fake.until(lambda: len(fake.commits) == 3)
         assert await _exit_code(process) == 0
     assert [(commit.step, commit.version.lineage, commit.version.number) for commit in fake.commits] == [
         (0, "a", 1),
@@ -83,7 +84,7 @@ async def test_a_stopped_learner_leaves_a_checkpoint_and_the_next_one_goes_on_in
     fake, address = coordinator
     await fake.allow(ready=1)
     async with _learner(address) as process:
-        await fake.until("len(commits) == 1")
+        await fake.until(lambda: len(fake.commits) == 1)
         stub, channel = _stub(fake)
         info = await stub.GetInfo(pb.LearnerServiceGetInfoRequest(), timeout=10)
         assert (info.version.number, info.digest) == (1, fake.commits[0].weights_digest)
@@ -97,14 +98,14 @@ async def test_a_stopped_learner_leaves_a_checkpoint_and_the_next_one_goes_on_in
         assert exported.path == str(fake.run_dir / "model")
         await channel.close()
         await fake.allow(ready=2)
-        await fake.until("len(commits) == 2")
+        await fake.until(lambda: len(fake.commits) == 2)
         process.send_signal(signal.SIGTERM)
         assert await _exit_code(process) == 0
     assert [Path(commit.path).name for commit in fake.checkpoints] == ["step-1", "step-2"]
     fake.recorded[2] = "what another GPU computed"
     await fake.allow(ready=4, end=4)
     async with _learner(address) as process:
-        await fake.until("len(commits) == 5")
+        await fake.until(lambda: len(fake.commits) == 5)
         assert await _exit_code(process) == 0
     assert fake.registrations[1].version == common_pb2.PolicyVersion(lineage="a", number=2)
     (stated,) = fake.registrations[1].trained
@@ -150,9 +151,9 @@ async def test_two_ranks_that_are_told_to_stop_leave_a_checkpoint_within_the_gra
     fake, address = coordinator
     fake.ready = 1
     async with _learner(address, TWO_RANKS) as process:
-        await fake.until("len(commits) == 1")
+        await fake.until(lambda: len(fake.commits) == 1)
         process.send_signal(signal.SIGTERM)
-        await fake.until("len(checkpoints) == 1", timeout_s=15)
+        await fake.until(lambda: len(fake.checkpoints) == 1, timeout_s=15)
         await _exit_code(process)  # torchrun's own: it calls any signal a failure, whatever the ranks returned
     assert Path(fake.checkpoints[0].path).name == "step-1"
 
@@ -162,11 +163,11 @@ async def test_a_learner_that_the_coordinator_has_forgotten_registers_again_and_
 ) -> None:
     fake, address = coordinator
     async with _learner(address) as process:
-        await fake.until("len(registrations) == 1")
+        await fake.until(lambda: len(fake.registrations) == 1)
         fake.registrations.clear()  # the next heartbeat is answered `known = false`
-        await fake.until("len(registrations) == 1")
+        await fake.until(lambda: len(fake.registrations) == 1)
         await fake.allow(ready=1, end=1)
-        await fake.until("len(commits) == 1")
+        await fake.until(lambda: len(fake.commits) == 1)
         assert await _exit_code(process) == 0
 
 

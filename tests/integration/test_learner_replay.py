@@ -14,8 +14,10 @@ from blake3 import blake3
 from services.coordinator.storage.run_files import RunFiles
 from sluice.config.load import dump_config
 from sluice.run_dir.batch_file import batch_path
-from tests.integration.fake_coordinator import FakeCoordinator, serving_a_tiny_run, stored_groups
-from tests.unit.learner.learner_cases import make_batch
+from sluice.run_dir.stored_group import StoredGroups
+from sluice.testing.fakes import FakeCoordinator
+from tests.integration.tiny_run import serving_a_tiny_run
+from tests.unit.learner.learner_cases import groups_to_wire, make_batch
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -138,8 +140,10 @@ async def _record(fake: FakeCoordinator) -> None:
     """Configuration, batches and the lines of the steps, as the coordinator writes them."""
     (fake.run_dir / "config.yaml").write_text(dump_config(fake.config))
     files = RunFiles(fake.run_dir)
+    stored = StoredGroups()
     for commit in fake.commits:
-        payloads = stored_groups(make_batch(step=commit.step, groups=6, n=4))
+        groups = groups_to_wire(make_batch(step=commit.step, groups=6, n=4))
+        payloads = [stored.pack(group.SerializeToString()) for group in groups]
         batch = await files.stage_batch(commit.step, payloads=payloads)
         await files.name_batch(commit.step, batch.digest)
         made = {"lineage": "a", "weights_digest": commit.weights_digest, "batch_digest": batch.digest}

@@ -14,7 +14,7 @@ from services.coordinator.loggers.all_loggers import open_loggers
 from sluice.config.schema import Config
 from sluice.launch.embedded_redis import EmbeddedRedis
 from sluice.v1 import coordinator_pb2 as pb
-from tests.integration.coordinator_cases import FakeLearner, FakeReward, FakeRollout, coordinator, small_config
+from tests.integration.coordinator_cases import Cast, coordinator, small_config
 from tests.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.integration
@@ -41,25 +41,11 @@ def config_of(logger: str) -> Config:
 
 async def run_three_steps(folder: Path, redis_url: str, logger: str) -> None:
     model = write_tiny_model(folder / "model")
-    kinds = {"rollout": FakeRollout, "reward": FakeReward, "learner": FakeLearner}
-    cast = {
-        name: kind(
-            role=pb.ServiceRole.Value(f"SERVICE_ROLE_{name.upper()}"), service_id=name, incarnation=name, model=model
-        )
-        for name, kind in kinds.items()
-    }
-    for service in cast.values():
-        await service.start()
-    try:
-        async with coordinator(small_config(model, run__loggers=[logger]), folder / "run", redis_url) as run:
-            for service in cast.values():
-                await service.register(run)
-            await cast["learner"].train(run, range(3))
-            await run.until(lambda status: status.state == pb.RUN_STATE_FINISHED)
-    finally:
-        for service in cast.values():
-            assert service.server is not None
-            await service.server.stop(grace_s=0)
+    config = small_config(model, run__loggers=[logger])
+    async with Cast(model).standing() as cast, coordinator(config, folder / "run", redis_url) as run:
+        await cast.register(run)
+        await cast.learner.train(run, range(3))
+        await run.until(lambda status: status.state == pb.RUN_STATE_FINISHED)
 
 
 def tensorboard_scalars(folder: Path, tag: str) -> list[tuple[int, float]]:

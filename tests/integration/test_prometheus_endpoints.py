@@ -13,20 +13,11 @@ from structlog.testing import capture_logs
 
 from sluice.launch.embedded_redis import EmbeddedRedis
 from sluice.telemetry.catalogue import CATALOGUE
+from sluice.testing.fakes import FakeReward, FakeRollout
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import reward_pb2, rollout_pb2
-from tests.integration.coordinator_cases import (
-    Coordinator,
-    FakeLearner,
-    FakeReward,
-    FakeRollout,
-    coordinator,
-    digest,
-    small_config,
-    version,
-)
+from tests.integration.coordinator_cases import Cast, Coordinator, coordinator, small_config
 from tests.integration.scraping import asked_of, page, scrape
-from tests.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.integration
 
@@ -56,28 +47,11 @@ class RolloutThatMayFail(FakeRollout):
         return response
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture
-async def cast(model: Path) -> AsyncIterator[tuple[RolloutThatMayFail, RewardOfParts, FakeLearner]]:
-    def of(kind: Callable[..., Any], role: str) -> Any:
-        return kind(
-            role=pb.ServiceRole.Value(f"SERVICE_ROLE_{role.upper()}"),
-            service_id=f"{role}-0",
-            incarnation=f"{role}-0-a",
-            model=model,
-        )
-
-    made = of(RolloutThatMayFail, "rollout"), of(RewardOfParts, "reward"), of(FakeLearner, "learner")
-    for service in made:
-        await service.start()
-    yield made
-    for service in made:
-        assert service.server is not None
-        await service.server.stop(grace_s=0)
+async def cast(model: Path) -> AsyncIterator[Cast]:
+    async with Cast(model, rollout=RolloutThatMayFail, reward=RewardOfParts).standing() as made:
+        made.learner.metrics = LEARNER_METRICS
+        yield made
 
 
 @pytest.fixture
@@ -103,27 +77,10 @@ async def until(address: str, condition: Callable[[str], bool], *, path: str = "
     return text
 
 
-async def train(run: Coordinator, learner: FakeLearner, step: int) -> None:
-    batch = await learner.batch(run, step)
-    learner.version = step + 1
-    request = pb.CommitStepRequest(
-        step=step,
-        version=version(step + 1),
-        weights_digest=digest(step + 1),
-        batch_digest=batch[0].header.digest,
-        metrics=LEARNER_METRICS,
-        fence=learner.fence,
-    )
-    await run.stub.CommitStep(request, timeout=10)
-
-
-async def test_the_coordinator_exports_all_that_rules_and_dashboard_ask_of_it(serve: Any, cast: Any) -> None:
-    rollout, reward, learner = cast
+async def test_the_coordinator_exports_all_that_rules_and_dashboard_ask_of_it(serve: Any, cast: Cast) -> None:
     async with serve() as (run, address):
-        for service in (reward, rollout, learner):
-            await service.register(run)
-        for step in range(2):
-            await train(run, learner, step)
+        await cast.register(run)
+        await cast.learner.train(run, range(2))
         await until(address, lambda text: 'sluice_run_trained_steps{service="coordinator"} 2.0' in text)
         found = await scrape(address)
         missing = (asked_of("coordinator") | asked_of("learner")) - set(found)
@@ -133,50 +90,43 @@ async def test_the_coordinator_exports_all_that_rules_and_dashboard_ask_of_it(se
         }
 
 
-async def test_parts_of_a_score_are_exported_under_their_names(serve: Any, cast: Any) -> None:
-    rollout, reward, learner = cast
+async def test_parts_of_a_score_are_exported_under_their_names(serve: Any, cast: Cast) -> None:
     async with serve() as (run, address):
-        for service in (reward, rollout, learner):
-            await service.register(run)
-        await train(run, learner, 0)
+        await cast.register(run)
+        await cast.learner.train(run, range(1))
         text = await until(address, lambda text: "sluice_reward_part_math" in text)
         assert 'sluice_reward_part_style_py_brevity{service="coordinator"} 0.25' in text
         assert not run.task.done()
 
 
-async def test_quarantine_loss_and_waiting_are_seen_as_they_happen(serve: Any, cast: Any) -> None:
-    rollout, reward, learner = cast
+async def test_quarantine_loss_and_waiting_are_seen_as_they_happen(serve: Any, cast: Cast) -> None:
     async with serve(coordinator__heartbeat_timeout_s=3.0, coordinator__heartbeat_interval_s=0.2) as (run, address):
-        for service in (reward, rollout, learner):
-            await service.register(run)
+        await cast.register(run)
         await run.until(lambda status: status.state == pb.RUN_STATE_RUNNING)
-        rollout.applies_wrongly = True
-        await train(run, learner, 0)
+        cast.rollout.applies_wrongly = True
+        await cast.learner.train(run, range(1))
         await until(address, lambda text: 'sluice_fleet_rollouts_quarantined{service="coordinator"} 1.0' in text)
         lost = 'sluice_fleet_services_lost{service="coordinator"} 3.0'  # nobody here sends heartbeats
         await until(address, lambda text: lost in text)
 
 
-async def test_a_learner_that_waits_is_seen_waiting(serve: Any, cast: Any) -> None:
-    rollout, reward, learner = cast
-    reward.wrong = lambda number: True  # no group has signal
+async def test_a_learner_that_waits_is_seen_waiting(serve: Any, cast: Cast) -> None:
+    cast.reward.wrong = lambda number: True  # no group has signal
     async with serve() as (run, address):
-        for service in (reward, rollout, learner):
-            await service.register(run)
+        await cast.register(run)
         await run.until(lambda status: status.state == pb.RUN_STATE_RUNNING)
         for _ in range(3):  # each call starts anew, the wait does not
-            assert [part.WhichOneof("part") for part in await learner.batch(run, 0, wait_s=0.5)] == ["not_ready"]
+            assert [part.WhichOneof("part") for part in await cast.learner.batch(run, 0, wait_s=0.5)] == ["not_ready"]
         text = await until(address, lambda text: value(text, "sluice_learner_waiting_s") > 1.2)
         assert value(text, "sluice_sampling_gen_batches") > 1
 
 
-async def test_targets_are_the_endpoints_of_those_who_are_here(serve: Any, cast: Any) -> None:
-    rollout, reward, learner = cast
+async def test_targets_are_the_endpoints_of_those_who_are_here(serve: Any, cast: Cast) -> None:
     async with serve() as (run, address):
         assert json.loads(await page(address, "/targets")) == []
-        await reward.register(run, metrics_address="reward-7f:51052")
-        await rollout.register(run, metrics_address="[fd00::1]:51051")
-        await learner.register(run)  # network.metrics is off there
+        await cast.reward.register(run, metrics_address="reward-7f:51052")
+        await cast.rollout.register(run, metrics_address="[fd00::1]:51051")
+        await cast.learner.register(run)  # network.metrics is off there
         found = json.loads(await until(address, lambda text: len(json.loads(text)) == 2, path="/targets"))
         assert found == [
             {
@@ -194,7 +144,7 @@ async def test_targets_are_the_endpoints_of_those_who_are_here(serve: Any, cast:
 async def test_an_address_that_prometheus_could_not_read_is_refused(serve: Any, cast: Any, address: str) -> None:
     async with serve() as (run, _):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await cast[1].register(run, metrics_address=address)
+            await cast.reward.register(run, metrics_address=address)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "metrics_address must be HOST:PORT" in (caught.value.details() or "")
 

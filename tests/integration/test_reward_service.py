@@ -11,7 +11,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.reward.app import SERVICE_NAME, make_reward_server
@@ -21,10 +20,10 @@ from services.reward.sandbox.pool import GraderPool
 from sluice import PROTOCOL_VERSION
 from sluice.config.schema import Config
 from sluice.rpc.channel import open_channel
-from sluice.rpc.server import make_server
 from sluice.telemetry.prometheus import Exporter
+from sluice.testing.fakes import FakeCoordinator, serving
 from sluice.testing.waiting import assert_eventually
-from sluice.v1 import common_pb2, coordinator_pb2, coordinator_pb2_grpc, reward_pb2, reward_pb2_grpc
+from sluice.v1 import common_pb2, coordinator_pb2, reward_pb2, reward_pb2_grpc
 from tests.integration.scraping import asked_of, scrape
 
 pytestmark = pytest.mark.integration
@@ -173,65 +172,39 @@ async def test_graders_are_listed_with_their_data_sources():
     assert listed["integration.reward_nasty_verifier"] == ["nasty"]
 
 
-class Coordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
-    """Hands out the configuration and notes who registers and beats."""
-
-    def __init__(self):
-        self.registered = asyncio.Queue()
-        self.beats = []
-        self.run_ended = False
-
-    async def GetConfig(self, request, context):
-        return coordinator_pb2.GetConfigResponse(yaml=yaml.safe_dump(CONFIG))
-
-    async def Register(self, request, context):
-        await self.registered.put(request)
-        return coordinator_pb2.RegisterResponse(service_id="reward-0", heartbeat_interval_s=0.1)
-
-    async def Heartbeat(self, request, context):
-        self.beats.append(request)
-        return coordinator_pb2.HeartbeatResponse(known=True, run_ended=self.run_ended)
+@asynccontextmanager
+async def serving_reward(*, by_environment: bool):
+    """The coordinator and the process, which is told of it by flags or by its environment."""
+    coordinator = FakeCoordinator(config=Config.model_validate(CONFIG))
+    async with serving(coordinator) as address:
+        flags = [] if by_environment else ["--coordinator", address, "--log-format", "json"]
+        environment = {"SLUICE_COORDINATOR": address, "SLUICE_PORT": "0"} if by_environment else {}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.reward", *flags),
+            cwd=TESTS.parent,
+            env={**os.environ, "PYTHONPATH": str(TESTS), **environment},
+        )
+        try:
+            yield coordinator, process
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 async def test_the_process_leaves_by_itself_when_the_run_has_ended():
-    coordinator = Coordinator()
-    server = make_server(
-        lambda made: coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(coordinator, made), services=[]
-    )
-    port = await server.start(bind="127.0.0.1", port=0)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.reward"),
-        cwd=TESTS.parent,
-        env={**os.environ, "PYTHONPATH": str(TESTS), "SLUICE_COORDINATOR": f"127.0.0.1:{port}", "SLUICE_PORT": "0"},
-    )
-    try:
-        await assert_eventually(lambda: bool(coordinator.beats), within_s=60)
+    async with serving_reward(by_environment=True) as (coordinator, process):
+        await coordinator.until(lambda: bool(coordinator.beats))
         coordinator.run_ended = True
         async with asyncio.timeout(20):
             assert await process.wait() == 0
         assert coordinator.beats[-1].draining
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        await server.stop(grace_s=0.1)
 
 
 async def test_the_process_registers_serves_and_drains_on_sigterm():
-    coordinator = Coordinator()
-    server = make_server(
-        lambda made: coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(coordinator, made),
-        services=["sluice.v1.CoordinatorService"],
-    )
-    port = await server.start(bind="127.0.0.1", port=0)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.reward", "--coordinator", f"127.0.0.1:{port}", "--log-format", "json"),
-        cwd=TESTS.parent,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
-    )
-    try:
-        async with asyncio.timeout(60):
-            registered = await coordinator.registered.get()
+    async with serving_reward(by_environment=False) as (coordinator, process):
+        await coordinator.until(lambda: bool(coordinator.registrations))
+        registered = coordinator.registrations[0]
         assert registered.role == coordinator_pb2.SERVICE_ROLE_REWARD
         assert registered.protocol_version == PROTOCOL_VERSION
         assert registered.capacity == 1
@@ -253,8 +226,3 @@ async def test_the_process_registers_serves_and_drains_on_sigterm():
             assert await process.wait() == 0
         assert coordinator.beats[-1].draining
         assert coordinator.beats[-1].service_id == "reward-0"
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        await server.stop(grace_s=0.1)

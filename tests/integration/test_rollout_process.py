@@ -5,18 +5,15 @@ import contextlib
 import signal
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 import pytest
-import yaml
 
 from sluice.config.schema import Config
 from sluice.rpc.channel import open_channel
-from sluice.rpc.server import make_server
+from sluice.testing.fakes import FakeCoordinator, serving
 from sluice.v1 import coordinator_pb2 as pb
-from sluice.v1 import coordinator_pb2_grpc, rollout_pb2, rollout_pb2_grpc
+from sluice.v1 import rollout_pb2, rollout_pb2_grpc
 from tests.integration.scraping import asked_of, scrape
 from tests.tiny_model import write_tiny_model
 
@@ -24,44 +21,20 @@ ROOT = Path(__file__).parents[2]
 START_S = 90.0
 
 
-@dataclass(kw_only=True, slots=True)
-class _Coordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
-    config: Config
-    registered: asyncio.Queue[pb.RegisterRequest] = field(default_factory=asyncio.Queue)
-    beats: asyncio.Queue[pb.HeartbeatRequest] = field(default_factory=asyncio.Queue)
-    known: bool = True
-
-    async def GetConfig(self, request: pb.GetConfigRequest, context: grpc.aio.ServicerContext) -> pb.GetConfigResponse:
-        return pb.GetConfigResponse(yaml=yaml.safe_dump(self.config.model_dump(mode="json")))
-
-    async def Register(self, request: pb.RegisterRequest, context: grpc.aio.ServicerContext) -> pb.RegisterResponse:
-        self.known = True
-        await self.registered.put(request)
-        return pb.RegisterResponse(service_id=request.service_id or "rollout-0", heartbeat_interval_s=0.1)
-
-    async def Heartbeat(self, request: pb.HeartbeatRequest, context: grpc.aio.ServicerContext) -> pb.HeartbeatResponse:
-        await self.beats.put(request)
-        return pb.HeartbeatResponse(known=self.known)
-
-
 @contextlib.asynccontextmanager
-async def running(config: Config) -> AsyncIterator[tuple[_Coordinator, asyncio.subprocess.Process]]:
-    coordinator = _Coordinator(config=config)
-
-    def register(server: grpc.aio.Server) -> None:
-        coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(coordinator, server)
-
-    server = make_server(register, services=["sluice.v1.CoordinatorService"])
-    port = await server.start(bind="127.0.0.1", port=0)
-    command = ["-m", "services.rollout", "--coordinator", f"127.0.0.1:{port}"]
-    process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, stderr=asyncio.subprocess.PIPE)
-    try:
-        yield coordinator, process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        await server.stop(grace_s=0.1)
+async def running(config: Config) -> AsyncIterator[tuple[FakeCoordinator, asyncio.subprocess.Process]]:
+    coordinator = FakeCoordinator(config=config)
+    async with serving(coordinator) as address:
+        command = ["-m", "services.rollout", "--coordinator", address]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *command, cwd=ROOT, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            yield coordinator, process
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 def config_for(model_path: Path, engine: str, *, max_response_length: int = 40) -> Config:
@@ -87,7 +60,8 @@ async def test_it_registers_what_it_serves_registers_again_when_forgotten_and_le
     tmp_path: Path, engine: str
 ) -> None:
     async with running(config_for(write_tiny_model(tmp_path), engine)) as (coordinator, process):
-        request = await asyncio.wait_for(coordinator.registered.get(), START_S)
+        await coordinator.until(lambda: bool(coordinator.registrations), timeout_s=START_S)
+        request = coordinator.registrations[0]
         assert request.role == pb.SERVICE_ROLE_ROLLOUT
         assert request.engine.startswith(engine)
         assert (request.capacity, request.max_model_len) == (32, 48)
@@ -103,14 +77,14 @@ async def test_it_registers_what_it_serves_registers_again_when_forgotten_and_le
         assert info.rollout_id == "rollout-0"
         await channel.close()
 
-        coordinator.known = False
-        again = await asyncio.wait_for(coordinator.registered.get(), 10.0)
+        coordinator.registrations.clear()  # the next heartbeat is told that nobody knows it
+        await coordinator.until(lambda: bool(coordinator.registrations), timeout_s=10.0)
+        again = coordinator.registrations[0]
         assert (again.service_id, again.incarnation) == ("rollout-0", request.incarnation)
 
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 15.0) == 0
-        beats = [coordinator.beats.get_nowait() for _ in range(coordinator.beats.qsize())]
-        assert beats[-1].draining
+        assert coordinator.beats[-1].draining
 
 
 @pytest.mark.integration

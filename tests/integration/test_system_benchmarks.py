@@ -1,11 +1,12 @@
 """The system's benchmarks at their smallest: the simulated services still speak what coordinator, relay and reward speak."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from benchmarks import coordinator_relay, overlap, recovery, reward_load
-from benchmarks.simulated.engine import Lengths, TimedEngine
+from sluice.testing.fakes import Lengths, TimedEngine, version
 
 pytestmark = pytest.mark.integration
 
@@ -25,10 +26,10 @@ async def test_a_timed_run_trains_what_qualifies_and_nothing_else() -> None:
 
 
 async def test_a_timed_engine_stamps_the_version_that_sampled_each_token() -> None:
-    engine = TimedEngine(lengths=Lengths(median=4), token_s=0.0, slots=1)
-    engine.apply(3)
-    tokens, spans = await engine.generate(seed=1)
-    assert (tokens, [(span.version.number, span.start_token, span.end_token) for span in spans]) == (4, [(3, 0, 4)])
+    engine = TimedEngine(lengths=Lengths(median=4))
+    engine.apply(version(3))
+    made = await engine.generate(1, most=9, stop=asyncio.Event())
+    assert [(span.version.number, span.start_token, span.end_token) for span in made.spans] == [(3, 0, 4)]
 
 
 def test_lengths_have_a_long_tail_that_is_cut() -> None:

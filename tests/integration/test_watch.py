@@ -14,39 +14,29 @@ from sluice.launch.following import follow
 from sluice.launch.view import make_view
 from sluice.rpc import probe
 from sluice.v1 import coordinator_pb2 as pb
-from tests.integration.coordinator_cases import FakeLearner, FakeReward, FakeRollout, coordinator, small_config
+from tests.integration.coordinator_cases import Cast, coordinator, small_config
 from tests.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.integration
-
-FAKES = {
-    FakeReward: (pb.SERVICE_ROLE_REWARD, "reward-0"),
-    FakeRollout: (pb.SERVICE_ROLE_ROLLOUT, "rollout-0"),
-    FakeLearner: (pb.SERVICE_ROLE_LEARNER, "learner"),
-}
 
 
 async def test_a_run_is_watched_to_its_end_and_its_account_is_closed(
     tmp_path: Path, redis_server: EmbeddedRedis
 ) -> None:
     model, run_dir = write_tiny_model(tmp_path), tmp_path / "run"
-    _, _, learner = services = [
-        kind(role=role, service_id=name, incarnation=name, model=model) for kind, (role, name) in FAKES.items()
-    ]
-    async with coordinator(small_config(model), run_dir, redis_server.url) as run:
+    cast = Cast(model)
+    async with cast.standing(), coordinator(small_config(model), run_dir, redis_server.url) as run:
         flags = ["watch", "--plain", "--coordinator", run.address, "--run-dir", str(run_dir)]
         watching = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "sluice.cli.main", *flags, stdout=asyncio.subprocess.PIPE
         )
         assert watching.stdout is not None
         assert await watching.stdout.readline()  # it looks on before the run ends
-        for service in services:
-            await service.start()
-            await service.register(run)
-        await learner.train(run, range(3))
-        await learner.batch(run, 3)
+        await cast.register(run)
+        await cast.learner.train(run, range(3))
+        await cast.learner.batch(run, 3)
         await run.until(lambda status: status.state == pb.RUN_STATE_FINISHED)
-        for service in services:
+        for service in (cast.reward, cast.rollout, cast.learner):
             request = pb.HeartbeatRequest(service_id=service.service_id, incarnation=service.incarnation, draining=True)
             await run.stub.Heartbeat(request, timeout=5)
         async with asyncio.timeout(60):
@@ -57,8 +47,6 @@ async def test_a_run_is_watched_to_its_end_and_its_account_is_closed(
     assert (summary["steps"], summary["groups"]["closed"]) == (3, True)
     assert (run_dir / "curves.png").stat().st_size > 1000
     assert b"step 3/3" in output
-    for service in services:
-        await service.server.stop(grace_s=0)
 
 
 async def test_a_coordinator_that_stays_away_is_named(monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:

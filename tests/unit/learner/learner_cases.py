@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from services.learner.batches.batch import Batch, TrainGroup, TrainSequence
 from sluice.config.schema import Config
+from sluice.rpc.arrays import pack_floats, pack_ids
+from sluice.v1 import common_pb2
 from tests.reference_dapo import ReferenceGroup, ReferenceSample
 
 VOCABULARY = 40
@@ -110,3 +112,33 @@ def as_reference(batch: Batch) -> list[ReferenceGroup]:
         )
         for group in batch.groups
     ]
+
+
+def groups_to_wire(batch: Batch) -> list[common_pb2.Group]:
+    """The messages behind a batch."""
+    return [
+        common_pb2.Group(
+            group_id=group.group_id,
+            prompt=common_pb2.Prompt(
+                token_ids=pack_ids(group.sequences[0].token_ids[: group.sequences[0].prompt_tokens])
+            ),
+            samples=[_sample(index, sequence) for index, sequence in enumerate(group.sequences)],
+            rewards=[
+                common_pb2.SampleReward(status=common_pb2.REWARD_STATUS_OK, shaped_reward=sequence.reward)
+                for sequence in group.sequences
+            ],
+        )
+        for group in batch.groups
+    ]
+
+
+def _sample(index: int, sequence: TrainSequence) -> common_pb2.Sample:
+    version = common_pb2.PolicyVersion(lineage="a", number=int(sequence.versions[0]))
+    reason = common_pb2.FINISH_REASON_LENGTH if sequence.truncated else common_pb2.FINISH_REASON_STOP
+    return common_pb2.Sample(
+        index=index,
+        token_ids=pack_ids(sequence.token_ids[sequence.prompt_tokens :]),
+        logprobs=pack_floats(sequence.rollout_logprobs),
+        spans=[common_pb2.VersionSpan(version=version, start_token=0, end_token=sequence.completion_tokens)],
+        finish_reason=reason,
+    )

@@ -10,8 +10,7 @@ from sluice.rpc.arrays import pack_floats
 from sluice.run_dir.batch_file import digest_of
 from sluice.run_dir.stored_group import StoredGroups
 from sluice.v1 import common_pb2, coordinator_pb2
-from tests.integration.fake_coordinator import groups_to_wire
-from tests.unit.learner.learner_cases import make_batch
+from tests.unit.learner.learner_cases import groups_to_wire, make_batch
 
 
 def _received(groups: list[common_pb2.Group], *, digest: str = "", announced: int = 2) -> Batch:
