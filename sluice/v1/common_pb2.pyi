@@ -34,7 +34,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """max_tokens was reached: the completion is truncated."""
     FINISH_REASON_ABORT: _FinishReason.ValueType  # 3
-    """Somebody asked for it."""
+    """Ended by an Abort call or by the rollout itself, before the end token."""
     FINISH_REASON_ERROR: _FinishReason.ValueType  # 4
     """The engine failed on this request."""
 
@@ -47,7 +47,7 @@ FINISH_REASON_STOP: FinishReason.ValueType  # 1
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_tokens was reached: the completion is truncated."""
 FINISH_REASON_ABORT: FinishReason.ValueType  # 3
-"""Somebody asked for it."""
+"""Ended by an Abort call or by the rollout itself, before the end token."""
 FINISH_REASON_ERROR: FinishReason.ValueType  # 4
 """The engine failed on this request."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
@@ -69,7 +69,7 @@ class _RewardStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RewardSt
     """The grader raised or died; the scores mean nothing."""
 
 class RewardStatus(_RewardStatus, metaclass=_RewardStatusEnumTypeWrapper):
-    """What became of grading one sample. "Could not grade" is not "wrong"."""
+    """How the grading of one sample ended. "Could not be graded" is not "wrong"."""
 
 REWARD_STATUS_UNSPECIFIED: RewardStatus.ValueType  # 0
 REWARD_STATUS_OK: RewardStatus.ValueType  # 1
@@ -84,14 +84,14 @@ Global___RewardStatus: _TypeAlias = RewardStatus  # noqa: Y015
 
 @_typing.final
 class PolicyVersion(_message.Message):
-    """Names one set of weights. Numbers never go back within a run; a lineage is minted by the learner alone."""
+    """Names one set of weights. Within a lineage numbers only grow."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     LINEAGE_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     lineage: _builtins.str
-    """Which history of weights the number belongs to ("a", then "b" after a restore whose digests differ)."""
+    """The history of weights that the number belongs to: "a", then "b" after a rollback or a restore whose digests differ."""
     number: _builtins.int
     """Completed steps: step k starts from number k and makes number k + 1."""
     def __init__(
@@ -240,7 +240,7 @@ class Sample(_message.Message):
     rollout_id: _builtins.str
     """The rollout that generated it."""
     seed: _builtins.int
-    """The seed it was sampled with."""
+    """The seed that the sample was drawn with."""
     @_builtins.property
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionSpan]:
         """Covers [0, T) without gaps, oldest first."""
@@ -307,9 +307,9 @@ class SampleReward(_message.Message):
     acc: _builtins.float
     """1 when the answer is right, else 0."""
     extracted: _builtins.str
-    """The answer the grader found; empty when none."""
+    """The answer that the grader found; empty when the grader found none."""
     shaped_reward: _builtins.float
-    """raw_score + overlong_penalty: what the learner optimises."""
+    """raw_score + overlong_penalty: the reward that the learner optimises."""
     overlong_penalty: _builtins.float
     """Soft overlong punishment (DAPO, eq. 13), <= 0."""
     grader: _builtins.str
@@ -317,10 +317,10 @@ class SampleReward(_message.Message):
     grader_version: _builtins.str
     """Version of the grader."""
     detail: _builtins.str
-    """Why, when status is TIMEOUT or ERROR."""
+    """Why the sample was not graded, when status is TIMEOUT or ERROR."""
     @_builtins.property
     def parts(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Scores of the graders where several make up raw_score, unweighted, and the components that graders name."""
+        """Unweighted scores of the graders where several graders make up raw_score, and the components that graders name."""
 
     def __init__(
         self,
@@ -470,7 +470,7 @@ Global___WeightManifest: _TypeAlias = WeightManifest  # noqa: Y015
 
 @_typing.final
 class ErrorDetails(_message.Message):
-    """Why a call failed, for programs. Its status and message say the same to people."""
+    """Why a call failed, for programs. The call's gRPC status and message say the same to people."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -480,9 +480,9 @@ class ErrorDetails(_message.Message):
     kind: _builtins.str
     """Kind of error, e.g. "NOT_READY"; docs/client.md lists them."""
     reason: _builtins.str
-    """Where, the rule and the value; at most 600 bytes."""
+    """The place, the rule and the value; at most 600 bytes."""
     fix: _builtins.str
-    """What to do about it; at most 600 bytes."""
+    """What the caller can do; at most 600 bytes."""
     def __init__(
         self,
         *,
@@ -500,7 +500,7 @@ Global___ErrorDetails: _TypeAlias = ErrorDetails  # noqa: Y015
 
 @_typing.final
 class RpcStatus(_message.Message):
-    """google.rpc.Status by another name: what failed calls carry in `grpc-status-details-bin`, with one ErrorDetails."""
+    """The same fields as google.rpc.Status. Failed calls carry it in `grpc-status-details-bin`, with one ErrorDetails."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

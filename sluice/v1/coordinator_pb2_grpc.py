@@ -148,7 +148,7 @@ class CoordinatorServiceServicer(object):
 
     def WatchEvents(self, request, context):
         """Every event from now on (or from a sequence number still kept) until the run has ended. The initial metadata comes at
-        once and says where the stream begins: `sluice-process` and `sluice-sequence`, as in the request.
+        once and names the event before the stream's first: `sluice-process` and `sluice-sequence`, as in the request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,7 +183,7 @@ class CoordinatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Scale(self, request, context):
-        """Stores how many replicas are wished for; an attached launcher fulfils it.
+        """Stores how many replicas are wished for; an attached launcher starts or ends replicas.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -218,7 +218,7 @@ class CoordinatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetGroup(self, request, context):
-        """One group of the run, live or ended, with its samples while they are kept.
+        """One group of the run, live or ended, with its samples while the samples are kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -232,8 +232,9 @@ class CoordinatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Goes back to a checkpoint: later steps are given up, the run goes on from there under a new lineage. It is decided
-        when this returns; the coordinator then ends, to be started again with what is left, and the learner after it.
+        """Goes back to a checkpoint: later steps are given up, and the run goes on from the checkpoint under a new lineage. The
+        rollback is decided when the call returns. Then the coordinator ends, is started again with the groups that are left,
+        and the learner is started again after the coordinator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -261,7 +262,7 @@ class CoordinatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetBatch(self, request, context):
-        """The groups of batch k, the same however often it is asked for.
+        """The groups of batch k: the same groups at every call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,7 @@ class LearnerServiceGetInfoResponse(_message.Message):
     WORLD_SIZE_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
-    """Its digest."""
+    """Digest of that version's weights."""
     world_size: _builtins.int
     """Ranks that train."""
     backend: _builtins.str
@@ -75,7 +75,7 @@ class OpenTransferRequest(_message.Message):
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
     epoch: _builtins.str
-    """A new epoch makes a new transfer group; a known one reuses it."""
+    """A new epoch makes a new transfer group; a known epoch reuses the epoch's group."""
     timeout_s: _builtins.float
     """Limit of the join and of every transfer operation."""
     def __init__(
@@ -113,7 +113,7 @@ class OpenTransferResponse(_message.Message):
     file_path: _builtins.str
     """Set when backend is "file"."""
     new_epoch: _builtins.bool
-    """Whether the epoch is new, so that the receiver has to join it."""
+    """Whether the epoch is new: then the receiver has to join the transfer group."""
     @_builtins.property
     def manifest(self) -> _common_pb2.WeightManifest: ...
     def __init__(

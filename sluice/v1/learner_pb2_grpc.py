@@ -66,7 +66,7 @@ class LearnerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def OpenTransfer(self, request, context):
-        """Begins sending the newest snapshot to one receiver; returns at once with what the receiver must know.
+        """Begins sending the newest snapshot to one receiver. Returns at once: the manifest, and where the receiver joins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,7 +33,7 @@ class LearnerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> LearnerServiceAsyncStub: ...
     GetInfo: _grpc.UnaryUnaryMultiCallable[_learner_pb2.LearnerServiceGetInfoRequest, _learner_pb2.LearnerServiceGetInfoResponse]
     OpenTransfer: _grpc.UnaryUnaryMultiCallable[_learner_pb2.OpenTransferRequest, _learner_pb2.OpenTransferResponse]
-    """Begins sending the newest snapshot to one receiver; returns at once with what the receiver must know."""
+    """Begins sending the newest snapshot to one receiver. Returns at once: the manifest, and where the receiver joins."""
     SaveCheckpoint: _grpc.UnaryUnaryMultiCallable[_learner_pb2.LearnerServiceSaveCheckpointRequest, _learner_pb2.LearnerServiceSaveCheckpointResponse]
     """Saves a checkpoint at the next step boundary."""
     Export: _grpc.UnaryUnaryMultiCallable[_learner_pb2.ExportRequest, _learner_pb2.ExportResponse]
@@ -44,7 +44,7 @@ class LearnerServiceAsyncStub(LearnerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetInfo: _aio.UnaryUnaryMultiCallable[_learner_pb2.LearnerServiceGetInfoRequest, _learner_pb2.LearnerServiceGetInfoResponse]  # type: ignore[assignment]
     OpenTransfer: _aio.UnaryUnaryMultiCallable[_learner_pb2.OpenTransferRequest, _learner_pb2.OpenTransferResponse]  # type: ignore[assignment]
-    """Begins sending the newest snapshot to one receiver; returns at once with what the receiver must know."""
+    """Begins sending the newest snapshot to one receiver. Returns at once: the manifest, and where the receiver joins."""
     SaveCheckpoint: _aio.UnaryUnaryMultiCallable[_learner_pb2.LearnerServiceSaveCheckpointRequest, _learner_pb2.LearnerServiceSaveCheckpointResponse]  # type: ignore[assignment]
     """Saves a checkpoint at the next step boundary."""
     Export: _aio.UnaryUnaryMultiCallable[_learner_pb2.ExportRequest, _learner_pb2.ExportResponse]  # type: ignore[assignment]
@@ -64,7 +64,7 @@ class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _learner_pb2.OpenTransferRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_learner_pb2.OpenTransferResponse, _abc.Awaitable[_learner_pb2.OpenTransferResponse]]:
-        """Begins sending the newest snapshot to one receiver; returns at once with what the receiver must know."""
+        """Begins sending the newest snapshot to one receiver. Returns at once: the manifest, and where the receiver joins."""
 
     @_abc_1.abstractmethod
     def SaveCheckpoint(

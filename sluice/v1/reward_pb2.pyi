@@ -137,7 +137,7 @@ class GraderInfo(_message.Message):
     version: _builtins.str
     @_builtins.property
     def data_sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Data sources routed to it; "*" for any."""
+        """Data sources routed to this grader; "*" for any."""
 
     def __init__(
         self,

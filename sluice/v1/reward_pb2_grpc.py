@@ -57,7 +57,7 @@ class RewardServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListGraders(self, request, context):
-        """Graders this service knows, with versions and the data sources they serve.
+        """Graders this service knows, with their versions and the data sources routed to them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

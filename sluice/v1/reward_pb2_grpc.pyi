@@ -34,7 +34,7 @@ class RewardServiceStub:
     Score: _grpc.UnaryUnaryMultiCallable[_reward_pb2.ScoreRequest, _reward_pb2.ScoreResponse]
     """Grades the samples of one group: raw score, accuracy, extracted answer, shaped reward."""
     ListGraders: _grpc.UnaryUnaryMultiCallable[_reward_pb2.ListGradersRequest, _reward_pb2.ListGradersResponse]
-    """Graders this service knows, with versions and the data sources they serve."""
+    """Graders this service knows, with their versions and the data sources routed to them."""
 
 @_typing.type_check_only
 class RewardServiceAsyncStub(RewardServiceStub):
@@ -42,7 +42,7 @@ class RewardServiceAsyncStub(RewardServiceStub):
     Score: _aio.UnaryUnaryMultiCallable[_reward_pb2.ScoreRequest, _reward_pb2.ScoreResponse]  # type: ignore[assignment]
     """Grades the samples of one group: raw score, accuracy, extracted answer, shaped reward."""
     ListGraders: _aio.UnaryUnaryMultiCallable[_reward_pb2.ListGradersRequest, _reward_pb2.ListGradersResponse]  # type: ignore[assignment]
-    """Graders this service knows, with versions and the data sources they serve."""
+    """Graders this service knows, with their versions and the data sources routed to them."""
 
 class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -59,6 +59,6 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reward_pb2.ListGradersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reward_pb2.ListGradersResponse, _abc.Awaitable[_reward_pb2.ListGradersResponse]]:
-        """Graders this service knows, with versions and the data sources they serve."""
+        """Graders this service knows, with their versions and the data sources routed to them."""
 
 def add_RewardServiceServicer_to_server(servicer: RewardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -110,7 +110,7 @@ class RolloutServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ApplyWeights(self, request, context):
-        """Waits for the receive, verifies it, applies it between two engine steps.
+        """Waits for the receive, verifies the bytes, applies the weights between two engine steps.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

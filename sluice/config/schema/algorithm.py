@@ -46,7 +46,7 @@ class RolloutCorrectionConfig(Section):
     rollout_is_threshold: PositiveFloat = Field(default=2.0, description="largest importance weight")
     rollout_rs: Literal["none", "token", "sequence", "geometric"] = Field(
         default="none",
-        description="what is masked when its ratio to the rollout leaves the bounds: the token (IcePop), or its whole "
+        description="what a ratio to the rollout outside the bounds masks: the token (IcePop), or the token's whole "
         "sequence by the product or the geometric mean of its ratios (MIS)",
     )
     rollout_rs_threshold: float = Field(default=2.0, ge=1, description="upper bound of that ratio")
@@ -65,7 +65,7 @@ class AlgorithmConfig(Section):
     )
     proximal: Literal["rollout", "recompute"] = Field(
         default="rollout",
-        description="denominator of the ratio: what the rollout sampled with, or the step's first weights asked again "
+        description="denominator of the ratio: the rollout's probabilities, or those of the step's first weights "
         "(decoupled PPO, arXiv:2110.00641)",
     )
     rollout_correction: RolloutCorrectionConfig = RolloutCorrectionConfig()
@@ -86,8 +86,8 @@ class AlgorithmConfig(Section):
     min_group_size: int = Field(
         default=0,
         ge=0,
-        description="train a group of which at least so many samples could be graded, without the others; 0: a group with a "
-        "sample that could not be graded is dropped (a smaller group is not exact DAPO)",
+        description="train a group of which at least so many samples could be graded, without its other samples; "
+        "0: a group with a sample that could not be graded is dropped (a smaller group is not exact DAPO)",
     )
     overlong_filtering: bool = Field(default=False, description="mask truncated samples in the loss")
     use_kl_loss: Literal[False] = Field(default=False, description="DAPO has no KL term; anything else is refused")

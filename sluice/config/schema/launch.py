@@ -24,7 +24,7 @@ class LaunchConfig(Section):
     max_restarts: NonNegativeInt = Field(
         default=3, description="restarts of one service within restart_window_s before the run is stopped"
     )
-    restart_window_s: PositiveFloat = Field(default=3600.0, description="after this long a restart is forgotten")
+    restart_window_s: PositiveFloat = Field(default=3600.0, description="time after which a restart no longer counts")
     frozen_timeout_s: PositiveFloat = Field(
         default=30.0,
         description="a process that answered once and then is silent for this long is killed and started again",

@@ -19,10 +19,14 @@ class LearnerConfig(Section):
         default="constant", description="learning rate from the warm-up's end to run.total_steps"
     )
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="a decay ends at min_lr_ratio x lr")
-    weight_decay: NonNegativeFloat = Field(default=0.1, description="AdamW's, on matrices only (no norms, no biases)")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's")
+    weight_decay: NonNegativeFloat = Field(
+        default=0.1, description="AdamW's weight decay, on matrices (no norms, no biases)"
+    )
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
     grad_clip: PositiveFloat = Field(default=1.0, description="largest global gradient norm")
-    max_tokens_per_micro_batch: PositiveInt = Field(default=32768, description="the one memory knob, per rank")
+    max_tokens_per_micro_batch: PositiveInt = Field(
+        default=32768, description="tokens of a micro-batch on a rank: the knob for memory"
+    )
     logprob_chunk_tokens: PositiveInt = Field(default=1024, description="tokens whose logits exist at once")
     gradient_checkpointing: bool = Field(
         default=False, description="compute activations again in the backward pass to save memory"
@@ -40,7 +44,8 @@ class LearnerConfig(Section):
         default=20, description="steps between checkpoints; a checkpoint is the commit point of a run"
     )
     keep_checkpoints: PositiveInt = Field(
-        default=2, description="newest checkpoints kept; batches older than the oldest one are removed"
+        default=2,
+        description="how many newest checkpoints are kept; batches older than the oldest kept one are removed",
     )
     async_checkpoint: bool = Field(default=True, description="write checkpoints while the next steps train")
     export_every_steps: NonNegativeInt = Field(

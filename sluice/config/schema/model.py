@@ -19,5 +19,5 @@ class ModelConfig(Section):
     )
     lora_alpha: PositiveFloat = Field(default=16.0, description="adapters are scaled by lora_alpha / lora_rank")
     target_modules: Literal["all-linear"] | list[str] = Field(
-        default="all-linear", description="layers that get an adapter: all linear ones but the head, or their names"
+        default="all-linear", description="layers with an adapter: all linear layers but the head, or named layers"
     )

@@ -15,11 +15,11 @@ class NetworkConfig(Section):
 
     bind: str = Field(
         default="127.0.0.1",
-        description="address every server of this machine listens on; another than loopback needs network.credentials",
+        description="address that every server of this machine listens on; beyond loopback it needs network.credentials",
     )
     advertise: str = Field(default="127.0.0.1", description="host other services reach this machine at")
     coordinator_port: NonNegativeInt = Field(default=50050, description="0: any free port")
-    metrics: bool = Field(default=True, description="a Prometheus endpoint a service; it asks nobody who they are")
+    metrics: bool = Field(default=True, description="a Prometheus endpoint a service, open to every caller")
     credentials: str | None = Field(
         default=None,
         description="folder made by `sluice certs` or `sluice tokens`; each process gets its own role's part of it",

@@ -59,10 +59,10 @@ class RewardConfig(Section):
         default=0.02,
         gt=0,
         le=1,
-        description="share of the last 1000 samples, timeouts or errors, from which the log warns",
+        description="share of timeouts or errors among the last 1000 samples from which the log warns",
     )
     routes: dict[str, GraderList] = Field(
         default_factory=dict,
         description="data_source (or a prefix ending in *) -> grader, or {grader, settings, weight, name}, or a list of "
-        "those, whose first decides what is right; before the built-in table (docs/rewards.md)",
+        "graders, whose first decides what is right; goes before the built-in table (docs/rewards.md)",
     )

@@ -18,6 +18,6 @@ class RunConfig(Section):
     total_steps: PositiveInt = Field(default=100, description="steps to train; one step is one batch")
     loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         default_factory=list,
-        description="who gets the lines of metrics.jsonl beside it; each is a package and an extra of that name "
+        description="loggers that get the lines of metrics.jsonl too; each needs its package, an extra of that name "
         "(docs/monitoring.md)",
     )

@@ -17,7 +17,7 @@ class WeightsConfig(Section):
     timeout_s: PositiveFloat = Field(default=10.0, description="limit of a join and of every transfer operation")
     inflight: Literal["keep", "recompute", "finish", "abort"] = Field(
         default="keep",
-        description="running samples when weights change: keep their KV, recompute it, finish first (for "
+        description="running samples when weights change: keep their KV, recompute their KV, finish first (for "
         "coordinator.generate_timeout_s at most), or abort and be drawn again",
     )
     probe: bool = Field(

@@ -18,7 +18,7 @@ ABILITY: tuple[Metric, ...] = (
         "coordinator",
         "share of held-out prompts with at least one right sample",
         "rises or holds",
-        "falling while `eval/avg_at_n` rises: the policy narrows to what it already solved; watch "
+        "falling while `eval/avg_at_n` rises: the policy narrows to what the policy already solved; watch "
         "`loss/entropy_nats`, raise `algorithm.clip_ratio_high`, add harder prompts",
     ),
     entry(
@@ -50,9 +50,10 @@ ABILITY: tuple[Metric, ...] = (
         "reward/part/*",
         "reward",
         "coordinator",
-        "mean of one part of the score, unweighted: a grader of several (docs/rewards.md), or a component that one names",
+        "mean of one part of the score, unweighted: a grader of a list of graders (docs/rewards.md), or a component that "
+        "a grader names",
         "rises",
-        "a part that does not move teaches nothing; one that alone moves is what the model learns",
+        "a part that does not move teaches nothing; a part that moves while the others do not is what the model learns",
     ),
     entry(
         "reward/generated_mean",
@@ -77,7 +78,7 @@ ABILITY: tuple[Metric, ...] = (
         "coordinator",
         "share of generated samples with an overlong penalty",
         "< 0.1",
-        "raise `data.max_response_length`, or lengthen `reward.overlong_buffer.len` so that the slope is felt earlier",
+        "raise `data.max_response_length`, or raise `reward.overlong_buffer.len`: then the penalty begins earlier",
     ),
     entry(
         "reward/overlong_penalty_mean",
@@ -91,7 +92,7 @@ ABILITY: tuple[Metric, ...] = (
         "reward/unparsed_fraction",
         "fraction",
         "coordinator",
-        "share of generated samples without an answer to be found",
+        "share of generated samples in which the grader found no answer",
         "falls, to < 0.05",
         "check the answer format that the prompt asks for against the grader, and whether answers are cut "
         "(`response/truncated_fraction`)",
@@ -103,8 +104,7 @@ ABILITY: tuple[Metric, ...] = (
         "share of samples whose grader was killed at its limit",
         "0",
         "find the grader in the reward service's log, which warns from `reward.warn_ungraded_fraction`; raise "
-        "`reward.timeout_s` only if it is honest work; "
-        "such samples are not wrong, they are ungraded",
+        "`reward.timeout_s` only if the grader needs the time; a sample that was not graded is not counted as wrong",
     ),
     entry(
         "reward/error_fraction",

@@ -9,7 +9,7 @@ FLOW: tuple[Metric, ...] = (
         "coordinator",
         "mean over trained groups of the age of their oldest token",
         "<= coordinator.max_staleness",
-        "near the bound: the learner is the bottleneck; near 0 while it waits: rollouts are; lower "
+        "near the bound: the learner is the bottleneck; near 0 while the learner waits: rollouts are; lower "
         "`coordinator.max_staleness` when `mismatch/k3_nats` grows with age",
     ),
     entry(
@@ -77,6 +77,6 @@ FLOW: tuple[Metric, ...] = (
         "coordinator",
         "time from one commit to the next",
         "steady",
-        "compare `learner/train_s`, `learner/wait_s` and `learner/publish_s`: the largest says whom to give more",
+        "compare `learner/train_s`, `learner/wait_s` and `learner/publish_s`: the largest names the bottleneck",
     ),
 )

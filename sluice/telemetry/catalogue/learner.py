@@ -24,10 +24,10 @@ LEARNER: tuple[Metric, ...] = (
         "learner/publish_s",
         "s",
         "learner",
-        "for how long publishing the new weights keeps the learner from its next step; sending them does not",
+        "how long publishing new weights keeps the learner from its next step; sending the weights is not part of it",
         "< 10 % of learner/train_s",
-        "compare `learner/gather_ms`, `learner/pack_ms` and `learner/digest_ms`; all grow with the model: fewer, larger "
-        "steps",
+        "compare `learner/gather_ms`, `learner/pack_ms` and `learner/digest_ms`; all three grow with the model: take "
+        "fewer, larger steps",
     ),
     entry(
         "learner/gather_ms",
@@ -43,7 +43,7 @@ LEARNER: tuple[Metric, ...] = (
         "learner",
         "of publishing: checking, converting and copying tensors into the snapshot (rank 0)",
         "a few ms for each 10 MB",
-        "on a CPU `learner.threads` convert; the machine's memory is busy",
+        "on a CPU raise `learner.threads`, which convert the tensors; or another process keeps the memory busy",
     ),
     entry(
         "learner/digest_ms",

@@ -9,7 +9,7 @@ _TERMS = (
     ("stale", "dropped as too old to be trained", "near 0", "fewer rollouts, or a larger `coordinator.max_staleness`"),
     (
         "surplus",
-        "over-generated, of a synchronous schedule",
+        "generated beyond the batch in a synchronous schedule",
         "0 unless max_staleness is 0",
         "lower `data.gen_batch_size`",
     ),
@@ -32,7 +32,7 @@ LEDGER: tuple[Metric, ...] = (
         "coordinator",
         "whether both sides agree, in groups and in tokens",
         "1",
-        "keep the run directory and report it: a group or a token is in no term, or in two",
+        "keep the run directory and report the step: a group or a token is in no term, or in two terms",
     ),
     *(
         entry(
@@ -56,6 +56,7 @@ LEDGER: tuple[Metric, ...] = (
         "coordinator",
         "completion tokens received and thrown away: too old after a failed attempt, or refused",
         "near 0",
-        "rollouts die or return what they were not asked for; `sluice explain` shows the attempts of a group",
+        "rollouts end during attempts, or return samples that do not fit the request; `sluice explain` shows the "
+        "attempts of a group",
     ),
 )

@@ -25,7 +25,7 @@ LIVE: tuple[Metric, ...] = (
         "learner/waiting_s",
         "s",
         "coordinator",
-        "how long the learner has been waiting for its next batch by now; 0 while it has one",
+        "how long the learner has been waiting for its next batch by now; 0 while the learner has a batch",
         "below `step/wall_s`",
         "`sluice status` says what the batch waits for: groups with signal (`sampling/gen_batches`), rollouts, graders",
     ),
@@ -43,15 +43,15 @@ LIVE: tuple[Metric, ...] = (
         "coordinator",
         "rollouts that take groups",
         "as many as were started",
-        "see `fleet/rollouts_quarantined` and `fleet/services_lost`; a new one first loads its model and gets weights",
+        "see `fleet/rollouts_quarantined` and `fleet/services_lost`; a new rollout first loads its model and gets weights",
     ),
     entry(
         "fleet/rollouts_quarantined",
         "services",
         "coordinator",
-        "rollouts that get no groups because a weight push to them failed or their probe disagreed",
+        "rollouts that get no groups because a weight push failed or the rollout's probe disagreed",
         "0",
-        "`sluice status` has the reason; each is pushed to again, and one that stays is to be ended and started again",
+        "`sluice status` has the reason; the coordinator pushes again; end and start a rollout that stays quarantined",
     ),
     entry(
         "fleet/rewards_ready",
@@ -59,15 +59,16 @@ LIVE: tuple[Metric, ...] = (
         "coordinator",
         "reward services that take groups",
         "as many as were started",
-        "none: nothing is admitted; see the logs of the reward services",
+        "none ready: nothing is admitted; see the logs of the reward services",
     ),
     entry(
         "fleet/services_lost",
         "services",
         "coordinator",
-        "services that fell silent and have not come back, for ten minutes after",
+        "services that fell silent within the last ten minutes and have not come back",
         "0, but after scaling down",
-        "its log, or the kernel's (out of memory); a launcher or an orchestrator starts it again",
+        "see the log of the lost service, or the kernel's (out of memory); a launcher or an orchestrator starts the "
+        "service again",
     ),
     entry(
         "disk/free_bytes",
@@ -89,7 +90,7 @@ LIVE: tuple[Metric, ...] = (
         "logger/dropped_lines",
         "lines",
         "coordinator",
-        "lines that the writers of `run.loggers` did not take: too slow, or failed",
+        "lines that the writers of `run.loggers` did not take because a writer was too slow or failed",
         "0",
         "the coordinator's log names the writer and the error; metrics.jsonl has every line",
     ),
@@ -99,7 +100,8 @@ LIVE: tuple[Metric, ...] = (
         "rollout",
         "samples running or waiting in the engine",
         "near `rollout.max_num_seqs`, never 0 for long",
-        "0 while others are busy: it is quarantined or syncing; all at 0: admission waits, `sluice status` says for what",
+        "0 while other rollouts are busy: this rollout is quarantined or syncing; all at 0: admission waits, and "
+        "`sluice status` says for what",
     ),
     entry(
         "rollout/version",
@@ -107,7 +109,7 @@ LIVE: tuple[Metric, ...] = (
         "rollout",
         "number of the weights in use; -1 before any",
         "at most a step or two behind `run/trained_steps`",
-        "it lags: compare `weights/push_ms`; `sluice status` has the state of the rollout",
+        "further behind: compare `weights/push_ms`; `sluice status` has the state of the rollout",
     ),
     entry(
         "rollout/stall_ms",
@@ -150,13 +152,13 @@ LIVE: tuple[Metric, ...] = (
             "every service",
             f"calls refused because {why}, since the process started",
             "does not rise",
-            "its log says `call_refused` with the caller's address and the method; see docs/security.md",
+            "the service's log says `call_refused` with the caller's address and the method; see docs/security.md",
             kind="counter",
         )
         for reason, why in (
             ("unauthenticated", "the caller showed no valid credentials"),
-            ("denied", "its role may not call the method"),
-            ("paced", "its role and machine call more often than `network.max_calls_per_s`"),
+            ("denied", "the caller's role may not call the method"),
+            ("paced", "the caller's role and machine call more often than `network.max_calls_per_s`"),
             ("malformed", "the request is no message of the method"),
             ("slow", "the request took too long to arrive, or the answer to be read"),
         )

@@ -9,8 +9,8 @@ LOSS: tuple[Metric, ...] = (
         "learner",
         "DAPO objective (sign of a loss), mean over updates; near 0 by construction",
         "around 0, no trend",
-        "a steady drift means ratios far from 1: see `loss/ratio_mean`; accuracy, not this, says whether the "
-        "run learns",
+        "a steady drift means ratios far from 1: see `loss/ratio_mean`; `eval/avg_at_n`, not the loss, says whether "
+        "the run learns",
     ),
     entry(
         "loss/entropy_nats",
@@ -45,7 +45,7 @@ LOSS: tuple[Metric, ...] = (
         "tokens with negative advantage held by clip_ratio_c",
         "< 0.001",
         "tokens the rollout found likely and the learner very unlikely: look at `mismatch/k3_age0_nats` for a"
-        " precision or kernel problem, then at age",
+        " precision or kernel problem, then at the older ages",
     ),
     entry(
         "loss/ratio_mean",
@@ -53,7 +53,7 @@ LOSS: tuple[Metric, ...] = (
         "learner",
         "mean of learner / behaviour probability (/ proximal with `algorithm.proximal: recompute`)",
         "0.99 to 1.01",
-        "a bias at age 0 means both sides do not compute the same distribution: temperature, precision, template",
+        "a bias at age 0 means that learner and rollout compute different distributions: temperature, precision, template",
     ),
     entry(
         "loss/ratio_p50",
@@ -77,7 +77,7 @@ LOSS: tuple[Metric, ...] = (
         "learner",
         "largest ratio",
         "< 10",
-        "isolated peaks are held by the clip; lasting ones: as for `loss/clip_fraction_dual`",
+        "isolated peaks are held by the clip; lasting peaks: as for `loss/clip_fraction_dual`",
     ),
     entry(
         "loss/is_truncated_fraction",

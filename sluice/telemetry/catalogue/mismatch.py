@@ -15,7 +15,7 @@ MISMATCH: tuple[Metric, ...] = (
         "mismatch/abs_diff_max",
         "nats",
         "learner",
-        "largest such difference",
+        "largest absolute difference of learner and rollout log-probabilities",
         "< 1",
         "single tokens may differ in bfloat16; a growing maximum precedes `loss/clip_fraction_dual`",
     ),
@@ -25,7 +25,7 @@ MISMATCH: tuple[Metric, ...] = (
         "learner",
         "k1 estimate of KL(rollout ‖ learner)",
         "near 0",
-        "a steady sign is a bias (temperature, truncated sampling); it may be negative, `mismatch/k3_nats` may not",
+        "a steady sign is a bias (temperature, truncated sampling); k1 may be negative, `mismatch/k3_nats` may not",
     ),
     entry(
         "mismatch/k1_age0_nats",
@@ -57,7 +57,7 @@ MISMATCH: tuple[Metric, ...] = (
         "learner",
         "k3 estimate of KL(rollout ‖ learner)",
         "< 0.01",
-        "look at it by age; lower `coordinator.max_staleness` or `learner.lr` if it grows with age, else "
+        "look at k3 by age; lower `coordinator.max_staleness` or `learner.lr` if k3 grows with age, else "
         "compare dtypes and engine versions",
     ),
     entry(
@@ -66,7 +66,7 @@ MISMATCH: tuple[Metric, ...] = (
         "learner",
         "k3 over tokens of age 0: kernels, precision, and old KV under tokens sampled after a push (`weights.inflight: keep`)",
         "< 0.001",
-        "try `weights.inflight: recompute`; if that changes nothing, run the rollout in float32 to see the floor and "
+        "try `weights.inflight: recompute`; if k3 stays, run the rollout in float32 to see the floor and "
         "compare dtypes and engine versions",
     ),
     entry(
@@ -75,7 +75,7 @@ MISMATCH: tuple[Metric, ...] = (
         "learner",
         "k3 over tokens of age 1",
         "< 0.01",
-        "lower `learner.lr` or the mini-batches a step; `coordinator.max_staleness: 0` shows the run without it",
+        "lower `learner.lr` or the mini-batches a step; `coordinator.max_staleness: 0` shows the run without age",
     ),
     entry(
         "mismatch/k3_age2plus_nats",
@@ -83,8 +83,8 @@ MISMATCH: tuple[Metric, ...] = (
         "learner",
         "k3 over tokens of age 2 and more",
         "< 0.05",
-        "lower `coordinator.max_staleness`; measured on the demo task: nearly free to 4 optimizer updates of "
-        "lag, costly at 8 (ADR 0004)",
+        "lower `coordinator.max_staleness`; on the demo task a lag of up to 4 optimizer updates cost almost no "
+        "accuracy, a lag of 8 did (ADR 0004)",
     ),
     entry(
         "mismatch/ratio_p50",
@@ -98,7 +98,7 @@ MISMATCH: tuple[Metric, ...] = (
         "mismatch/ratio_p99",
         "ratio",
         "learner",
-        "99th percentile of it",
+        "99th percentile of learner / rollout probability",
         "< 2",
         "as for `mismatch/k3_nats`",
     ),
@@ -106,7 +106,7 @@ MISMATCH: tuple[Metric, ...] = (
         "mismatch/ess",
         "fraction",
         "learner",
-        "effective sample size of the ratios, as a share",
+        "effective sample size of the ratios, as a share of the tokens",
         "> 0.9",
         "below 0.9 a tenth of the batch is lost to reweighting; below 0.5 lower `coordinator.max_staleness` at once",
     ),

@@ -42,7 +42,7 @@ SAMPLING: tuple[Metric, ...] = (
         "coordinator",
         "distinct completions / completions within a group",
         "> 0.5",
-        "near 0 early: seeds or temperature are wrong; sinking with `loss/entropy_nats`: the policy "
+        "near 0 in the first steps: seeds or temperature are wrong; falling with `loss/entropy_nats`: the policy "
         "collapses, raise `algorithm.clip_ratio_high`",
     ),
 )

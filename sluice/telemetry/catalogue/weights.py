@@ -9,7 +9,7 @@ WEIGHTS: tuple[Metric, ...] = (
         "coordinator",
         "from opening a transfer to `applied`, slowest rollout",
         "< 10 % of step/wall_s",
-        "compare `weights/receive_ms`: if that is most of it, raise `weights.bucket_bytes` or use a faster "
+        "compare `weights/receive_ms`: if receiving is most of the push, raise `weights.bucket_bytes` or use a faster "
         "network; otherwise a rollout is slow to apply",
     ),
     entry(
@@ -18,7 +18,7 @@ WEIGHTS: tuple[Metric, ...] = (
         "coordinator",
         "receiving the bytes in the background, slowest rollout",
         "< 10 % of step/wall_s",
-        "check which interface the bytes take; raise `weights.bucket_bytes`",
+        "check which network interface the bytes take; raise `weights.bucket_bytes`",
     ),
     entry(
         "weights/stall_ms",
