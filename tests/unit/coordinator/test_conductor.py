@@ -321,8 +321,9 @@ async def test_graders_that_push_back_make_groups_wait_and_cost_no_attempt() -> 
         assert rewards.asked < 12 * waiting, "and less and less often"
         assert not stage.board.queued
         assert [member.outstanding for member in stage.fleet.of(Role.REWARD)] == [0], "others may be graded meanwhile"
-        for _ in range(20):
+        for _ in range(40):  # a pause may be 15 s, and ends a turn of the loop later than the clock says
             await stage.clock.advance(1.0)
+        await settle()
         assert len(stage.board.queued) == 8
         assert not any(term.startswith("failed") for term in stage.store.counters)
 
