@@ -51,7 +51,9 @@ def sandbox_permits() -> Mapping[str, bool]:
 
 
 def _needs(item: pytest.Item) -> list[str]:
-    return [name for marker in item.iter_markers("needs") for name in marker.args]
+    """What the marks name; `gpu` names a CUDA device by itself."""
+    named = [name for marker in item.iter_markers("needs") for name in marker.args]
+    return ["cuda", *named] if item.get_closest_marker("gpu") else named
 
 
 @functools.cache
@@ -67,6 +69,13 @@ def _cuda() -> str | None:
     import torch
 
     return None if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+def _two_gpus() -> str | None:
+    """NCCL refuses two ranks on one device."""
+    import torch
+
+    return None if torch.cuda.device_count() >= 2 else f"torch finds {torch.cuda.device_count()} CUDA devices"
 
 
 def _machines() -> str | None:
@@ -116,5 +125,6 @@ _PROBES: Mapping[str, Callable[[], str | None]] = {
     "promtool": _promtool,
     "reasoning-gym": _reasoning_gym,
     "tmpfs": _tmpfs,
+    "two-gpus": _two_gpus,
     "typescript-example": _typescript_example,
 }

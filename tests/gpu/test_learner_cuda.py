@@ -13,7 +13,7 @@ from services.learner.policy.attention import Layout, packed_attention
 from tests.integration.learner_rank import run_job
 from tests.unit.learner.learner_cases import write_tiny_model
 
-pytestmark = [pytest.mark.gpu, pytest.mark.needs("cuda"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(180)]
 
 LENGTHS = np.array([70, 33, 32, 5, 1])
 

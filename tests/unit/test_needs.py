@@ -38,6 +38,12 @@ def test_all_that_is_missing_is_named(item: pytest.Item) -> None:
     assert met_and_missing([item])[2] == Counter({"cable: nobody laid one; disk: full": 1})
 
 
+def test_a_gpu_test_needs_a_device_without_saying_so(item: pytest.Item, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needs, "_PROBES", {"cuda": lambda: "no device"})
+    item.add_marker(pytest.mark.gpu)
+    assert met_and_missing([item]) == ([], [item], Counter({"cuda: no device": 1}))
+
+
 def test_a_need_that_nobody_knows_is_refused(item: pytest.Item) -> None:
     item.add_marker(pytest.mark.needs("tol"))
     with pytest.raises(pytest.UsageError, match=r"needs\('tol'\): tests/needs.py knows only cable, disk, tool"):
