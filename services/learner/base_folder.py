@@ -1,7 +1,7 @@
 """The folder of a base model that Sluice makes itself: made once, whole or not at all, never over somebody else's files.
 
-A record in the folder says how it was made. The folder is left alone while its record has the wanted key and the files
-still have the sizes they were written with; else it is made anew, aside, and put in place by a rename.
+A record in the folder says how the folder was made. The folder is left alone while its record has the wanted key and every
+file still has the size that the record names; else the folder is made anew, aside, and put in place by a rename.
 """
 
 import importlib.metadata
@@ -21,11 +21,11 @@ def make_once(
     write: Callable[[Path], None],
     force: bool = False,
 ) -> bool:
-    """Has `write` fill a folder that becomes `out`, unless `out` is up to date; returns whether it did.
+    """Has `write` fill a folder that becomes `out`, unless `out` is up to date; returns whether `write` was called.
 
-    `record` has a `key`, which changes with everything that changes the model; it is kept under `record_name`.
+    `record` has a `key`, which changes with everything that changes the model. The record is kept in the file `record_name`.
 
-    Raises ValueError when `out` is in the way, that is, no folder that this function made with this name of a record.
+    Raises ValueError when `out` is in the way: something that this function did not make with the same `record_name`.
     """
     recorded = _recorded(out / record_name)
     if not force and recorded is not None and recorded.get("key") == record["key"] and _is_whole(out, recorded):
@@ -47,7 +47,7 @@ def make_once(
 
 
 def _recorded(path: Path) -> Mapping[str, Any] | None:
-    """The record; empty when it is broken, None when there is none."""
+    """The record; empty when the file is broken, None without a file."""
     if not path.is_file():
         return None
     try:
@@ -58,7 +58,7 @@ def _recorded(path: Path) -> Mapping[str, Any] | None:
 
 
 def _is_whole(out: Path, recorded: Mapping[str, Any]) -> bool:
-    """Whether every file is there with its size; records of earlier versions name none."""
+    """Whether every file of the record is there with its size; records of earlier versions name no files."""
     sizes: Mapping[str, int] = recorded.get("files", {})
     return all((out / name).is_file() and (out / name).stat().st_size == size for name, size in sizes.items())
 

@@ -65,7 +65,7 @@ class RankWork(Protocol):
         ...
 
     def save(self, state: CheckpointState, /) -> "Future[Path | None]":
-        """Begins a checkpoint; its path once it is complete, None if the disk refused it."""
+        """Begins a checkpoint. The future has the path when the checkpoint is complete, None when the disk refused it."""
         ...
 
 

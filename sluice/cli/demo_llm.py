@@ -1,7 +1,7 @@
 """`sluice demo-llm`: SmolLM2-135M-Instruct learns sums on this machine; everything but the model is as with `sluice up`.
 
-The model comes out of an installed wheel, is converted once and kept in the cache, beside `sluice demo`'s. The prompts are
-written as JSON Lines files beside it. Nothing is fetched.
+The model comes out of an installed wheel, is converted once and kept in the cache, beside the model of `sluice demo`. The
+prompts are written into the cache too, as JSON Lines files. Nothing is fetched.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def run_demo_llm(args: argparse.Namespace) -> int:
 
 
 def write_prompts(folder: Path) -> list[str]:
-    """Writes the task's files and says where; returns the overrides that name them. Raises LaunchError."""
+    """Writes the task's files and prints their folder; returns the overrides that name the files. Raises LaunchError."""
     overrides: list[str] = []
     for split, key in _KEYS.items():
         path, text = folder / f"{split}.jsonl", sums.json_lines(split)

@@ -41,14 +41,14 @@ def add_parser(commands: Any) -> None:
 
 
 def add_demo_flags(parser: argparse.ArgumentParser) -> None:
-    """What every demo takes; `demo_overrides` reads it."""
+    """Adds the flags of every demo; `demo_overrides` reads these flags."""
     parser.add_argument("--seed", type=int, default=0, help="seed of the run (default %(default)s)")
     parser.add_argument("--steps", type=int, default=None, help="steps to train (default: the recipe's)")
     add_run_flags(parser)
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """What every command that runs a recipe takes."""
+    """Adds the flags of every command that runs a recipe."""
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
     parser.add_argument("--run-dir", type=Path, default=None, help="run directory; an existing one is resumed")
     parser.add_argument("--rollout-replicas", type=int, default=None, metavar="N", help="rollout services")
@@ -116,7 +116,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 def demo_overrides(args: argparse.Namespace, *, model: Path) -> list[str]:
-    """What a demo's flags say over its recipe; `--set` wins over the model and the seed."""
+    """A demo's flags as overrides of its recipe; `--set` wins over the model and the seed."""
     overrides = [f"model.path={json.dumps(str(model))}", f"run.seed={args.seed}", *args.overrides]
     overrides += replica_overrides(args)
     if importlib.util.find_spec("vllm") is None:
@@ -139,7 +139,7 @@ def find_recipe(name: str) -> Path:
 
 
 def cache_dir() -> Path:
-    """Where the demos keep what they make: SLUICE_CACHE, else the user's cache directory."""
+    """The folder of the models and files that the demos make: SLUICE_CACHE, else the user's cache directory."""
     root = os.environ.get("SLUICE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sluice"
     return Path(root)
 

@@ -79,7 +79,7 @@ def problems_of(error: ValidationError, origins: Origins) -> list[str]:
 
 
 def nearest_key(key: str) -> str | None:
-    """The key of the schema that was most likely meant by an unknown dotted one."""
+    """The key of the schema that an unknown dotted key most likely meant."""
     keys = schema_keys()
     section, _, name = key.rpartition(".")
     siblings = {known.rpartition(".")[2]: known for known in keys if known.rpartition(".")[0] == section}

@@ -38,7 +38,7 @@ class Kept(Protocol):
 class Lookout:
     """How long a process has been silent while this launcher was looking: time without looks does not count.
 
-    So a launcher that wakes up, after a stop or with its machine, finds every process silent and kills none.
+    So a launcher that was stopped or whose machine slept does not kill processes that only seem silent when it goes on.
     """
 
     limit_s: float

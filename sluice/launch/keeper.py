@@ -34,7 +34,7 @@ class Exited(Protocol):
 
 
 class Keeper:
-    """The processes of one run, and a task for each process that keeps the process alive. Use inside one event loop."""
+    """The processes of one run, each kept alive by a task. Use inside one event loop."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Prompt and completions of one group, as long as they are kept: in the payload, in the batch file, in samples.jsonl."""
+"""Prompt and completions of one group, while a payload, a batch file or samples.jsonl keeps the texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

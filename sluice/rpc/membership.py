@@ -1,12 +1,12 @@
-"""One process's place in a run: the name it goes by, that it lives, and that it leaves.
+"""Membership of one process in a run: the process registers under a name, sends heartbeats, and says when it leaves.
 
    membership = Membership(options, describe=..., beat=...)
    membership.serves(port=50051, metrics_port=51051)
    await membership.stay()     # registered and alive until a signal or the end of the run
-   await membership.leave()    # the coordinator hears of it instead of noticing
+   await membership.leave()    # the coordinator knows at once, and not after a heartbeat timeout
 
 who waits   for what                                      unblocked by
-`stay`      a signal, the run's end, one of `ends`        they; the coordinator's silence, which raises Unavailable
+`stay`      a signal, the run's end, one of `ends`        each of the three; the coordinator's silence (Unavailable)
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from sluice.v1 import coordinator_pb2 as pb
 log = structlog.get_logger(__name__)
 
 LEAVE_TIMEOUT_S = 2.0
-"""Of the last heartbeat. Chosen: what is not heard costs a heartbeat timeout, no more."""
+"""Limit of the last heartbeat. Chosen: a last heartbeat that is not heard costs the coordinator one heartbeat timeout."""
 
 
 class Membership:
@@ -40,9 +40,9 @@ class Membership:
         beat: Callable[[], pb.HeartbeatRequest],
         name: str = "",
     ) -> None:
-        """`describe` and `beat` say what only the service knows: its role, what it can do and holds, how loaded it is. They
-        are asked anew every time. `name` is the service's id unless the options give one; without either the coordinator
-        chooses."""
+        """`describe` and `beat` state what only the service knows: its role, its capacity, its weights and its load. Both are
+        called anew every time. `name` is the service's id unless the options give an id; without `name` and an option the
+        coordinator chooses an id."""
         self._options, self._describe, self._beat = options, describe, beat
         self._name = options.service_id or name
         self._incarnation = uuid.uuid4().hex
@@ -57,12 +57,12 @@ class Membership:
 
     @property
     def service_id(self) -> str:
-        """The name that the process goes by; empty before the coordinator has chosen one."""
+        """The service's id; empty before the coordinator has chosen one."""
         registered = self.registration.registered
         return registered.service_id if registered else self._name
 
     def serves(self, *, port: int, metrics_port: int | None) -> None:
-        """Where this process can be reached from now on; call it before registering."""
+        """Notes the ports at which this process serves; to be called before registering."""
         host = self._options.advertise
         self._address = f"{host}:{port}"
         self._metrics_address = "" if metrics_port is None else f"{host}:{metrics_port}"
@@ -80,7 +80,7 @@ class Membership:
                 task.cancel()
 
     async def leave(self) -> None:
-        """Says that this process has done all it had to, or is being ended."""
+        """Tells the coordinator that this process leaves, because its work is done or somebody ends it."""
         self._leaving = True
         try:
             await self.registration.stub.Heartbeat(self._heartbeat(), timeout=LEAVE_TIMEOUT_S)

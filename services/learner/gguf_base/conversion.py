@@ -1,8 +1,8 @@
 """Makes an ordinary Hugging Face folder of SmolLM2's GGUF file: float32 weights, tokenizer, chat template, end token.
 
-transformers reads the file (with the package `gguf`) and unpacks its 4-bit blocks. Three things it leaves undone are done
-here: a model that it unpacked refuses to be saved; the file's pre-tokenizer `smollm` is unknown to it; and it writes no
-generation_config.json, from which engines take the end token.
+transformers reads the file (with the package `gguf`) and unpacks the file's 4-bit blocks. This module does three things that
+transformers leaves undone: a model unpacked by transformers refuses to be saved; transformers does not know the file's
+pre-tokenizer `smollm`; and transformers writes no generation_config.json, from which engines take the end token.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ def convert(gguf: Path, out: Path) -> None:
 
 
 def _plain(unpacked: PreTrainedModel) -> LlamaForCausalLM:
-    """The same weights in a model that knows nothing of GGUF, and that says how a completion ends."""
+    """The same weights in a model without traces of GGUF, and with the end token in its generation config."""
     settings = {name: value for name, value in unpacked.config.to_dict().items() if name not in _ONLY_OF_GGUF}
     model = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(unpacked.state_dict())

@@ -1,4 +1,4 @@
-"""Services without a model that speak the real protocol: what tests and benchmarks put around the service under test.
+"""Services without a model that speak the real protocol: tests and benchmarks put these fakes around the service under test.
 
     async with serving(FakeRollout()) as address:  # keeps the contract: `sluice conformance rollout` finds nothing
         ...

@@ -1,6 +1,7 @@
-"""A coordinator that hands a service its configuration, a learner batches that were made before, and takes notes.
+"""A coordinator that hands every service a configuration and the learner prepared batches, and takes notes of the calls.
 
-It decides nothing and has no memory beyond its notes. GetBatch waits for `allow`, at most as long as the caller asks.
+This coordinator decides nothing and has no state but its notes. GetBatch waits for `allow`, at most as long as the caller
+asks.
 """
 
 import asyncio
@@ -42,14 +43,14 @@ class FakeCoordinator(Server, coordinator_pb2_grpc.CoordinatorServiceServicer):
         self.config, self.run_dir, self.batches, self.ready, self.end = config, run_dir, batches, ready, end
         self.heartbeat_interval_s = 0.1
         self.run_ended = False
-        """What heartbeats are told."""
+        """Whether answers to heartbeats say that the run has ended."""
         self.rollbacks: list[pb.RolledBack] = []
         self.recorded: dict[int, str] = {}
-        """Digest by step: what a commit is answered."""
+        """Digest by step: the `recorded_digest` in the answer to a commit."""
         self.commits: list[pb.CommitStepRequest] = []
         self.checkpoints: list[pb.CommitCheckpointRequest] = []
         self.registrations: list[pb.RegisterRequest] = []
-        """Cleared: the next heartbeat is told that nobody knows it."""
+        """Once cleared, the answer to the next heartbeat says that the service is not known."""
         self.beats: list[pb.HeartbeatRequest] = []
         self.heard_s = 0.0
         """Monotonic time of the last heartbeat or registration."""
@@ -61,7 +62,7 @@ class FakeCoordinator(Server, coordinator_pb2_grpc.CoordinatorServiceServicer):
         coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(self, server)
 
     async def until(self, condition: Callable[[], bool], *, timeout_s: float = 120.0) -> None:
-        """Waits until its notes fulfil a condition, such as `lambda: len(fake.commits) == 2`. Raises TimeoutError."""
+        """Waits until the notes fulfil a condition, such as `lambda: len(fake.commits) == 2`. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s), self._changed:
             await self._changed.wait_for(condition)
 

@@ -12,14 +12,14 @@ from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import learner_pb2, learner_pb2_grpc
 
 BY_NAME = "-"
-"""The file of weights that are a name alone."""
+"""The file path of weights that consist of a version's name alone."""
 
 CALL_SLACK_S = 60.0
 COMMIT_TIMEOUT_S = 60.0
 
 
 class FakeLearner(FakeService, learner_pb2_grpc.LearnerServiceServicer):
-    """Remembers what it trained, as the real one does."""
+    """Records the steps that it trained, as the real learner does."""
 
     service_name = "sluice.v1.LearnerService"
     role = pb.SERVICE_ROLE_LEARNER
@@ -31,13 +31,13 @@ class FakeLearner(FakeService, learner_pb2_grpc.LearnerServiceServicer):
         self.fence = 0
         self.trained: list[pb.TrainedStep] = []
         self.metrics = {"loss/entropy_nats": 1.0}
-        """What it reports of every step."""
+        """The metrics that it reports with every commit."""
         self.as_stored = True
-        """Whether it asks for batches as the real one does, or for plain groups, as a script may."""
+        """Whether it asks for stored groups, as the real learner does, or for Group messages, as a script may."""
         self._stored = StoredGroups()
         self.transfers = 0
         self.may_open = asyncio.Event()
-        """Cleared: a learner that hangs."""
+        """While cleared, OpenTransfer hangs."""
         self.may_open.set()
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -49,20 +49,20 @@ class FakeLearner(FakeService, learner_pb2_grpc.LearnerServiceServicer):
         return version(self.version, self.lineage)
 
     def stated(self) -> list[pb.TrainedStep]:
-        """Its steps before the version it holds."""
+        """The trained steps up to the published version."""
         return [step for step in self.trained if step.step < self.version]
 
     def registered(self, answer: pb.RegisterResponse) -> None:
-        """It gets its fence."""
+        """Keeps the fence of a registration."""
         self.fence = answer.fence
 
     @property
     def ids(self) -> list[str]:
-        """The groups it trained."""
+        """The ids of the groups that it trained."""
         return [group_id for step in self.trained for group_id in step.group_ids]
 
     async def batch(self, to: Connection, step: int, *, wait_s: float = 20.0) -> list[pb.GetBatchResponse]:
-        """The parts of batch `step`: its header and its groups, or why there is none."""
+        """The parts of batch `step`: header and groups, or the reason why there is no batch."""
         request = pb.GetBatchRequest(step=step, wait_s=wait_s, fence=self.fence, as_stored=self.as_stored)
         return [self._readable(part) async for part in to.stub.GetBatch(request, timeout=wait_s + CALL_SLACK_S)]
 

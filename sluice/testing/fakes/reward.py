@@ -1,4 +1,4 @@
-"""A reward service without graders. It keeps the contract of reward servers (sluice/testing/conformance)."""
+"""A reward service without graders that keeps the contract of reward servers (sluice/testing/conformance)."""
 
 import json
 import re
@@ -17,7 +17,7 @@ ANY_SOURCE = ("*",)
 
 
 class FakeReward(FakeService, reward_pb2_grpc.RewardServiceServicer):
-    """Right is what says "right" or has the gold answer in it."""
+    """Grades a text as right that contains the gold answer or the word "right"."""
 
     service_name = "sluice.v1.RewardService"
     role = pb.SERVICE_ROLE_REWARD
@@ -67,7 +67,7 @@ class FakeReward(FakeService, reward_pb2_grpc.RewardServiceServicer):
             raise InvalidRequest(f"data_source: must be one of {[*self.data_sources]}")
 
     def check_extra_info(self, request: reward_pb2.ScoreRequest) -> None:
-        """Raises InvalidRequest for what is no JSON object."""
+        """Raises InvalidRequest for extra info that is no JSON object."""
         try:
             holds = isinstance(json.loads(request.extra_info_json or "{}"), dict)
         except ValueError:
@@ -76,7 +76,7 @@ class FakeReward(FakeService, reward_pb2_grpc.RewardServiceServicer):
             raise InvalidRequest("extra_info_json: must be a JSON object")
 
     def check_items(self, request: reward_pb2.ScoreRequest) -> None:
-        """Raises InvalidRequest for samples that cannot be."""
+        """Raises InvalidRequest for samples that no rollout returns."""
         for item in request.items:
             if item.finish_reason == common.FINISH_REASON_UNSPECIFIED or item.response_tokens < 0:
                 raise InvalidRequest("items: finish_reason must be set, response_tokens >= 0")

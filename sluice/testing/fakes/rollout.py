@@ -1,7 +1,7 @@
-"""A rollout without a model. It keeps the contract of rollout servers (sluice/testing/conformance).
+"""A rollout without a model that keeps the contract of rollout servers (sluice/testing/conformance).
 
-Weights are taken by name (see learner.py) or from a file that a rollout may read; nobody can be joined. A request waits
-for its engine's time alone, which Abort, a caller that leaves and the request's own length end.
+Weights are taken by name (see learner.py) or from a file that a rollout may read; there are no transfer groups. A request
+waits for the engine's time alone, and ends with its length, with Abort or when the caller leaves.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class Running:
 
 
 class FakeRollout(FakeService, rollout_pb2_grpc.RolloutServiceServicer):
-    """By default every sample has 3 tokens, and the first of each group says "right"."""
+    """By default every sample has 3 tokens, and the first sample of each group says "right"."""
 
     service_name = "sluice.v1.RolloutService"
     role = pb.SERVICE_ROLE_ROLLOUT
@@ -44,12 +44,12 @@ class FakeRollout(FakeService, rollout_pb2_grpc.RolloutServiceServicer):
         super().__init__(service_id=service_id, **standing)
         self.engine = engine or TimedEngine()
         self.logprobs = [-0.1, -0.2, -0.3]
-        """Of every token in turn."""
+        """Log-probabilities of the tokens of a sample, in turn."""
         self.generated: list[str] = []
         """The ids of all requests so far."""
         self.applied: list[int] = []
         self.die_on: str | None = None
-        """Requests whose id begins so find it dead."""
+        """The rollout dies at a request whose id begins with this text."""
         self.generated_tokens = 0
         self.held: common.WeightManifest | None = None
         self.receiving: tuple[common.WeightManifest, str] | None = None
@@ -63,7 +63,7 @@ class FakeRollout(FakeService, rollout_pb2_grpc.RolloutServiceServicer):
     def write(
         self, request: rollout_pb2.GenerateRequest, spec: rollout_pb2.SampleSpec, tokens: int
     ) -> tuple[bytes, bytes, str]:
-        """What a completion of `tokens` tokens is: int32 ids, float32 log-probabilities, text."""
+        """A completion of `tokens` tokens: int32 ids, float32 log-probabilities, text."""
         ids = [5 + place % 2 for place in range(tokens - 1)] + [END_TOKEN]
         return pack_ids(ids), pack_floats(np.resize(self.logprobs, tokens)), "right" if spec.index == 0 else "wrong"
 
@@ -101,11 +101,11 @@ class FakeRollout(FakeService, rollout_pb2_grpc.RolloutServiceServicer):
                 task.cancel()
 
     def end_of(self, request_id: str) -> None:
-        """Nothing of the request runs any more."""
+        """Called when nothing of the request runs any more."""
         del self.running[request_id]
 
     def check_standing(self, request: rollout_pb2.GenerateRequest) -> None:
-        """Raises NotReady for what this rollout cannot serve now."""
+        """Raises NotReady for a request that this rollout cannot serve now."""
         if self.held is None:
             raise NotReady("no weights yet")
         if self.draining:
@@ -114,7 +114,7 @@ class FakeRollout(FakeService, rollout_pb2_grpc.RolloutServiceServicer):
             raise NotReady("another version is held")
 
     def check_request(self, request: rollout_pb2.GenerateRequest) -> None:
-        """Raises InvalidRequest for what no rollout can serve."""
+        """Raises InvalidRequest for a request that no rollout can serve."""
         sampling, ids = request.sampling, unpack_ids(request.prompt_token_ids)
         indices = {spec.index for spec in request.samples}
         holds = {
@@ -132,7 +132,7 @@ class FakeRollout(FakeService, rollout_pb2_grpc.RolloutServiceServicer):
     async def sample(
         self, request: rollout_pb2.GenerateRequest, spec: rollout_pb2.SampleSpec, running: Running
     ) -> common.Sample:
-        """One sample, when it is generated."""
+        """One sample, after its time in the engine."""
         most = request.sampling.max_tokens
         made = await self.engine.generate(spec.seed, most=most, stop=running.stop)
         self.generated_tokens += made.tokens

@@ -1,4 +1,4 @@
-"""What every fake service has: a server, and, but for a coordinator's, a standing with a coordinator."""
+"""The base of every fake service: a server, and for all but the coordinator a registration with a coordinator."""
 
 import asyncio
 import contextlib
@@ -30,10 +30,10 @@ def digest(number: int) -> str:
 
 
 class Server:
-    """A servicer that serves itself."""
+    """A servicer with a server of its own."""
 
     service_name: ClassVar[str]
-    """As in the protos."""
+    """The name of the service in the protos."""
     server: RpcServer | None = None
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -46,7 +46,7 @@ class Server:
 
     @property
     def address(self) -> str:
-        """Where it serves."""
+        """host:port of the server."""
         assert self.server is not None
         return f"127.0.0.1:{self.server.port}"
 
@@ -64,7 +64,7 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def serving(server: Server) -> AsyncIterator[str]:
-    """The address of a server that serves until left."""
+    """Serves until the context is left; gives the server's address."""
     await server.start()
     try:
         yield server.address
@@ -73,7 +73,7 @@ async def serving(server: Server) -> AsyncIterator[str]:
 
 
 class Connection(Protocol):
-    """Whatever holds a stub of a coordinator."""
+    """An object with a stub of a coordinator."""
 
     @property
     def stub(self) -> Any: ...
@@ -94,15 +94,15 @@ class FakeService(Server):
         self._beating: asyncio.Task[None] | None = None
 
     def holds(self) -> common.PolicyVersion:
-        """The version that it states."""
+        """The version that a registration states."""
         return version(0, self.lineage)
 
     def stated(self) -> list[pb.TrainedStep]:
-        """What a learner remembers of its steps."""
+        """The trained steps that a learner's registration states."""
         return []
 
     def registration(self, **changes: Any) -> pb.RegisterRequest:
-        """What it says of itself; `changes` are fields to set otherwise."""
+        """The request to register; `changes` replace fields."""
         assert self.model is not None
         identity = model_identity(self.model)
         request = pb.RegisterRequest(
@@ -124,13 +124,13 @@ class FakeService(Server):
         return request
 
     async def register(self, to: Connection, **changes: Any) -> pb.RegisterResponse:
-        """Registers once; it never sends a heartbeat."""
+        """Registers once, without heartbeats."""
         answer = await to.stub.Register(self.registration(**changes), timeout=REGISTER_TIMEOUT_S)
         self.registered(answer)
         return answer
 
     def registered(self, answer: pb.RegisterResponse) -> None:
-        """It is told its standing."""
+        """Called with the answer to a registration."""
 
     async def join(self, coordinator: str) -> Registration:
         """Serves, registers and sends heartbeats until `stop`, as a real service does. Waits as Registration does."""

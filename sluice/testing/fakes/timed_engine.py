@@ -1,7 +1,7 @@
-"""A timed engine: so many sequences at once, every token takes the same time, lengths may come from a long tail.
+"""A timed engine: a fixed number of sequences at once, the same time for every token, lengths that may have a long tail.
 
-Instant where a token takes no time: nothing is waited for then. Else a sequence waits for a free slot, and for its tokens'
-time, which somebody may cut short.
+With a token time of 0 the engine waits for nothing. Else a sequence waits for a free slot, and then for the time of its
+tokens, which `stop` cuts short.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from sluice.v1 import common_pb2 as common
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lengths:
-    """Completion lengths in tokens: log-normal, cut at `most`; sigma 0 makes all of them the median."""
+    """Completion lengths in tokens: log-normal, cut at `most`; with sigma 0 every length is the median."""
 
     median: int
     sigma: float = 0.0
@@ -47,7 +47,7 @@ class TimedEngine:
     version: common.PolicyVersion = field(default_factory=common.PolicyVersion)
     """The version in use."""
     busy_s: float = 0.0
-    """Sequence-seconds generated: over slots and wall time, the share of the engine in use."""
+    """Sequence-seconds generated. Divided by slots and wall time: the share of the engine in use."""
     _free: asyncio.Semaphore = field(init=False)
     _changes: deque[tuple[float, common.PolicyVersion]] = field(default_factory=lambda: deque(maxlen=64))
 
@@ -60,7 +60,7 @@ class TimedEngine:
         self._changes.append((asyncio.get_running_loop().time(), version))
 
     async def generate(self, seed: int, *, most: int, stop: asyncio.Event) -> Generated:
-        """A sequence of at most `most` tokens, when its time has passed or `stop` is set."""
+        """A sequence of at most `most` tokens; returns when the sequence's time has passed or `stop` is set."""
         tokens = min(self.lengths.draw(seed), most)
         if self.token_s == 0.0:
             return Generated(tokens=tokens, spans=_spans([(0, self.version)], tokens))
