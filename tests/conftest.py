@@ -1,15 +1,17 @@
-"""What holds for every test: the order, what is left out for want of something.
+"""What holds for every test: the order, what is left out for want of something, and that no error stays unseen.
 
 Two workers (`make test`) do one file each at a time; files that start an engine or whole runs are done by one, in turn.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
+from tests.asyncio_errors import asyncio_errors
 from tests.needs import met_and_missing
 
 IN_TURN = (
@@ -32,6 +34,14 @@ class InTurn(LoadFileScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> InTurn:
     """The hook of pytest-xdist."""
     return InTurn(config, log)
+
+
+@pytest.fixture(autouse=True)
+def event_loop_errors() -> Iterator[list[str]]:
+    """The errors that asyncio only logs fail a test, unless the test expects them and takes them out of this list."""
+    with asyncio_errors() as errors:
+        yield errors
+    assert errors == []
 
 
 @pytest.hookimpl(trylast=True)
