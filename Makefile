@@ -2,7 +2,6 @@
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
-export PYTHONDONTWRITEBYTECODE := 1
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --no-loadscope-reorder
 
@@ -42,7 +41,8 @@ fuzz: setup      ## 10,000 malformed, oversized, replayed and reordered messages
 audit: setup     ## known vulnerabilities of the pinned dependencies (asks pypi.org and osv.dev)
 	@scripts/audit.sh
 
-check: setup static unit ## lint, types, architecture, proto drift and the unit tests, in under a minute
+check: setup     ## lint, types, architecture, proto drift and the unit tests, at the same time, in under a minute
+	@scripts/check.sh
 
 static: setup    ## lint, types, architecture and proto drift, without a test
 	.venv/bin/ruff format --check .

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from services.rollout.adapters.environment import set_environment
 from services.rollout.engine import Engine, FinishedSample, SampleRequest
 from services.rollout.model_files import read_model
 from sluice.config.schema import Config
@@ -21,14 +20,6 @@ if TYPE_CHECKING:
 RANK, ALPHA = 4, 6.0
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PROMPT = (5, 6, 7, 8)
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    set_environment(threads=1)
-    from tests.tiny_model import write_tiny_model
-
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(

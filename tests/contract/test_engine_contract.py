@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.rollout.adapters.environment import set_environment
 from services.rollout.engine import Engine, FinishedSample, FinishReason, SampleRequest, Span
 from services.rollout.engine_loop import EngineLoop, Event, InFlight
 from services.rollout.model_files import read_model
@@ -19,14 +18,6 @@ CAPACITY = 48
 PROMPT = (5, 6, 7, 8)
 LONG_PROMPT = tuple(3 + index % 40 for index in range(70))
 TOLERANCE_NATS = 1e-4
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    set_environment(threads=1)
-    from tests.tiny_model import write_tiny_model
-
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(

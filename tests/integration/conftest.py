@@ -1,16 +1,23 @@
-"""A real Redis, a real coordinator and the services around it, in the test's own directory."""
+"""A real Redis, a real coordinator and the services around it, in the test's own directory; models, made once.
 
-from collections.abc import AsyncIterator
+What imports torch is imported by the fixtures that need it: most files here do not.
+"""
+
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from services.coordinator.storage.redis_store import Store
 from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
 from tests.integration.coordinator_cases import Cast, Coordinator, Serve, coordinator, small_config
-from tests.tiny_model import write_tiny_model
+
+if TYPE_CHECKING:
+    from services.learner.distributed.ranks import Ranks
+    from sluice.weights.receiver import WeightReceiver
+    from sluice.weights.sender import WeightSender
 
 
 @pytest.fixture
@@ -23,9 +30,48 @@ async def redis_server(tmp_path: Path) -> AsyncIterator[EmbeddedRedis]:
         await server.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a tokenizer, for rollouts and coordinators. Nobody writes into it."""
+    from tests.tiny_model import write_tiny_model
+
     return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def learner_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without a tokenizer, for ranks. Nobody writes into it."""
+    from tests.unit.learner.learner_cases import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("learner-model"))
+
+
+@pytest.fixture(scope="module")
+def alone() -> "Iterator[Ranks]":
+    """This process as the only rank."""
+    from services.learner.distributed.ranks import join_ranks
+
+    ranks = join_ranks()
+    yield ranks
+    ranks.leave()
+
+
+@pytest.fixture
+def sender() -> "Iterator[WeightSender]":
+    from sluice.weights.sender import WeightSender
+
+    made = WeightSender(backend="gloo", host="127.0.0.1")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def receiver() -> "Iterator[WeightReceiver]":
+    from sluice.weights.receiver import WeightReceiver
+
+    made = WeightReceiver()
+    yield made
+    made.close()
 
 
 @pytest.fixture

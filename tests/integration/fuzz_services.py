@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
-from transformers import AutoTokenizer
 
 from services.learner.control.publisher_state import PublisherState
 from services.learner.control.servicer import LearnerServicer
@@ -16,11 +15,6 @@ from services.reward.app import make_reward_server
 from services.reward.routing import Router
 from services.reward.sandbox.grader_handle import Limits
 from services.reward.sandbox.pool import GraderPool
-from services.rollout.adapters.transformers_engine import TransformersEngine
-from services.rollout.engine_loop import EngineLoop
-from services.rollout.model_files import read_model
-from services.rollout.servicer import RolloutServicer
-from services.rollout.weight_intake import WeightIntake
 from sluice import PROTOCOL_VERSION
 from sluice.config.schema import Config
 from sluice.launch.embedded_redis import start_redis
@@ -29,13 +23,13 @@ from sluice.rpc.arrays import pack_ids
 from sluice.rpc.server import make_server
 from sluice.telemetry.prometheus import Exporter
 from sluice.testing.fakes import digest, version
-from sluice.v1 import common_pb2, learner_pb2, learner_pb2_grpc, reward_pb2, rollout_pb2, rollout_pb2_grpc
+from sluice.v1 import common_pb2, learner_pb2, learner_pb2_grpc, reward_pb2, rollout_pb2
 from sluice.v1 import coordinator_pb2 as pb
-from sluice.weights.receiver import WeightReceiver
 from sluice.weights.sender import WeightSender
 from sluice.weights.wire import manifest_to_proto
 from tests.integration.coordinator_cases import Cast, coordinator, small_config
 from tests.integration.fuzz_messages import Known
+from tests.integration.real_rollout import serving_rollout
 from tests.tiny_model import load, snapshot, write_tiny_model
 
 T = TypeVar("T")
@@ -161,20 +155,10 @@ class Services:
         }
 
     async def _serve_rollout(self, name: str, path: Path) -> None:
-        facts = read_model(path)
-        engine = TransformersEngine(facts, dtype="float32", max_model_len=128, max_num_seqs=16)
-        loop = EngineLoop(engine, max_samples=64)
-        loop.start()
+        address, loop = await self._stack.enter_async_context(serving_rollout(path))
         weights = await asyncio.to_thread(lambda: snapshot(load(path), 0))
         await loop.load_weights(weights.manifest, weights.buffer, inflight="keep", finish_s=1.0)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        intake = WeightIntake(loop=loop, receiver=WeightReceiver(), model=facts, inflight="keep")
-        servicer = RolloutServicer(
-            loop=loop, weights=intake, model=facts, decode=tokenizer.decode, rollout_id=lambda: "rollout-0"
-        )
-        self._stack.callback(loop.close)
-        self._stack.callback(intake.close)
-        await self._serve(name, rollout_pb2_grpc.add_RolloutServiceServicer_to_server, servicer)
+        self._channel(name, address)
 
     async def _serve_reward(self) -> None:
         config = Config.model_validate(

@@ -4,21 +4,13 @@ import json
 import threading
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from transformers import AutoTokenizer
 
-from services.rollout.adapters.transformers_engine import TransformersEngine
-from services.rollout.engine_loop import EngineLoop
-from services.rollout.model_files import read_model
-from services.rollout.servicer import RolloutServicer
-from services.rollout.weight_intake import WeightIntake
 from sluice.clock import SystemClock
 from sluice.errors import ConfigError
 from sluice.policy_version import PolicyVersion
-from sluice.rpc.server import make_server
 from sluice.testing import assert_eventually
 from sluice.testing.conformance import check_rollout, generate_checks, rollout_server, transport, weight_checks
 from sluice.testing.conformance.model_snapshot import read_model_snapshot
@@ -26,9 +18,8 @@ from sluice.testing.conformance.suite import Suite
 from sluice.testing.fakes import serving
 from sluice.v1 import rollout_pb2_grpc
 from sluice.weights.files import write_snapshot
-from sluice.weights.receiver import WeightReceiver
 from tests.integration.broken_rollout import BrokenRollout
-from tests.tiny_model import write_tiny_model
+from tests.integration.real_rollout import serving_rollout
 
 pytestmark = pytest.mark.integration
 
@@ -47,29 +38,9 @@ def small_model(tmp_path: Path) -> Path:
     return folder
 
 
-async def test_our_rollout_service_keeps_the_contract(tmp_path: Path) -> None:
-    path = write_tiny_model(tmp_path)
-    facts = read_model(path)
-    loop = EngineLoop(TransformersEngine(facts, dtype="float32", max_model_len=128, max_num_seqs=16), max_samples=64)
-    loop.start()
-    intake = WeightIntake(loop=loop, receiver=WeightReceiver(), model=facts, inflight="keep")
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    servicer = RolloutServicer(
-        loop=loop,
-        weights=intake,
-        model=facts,
-        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-        rollout_id=lambda: "r",
-    )
-
-    def register(server: grpc.aio.Server) -> None:
-        rollout_pb2_grpc.add_RolloutServiceServicer_to_server(servicer, server)
-
-    server = make_server(register, services=[weight_checks.SERVICE])
-    verdicts = await check_rollout(f"127.0.0.1:{await server.start(bind='127.0.0.1', port=0)}", model=path, drain=True)
-    await server.stop(grace_s=0)
-    intake.close()
-    loop.close()
+async def test_our_rollout_service_keeps_the_contract(model: Path) -> None:
+    async with serving_rollout(model) as (address, _):
+        verdicts = await check_rollout(address, model=model, drain=True)
     assert [(verdict.check, verdict.seen) for verdict in verdicts if verdict.outcome != "PASS"] == []
     # A join that was given up keeps a thread of torch's for its last try, which must not outlive the interpreter.
     await assert_eventually(lambda: all(t.name != "weights-join" for t in threading.enumerate()), within_s=20.0)

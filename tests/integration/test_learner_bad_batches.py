@@ -1,7 +1,6 @@
 """What a learner does with a batch that it cannot train as it is: it keeps it, says so, and stops where it should."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,13 @@ import torch
 
 from services.learner.batches.batch import Batch, TrainGroup
 from services.learner.batches.batch_flat import read_batch
-from services.learner.distributed.ranks import Ranks, join_ranks
+from services.learner.distributed.ranks import Ranks
 from services.learner.worker import Worker
 from sluice.errors import SluiceError
 from sluice.policy_version import PolicyVersion
-from tests.unit.learner.learner_cases import make_batch, make_config, poisoned, write_tiny_model
+from tests.unit.learner.learner_cases import make_batch, make_config, poisoned
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[Ranks]:
-    """This process as the only rank."""
-    ranks = join_ranks()
-    yield ranks
-    ranks.leave()
 
 
 def _worker(model: Path, run_dir: Path, ranks: Ranks, **sections: dict[str, Any]) -> Worker:
@@ -39,9 +25,9 @@ def _worker(model: Path, run_dir: Path, ranks: Ranks, **sections: dict[str, Any]
 
 
 def test_a_batch_whose_update_is_not_finite_is_kept_as_it_was_and_the_next_one_is_trained(
-    model_path: Path, alone: Ranks, tmp_path: Path
+    learner_model: Path, alone: Ranks, tmp_path: Path
 ) -> None:
-    worker = _worker(model_path, tmp_path / "run", alone)
+    worker = _worker(learner_model, tmp_path / "run", alone)
     bad = poisoned(make_batch(step=0))
     assert worker.train(bad)["learner/skipped_updates"] == 1
     assert worker.train(make_batch(step=1))["learner/updates"] == 1
@@ -57,18 +43,18 @@ def test_a_batch_whose_update_is_not_finite_is_kept_as_it_was_and_the_next_one_i
 
 
 def test_a_disk_that_does_not_take_the_bad_batch_does_not_end_the_run(
-    model_path: Path, alone: Ranks, tmp_path: Path
+    learner_model: Path, alone: Ranks, tmp_path: Path
 ) -> None:
-    worker = _worker(model_path, tmp_path / "run", alone)
+    worker = _worker(learner_model, tmp_path / "run", alone)
     (tmp_path / "run" / "nonfinite").write_text("not a folder")
     assert worker.train(poisoned(make_batch(step=0)))["learner/skipped_updates"] == 1
     assert worker.step == 1
 
 
 def test_max_skipped_updates_in_a_row_end_the_learner_and_a_good_one_between_them_does_not_count(
-    model_path: Path, alone: Ranks, tmp_path: Path
+    learner_model: Path, alone: Ranks, tmp_path: Path
 ) -> None:
-    worker = _worker(model_path, tmp_path / "run", alone, learner={"max_skipped_updates": 2})
+    worker = _worker(learner_model, tmp_path / "run", alone, learner={"max_skipped_updates": 2})
     worker.train(poisoned(make_batch(step=0)))
     worker.train(make_batch(step=1))
     worker.train(poisoned(make_batch(step=2)))
@@ -83,9 +69,9 @@ def test_max_skipped_updates_in_a_row_end_the_learner_and_a_good_one_between_the
 
 
 def test_a_device_without_memory_ends_the_learner_and_the_message_names_the_setting_to_lower(
-    model_path: Path, alone: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    learner_model: Path, alone: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = _worker(model_path, tmp_path / "run", alone, learner={"max_tokens_per_micro_batch": 48})
+    worker = _worker(learner_model, tmp_path / "run", alone, learner={"max_tokens_per_micro_batch": 48})
 
     def no_memory(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")  # a CPU never raises it
@@ -97,10 +83,10 @@ def test_a_device_without_memory_ends_the_learner_and_the_message_names_the_sett
 
 @pytest.mark.parametrize("proximal", ["rollout", "recompute"])
 def test_a_batch_in_which_nothing_is_trained_changes_no_weight_and_the_next_one_is_trained(
-    model_path: Path, alone: Ranks, tmp_path: Path, proximal: str
+    learner_model: Path, alone: Ranks, tmp_path: Path, proximal: str
 ) -> None:
     algorithm = {"overlong_filtering": True, "proximal": proximal}
-    worker = _worker(model_path, tmp_path / "run", alone, algorithm=algorithm, coordinator={"max_staleness": 0})
+    worker = _worker(learner_model, tmp_path / "run", alone, algorithm=algorithm, coordinator={"max_staleness": 0})
     before = _weights(worker)
     metrics = worker.train(_all_truncated(make_batch(step=0)))
     assert (metrics["learner/updates"], metrics["learner/trained_tokens"]) == (0, 0)

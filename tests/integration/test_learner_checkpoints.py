@@ -1,7 +1,6 @@
 """What is saved while training goes on is what was held at that step; it is found again, whole, on any number of ranks."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from services.learner.checkpoint import training_state as checkpoint
 from services.learner.checkpoint import writer as writing
 from services.learner.checkpoint.training_state import CheckpointState
 from services.learner.checkpoint.writer import CheckpointWriter
-from services.learner.distributed.ranks import Ranks, join_ranks
+from services.learner.distributed.ranks import Ranks
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
 from services.learner.training.train_step import Trainer
 from tests.integration.learner_rank import on_ranks, run_job
-from tests.unit.learner.learner_cases import make_batch, make_config, write_tiny_model
+from tests.unit.learner.learner_cases import make_batch, make_config
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -31,20 +30,7 @@ Figures = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[Ranks]:
-    """This process as the only rank."""
-    ranks = join_ranks()
-    yield ranks
-    ranks.leave()
-
-
-@pytest.fixture(scope="module")
-def by_two(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Figures]]:
+def by_two(learner_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Figures]]:
     """Two ranks: ten steps straight, saving version 5 meanwhile; five steps; and from version 5 to version 10, saved."""
     folder = tmp_path_factory.mktemp("two")
     saved = folder / "checkpoints"
@@ -53,7 +39,7 @@ def by_two(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         _job(until=5),
         _job(until=10, load=str(saved / "step-5"), save=str(saved)),
     ]
-    return saved, on_ranks(model_path, folder / "out", jobs, ranks=2)
+    return saved, on_ranks(learner_model, folder / "out", jobs, ranks=2)
 
 
 def test_two_ranks_go_on_from_what_they_saved_during_training_as_if_they_had_never_stopped(
@@ -66,28 +52,28 @@ def test_two_ranks_go_on_from_what_they_saved_during_training_as_if_they_had_nev
 
 
 def test_one_rank_goes_on_from_what_it_saved_during_training_as_if_it_had_never_stopped(
-    model_path: Path, alone: Ranks, tmp_path: Path
+    learner_model: Path, alone: Ranks, tmp_path: Path
 ) -> None:
-    straight = run_job(model_path, _job(until=10, save=str(tmp_path), save_at=5), alone)
-    resumed = run_job(model_path, _job(until=10, load=str(tmp_path / "step-5")), alone)
+    straight = run_job(learner_model, _job(until=10, save=str(tmp_path), save_at=5), alone)
+    resumed = run_job(learner_model, _job(until=10, load=str(tmp_path / "step-5")), alone)
     assert np.array_equal(straight["weights"], resumed["weights"])
     assert straight["metric/loss/lr"] == resumed["metric/loss/lr"]
 
 
 def test_what_two_ranks_saved_one_rank_and_three_ranks_hold_bit_for_bit_and_train_on(
-    model_path: Path, alone: Ranks, by_two: tuple[Path, list[Figures]], tmp_path: Path
+    learner_model: Path, alone: Ranks, by_two: tuple[Path, list[Figures]], tmp_path: Path
 ) -> None:
     saved, (straight, half, _) = by_two
     jobs = [_job(until=until, load=str(saved / "step-5")) for until in (5, 10)]
-    by_one = [run_job(model_path, job, alone) for job in jobs]
-    by_three = on_ranks(model_path, tmp_path / "out", jobs, ranks=3)
+    by_one = [run_job(learner_model, job, alone) for job in jobs]
+    by_three = on_ranks(learner_model, tmp_path / "out", jobs, ranks=3)
     for loaded, trained_on in (by_one, by_three):
         assert np.array_equal(loaded["weights"], half["weights"])
         assert np.allclose(trained_on["weights"], straight["weights"], rtol=1e-3, atol=1e-5)
 
 
 def test_any_file_that_is_cut_short_or_altered_is_named_and_the_checkpoint_before_is_taken(
-    model_path: Path, alone: Ranks, by_two: tuple[Path, list[Figures]], tmp_path: Path
+    learner_model: Path, alone: Ranks, by_two: tuple[Path, list[Figures]], tmp_path: Path
 ) -> None:
     saved, (_, half, _) = by_two
     names = sorted(path.name for path in (saved / "step-10").iterdir())
@@ -101,15 +87,15 @@ def test_any_file_that_is_cut_short_or_altered_is_named_and_the_checkpoint_befor
                 assert checkpoint.choose("auto", directory=copy) == copy / "step-5"
             assert [log["event"] for log in logs] == ["checkpoint_skipped"]
             assert name in logs[0]["reason"]
-    again = run_job(model_path, _job(until=5, load=str(copy / "step-5")), alone)
+    again = run_job(learner_model, _job(until=5, load=str(copy / "step-5")), alone)
     assert np.array_equal(again["weights"], half["weights"])
 
 
 @pytest.mark.parametrize("background", [True, False])
 def test_exactly_the_newest_are_kept_after_twenty_saves(
-    model_path: Path, alone: Ranks, tmp_path: Path, background: bool
+    learner_model: Path, alone: Ranks, tmp_path: Path, background: bool
 ) -> None:
-    trainer = _trainer(model_path, alone)
+    trainer = _trainer(learner_model, alone)
     writer = CheckpointWriter(directory=tmp_path, keep=3, background=background, ranks=alone)
     for _ in range(20):
         trainer.step += 1
@@ -129,9 +115,9 @@ def test_exactly_the_newest_are_kept_after_twenty_saves(
     ],
 )
 def test_a_process_killed_before_any_part_of_a_write_leaves_a_checkpoint_to_go_on_from(
-    model_path: Path, alone: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str
+    learner_model: Path, alone: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str
 ) -> None:
-    trainer = _trainer(model_path, alone)
+    trainer = _trainer(learner_model, alone)
     writer = CheckpointWriter(directory=tmp_path, keep=1, background=False, ranks=alone)
     _step_and_save(trainer, writer)
 
@@ -152,13 +138,13 @@ def test_a_process_killed_before_any_part_of_a_write_leaves_a_checkpoint_to_go_o
 
 
 def test_a_checkpoint_from_before_the_first_update_that_counted_can_be_gone_on_from(
-    model_path: Path, alone: Ranks, tmp_path: Path
+    learner_model: Path, alone: Ranks, tmp_path: Path
 ) -> None:
     skipped = _job(until=1, poisoned=True, groups=2, save=str(tmp_path))
-    run_job(model_path, skipped, alone)
-    resumed = _trainer(model_path, alone)
+    run_job(learner_model, skipped, alone)
+    resumed = _trainer(learner_model, alone)
     checkpoint.load(resumed, tmp_path / "step-1")
-    straight = _trainer(model_path, alone)
+    straight = _trainer(learner_model, alone)
     straight.step = 1
     for trainer in (resumed, straight):
         trainer.train(_batch(1))
@@ -167,11 +153,11 @@ def test_a_checkpoint_from_before_the_first_update_that_counted_can_be_gone_on_f
 
 
 def test_a_checkpoint_of_adapters_holds_nothing_else_and_is_gone_on_from_bit_for_bit(
-    model_path: Path, alone: Ranks, tmp_path: Path
+    learner_model: Path, alone: Ranks, tmp_path: Path
 ) -> None:
     lora = {"config": {"learner": SCHEDULE, "run": {"total_steps": 12}, "model": {"lora_rank": 2}}}
-    straight = run_job(model_path, _job(until=6, save=str(tmp_path), save_at=3, **lora), alone)
-    resumed = run_job(model_path, _job(until=6, load=str(tmp_path / "step-3"), **lora), alone)
+    straight = run_job(learner_model, _job(until=6, save=str(tmp_path), save_at=3, **lora), alone)
+    resumed = run_job(learner_model, _job(until=6, load=str(tmp_path / "step-3"), **lora), alone)
     assert np.array_equal(straight["weights"], resumed["weights"])
     held = FileSystemReader(tmp_path / "step-3").read_metadata().state_dict_metadata
     weights = [name for name in held if name.startswith("model.")]

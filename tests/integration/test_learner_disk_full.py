@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import pytest
 
 from services.learner.checkpoint import folders
 from services.learner.checkpoint import training_state as checkpoint
+from sluice.testing.fakes import serving
+from tests.integration.service_process import ALONE, exit_code, learner
 from tests.integration.tiny_run import tiny_coordinator
 from tests.small_disk import disk_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("tmpfs"), pytest.mark.timeout(180)]
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -29,11 +28,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 async def test_a_full_disk_keeps_the_old_checkpoint_and_the_run_and_the_next_save_works_when_there_is_room(
     small_disk: Path, tmp_path: Path
 ) -> None:
-    learner = {"mini_batch_size": 3, "checkpoint_every_steps": 1, "keep_checkpoints": 1, "lr": 1e-2}
-    fake = tiny_coordinator(tmp_path, run_dir=small_disk.parent, ready=1, learner=learner)
-    await fake.start()
-    process = await _learner(fake.address)
-    try:
+    settings = {"mini_batch_size": 3, "checkpoint_every_steps": 1, "keep_checkpoints": 1, "lr": 1e-2}
+    fake = tiny_coordinator(tmp_path, run_dir=small_disk.parent, ready=1, learner=settings)
+    how = (*ALONE, "--log-format", "json")
+    async with serving(fake) as address, learner(address, *how, stderr=asyncio.subprocess.PIPE) as process:
         await fake.until(lambda: len(fake.checkpoints) == 1)
         written = sum(path.stat().st_size for path in (small_disk / "step-1").iterdir())
 
@@ -51,13 +49,7 @@ async def test_a_full_disk_keeps_the_old_checkpoint_and_the_run_and_the_next_sav
         (small_disk / "filler").unlink()
         await fake.allow(ready=4, end=4)
         await fake.until(lambda: len(fake.checkpoints) == 2)
-        async with asyncio.timeout(30):
-            assert await process.wait() == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        await fake.stop()
+        assert await exit_code(process) == 0
     assert os.listdir(small_disk) == ["step-4"]
     assert [batch.step for batch in checkpoint.read_state(small_disk / "step-4").trained] == [1, 2, 3]
     assert (small_disk.parent / "model" / "model.safetensors").exists()
@@ -69,14 +61,6 @@ def _leave_free(disk: Path, free_bytes: int) -> None:
     filler.unlink(missing_ok=True)
     facts = os.statvfs(disk)
     filler.write_bytes(bytes(max(0, facts.f_bavail * facts.f_frsize - free_bytes)))
-
-
-async def _learner(address: str) -> asyncio.subprocess.Process:
-    arguments = ("--coordinator", address, "--port", "0", "--metrics-port", "0", "--log-format", "json")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.learner", *arguments, env=environment, cwd=ROOT, stderr=asyncio.subprocess.PIPE
-    )
 
 
 async def _logged(process: asyncio.subprocess.Process, event: str) -> dict[str, str]:

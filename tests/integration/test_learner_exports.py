@@ -1,8 +1,6 @@
 """Folders that a run writes while it trains, at its end and from its checkpoints: the same version, the same bytes."""
 
-import asyncio
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,18 +13,14 @@ from transformers import AutoModelForCausalLM
 
 from sluice.config.load import dump_config
 from sluice.testing.fakes import serving
+from tests.integration.service_process import ALONE, ENVIRON, ROOT, TWO_RANKS, exit_code, learner
 from tests.integration.tiny_run import tiny_coordinator
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
-ROOT = Path(__file__).parents[2]
-ALONE = ("-m", "services.learner")
-TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "services.learner")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
 
 async def test_a_checkpoint_of_two_ranks_is_exported_as_the_model_that_the_run_itself_wrote(tmp_path: Path) -> None:
-    run_dir = await _run_of_three_steps(tmp_path, TWO_RANKS)
+    run_dir = await _run_of_three_steps(tmp_path, (*TWO_RANKS, *ALONE))
     assert [path.name for path in (run_dir / "exports").iterdir()] == ["step-2"]
 
     newest = _sluice_export(run_dir)
@@ -88,26 +82,18 @@ def _check_refusals(run_dir: Path, target: Path, tmp_path: Path) -> None:
 
 async def _run_of_three_steps(tmp_path: Path, how: tuple[str, ...], **sections: dict[str, Any]) -> Path:
     """The directory of a run that has ended."""
-    learner = {"mini_batch_size": 3, "checkpoint_every_steps": 2, "export_every_steps": 2, "lr": 1e-2}
-    facts = {"model": {"dtype": "bfloat16"} | sections.pop("model", {}), "learner": learner}
+    settings = {"mini_batch_size": 3, "checkpoint_every_steps": 2, "export_every_steps": 2, "lr": 1e-2}
+    facts = {"model": {"dtype": "bfloat16"} | sections.pop("model", {}), "learner": settings}
     fake = tiny_coordinator(tmp_path, ready=3, end=3, **facts, **sections)
     (fake.run_dir / "config.yaml").write_text(dump_config(fake.config))
-    async with serving(fake) as address:
-        arguments = ("--coordinator", address, "--port", "0", "--metrics-port", "0")
-        process = await asyncio.create_subprocess_exec(sys.executable, *how, *arguments, env=ENVIRONMENT, cwd=ROOT)
-        try:
-            async with asyncio.timeout(100):
-                assert await process.wait() == 0
-        finally:
-            if process.returncode is None:
-                process.terminate()
-                await process.wait()
+    async with serving(fake) as address, learner(address, *how) as process:
+        assert await exit_code(process) == 0
     return fake.run_dir
 
 
 def _sluice_export(run_dir: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "sluice.cli.main", "export", str(run_dir), *flags]
-    return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, env=ENVIRON, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
 
 
 def _assert_same_files(ours: Path, theirs: Path) -> None:

@@ -18,9 +18,9 @@ RANK = Path(__file__).with_name("gathering_rank.py")
 
 
 def _publish(model: Path, out: Path, *, ranks: int) -> dict[str, Any]:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node", str(ranks)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node"]
     done = subprocess.run(
-        [sys.executable, *torchrun, sys.executable, str(RANK), str(model), str(out)],
+        [*([*torchrun, str(ranks)] if ranks > 1 else []), sys.executable, str(RANK), str(model), str(out)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip

@@ -1,12 +1,11 @@
 """Real learner processes that hang: the step's limit ends them by name, and one that was replaced trains nothing more."""
 
 import asyncio
-import os
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import psutil
@@ -19,37 +18,25 @@ from sluice.launch.frozen import FrozenWatch
 from sluice.launch.keeper import Keeper
 from sluice.testing import assert_eventually
 from sluice.testing.fakes import FakeCoordinator, serving
+from tests.integration.service_process import ALONE, ENVIRON, TWO_RANKS, flags, learner
 from tests.integration.tiny_run import tiny_coordinator
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
-ROOT = Path(__file__).parents[2]
-HANGING = str(ROOT / "tests" / "integration" / "hanging_learner.py")
-TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+HANGING = str(Path(__file__).with_name("hanging_learner.py"))
 LIMIT_S = 2.0
 
 
 @pytest.fixture
 async def coordinator(tmp_path: Path) -> AsyncIterator[tuple[FakeCoordinator, str]]:
-    learner = {"max_tokens_per_micro_batch": 64, "step_timeout_s": LIMIT_S}
-    fake = tiny_coordinator(tmp_path, ready=2, end=2, learner=learner)
+    settings = {"max_tokens_per_micro_batch": 64, "step_timeout_s": LIMIT_S}
+    fake = tiny_coordinator(tmp_path, ready=2, end=2, learner=settings)
     async with serving(fake) as address:
         yield fake, address
 
 
-@asynccontextmanager
-async def _learner(address: str, *how: str, **hang: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    arguments = ("--coordinator", address, "--port", "0", "--metrics-port", "0")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | hang
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *how, *arguments, env=environment, cwd=ROOT, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+def _learner(address: str, *how: str, **hang: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    return learner(address, *how, environ=hang, stderr=asyncio.subprocess.PIPE)
 
 
 async def _end(process: asyncio.subprocess.Process) -> tuple[int, str]:
@@ -81,7 +68,7 @@ async def test_a_leader_whose_follower_is_frozen_between_two_steps_ends_by_name(
 ) -> None:
     fake, address = coordinator
     await fake.allow(ready=1, end=10)
-    async with _learner(address, *TWO_RANKS, "-m", "services.learner") as torchrun:
+    async with _learner(address, *TWO_RANKS, *ALONE) as torchrun:
         assert torchrun.stderr is not None
         await fake.until(lambda: len(fake.commits) == 1)
         follower = next(
@@ -123,7 +110,7 @@ async def test_a_learner_that_wakes_up_after_another_took_over_ends_and_commits_
     async with _learner(address, HANGING, HANG_AT="0", HANG_RANK="0", HANG_HOW=str(tmp_path)) as zombie:
         await assert_eventually((tmp_path / "hanging").exists, within_s=60)
         zombie.send_signal(signal.SIGSTOP)
-        async with _learner(address, "-m", "services.learner") as successor:
+        async with _learner(address, *ALONE) as successor:
             await fake.until(lambda: len(fake.commits) == 2)
             assert (await _end(successor))[0] == 0
         (tmp_path / "go").touch()
@@ -139,13 +126,11 @@ async def test_a_frozen_rank_is_killed_with_its_torchrun_and_the_learner_registe
 ) -> None:
     fake, address = coordinator
     await fake.allow(ready=0)
-    flags = ("--", "--coordinator", address, "--port", "0", "--metrics-port", "0")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    argv = [sys.executable, "-m", "services.learner.distributed.node", *flags]
+    argv = [sys.executable, "-m", "services.learner.distributed.node", "--", *flags(address)]
     launch, said = LaunchConfig(frozen_timeout_s=2.0, grace_s=5.0), list[str]()
     keeper = Keeper(launch=launch, log_dir=tmp_path, say=said.append, is_over=_no)
     watch = FrozenWatch(launch=launch, keeper=keeper, clock=SystemClock())
-    keeper.keep(Command(name="learner", argv=argv, environ=environment))
+    keeper.keep(Command(name="learner", argv=argv, environ=ENVIRON))
     try:
         await fake.until(lambda: len(fake.registrations) == 1)
         keeper.known.add("learner")

@@ -1,6 +1,5 @@
 """LoRA in the learner: a plain PEFT model trained by the reference is what it is held to, on one rank and on two."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from services.learner.checkpoint.export import export_version
-from services.learner.distributed.ranks import Ranks, join_ranks
+from services.learner.distributed.ranks import Ranks
 from services.learner.policy.lora import export_adapter, whole_model
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
@@ -25,26 +24,13 @@ from sluice.weights.snapshot import Snapshot
 from sluice.weights.tensors import named_tensors
 from tests.integration.learner_rank import on_ranks
 from tests.reference_dapo import reference_update
-from tests.unit.learner.learner_cases import as_reference, make_batch, make_config, write_tiny_model
+from tests.unit.learner.learner_cases import as_reference, make_batch, make_config
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 RANK, ALPHA, SEED = 3, 12.0, 5
 LEARNER = {"mini_batch_size": 3, "max_tokens_per_micro_batch": 40, "lr": 1e-2, "warmup_steps": 2, "weight_decay": 0.01}
 VERSION = PolicyVersion(lineage="a", number=1)
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[Ranks]:
-    """This process as the only rank."""
-    ranks = join_ranks()
-    yield ranks
-    ranks.leave()
 
 
 def _sections(
@@ -62,12 +48,12 @@ def _job(**settings: Any) -> dict[str, Any]:
     return {"until": 1, "groups": 5, "n": 3, "config": _sections(**settings)}
 
 
-def _peft_reference(model_path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _peft_reference(learner_model: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Weights, by the base model's names, and last gradients after step 0 of stock PEFT on one process."""
-    config = make_config(model_path)
+    config = make_config(learner_model)
     torch.manual_seed(SEED)
     model = peft.get_peft_model(
-        AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(learner_model, dtype=torch.float32),
         peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),  # type: ignore[arg-type]
     )
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -92,9 +78,9 @@ def _peft_reference(model_path: Path) -> tuple[dict[str, np.ndarray], dict[str, 
 
 
 def _trained(
-    model_path: Path, ranks: Ranks, *, steps: int = 1, **settings: Any
+    learner_model: Path, ranks: Ranks, *, steps: int = 1, **settings: Any
 ) -> tuple[Trainer, SnapshotPacker, Config]:
-    config = make_config(model_path, **_sections(**settings))
+    config = make_config(learner_model, **_sections(**settings))
     policy = load_policy(config, ranks)
     trainer = Trainer(policy=policy, optimizer=make_optimizer(policy, config), config=config, ranks=ranks)
     for step in range(steps):
@@ -108,9 +94,9 @@ def _tensors(snapshot: Snapshot | None) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_equals_stock_peft(model_path: Path, alone: Ranks, checkpointing: bool) -> None:
-    weights, gradients = _peft_reference(model_path)
-    trainer, packer, _ = _trained(model_path, alone, learner={"gradient_checkpointing": checkpointing})
+def test_a_step_equals_stock_peft(learner_model: Path, alone: Ranks, checkpointing: bool) -> None:
+    weights, gradients = _peft_reference(learner_model)
+    trainer, packer, _ = _trained(learner_model, alone, learner={"gradient_checkpointing": checkpointing})
     ours = {n: p for n, p in trainer.policy.causal_lm.named_parameters() if p.requires_grad}
     assert ours.keys() == gradients.keys()
     for name, parameter in ours.items():
@@ -121,9 +107,9 @@ def test_a_step_equals_stock_peft(model_path: Path, alone: Ranks, checkpointing:
         assert np.allclose(tensor.numpy(), weights[name], rtol=1e-4, atol=1e-5), name
 
 
-def test_two_ranks_equal_stock_peft_and_push_the_same_adapters_either_way(model_path: Path, tmp_path: Path) -> None:
-    weights, gradients = _peft_reference(model_path)
-    merged, alone = on_ranks(model_path, tmp_path / "out", [_job(), _job(lora="adapter")], ranks=2)
+def test_two_ranks_equal_stock_peft_and_push_the_same_adapters_either_way(learner_model: Path, tmp_path: Path) -> None:
+    weights, gradients = _peft_reference(learner_model)
+    merged, alone = on_ranks(learner_model, tmp_path / "out", [_job(), _job(lora="adapter")], ranks=2)
     for name, expected in gradients.items():
         assert np.allclose(merged[f"grad/{name}"], expected, rtol=1e-4, atol=1e-6), name
         assert np.array_equal(merged[f"grad/{name}"], alone[f"grad/{name}"]), name
@@ -135,9 +121,9 @@ def test_two_ranks_equal_stock_peft_and_push_the_same_adapters_either_way(model_
     assert alone["weights"].size < merged["weights"].size / 2
 
 
-def test_only_adapters_are_trained_and_the_base_keeps_every_bit(model_path: Path, alone: Ranks) -> None:
-    trainer, _, _ = _trained(model_path, alone, steps=2)
-    base = dict(AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).named_parameters())
+def test_only_adapters_are_trained_and_the_base_keeps_every_bit(learner_model: Path, alone: Ranks) -> None:
+    trainer, _, _ = _trained(learner_model, alone, steps=2)
+    base = dict(AutoModelForCausalLM.from_pretrained(learner_model, dtype=torch.float32).named_parameters())
     held = trainer.policy.causal_lm.named_parameters()
     frozen = {name.replace(".base_layer.", "."): p for name, p in held if not p.requires_grad}
     assert frozen.keys() == base.keys()
@@ -148,14 +134,14 @@ def test_only_adapters_are_trained_and_the_base_keeps_every_bit(model_path: Path
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_version_0_is_the_base_model_and_merging_either_side_gives_the_same_bits(
-    model_path: Path, alone: Ranks, dtype: str
+    learner_model: Path, alone: Ranks, dtype: str
 ) -> None:
-    base = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype)
-    _, untrained, _ = _trained(model_path, alone, steps=0, dtype=dtype)
+    base = AutoModelForCausalLM.from_pretrained(learner_model, dtype=dtype)
+    _, untrained, _ = _trained(learner_model, alone, steps=0, dtype=dtype)
     for name, tensor in _tensors(untrained.gather(VERSION)).items():
         assert torch.equal(tensor, base.get_parameter(name)), name
-    _, merging, config = _trained(model_path, alone, dtype=dtype)
-    _, sending, _ = _trained(model_path, alone, dtype=dtype, lora="adapter")
+    _, merging, config = _trained(learner_model, alone, dtype=dtype)
+    _, sending, _ = _trained(learner_model, alone, dtype=dtype, lora="adapter")
     whole, adapters = merging.gather(VERSION), sending.gather(VERSION)
     assert whole is not None
     assert adapters is not None
@@ -166,26 +152,28 @@ def test_version_0_is_the_base_model_and_merging_either_side_gives_the_same_bits
 
 
 def test_the_exported_adapter_is_loaded_by_stock_peft_and_merges_to_the_exported_model(
-    model_path: Path, alone: Ranks, tmp_path: Path
+    learner_model: Path, alone: Ranks, tmp_path: Path
 ) -> None:
-    _, packer, config = _trained(model_path, alone, lora="adapter")
+    _, packer, config = _trained(learner_model, alone, lora="adapter")
     snapshot = packer.gather(VERSION)
     assert snapshot is not None
     export_version(snapshot, config=config, target=tmp_path / "model")
     for _ in range(2):  # the second replaces the first
         export_adapter(snapshot, config=config, target=tmp_path / "adapter")
-    base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(learner_model, dtype=torch.float32)
     merged = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     ids = torch.arange(12)[None]
     assert torch.equal(merged(ids).logits, exported(ids).logits)
-    assert not torch.equal(exported(ids).logits, AutoModelForCausalLM.from_pretrained(model_path)(ids).logits)
+    assert not torch.equal(exported(ids).logits, AutoModelForCausalLM.from_pretrained(learner_model)(ids).logits)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
 
 
 @pytest.mark.parametrize(("lora", "kind"), [("merged", "q_proj.base_layer"), ("adapter", "q_proj.lora_B.default")])
-def test_weights_that_are_not_finite_are_never_published(model_path: Path, alone: Ranks, lora: str, kind: str) -> None:
-    trainer, packer, _ = _trained(model_path, alone, lora=lora)
+def test_weights_that_are_not_finite_are_never_published(
+    learner_model: Path, alone: Ranks, lora: str, kind: str
+) -> None:
+    trainer, packer, _ = _trained(learner_model, alone, lora=lora)
     name = f"model.layers.1.self_attn.{kind}.weight"
     trainer.policy.causal_lm.get_parameter(name).data.view(-1)[3] = float("nan")
     with pytest.raises(
@@ -194,16 +182,16 @@ def test_weights_that_are_not_finite_are_never_published(model_path: Path, alone
         packer.gather(VERSION)
 
 
-def test_whole_weights_that_are_not_finite_are_never_published(model_path: Path, alone: Ranks) -> None:
-    trainer, packer, _ = _trained(model_path, alone, lora_rank=0)
+def test_whole_weights_that_are_not_finite_are_never_published(learner_model: Path, alone: Ranks) -> None:
+    trainer, packer, _ = _trained(learner_model, alone, lora_rank=0)
     trainer.policy.causal_lm.get_parameter("model.norm.weight").data.view(-1)[0] = float("inf")
     with pytest.raises(SluiceError, match=r"version a1 is not published: model\.norm\.weight holds"):
         packer.gather(VERSION)
 
 
-def test_named_layers_alone_get_adapters(model_path: Path, alone: Ranks) -> None:
+def test_named_layers_alone_get_adapters(learner_model: Path, alone: Ranks) -> None:
     _, packer, _ = _trained(
-        model_path, alone, steps=0, lora="adapter", target_modules=["layers.1.mlp.up_proj", "q_proj"]
+        learner_model, alone, steps=0, lora="adapter", target_modules=["layers.1.mlp.up_proj", "q_proj"]
     )
     layers = {name.rpartition(".lora_")[0] for name in _tensors(packer.gather(VERSION))}
     assert layers == {
@@ -217,15 +205,15 @@ def test_named_layers_alone_get_adapters(model_path: Path, alone: Ranks) -> None
     ("targets", "got"), [(["q_proj", "qkv"], "qkv"), (["lm_head"], "lm_head"), ([], "an empty list")]
 )
 def test_unknown_target_modules_are_refused_with_the_layers_there_are(
-    model_path: Path, alone: Ranks, targets: list[str], got: str
+    learner_model: Path, alone: Ranks, targets: list[str], got: str
 ) -> None:
-    config = make_config(model_path, **_sections(target_modules=targets))
+    config = make_config(learner_model, **_sections(target_modules=targets))
     with pytest.raises(ConfigError, match=rf"model\.target_modules.*down_proj, gate_proj, k_proj.*got {got}$"):
         load_policy(config, alone)
 
 
-def test_training_on_one_batch_again_and_again_lowers_its_loss(model_path: Path, alone: Ranks) -> None:
-    config = make_config(model_path, **_sections(learner={"lr": 3e-2, "weight_decay": 0.0}))
+def test_training_on_one_batch_again_and_again_lowers_its_loss(learner_model: Path, alone: Ranks) -> None:
+    config = make_config(learner_model, **_sections(learner={"lr": 3e-2, "weight_decay": 0.0}))
     policy = load_policy(config, alone)
     trainer = Trainer(policy=policy, optimizer=make_optimizer(policy, config), config=config, ranks=alone)
     losses = []

@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-import os
 import random
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,13 @@ from services.learner.distributed.interface import interface_towards
 from sluice.errors import ConfigError
 from sluice.testing import assert_eventually
 from sluice.testing.fakes import FakeCoordinator
+from tests.integration.service_process import ENVIRON, ROOT, flags, running
 from tests.integration.test_learner_ranks import _assert_equal, _job, _reference
 from tests.integration.tiny_run import serving_a_tiny_run
 from tests.two_machines import SecondMachine, second_machine
 from tests.unit.learner.learner_cases import write_tiny_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
-
-ROOT = Path(__file__).parents[2]
-ENVIRON = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -52,34 +49,19 @@ async def coordinator(tmp_path: Path) -> AsyncIterator[tuple[FakeCoordinator, st
         yield served
 
 
-@asynccontextmanager
-async def _process(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """What it writes is in `stdout`. Ends it and all it started."""
-    process = await asyncio.create_subprocess_exec(
-        *command, env=ENVIRON, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            started = psutil.Process(process.pid).children(recursive=True)
-            for each in (*started, process):
-                each.kill()
-        await asyncio.wait_for(process.communicate(), 30)
+def _process(*command: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """What it writes is in `stdout`."""
+    return running(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
 
 
 def _first(endpoint: str, coordinator: str, *, timeout_s: float = 60.0) -> list[str]:
     """Node 0, as `sluice up` starts it."""
     meeting = ["--rdzv-endpoint", endpoint, "--rdzv-id", "run", "--nnodes", "2", "--timeout-s", str(timeout_s)]
-    return _node(*meeting, "--", *_flags(coordinator))
+    return _node(*meeting, "--", *flags(coordinator))
 
 
 def _node(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "services.learner.distributed.node", *arguments]
-
-
-def _flags(coordinator: str) -> list[str]:
-    return ["--coordinator", coordinator, "--port", "0", "--metrics-port", "0"]
 
 
 def _further(endpoint: str, *, timeout_s: float = 60.0) -> list[str]:
@@ -181,7 +163,7 @@ async def test_a_killed_torchrun_takes_its_ranks_with_it_frozen_ones_too(
     coordinator: tuple[FakeCoordinator, str],
 ) -> None:
     fake, address = coordinator
-    async with _process(*_node("--nproc-per-node", "2", "--", *_flags(address))) as torchrun:
+    async with _process(*_node("--nproc-per-node", "2", "--", *flags(address))) as torchrun:
         await fake.until(lambda: len(fake.registrations) == 1)
         ranks = _ranks_under(torchrun)
         assert len(ranks) == 2

@@ -2,39 +2,29 @@
 
 import asyncio
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
 
 from sluice.testing.fakes import serving
+from tests.integration.service_process import ALONE, learner
 from tests.integration.tiny_run import tiny_coordinator
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
-
-ROOT = Path(__file__).parents[2]
 
 
 async def test_weights_that_are_not_finite_are_neither_committed_nor_saved_and_end_the_learner_with_one_message(
     tmp_path: Path,
 ) -> None:
     # The gradient is fine, the step taken along it leaves the range of float32.
-    learner = {"lr": 1e39, "warmup_steps": 0, "checkpoint_every_steps": 1}
-    fake = tiny_coordinator(tmp_path, ready=1, learner=learner)
-    async with serving(fake) as address:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "services.learner", "--coordinator", address, "--port", "0", "--metrics-port", "0",
-            "--log-format", "json",
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, cwd=ROOT, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            async with asyncio.timeout(60):
-                _, stderr = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+    settings = {"lr": 1e39, "warmup_steps": 0, "checkpoint_every_steps": 1}
+    fake = tiny_coordinator(tmp_path, ready=1, learner=settings)
+    async with (
+        serving(fake) as address,
+        learner(address, *ALONE, "--log-format", "json", stderr=asyncio.subprocess.PIPE) as process,
+        asyncio.timeout(60),
+    ):
+        _, stderr = await process.communicate()
     assert process.returncode == 1
     assert "Traceback" not in stderr.decode()
     lines = [json.loads(line) for line in stderr.splitlines() if line.startswith(b"{")]

@@ -1,11 +1,7 @@
 """The learner as a process against a coordinator over gRPC: trains, publishes, saves, stops, resumes, exports."""
 
-import asyncio
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +15,11 @@ from sluice.telemetry.catalogue import NAMES
 from sluice.testing.fakes import FakeCoordinator
 from sluice.v1 import common_pb2, coordinator_pb2, learner_pb2_grpc
 from sluice.v1 import learner_pb2 as pb
+from tests.integration.service_process import ALONE, TWO_RANKS, exit_code, learner
 from tests.integration.tiny_run import serving_a_tiny_run
 from tests.promql import metrics_in, rules
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
-
-ROOT = Path(__file__).parents[2]
-ALONE = ("-m", "services.learner")
-TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "services.learner")
 
 
 @pytest.fixture
@@ -35,32 +28,14 @@ async def coordinator(tmp_path: Path) -> AsyncIterator[tuple[FakeCoordinator, st
         yield served
 
 
-@asynccontextmanager
-async def _learner(address: str, how: tuple[str, ...] = ALONE) -> AsyncIterator[asyncio.subprocess.Process]:
-    arguments = ("--coordinator", address, "--port", "0", "--metrics-port", "0")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = await asyncio.create_subprocess_exec(sys.executable, *how, *arguments, env=environment, cwd=ROOT)
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await process.wait()
-
-
-async def _exit_code(process: asyncio.subprocess.Process) -> int:
-    async with asyncio.timeout(120):
-        return await process.wait()
-
-
 async def test_two_ranks_train_three_steps_commit_each_and_export_a_model_that_transformers_loads(
     coordinator: tuple[FakeCoordinator, str],
 ) -> None:
     fake, address = coordinator
     fake.ready, fake.end = 3, 3
-    async with _learner(address, TWO_RANKS) as process:
+    async with learner(address, *TWO_RANKS, *ALONE) as process:
         await fake.until(lambda: len(fake.commits) == 3)
-        assert await _exit_code(process) == 0
+        assert await exit_code(process) == 0
     assert [(commit.step, commit.version.lineage, commit.version.number) for commit in fake.commits] == [
         (0, "a", 1),
         (1, "a", 2),
@@ -83,7 +58,7 @@ async def test_a_stopped_learner_leaves_a_checkpoint_and_the_next_one_goes_on_in
 ) -> None:
     fake, address = coordinator
     await fake.allow(ready=1)
-    async with _learner(address) as process:
+    async with learner(address) as process:
         await fake.until(lambda: len(fake.commits) == 1)
         stub, channel = _stub(fake)
         info = await stub.GetInfo(pb.LearnerServiceGetInfoRequest(), timeout=10)
@@ -100,13 +75,13 @@ async def test_a_stopped_learner_leaves_a_checkpoint_and_the_next_one_goes_on_in
         await fake.allow(ready=2)
         await fake.until(lambda: len(fake.commits) == 2)
         process.send_signal(signal.SIGTERM)
-        assert await _exit_code(process) == 0
+        assert await exit_code(process) == 0
     assert [Path(commit.path).name for commit in fake.checkpoints] == ["step-1", "step-2"]
     fake.recorded[2] = "what another GPU computed"
     await fake.allow(ready=4, end=4)
-    async with _learner(address) as process:
+    async with learner(address) as process:
         await fake.until(lambda: len(fake.commits) == 5)
-        assert await _exit_code(process) == 0
+        assert await exit_code(process) == 0
     assert fake.registrations[1].version == common_pb2.PolicyVersion(lineage="a", number=2)
     (stated,) = fake.registrations[1].trained
     assert (stated.step, stated.version.lineage, stated.committed) == (1, "a", True)
@@ -125,13 +100,13 @@ async def test_after_a_rollback_the_learner_goes_on_from_what_is_left_under_the_
 ) -> None:
     fake, address = coordinator
     await fake.allow(ready=4, end=4)
-    async with _learner(address) as process:
-        assert await _exit_code(process) == 0
+    async with learner(address) as process:
+        assert await exit_code(process) == 0
     assert [Path(commit.path).name for commit in fake.checkpoints] == ["step-2", "step-4"]
     fake.rollbacks = [coordinator_pb2.RolledBack(to=2, lineage="b", reached=4)]
     fake.recorded.clear()
-    async with _learner(address) as process:
-        assert await _exit_code(process) == 0
+    async with learner(address) as process:
+        assert await exit_code(process) == 0
     assert fake.registrations[1].version == common_pb2.PolicyVersion(lineage="b", number=2)
     assert [step.step for step in fake.registrations[1].trained] == [0, 1]
     again = fake.commits[4:]
@@ -140,8 +115,8 @@ async def test_after_a_rollback_the_learner_goes_on_from_what_is_left_under_the_
     assert [(commit.weights_digest, commit.batch_digest) for commit in again] == same, (
         "it started from version 2, not 4"
     )
-    async with _learner(address) as process:
-        assert await _exit_code(process) == 0
+    async with learner(address) as process:
+        assert await exit_code(process) == 0
     assert fake.registrations[2].version == common_pb2.PolicyVersion(lineage="b", number=4)
 
 
@@ -150,11 +125,11 @@ async def test_two_ranks_that_are_told_to_stop_leave_a_checkpoint_within_the_gra
 ) -> None:
     fake, address = coordinator
     fake.ready = 1
-    async with _learner(address, TWO_RANKS) as process:
+    async with learner(address, *TWO_RANKS, *ALONE) as process:
         await fake.until(lambda: len(fake.commits) == 1)
         process.send_signal(signal.SIGTERM)
         await fake.until(lambda: len(fake.checkpoints) == 1, timeout_s=15)
-        await _exit_code(process)  # torchrun's own: it calls any signal a failure, whatever the ranks returned
+        await exit_code(process)  # torchrun's own: it calls any signal a failure, whatever the ranks returned
     assert Path(fake.checkpoints[0].path).name == "step-1"
 
 
@@ -162,13 +137,13 @@ async def test_a_learner_that_the_coordinator_has_forgotten_registers_again_and_
     coordinator: tuple[FakeCoordinator, str],
 ) -> None:
     fake, address = coordinator
-    async with _learner(address) as process:
+    async with learner(address) as process:
         await fake.until(lambda: len(fake.registrations) == 1)
         fake.registrations.clear()  # the next heartbeat is answered `known = false`
         await fake.until(lambda: len(fake.registrations) == 1)
         await fake.allow(ready=1, end=1)
         await fake.until(lambda: len(fake.commits) == 1)
-        assert await _exit_code(process) == 0
+        assert await exit_code(process) == 0
 
 
 def _stub(fake: FakeCoordinator) -> "tuple[learner_pb2_grpc.LearnerServiceAsyncStub, object]":

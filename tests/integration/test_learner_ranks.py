@@ -1,6 +1,5 @@
 """The same batch gives the same gradient on any number of ranks, however it is cut, and it is that of the reference."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.learner.distributed.ranks import Ranks, join_ranks
+from services.learner.distributed.ranks import Ranks
 from tests.integration.learner_rank import on_ranks, run_job
 from tests.reference_dapo import (
     ReferenceVariant,
@@ -28,22 +27,42 @@ Figures = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def calm_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its logits are small enough that float32 keeps seven digits of the gradient."""
     return write_tiny_model(tmp_path_factory.mktemp("calm"), initializer_range=0.1)
 
 
 @pytest.fixture(scope="module")
-def alone() -> Iterator[Ranks]:
-    """This process as the only rank."""
-    ranks = join_ranks()
-    yield ranks
-    ranks.leave()
+def by_two(
+    learner_model: Path, calm_model_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Figures]]:
+    """All that two ranks train here."""
+    reference = [
+        _job(max_tokens=40),
+        _job(mode="seq-mean-token-mean", filtering=True),
+        _variant_job(RECOMPUTED, max_tokens=40),
+        _variant_job({"loss_mode": "gspo"}, max_tokens=40),
+    ]
+    jobs = {"reference": reference, "layouts": _layout_jobs(calm_model_path), "memory": _memory_jobs()}
+    return _at_one_go(learner_model, tmp_path_factory.mktemp("two") / "out", jobs, ranks=2)
+
+
+@pytest.fixture(scope="module")
+def by_three(
+    learner_model: Path, calm_model_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Figures]]:
+    """All that three ranks train here."""
+    reference = [_job(max_tokens=1), _job(groups=4, n=2, max_tokens=10_000), _job(groups=2, poisoned=True)]
+    jobs = {"reference": reference, "layouts": _layout_jobs(calm_model_path)}
+    return _at_one_go(learner_model, tmp_path_factory.mktemp("three") / "out", jobs, ranks=3)
+
+
+def _at_one_go(
+    model: Path, out: Path, jobs: dict[str, list[dict[str, Any]]], *, ranks: int
+) -> dict[str, list[Figures]]:
+    """Figures of the jobs by name; starting ranks takes longer than training."""
+    found = iter(on_ranks(model, out, [job for some in jobs.values() for job in some], ranks=ranks))
+    return {name: [next(found) for _ in some] for name, some in jobs.items()}
 
 
 def _job(*, mode: str = "token-mean", max_tokens: int = 64, filtering: bool = False, **more: Any) -> dict[str, Any]:
@@ -54,7 +73,7 @@ def _job(*, mode: str = "token-mean", max_tokens: int = 64, filtering: bool = Fa
 
 
 def _reference(
-    model_path: Path,
+    learner_model: Path,
     *,
     mode: str = "token-mean",
     filtering: bool = False,
@@ -63,8 +82,8 @@ def _reference(
     variant: ReferenceVariant = DAPO,
 ) -> Figures:
     """Gradients and figures of the last update of the plain single-process reference."""
-    config = make_config(model_path)
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    config = make_config(learner_model)
+    model = AutoModelForCausalLM.from_pretrained(learner_model, dtype=torch.float32)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     gains = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -105,10 +124,10 @@ def _assert_equal(ours: Figures, theirs: Figures) -> None:
 @pytest.mark.parametrize("max_tokens", [1, 24, 10_000])
 @pytest.mark.parametrize("mode", MODES)
 def test_two_updates_equal_the_plain_reference_however_the_batch_is_cut(
-    model_path: Path, alone: Ranks, mode: str, max_tokens: int
+    learner_model: Path, alone: Ranks, mode: str, max_tokens: int
 ) -> None:
-    ours = run_job(model_path, _job(mode=mode, max_tokens=max_tokens, filtering=True), alone)
-    _assert_equal(ours, _reference(model_path, mode=mode, filtering=True))
+    ours = run_job(learner_model, _job(mode=mode, max_tokens=max_tokens, filtering=True), alone)
+    _assert_equal(ours, _reference(learner_model, mode=mode, filtering=True))
 
 
 VARIANTS = [
@@ -131,31 +150,27 @@ def _variant_job(variant: dict[str, Any], **more: Any) -> dict[str, Any]:
     return job
 
 
+RECOMPUTED = VARIANTS[3]
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
 def test_every_variant_and_correction_equals_the_plain_reference(
-    model_path: Path, alone: Ranks, variant: dict[str, Any]
+    learner_model: Path, alone: Ranks, variant: dict[str, Any]
 ) -> None:
     job = _variant_job(variant, max_tokens=40)
     job["config"]["learner"]["logprob_chunk_tokens"] = 7
-    ours = run_job(model_path, job, alone)
-    _assert_equal(ours, _reference(model_path, variant=ReferenceVariant(**variant)))
-    plain = _reference(model_path)
+    ours = run_job(learner_model, job, alone)
+    _assert_equal(ours, _reference(learner_model, variant=ReferenceVariant(**variant)))
+    plain = _reference(learner_model)
     assert not all(np.allclose(ours[name], plain[name]) for name in plain if name.startswith("grad/"))
 
 
-def test_two_ranks_equal_the_reference(model_path: Path, tmp_path: Path) -> None:
-    recomputed = VARIANTS[3]
-    jobs = [
-        _job(max_tokens=40),
-        _job(mode="seq-mean-token-mean", filtering=True),
-        _variant_job(recomputed, max_tokens=40),
-        _variant_job({"loss_mode": "gspo"}, max_tokens=40),
-    ]
-    plain, filtered, corrected, gspo = on_ranks(model_path, tmp_path / "out", jobs, ranks=2)
-    _assert_equal(plain, _reference(model_path))
-    _assert_equal(filtered, _reference(model_path, mode="seq-mean-token-mean", filtering=True))
-    _assert_equal(corrected, _reference(model_path, variant=ReferenceVariant(**recomputed)))
-    _assert_equal(gspo, _reference(model_path, variant=ReferenceVariant(loss_mode="gspo")))
+def test_two_ranks_equal_the_reference(learner_model: Path, by_two: dict[str, list[Figures]]) -> None:
+    plain, filtered, corrected, gspo = by_two["reference"]
+    _assert_equal(plain, _reference(learner_model))
+    _assert_equal(filtered, _reference(learner_model, mode="seq-mean-token-mean", filtering=True))
+    _assert_equal(corrected, _reference(learner_model, variant=ReferenceVariant(**RECOMPUTED)))
+    _assert_equal(gspo, _reference(learner_model, variant=ReferenceVariant(loss_mode="gspo")))
 
 
 LAYOUTS = {
@@ -165,14 +180,16 @@ LAYOUTS = {
 }
 
 
-def _layout_jobs() -> list[dict[str, Any]]:
+def _layout_jobs(model: Path) -> list[dict[str, Any]]:
     """One update over four groups of four, by aggregation mode and layout."""
+    of_model = {"path": str(model), "dtype": "float32"}
     jobs = []
     for mode in MODES:
         for layout in LAYOUTS.values():
             algorithm = {"loss_agg_mode": mode, "overlong_filtering": True}
             learner = {"mini_batch_size": 4, "logprob_chunk_tokens": 9, **layout}
-            config = {"algorithm": algorithm, "learner": learner, "rollout": {"n": 4, "temperature": 0.7}}
+            config = {"model": of_model, "algorithm": algorithm, "learner": learner}
+            config["rollout"] = {"n": 4, "temperature": 0.7}
             jobs.append({"until": 1, "groups": 4, "n": 4, "config": config})
     return jobs
 
@@ -181,9 +198,9 @@ def _gradient(figures: Figures) -> np.ndarray:
     return np.concatenate([figures[name].reshape(-1) for name in sorted(figures) if name.startswith("grad/")])
 
 
-def _padded_gradient(model_path: Path, *, mode: str) -> np.ndarray:
+def _padded_gradient(learner_model: Path, *, mode: str) -> np.ndarray:
     """The stock model in float64 on one right-padded batch with an attention mask, and autograd through all its logits."""
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64)
+    model = AutoModelForCausalLM.from_pretrained(learner_model, dtype=torch.float64)
     groups = as_reference(make_batch(groups=4, n=4))
     samples = [
         (group.prompt_ids, sample, advantage)
@@ -208,31 +225,34 @@ def _padded_gradient(model_path: Path, *, mode: str) -> np.ndarray:
     return _gradient({f"grad/{name}": p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None})
 
 
-def _assert_one_gradient(model_path: Path, found: list[Figures]) -> None:
+def _assert_one_gradient(learner_model: Path, found: list[Figures]) -> None:
     """The error is relative to the gradient's norm: what is left of 1e-6 is float32's rounding."""
     for index, mode in enumerate(MODES):
-        padded = _padded_gradient(model_path, mode=mode)
+        padded = _padded_gradient(learner_model, mode=mode)
         for layout, figures in zip(LAYOUTS, found[index * len(LAYOUTS) :], strict=False):
             error = np.linalg.norm(_gradient(figures) - padded) / np.linalg.norm(padded)
             assert error < 1e-6, (mode, layout, error)
 
 
 def test_the_gradient_does_not_depend_on_micro_batches_or_packing(calm_model_path: Path, alone: Ranks) -> None:
-    _assert_one_gradient(calm_model_path, [run_job(calm_model_path, job, alone) for job in _layout_jobs()])
+    _assert_one_gradient(
+        calm_model_path, [run_job(calm_model_path, job, alone) for job in _layout_jobs(calm_model_path)]
+    )
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_the_gradient_does_not_depend_on_the_number_of_ranks(calm_model_path: Path, tmp_path: Path, ranks: int) -> None:
-    _assert_one_gradient(calm_model_path, on_ranks(calm_model_path, tmp_path / "out", _layout_jobs(), ranks=ranks))
+@pytest.mark.parametrize("ranks", ["by_two", "by_three"])
+def test_the_gradient_does_not_depend_on_the_number_of_ranks(
+    calm_model_path: Path, ranks: str, request: pytest.FixtureRequest
+) -> None:
+    _assert_one_gradient(calm_model_path, request.getfixturevalue(ranks)["layouts"])
 
 
 def test_three_ranks_equal_the_reference_with_more_ranks_than_work_and_skip_a_bad_update_together(
-    model_path: Path, tmp_path: Path
+    learner_model: Path, by_three: dict[str, list[Figures]]
 ) -> None:
-    jobs = [_job(max_tokens=1), _job(groups=4, n=2, max_tokens=10_000), _job(groups=2, poisoned=True)]
-    even, tiny, poisoned = on_ranks(model_path, tmp_path / "out", jobs, ranks=3)
-    _assert_equal(even, _reference(model_path, mode="token-mean", filtering=False))
-    _assert_equal(tiny, _reference(model_path, mode="token-mean", filtering=False, groups=4, n=2))
+    even, tiny, poisoned = by_three["reference"]
+    _assert_equal(even, _reference(learner_model, mode="token-mean", filtering=False))
+    _assert_equal(tiny, _reference(learner_model, mode="token-mean", filtering=False, groups=4, n=2))
     assert (poisoned["metric/learner/updates"], poisoned["metric/learner/skipped_updates"]) == (0, 1)
     assert np.isfinite(poisoned["weights"]).all()
 
@@ -248,35 +268,39 @@ def test_three_ranks_equal_the_reference_with_more_ranks_than_work_and_skip_a_ba
     ],
     ids=lambda setting: next(iter(setting)),
 )
-def test_settings_of_memory_change_no_number(model_path: Path, alone: Ranks, setting: dict[str, Any]) -> None:
+def test_settings_of_memory_change_no_number(learner_model: Path, alone: Ranks, setting: dict[str, Any]) -> None:
     plain, frugal = _job(max_tokens=40, until=2), _job(max_tokens=40, until=2)
     frugal["config"]["learner"] |= setting
-    ours, theirs = (run_job(model_path, job, alone) for job in (frugal, plain))
+    ours, theirs = (run_job(learner_model, job, alone) for job in (frugal, plain))
     assert np.allclose(ours["weights"], theirs["weights"], rtol=1e-4, atol=1e-6)
 
 
-def test_settings_of_memory_change_no_number_on_two_ranks(model_path: Path, tmp_path: Path) -> None:
+def _memory_jobs() -> list[dict[str, Any]]:
     jobs = [_job(max_tokens=20) for _ in range(4)]
     jobs[1]["config"]["learner"] |= {"reshard_after_forward": False}
     jobs[2]["config"]["learner"] |= {"cpu_offload": True, "gradient_checkpointing": True}
     jobs[3]["config"]["algorithm"] |= {"proximal": "recompute"}
     jobs[3]["config"] |= {"coordinator": {"max_staleness": 0}}
-    plain, kept, offloaded, _ = on_ranks(model_path, tmp_path / "out", jobs, ranks=2)
+    return jobs
+
+
+def test_settings_of_memory_change_no_number_on_two_ranks(by_two: dict[str, list[Figures]]) -> None:
+    plain, kept, offloaded, _ = by_two["memory"]
     for other in (kept, offloaded):
         assert np.allclose(other["weights"], plain["weights"], rtol=1e-4, atol=1e-6)
 
 
-def test_one_seed_and_the_same_batches_give_the_same_bits(model_path: Path, alone: Ranks) -> None:
-    first, second = (run_job(model_path, _job(until=3, max_tokens=40), alone) for _ in range(2))
+def test_one_seed_and_the_same_batches_give_the_same_bits(learner_model: Path, alone: Ranks) -> None:
+    first, second = (run_job(learner_model, _job(until=3, max_tokens=40), alone) for _ in range(2))
     assert np.array_equal(first["weights"], second["weights"])
 
 
 def test_bfloat16_layers_give_float32_gradients_close_to_those_of_float32_layers(
-    model_path: Path, alone: Ranks
+    learner_model: Path, alone: Ranks
 ) -> None:
-    half, whole = _layout_jobs()[0], _layout_jobs()[0]
-    half["config"]["model"] = {"path": str(model_path), "dtype": "bfloat16"}
-    ours, theirs = (run_job(model_path, job, alone) for job in (half, whole))
+    half, whole = _layout_jobs(learner_model)[0], _layout_jobs(learner_model)[0]
+    half["config"]["model"] = {"path": str(learner_model), "dtype": "bfloat16"}
+    ours, theirs = (run_job(learner_model, job, alone) for job in (half, whole))
     assert all(ours[name].dtype == np.float32 for name in ours if name.startswith("grad/"))
     error = np.linalg.norm(_gradient(ours) - _gradient(theirs)) / np.linalg.norm(_gradient(theirs))
     assert 1e-4 < error < 0.1

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-import os
 import signal
 import sys
 from contextlib import asynccontextmanager
@@ -25,6 +24,7 @@ from sluice.testing.fakes import FakeCoordinator, serving
 from sluice.testing.waiting import assert_eventually
 from sluice.v1 import common_pb2, coordinator_pb2, reward_pb2, reward_pb2_grpc
 from tests.integration.scraping import asked_of, scrape
+from tests.integration.service_process import running
 
 pytestmark = pytest.mark.integration
 
@@ -179,17 +179,9 @@ async def serving_reward(*, by_environment: bool):
     async with serving(coordinator) as address:
         flags = [] if by_environment else ["--coordinator", address, "--log-format", "json"]
         environment = {"SLUICE_COORDINATOR": address, "SLUICE_PORT": "0"} if by_environment else {}
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.reward", *flags),
-            cwd=TESTS.parent,
-            env={**os.environ, "PYTHONPATH": str(TESTS), **environment},
-        )
-        try:
+        environment["PYTHONPATH"] = str(TESTS)
+        async with running(sys.executable, "-m", "services.reward", *flags, environ=environment) as process:
             yield coordinator, process
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
 
 
 async def test_the_process_leaves_by_itself_when_the_run_has_ended():

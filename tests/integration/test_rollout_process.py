@@ -15,26 +15,18 @@ from sluice.testing.fakes import FakeCoordinator, serving
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import rollout_pb2, rollout_pb2_grpc
 from tests.integration.scraping import asked_of, scrape
-from tests.tiny_model import write_tiny_model
+from tests.integration.service_process import running
 
-ROOT = Path(__file__).parents[2]
 START_S = 90.0
 
 
 @contextlib.asynccontextmanager
-async def running(config: Config) -> AsyncIterator[tuple[FakeCoordinator, asyncio.subprocess.Process]]:
+async def rollout_of(config: Config) -> AsyncIterator[tuple[FakeCoordinator, asyncio.subprocess.Process]]:
     coordinator = FakeCoordinator(config=config)
     async with serving(coordinator) as address:
-        command = ["-m", "services.rollout", "--coordinator", address]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, *command, cwd=ROOT, stderr=asyncio.subprocess.PIPE
-        )
-        try:
+        command = (sys.executable, "-m", "services.rollout", "--coordinator", address)
+        async with running(*command, stderr=asyncio.subprocess.PIPE) as process:
             yield coordinator, process
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
 
 
 def config_for(model_path: Path, engine: str, *, max_response_length: int = 40) -> Config:
@@ -57,9 +49,9 @@ def config_for(model_path: Path, engine: str, *, max_response_length: int = 40) 
     [pytest.param("transformers", marks=pytest.mark.integration), pytest.param("vllm", marks=pytest.mark.e2e)],
 )
 async def test_it_registers_what_it_serves_registers_again_when_forgotten_and_leaves_on_sigterm(
-    tmp_path: Path, engine: str
+    model: Path, engine: str
 ) -> None:
-    async with running(config_for(write_tiny_model(tmp_path), engine)) as (coordinator, process):
+    async with rollout_of(config_for(model, engine)) as (coordinator, process):
         await coordinator.until(lambda: bool(coordinator.registrations), timeout_s=START_S)
         request = coordinator.registrations[0]
         assert request.role == pb.SERVICE_ROLE_ROLLOUT
@@ -88,9 +80,9 @@ async def test_it_registers_what_it_serves_registers_again_when_forgotten_and_le
 
 
 @pytest.mark.integration
-async def test_a_context_that_is_too_short_ends_it_with_one_message(tmp_path: Path) -> None:
-    config = config_for(write_tiny_model(tmp_path), "transformers", max_response_length=121)
-    async with running(config) as (_, process):
+async def test_a_context_that_is_too_short_ends_it_with_one_message(model: Path) -> None:
+    config = config_for(model, "transformers", max_response_length=121)
+    async with rollout_of(config) as (_, process):
         assert process.stderr is not None
         said = (await asyncio.wait_for(process.stderr.read(), START_S)).decode()
         assert await process.wait() == 2

@@ -9,23 +9,18 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from services.rollout.adapters.transformers_engine import TransformersEngine
 from services.rollout.engine_loop import EngineLoop
-from services.rollout.model_files import read_model
-from services.rollout.servicer import RolloutServicer
-from services.rollout.weight_intake import WeightIntake
 from sluice.rpc.arrays import pack_ids, unpack_floats, unpack_ids
 from sluice.rpc.channel import open_channel
 from sluice.rpc.policy_versions import version_to_proto
-from sluice.rpc.server import make_server
 from sluice.v1 import common_pb2, rollout_pb2, rollout_pb2_grpc
-from sluice.weights.receiver import WeightReceiver
 from sluice.weights.sender import WeightSender
 from sluice.weights.snapshot import Snapshot
 from sluice.weights.wire import manifest_to_proto
-from tests.tiny_model import BOS, EOS, PAD, TOKENS, load, logprobs, perturbed, snapshot, write_tiny_model
+from tests.integration.real_rollout import serving_rollout
+from tests.tiny_model import BOS, EOS, PAD, TOKENS, load, logprobs, perturbed, snapshot
 
 pytestmark = pytest.mark.integration
 
@@ -35,14 +30,9 @@ LIMIT_S = 3.0
 """Of one transfer operation."""
 
 
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture
-def model(model_path: Path) -> PreTrainedModel:
-    return load(model_path)
+def loaded(model: Path) -> PreTrainedModel:
+    return load(model)
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -83,33 +73,11 @@ class Rollout:
 
 
 @pytest.fixture
-async def rollout(model_path: Path) -> AsyncIterator[Rollout]:
-    facts = read_model(model_path)
-    engine = TransformersEngine(facts, dtype="float32", max_model_len=128, max_num_seqs=16)
-    loop = EngineLoop(engine, max_samples=64)
-    loop.start()
-    intake = WeightIntake(loop=loop, receiver=WeightReceiver(), model=facts, inflight="keep")
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    servicer = RolloutServicer(
-        loop=loop,
-        weights=intake,
-        model=facts,
-        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-        rollout_id=lambda: "r",
-    )
-
-    def register(grpc_server: grpc.aio.Server) -> None:
-        rollout_pb2_grpc.add_RolloutServiceServicer_to_server(servicer, grpc_server)
-
-    server = make_server(register, services=["sluice.v1.RolloutService"])
-    channel = open_channel(f"127.0.0.1:{await server.start(bind='127.0.0.1', port=0)}")
-    sender = WeightSender(backend="gloo", host="127.0.0.1")
-    yield Rollout(stub=rollout_pb2_grpc.RolloutServiceStub(channel), loop=loop, sender=sender)
-    await channel.close()
-    await server.stop(grace_s=0.5)
-    intake.close()
-    sender.close()
-    loop.close()
+async def rollout(model: Path, sender: WeightSender) -> AsyncIterator[Rollout]:
+    async with serving_rollout(model) as (address, loop):
+        channel = open_channel(address)
+        yield Rollout(stub=rollout_pb2_grpc.RolloutServiceStub(channel), loop=loop, sender=sender)
+        await channel.close()
 
 
 def wanted(request_id: str = "g", *, n: int = 8, max_tokens: int = 24, **changes: Any) -> rollout_pb2.GenerateRequest:
@@ -129,9 +97,9 @@ async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
 
 
 async def test_samples_carry_ids_logprobs_spans_and_text_of_the_pushed_version(
-    rollout: Rollout, model: PreTrainedModel
+    rollout: Rollout, loaded: PreTrainedModel
 ) -> None:
-    weights = snapshot(perturbed(model, seed=3), 4)
+    weights = snapshot(perturbed(loaded, seed=3), 4)
     applied = await rollout.push(weights)
     assert applied.digest == weights.manifest.digest
     assert applied.receive_ms > 0
@@ -139,11 +107,11 @@ async def test_samples_carry_ids_logprobs_spans_and_text_of_the_pushed_version(
     assert sorted(sample.index for sample in samples) == list(range(8))
     for sample in samples:
         ids = unpack_ids(sample.token_ids)
-        expected = logprobs(model, PROMPT, ids.tolist())
+        expected = logprobs(loaded, PROMPT, ids.tolist())
         np.testing.assert_allclose(unpack_floats(sample.logprobs), expected, atol=1e-4)
         [span] = sample.spans
         assert (span.version.lineage, span.version.number, span.start_token, span.end_token) == ("a", 4, 0, len(ids))
-        assert (sample.rollout_id, sample.seed) == ("r", sample.index)
+        assert (sample.rollout_id, sample.seed) == ("rollout-0", sample.index)
         assert sample.text == "".join(TOKENS[token] for token in ids if token not in (PAD, BOS, EOS))
     info = await rollout.info()
     assert (info.version.number, info.digest) == (4, weights.manifest.digest)
@@ -158,13 +126,13 @@ async def test_nothing_is_generated_before_the_first_push(rollout: Rollout) -> N
     assert "no weights of the run" in details
 
 
-async def test_a_push_lands_while_samples_are_being_drawn(rollout: Rollout, model: PreTrainedModel) -> None:
-    await rollout.push(snapshot(model, 0))
+async def test_a_push_lands_while_samples_are_being_drawn(rollout: Rollout, loaded: PreTrainedModel) -> None:
+    await rollout.push(snapshot(loaded, 0))
     stream = rollout.stub.Generate(wanted(n=16, max_tokens=120), timeout=TIMEOUT_S)
     drawing = asyncio.ensure_future(_samples(stream))
     numbers: set[int] = set()
     for number in range(1, 4):
-        await rollout.push(snapshot(perturbed(model, seed=number, scale=0.01), number))
+        await rollout.push(snapshot(perturbed(loaded, seed=number, scale=0.01), number))
     for sample in await drawing:
         ends = [span.end_token for span in sample.spans]
         assert [span.start_token for span in sample.spans] == [0, *ends[:-1]]
@@ -174,10 +142,10 @@ async def test_a_push_lands_while_samples_are_being_drawn(rollout: Rollout, mode
 
 
 async def test_a_wrong_byte_keeps_the_old_version_and_the_next_epoch_heals(
-    rollout: Rollout, model: PreTrainedModel
+    rollout: Rollout, loaded: PreTrainedModel
 ) -> None:
-    await rollout.push(snapshot(model, 0))
-    good = snapshot(perturbed(model, seed=1), 1)
+    await rollout.push(snapshot(loaded, 0))
+    good = snapshot(perturbed(loaded, seed=1), 1)
     buffer = good.buffer.copy()
     buffer[5] ^= 1
     code, details = await refusal(rollout.push(dataclasses.replace(good, buffer=buffer)))
@@ -190,9 +158,9 @@ async def test_a_wrong_byte_keeps_the_old_version_and_the_next_epoch_heals(
 
 
 async def test_a_transfer_that_never_starts_expires_and_the_next_epoch_heals(
-    rollout: Rollout, model: PreTrainedModel
+    rollout: Rollout, loaded: PreTrainedModel
 ) -> None:
-    weights = snapshot(model, 1)
+    weights = snapshot(loaded, 1)
     rollout.sender.publish(weights)
     opened = rollout.sender.open(rollout_id="r", epoch="e", timeout_s=LIMIT_S)
     join = rollout_pb2.JoinEpochRequest(
@@ -217,14 +185,14 @@ async def test_a_transfer_that_never_starts_expires_and_the_next_epoch_heals(
 
 
 async def test_other_models_and_older_numbers_are_refused_before_a_byte_is_sent(
-    rollout: Rollout, model: PreTrainedModel
+    rollout: Rollout, loaded: PreTrainedModel
 ) -> None:
-    await rollout.push(snapshot(model, 5))
-    code, details = await refusal(rollout.push(snapshot(model, 4), epoch="back"))
+    await rollout.push(snapshot(loaded, 5))
+    code, details = await refusal(rollout.push(snapshot(loaded, 4), epoch="back"))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "numbers never go back" in details
-    await rollout.push(snapshot(model, 2, lineage="b"), epoch="rollback")
-    message = manifest_to_proto(snapshot(model, 6).manifest)
+    await rollout.push(snapshot(loaded, 2, lineage="b"), epoch="rollback")
+    message = manifest_to_proto(snapshot(loaded, 6).manifest)
     message.tensors[0].name = "a.stranger"
     receive = rollout_pb2.ReceiveWeightsRequest(epoch="rollback", manifest=message)
     code, details = await refusal(rollout.stub.ReceiveWeights(receive, timeout=TIMEOUT_S))
@@ -232,8 +200,8 @@ async def test_other_models_and_older_numbers_are_refused_before_a_byte_is_sent(
     assert "same model" in details
 
 
-async def test_a_required_version_is_exact(rollout: Rollout, model: PreTrainedModel) -> None:
-    await rollout.push(snapshot(model, 1))
+async def test_a_required_version_is_exact(rollout: Rollout, loaded: PreTrainedModel) -> None:
+    await rollout.push(snapshot(loaded, 1))
     held, other = (common_pb2.PolicyVersion(lineage="a", number=number) for number in (1, 2))
     assert await rollout.generate(wanted(required_version=held))
     code, details = await refusal(rollout.generate(wanted(required_version=other)))
@@ -241,8 +209,8 @@ async def test_a_required_version_is_exact(rollout: Rollout, model: PreTrainedMo
     assert "a2 is required" in details
 
 
-async def test_abort_ends_the_stream_with_what_there_is(rollout: Rollout, model: PreTrainedModel) -> None:
-    await rollout.push(snapshot(model, 0))
+async def test_abort_ends_the_stream_with_what_there_is(rollout: Rollout, loaded: PreTrainedModel) -> None:
+    await rollout.push(snapshot(loaded, 0))
     drawing = asyncio.ensure_future(_samples(rollout.stub.Generate(wanted(n=16, max_tokens=120), timeout=TIMEOUT_S)))
     async with asyncio.timeout(TIMEOUT_S):
         while not (await rollout.info()).generated_tokens:  # each call is a round trip, not a poll of a timer
@@ -255,8 +223,8 @@ async def test_abort_ends_the_stream_with_what_there_is(rollout: Rollout, model:
     assert (await rollout.info()).running_samples == 0
 
 
-async def test_a_caller_that_leaves_frees_the_engine(rollout: Rollout, model: PreTrainedModel) -> None:
-    await rollout.push(snapshot(model, 0))
+async def test_a_caller_that_leaves_frees_the_engine(rollout: Rollout, loaded: PreTrainedModel) -> None:
+    await rollout.push(snapshot(loaded, 0))
     for index in range(20):
         stream = rollout.stub.Generate(wanted(f"g{index}", n=16, max_tokens=120), timeout=TIMEOUT_S)
         await stream.read()
@@ -265,8 +233,8 @@ async def test_a_caller_that_leaves_frees_the_engine(rollout: Rollout, model: Pr
     assert not rollout.loop.engine.running
 
 
-async def test_too_much_at_once_is_refused_and_bad_fields_are_named(rollout: Rollout, model: PreTrainedModel) -> None:
-    await rollout.push(snapshot(model, 0))
+async def test_too_much_at_once_is_refused_and_bad_fields_are_named(rollout: Rollout, loaded: PreTrainedModel) -> None:
+    await rollout.push(snapshot(loaded, 0))
     code, details = await refusal(rollout.generate(wanted(n=65)))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "at most 64" in details
@@ -275,8 +243,8 @@ async def test_too_much_at_once_is_refused_and_bad_fields_are_named(rollout: Rol
     assert "exceed the context of 128" in details
 
 
-async def test_drain_lets_samples_end_and_refuses_new_ones(rollout: Rollout, model: PreTrainedModel) -> None:
-    await rollout.push(snapshot(model, 0))
+async def test_drain_lets_samples_end_and_refuses_new_ones(rollout: Rollout, loaded: PreTrainedModel) -> None:
+    await rollout.push(snapshot(loaded, 0))
     stream = aiter(rollout.stub.Generate(wanted(n=4), timeout=TIMEOUT_S))
     first = await anext(stream)
     drained = await rollout.stub.Drain(rollout_pb2.RolloutServiceDrainRequest(timeout_s=TIMEOUT_S), timeout=TIMEOUT_S)

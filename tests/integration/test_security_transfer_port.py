@@ -31,20 +31,6 @@ GARBAGE = {
 }
 
 
-@pytest.fixture
-def sender() -> Iterator[WeightSender]:
-    made = WeightSender(backend="gloo", host="127.0.0.1")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def receiver() -> Iterator[WeightReceiver]:
-    made = WeightReceiver()
-    yield made
-    made.close()
-
-
 def push(sender: WeightSender, receiver: WeightReceiver, number: int) -> Received:
     """A version as the coordinator pushes it: a failure costs the epoch, and the next one is a fresh one."""
     sender.publish(random_snapshot(number))

@@ -20,7 +20,9 @@ QUICK = tuple(Stage(name=name, lr=2e-3, steps=2) for name in ("addcot3", "mixadd
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Two steps a stage instead of hundreds; and no wider effects of torch's settings."""
+    """Two steps a stage instead of hundreds, few rows and few prompts; and no wider effects of torch's settings."""
+    monkeypatch.setattr(training, "_BATCH_ROWS", 16)
+    monkeypatch.setattr(training, "_CHECK_PROMPTS", 16)
     monkeypatch.setattr(warmup, "STAGES", QUICK)
     monkeypatch.setattr(warmup, "MIN_GREEDY_ACCURACY", 0.0)
     monkeypatch.setattr(warmup, "cache_key", lambda seed: f"quick-{seed}")

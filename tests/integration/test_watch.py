@@ -15,15 +15,14 @@ from sluice.launch.view import make_view
 from sluice.rpc import probe
 from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.coordinator_cases import Cast, coordinator, small_config
-from tests.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.integration
 
 
 async def test_a_run_is_watched_to_its_end_and_its_account_is_closed(
-    tmp_path: Path, redis_server: EmbeddedRedis
+    model: Path, tmp_path: Path, redis_server: EmbeddedRedis
 ) -> None:
-    model, run_dir = write_tiny_model(tmp_path), tmp_path / "run"
+    run_dir = tmp_path / "run"
     cast = Cast(model)
     async with cast.standing(), coordinator(small_config(model), run_dir, redis_server.url) as run:
         flags = ["watch", "--plain", "--coordinator", run.address, "--run-dir", str(run_dir)]
@@ -56,9 +55,13 @@ async def test_a_coordinator_that_stays_away_is_named(monkeypatch: pytest.Monkey
 
 
 async def test_the_probe_tells_a_service_that_is_healthy_from_one_that_is_not_there(
-    tmp_path: Path, redis_server: EmbeddedRedis, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    tmp_path: Path,
+    redis_server: EmbeddedRedis,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with coordinator(small_config(write_tiny_model(tmp_path)), tmp_path / "run", redis_server.url) as run:
+    async with coordinator(small_config(model), tmp_path / "run", redis_server.url) as run:
         monkeypatch.setenv("SLUICE_PORT", run.address.partition(":")[2])
         assert await asyncio.to_thread(probe.main, []) == 0
     assert await asyncio.to_thread(probe.main, []) == 1

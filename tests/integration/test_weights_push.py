@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,20 +14,6 @@ from tests.integration.weight_cases import join_opened, random_snapshot, rendezv
 from tests.integration.weight_processes import SenderProcess
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def sender() -> Iterator[WeightSender]:
-    made = WeightSender(backend="gloo", host="127.0.0.1")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def receiver() -> Iterator[WeightReceiver]:
-    made = WeightReceiver()
-    yield made
-    made.close()
 
 
 def push(sender: WeightSender, receiver: WeightReceiver, epoch: str, *, rollout_id: str = "r") -> Received:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
-from itertools import combinations, permutations, product
+from itertools import chain, combinations, permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +26,42 @@ Arrow = tuple[str, str]
 """The module that imports, the module imported."""
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
     for package in ("sluice", "services"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    return tmp_path
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
 
 
-def test_the_source_as_it_is_is_accepted(copy: Path) -> None:
-    code, output = lint(copy)
+@pytest.fixture(scope="module")
+def accepted(copy: Path) -> tuple[int, str]:
+    """What is said of the source as it is."""
+    return lint(copy)
+
+
+@pytest.fixture(scope="module")
+def refused(copy: Path, accepted: tuple[int, str]) -> tuple[int, str]:
+    """What is said once every import that any contract forbids is written into the copy."""
+    for importer, imported in chain(*map(forbidden_arrows, CONTRACTS)):
+        with file_of(copy, importer).open("a", encoding="utf-8") as source:
+            source.write(f"\nimport {imported}\n")
+    return lint(copy)
+
+
+def test_the_source_as_it_is_is_accepted(accepted: tuple[int, str]) -> None:
+    code, output = accepted
     assert code == 0, output
     assert f"{len(CONTRACTS)} kept, 0 broken" in output
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract["name"])
-def test_every_import_that_a_contract_forbids_is_refused(copy: Path, contract: Contract) -> None:
+def test_every_import_that_a_contract_forbids_is_refused(refused: tuple[int, str], contract: Contract) -> None:
+    code, output = refused
+    assert code != 0
     arrows = list(forbidden_arrows(contract))
     assert arrows
-    for importer, imported in arrows:
-        with file_of(copy, importer).open("a", encoding="utf-8") as source:
-            source.write(f"\nimport {imported}\n")
-    code, output = lint(copy)
-    assert code != 0
     told = complaints(output, contract["name"])
     assert [arrow for arrow in arrows if arrow not in told] == []
 

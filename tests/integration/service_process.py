@@ -1,0 +1,51 @@
+"""Processes of services under test, each ended with everything it started."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+Process = asyncio.subprocess.Process
+
+ROOT = Path(__file__).parents[2]
+ENVIRON = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ALONE = ("-m", "services.learner")
+TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+END_S = 30.0
+
+
+@asynccontextmanager
+async def running(*command: str, environ: Mapping[str, str] | None = None, **pipes: Any) -> AsyncIterator[Process]:
+    """A process, killed in the end if it still runs."""
+    process = await asyncio.create_subprocess_exec(*command, env=ENVIRON | dict(environ or {}), cwd=ROOT, **pipes)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            for each in (*psutil.Process(process.pid).children(recursive=True), process):
+                each.kill()
+        async with asyncio.timeout(END_S):
+            await process.communicate()
+
+
+def learner(
+    coordinator: str, *how: str, environ: Mapping[str, str] | None = None, **pipes: Any
+) -> AbstractAsyncContextManager[Process]:
+    """A learner, or what `how` makes of it."""
+    return running(sys.executable, *(how or ALONE), *flags(coordinator), environ=environ, **pipes)
+
+
+def flags(coordinator: str) -> tuple[str, ...]:
+    """Of a service that finds its ports itself."""
+    return ("--coordinator", coordinator, "--port", "0", "--metrics-port", "0")
+
+
+async def exit_code(process: Process, *, within_s: float = 120.0) -> int:
+    """Waits for the end; what the process writes meanwhile has to fit into its pipes."""
+    async with asyncio.timeout(within_s):
+        return await process.wait()
