@@ -1,4 +1,7 @@
-"""The gRPC limits that both ends share. Weights never cross gRPC, so 256 MiB has room for a group of 16 x 1M tokens."""
+"""The limits that both ends of a wire share: gRPC's, and those of what a reward service may answer.
+
+Weights never cross gRPC, so 256 MiB has room for a group of 16 x 1M tokens.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,6 +23,21 @@ MAX_STREAMS_A_CONNECTION = 4_096
 
 MAX_CALLS_PER_S = 2_000.0
 """Default of network.max_calls_per_s, the limit of one caller: the heartbeats of 2000 rollouts behind one address."""
+
+LARGEST_SCORE = 1e15
+"""Largest size of a score. Advantages square scores in float32, which ends at 3.4e38: the squares of a group fit."""
+
+TEXT_CHARACTERS = 16_384
+"""Longest extracted answer, and longest reason why a sample was not graded."""
+
+NAME_CHARACTERS = 200
+"""Longest name, and longest version, of a grader or of a service."""
+
+MOST_PARTS = 32
+"""Components of a score that are kept, the first by name, because a user's function may return any number."""
+
+PART_CHARACTERS = 100
+"""Longest name of a component that is kept."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

@@ -4,6 +4,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_GRPC_POLLER = "PollerCompletionQueue._handle_events"
+"""All event loops of a process share gRPC's one queue: the loop of this test is handed what gRPC still has to say to the loop
+of a test before it, which is closed. gRPC drops it."""
+
 
 @contextmanager
 def asyncio_errors() -> Iterator[list[str]]:
@@ -28,4 +32,6 @@ class _Into(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """With the traceback."""
-        self._found.append(self.format(record))
+        text = self.format(record)
+        if not (_GRPC_POLLER in text and "Event loop is closed" in text):
+            self._found.append(text)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from services.reward.ports import Completion, Grade, Graded, Graders, Job, Outcome, OutcomeStatus, Question
 from services.reward.routing import Part, Router, grader_name
 from sluice.dapo.overlong import overlong_penalty
+from sluice.limits import LARGEST_SCORE, NAME_CHARACTERS, TEXT_CHARACTERS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,8 +107,8 @@ class Scorer:
         ]
         return ScoredGroup(
             rewards=[self._reward(sample, outcome) for sample, outcome in zip(samples, outcomes, strict=True)],
-            grader=grader_name(parts),
-            grader_version="+".join(one.version for one in graded),
+            grader=grader_name(parts)[:NAME_CHARACTERS],
+            grader_version="+".join(one.version for one in graded)[:NAME_CHARACTERS],
         )
 
     def _too_long(self, sample: SampleToScore) -> Outcome | None:
@@ -120,14 +121,15 @@ class Scorer:
         )
 
     def _reward(self, sample: SampleToScore, outcome: Outcome) -> Reward:
+        outcome = bounded(outcome)
         grade = outcome.grade
         return Reward(
             status=outcome.status,
             raw_score=grade.raw_score if grade else math.nan,
             acc=grade.acc if grade else math.nan,
-            extracted=grade.extracted if grade else "",
+            extracted=grade.extracted[:TEXT_CHARACTERS] if grade else "",
             overlong_penalty=self._penalty(sample.response_tokens),
-            detail=outcome.detail,
+            detail=outcome.detail[:TEXT_CHARACTERS],
             busy=outcome.busy,
             parts=grade.parts if grade else {},
         )
@@ -141,6 +143,19 @@ class Scorer:
             buffer_len=self._overlong.buffer_len,
             penalty_factor=self._overlong.penalty_factor,
         )
+
+
+def bounded(outcome: Outcome) -> Outcome:
+    """The outcome; an `error` for scores that are not finite, or so large that their squares are not."""
+    grade = outcome.grade
+    if grade is None:
+        return outcome
+    scores = {"raw_score": grade.raw_score, "acc": grade.acc, **grade.parts}
+    for name, score in scores.items():
+        if not abs(score) <= LARGEST_SCORE:
+            detail = f"the grader returned {name} {score:g}; scores must be finite and at most {LARGEST_SCORE:g}"
+            return Outcome(status="error", detail=detail)
+    return outcome
 
 
 def combine(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Outcome:

@@ -14,6 +14,7 @@ from services.rollout.model_files import ModelFacts
 from services.rollout.weight_intake import WeightIntake
 from sluice.errors import InvalidRequest, NotReady
 from sluice.rpc.policy_versions import version_from_proto, version_to_proto
+from sluice.rpc.requests import duration_s, name
 from sluice.v1 import rollout_pb2, rollout_pb2_grpc
 from sluice.weights.backends import Rendezvous
 from sluice.weights.wire import manifest_from_proto
@@ -91,10 +92,10 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
             host=request.store_host,
             port=request.store_port,
             secret=request.secret,
-            epoch=request.epoch,
+            epoch=name(request.epoch, field="join: epoch"),
             rank=request.rank,
             world_size=request.world_size,
-            timeout_s=request.timeout_s,
+            timeout_s=duration_s(request.timeout_s, field="join: timeout_s"),
         )
         await self._weights.join(rendezvous, backend=cast(Literal["gloo", "nccl"], request.backend))
         return rollout_pb2.JoinEpochResponse()
@@ -109,7 +110,8 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
     async def ApplyWeights(
         self, request: rollout_pb2.ApplyWeightsRequest, context: grpc.aio.ServicerContext
     ) -> rollout_pb2.ApplyWeightsResponse:
-        applied = await self._weights.apply(version_from_proto(request.version), timeout_s=request.timeout_s)
+        timeout_s = duration_s(request.timeout_s, field="apply: timeout_s")
+        applied = await self._weights.apply(version_from_proto(request.version), timeout_s=timeout_s)
         return rollout_pb2.ApplyWeightsResponse(
             version=version_to_proto(applied.version),
             digest=applied.digest,
@@ -120,8 +122,9 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
     async def Drain(
         self, request: rollout_pb2.RolloutServiceDrainRequest, context: grpc.aio.ServicerContext
     ) -> rollout_pb2.RolloutServiceDrainResponse:
+        timeout_s = duration_s(request.timeout_s, field="drain: timeout_s", may_be_0=True)
         running = {sample: request_id for request_id, samples in self._requests.items() for sample in samples}
-        aborted = await self._loop.drain(timeout_s=request.timeout_s)
+        aborted = await self._loop.drain(timeout_s=timeout_s)
         return rollout_pb2.RolloutServiceDrainResponse(aborted=len({running[sample] for sample in aborted}))
 
     def _require_version(self, request: rollout_pb2.GenerateRequest) -> None:

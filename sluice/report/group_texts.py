@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sluice.report.samples import read_samples
-from sluice.run_dir.batch_file import batch_path, payloads_of
+from sluice.run_dir.batch_file import batch_path, payloads_of, poison_files
 from sluice.run_dir.stored_group import StoredGroups
 from sluice.v1 import common_pb2
 
@@ -24,16 +24,18 @@ def texts_of(group: common_pb2.Group) -> Texts:
 
 
 def texts_on_disk(run_dir: Path, *, group_id: str, step: int) -> Texts | str:
-    """The group's texts from the batch file of its step, else from samples.jsonl; a str says why there are no texts."""
-    if step < 0:
-        return "not on disk: only groups that were handed to the learner are written with their texts"
+    """The group's texts from its batch file, else from samples.jsonl; a str says why there are no texts."""
     path = batch_path(run_dir, step)
     stored = StoredGroups()
-    for kept in (path, *path.parent.glob(f"*/{path.name}")):  # and batch files that a rollback has set aside
+    # Batch files that a rollback has moved away; for a group without a step, batches on which the learner died.
+    found = (path, *path.parent.glob(f"*/{path.name}")) if step >= 0 else poison_files(run_dir)
+    for kept in found:
         for payload in payloads_of(kept.read_bytes()) if kept.exists() else ():
             group = stored.unpack(payload)
             if group.group_id == group_id:
                 return texts_of(group)
+    if step < 0:
+        return "not on disk: only groups that were handed to the learner are written with their texts"
     for shown in read_samples(run_dir):
         if shown.group_id == group_id:
             return Texts(prompt=shown.prompt, completions=[sample.text for sample in shown.samples])

@@ -29,6 +29,9 @@ _KINDS: dict[str, type[SluiceError]] = {
 }
 """Error classes by the name of the kind on the wire: NOT_READY is NotReady."""
 
+_TOO_LARGE = "message larger than max"
+"""gRPC's own words for a message over its limit, which it calls RESOURCE_EXHAUSTED: calling again is no help."""
+
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 _KIND_OF: dict[grpc.StatusCode, type[SluiceError]] = {
@@ -84,8 +87,9 @@ def error_of(error: FailedCall, *, peer: str) -> SluiceError:
     """The Sluice error behind a failed call; `peer` names the callee in the message."""
     detail = _details(error)
     if detail is None:
-        kind = _KIND_OF.get(error.code(), SluiceError)
-        return kind(f"{peer}: {error.details() or error.code().name}")
+        message = error.details() or error.code().name
+        kind = SluiceError if _TOO_LARGE in message else _KIND_OF.get(error.code(), SluiceError)
+        return kind(f"{peer}: {message}")
     kind = _KINDS.get(detail.kind) or _KIND_OF.get(error.code(), SluiceError)
     message, tail = error.details() or detail.reason, f"; {detail.fix}"
     if message.endswith(tail):

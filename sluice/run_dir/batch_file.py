@@ -21,6 +21,16 @@ def batch_path(run_dir: Path, step: int) -> Path:
     return run_dir / "batches" / f"step-{step:06d}.groups"
 
 
+def poison_path(run_dir: Path, step: int, digest: str) -> Path:
+    """The path of a batch that was set aside because the learner died on it; kept for ever, for people."""
+    return run_dir / "batches" / f"poison-{step:06d}-{digest[:12]}.groups"
+
+
+def poison_files(run_dir: Path) -> list[Path]:
+    """Every batch that was set aside, in the order of steps."""
+    return sorted((run_dir / "batches").glob("poison-*.groups"))
+
+
 def batch_files(run_dir: Path) -> Iterator[tuple[int, Path]]:
     """Every batch file with its step, staged files too, in no order."""
     for path in (run_dir / "batches").glob("step-*"):

@@ -383,7 +383,7 @@ async def test_a_grader_that_answers_nan_fails_the_group_and_not_the_coordinator
         await cast.learner.train(run, range(3))
         await cast.learner.batch(run, 3)
         status = await run.until(state_is(pb.RUN_STATE_FINISHED))
-        assert dict(status.ledger.failed) == {"reward_error": 1}
+        assert dict(status.ledger.failed) == {"reward_wrong_answer": 1}
         assert status.ledger.closed
 
 

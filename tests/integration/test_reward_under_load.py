@@ -131,7 +131,7 @@ async def replica(fleet, service_id, route, *, workers=1, timeout_s=2.0, **rewar
 async def judging(url, *, wait_s=60.0, **settings):
     """Fills a group as the coordinator does, by a real service that asks the judge at `url`."""
     settings = {"url": url, "model": "m", "pause_s": 0.5, "timeout_s": 1.0, **settings}
-    fleet, clients = Fleet(), Clients()
+    fleet, clients = Fleet(), Clients(vocabulary=1)
     config = make_config(coordinator__score_wait_s=wait_s)
     scoring = Grading(config=config, fleet=fleet, rewards=clients, clock=SystemClock())
 
@@ -212,7 +212,7 @@ async def test_a_slow_judge_costs_tries_until_it_is_clear_that_it_answers_nobody
 
 
 async def test_the_faster_replica_gets_more_and_none_more_than_it_holds(tmp_path):
-    fleet, clients = Fleet(), Clients()
+    fleet, clients = Fleet(), Clients(vocabulary=1)
     for name, seconds in (("fast", 0.01), ("slow", 0.15)):
         (tmp_path / f"{name}.py").write_text(
             f"import time\ndef score(solution_str):\n    time.sleep({seconds})\n    return 1.0\n"
@@ -250,7 +250,7 @@ async def test_the_faster_replica_gets_more_and_none_more_than_it_holds(tmp_path
 
 async def test_a_completion_too_long_to_be_graded_is_not_tried_again(tmp_path):
     (tmp_path / "any.py").write_text("def score(solution_str):\n    return 1.0\n")
-    fleet, clients = Fleet(), Clients()
+    fleet, clients = Fleet(), Clients(vocabulary=1)
     config = make_config(reward__max_answer_chars=100)
     scoring = Grading(config=config, fleet=fleet, rewards=clients, clock=SystemClock())
     group = Group(group_id="g", admission=0, cursor="", prompt=FakePrompt(prompt_id="p"))
@@ -268,7 +268,7 @@ async def test_a_queue_that_is_full_is_waited_out(tmp_path, monkeypatch):
     """A service that others use too: its capacity says nothing of its queue."""
     monkeypatch.setattr("services.reward.sandbox.pool.MAX_WAITING_JOBS", 1)
     (tmp_path / "slow.py").write_text("import time\ndef score(solution_str):\n    time.sleep(0.05)\n    return 1.0\n")
-    fleet, clients = Fleet(), Clients()
+    fleet, clients = Fleet(), Clients(vocabulary=1)
     grading = Grading(config=make_config(), fleet=fleet, rewards=clients, clock=SystemClock())
     async with replica(fleet, "reward-0", f"{tmp_path / 'slow.py'}:score", timeout_s=30.0) as counted:
         (member,) = fleet.of(Role.REWARD)

@@ -34,6 +34,12 @@ def test_no_line_of_a_process_shows_a_secret(fmt: str) -> None:
         assert event in done.stderr
 
 
+def test_the_time_grows_with_the_text_and_not_faster() -> None:
+    for text in ("x://" + ":" * 1_000_000, "x://" * 250_000, "://a:b" * 200_000):
+        assert redacted(text) == text
+    assert redacted("x://" + "a:" * 500_000 + "@host") == f"x://{MASK}@host"
+
+
 def test_a_url_without_a_password_and_a_word_that_is_too_short_stay_as_they_are() -> None:
     never_print("the")
     for text in ("redis://host:6379/0 is the one", "unix:///tmp/a@b:c", "a@b:c ://"):

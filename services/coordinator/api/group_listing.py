@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.coordinator.api.run_parts import RunParts
+from services.coordinator.groups.assignment import POISON
 from services.coordinator.state.live_groups import LiveGroup, live_groups
 from services.coordinator.wire.messages import group_to
 from sluice.errors import NotFound
@@ -83,14 +84,14 @@ async def find_payload(parts: RunParts, line: GroupLine) -> common_pb2.Group | N
     if line.state == "queued":
         payload = await parts.store.payload(line.group_id)
         return None if payload is None else parts.codec.decode(payload)
-    if line.step >= 0:
-        try:
-            batch = await parts.records.files.read_batch(line.step)
-        except NotFound:
-            return None  # removed, because no checkpoint can ask for the batch
-        groups = (parts.codec.decode(payload) for payload in batch.payloads)
-        return next((group for group in groups if group.group_id == line.group_id), None)
-    return None
+    if line.step < 0 and line.state != POISON:
+        return None
+    try:
+        payloads = await parts.records.files.payloads_with(line.step)
+    except NotFound:
+        return None  # removed, because no checkpoint can ask for the batch
+    groups = (parts.codec.decode(payload) for payload in payloads)
+    return next((group for group in groups if group.group_id == line.group_id), None)
 
 
 def _live(parts: RunParts) -> Iterator[LiveGroup]:

@@ -1,5 +1,9 @@
 """The one learner that may speak for a run: the holder of the fence, its batches, and when the learner may leave."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.recovery.repair import Repair
 from services.coordinator.recovery.rollback import Rollbacks
@@ -25,15 +29,18 @@ class LearnerSeat:
         repair: Repair,
         rollbacks: Rollbacks,
         own_fence: int,
-        fence: int,
-        incarnation: str,
+        meta: Mapping[str, str],
     ) -> None:
-        """`own_fence` is the coordinator's; `fence` and `incarnation` are Redis's record of the last learner process."""
+        """`own_fence` is the coordinator's; `meta` has Redis's record of the last learner process and of its deaths."""
         self._config, self._progress = run.config, run.progress
         self._fleet, self._board, self._events = run.fleet, run.board, run.events
         self._store = records.store
         self._assigner, self._repair, self._rollbacks = assigner, repair, rollbacks
-        self._own_fence, self._fence, self._incarnation = own_fence, fence, incarnation
+        self._own_fence, self._fence = own_fence, int(meta.get("learner_fence", 0))
+        self._incarnation = meta.get("learner_incarnation", "")
+        self._deaths = Deaths.from_meta(meta.get("deaths", ""))
+        self._holds: tuple[int, str] | None = None
+        """Step and digest of the batch that the present learner process was handed last."""
         self._was_here = False
         """Whether a learner has registered with this process. Earlier calls are refused, because Redis may have forgotten."""
 
@@ -51,6 +58,7 @@ class LearnerSeat:
         The fence is at least the coordinator's fence, and so also above fences that Redis may have forgotten.
         """
         if member.incarnation != self._incarnation:
+            await self._count_death()
             self._fence = max(self._fence + 1, self._own_fence)
             self._incarnation = member.incarnation
         fence = self._fence
@@ -66,6 +74,27 @@ class LearnerSeat:
             self._events.emit("warning", text)
         self._fleet.notify_all()
         return fence
+
+    async def _count_death(self) -> None:
+        """Counts the end of a learner process that held a batch, did not commit it and did not say that it leaves.
+
+        A batch on which learners die again and again is set aside, because no restart would ever get past it.
+        """
+        held, self._holds = self._holds, None
+        most = self._config.coordinator.max_batch_deaths
+        if held is None or most == 0 or held[0] != self._progress.trained_steps:
+            return
+        step, digest = held
+        self._deaths = self._deaths.after_another(step, digest)
+        await self._store.set_meta({"deaths": self._deaths.to_meta()})
+        self._events.emit("warning", f"the learner died on batch {step} ({self._deaths.count} of {most} times)")
+        if self._deaths.count >= most:
+            await self._assigner.set_aside(step, digest=digest, deaths=self._deaths.count)
+
+    def leaves(self, incarnation: str) -> None:
+        """The learner process ends as it should, so that its end is no death."""
+        if incarnation == self._incarnation:
+            self._holds = None
 
     def vacate(self) -> None:
         """Refuses every learner from now on, because the process is about to end."""
@@ -97,4 +126,30 @@ class LearnerSeat:
         if step >= self._config.run.total_steps:
             await self._board.changed.wait(wait_s)
             return "all steps are trained; the last evaluation is under way"
-        return await self._assigner.batch(step, wait_s=wait_s)
+        found = await self._assigner.batch(step, wait_s=wait_s)
+        if isinstance(found, BatchFile):
+            self._holds = (found.step, found.digest)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deaths:
+    """How many learner processes died on one batch."""
+
+    step: int = -1
+    digest: str = ""
+    count: int = 0
+
+    @classmethod
+    def from_meta(cls, text: str) -> "Deaths":
+        """From Redis's record; "" stands for none."""
+        return cls(**json.loads(text)) if text else cls()
+
+    def to_meta(self) -> str:
+        """The record for Redis."""
+        return json.dumps({"step": self.step, "digest": self.digest, "count": self.count})
+
+    def after_another(self, step: int, digest: str) -> "Deaths":
+        """With one more death, on this batch: another batch starts from 1."""
+        same = (self.step, self.digest) == (step, digest)
+        return Deaths(step=step, digest=digest, count=self.count + 1 if same else 1)

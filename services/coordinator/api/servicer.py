@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator
 
 import grpc
@@ -10,6 +9,7 @@ import structlog
 
 from services.coordinator.api import status_wire
 from services.coordinator.api.group_listing import find_payload, find_row, group_lines, line_of
+from services.coordinator.api.registrations import LARGEST_CAPACITY, check_registration
 from services.coordinator.api.run_parts import RunParts
 from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.wire.clients import as_sluice_errors
@@ -21,6 +21,7 @@ from sluice.rpc import access
 from sluice.rpc.event_stream import PROCESS_KEY, SEQUENCE_KEY
 from sluice.rpc.gate import caller, name_of
 from sluice.rpc.policy_versions import version_from_proto
+from sluice.rpc.requests import duration_s, name
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc, learner_pb2
 
@@ -29,11 +30,11 @@ log = structlog.get_logger(__name__)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
 
 LONGEST_POLL_S = 30.0
+LONGEST_PATH = 4096
+"""Linux's PATH_MAX."""
 MOST_SAMPLES_A_PROMPT = 4096
 """Limit of `n` of an evaluation, which is a rollout's limit of one call: without it two billion samples would be prepared
 before the rollout refuses the call."""
-
-_ADDRESS = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}:\d{1,5}")
 
 _ROLE = {
     pb.SERVICE_ROLE_ROLLOUT: Role.ROLLOUT,
@@ -85,8 +86,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         return pb.ResumeResponse(state=await self._set_admission("open"))
 
     async def Drain(self, request: pb.DrainRequest, context: grpc.aio.ServicerContext) -> pb.DrainResponse:
-        state = await self._set_admission("draining")
-        board, limit = self._parts.run.board, request.timeout_s or 600.0
+        limit = duration_s(request.timeout_s, field="drain: timeout_s", may_be_0=True) or 600.0
+        state, board = await self._set_admission("draining"), self._parts.run.board
         try:
             async with asyncio.timeout(limit):
                 while board.open:
@@ -194,6 +195,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         parts, run, role = self._parts, self._parts.run, _ROLE.get(request.role)
         if role is None or not request.address or not request.incarnation:
             raise InvalidRequest("register: role, address and incarnation must be set", fix="set all three")
+        check_registration(request)
         if request.protocol_version != PROTOCOL_VERSION:
             raise NotReady(
                 f"register: {role.value} {request.service_id} speaks protocol {request.protocol_version}, this coordinator "
@@ -202,10 +204,6 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             )
         if (caller_role := caller()) is not None and caller_role.value != role.value:
             raise Forbidden(f"register: the caller is a {caller_role}, it may not join as a {role.value}")
-        if request.metrics_address and not _ADDRESS.fullmatch(request.metrics_address):
-            raise InvalidRequest(
-                f"register: metrics_address must be HOST:PORT or empty, got {request.metrics_address!r:.80}"
-            )
         self._check_model(request, role)
         if role is Role.LEARNER:
             await parts.learner.hear(statement_from(request))
@@ -214,7 +212,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             role=role,
             address=request.address,
             incarnation=request.incarnation,
-            capacity=max(1, request.capacity),
+            capacity=min(max(1, request.capacity), LARGEST_CAPACITY),
             last_beat_s=run.clock.now(),
             metrics_address=request.metrics_address,
             engine=request.engine,
@@ -270,6 +268,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             draining=request.draining,
             now_s=self._parts.run.clock.now(),
         )
+        if request.draining:
+            self._parts.learner.leaves(request.incarnation)
         return pb.HeartbeatResponse(known=known, run_ended=self._parts.run.progress.state.final)
 
     async def GetBatch(
@@ -277,7 +277,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     ) -> AsyncIterator[pb.GetBatchResponse]:
         parts = self._parts
         self._parts.learner.check(request.fence)
-        found = await parts.learner.batch(request.step, wait_s=min(request.wait_s, LONGEST_POLL_S))
+        wait_s = min(duration_s(request.wait_s, field="batch: wait_s", may_be_0=True), LONGEST_POLL_S)
+        found = await parts.learner.batch(request.step, wait_s=wait_s)
         self._parts.learner.check(request.fence)
         if isinstance(found, str):
             yield pb.GetBatchResponse(
@@ -297,11 +298,12 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     ) -> pb.CommitStepResponse:
         self._parts.learner.check(request.fence)
         if request.version.number != request.step + 1:
-            raise InvalidRequest(f"commit: step {request.step} makes version {request.step + 1}, not {request.version}")
+            made = version_from_proto(request.version)
+            raise InvalidRequest(f"commit: step {request.step} makes version {request.step + 1}, not {made}")
         recorded = await self._parts.commits.step(
             request.step,
             version=version_from_proto(request.version),
-            weights_digest=request.weights_digest,
+            weights_digest=name(request.weights_digest, field="commit: weights_digest"),
             batch_digest=request.batch_digest,
             metrics=request.metrics,
         )
@@ -311,7 +313,10 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self, request: pb.CommitCheckpointRequest, context: grpc.aio.ServicerContext
     ) -> pb.CommitCheckpointResponse:
         self._parts.learner.check(request.fence)
-        await self._parts.commits.checkpoint(version_from_proto(request.version), request.path)
+        path = request.path
+        if not 0 < len(path) <= LONGEST_PATH or not path.isprintable():
+            raise InvalidRequest(f"checkpoint: path must be 1 to {LONGEST_PATH} printable characters, got {len(path)}")
+        await self._parts.commits.checkpoint(version_from_proto(request.version), path)
         return pb.CommitCheckpointResponse()
 
     async def _set_admission(self, admission: str) -> "pb.RunState.ValueType":

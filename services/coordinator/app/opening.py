@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -12,7 +13,7 @@ from services.coordinator.prompts.feed import PromptFeed
 from services.coordinator.recovery.rollback import Account, bring_in_line, history, surviving_evaluations
 from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
-from services.coordinator.state.fleet import Fleet
+from services.coordinator.state.fleet import Fleet, Member
 from services.coordinator.state.group import PromptLike
 from services.coordinator.state.progress import Progress
 from services.coordinator.state.run_context import RunContext
@@ -83,7 +84,10 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
     progress.evaluations = surviving_evaluations(progress, history(rolled_back))
     loggers = open_loggers(config, run_dir=options.run_dir, trained_steps=progress.trained_steps)
     files.follow = loggers.put
-    fleet = Fleet()
+    events = Events()
+    # Half of the limit, so that a pause alone never ends a run.
+    longest_pause_s = config.coordinator.no_service_timeout_s / 2
+    fleet = Fleet(longest_pause_s=longest_pause_s, tell=partial(_tell_quarantine, events))
     board = Board(
         train_batch_size=config.data.train_batch_size,
         gen_batch_size=config.gen_batch_size,
@@ -99,7 +103,7 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
             fleet=fleet,
             board=board,
             progress=progress,
-            events=Events(),
+            events=events,
         ),
         records=records,
         store=store,
@@ -115,6 +119,11 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
         rolled_back=rolled_back,
         meta=meta,
     )
+
+
+def _tell_quarantine(events: Events, member: Member, text: str) -> None:
+    log.warning("service_quarantined", service_id=member.service_id, reason=text)
+    events.emit("service_quarantined", f"{member.service_id}: {text}", labels={"service_id": member.service_id})
 
 
 async def _restored_progress(store: Store, meta: Mapping[str, str]) -> Progress:

@@ -22,6 +22,7 @@ from services.coordinator.state.run_context import RunContext
 from services.coordinator.weights.prober import Prober
 from services.coordinator.weights.push import WeightPush
 from services.coordinator.wire.clients import Clients
+from sluice.model_identity import vocabulary_size
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +32,8 @@ CHECKED_PROMPTS = 4
 def make_parts(opened: OpenedRun, options: Options) -> RunParts:
     """All parts, wired, and without any group yet: resuming.py puts the groups of Redis back."""
     run, records, meta = opened.run, opened.records, opened.meta
-    clients, push_times = Clients(options.credentials), PushTimes()
+    clients = Clients(options.credentials, vocabulary=vocabulary_size(run.config.model.path))
+    push_times = PushTimes()
     grading = Grading(config=run.config, fleet=run.fleet, rewards=clients, clock=run.clock)
     conductor = Conductor(
         run,
@@ -95,8 +97,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
             repair=repair,
             rollbacks=rollbacks,
             own_fence=opened.store.fence,
-            fence=int(meta.get("learner_fence", 0)),
-            incarnation=meta.get("learner_incarnation", ""),
+            meta=meta,
         ),
         repair=repair,
     )

@@ -21,6 +21,9 @@ from sluice.errors import DataError, NotReady
 
 log = structlog.get_logger(__name__)
 
+POISON = "failed:poison"
+"""The term of groups on whose batch the learner died again and again."""
+
 
 class Assigner:
     """Hands out batches, one call at a time."""
@@ -131,6 +134,34 @@ class Assigner:
         if have < need:
             text = f"batch {step} goes with {have} of {need} groups: {self._board.verdicts} were judged (train_partial)"
             self._events.emit("starving", text, values={"missing_groups": float(need - have)})
+
+    async def set_aside(self, step: int, *, digest: str, deaths: int) -> bool:
+        """Ends the groups of batch `step`, on which the learner died so many times; the step gets another batch.
+
+        The batch's file is kept under another name. False when the batch was committed or set aside before.
+        """
+        async with self._one_at_a_time:
+            groups = self.assigned.get(step, [])
+            if not groups or self._board.next_step != step + 1:
+                return False
+            return await unbroken(self._set_aside(step, digest, deaths, groups))
+
+    async def _set_aside(self, step: int, digest: str, deaths: int, groups: list[QueuedGroup]) -> bool:
+        await self._files.name_batch(step, digest)
+        kept = await self._files.keep_poison(step, digest)
+        fault = f"the learner died {deaths} times on batch {step}; the batch is kept in batches/{kept.name}"
+        rows = {group.group_id: queued_row(group, term=POISON, step=-1) | {"fault": fault} for group in groups}
+        tokens = sum(group.tokens for group in groups)
+        if not await self._store.set_aside(step, digest=digest, term=POISON, tokens=tokens, rows=rows):
+            return False
+        del self.assigned[step]
+        self._board.next_step = step
+        self._board.verdicts = 0
+        text = f"batch {step} is set aside: {fault} (coordinator.max_batch_deaths); another batch takes its place"
+        log.warning("batch_set_aside", step=step, deaths=deaths, groups=len(groups), file=kept.name)
+        self._events.emit("batch_set_aside", text, values={"step": float(step), "groups": float(len(groups))})
+        self._board.changed.notify()
+        return True
 
     async def _drop(self, expired: list[QueuedGroup]) -> None:
         term = "surplus" if self._board.max_staleness == 0 else "stale"

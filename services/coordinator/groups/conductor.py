@@ -45,11 +45,7 @@ class Conductor:
         self._store, self._codec = records.store, records.codec
         self._prompts, self._grading = prompts, grading
         self._generation = Generation(
-            config=run.config,
-            board=run.board,
-            fleet=run.fleet,
-            rollouts=rollouts,
-            report_tokens=lambda tokens: self.window.add_tokens(tokens),
+            run, rollouts=rollouts, report_tokens=lambda tokens: self.window.add_tokens(tokens)
         )
         self._cursor, self._admissions = cursor, admissions
         self.window = StepWindow(started_s=run.clock.now())

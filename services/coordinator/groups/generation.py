@@ -1,21 +1,25 @@
 """Fills a group with samples: places the group on a rollout that may start it, asks for missing samples, tries again.
 
+A failed attempt counts against the rollout (state/health.py), and the next attempt goes to another rollout where one may
+start the group. A rollout that refuses a request is believed when a second one refuses the request too, or when there is no
+other; otherwise the refusal was a failure.
+
 Waits: for a rollout that the admission gate allows, unblocked by weight pushes, registrations and freed ranks; for the
-samples, at most `generate_timeout_s`. Every sample of a rollout is checked before it counts.
+samples, at most `generate_timeout_s`.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import blake3
 import structlog
 
-from services.coordinator.state.board import Board
-from services.coordinator.state.fleet import Fleet, Member, Role
-from services.coordinator.state.group import Attempt, Group, GroupFailed, Phase, Sample
-from services.coordinator.state.ports import RolloutClient, Sampling
-from sluice.config.schema import Config
+from services.coordinator.state.fleet import Member, Role
+from services.coordinator.state.group import Attempt, Group, GroupFailed, Phase
+from services.coordinator.state.ports import RolloutClient, Sampling, WrongAnswer
+from services.coordinator.state.run_context import RunContext
 from sluice.errors import Expired, InvalidRequest, SluiceError
 
 log = structlog.get_logger(__name__)
@@ -28,28 +32,23 @@ class _Interrupted(SluiceError):
 class Generation:
     """The first half of a group's path: samples."""
 
-    def __init__(
-        self,
-        *,
-        config: Config,
-        board: Board,
-        fleet: Fleet,
-        rollouts: RolloutClient,
-        report_tokens: Callable[[int], None],
-    ) -> None:
-        self._config, self._board, self._fleet, self._rollouts = config, board, fleet, rollouts
-        self._report_tokens = report_tokens
+    def __init__(self, run: RunContext, *, rollouts: RolloutClient, report_tokens: Callable[[int], None]) -> None:
+        self._config, self._board, self._fleet, self._clock = run.config, run.board, run.fleet, run.clock
+        self._rollouts, self._report_tokens = rollouts, report_tokens
 
-    def start_on(self, admission: int) -> Member | None:
-        """The rollout on which a group of this admission may start now."""
+    def start_on(self, admission: int, tried: "Tried | None" = None) -> Member | None:
+        """The rollout on which a group of this admission may start now, after what was tried."""
+        tried = tried or Tried()
         held = [
             (member, member.version.number)
             for member in self._fleet.of(Role.ROLLOUT)
-            if member.version is not None and not member.finishing
+            if member.version is not None and not member.finishing and member.service_id not in tried.refused_by
         ]
         versions = {number for _, number in held}  # few versions, however large the fleet
         allowed = {number for number in versions if self._board.may_start(admission=admission, version=number)}
-        member = self._fleet.least_loaded([member for member, number in held if number in allowed])
+        member = self._fleet.least_loaded(
+            [member for member, number in held if number in allowed], avoid=tried.failed_on
+        )
         if member is not None:
             member.outstanding += self._config.rollout.n
         return member
@@ -59,32 +58,50 @@ class Generation:
 
         Raises GroupFailed when the request is refused, or after `max_attempts`.
         """
+        tried = Tried()
         while len(group.samples) < self._config.rollout.n:
             if member is None:
-                member = await self._place(group)
-            failed = await self._generate_on(group, member)
-            member = None
-            if failed is None or isinstance(failed, _Interrupted):
+                member = await self._place(group, tried)
+            asked, member = member, None
+            failed = await self._generate_on(group, asked)
+            if failed is None:
+                self._fleet.succeed(asked)
+                continue
+            if isinstance(failed, _Interrupted):
                 continue
             log.warning("generation_failed", group_id=group.group_id, attempt=group.attempt, reason=str(failed))
             if isinstance(failed, InvalidRequest):
-                raise GroupFailed(reason="refused", fault=str(failed))
+                tried.refused_by[asked.service_id] = asked
+                if len(tried.refused_by) > 1 or not self._others(tried):
+                    raise GroupFailed(reason="refused", fault=str(failed))
+                continue
+            self._fleet.fail(asked, str(failed), now_s=self._clock.now())
+            tried.failed_on.add(asked.service_id)
             if group.attempt >= self._config.coordinator.max_attempts:
                 raise GroupFailed(reason="generation", fault=str(failed))
             group.attempt += 1
+        for refuser in tried.refused_by.values():
+            reason = f"it refused {group.group_id}, which another rollout has generated"
+            self._fleet.fail(refuser, reason, now_s=self._clock.now())
 
-    async def _place(self, group: Group) -> Member:
-        """Waits until a rollout may start the group."""
+    async def _place(self, group: Group, tried: "Tried") -> Member:
+        """Waits until a rollout may start the group. Raises GroupFailed when every rollout has refused the group."""
         group.phase, group.start_version = Phase.PENDING, None
         while True:
             oldest = group.oldest_version
             if oldest is not None and not self._board.may_start(admission=group.admission, version=oldest):
                 group.lost_tokens += group.response_tokens
                 group.samples.clear()
-            member = self.start_on(group.admission)
+            member = self.start_on(group.admission, tried)
             if member is not None:
                 return member
+            if tried.refused_by and not self._others(tried):
+                raise GroupFailed(reason="refused", fault=f"refused by {', '.join(tried.refused_by)}, the only rollout")
             await self._board.changed.wait()
+
+    def _others(self, tried: "Tried") -> list[Member]:
+        """Rollouts that have not refused the group."""
+        return [member for member in self._fleet.of(Role.ROLLOUT) if member.service_id not in tried.refused_by]
 
     async def _generate_on(self, group: Group, member: Member) -> SluiceError | None:
         """One attempt on a rollout whose count already has the group's n samples. Returns the error, or None."""
@@ -121,18 +138,22 @@ class Generation:
                     timeout_s=limit,
                 ):
                     attempt.tokens += len(sample.token_ids)
-                    if fault := self._fault(group, sample, granted=member.granted):
+                    if sample.finish_reason not in ("stop", "length"):
                         group.lost_tokens += len(sample.token_ids)
                         if sample.finish_reason == "abort" and _made_room(group, member):
                             interrupted += 1
                             continue
-                        return SluiceError(fault)
+                        return SluiceError(f"{member.service_id} ended a sample: {sample.finish_reason}")
                     group.samples[sample.index] = sample
                     attempt.samples += 1
         except TimeoutError:
             return Expired(f"{member.service_id} did not finish {group.group_id} in {limit:.0f} s")
+        except WrongAnswer as error:
+            attempt.tokens += error.tokens
+            group.lost_tokens += error.tokens
+            return error
         except SluiceError as error:
-            self._fleet.lose_if_unreachable(member, error)
+            self._fleet.lose_if_unreachable(member, error, now_s=self._clock.now())
             return error
         finally:
             member.outstanding -= settings.n
@@ -143,25 +164,20 @@ class Generation:
             return _Interrupted(f"{member.service_id} aborted {left} samples for newer weights")
         return SluiceError(f"{member.service_id} ended {group.group_id} {left} samples short") if left else None
 
-    def _fault(self, group: Group, sample: Sample, *, granted: int) -> str:
-        """What is wrong with a rollout's sample (index, version, reason), which fails the attempt; empty for a good sample."""
-        if sample.index in group.samples or not 0 <= sample.index < self._config.rollout.n:
-            return f"{sample.rollout_id} returned sample {sample.index} of {group.group_id} unasked"
-        if sample.finish_reason not in ("stop", "length"):
-            return f"{sample.rollout_id} ended a sample of {group.group_id}: {sample.finish_reason}"
-        assert group.start_version is not None
-        newest = max(span.version.number for span in sample.spans)
-        if sample.oldest_version < group.start_version or newest > granted:
-            return (
-                f"{sample.rollout_id} stamped versions {sample.oldest_version} to {newest} on {group.group_id}; "
-                f"it was granted {group.start_version} to {granted}"
-            )
-        return ""
-
     def _seed(self, group: Group, index: int) -> int:
         """A seed of 31 bits from the run's seed, the group and the attempt: reproducible, different for every sample."""
         text = f"{self._config.run.seed}/{group.prompt.prompt_id}/{group.admission}/{group.attempt}/{index}"
         return int.from_bytes(blake3.blake3(text.encode()).digest(4), "little") >> 1
+
+
+@dataclass(kw_only=True, slots=True)
+class Tried:
+    """The rollouts on which a group was tried, by service_id."""
+
+    refused_by: dict[str, Member] = field(default_factory=dict)
+    """These get the group never again."""
+    failed_on: set[str] = field(default_factory=set)
+    """These get the group again only when there is no other."""
 
 
 def _made_room(group: Group, member: Member) -> bool:

@@ -1,7 +1,9 @@
 """Has samples graded: chooses the reward with the most room, waits out back-pressure, names the fault of a failed group.
 
-A sample that could not be graded is a failure of its group, never a zero. `outstanding` counts the groups, of training and
-of evaluation, that a member grades now; the count never exceeds the capacity that the member stated.
+A sample that could not be graded is a failure of its group, never a zero. A call that fails counts against the reward
+(state/health.py); a reward that refuses a request is believed when a second one refuses it too, or when there is no other.
+`outstanding` counts the groups, of training and of evaluation, that a member grades now; the count never exceeds the
+capacity that the member stated.
 
  who waits          for what                              unblocked by
  `fill`, `score`    a reward with room                    a finished call, a registration
@@ -12,21 +14,35 @@ of evaluation, that a member grades now; the count never exceeds the capacity th
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 
 from services.coordinator.state.fleet import Fleet, Member, Role
 from services.coordinator.state.group import Group, GroupFailed, PromptLike, Reward, Sample
-from services.coordinator.state.ports import RewardClient
+from services.coordinator.state.ports import RewardClient, TooLarge, WrongAnswer
 from sluice.clock import Clock
 from sluice.config.schema import Config
 from sluice.errors import InvalidRequest, Overloaded, SluiceError
+
+_REASON: Final = {InvalidRequest: "reward_refused", Overloaded: "reward_overloaded", TooLarge: "too_large"}
 
 log = structlog.get_logger(__name__)
 
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 15.0
+
+
+@dataclass(kw_only=True, slots=True)
+class Tries:
+    """The tries that are left for the samples of one group, and the rewards that have failed."""
+
+    left: int
+    avoid: set[str] = field(default_factory=set)
+    """These are asked again only when there is no other."""
+    refused_by: dict[str, Member] = field(default_factory=dict)
+    """These are not asked again."""
 
 
 class Grading:
@@ -42,26 +58,28 @@ class Grading:
         With `algorithm.min_group_size` so many grades are enough after the last attempt; the other rewards are not graded.
         """
         samples = [group.samples[index] for index in sorted(group.samples)]
-        limit = self._config.coordinator.score_timeout_s
+        limit, tries = self._config.coordinator.score_timeout_s, self.tries()
         reason, fault = "reward_unavailable", ""
 
         def taken_by(service_id: str) -> None:
             group.grader = service_id
 
-        for _ in range(self._config.coordinator.max_attempts):
+        while tries.left > 0:
             try:
                 group.rewards = await self.score(
-                    group_id=group.group_id, prompt=group.prompt, samples=samples, timeout_s=limit, taken_by=taken_by
+                    group_id=group.group_id,
+                    prompt=group.prompt,
+                    samples=samples,
+                    timeout_s=limit,
+                    tries=tries,
+                    taken_by=taken_by,
                 )
-            except InvalidRequest as error:
-                log.warning("scoring_refused", group_id=group.group_id, reason=str(error))
-                raise GroupFailed(reason="reward_refused", fault=str(error)) from error
-            except Overloaded as error:
-                raise GroupFailed(reason="reward_overloaded", fault=str(error)) from error
+            except (InvalidRequest, Overloaded, TooLarge) as error:
+                raise GroupFailed(reason=_REASON[type(error)], fault=str(error)) from error
             except SluiceError as error:
-                log.warning("scoring_failed", group_id=group.group_id, reason=str(error))
+                reason = "reward_wrong_answer" if isinstance(error, WrongAnswer) else "reward_unavailable"
                 fault = str(error)
-                continue
+                break
             ungraded = [reward for reward in group.rewards if not reward.graded]
             if not ungraded:
                 return
@@ -69,8 +87,13 @@ class Grading:
             log.warning("sample_not_graded", group_id=group.group_id, status=ungraded[0].status, why=ungraded[0].detail)
             if self._is_final(samples, group.rewards):
                 break
+            tries.left -= 1
         if not self._is_enough(group):
             raise GroupFailed(reason=reason, fault=fault)
+
+    def tries(self) -> "Tries":
+        """As many attempts as `coordinator.max_attempts`."""
+        return Tries(left=self._config.coordinator.max_attempts)
 
     async def score(
         self,
@@ -79,32 +102,56 @@ class Grading:
         prompt: PromptLike,
         samples: Sequence[Sample],
         timeout_s: float,
+        tries: "Tries",
         taken_by: Callable[[str], None] = lambda _: None,
     ) -> list[Reward]:
         """Grades the samples, in order; calls `taken_by` with the name of the grading service, or with "" without one.
 
+        A failed call uses up one of `tries` and counts against the reward; the next call goes to another reward where there
+        is one.
+
         Raises:
+            InvalidRequest: two rewards, or the only one, refuse the request.
             Overloaded: the graders pushed back for all of `coordinator.score_wait_s`.
-            SluiceError: the error of a call that failed in another way; a member that cannot be reached is lost.
+            TooLarge: no reward takes a request of this size.
+            SluiceError: the error of the last try.
         """
         begun_s, pause_s = self._clock.now(), FIRST_PAUSE_S
         while True:
-            member = await self._with_room()
+            member = await self._with_room(tries)
             taken_by(member.service_id)
             try:
-                return await self._rewards.score(
+                rewards = await self._rewards.score(
                     member, group_id=group_id, prompt=prompt, samples=samples, timeout_s=timeout_s
                 )
+                self._have_graded(member, tries, group_id)
+                return rewards
             except Overloaded as error:
+                tries.avoid.add(member.service_id)
                 waited_s = self._clock.now() - begun_s
                 if waited_s + pause_s > self._config.coordinator.score_wait_s:
                     raise Overloaded(
                         f"{error}; for {waited_s:.0f} s (coordinator.score_wait_s is {self._config.coordinator.score_wait_s:g})"
                     ) from error
                 log.warning("graders_push_back", group_id=group_id, waited_s=round(waited_s, 1), reason=str(error))
-            except SluiceError as error:
-                self._fleet.lose_if_unreachable(member, error)
+            except InvalidRequest as error:
+                log.warning("scoring_refused", group_id=group_id, reason=str(error))
+                tries.refused_by[member.service_id] = member
+                if len(tries.refused_by) > 1 or not self._others(tries):
+                    raise
+                continue
+            except TooLarge:
                 raise
+            except SluiceError as error:
+                log.warning("scoring_failed", group_id=group_id, reason=str(error))
+                now_s = self._clock.now()
+                if not self._fleet.lose_if_unreachable(member, error, now_s=now_s):
+                    self._fleet.fail(member, str(error), now_s=now_s)
+                tries.avoid.add(member.service_id)
+                tries.left -= 1
+                if tries.left <= 0:
+                    raise
+                continue
             finally:
                 taken_by("")
                 member.outstanding -= 1
@@ -112,15 +159,32 @@ class Grading:
             await self._clock.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def _with_room(self) -> Member:
-        """Waits until a reward has room, and takes a place there."""
+    def _have_graded(self, member: Member, tries: "Tries", group_id: str) -> None:
+        self._fleet.succeed(member)
+        for refuser in tries.refused_by.values():
+            reason = f"it refused {group_id}, which another reward has graded"
+            self._fleet.fail(refuser, reason, now_s=self._clock.now())
+        tries.refused_by.clear()
+
+    async def _with_room(self, tries: "Tries") -> Member:
+        """Waits until a reward has room, and takes a place there. Raises InvalidRequest when all rewards have refused."""
         while True:
-            free = [member for member in self._fleet.of(Role.REWARD) if member.outstanding < member.capacity]
-            member = self._fleet.least_loaded(free)
+            free = [
+                member
+                for member in self._fleet.of(Role.REWARD)
+                if member.outstanding < member.capacity and member.service_id not in tries.refused_by
+            ]
+            member = self._fleet.least_loaded(free, avoid=tries.avoid)
             if member is not None:
                 member.outstanding += 1
                 return member
+            if tries.refused_by and not self._others(tries):
+                raise InvalidRequest(f"refused by {', '.join(tries.refused_by)}, the only reward")
             await self._fleet.changed.wait()
+
+    def _others(self, tries: "Tries") -> list[Member]:
+        """Rewards that have not refused the samples."""
+        return [member for member in self._fleet.of(Role.REWARD) if member.service_id not in tries.refused_by]
 
     def _is_final(self, samples: Sequence[Sample], rewards: Sequence[Reward]) -> bool:
         """Whether another try cannot help, because the completions are too long for every reward service."""

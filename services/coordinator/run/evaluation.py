@@ -5,7 +5,7 @@ at most `eval.timeout_s`.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import blake3
 import numpy as np
@@ -17,7 +17,7 @@ from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import PromptLike, Reward, Sample
 from services.coordinator.state.ports import RolloutClient, Sampling
 from services.coordinator.state.run_context import RunContext
-from sluice.errors import Expired, NotReady, SluiceError, Unavailable, first_error
+from sluice.errors import Expired, InvalidRequest, NotReady, SluiceError, Unavailable, first_error
 from sluice.policy_version import PolicyVersion
 
 log = structlog.get_logger(__name__)
@@ -51,10 +51,12 @@ class Evaluator:
             started = self._clock.now()
             try:
                 async with asyncio.timeout(settings.timeout_s):
+                    failed: list[str] = []
                     while True:
-                        result = await self._attempt(chosen, n or settings.n, started)
-                        if result is not None:
-                            return result
+                        try:
+                            return await self._attempt(chosen, n or settings.n, started, avoid=failed)
+                        except _RolloutFailed as failure:
+                            self._blame(failure, failed)
             except TimeoutError:
                 raise Expired(
                     f"evaluation: not done after eval.timeout_s = {settings.timeout_s:.0f} s (it waits for a rollout that "
@@ -63,24 +65,40 @@ class Evaluator:
             finally:
                 self.under_way = ""
 
-    async def _attempt(self, prompts: Sequence[PromptLike], n: int, started: float) -> EvaluationResult | None:
-        """A whole evaluation on one rollout; None when the rollout died meanwhile, because all samples need one version."""
+    async def _attempt(
+        self, prompts: Sequence[PromptLike], n: int, started: float, *, avoid: Collection[str]
+    ) -> EvaluationResult:
+        """A whole evaluation on one rollout, because all samples need one version. Raises _RolloutFailed."""
         self.under_way = "waits for a rollout that holds the newest version"
-        member = await self._pin()
+        member = await self._pin(avoid)
         self.under_way = f"runs on {member.service_id}"
         try:
             return await self._run(member, prompts, n, started)
         except BaseExceptionGroup as failures:
             error = first_error(failures)
-            if isinstance(error, Unavailable) and member.gone.is_set():
-                log.warning("evaluation_repeated", service_id=member.service_id, reason=str(error))
-                return None
+            if isinstance(error, _RolloutFailed):
+                error.member = member
             raise error from failures
         finally:
             member.weights.release()
             self._fleet.changed.notify()
 
-    async def _pin(self) -> Member:
+    def _blame(self, failure: "_RolloutFailed", failed: list[str]) -> None:
+        """Notes a rollout that failed. Raises the rollout's error when others failed too; the loss of a rollout is no try."""
+        member, error = failure.member, failure.error
+        assert member is not None
+        log.warning("evaluation_repeated", service_id=member.service_id, reason=str(error))
+        now_s = self._clock.now()
+        if self._fleet.lose_if_unreachable(member, error, now_s=now_s) or member.gone.is_set():
+            return
+        self._fleet.fail(member, str(error), now_s=now_s)
+        failed.append(member.service_id)
+        others = {other.service_id for other in self._fleet.of(Role.ROLLOUT)} - set(failed)
+        refused = isinstance(error, InvalidRequest) and (len(set(failed)) > 1 or not others)
+        if refused or len(failed) >= self._config.coordinator.max_attempts:
+            raise error
+
+    async def _pin(self, avoid: Collection[str]) -> Member:
         """Takes the weights lock of a rollout that holds the newest version."""
         while True:
             newest = self._progress.version
@@ -89,7 +107,7 @@ class Evaluator:
                 for member in self._fleet.of(Role.ROLLOUT)
                 if not member.weights.locked() and _holds(member, newest)
             ]
-            member = self._fleet.least_loaded(ready)
+            member = self._fleet.least_loaded(ready, avoid=avoid)
             if member is not None:
                 await member.weights.acquire()
                 return member
@@ -150,23 +168,36 @@ class Evaluator:
                         required_version=version,
                     )
                 }
-            except Unavailable as error:
-                self._fleet.lose_if_unreachable(member, error)
-                raise
+            except SluiceError as error:
+                raise _RolloutFailed(error) from error
         ordered = [samples[index] for index in sorted(samples)]
         if len(ordered) != n:
-            raise SluiceError(f"evaluation: {member.service_id} returned {len(ordered)} of {n} samples")
+            short = SluiceError(f"evaluation: {member.service_id} returned {len(ordered)} of {n} samples")
+            raise _RolloutFailed(short)
         return ordered, await self._grade(request_id, prompt, ordered)
 
     async def _grade(self, group_id: str, prompt: PromptLike, samples: Sequence[Sample]) -> list[Reward]:
-        """Grades by any reward with room; by another reward when the first one dies."""
+        """Grades by any reward with room; by another reward when the first one dies or fails."""
         while True:
             try:
                 return await self._grading.score(
-                    group_id=group_id, prompt=prompt, samples=samples, timeout_s=self._config.eval.timeout_s
+                    group_id=group_id,
+                    prompt=prompt,
+                    samples=samples,
+                    timeout_s=self._config.eval.timeout_s,
+                    tries=self._grading.tries(),
                 )
             except Unavailable as error:
                 log.warning("evaluation_scoring_failed", group_id=group_id, reason=str(error))
+
+
+class _RolloutFailed(Exception):
+    """The rollout of an evaluation failed, and not a reward."""
+
+    def __init__(self, error: SluiceError) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.member: Member | None = None
 
 
 def _holds(member: Member, newest: PolicyVersion | None) -> bool:

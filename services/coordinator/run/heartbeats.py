@@ -1,4 +1,4 @@
-"""Declares silent services lost. Waits only for its own interval."""
+"""Declares silent services lost, and ends the pauses of services whose answers failed. Waits only for its own interval."""
 
 from services.coordinator.state.run_context import RunContext
 
@@ -11,6 +11,7 @@ async def sweep_forever(run: RunContext) -> None:
         before_s, slept_s = slept_s, run.clock.now()
         if slept_s - before_s > settings.heartbeat_interval_s + settings.heartbeat_timeout_s / 2:
             run.fleet.excuse(now_s=slept_s)
+        run.fleet.end_pauses(now_s=slept_s)
         for member in run.fleet.sweep(now_s=run.clock.now(), timeout_s=settings.heartbeat_timeout_s):
             text = f"{member.service_id}: no heartbeat for {settings.heartbeat_timeout_s:.0f} s"
             run.events.emit("service_lost", text, labels={"service_id": member.service_id})

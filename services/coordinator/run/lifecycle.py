@@ -18,7 +18,7 @@ from services.coordinator.groups.conductor import Conductor
 from services.coordinator.run.evaluation import Evaluator
 from services.coordinator.run.starvation import StarvationWatch
 from services.coordinator.state.evaluation_result import EvaluationResult
-from services.coordinator.state.fleet import Role
+from services.coordinator.state.fleet import Role, State
 from services.coordinator.state.ports import Forgot
 from services.coordinator.state.progress import RunState
 from services.coordinator.state.run_context import RunContext
@@ -53,6 +53,8 @@ class Lifecycle:
         self._conductor, self._assigner, self._evaluator = conductor, assigner, evaluator
         self._check_reward, self._check_only = check_reward, check_only
         self._starvation = StarvationWatch(run, conductor=conductor)
+        self._missing_since_s: dict[str, float] = {}
+        """Since when each role has been without a ready service."""
         self._stopping = asyncio.Event()
         if run.progress.stop_requested:
             self._stopping.set()
@@ -179,11 +181,18 @@ class Lifecycle:
             raise SluiceError(
                 f"{self._conductor.failures_in_a_row} groups failed in a row; see the coordinator's log for the reasons"
             )
-        limit = self._config.coordinator.no_service_timeout_s
-        idle_s = self._clock.now() - max(self._conductor.last_progress_s, self._progress.last_commit_s)
-        missing = self._missing(*Role)
-        if missing and idle_s > limit:
-            raise Expired(f"no {' and no '.join(missing)} for {limit:.0f} s (coordinator.no_service_timeout_s)")
+        limit, now_s = self._config.coordinator.no_service_timeout_s, self._clock.now()
+        self._missing_since_s = {role: self._missing_since_s.get(role, now_s) for role in self._missing(*Role)}
+        gone = [role for role, since_s in self._missing_since_s.items() if now_s - since_s > limit]
+        if gone:
+            raise Expired(
+                f"no {' and no '.join(gone)} for {limit:.0f} s (coordinator.no_service_timeout_s){self._why()}"
+            )
+
+    def _why(self) -> str:
+        """The members that are there and get no work, with the reasons."""
+        idle = [member for member in self._fleet.members.values() if member.state is State.QUARANTINED]
+        return "".join(f"; {member.service_id} is quarantined: {member.reason}" for member in idle)
 
     async def _finish(self) -> RunState:
         await self._enter(RunState.FINISHING)

@@ -1,16 +1,23 @@
 """The registered services, their states and their load. Pure bookkeeping: no sockets; time comes in as an argument.
 
 REGISTERED -> SYNCING -> READY -> (DRAINING | QUARANTINED | LOST); a lost service that comes back registers anew.
-Rollouts become READY only through `applied` of the weight push; rewards are READY when registered.
+Rollouts become READY only through `applied` of the weight push; rewards are READY when registered. A member is QUARANTINED
+when a weight push to it fails, and for a pause when its answers fail (health.py).
 """
 
 import asyncio
 import enum
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Final
 
+from services.coordinator.state.health import LONGEST_PAUSE_S, Health
 from services.coordinator.state.signal import Signal
 from sluice.errors import Fenced, InvalidRequest, SluiceError, Unavailable
 from sluice.policy_version import PolicyVersion
+
+BELIEVED_TIMES: Final = 4
+"""How many times the capacity of its peers, at the lowest third, a member is believed to have when work is placed."""
 
 FORGET_LOST_S = 600.0
 """How long a lost process stays in the list."""
@@ -58,6 +65,8 @@ class Member:
     """The version that the member is known to hold."""
     granted: int = -1
     """The largest version number that was ever pushed to this process; its samples may carry no larger one."""
+    lineages: set[str] = field(default_factory=set)
+    """The lineages of the versions that were pushed to this process."""
     finishing: bool = False
     """Whether the rollout lets running samples end before new weights, and so gets no new group."""
     running: int = 0
@@ -70,12 +79,26 @@ class Member:
     """Whether the member has said that it leaves, so that its silence is no loss."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the member is lost or replaced; waiters on a call to the member stop waiting."""
+    health: Health = field(default_factory=Health)
+    """The service's record, which a new process of the service takes over."""
+
+    @property
+    def pauses(self) -> bool:
+        """Whether the member gets no work because its answers failed."""
+        return self.health.until_s is not None
 
 
 class Fleet:
     """All members, and signals for changes of members."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        longest_pause_s: float = LONGEST_PAUSE_S,
+        tell: Callable[[Member, str], None] = lambda member, text: None,
+    ) -> None:
+        """`tell` is called with each member that is quarantined because its answers fail, and with the reason."""
+        self._longest_pause_s, self._tell = longest_pause_s, tell
         self.members: dict[str, Member] = {}
         self.changed = Signal()
         """Signals any change: a member, a member's load, or a change of the board, which shares this signal."""
@@ -103,9 +126,13 @@ class Fleet:
         if replaced is not None:
             replaced.state = State.LOST
             replaced.gone.set()
+            member.health = replaced.health
             if replaced.incarnation != member.incarnation:
                 self._replaced.add(replaced.incarnation)
-        if member.role is Role.REWARD:
+        if member.pauses:
+            assert replaced is not None
+            member.state, member.reason = State.QUARANTINED, replaced.reason
+        elif member.role is Role.REWARD:
             member.state = State.READY
         self.members[member.service_id] = member
         self.notify_all()
@@ -146,21 +173,51 @@ class Fleet:
             if member.state is not State.LOST and now_s - max(member.last_beat_s, self._listens_since_s) > timeout_s
         ]
         for member in lost:
-            self.lose(member, f"no heartbeat for {timeout_s:.0f} s")
+            reason = f"no heartbeat for {timeout_s:.0f} s"
+            self.fail(member, reason, now_s=now_s)
+            self.lose(member, reason)
         for member in list(self.members.values()):
             if member.state is State.LOST and now_s - member.last_beat_s > timeout_s + FORGET_LOST_S:
                 del self.members[member.service_id]
         return lost
 
-    def lose_if_unreachable(self, member: Member, error: SluiceError) -> bool:
+    def lose_if_unreachable(self, member: Member, error: SluiceError, *, now_s: float) -> bool:
         """Declares a member lost after a failed call: waiting for the heartbeat to run out would use up every group's tries.
 
         If only the link failed, the member's next heartbeat is refused, and the member registers again and gets weights.
         """
         if not isinstance(error, Unavailable) or member.gone.is_set():
             return False
+        self.fail(member, str(error), now_s=now_s)
         self.lose(member, str(error))
         return True
+
+    def succeed(self, member: Member) -> None:
+        """Counts an attempt that the member ended well."""
+        member.health.succeed()
+
+    def fail(self, member: Member, reason: str, *, now_s: float) -> None:
+        """Counts a failed attempt, after which the member may get no work for a pause."""
+        if (
+            member.gone.is_set()
+            or (pause_s := member.health.fail(now_s=now_s, longest_pause_s=self._longest_pause_s)) is None
+        ):
+            return
+        failures, attempts = member.health.counts
+        text = f"no work for {pause_s:g} s: {failures} of its last {attempts} answers failed, this one because {reason}"
+        if member.state in (State.READY, State.REGISTERED, State.SYNCING):
+            self.set_state(member, State.QUARANTINED, text)
+        self._tell(member, text)
+
+    def end_pauses(self, *, now_s: float) -> None:
+        """Gives work again to members whose pause is over."""
+        for member in self.members.values():
+            if not member.health.end_pause(now_s=now_s) or member.state is not State.QUARANTINED:
+                continue
+            if member.role is Role.REWARD:
+                self.set_state(member, State.READY)
+            else:
+                self.roster.notify()  # the weight push makes the rollout READY, with the newest version
 
     def lose(self, member: Member, reason: str) -> None:
         """Declares the member lost; calls to the member end."""
@@ -204,11 +261,21 @@ class Fleet:
             for member in self.members.values()
         )
 
-    def least_loaded(self, candidates: list[Member]) -> Member | None:
-        """The member with the smallest share of its capacity in use; ties go to the member that was idle longest."""
+    def least_loaded(self, candidates: list[Member], *, avoid: Collection[str] = ()) -> Member | None:
+        """The member with the smallest share of its capacity in use; ties go to the member that was idle longest.
+
+        Members of the names in `avoid` are chosen only when there is no other candidate.
+        """
         if not candidates:
             return None
-        chosen = min(candidates, key=lambda member: member.outstanding / member.capacity)
+        others = [member for member in candidates if member.service_id not in avoid] or candidates
+        believed = self._believed(others[0].role)
+        chosen = min(others, key=lambda member: member.outstanding / min(member.capacity, believed))
         # Rotating the dictionary order spreads ties over the fleet.
         self.members[chosen.service_id] = self.members.pop(chosen.service_id)
         return chosen
+
+    def _believed(self, role: Role) -> float:
+        """The largest capacity that is believed: a member that claims more than its peers would win every placement."""
+        stated = sorted(member.capacity for member in self.of(role))
+        return BELIEVED_TIMES * stated[(len(stated) - 1) // 3] if len(stated) > 1 else float("inf")

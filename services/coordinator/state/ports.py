@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from services.coordinator.state.fleet import Member
 from services.coordinator.state.group import Group, PromptLike, QueuedGroup, Reward, Sample
-from sluice.errors import Unavailable
+from sluice.errors import SluiceError, Unavailable
 from sluice.policy_version import PolicyVersion
 
 
@@ -16,6 +16,19 @@ class Sampling:
 
     temperature: float
     max_tokens: int
+
+
+class WrongAnswer(SluiceError):
+    """A member's answer breaks the contract: a failed attempt of the member, of which only the number of tokens is recorded."""
+
+    def __init__(self, reason: str, *, tokens: int = 0) -> None:
+        super().__init__(reason)
+        self.tokens = tokens
+        """Completion tokens in the answer."""
+
+
+class TooLarge(SluiceError):
+    """A request over the limit of every server: it is not sent, and no member is to blame."""
 
 
 class RolloutClient(Protocol):
@@ -32,7 +45,8 @@ class RolloutClient(Protocol):
         timeout_s: float,
         required_version: PolicyVersion | None = None,
     ) -> AsyncIterator[Sample]:
-        """Yields one sample per entry of `seeds` (index -> seed), each when it finishes. Raises SluiceError."""
+        """Yields one sample per entry of `seeds` (index -> seed), each when it finishes. Raises SluiceError,
+        WrongAnswer for a sample that breaks the contract."""
         ...
 
 
@@ -42,7 +56,7 @@ class RewardClient(Protocol):
     async def score(
         self, member: Member, *, group_id: str, prompt: PromptLike, samples: Sequence[Sample], timeout_s: float
     ) -> list[Reward]:
-        """Grades the samples, in order. Raises SluiceError."""
+        """Grades the samples, in order. Raises SluiceError, WrongAnswer for grades that break the contract."""
         ...
 
 
@@ -107,6 +121,9 @@ class DurableState(Protocol):
     async def commit(
         self, step: int, *, record: Mapping[str, Any], tokens: int, rows: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, Any]: ...
+    async def set_aside(
+        self, step: int, *, digest: str, term: str, tokens: int, rows: Mapping[str, Mapping[str, Any]]
+    ) -> bool: ...
     async def restore_batch(
         self, step: int, *, record: Mapping[str, Any], groups: Sequence[tuple[str, Mapping[str, Any], int]]
     ) -> None: ...

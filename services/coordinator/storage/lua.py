@@ -154,6 +154,27 @@ return 1
 """
 )
 
+# ARGV: fence, step, the batch's digest, term, tokens of the batch, then (group, row JSON)...
+SET_ASIDE = (
+    FENCE
+    + """
+local recorded = redis.call('HGET', KEYS[6], ARGV[2])
+if not recorded or cjson.decode(recorded).digest ~= ARGV[3] or redis.call('HEXISTS', KEYS[10], ARGV[2]) == 1 then return 0 end
+for i = 6, #ARGV, 2 do
+  redis.call('HDEL', KEYS[2], ARGV[i])
+  redis.call('HDEL', KEYS[3], ARGV[i])
+  redis.call('RPUSH', KEYS[8], ARGV[i + 1])
+end
+local groups = (#ARGV - 5) / 2
+redis.call('HINCRBY', KEYS[7], 'assigned', 0 - groups)
+redis.call('HINCRBY', KEYS[7], ARGV[4], groups)
+redis.call('HINCRBY', KEYS[7], 'tokens:assigned', 0 - ARGV[5])
+redis.call('HINCRBY', KEYS[7], 'tokens:' .. ARGV[4], ARGV[5])
+redis.call('HDEL', KEYS[6], ARGV[2])
+return 1
+"""
+)
+
 SCRIPTS = {
     name: COUNTED % text
     for name, text in {
@@ -162,6 +183,7 @@ SCRIPTS = {
         "end": END,
         "assign": ASSIGN,
         "commit": COMMIT,
+        "set_aside": SET_ASIDE,
         "drop_rows": DROP_ROWS,
         "set_meta": SET_META,
         "confirm": FENCE + "return 1",

@@ -200,6 +200,17 @@ class Store:
             self._remember(row)
         return recorded
 
+    async def set_aside(
+        self, step: int, *, digest: str, term: str, tokens: int, rows: Mapping[str, Mapping[str, Any]]
+    ) -> bool:
+        """Ends the groups of batch `step` under `term` and forgets the batch; False unless the batch has this digest and no
+        commit."""
+        pairs = [part for group_id, row in rows.items() for part in (group_id, json.dumps(row))]
+        ended = bool(await self._run("set_aside", step, digest, term, tokens, *pairs))
+        for row in rows.values() if ended else ():
+            self._remember(row)
+        return ended
+
     def _remember(self, row: Mapping[str, Any]) -> None:
         self.recent.append(_plain(row))
         self.rows_written += 1

@@ -22,7 +22,16 @@ import pyarrow.parquet as pq
 from sluice.errors import NotFound
 from sluice.report.ledger_tables import find_row
 from sluice.report.metrics import METRICS_FILE
-from sluice.run_dir.batch_file import batch_files, batch_path, digest_of, frames, payload_at, payloads_of
+from sluice.run_dir.batch_file import (
+    batch_files,
+    batch_path,
+    digest_of,
+    frames,
+    payload_at,
+    payloads_of,
+    poison_files,
+    poison_path,
+)
 from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
 
 T = TypeVar("T")
@@ -75,6 +84,12 @@ class RunFiles:
         with contextlib.suppress(FileNotFoundError):
             await asyncio.to_thread(os.replace, self._staged_path(step, digest), self._batch_path(step))
 
+    async def keep_poison(self, step: int, digest: str) -> Path:
+        """Keeps batch `step` under a second name, which no later batch takes; returns the path."""
+        path = poison_path(self.run_dir, step, digest)
+        await asyncio.to_thread(_link, self._batch_path(step), path)
+        return path
+
     async def read_batch(self, step: int) -> BatchFile:
         """Reads batch `step`. Raises NotFound when the file is gone."""
 
@@ -83,6 +98,14 @@ class RunFiles:
             return BatchFile(step=step, payloads=payloads_of(body), digest=blake3.blake3(body).hexdigest())
 
         return await self._read(step, read)
+
+    async def payloads_with(self, step: int) -> Sequence[bytes]:
+        """The payloads of batch `step`; with step -1 those of all batches that were set aside. Raises NotFound."""
+        if step >= 0:
+            return (await self.read_batch(step)).payloads
+        return await asyncio.to_thread(
+            lambda: [payload for path in poison_files(self.run_dir) for payload in payloads_of(path.read_bytes())]
+        )
 
     async def read_group(self, step: int, index: int) -> bytes:
         """The payload of one group of batch `step`. Raises NotFound when the file is gone."""
@@ -195,6 +218,11 @@ def _write_synced(path: Path, pieces: Iterable[bytes]) -> None:
             file.write(piece)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _link(path: Path, name: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.link(path, name)
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:

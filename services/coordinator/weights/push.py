@@ -20,6 +20,7 @@ import structlog
 from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.state.push_times import PushTime, PushTimes
 from services.coordinator.state.run_context import RunContext
+from services.coordinator.wire.answers import durations_of
 from services.coordinator.wire.clients import as_sluice_errors
 from sluice.errors import SluiceError, TransferError, Unavailable
 from sluice.policy_version import PolicyVersion
@@ -120,7 +121,7 @@ class WeightPush:
     async def _push(self, member: Member, learner: Member, epoch: _Epoch) -> None:
         """Pushes one version to one rollout. After a SluiceError the old version still serves."""
         started = self._clock.now()
-        if member.version is None:
+        if member.version is None and not member.pauses:
             self._fleet.set_state(member, State.SYNCING)
         if not epoch.name or epoch.learner != learner.incarnation:
             epoch.name = f"{member.service_id}.{secrets.token_hex(6)}"
@@ -128,20 +129,20 @@ class WeightPush:
         opened = await self._open(member, learner, epoch.name)
         manifest = opened.manifest
         member.granted = max(member.granted, manifest.version.number)
+        member.lineages.add(manifest.version.lineage)
         applied = await self._receive(member, epoch.name, opened)
         if applied.digest != manifest.digest or applied.version != manifest.version:
             raise TransferError(
                 f"{member.service_id} applied {applied.version.number} with digest {applied.digest[:12]}, the learner "
                 f"published {manifest.version.number} with {manifest.digest[:12]}"
             )
+        receive_ms, stall_ms = durations_of(member, applied)
         version = version_from_proto(manifest.version)
         if self._prober is not None and member.state in (State.SYNCING, State.QUARANTINED):
             for odd in await self._prober.check(member, version):
                 self._quarantine(odd, TransferError(f"its probe is not that of most, of {member.service_id} for one"))
         member.version = version
-        time = PushTime(
-            push_ms=(self._clock.now() - started) * 1e3, receive_ms=applied.receive_ms, stall_ms=applied.stall_ms
-        )
+        time = PushTime(push_ms=(self._clock.now() - started) * 1e3, receive_ms=receive_ms, stall_ms=stall_ms)
         self._times.add(time)
         self._announce(member, time)
 
@@ -193,8 +194,8 @@ class WeightPush:
 
     def _announce(self, member: Member, time: PushTime) -> None:
         assert member.version is not None
-        newly = member.state is not State.READY
-        if member.state is not State.DRAINING:
+        newly = member.state is not State.READY and not member.pauses
+        if member.state is not State.DRAINING and not member.pauses:
             self._fleet.set_state(member, State.READY)
         labels = {"service_id": member.service_id, "lineage": member.version.lineage}
         values = {"version": float(member.version.number), "push_ms": time.push_ms, "stall_ms": time.stall_ms}
@@ -215,4 +216,4 @@ def _is_behind(member: Member, learner: Member) -> bool:
         return False
     if member.version is None or newest.number > member.version.number:
         return True
-    return member.state is State.QUARANTINED and newest.number == member.version.number
+    return member.state is State.QUARANTINED and not member.pauses and newest.number == member.version.number

@@ -13,9 +13,11 @@ import grpc
 
 from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import PromptLike, Reward, Sample
-from services.coordinator.state.ports import Sampling
-from services.coordinator.wire.messages import finish_to, reward_from, sample_from
-from sluice.errors import SluiceError, Unavailable
+from services.coordinator.state.ports import Sampling, TooLarge
+from services.coordinator.wire.answers import AskedSamples, rewards_of
+from services.coordinator.wire.messages import finish_to
+from sluice.errors import Unavailable
+from sluice.limits import MAX_REQUEST_BYTES
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.access import Role as AccessRole
 from sluice.rpc.arrays import pack_ids
@@ -42,8 +44,9 @@ _STUB = {
 class Clients:
     """All outgoing calls of the coordinator."""
 
-    def __init__(self, credentials: Credentials = NO_CREDENTIALS) -> None:
-        self._credentials = credentials
+    def __init__(self, credentials: Credentials = NO_CREDENTIALS, *, vocabulary: int) -> None:
+        """`vocabulary` is the number of the model's token ids."""
+        self._credentials, self._vocabulary = credentials, vocabulary
         self._peers: dict[Member, _Peer] = {}
         self._closers: set[asyncio.Task[None]] = set()
 
@@ -76,10 +79,18 @@ class Clients:
             ),
             required_version=None if required_version is None else version_to_proto(required_version),
         )
+        asked = AskedSamples(
+            member=member,
+            oldest=member.version,
+            only=required_version,
+            missing=dict(seeds),
+            max_tokens=sampling.max_tokens,
+            vocabulary=self._vocabulary,
+        )
         with as_sluice_errors(member):
             async for response in self.rollout(member).Generate(request, timeout=timeout_s):
                 if response.WhichOneof("event") == "sample":
-                    yield sample_from(response.sample)
+                    yield asked.take(response.sample)
 
     async def score(
         self, member: Member, *, group_id: str, prompt: PromptLike, samples: Sequence[Sample], timeout_s: float
@@ -101,12 +112,16 @@ class Clients:
                 for sample in samples
             ],
         )
+        size, most = request.ByteSize(), MAX_REQUEST_BYTES["sluice.v1.RewardService"]
+        if size > most:
+            raise TooLarge(
+                f"{group_id} has {size} bytes with its texts, a request to a reward takes {most}",
+                fix="lower rollout.n or data.max_response_length",
+            )
         stub = self._peer(member).stub
         with as_sluice_errors(member):
             response = await stub.Score(request, timeout=timeout_s)
-        if len(response.results) != len(samples):
-            raise SluiceError(f"{member.service_id}: {len(response.results)} results for {len(samples)} samples")
-        return [reward_from(result) for result in response.results]
+        return rewards_of(member, response, samples=len(samples))
 
     async def close(self) -> None:
         """Closes every channel."""

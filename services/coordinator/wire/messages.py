@@ -1,6 +1,6 @@
 """Between the coordinator's dataclasses and the wire: samples, rewards, groups (compressed for queue and files)."""
 
-import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,12 +51,13 @@ def statement_from(message: coordinator_pb2.RegisterRequest) -> Statement:
     return Statement(version=version_from_proto(message.version), steps=steps)
 
 
-def sample_from(message: pb.Sample) -> Sample:
-    """Wire -> core. Raises SluiceError when arrays or spans do not fit together."""
+def sample_from(message: pb.Sample, *, rollout_id: str = "") -> Sample:
+    """Wire -> core, under the name `rollout_id` if given. Raises SluiceError when arrays or spans do not fit together."""
+    rollout_id = rollout_id or message.rollout_id
     try:
         ids, logprobs = unpack_ids(message.token_ids), unpack_floats(message.logprobs)
     except InvalidRequest as error:
-        raise SluiceError(f"{message.rollout_id}: sample {message.index}: {error}") from error
+        raise SluiceError(f"{rollout_id}: sample {message.index}: {error}") from error
     spans = tuple(
         Span(version=version_from_proto(span.version), start=span.start_token, end=span.end_token)
         for span in message.spans
@@ -65,7 +66,7 @@ def sample_from(message: pb.Sample) -> Sample:
     covered = bool(spans) and edges[-1] == len(ids) and [span.start for span in spans] == edges[:-1]
     if len(ids) == 0 or len(ids) != len(logprobs) or not covered:
         raise SluiceError(
-            f"{message.rollout_id}: sample {message.index} has {len(ids)} tokens, {len(logprobs)} log-probabilities "
+            f"{rollout_id}: sample {message.index} has {len(ids)} tokens, {len(logprobs)} log-probabilities "
             f"and version spans {[(span.start, span.end) for span in spans]}; they must cover the tokens one to one"
         )
     return Sample(
@@ -75,19 +76,15 @@ def sample_from(message: pb.Sample) -> Sample:
         spans=spans,
         finish_reason=_FINISH.get(message.finish_reason, "error"),
         text=message.text,
-        rollout_id=message.rollout_id,
+        rollout_id=rollout_id,
         seed=message.seed,
     )
 
 
-def reward_from(message: pb.SampleReward) -> Reward:
-    """Wire -> core; a grade with a score that is not finite counts as a sample that could not be graded."""
-    status = _STATUS.get(message.status, "error")
-    scores = (message.raw_score, message.acc, message.shaped_reward, message.overlong_penalty, *message.parts.values())
-    # A sample that was not graded has NaN scores rightly, and keeps its own status and reason.
-    broken = status in ("ok", "unparsed") and not all(map(math.isfinite, scores))
+def reward_from(message: pb.SampleReward, *, parts: Mapping[str, float] | None = None) -> Reward:
+    """Wire -> core, with other `parts` if given."""
     return Reward(
-        status="error" if broken else status,
+        status=_STATUS.get(message.status, "error"),
         raw_score=message.raw_score,
         acc=message.acc,
         extracted=message.extracted,
@@ -95,8 +92,8 @@ def reward_from(message: pb.SampleReward) -> Reward:
         overlong_penalty=message.overlong_penalty,
         grader=message.grader,
         grader_version=message.grader_version,
-        detail=f"the grader returned {scores}; scores must be finite" if broken else message.detail,
-        parts=dict(message.parts),
+        detail=message.detail,
+        parts=dict(message.parts) if parts is None else parts,
     )
 
 

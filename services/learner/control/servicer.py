@@ -11,6 +11,7 @@ from services.learner.control.publisher_state import PublisherState
 from sluice.config.schema import Config
 from sluice.errors import InvalidRequest
 from sluice.rpc.policy_versions import version_to_proto
+from sluice.rpc.requests import duration_s, name
 from sluice.v1 import learner_pb2 as pb
 from sluice.v1 import learner_pb2_grpc
 from sluice.weights.wire import manifest_to_proto
@@ -40,13 +41,14 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
     async def OpenTransfer(
         self, request: pb.OpenTransferRequest, context: grpc.aio.ServicerContext
     ) -> pb.OpenTransferResponse:
-        if not request.rollout_id or not request.epoch or request.timeout_s <= 0:
-            raise InvalidRequest("open transfer: rollout_id, epoch and timeout_s > 0 must be set")
+        rollout_id = name(request.rollout_id, field="open transfer: rollout_id")
+        epoch = name(request.epoch, field="open transfer: epoch")
+        timeout_s = duration_s(request.timeout_s, field="open transfer: timeout_s")
         opened = await asyncio.to_thread(  # `file` writes the snapshot first
             self._publisher.sender.open,
-            rollout_id=request.rollout_id,
-            epoch=request.epoch,
-            timeout_s=request.timeout_s,
+            rollout_id=rollout_id,
+            epoch=epoch,
+            timeout_s=timeout_s,
         )
         return pb.OpenTransferResponse(
             manifest=manifest_to_proto(opened.manifest),

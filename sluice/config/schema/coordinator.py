@@ -24,6 +24,11 @@ class CoordinatorConfig(Section):
         "failed; such tries are not among coordinator.max_attempts",
     )
     max_attempts: PositiveInt = Field(default=3, description="tries a group gets before it counts as failed")
+    max_batch_deaths: NonNegativeInt = Field(
+        default=3,
+        description="deaths of the learner on one batch after which the batch is set aside (failed:poison) and another takes "
+        "its place; 0: never. At most launch.max_restarts, or the run ends before",
+    )
     no_service_timeout_s: PositiveFloat = Field(
         default=300.0, description="longest time without any usable rollout or reward"
     )

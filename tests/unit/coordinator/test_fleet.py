@@ -90,10 +90,10 @@ async def test_a_coordinator_that_was_stopped_declares_nobody_lost_when_it_goes_
 def test_only_a_member_that_cannot_be_reached_is_lost_after_a_failed_call() -> None:
     fleet, first = Fleet(), member("a")
     fleet.register(first)
-    assert not fleet.lose_if_unreachable(first, Expired("slow"))
-    assert fleet.lose_if_unreachable(first, Unavailable("reset"))
+    assert not fleet.lose_if_unreachable(first, Expired("slow"), now_s=0.0)
+    assert fleet.lose_if_unreachable(first, Unavailable("reset"), now_s=0.0)
     assert first.state is State.LOST
-    assert not fleet.lose_if_unreachable(first, Unavailable("reset")), "only once"
+    assert not fleet.lose_if_unreachable(first, Unavailable("reset"), now_s=0.0), "only once"
 
 
 def test_rewards_are_ready_when_they_register_and_rollouts_are_not() -> None:

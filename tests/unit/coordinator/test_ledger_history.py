@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.coordinator.groups.assignment import Assigner
-from services.coordinator.state.fleet import Member, Role
+from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.state.group import Reward, Sample
 from services.coordinator.state.ledger import LIVE, LedgerCounts, count, ledger_metrics
 from services.coordinator.state.ledger_row import queued_row
+from services.coordinator.state.ports import WrongAnswer
 from services.coordinator.storage.run_files import BatchFile, RunFiles
 from sluice.errors import Overloaded
 from sluice.policy_version import PolicyVersion
@@ -24,7 +25,7 @@ HAPPENINGS = ("samples arrive", "weights move on", "a batch is assigned", "a ste
 
 
 class FickleRollouts(FakeRollouts):
-    """Returns samples of any length, some of them not asked for or of a version never granted, and gives up at times."""
+    """Returns samples of any length, answers nonsense at times, and gives up at times."""
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__(gate=asyncio.Semaphore(0))
@@ -43,10 +44,9 @@ class FickleRollouts(FakeRollouts):
                 return
             tokens = self._chance.randint(1, 7)
             self.returned_tokens += tokens
-            lie = 1 if fate < 0.2 else 0
-            yield make_sample(
-                99 if fate > 0.95 else index, version=member.version.number + lie, tokens=tokens, seed=seed
-            )
+            if fate < 0.2:
+                raise WrongAnswer("nonsense", tokens=tokens)
+            yield make_sample(index, version=member.version.number, tokens=tokens, seed=seed)
 
 
 class FickleRewards(FakeRewards):
@@ -82,6 +82,9 @@ class History:
                 self.rollouts.gate.release()
         elif what == "time passes":
             await self.stage.clock.advance(60.0)
+            self.stage.fleet.end_pauses(now_s=self.stage.clock.now())
+            if not self.member.pauses:
+                self.stage.fleet.set_state(self.member, State.READY)  # as a weight push does
         elif what == "weights move on":
             number = min(self.stage.board.next_step, (self.member.granted or 0) + 1)
             self.member.version, self.member.granted = PolicyVersion(lineage="a", number=number), number

@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from services.reward.ports import Outcome, Question
+from services.reward.ports import Grade, Outcome, Question
 from services.reward.routing import Router
 from services.reward.scoring import OverlongBuffer, SampleToScore, Scorer
 from services.reward.self_check import KNOWN, GoldRow, gold_check
+from sluice.limits import TEXT_CHARACTERS
 from tests.unit.reward.in_process import InProcess
 
 QUESTION = Question(data_source="mixadd3", prompt_text="67+58=", ground_truth="125", extra_info={})
@@ -47,6 +48,25 @@ async def test_what_could_not_be_graded_has_no_score_at_all():
     assert [reward.detail for reward in scored.rewards] == ["10 s", "", "why"]
     for reward in (scored.rewards[0], scored.rewards[2]):
         assert all(math.isnan(value) for value in (reward.raw_score, reward.acc, reward.shaped_reward))
+
+
+@pytest.mark.parametrize("score", [1e300, -1e16, math.inf, math.nan])
+@pytest.mark.parametrize("field", ["raw_score", "acc", "part"])
+async def test_a_score_whose_square_is_no_number_is_an_error_of_the_sample(field, score):
+    scores = {"raw_score": 1.0, "acc": 1.0} | ({} if field == "part" else {field: score})
+    parts = {"style": score} if field == "part" else {}
+    outcome = Outcome(status="ok", grade=Grade(**scores, extracted="", parts=parts))
+    scored = await scorer(InProcess({"huge": outcome})).score(question=QUESTION, samples=[sample("huge")])
+    assert scored.rewards[0].status == "error"
+    assert "scores must be finite and at most 1e+15" in scored.rewards[0].detail
+
+
+async def test_texts_of_a_grade_are_cut_at_what_the_coordinator_takes():
+    long = Outcome(status="ok", grade=Grade(raw_score=1.0, acc=1.0, extracted="x" * 100_000))
+    late = Outcome(status="error", detail="y" * 100_000)
+    graders = InProcess({"long": long, "late": late})
+    scored = await scorer(graders).score(question=QUESTION, samples=[sample("long"), sample("late")])
+    assert [len(scored.rewards[0].extracted), len(scored.rewards[1].detail)] == [TEXT_CHARACTERS, TEXT_CHARACTERS]
 
 
 async def test_a_completion_over_the_limit_is_an_error_and_never_grades_as_wrong_or_right():

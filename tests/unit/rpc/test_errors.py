@@ -9,7 +9,16 @@ import grpc
 import pytest
 
 from sluice import errors
-from sluice.errors import DataError, Forbidden, InvalidRequest, LaunchError, NotReady, SluiceError, Unavailable
+from sluice.errors import (
+    DataError,
+    Forbidden,
+    InvalidRequest,
+    LaunchError,
+    NotReady,
+    Overloaded,
+    SluiceError,
+    Unavailable,
+)
 from sluice.rpc.error_status import DETAILS_KEY, error_of, known, message_of, status_of, trailers_of
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SluiceError)]
@@ -94,3 +103,10 @@ def test_a_server_that_is_not_sluice_s_is_understood_by_its_status(
         arrived = error_of(Failed(status, "no", trailers), peer="peer")
         assert (type(arrived), str(arrived)) == (kind, "peer: no")
     assert type(error_of(Failed(grpc.StatusCode.INTERNAL, None), peer="peer")) is not LaunchError
+
+
+def test_a_message_over_the_limit_of_grpc_is_no_back_pressure() -> None:
+    words = "CLIENT: Received message larger than max (200000000 vs. 4194304)"
+    error = error_of(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, words), peer="reward-0")
+    assert type(error) is SluiceError
+    assert isinstance(error_of(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy"), peer="reward-0"), Overloaded)

@@ -1,0 +1,32 @@
+"""What a service may say of itself: bounds of every name and number of a registration."""
+
+import re
+from typing import Final
+
+from sluice.errors import InvalidRequest
+from sluice.rpc.requests import line, name
+from sluice.v1 import coordinator_pb2 as pb
+
+LARGEST_CAPACITY: Final = 65_536
+"""The largest capacity that is noted. Chosen: 64 times what vLLM runs at once by default."""
+
+_ADDRESS = re.compile(r"[A-Za-z0-9._:\[\]%-]{1,255}:\d{1,5}")
+
+
+def check_registration(request: pb.RegisterRequest) -> None:
+    """Raises InvalidRequest for a name, an address or a digest that cannot be one."""
+    for field in ("address", "metrics_address"):
+        address = getattr(request, field)
+        if (address or field == "address") and not _ADDRESS.fullmatch(address):
+            may_be_empty = " or empty" * (field != "address")
+            raise InvalidRequest(f"register: {field} must be HOST:PORT{may_be_empty}, got {address[:80]!r}")
+    name(request.service_id, field="register: service_id", may_be_empty=True)
+    name(request.incarnation, field="register: incarnation")
+    for field in ("model_hash", "tokenizer_hash"):
+        name(getattr(request, field), field=f"register: {field}", may_be_empty=True)
+    line(request.engine, field="register: engine")
+    for step in request.trained:
+        name(step.batch_digest, field="register: trained.batch_digest", may_be_empty=True)
+        name(step.weights_digest, field="register: trained.weights_digest", may_be_empty=True)
+        for group_id in step.group_ids:
+            name(group_id, field="register: trained.group_ids")
