@@ -6,6 +6,7 @@ carry the group's id. A live run writes its rows every 20 steps and with every c
 
 import contextlib
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,26 @@ def ledger_files(run_dir: Path) -> list[Path]:
     return files
 
 
+@contextlib.contextmanager
+def damage_skipped(path: Path) -> Iterator[None]:
+    """Ends the block with a line on stderr where a file of the ledger cannot be read; the other files can."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        sys.stderr.write(f"warning: {path} cannot be read, its groups are missing here: {error}\n")
+
+
+def opened(path: Path) -> pq.ParquetFile:
+    """A file of the ledger, whose pages are compared with their checksums. Raises ArrowException, OSError."""
+    return pq.ParquetFile(path, page_checksum_verification=True)
+
+
 def find_row(run_dir: Path, wanted: str) -> dict[str, Any] | None:
     """The row of the group with this id, or with this number in the order of admission; None without such a row."""
     is_number = wanted.isdecimal() and len(wanted) < 19
     column, value = ("admission", int(wanted)) if is_number else ("group_id", wanted)
     for path in sorted((run_dir / "ledger").glob("part-*.parquet"), reverse=True):
-        with pq.ParquetFile(path) as file:
+        with damage_skipped(path), opened(path) as file:
             place = file.read(columns=[column]).column(0).index(value).as_py()
             if place >= 0:
                 return file.read().slice(place, 1).to_pylist()[0]
@@ -58,19 +73,24 @@ def nearest_ids(run_dir: Path, wanted: str, *, count: int = 3) -> list[str]:
 def open_tables(run_dir: Path, *, lists: bool = False) -> sqlite3.Connection:
     """A read-only database in memory: `groups`, and with `lists` also `attempts` and `samples`. Raises NotFound."""
     tables = sqlite3.connect(":memory:")
-    files = ledger_files(run_dir)
-    names = {path: set(pq.read_schema(path).names) for path in files}  # an older file may have fewer columns
+    names: dict[Path, set[str]] = {}  # an older file may have fewer columns
+    for path in ledger_files(run_dir):
+        with damage_skipped(path):
+            names[path] = set(pq.read_schema(path).names)
+    files = list(names)
     plain = [field for field in LEDGER_SCHEMA if not pa.types.is_list(field.type)]
     _create(tables, "groups", plain)
     for path in files:
         columns = [field.name for field in plain if field.name in names[path]]
-        _insert(tables, "groups", columns, _rows(path, columns))
+        with damage_skipped(path):
+            _insert(tables, "groups", columns, list(_rows(path, columns)))
     for name, column in LISTS.items() if lists else ():
         fields = [pa.field("group_id", pa.string()), *LEDGER_SCHEMA.field(column).type.value_type]
         _create(tables, name, fields)
         for path in files:
             if column in names[path]:
-                _insert(tables, name, [field.name for field in fields], _entries(path, column, fields[1:]))
+                with damage_skipped(path):
+                    _insert(tables, name, [field.name for field in fields], list(_entries(path, column, fields[1:])))
     tables.commit()
     tables.execute("PRAGMA query_only = ON")
     return tables
@@ -101,13 +121,13 @@ def _affinity(type_: pa.DataType) -> str:
     return next((name for is_one, name in _AFFINITIES if is_one(type_)), "TEXT")
 
 
-def _insert(tables: sqlite3.Connection, name: str, columns: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
+def _insert(tables: sqlite3.Connection, name: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
     marks = ", ".join("?" * len(columns))
     tables.executemany(f"INSERT INTO {name} ({', '.join(columns)}) VALUES ({marks})", rows)
 
 
 def _rows(path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
-    with pq.ParquetFile(path) as file:
+    with opened(path) as file:
         for batch in file.iter_batches(columns=columns):
             yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
 

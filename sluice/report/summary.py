@@ -6,7 +6,6 @@ trained) is null there and '–' in the table, never zero.
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from rich.text import Text
 
 from sluice.report.figures import ABSENT, duration, fraction, number, quantity
 from sluice.report.metrics import column, read_metrics
+from sluice.run_dir.durable import write_synced
 from sluice.run_dir.json_lines import JsonObject
 from sluice.v1 import coordinator_pb2 as pb
 
@@ -57,13 +57,7 @@ def build_summary(
 def write_summary(summary: JsonObject, *, run_dir: Path) -> Path:
     """Writes RUN/summary.json whole or not at all: a crash leaves the former file."""
     path = run_dir / SUMMARY_FILE
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(summary, file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_synced(path, [json.dumps(summary, indent=2, allow_nan=False).encode(), b"\n"])
     return path
 
 

@@ -500,6 +500,30 @@ async def test_submitted_prompts_come_first_and_a_bad_one_is_refused_by_name(ser
         assert ids[0] in [group.prompt_id for group in groups]
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n"])
+async def test_submitted_prompts_keep_their_places_over_a_restart_whatever_lines_they_hold(
+    serve: Serve, cast: Cast, separator: str
+) -> None:
+    texts = [f"{number}{separator}+1=" for number in range(4)]
+    prompts = [pb.UserPrompt(data_source="mine", prompt=text, ground_truth="2") for text in texts]
+    async with serve() as run:
+        answer = await run.stub.SubmitPrompts(pb.SubmitPromptsRequest(prompts=prompts), timeout=5)
+    async with serve() as run:
+        await cast.register(run)
+        batch = await cast.learner.batch(run, 0)
+        found = {part.group.prompt.prompt_id: part.group.prompt.text for part in batch[1:]}
+        assert found.items() <= dict(zip(answer.prompt_ids, texts, strict=True)).items()
+        assert found
+
+
+async def test_a_prompt_of_megabytes_is_refused_unread(serve: Serve) -> None:
+    async with serve() as run:
+        huge = pb.UserPrompt(data_source="mine", prompt="1+" * 15_000_000)
+        refused = await code_of(run.stub.SubmitPrompts(pb.SubmitPromptsRequest(prompts=[huge]), timeout=20))
+        assert refused is grpc.StatusCode.INVALID_ARGUMENT
+        await run.status()
+
+
 async def test_events_are_streamed_and_config_scale_evaluate_and_checkpoint_answer(serve: Serve, cast: Cast) -> None:
     async with serve() as run:
         scale = pb.ScaleRequest(role=pb.SERVICE_ROLE_ROLLOUT, replicas=2)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
@@ -50,6 +51,44 @@ async def test_hundreds_of_transitions_at_once_all_arrive_in_order(store: Store)
             tasks.create_task(store.admit(name, info=info, cursor=str(number), admissions=number + 1))
     assert (await store.counters())["admitted"] == 300
     assert (await store.meta())["admissions"] == "300"  # the last one that was asked for
+
+
+async def test_a_script_that_a_connection_held_back_changes_nothing_when_it_arrives_at_last(
+    store: Store, redis_server: EmbeddedRedis
+) -> None:
+    """As a proxy or a half-open connection does: the script was repeated over another connection, and the run went on."""
+    held: list[tuple[Any, ...]] = []
+    calls = store._redis.pipeline
+
+    def pipeline(**how: Any) -> Any:
+        pipe = calls(**how)
+        evaluate = pipe.evalsha
+
+        def keep(*args: Any) -> Any:
+            held.append(args)
+            return evaluate(*args)
+
+        pipe.evalsha = keep
+        return pipe
+
+    store._redis.pipeline = pipeline  # type: ignore[method-assign]
+    await accept(store, "a", "b")
+    await store.end("a", was="queued", term="stale", row={"group_id": "a"}, tokens=6)
+    await store.set_meta({"cursor": "7"})
+    before = (await store.counters(), await store.live(), await store.meta(), (await store.rows(10))[1])
+    late = aioredis.Redis.from_url(redis_server.url)
+    for number, script in enumerate(held):
+        if number < len(held) - 1:
+            with pytest.raises(ResponseError, match="LATE"):
+                await late.evalsha(*script)
+        else:
+            await late.evalsha(*script)  # the newest one, whose repetition is the usual case
+    await late.aclose()
+    assert before == (await store.counters(), await store.live(), await store.meta(), (await store.rows(10))[1])
+    newer = Store(url=redis_server.url, run_id="run")
+    await newer.open()
+    await newer.set_meta({"cursor": "8"})
+    await newer.close()
 
 
 async def test_a_caller_that_gives_up_disturbs_no_other(store: Store) -> None:

@@ -110,7 +110,7 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
         codec=codec,
         data=Data(
             training=training,
-            feed=PromptFeed(data=training, files=files),
+            feed=PromptFeed(data=training, files=files, max_prompt_tokens=config.data.max_prompt_length),
             held_out=held_out.take(config.eval.prompts) if held_out else [],
             facts=facts,
         ),

@@ -5,30 +5,32 @@ are kept in the run directory.
 """
 
 import asyncio
-import contextlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from services.coordinator.prompts import PromptStream
 from services.coordinator.state.group import PromptLike
 from services.coordinator.storage.run_files import RunFiles
 from services.coordinator.storage.unbroken import unbroken
 from sluice.errors import InvalidRequest
+from sluice.limits import NAME_CHARACTERS
+from sluice.run_dir.json_lines import read_json_lines
 
 SUBMITTED_FILE = "submitted.jsonl"
+
+CHARACTERS_A_TOKEN = 64
+"""A prompt with more characters than this for each token that it may have is refused unread. Chosen: text has 2 to 6."""
 
 
 class PromptFeed:
     """Prompts by cursor: `<data position>:<submitted position>`."""
 
-    def __init__(self, *, data: PromptStream, files: RunFiles) -> None:
-        self._data, self._files = data, files
+    def __init__(self, *, data: PromptStream, files: RunFiles, max_prompt_tokens: int) -> None:
+        self._data, self._files, self._max_prompt_tokens = data, files, max_prompt_tokens
         self._submitted: list[PromptLike] = []
         self._one_at_a_time = asyncio.Lock()
         path = files.run_dir / SUBMITTED_FILE
-        for line in path.read_text().splitlines() if path.exists() else ():
-            with contextlib.suppress(json.JSONDecodeError):  # torn by a kill, before any caller was told of it
-                self._submitted.append(self._render(json.loads(line)))
+        for row in read_json_lines(path).objects:  # a line torn by a kill is one of which no caller was told
+            self._submitted.append(self._render(row))
 
     def next(self, cursor: str) -> tuple[PromptLike, str]:
         """The prompt at `cursor` ("" is the start), and the cursor of the next prompt."""
@@ -50,7 +52,9 @@ class PromptFeed:
             {"data_source": source, "prompt": text, "ground_truth": truth, "extra_info": extra}
             for source, text, truth, extra in prompts
         ]
-        rendered = [self._render(row) for row in rows]
+        self._check_sizes(rows)
+        # Tokenising takes seconds for megabytes, and everybody waits for this event loop.
+        rendered = [await asyncio.to_thread(self._render, row) for row in rows]
         async with self._one_at_a_time:
             await unbroken(self._keep(rows, rendered))
         return [prompt.prompt_id for prompt in rendered]
@@ -58,8 +62,19 @@ class PromptFeed:
     async def _keep(self, rows: list[dict[str, str]], rendered: list[PromptLike]) -> None:
         """Keeps prompts in the same order in the file and in memory, because a cursor must outlast a restart."""
         for row, prompt in zip(rows, rendered, strict=True):
-            await self._files.append(SUBMITTED_FILE, row)
+            await self._files.append(SUBMITTED_FILE, row, synced=True)
             self._submitted.append(prompt)
+
+    def _check_sizes(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """Refuses prompts that cannot fit, before anything is tokenised."""
+        most = CHARACTERS_A_TOKEN * self._max_prompt_tokens
+        for place, row in enumerate(rows):
+            for field, limit in (("data_source", NAME_CHARACTERS), ("prompt", most)):
+                if len(row[field]) > limit:
+                    raise InvalidRequest(
+                        f"submit: prompt {place}: {field} has {len(row[field])} characters, at most {limit} are taken",
+                        fix="shorten it, or raise data.max_prompt_length for a prompt",
+                    )
 
     def _render(self, row: dict[str, str]) -> PromptLike:
         if not row["data_source"] or not row["prompt"]:

@@ -14,11 +14,11 @@ from typing import Any
 
 import structlog
 
-from services.coordinator.storage.run_files import append_line
 from sluice.lineage import Rollback, is_given_up
 from sluice.report.metrics import METRICS_FILE, ROLLBACK
 from sluice.run_dir import checkpoints
 from sluice.run_dir.batch_file import batch_files
+from sluice.run_dir.durable import append_line, sync
 from sluice.run_dir.json_lines import JsonObject, read_json_lines
 
 log = structlog.get_logger(__name__)
@@ -63,9 +63,9 @@ def record(run_dir: Path, account: Mapping[str, Any]) -> None:
     known = read_json_lines(run_dir / METRICS_FILE).objects
     if not any(was.get("kind") == ROLLBACK and was.get("number") == account["number"] for was in known):
         append_line(run_dir / METRICS_FILE, line)
-    append_line(run_dir / ROLLBACKS_FILE, account)
+    append_line(run_dir / ROLLBACKS_FILE, account, synced=True)
     for path in (run_dir / ROLLBACKS_FILE, run_dir):  # a repeated rollback would set aside later files
-        _sync(path)
+        sync(path)
 
 
 def drop_set_aside(run_dir: Path, number: int) -> None:
@@ -89,16 +89,8 @@ def _set_aside(paths: Sequence[Path], number: int) -> None:
             shutil.rmtree(target)
         os.replace(path, target)
     for parent in {path.parent for path in paths}:
-        _sync(parent)
+        sync(parent)
 
 
 def _aside(folder: Path, number: int) -> Path:
     return folder / f"rolled-back-{number}"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

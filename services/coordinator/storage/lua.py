@@ -6,30 +6,36 @@ Every script but TAKE_OVER begins with FENCE, changes nothing when repeated, and
 from services.coordinator.storage.store_repair import REBOOK, RESTORE_BATCH
 from services.coordinator.storage.store_rollback import FORGET, ROLL_BACK
 
-# ARGV[1] is "fence:writes seen".
+# ARGV[1] is "fence:writes seen:round". A process's rounds follow one another; a script of an earlier round is a duplicate
+# that a connection held back, while the same script was repeated over another connection and the run went on.
 FENCE = """
-local fence, seen = string.match(ARGV[1], '^(%d+):(%d+)$')
+local fence, seen, round = string.match(ARGV[1], '^(%d+):(%d+):(%d+)$')
 local held = tonumber(redis.call('GET', KEYS[1]) or '0')
 if held > tonumber(fence) then return redis.error_reply('FENCED') end
 if held < tonumber(fence) or tonumber(redis.call('GET', KEYS[11]) or '0') < tonumber(seen) then
   return redis.error_reply('FORGOT')
 end
+if tonumber(round) < tonumber(redis.call('GET', KEYS[12]) or '0') then return redis.error_reply('LATE') end
 """
 
-# ARGV: milliseconds of Unix time. A Redis that forgot fences never gives out such a fence again, because time has passed.
+# KEYS: fence, round. ARGV: milliseconds of Unix time. A Redis that forgot fences never gives out such a fence again, because
+# time has passed.
 TAKE_OVER = """
 local fence = math.max(tonumber(redis.call('GET', KEYS[1]) or '0') + 1, tonumber(ARGV[1]))
 redis.call('SET', KEYS[1], string.format('%.0f', fence))
+redis.call('DEL', KEYS[2])
 return fence
 """
 
-# Wraps every script: the answer comes with the number of writes.
+# Wraps every script: the answer comes with the number of writes. The round is written last, because a Redis that is full
+# refuses a script's first write.
 COUNTED = """
 local function act()
 %s
 end
 local answer = act()
 if type(answer) == 'table' and answer.err then return answer end
+redis.call('SET', KEYS[12], string.match(ARGV[1], '%%d+$'))
 return {redis.call('INCR', KEYS[11]), answer}
 """
 

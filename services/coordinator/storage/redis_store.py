@@ -16,6 +16,7 @@ Keys, all under `sluice:{run}:`
   rows         list  JSON ledger rows of ended groups, until they are in a Parquet file
   meta         hash  cursor, admissions, run state, rollbacks ...
   writes       integer, scripts that were run: one that is smaller than it was has lost its end
+  round        integer, the newest round trip of the holder of the fence: scripts of an earlier one are refused
 """
 
 import asyncio
@@ -79,11 +80,25 @@ class Store:
         self._url, self._access = url, access or RedisAccess()
         self._redis = self._access.connect(url, retries=patience)
         prefix = f"sluice:{{{run_id}}}:"
-        names = ("fence", "state", "info", "groups", "entry", "batch", "counter", "rows", "meta", "commit", "writes")
+        names = (
+            "fence",
+            "state",
+            "info",
+            "groups",
+            "entry",
+            "batch",
+            "counter",
+            "rows",
+            "meta",
+            "commit",
+            "writes",
+            "round",
+        )
         self._keys = [prefix + name for name in names]
         self._key: dict[str, str] = dict(zip(names, self._keys, strict=True))
         self._scripts = {name: self._redis.register_script(text) for name, text in SCRIPTS.items()}
         self.fence = 0
+        self._round = 0
         self._seen = 0
         """The largest number of writes that Redis has confirmed to this process."""
         self._asked: deque[_Asked] = deque()
@@ -144,7 +159,7 @@ class Store:
             )
         now_ms = time.time_ns() // 1_000_000
         await self._load()
-        self.fence = int(await self._redis.eval(TAKE_OVER, 1, self._key["fence"], now_ms))
+        self.fence = int(await self._redis.eval(TAKE_OVER, 2, self._key["fence"], self._key["round"], now_ms))
 
     async def close(self) -> None:
         """Closes the connections, when no caller waits for a script any more."""
@@ -363,8 +378,9 @@ class Store:
 
     async def _together(self, together: Sequence["_Asked"]) -> list[Any]:
         """Answers or errors of scripts, one by one. A restarted Redis has forgotten the scripts, which are loaded again."""
+        self._round += 1
         while True:
-            guard = f"{self.fence}:{self._seen}"
+            guard = f"{self.fence}:{self._seen}:{self._round}"
             pipe = self._redis.pipeline(transaction=False)
             for asked in together:
                 pipe.evalsha(asked.script.sha, len(self._keys), *self._keys, guard, *asked.args)

@@ -8,9 +8,8 @@ RUN/ledger/part-*.parquet     a row for every group that ended
 
 import asyncio
 import contextlib
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sluice.errors import NotFound
-from sluice.report.ledger_tables import find_row
+from sluice.report.ledger_tables import damage_skipped, find_row, opened
 from sluice.report.metrics import METRICS_FILE
 from sluice.run_dir.batch_file import (
     batch_files,
@@ -32,6 +31,7 @@ from sluice.run_dir.batch_file import (
     poison_files,
     poison_path,
 )
+from sluice.run_dir.durable import append_line, name_synced, sync, write_synced
 from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
 
 T = TypeVar("T")
@@ -64,8 +64,7 @@ class RunFiles:
         def keep() -> None:
             path = self.run_dir / "config.yaml"
             if not path.exists() or path.read_text(encoding="utf-8") != text:
-                _write_synced(path.with_suffix(".new"), [text.encode()])
-                os.replace(path.with_suffix(".new"), path)
+                write_synced(path, [text.encode()])
 
         await asyncio.to_thread(keep)
 
@@ -74,7 +73,7 @@ class RunFiles:
 
         def staged() -> str:
             digest = digest_of(payloads)
-            _write_synced(self._staged_path(step, digest), frames(payloads))
+            write_synced(self._staged_path(step, digest), frames(payloads))
             return digest
 
         return BatchFile(step=step, payloads=payloads, digest=await asyncio.to_thread(staged))
@@ -82,7 +81,7 @@ class RunFiles:
     async def name_batch(self, step: int, digest: str) -> None:
         """Makes the staged file of this digest batch `step`; does nothing when the file has its name already."""
         with contextlib.suppress(FileNotFoundError):
-            await asyncio.to_thread(os.replace, self._staged_path(step, digest), self._batch_path(step))
+            await asyncio.to_thread(name_synced, self._staged_path(step, digest), self._batch_path(step))
 
     async def keep_poison(self, step: int, digest: str) -> Path:
         """Keeps batch `step` under a second name, which no later batch takes; returns the path."""
@@ -134,9 +133,9 @@ class RunFiles:
         names = (folder.name.removeprefix("step-") for folder in (self.run_dir / "checkpoints").glob("step-*"))
         return sorted(int(name) for name in names if name.isdigit())
 
-    async def append(self, name: str, line: Mapping[str, Any]) -> None:
-        """Appends one JSON line to RUN/<name>."""
-        await asyncio.to_thread(append_line, self.run_dir / name, line)
+    async def append(self, name: str, line: Mapping[str, Any], *, synced: bool = False) -> None:
+        """Appends one JSON line to RUN/<name>; `synced` where something durable will point to the line."""
+        await asyncio.to_thread(append_line, self.run_dir / name, line, synced=synced)
 
     async def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Appends a line of a step or an evaluation to RUN/metrics.jsonl."""
@@ -153,10 +152,11 @@ class RunFiles:
 
         def read() -> list[list[dict[str, Any]]]:
             parts: list[list[dict[str, Any]]] = []
-            expected = after
-            while (path := self._ledger_path(f"{expected:012d}")).exists():
-                parts.append(pq.ParquetFile(path).read(columns=columns).to_pylist())
-                expected += len(parts[-1])
+            for path in sorted((self.run_dir / "ledger").glob("part-*.parquet")):
+                if int(path.stem.removeprefix("part-")) < after:
+                    continue
+                with damage_skipped(path), opened(path) as file:
+                    parts.append(file.read(columns=columns).to_pylist())
             return parts
 
         return await asyncio.to_thread(read)
@@ -164,16 +164,20 @@ class RunFiles:
     async def ledger_rows(self, part: str) -> int:
         """Number of rows in RUN/ledger/part-<part>.parquet; 0 without such a file."""
         path = self._ledger_path(part)
-        return await asyncio.to_thread(lambda: pq.ParquetFile(path).metadata.num_rows if path.exists() else 0)
+
+        def count() -> int:
+            with damage_skipped(path), opened(path) as file:
+                return file.metadata.num_rows
+            return 0
+
+        return await asyncio.to_thread(lambda: count() if path.exists() else 0)
 
     async def write_ledger(self, rows: Sequence[Mapping[str, Any]], *, part: str) -> None:
         """Writes RUN/ledger/part-<part>.parquet; replaces a part of the same name."""
         path = self._ledger_path(part)
 
         def write() -> None:
-            table = pa.Table.from_pylist([dict(row) for row in rows], schema=LEDGER_SCHEMA)
-            pq.write_table(table, path.with_suffix(".tmp"))
-            os.replace(path.with_suffix(".tmp"), path)
+            write_synced(path, [_parquet(pa.Table.from_pylist([dict(row) for row in rows], schema=LEDGER_SCHEMA))])
 
         await asyncio.to_thread(write)
 
@@ -182,23 +186,8 @@ class RunFiles:
 
         def mark() -> None:
             for path in sorted((self.run_dir / "ledger").glob("part-*.parquet")):
-                with pq.ParquetFile(path) as file:
-                    ended = file.read(columns=["term", "step"]).to_pylist()
-                    given_up = [row["term"] == "trained" and row["step"] >= since for row in ended]
-                    if not any(given_up):
-                        continue
-                    table = file.read()
-                for name, value in (("term", "rollback"), ("fault", fault)):
-                    place = table.schema.get_field_index(name)
-                    if place < 0:  # an older file may have fewer columns
-                        continue
-                    was = table.column(place).to_pylist()
-                    values = [value if gone else old for gone, old in zip(given_up, was, strict=True)]
-                    table = table.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
-                body = pa.BufferOutputStream()
-                pq.write_table(table, body)
-                _write_synced(path.with_suffix(".tmp"), [body.getvalue()])
-                os.replace(path.with_suffix(".tmp"), path)
+                with damage_skipped(path):
+                    _mark(path, since=since, fault=fault)
 
         await asyncio.to_thread(mark)
 
@@ -212,25 +201,31 @@ class RunFiles:
         return self._batch_path(step).with_suffix(f".{digest[:16]}.staged")
 
 
-def _write_synced(path: Path, pieces: Iterable[bytes]) -> None:
-    with path.open("wb") as file:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
+def _mark(path: Path, *, since: int, fault: str) -> None:
+    """`mark_rolled_back` for one file."""
+    with opened(path) as file:
+        ended = file.read(columns=["term", "step"]).to_pylist()
+        given_up = [row["term"] == "trained" and row["step"] >= since for row in ended]
+        if not any(given_up):
+            return
+        table = file.read()
+    for name, value in (("term", "rollback"), ("fault", fault)):
+        place = table.schema.get_field_index(name)
+        if place < 0:  # an older file may have fewer columns
+            continue
+        was = table.column(place).to_pylist()
+        values = [value if gone else old for gone, old in zip(given_up, was, strict=True)]
+        table = table.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
+    write_synced(path, [_parquet(table)])
+
+
+def _parquet(table: pa.Table) -> bytes:
+    body = pa.BufferOutputStream()
+    pq.write_table(table, body, write_page_checksum=True)
+    return body.getvalue().to_pybytes()
 
 
 def _link(path: Path, name: Path) -> None:
     with contextlib.suppress(FileExistsError):
         os.link(path, name)
-
-
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Appends one JSON line; blocking."""
-    text = json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n"
-    with path.open("ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")  # a line torn by a kill stays alone
-        file.write(text.encode())
+    sync(name.parent)

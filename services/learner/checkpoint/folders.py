@@ -5,7 +5,6 @@ Only a complete checkpoint has a folder `step-K`; `verify` finds files that chan
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import structlog
 
 from sluice.lineage import Rollback, is_given_up
 from sluice.run_dir.checkpoints import MANIFEST, facts_of, lineage_of, path_of, steps, verify
+from sluice.run_dir.durable import name_synced, sync
 
 log = structlog.get_logger(__name__)
 
@@ -47,16 +47,15 @@ def seal(partial: Path, step: int) -> Path:
     """Hashes and syncs every file, then gives the folder its final name; returns the new path. Raises OSError."""
     files = sorted(partial.iterdir())
     for path in files:
-        _sync(path)
+        sync(path)
     facts = {path.name: facts_of(path) for path in files}
     manifest = partial / MANIFEST
     manifest.write_text(json.dumps(facts, indent=1))
-    _sync(manifest)
-    _sync(partial)
+    sync(manifest)
+    sync(partial)
     final = path_of(partial.parent, step)
     shutil.rmtree(final, ignore_errors=True)  # the same step, trained again after a restore
-    os.replace(partial, final)
-    _sync(final.parent)
+    name_synced(partial, final)
     return final
 
 
@@ -96,11 +95,3 @@ def retain(directory: Path, *, newest: int, keep: int) -> None:
             shutil.rmtree(path_of(directory, step))
         except OSError as error:
             log.warning("checkpoint_not_removed", path=str(path_of(directory, step)), reason=str(error))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

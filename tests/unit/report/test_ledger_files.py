@@ -1,7 +1,9 @@
 """`sluice ledger` and `sluice explain` on the files of a run."""
 
+import asyncio
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +55,26 @@ def test_a_group_without_a_row_keeps_the_ledger_open_and_is_counted(run_dir, tmp
     account = account_of_files(tmp_path)
     assert not account.closed
     assert "4 groups have no row yet" in ledger_page(account)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "emptied", "a flipped byte", "no parquet at all"])
+def test_a_damaged_file_is_named_and_the_rows_of_the_others_are_there(run_dir, tmp_path, capsys, damage) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    first, *others = sorted((tmp_path / "run" / "ledger").iterdir())
+    body = bytearray(first.read_bytes())
+    body[40] ^= 0xFF
+    bad = {"cut short": body[:200], "emptied": b"", "a flipped byte": body, "no parquet at all": b"x" * 4096}[damage]
+    first.write_bytes(bytes(bad))
+    ids = [name for path in others for name in pq.read_table(path)["group_id"].to_pylist()]
+    assert all(find_row(tmp_path / "run", name) for name in ids)
+    columns, rows = select(tmp_path / "run", "SELECT group_id FROM groups ORDER BY group_id")
+    asyncio.run(RunFiles(tmp_path / "run").mark_rolled_back(since=0, fault="back"))
+    parts = asyncio.run(RunFiles(tmp_path / "run").ledger_parts(after=0))
+    assert (columns, [name for (name,) in rows]) == (["group_id"], sorted(ids))
+    assert sorted(row["group_id"] for part in parts for row in part) == sorted(ids)
+    capsys.readouterr()
+    assert main(["ledger", "--run-dir", str(tmp_path / "run")]) in (0, 1)
+    assert first.name in capsys.readouterr().err
 
 
 def test_a_token_of_an_attempt_that_is_in_no_sample_keeps_the_ledger_open(run_dir, tmp_path) -> None:

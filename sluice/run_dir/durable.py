@@ -1,0 +1,78 @@
+"""Writes that outlive a power failure: the file is on disk, and its name in the folder, before anything points to it.
+
+A rename alone keeps its place in the order of writes on no file system by promise: after a power failure the new name may
+hold an empty file, or be gone. So the bytes are synced, then the file gets its name, then the folder is synced.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_synced(path: Path, pieces: Iterable[bytes]) -> None:
+    """Writes a file whole or not at all, over one of the same name. Raises OSError, without a trace of the new file."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        name_synced(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def name_synced(path: Path, name: Path) -> None:
+    """Gives a file that is on disk another name, over a file of that name."""
+    os.replace(path, name)
+    sync(name.parent)
+
+
+def sync(path: Path) -> None:
+    """Puts what was written to a file, or the names in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def append_line(path: Path, line: Mapping[str, Any], *, synced: bool = False) -> None:
+    r"""Appends one object as strict JSON; b"\n" alone ends a line of these files, and JSON holds none.
+
+    A number that is not finite becomes null, a lone surrogate its escape.
+    """
+    try:
+        text = _encode(line)
+    except ValueError:
+        text = _encode(_finite(line))
+    is_new = not path.exists()
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")  # a line torn by a kill stays alone
+        file.write(f"{text}\n".encode(errors="backslashreplace"))
+        if synced:
+            file.flush()
+            os.fsync(file.fileno())
+    if synced and is_new:
+        sync(path.parent)
+
+
+def _encode(line: Mapping[str, Any]) -> str:
+    return json.dumps(line, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for every number that JSON cannot write."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
