@@ -5,10 +5,15 @@ as a script; `function` reads {"function", "arguments"} from standard input, cal
 and prints a line of JSON a call, {"value": ...} or {"raised": ...}; `probe` ends with 0 iff namespaces are permitted. Ends
 with the exit code of the program.
 
+A program finds the names of the usual modules (`_MODULES`) without importing them, and may recurse deeply, as in verl's
+prime_code. The names stand behind the built-in ones, so that a program's own names and `fn_name` mean the program's.
+
 Where permitted the program gets user, network, process and IPC namespaces of its own: the program sees no network, and
 when the first process of its namespace ends, the kernel ends all other processes of the program.
 """
 
+import builtins
+import importlib
 import json
 import os
 import resource
@@ -23,6 +28,24 @@ from services.reward.sandbox import isolation
 del sys.path[0]
 
 _MAX_PROCESSES = 64
+_MODULES = (
+    *(
+        "string",
+        "re",
+        "datetime",
+        "collections",
+        "heapq",
+        "bisect",
+        "copy",
+        "math",
+        "random",
+        "statistics",
+        "itertools",
+    ),
+    *("functools", "operator", "io", "sys", "json", "typing"),
+)
+"""In verl's order: of a name in two modules the later one counts, except that a module's own name is the module."""
+_RECURSION_LIMIT = 600_000
 
 
 def main() -> None:
@@ -36,6 +59,7 @@ def main() -> None:
         isolation.go_on_in_a_child()  # only a child is in the new process namespace
         isolation.go_on_in_a_child()  # the namespace's first process ignores signals, also the limits' signals
     _limit(limits)
+    _lay_out_names()
     if mode == "stdin":
         sys.argv = [sys.argv[3]]
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -49,7 +73,8 @@ def _call_function(program: str) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)  # the program's output is not an answer
     names = runpy.run_path(program, run_name="program")
-    for arguments in asked["arguments"]:
+    arguments_of_calls = [_with_whole_keys(arguments) for arguments in asked["arguments"]]
+    for arguments in arguments_of_calls:
         try:
             reply = {"value": _function(names, asked["function"])(*arguments)}
             line = json.dumps(reply)
@@ -60,8 +85,32 @@ def _call_function(program: str) -> None:
 
 
 def _function(names, wanted):
-    """The function of that name, or the method of a class Solution, with a fresh Solution for each call."""
-    return names[wanted] if wanted in names else getattr(names["Solution"](), wanted)
+    """The method of a class Solution, with a fresh Solution for each call, else the function of that name."""
+    solution = names.get("Solution")
+    return getattr(solution(), wanted) if hasattr(solution, wanted) else names[wanted]
+
+
+def _with_whole_keys(arguments):
+    """JSON turns the keys of a mapping into texts; a mapping that is the only argument gets its whole numbers back."""
+    if len(arguments) != 1 or not isinstance(arguments[0], dict):
+        return arguments
+    try:
+        return [{int(key): value for key, value in arguments[0].items()}]
+    except ValueError:
+        return arguments
+
+
+def _lay_out_names() -> None:
+    """Puts the public names of `_MODULES` behind the built-in names."""
+    names = {}
+    modules = {name: importlib.import_module(name) for name in _MODULES}
+    for module in modules.values():
+        public = getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
+        names |= {name: getattr(module, name) for name in public}
+    for name, value in {**names, **modules}.items():
+        if not hasattr(builtins, name):
+            setattr(builtins, name, value)
+    sys.setrecursionlimit(_RECURSION_LIMIT)
 
 
 def _limit(limits: "dict[str, int]") -> None:

@@ -1,9 +1,11 @@
 """Grades programs by running them on test cases: 1 when every case passes, else 0 (or the share that passes).
 
-The program is the last fenced block of the completion. The ground truth is JSON in the form of APPS and verl's prime_code:
+The program is a fenced block of the completion (program_text.py); as in verl's prime_code it finds the names of the usual
+modules, such as `List` or `deque`, without importing them. The ground truth is JSON in the form of APPS and prime_code:
 `inputs` and `outputs` of equal length, and `fn_name` for function cases. Without `fn_name` an input is the standard input
-and an output is the text to print, compared word by word. With `fn_name` an input is a list of arguments (or a text with
-one JSON value a line) and an output is the value to return; floats may differ by 1e-6.
+and an output is the text to print, each also as a list of lines. With `fn_name` an input is a list of arguments (or a text
+with one JSON value a line) and an output is the value to return. case_outputs.py compares. A program that crashes passes no
+case.
 
 Every program runs in code_child.py, in a session of its own, under limits of CPU time, memory, file size and processes,
 in an empty folder without the service's environment. Where the kernel permits namespaces (`isolated()`) a program has no
@@ -16,7 +18,6 @@ import functools
 import json
 import math
 import os
-import re
 import resource
 import signal
 import subprocess
@@ -28,13 +29,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from services.reward.case_outputs import parsed, printed_equal, returned_equal
 from services.reward.ports import Grade, Question
+from services.reward.program_text import find_program
 
 NAME: Final = "code"
-VERSION: Final = "1"
+VERSION: Final = "2"
 
 _CHILD = Path(__file__).parent.parent / "sandbox" / "code_child.py"
-_BLOCK = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n(.*?)```", re.DOTALL)
 _MAX_OUTPUT_BYTES = 1 << 20
 _EXTRACTED_CHARS = 2000
 _START_S = 1.0
@@ -81,15 +83,15 @@ def grade(*, question: Question, text: str, finished: bool, settings: Settings =
     if settings.isolation == "required" and not isolated():
         raise RuntimeError("code: namespaces are not permitted here, and the route's settings require isolation")
     cases = _cases(question.ground_truth)
-    blocks = _BLOCK.findall(text)
-    if not blocks:
+    program = find_program(text, function=cases.function)
+    if program is None:
         return Grade(raw_score=0.0, acc=0.0, extracted="", status="unparsed")
-    passed = _passed(blocks[-1], cases, settings)
+    passed = _passed(program, cases, settings)
     share = passed / len(cases.inputs)
     return Grade(
         raw_score=share if settings.partial_credit else float(share == 1.0),
         acc=float(share == 1.0),
-        extracted=blocks[-1][:_EXTRACTED_CHARS],
+        extracted=program[:_EXTRACTED_CHARS],
         parts={"passed": share},
     )
 
@@ -111,7 +113,8 @@ def _passed(program: str, cases: _Cases, settings: Settings) -> int:
             return _functions_passed(cases, budget, all_of_them=settings.partial_credit)
         passed = 0
         for given, wanted in zip(cases.inputs, cases.outputs, strict=True):
-            right = _words(budget.run(["stdin"], given) or "") == _words(wanted)
+            printed = budget.run(["stdin"], given)
+            right = printed is not None and printed_equal(printed, wanted)
             passed += right
             if not right and not settings.partial_credit:
                 break
@@ -120,11 +123,12 @@ def _passed(program: str, cases: _Cases, settings: Settings) -> int:
 
 def _functions_passed(cases: _Cases, budget: "_Budget", *, all_of_them: bool) -> int:
     """One process calls the function for all cases; the results are compared here, out of the program's reach."""
-    given = json.dumps({"function": cases.function, "arguments": [_arguments(one) for one in cases.inputs]})
-    printed = budget.run(["function"], given)
+    asked = json.dumps({"function": cases.function, "arguments": [_arguments(one) for one in cases.inputs]})
+    printed = budget.run(["function"], asked)
     passed = 0
-    for line, wanted in zip((printed or "").splitlines(), cases.outputs, strict=False):
-        right = _equal(_parsed(line), {"value": _value(wanted)})
+    replies = (printed or "").split("\n")
+    for line, given, wanted in zip(replies, cases.inputs, cases.outputs, strict=False):
+        right = returned_equal(line, wanted, as_json=isinstance(given, str))
         passed += right
         if not right and not all_of_them:
             break
@@ -190,57 +194,37 @@ def _cases(ground_truth: str) -> _Cases:
     """The cases of a ground truth. Raises ValueError for a ground truth of another form."""
     try:
         raw = json.loads(ground_truth)
-    except ValueError as error:
+        raw = json.loads(raw) if isinstance(raw, str) else raw  # some data sets write their JSON as JSON once more
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"ground_truth: must be JSON with inputs and outputs: {error}") from error
     inputs, outputs = (raw.get("inputs"), raw.get("outputs")) if isinstance(raw, Mapping) else (None, None)
     if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs) or not inputs:
         raise ValueError("ground_truth: must be JSON with lists `inputs` and `outputs` of one length >= 1")
     function = raw.get("fn_name")
-    if function is None and not all(isinstance(one, str) for one in (*inputs, *outputs)):
-        raise ValueError("ground_truth: inputs and outputs must be texts where there is no fn_name")
+    if function is None:
+        inputs, outputs = _texts(inputs), _texts(outputs)
+    elif not isinstance(function, str):
+        raise ValueError(f"ground_truth: fn_name must be text, got {function!r:.60}")
     return _Cases(inputs=inputs, outputs=outputs, function=function)
 
 
+def _texts(written: list[Any]) -> list[str]:
+    """Standard inputs or outputs, each a text or a list of lines. Raises ValueError."""
+    joined = ["\n".join(one) if _is_lines(one) else one for one in written]
+    if not all(isinstance(one, str) for one in joined):
+        raise ValueError("ground_truth: inputs and outputs must be texts, or lists of lines, where there is no fn_name")
+    return joined
+
+
+def _is_lines(one: Any) -> bool:
+    return isinstance(one, list) and all(isinstance(line, str) for line in one)
+
+
 def _arguments(given: Any) -> list[Any]:
+    """The arguments of a call; a text has one JSON value a line."""
     if isinstance(given, str):
-        return [_value(line) for line in given.splitlines()]
+        return [parsed(line) for line in given.split("\n") if line.strip()]
     return given if isinstance(given, list) else [given]
-
-
-def _value(written: Any) -> Any:
-    """The value of a text that is JSON, else the text itself; APPS writes values in both ways."""
-    if not isinstance(written, str):
-        return written
-    try:
-        return json.loads(written)
-    except ValueError:
-        return written
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, float) or isinstance(other, float):
-        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (one, other))
-        return numbers and math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    return type(one) is type(other) and one == other
-
-
-def _words(text: str) -> list[list[str]]:
-    """The words of each line; blank lines at the end and the spacing of words do not count."""
-    lines = [line.split() for line in text.splitlines()]
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines
 
 
 def _children_cpu_s() -> float:
