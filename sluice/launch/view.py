@@ -170,6 +170,7 @@ def evaluation_line(evaluation: pb.Evaluation) -> str:
         f"evaluated v{evaluation.version.number}  avg@{n} {fraction(evaluation.avg_at_n)}"
         f"  pass@{n} {fraction(evaluation.pass_at_n)}  greedy {fraction(evaluation.greedy)}"
         f"  {evaluation.prompts} prompts in {duration(evaluation.wall_s)}"
+        f"{f'  {evaluation.ungraded} samples not graded' if evaluation.ungraded else ''}"
     )
 
 

@@ -306,12 +306,13 @@ class Evaluation(_message.Message):
     PROMPTS_FIELD_NUMBER: _builtins.int
     MEAN_RESPONSE_TOKENS_FIELD_NUMBER: _builtins.int
     WALL_S_FIELD_NUMBER: _builtins.int
+    UNGRADED_FIELD_NUMBER: _builtins.int
     avg_at_n: _builtins.float
     """Mean accuracy over prompts and samples (DAPO's avg@n)."""
     pass_at_n: _builtins.float
     """Share of prompts with at least one right sample."""
     greedy: _builtins.float
-    """Accuracy of one greedy completion a prompt."""
+    """Accuracy of one greedy completion a prompt; NaN without one."""
     n: _builtins.int
     """Samples a prompt."""
     prompts: _builtins.int
@@ -320,6 +321,8 @@ class Evaluation(_message.Message):
     """Mean completion length in tokens."""
     wall_s: _builtins.float
     """How long it took."""
+    ungraded: _builtins.int
+    """Samples that could not be graded, greedy ones included; the accuracies are those of the others."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The pinned version."""
@@ -335,10 +338,11 @@ class Evaluation(_message.Message):
         prompts: _builtins.int = ...,
         mean_response_tokens: _builtins.float = ...,
         wall_s: _builtins.float = ...,
+        ungraded: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avg_at_n", b"avg_at_n", "greedy", b"greedy", "mean_response_tokens", b"mean_response_tokens", "n", b"n", "pass_at_n", b"pass_at_n", "prompts", b"prompts", "version", b"version", "wall_s", b"wall_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avg_at_n", b"avg_at_n", "greedy", b"greedy", "mean_response_tokens", b"mean_response_tokens", "n", b"n", "pass_at_n", b"pass_at_n", "prompts", b"prompts", "ungraded", b"ungraded", "version", b"version", "wall_s", b"wall_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,5 +1,7 @@
 """Core -> wire for the messages that people read: status, ledger, evaluations, group lines."""
 
+import math
+
 from services.coordinator.api.group_listing import GroupLine
 from services.coordinator.api.run_parts import RunParts
 from services.coordinator.groups.step_metrics import queue_metrics
@@ -109,11 +111,12 @@ def evaluation(result: EvaluationResult) -> pb.Evaluation:
         version=version_to_proto(result.version),
         avg_at_n=result.avg_at_n,
         pass_at_n=result.pass_at_n,
-        greedy=result.greedy,
+        greedy=math.nan if result.greedy is None else result.greedy,
         n=result.n,
         prompts=result.prompts,
         mean_response_tokens=result.mean_response_tokens,
         wall_s=result.wall_s,
+        ungraded=result.ungraded,
     )
 
 

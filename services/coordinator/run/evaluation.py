@@ -1,7 +1,7 @@
 """Accuracy on held-out prompts, all under one version: the rollout is pinned while it draws the samples.
 
-Evaluation samples never enter queue or ledger. Waits: for a rollout on the newest version, then for the samples, together
-at most `eval.timeout_s`.
+Evaluation samples never enter queue or ledger. A sample that could not be graded is counted apart and is in no accuracy.
+Waits: for a rollout on the newest version, then for the samples, together at most `eval.timeout_s`.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import numpy as np
 import structlog
 
 from services.coordinator.groups.grading import Grading
-from services.coordinator.state.evaluation_result import EvaluationResult
+from services.coordinator.state.evaluation_result import EvaluationResult, accuracies
 from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import PromptLike, Reward, Sample
 from services.coordinator.state.ports import RolloutClient, Sampling
@@ -128,18 +128,21 @@ class Evaluator:
                 for position, prompt in enumerate(prompts)
                 if settings.greedy
             ]
-        accs = np.array([[reward.acc for reward in task.result()[1]] for task in sampled])
-        best = np.array([task.result()[1][0].acc for task in greedy])
+        accs, best = (np.array([_accs(task.result()[1]) for task in drawn]) for drawn in (sampled, greedy))
+        if np.isnan(accs).all():
+            raise SluiceError(f"evaluation: none of the {accs.size} samples could be graded: {_why_not(sampled)}")
+        avg_at_n, pass_at_n = accuracies(accs)
         lengths = [len(sample.token_ids) for task in sampled for sample in task.result()[0]]
         return EvaluationResult(
             version=version,
-            avg_at_n=float(accs.mean()),
-            pass_at_n=float((accs.max(axis=1) > 0).mean()),
-            greedy=float(best.mean()) if len(best) else float("nan"),
+            avg_at_n=avg_at_n,
+            pass_at_n=pass_at_n,
+            greedy=None if np.isnan(best).all() else accuracies(best)[0],
             n=n,
             prompts=len(prompts),
             mean_response_tokens=float(np.mean(lengths)),
             wall_s=self._clock.now() - started,
+            ungraded=int(np.isnan(accs).sum() + np.isnan(best).sum()),
         )
 
     async def _score(
@@ -203,6 +206,17 @@ class _RolloutFailed(Exception):
 def _holds(member: Member, newest: PolicyVersion | None) -> bool:
     """Compares numbers, because a restored learner may still be behind the rollouts."""
     return newest is not None and member.version is not None and member.version.number >= newest.number
+
+
+def _accs(rewards: Sequence[Reward]) -> list[float]:
+    """Accuracies, NaN for a sample that could not be graded: which is neither right nor wrong."""
+    return [reward.acc if reward.graded else float("nan") for reward in rewards]
+
+
+def _why_not(tasks: "Sequence[asyncio.Task[tuple[list[Sample], list[Reward]]]]") -> str:
+    """The status and the reason of the first sample that could not be graded."""
+    reward = next(reward for task in tasks for reward in task.result()[1] if not reward.graded)
+    return f"{reward.status} {reward.detail!r:.200}"
 
 
 def _seed(prompt_id: str, index: int) -> int:

@@ -221,12 +221,13 @@ class Lifecycle:
         """Records an evaluation in progress, metrics.jsonl, Redis and the event stream."""
         self._progress.evaluations.append(result)
         await self.save()
-        values = {"eval/avg_at_n": result.avg_at_n, "eval/pass_at_n": result.pass_at_n, "eval/greedy": result.greedy}
+        values = {"eval/avg_at_n": result.avg_at_n, "eval/pass_at_n": result.pass_at_n}
+        values |= {} if result.greedy is None else {"eval/greedy": result.greedy}
         self._progress.metrics.update(values)
         await self._files.append_metrics({"kind": "eval", "time_s": time.time(), "full": full} | result.to_line())
         self._events.emit(
             "evaluated",
-            f"version {result.version.number}: avg@{result.n} {result.avg_at_n:.3f}, greedy {result.greedy:.3f}",
+            str(result),
             values=values | {"version": float(result.version.number), "n": float(result.n)},
         )
 

@@ -1,0 +1,88 @@
+"""An evaluation whose samples can partly not be graded: counted apart, in no accuracy, and never NaN."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.coordinator.groups.grading import Grading
+from services.coordinator.run.evaluation import Evaluator
+from services.coordinator.state.evaluation_result import EvaluationResult, accuracies
+from services.coordinator.state.fleet import Role
+from services.coordinator.state.group import Reward
+from sluice.errors import SluiceError
+from sluice.run_dir.durable import append_line
+from tests.unit.coordinator.fakes import FakePrompt, FakeRewards, Stage, make_config
+
+LOST = math.nan
+
+
+class PartlyAway(FakeRewards):
+    """Gives no grade where the accuracy is NaN."""
+
+    async def score(self, *args: Any, **keywords: Any) -> list[Reward]:
+        rewards = (await super().score(*args, **keywords))[: len(keywords["samples"])]
+        return [
+            dataclasses.replace(reward, status="timeout", detail="too slow") if math.isnan(reward.acc) else reward
+            for reward in rewards
+        ]
+
+
+async def evaluate(acc: dict[str, list[float]], *, n: int = 4) -> EvaluationResult:
+    stage = Stage(make_config(), rewards=PartlyAway(acc=acc))
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=3)
+    stage.progress.version = stage.fleet.of(Role.ROLLOUT)[0].version
+    grading = Grading(config=stage.config, fleet=stage.fleet, rewards=stage.rewards, clock=stage.clock)
+    prompts = [FakePrompt(prompt_id=name) for name in acc]
+    evaluator = Evaluator(stage.run, rollouts=stage.rollouts, grading=grading, prompts=prompts)
+    return await evaluator.evaluate(prompts=len(prompts), n=n)
+
+
+@pytest.mark.parametrize(
+    ("accs", "avg", "passed"),
+    [
+        ([[1, 0], [0, 0]], 0.25, 0.5),
+        ([[1, LOST], [0, 0]], 0.5, 0.5),
+        ([[1, 0], [LOST, LOST]], 0.5, 1.0),
+        ([[LOST, 0, 1, 1], [LOST, LOST, LOST, 0]], 1 / 3, 0.5),
+        ([[0.5]], 0.5, 1.0),
+    ],
+)
+def test_accuracies_are_those_of_the_graded_samples(accs: list[list[float]], avg: float, passed: float) -> None:
+    assert accuracies(np.array(accs)) == pytest.approx((avg, passed))
+
+
+async def test_a_sample_without_a_grade_is_counted_and_is_in_no_accuracy() -> None:
+    result = await evaluate({"a": [1, LOST, 0, 0], "b": [LOST] * 4, "c": [1, 1, 1, 1]})
+    assert (result.avg_at_n, result.pass_at_n) == pytest.approx((2 / 3, 1.0))
+    assert result.ungraded == 6  # one of a, four of b, and b's greedy completion, whose grade is b's first
+    assert result.greedy == 1.0
+    assert "6 samples not graded" in str(result)
+    line = json.loads(json.dumps(result.to_line(), allow_nan=False))
+    assert EvaluationResult.from_line(line) == result
+
+
+async def test_an_evaluation_without_any_grade_fails_and_says_why() -> None:
+    with pytest.raises(SluiceError, match="none of the 8 samples could be graded: timeout 'too slow'"):
+        await evaluate({"a": [LOST] * 4, "b": [LOST] * 4})
+
+
+async def test_without_a_graded_greedy_completion_there_is_no_greedy_accuracy() -> None:
+    result = await evaluate({"a": [LOST, 1, 0, 0]})
+    assert result.greedy is None
+    assert "greedy" not in str(result)
+    assert json.dumps(result.to_line(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, [1.0, math.nan], {"deep": [{"er": math.inf}]}, "\ud83d"]
+)
+def test_every_line_of_a_run_is_strict_json(tmp_path: Any, value: object) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_line(path, {"kind": "step", "loss": value, "fine": 1.5})
+    line = json.loads(path.read_bytes().decode("utf-8"), parse_constant=pytest.fail)
+    assert line["fine"] == 1.5
+    assert line["loss"] == value or value not in (line["loss"], "\ud83d")
