@@ -1,10 +1,14 @@
 r"""Finds the final answer in a completion, in the forms that people ask models for.
 
 Text in, text out; the verifiers decide whether an answer is right. The last answer of a completion counts, because a model
-that corrects itself means the last answer.
+that corrects itself means the last answer. Thoughts, up to the last `</think>`, hold no answer.
+
+`Answer:` is read as models write it: in bold or italics, with a full-width colon, as `answer is:`, in Chinese, as a
+heading with the answer below.
 """
 
 import re
+from dataclasses import dataclass
 from typing import Final, Literal
 
 Form = Literal["any", "whole", "line", "boxed", "tag", "hashes"]
@@ -14,27 +18,52 @@ Form = Literal["any", "whole", "line", "boxed", "tag", "hashes"]
 TAIL_CHARS: Final = 4000
 """How many characters are searched, from the end of a completion: no answer is longer, and no search gets slow."""
 
-_LINE = re.compile(r"Answer\s*:\s*([^\n]*)", re.IGNORECASE)
+SENTENCE_END: Final = ".;,!\u3002\uff1b\uff0c\uff01\uff0e"
+"""Punctuation that ends a sentence or a line, full-width forms included."""
+
+_MARKUP = "[*_`]*"
+_LINE = re.compile(
+    rf"(?P<mark>(?:answer|\u7b54\u6848){_MARKUP}(?:\s+is{_MARKUP})?\s*[:\uff1a]{_MARKUP})\s*(?P<answer>[^\n]*)"
+    rf"|^[ \t#>*_`]*(?:the[ \t]+)?(?:final[ \t]+)?(?P<heading>answer)[ \t*_`]*\n\s*(?P<below>[^\n]+)",
+    re.IGNORECASE | re.MULTILINE,
+)
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
 _BOX = "\\boxed{"
+_END_OF_THOUGHT = re.compile(r"</think>", re.IGNORECASE)
 
 
 def find(text: str, form: Form) -> str:
     """The last answer in that form, stripped; empty without an answer."""
-    text = text[-TAIL_CHARS:]
+    text = after_thought(text)[-TAIL_CHARS:]
     if form == "whole":
         return text.strip()
     if form != "any":
         return _MARKS[form](text)[1].strip()
     marked = last_marked(text)
-    return text.strip() if marked is None else marked
+    return text.strip() if marked is None else marked.answer
 
 
-def last_marked(text: str) -> str | None:
-    """The answer behind the mark that begins last, stripped; None without a mark."""
-    begin, answer = max(mark(text[-TAIL_CHARS:]) for mark in _MARKS.values())
-    return answer.strip() if begin >= 0 else None
+def after_thought(text: str) -> str:
+    """The completion behind the last `</think>`; all of a completion without one."""
+    return _END_OF_THOUGHT.split(text)[-1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Marked:
+    """An answer behind a mark."""
+
+    answer: str
+    """The marked text, stripped."""
+    rest: str
+    """The text from the mark on, to the completion's end."""
+
+
+def last_marked(text: str) -> Marked | None:
+    """The answer behind the mark that begins last; None without a mark."""
+    text = after_thought(text)[-TAIL_CHARS:]
+    begin, answer = max(mark(text) for mark in _MARKS.values())
+    return Marked(answer=answer.strip(), rest=text[begin:]) if begin >= 0 else None
 
 
 def last_boxed(text: str) -> str | None:
@@ -62,8 +91,35 @@ def _last_match(pattern: re.Pattern[str], text: str) -> tuple[int, str]:
     return last
 
 
+def _line(text: str) -> tuple[int, str]:
+    *_, last = None, *_LINE.finditer(text)
+    if last is None:
+        return -1, ""
+    begin = max(last.start("mark"), last.start("heading"))
+    if last["heading"]:
+        return begin, _without_markup(last["below"], before="")
+    before = text[text.rfind("\n", 0, begin) + 1 : begin] + last["mark"]
+    return begin, _without_markup(last["answer"], before=before)
+
+
+def _without_markup(answer: str, *, before: str) -> str:
+    """The answer without bold, italics or code around it, which may begin in the same line before the answer."""
+    answer = answer.strip()
+    end = answer[len(answer.rstrip(SENTENCE_END)) :]
+    answer = answer.removesuffix(end)
+    for mark in ("**", "__", "*", "_", "`"):
+        inner = answer.removesuffix(mark)
+        if inner == answer:
+            continue
+        if before.count(mark) % 2:
+            answer = inner.strip()
+        elif inner.startswith(mark) and mark not in inner[len(mark) :]:
+            answer = inner[len(mark) :].strip()
+    return answer + end
+
+
 _MARKS = {
-    "line": lambda text: _last_match(_LINE, text),
+    "line": _line,
     "boxed": _boxed,
     "tag": lambda text: _last_match(_TAG, text),
     "hashes": lambda text: _last_match(_HASHES, text),

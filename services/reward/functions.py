@@ -6,18 +6,20 @@ The function is called by keyword, with those of these names that the function t
 - per group, when the function takes `solution_strs`: `data_sources`, `solution_strs`, `ground_truths`, `extra_infos`,
   `finisheds` (lists, one entry a sample; verl's batched form), and the singular names but `solution_str` and `finished`.
 
-The function may be async. It returns a number, or a mapping with `score` and optionally `acc` and `pred`; further numbers
-of the mapping are named components. Without `score` the score is the sum of the components; without `acc` the accuracy is
-the score, cut to [0, 1]. A group function returns a list of numbers or mappings. The version is the module's `VERSION`, or
-else a digest of the module's source.
+The function may be async. It returns a number of any library, or a mapping with `score` and optionally `acc` and `pred`;
+further numbers of the mapping are named components. Without `score` the score is the sum of the components; without `acc` the
+accuracy is the score, cut to [0, 1]. A group function returns a list of numbers or mappings. The version is the module's
+`VERSION`, or else a digest of the module's source.
 """
 
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from numbers import Complex, Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -124,9 +126,9 @@ def grade_of(result: object) -> Grade:
         score = _number(result, "the function returned")
         return Grade(raw_score=score, acc=min(max(score, 0.0), 1.0), extracted="")
     components = {
-        str(name): float(value)
+        str(name): number
         for name, value in result.items()
-        if name not in ("score", "acc", "pred") and isinstance(value, bool | int | float)
+        if name not in ("score", "acc", "pred") and (number := as_number(value)) is not None
     }
     if "score" not in result and not components:
         raise ValueError(f"the function returned no score and no components, got {list(result)}")
@@ -137,13 +139,28 @@ def grade_of(result: object) -> Grade:
 
 
 def _number(value: object, what: str) -> float:
-    """`value` as a float; also takes numpy scalars. Raises ValueError for other values."""
+    """`value` as `as_number` has it. Raises ValueError for what is no number."""
+    number = as_number(value)
+    if number is None:
+        raise ValueError(f"{what} must be a number or a mapping of named numbers, got {value!r:.200}")
+    return number
+
+
+def as_number(value: object) -> float | None:
+    """What `float()` makes of a number of any library, numpy's and torch's included; None for what is no number.
+
+    A text is no number, and neither is a complex number, whose imaginary part `float()` of numpy drops. A whole number
+    beyond every float is infinite, which the service refuses by name.
+    """
+    if isinstance(value, str | bytes | bytearray) or (isinstance(value, Complex) and not isinstance(value, Real)):
+        return None
     try:
-        if value is not None and not isinstance(value, str | bytes):
-            return float(value)  # pyright: ignore[reportArgumentType] - a value without a float raises TypeError
-    except TypeError:
-        pass  # the same message below
-    raise ValueError(f"{what} must be a number or a mapping of named numbers, got {value!r}"[:300])
+        value = value.item() if getattr(value, "size", None) == 1 else value  # pyright: ignore[reportAttributeAccessIssue]
+        return float(value)  # pyright: ignore[reportArgumentType] - a value without a float raises TypeError
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor with several items
+        return None
 
 
 def _grades(results: Any) -> list[Grade]:

@@ -69,66 +69,6 @@ def test_functions_are_called_and_their_values_compared(program, acc):
     assert run_code(program, ADD).acc == acc
 
 
-def calls(name, inputs, outputs):
-    return json.dumps({"fn_name": name, "inputs": inputs, "outputs": outputs})
-
-
-@pytest.mark.parametrize(
-    ("program", "ground_truth"),
-    [
-        ("def f(xs: List[int]) -> Optional[int]: return max(xs)", calls("f", ["[1, 3]"], ["3"])),
-        ("class Solution:\n    def f(self, xs: List[int]) -> int: return max(xs)", calls("f", ["[1, 3]"], ["3"])),
-        ("def f(xs): return Counter(xs).most_common(1)[0][0]", calls("f", ["[1, 3, 3]"], ["3"])),
-        ("def f(n): return sqrt(gcd(n, 36)) + math.floor(n / 5)", calls("f", ["9"], ["4"])),
-        ("def f(n): return len(list(itertools.permutations(range(n))))", calls("f", ["4"], ["24"])),
-        ("def f(n): return 0 if n == 0 else 1 + f(n - 1)", calls("f", ["20000"], ["20000"])),
-        ("def f(n): return n", calls("f", [[3]], [[3]])),
-        ("def f(n): return n", calls("f", ["3"], ["[3]"])),
-        ("def f(n): return str(n)", calls("f", [[3]], ["3"])),
-        ("def f(n): return n", calls("f", [[3]], ["3"])),
-        ("def f(n): return n / 3", calls("f", ["1"], ["0.333333"])),
-        ("def f(d): return d[1]", calls("f", ['{"1": 5}'], ["5"])),
-        ("def f(): return 7", calls("f", [""], ["7"])),
-        ("def f(a, b): return a + b", calls("f", ['"x\u2028"\n"y"'], ['"x\u2028y"'])),
-        ("def add(a, b): return a * b", calls("add", ["2\n3"], ["6"])),
-        ("class Solution:\n    def add(self, a, b): return a * b", calls("add", ["2\n3"], ["6"])),
-        ("print(sum(map(int, stdin.read().split())))", SUMS),
-        ("d = defaultdict(int)\nfor x in input().split(): d[0] += int(x)\nprint(d[0])", SUMS),
-        ("if __name__ == '__main__':\n    print(sum(map(int, input().split())))", SUMS),
-        ("print(int(input()) / 3)", json.dumps({"inputs": ["1"], "outputs": ["0.333333"]})),
-        ("print(input() + input())", json.dumps({"inputs": [["1", "2"]], "outputs": [["12"]]})),
-        ("print(input())", json.dumps(json.dumps({"inputs": ["1"], "outputs": ["1"]}))),
-    ],
-)
-def test_what_prime_code_accepts_is_accepted(program, ground_truth):
-    assert run_code(program, ground_truth, cpu_s=10.0).acc == 1.0
-
-
-@pytest.mark.parametrize(
-    ("program", "ground_truth"),
-    [
-        ("def f(n): return 10 ** 400", calls("f", ["1"], ["1.5"])),
-        ("def f(n): return 10 ** 5000", calls("f", ["1"], ["1.5"])),
-        ("def f(n): return float('nan')", calls("f", ["1"], ["1.5"])),
-        ("def f(n):\n    x = []\n    for _ in range(5000): x = [x]\n    return x", calls("f", ["1"], ["[[1]]"])),
-        ("def f(n): return {1, 2}", calls("f", ["1"], ["[1, 2]"])),
-        ("def f(n): return f(n + 1)", calls("f", ["1"], ["1"])),
-        ("def g(n): return n", calls("f", ["1"], ["1"])),
-        ("x = 1", calls("add", ["1\n2"], ["3"])),
-        ("import os\nos._exit(0)", calls("f", ["1"], [""])),
-        ("def f(n): raise ValueError", calls("f", ["1"], [""])),
-        ("raise ValueError", json.dumps({"inputs": ["1"], "outputs": [""]})),
-        ("import sys\nsys.exit(3)", json.dumps({"inputs": ["1"], "outputs": ["\n"]})),
-        ("def", json.dumps({"inputs": ["1"], "outputs": [""]})),
-        ("import os\nos.kill(os.getpid(), 9)", json.dumps({"inputs": ["1"], "outputs": [""]})),
-        ("while True: pass", json.dumps({"inputs": ["1"], "outputs": [""]})),
-        ("print(1)", json.dumps({"inputs": ["1"], "outputs": [""]})),
-    ],
-)
-def test_what_crashes_or_returns_the_unreadable_is_wrong_not_an_error(program, ground_truth):
-    assert run_code(program, ground_truth).acc == 0.0
-
-
 def test_a_program_that_prints_nothing_passes_where_nothing_is_expected():
     assert run_code("pass", json.dumps({"inputs": ["1"], "outputs": [""]})).acc == 1.0
 

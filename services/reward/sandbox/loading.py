@@ -11,7 +11,6 @@ import inspect
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from services.reward import functions
@@ -93,10 +92,16 @@ async def _await(grades: Any) -> Any:
 
 
 def _graded(grade: Grade) -> Frame:
-    numbers = {"raw_score": grade.raw_score, "acc": grade.acc, **grade.parts}
-    if bad := {name: value for name, value in numbers.items() if not math.isfinite(value)}:
-        raise ValueError(f"scores must be finite, got {bad}")
-    return {"grade": asdict(grade)}
+    """The frame of a grade, whose numbers may be those of any library."""
+    given = {"raw_score": grade.raw_score, "acc": grade.acc, **grade.parts}
+    numbers = {str(name): functions.as_number(value) for name, value in given.items()}
+    if bad := {name: value for name, value in numbers.items() if value is None or not math.isfinite(value)}:
+        raise ValueError(f"scores must be finite numbers, got {bad}")
+    raw_score, acc = numbers.pop("raw_score"), numbers.pop("acc")
+    extracted = "" if grade.extracted is None else str(grade.extracted)
+    return {
+        "grade": {"raw_score": raw_score, "acc": acc, "extracted": extracted, "status": grade.status, "parts": numbers}
+    }
 
 
 def _failed(error: Exception) -> Frame:

@@ -80,7 +80,7 @@ def grade(*, question: Question, text: str, finished: bool, settings: Settings =
         answers = _ANSWER.findall(text[-_TAIL_CHARS:])
         answer = answers[-1] if answers else None
         prediction, gold = normalise(INVALID if answer is None else answer), normalise(question.ground_truth)
-    right = prediction == gold
+    right = answer is not None and prediction == gold  # a ground truth may be `[INVALID]` too
     return Grade(
         raw_score=1.0 if right else -1.0,
         acc=float(right),

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from services.reward.answers import Form, find
+from services.reward.answers import SENTENCE_END, Form, find
 from services.reward.ports import Grade, Question
 
 NAME: Final = "numeric"
-VERSION: Final = "1"
+VERSION: Final = "2"
 
 _LONGEST = 200
 """Most characters of a number: a longer number is no answer, and the limit bounds the work of exact arithmetic."""
@@ -40,6 +40,8 @@ _FRAC = re.compile(
     rf"(?P<sign>{_SIGN})(?P<whole>\d+)?\s*\\[dtc]?frac\s*"
     rf"(?:\{{\s*(?P<top>{_SIGN}{_UNSIGNED})\s*\}}\s*\{{\s*(?P<bottom>{_SIGN}{_UNSIGNED})\s*\}}|(?P<a>\d)\s*(?P<b>\d))"
 )
+_SENTENCE_END: Final = " \t\n*_`" + SENTENCE_END.replace("!", "").replace(".", "")
+"""Punctuation and markup behind a number; no `!`, which may be a factorial."""
 _CURRENCY = re.compile(r"^([+-]?)\s*(?:\\\$|[€£¥₹])\s*")
 _PERCENT = re.compile(r"\s*(?:\\?%|percent)\s*\.?")
 _SHORT_UNIT = r"(?:[kcm]?m|[km]?g|m?s|min|h|[mM]?[lL]|K|[kM]?Hz|k?W|k?V|A|k?J|k?N)(?![A-Za-z])"
@@ -108,7 +110,9 @@ def _plain(text: str) -> str:
     text = text.replace(r"\$", "€").translate(_CHARACTERS)  # a currency's sign, not the delimiter of maths
     text = _LATEX_BLANK.sub(lambda match: "," if match[0] == "{,}" else " " if match[0] in (r"\ ", "~") else "", text)
     text = _TEXT.sub(r" \1 ", text)
-    return "".join(_spelt_out(character) for character in text).strip(" \t\n*")
+    text = "".join(_spelt_out(character) for character in text).strip(" \t\n*_`")
+    text = text.rstrip(_SENTENCE_END)
+    return text[:-1].rstrip(_SENTENCE_END) + "." if text.endswith(".") else text
 
 
 def _spelt_out(character: str) -> str:

@@ -1,5 +1,10 @@
 """Users' functions as graders: verl's signature as it is, sync and async, per sample and per group."""
 
+import json
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
 import pytest
 
 from services.reward.functions import grade_of
@@ -151,7 +156,74 @@ def test_results_become_grades(result, raw_score, acc, parts):
     assert (grade.raw_score, grade.acc, grade.parts) == (raw_score, acc, parts)
 
 
-@pytest.mark.parametrize("result", [None, "1.0", [1.0], {}, {"why": "text"}, {"score": None}, {"score": 1, "acc": "x"}])
+class Weird:
+    """A number of a library that nobody knows."""
+
+    def __float__(self):
+        return 0.25
+
+
+ONES = [
+    *(kind(1) for kind in (np.float16, np.float32, np.float64, np.longdouble, np.int8, np.int64, np.uint64, np.bool_)),
+    np.array(1.0), np.array([1], dtype=np.int32), np.array([[1.0]], dtype=np.float32), Decimal(1), Fraction(1), True, 1,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("one", ONES, ids=lambda one: type(one).__name__)
+def test_a_number_of_any_library_is_a_number(one):
+    for result in (one, {"score": one}, {"score": one, "acc": one}, {"part": one}):
+        grade = grade_of(result)
+        assert (grade.raw_score, grade.acc) == (1.0, 1.0)
+        assert {type(value) for value in (grade.raw_score, grade.acc, *grade.parts.values())} == {float}
+    assert grade_of({"score": 0, "part": one}).parts == {"part": 1.0}
+
+
+def test_what_is_no_number_is_no_component():
+    others = {"a": "1", "b": None, "c": [1.0], "d": np.array([1, 2]), "e": 1j, "f": np.complex64(1), "g": {}, "h": b"1"}
+    assert grade_of({"score": 1, **others, "i": Weird()}).parts == {"i": 0.25}
+
+
+@pytest.mark.parametrize("returned", ["np.float32(0.5)", "{'score': np.float32(0.5), 'n': np.int64(3)}",
+                                      "{'n': 10 ** 400}", "np.array([0.5])"])  # fmt: skip
+@pytest.mark.parametrize("form", ["def score(solution_str): return {}\n", "def score(solution_strs): return [{}]\n"])
+def test_numpy_scores_cross_to_the_service(asked, returned, form):
+    (reply,) = about(asked(f"import numpy as np\n{form.replace('{}', returned)}"), "1")
+    assert json.loads(json.dumps(reply, allow_nan=False)) == reply
+    if "400" in returned:
+        assert reply["error"].startswith("ValueError: scores must be finite numbers, got {'raw_score': inf")
+    else:
+        assert reply["grade"]["raw_score"] == 0.5
+        assert reply["grade"]["parts"] == ({"n": 3.0} if "'n'" in returned else {})
+
+
+def test_a_module_may_give_a_grade_of_numpy_numbers(tmp_path, monkeypatch):
+    source = "import numpy as np\nfrom services.reward.ports import Grade\nNAME, VERSION = 'm', '1'\n"
+    source += "def prepare(): pass\ndef grade(*, question, text, finished):\n"
+    source += "    return Grade(raw_score=np.float32(0.5), acc=np.bool_(True), extracted=np.int64(7), parts={1: np.int8(2)})\n"
+    (tmp_path / "module_of_numpy_grades.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    (reply,) = about(Asked("module_of_numpy_grades", {}), "1")
+    expected = {"raw_score": 0.5, "acc": 1.0, "extracted": "7", "status": "ok", "parts": {"1": 2.0}}
+    assert json.loads(json.dumps(reply)) == {"grade": expected}
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        None,
+        1j,
+        np.complex64(1),
+        b"1",
+        {"score": "1"},
+        {"score": np.array([1.0, 2.0])},
+        "1.0",
+        [1.0],
+        {},
+        {"why": "text"},
+        {"score": None},
+        {"score": 1, "acc": "x"},
+    ],
+)
 def test_what_is_no_number_is_refused_not_zero(result):
     with pytest.raises(ValueError, match=r"must be a number|no score and no components"):
         grade_of(result)

@@ -73,3 +73,11 @@ def test_only_the_last_300_characters_are_looked_at():
 
 def test_truncation_alone_is_not_held_against_a_completion():
     assert grade("Answer: 34", finished=False).acc == 1.0
+
+
+def test_a_ground_truth_that_reads_like_a_missing_answer_is_not_answered_by_silence():
+    asked = Question(data_source="", prompt_text="", ground_truth="[INVALID]", extra_info={})
+    for strict_box in (False, True):
+        settings = math_dapo.Settings(strict_box=strict_box)
+        grade = math_dapo.grade(question=asked, text="I do not know.", finished=True, settings=settings)
+        assert (grade.raw_score, grade.acc, grade.status) == (-1.0, 0.0, "unparsed")

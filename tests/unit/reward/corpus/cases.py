@@ -4,6 +4,9 @@ A line of answers.jsonl is an answer to `gold`; every grader gets it in the form
 completions.jsonl is a completion, the same for all graders. `truth` is what a careful person would say: `right`, `wrong`
 or `ambiguous`. `verdicts` are the graders' in the order of `GRADERS`: R right, W wrong, U wrong because unparsed, and `-`
 where the ground truth is nothing that the grader can read. A text is a string, or a list of [piece, times].
+
+A line of choices.jsonl is a completion and the letter that it asserts, empty for none. A line of programs.jsonl is a ground
+truth of the code grader, a completion, and whether it passes.
 """
 
 import json
@@ -57,14 +60,47 @@ class Case:
         return self.verdicts[list(GRADERS).index(grader)]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One line of choices.jsonl."""
+
+    completion: str
+    asserts: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Program:
+    """One line of programs.jsonl."""
+
+    ground_truth: str
+    completion: str
+    passes: bool
+    why: str
+
+
+def read_choices() -> list[Choice]:
+    """The choices, in their order."""
+    return [Choice(**row) for row in _rows("choices.jsonl")]
+
+
+def read_programs() -> list[Program]:
+    """The programs, in their order."""
+    return [Program(**row) for row in _rows("programs.jsonl")]
+
+
 def read_cases() -> list[Case]:
     """All of the corpus, in its order."""
     return [*_read("answers.jsonl", "answer"), *_read("completions.jsonl", "completion")]
 
 
 def _read(name: str, column: str) -> list[Case]:
+    return [_case(row, column) for row in _rows(name)]
+
+
+def _rows(name: str) -> list[dict]:
     lines = (FOLDER / name).read_text(encoding="utf-8").split("\n")
-    return [_case(json.loads(line), column) for line in lines if line]
+    return [json.loads(line) for line in lines if line]
 
 
 def _case(row: dict, column: str) -> Case:
