@@ -68,12 +68,14 @@ def load_runnable(path: Path | None, *, overrides: Sequence[str]) -> Any:
 
 def print_derived(config: Any) -> None:
     """Prints the numbers that follow from a recipe, one a line."""
-    from sluice.config.derived import derived_table
+    from sluice.config.derived import derived_table, notes
 
     table = derived_table(config)
     widths = [max(len(row[column]) for row in table) for column in (0, 1)]
     for name, value, how in table:
         print(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {how}")
+    for note in notes(config):
+        print(f"note: {note}")
     if config.departures:
         print(f"not exact DAPO: {', '.join(config.departures)}")
 

@@ -8,6 +8,18 @@ def derived_table(config: Config) -> list[tuple[str, str, str]]:
     return [(name, f"{value:,}", how) for name, value, how in (*_step(config), *_flight(config), *_run(config))]
 
 
+def notes(config: Config) -> list[str]:
+    """What is permitted and yet seldom meant, for people to read before a run starts."""
+    longest, room = longest_sequence_tokens(config), config.learner.max_tokens_per_micro_batch
+    if room >= longest:
+        return []
+    return [
+        f"learner.max_tokens_per_micro_batch: {room} is below the longest sequence, data.max_prompt_length + "
+        f"data.max_response_length = {longest} tokens; a longer sequence is a micro-batch of its own, so memory must do for "
+        f"{longest} tokens all the same"
+    ]
+
+
 def updates_per_step(config: Config) -> int:
     """Optimizer updates a step; the last update is smaller where the groups do not divide."""
     return -(-config.data.train_batch_size // config.mini_batch_size)

@@ -82,8 +82,13 @@ def _merge(
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}: line {line}: must be UTF-8, got the byte 0x{error.object[error.start]:02x}"
+        ) from error
+    except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     tree = _sections(parse_yaml(text, where=str(path)), where=str(path))
     if not looks_like_verl(tree):

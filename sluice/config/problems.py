@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -143,7 +143,7 @@ def _reason(details: ErrorDetails) -> str:
     if details["type"] != "literal_error":
         return ""
     info = _field(details)
-    only_one = len(get_args(info.annotation)) == 1
+    only_one = get_origin(info.annotation) is Literal and len(get_args(info.annotation)) == 1
     return f"; {info.description}" if only_one and info.description else ""
 
 

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from sluice.errors import ConfigError
+
+_MOST_LEVELS: Final = 50
 
 
 class _Loader(yaml.SafeLoader):
@@ -34,13 +36,39 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
-    """Reads one document. Raises ConfigError naming `where`, line and column."""
+    """Reads one document. Raises ConfigError naming `where`, and line and column where they are known."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _as_json_has_it(yaml.load(text.removeprefix("\ufeff"), Loader=_Loader), where=where)
+    except RecursionError:
+        raise ConfigError(f"{where}: must not be nested more than {_MOST_LEVELS} levels deep") from None
+    except (ValueError, TypeError) as error:  # a date that is none, a number of many digits, a list as a key
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where}: not valid YAML: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}: line {mark.line + 1}, column {mark.column + 1}" if mark else where
         raise ConfigError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+
+
+def _as_json_has_it(value: Any, *, where: str, levels: int = _MOST_LEVELS) -> Any:
+    """The same in the types of JSON: keys are texts, a date is a text, a set is a mapping. Raises ConfigError."""
+    if not levels:
+        raise ConfigError(f"{where}: must not be nested more than {_MOST_LEVELS} levels deep, nor hold itself")
+    if isinstance(value, dict):
+        return {_key(key): _as_json_has_it(item, where=where, levels=levels - 1) for key, item in value.items()}
+    if isinstance(value, set):
+        return dict.fromkeys(map(_key, value))
+    if isinstance(value, list):
+        return [_as_json_has_it(item, where=where, levels=levels - 1) for item in value]
+    if isinstance(value, str) and not value.isascii() and re.search("[\ud800-\udfff]", value):
+        raise ConfigError(f"{where}: must be encodable as UTF-8, got half of a surrogate pair in {value!r:.60}")
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _key(key: Hashable) -> str:
+    """A key as text, in YAML's words."""
+    return "null" if key is None else str(key).lower() if isinstance(key, bool) else str(key)
 
 
 def print_yaml(tree: Any) -> str:

@@ -43,6 +43,8 @@ class Data:
     held_out: Sequence[PromptLike]
     facts: Mapping[str, object]
     """Facts about the training data, for people."""
+    unusable: Sequence[str]
+    """Place and reason of every row found so far that cannot become a prompt; a dry run has looked at every row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +70,10 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
     identity = model_identity(config.model.path)
     training = PromptStream.open(config, split="train")
     held_out = PromptStream.open(config, split="val") if config.data.val_files else None
+    if options.check_only:
+        for stream in (training, held_out):
+            if stream is not None:
+                stream.look_at_every_row()
     facts = training.describe()
     log.info("data", **facts)
     store = Store(url=options.redis_url, run_id=run_id, access=redis_access(config.network))
@@ -113,6 +119,7 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
             feed=PromptFeed(data=training, files=files, max_prompt_tokens=config.data.max_prompt_length),
             held_out=held_out.take(config.eval.prompts) if held_out else [],
             facts=facts,
+            unusable=[reason for stream in (training, held_out) if stream for reason in stream.unusable.values()],
         ),
         identity=identity,
         loggers=loggers,

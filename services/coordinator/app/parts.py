@@ -27,6 +27,7 @@ from sluice.model_identity import vocabulary_size
 log = structlog.get_logger(__name__)
 
 CHECKED_PROMPTS = 4
+_MOST_ROWS_NAMED = 20
 
 
 def make_parts(opened: OpenedRun, options: Options) -> RunParts:
@@ -111,6 +112,10 @@ def _prober(run: RunContext, clients: Clients, data: Data) -> Prober | None:
 
 async def _check_reward(run: RunContext, clients: Clients, data: Data) -> None:
     run.events.emit("data", ", ".join(f"{name} {value!r}" for name, value in data.facts.items()))
+    for reason in data.unusable[:_MOST_ROWS_NAMED]:
+        run.events.emit("row_skipped", reason)
+    if (more := len(data.unusable) - _MOST_ROWS_NAMED) > 0:
+        run.events.emit("row_skipped", f"and {more} more rows, which the coordinator's log names")
     checked = [data.training.next(position)[0] for position in range(CHECKED_PROMPTS)]
     limit_s = run.config.coordinator.score_timeout_s
     for row in await check_reward(fleet=run.fleet, rewards=clients, prompts=checked, timeout_s=limit_s):

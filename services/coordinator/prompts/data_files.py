@@ -5,6 +5,7 @@ prompts a hundred times), and "one epoch" must mean one epoch. The first of seve
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 SUFFIXES = (".jsonl", ".parquet")
+_FOREIGN_BYTE = re.compile("[\udc80-\udcff]")
 _BATCH_ROWS = 8192
 """Rows read at once: some 10 MB as Python objects for prompts of a thousand characters."""
 
@@ -72,13 +74,19 @@ def _read_file(path: Path) -> Iterator[PromptRow]:
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Yields `FILE: line N` and the parsed line; empty lines are passed over."""
-    with path.open(encoding="utf-8") as lines:
+    # Bytes that are no UTF-8 become surrogates, so that the line with them can be named.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 where = f"{path}: line {number}"
+                if foreign := _FOREIGN_BYTE.search(line):
+                    raise DataError(
+                        f"{where}: must be UTF-8, got the byte 0x{ord(foreign[0]) - 0xDC00:02x} at character "
+                        f"{foreign.start() + 1}; convert the file with iconv -t utf-8"
+                    )
                 try:
                     yield where, json.loads(line)
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:
                     raise DataError(f"{where}: not valid JSON: {error}") from error
 
 
@@ -86,9 +94,22 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     """Yields `FILE: row N` (0-based) and the row."""
     number = 0
     for batch in parquet_batches(path):
-        for raw in batch.to_pylist():
+        for raw in _rows(batch, place=f"{path}: row", number=number):
             yield f"{path}: row {number}", raw
             number += 1
+
+
+def _rows(batch: "pyarrow.RecordBatch", *, place: str, number: int) -> list[Any]:
+    """The rows of a batch whose first row has that number. Raises DataError with the number of a row that is not UTF-8."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        for index in range(len(batch)):
+            try:
+                batch.slice(index, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{place} {number + index}: must be UTF-8: {error}; write the file again") from error
+        raise
 
 
 def parquet_batches(path: Path) -> Iterator["pyarrow.RecordBatch"]:

@@ -1,4 +1,5 @@
-"""From a row to the model's input: the chat template and the token ids. Truncates nothing, skips nothing."""
+"""From a row to the model's input: the chat template and the token ids. Truncates nothing, skips nothing: a row that cannot
+become a prompt is an error, which the stream counts."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from services.coordinator.prompts.rows import Message, PromptRow
-from sluice.errors import ConfigError
+from sluice.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,6 +29,10 @@ class Prompt:
     extra_info_json: str
 
 
+class Unusable(DataError):
+    """A row cannot become a prompt: its text is not representable, its template refuses it, or the tokenizer does."""
+
+
 class Renderer:
     """Applies one template with one tokenizer.
 
@@ -36,26 +41,70 @@ class Renderer:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, template: Literal["model", "none"]) -> None:
-        """Raises ConfigError when the model has no chat template to apply."""
+        """Raises ConfigError when the model has no chat template to apply, or a template that is not valid."""
         if template == "model" and not tokenizer.chat_template:
             raise ConfigError(
                 "data.template: must be none for this model, whose tokenizer has no chat template, got model"
             )
         self._tokenizer, self._template = tokenizer, template
+        if template == "model":
+            self._check_template()
 
     def render(self, row: PromptRow) -> Prompt:
-        """Renders and tokenises one row."""
-        text = self._chat(row.prompt) if self._template == "model" else _joined(row.prompt)
-        # A chat template writes the special tokens itself.
-        encoded = self._tokenizer(text, add_special_tokens=self._template == "none", return_attention_mask=False)
+        """Renders and tokenises one row. Raises Unusable with the row's place."""
+        where = f"{row.where}: " if row.where else ""
+        try:
+            text = self._text(row)
+            token_ids = self._token_ids(text)
+        except Unusable as error:
+            raise Unusable(f"{where}{error}") from error.__cause__
         return Prompt(
             prompt_id=row.prompt_id,
             data_source=row.data_source,
-            token_ids=np.asarray(encoded["input_ids"], dtype=np.int32),
+            token_ids=token_ids,
             text=text,
             ground_truth=row.ground_truth,
             extra_info_json=row.extra_info_json,
         )
+
+    def _text(self, row: PromptRow) -> str:
+        """The text to tokenise. Raises Unusable."""
+        fields = (row.data_source, _joined(row.prompt), row.ground_truth, row.extra_info_json)
+        if not all(map(_is_encodable, fields)):
+            raise Unusable("must be encodable as UTF-8, but holds half of a surrogate pair")
+        if self._template == "none":
+            return _joined(row.prompt)
+        try:
+            text = self._chat(row.prompt)
+        except Exception as error:  # a template is a program, and may raise anything for a row
+            raise Unusable(f"the chat template refuses the row: {_in_short(error)}") from error
+        if not _is_encodable(text):
+            raise Unusable("the chat template writes text that is not encodable as UTF-8")
+        return text
+
+    def _token_ids(self, text: str) -> np.ndarray:
+        """[P] int32. Raises Unusable."""
+        try:
+            # A chat template writes the special tokens itself.
+            encoded = self._tokenizer(text, add_special_tokens=self._template == "none", return_attention_mask=False)
+        except Exception as error:  # tokenizers raises plain Exception
+            raise Unusable(f"the tokenizer refuses the text: {_in_short(error)}") from error
+        if not encoded["input_ids"]:
+            raise Unusable("the tokenizer makes no token of the text")
+        return np.asarray(encoded["input_ids"], dtype=np.int32)
+
+    def _check_template(self) -> None:
+        """Raises ConfigError for a template that is no valid template; one that refuses a row is the row's matter."""
+        from jinja2 import TemplateSyntaxError
+
+        try:
+            self._chat("?")
+        except TemplateSyntaxError as error:
+            raise ConfigError(
+                f"model.path: the model's chat template is not valid: line {error.lineno}: {_in_short(error)}"
+            ) from error
+        except Exception:  # noqa: BLE001 - a template may refuse this row and take others
+            return
 
     def _chat(self, prompt: str | tuple[Message, ...]) -> str:
         turns = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
@@ -77,10 +126,11 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerBase":
     try:
         loader = transformers.PreTrainedTokenizerFast if _names_generic_class(folder) else transformers.AutoTokenizer
         tokenizer = loader.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path: {path}: its tokenizer cannot be loaded: {error}") from error
-    # transformers makes up an empty tokenizer for a folder that lacks a tokenizer and names a known model type.
-    if not tokenizer("0", add_special_tokens=False)["input_ids"]:
+        # transformers makes up an empty tokenizer for a folder that lacks a tokenizer and names a known model type.
+        empty = not tokenizer("0", add_special_tokens=False)["input_ids"]
+    except Exception as error:  # tokenizers raises plain Exception for a broken file, transformers anything
+        raise ConfigError(f"model.path: {path}: its tokenizer cannot be loaded: {_in_short(error)}") from error
+    if empty:
         raise ConfigError(f"model.path: {path}: must have a tokenizer (tokenizer.json), got none")
     return tokenizer
 
@@ -95,3 +145,16 @@ def _names_generic_class(folder: Path) -> bool:
 
 def _joined(prompt: str | tuple[Message, ...]) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _in_short(error: Exception) -> str:
+    """The error on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -7,8 +7,10 @@ The columns are verl's: `data_source`, `prompt` (a chat list or plain text), `re
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Protocol
 
 from sluice.errors import DataError
@@ -34,9 +36,11 @@ class PromptRow:
     data_source: str
     prompt: str | tuple[Message, ...]
     ground_truth: str
-    """A string unchanged, anything else as JSON."""
+    """A string unchanged, a number as people write it, anything else as JSON."""
     extra_info_json: str = ""
     """Empty for a row without extra_info."""
+    where: str = field(default="", compare=False)
+    """File and line, for people; empty for a row that is in no file."""
     prompt_id: str = field(init=False)
     """Hash of data source and prompt: rows that share it are duplicates."""
 
@@ -71,6 +75,7 @@ def parse_row(raw: object, *, where: str) -> PromptRow:
             prompt=_prompt(raw.get("prompt")),
             ground_truth=_ground_truth(raw.get("reward_model")),
             extra_info_json=_extra_info(raw.get("extra_info")),
+            where=where,
         )
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
@@ -113,25 +118,59 @@ def _message(raw: object) -> Message:
     unknown = sorted(str(key) for key, value in raw.items() if value is not None and key not in ("role", "content"))
     if unknown:
         raise DataError(f"prompt: a turn must have role and content only, got also {', '.join(unknown)}")
-    return Message(role=_text(raw.get("role"), "prompt: role"), content=_text(raw.get("content"), "prompt: content"))
+    role, content = _text(raw.get("role"), "prompt: role"), raw.get("content")
+    if role == "system" and isinstance(content, str) and not content.strip():
+        return Message(role=role, content=content)  # an empty system turn takes the place of the template's own one
+    return Message(role=role, content=_text(content, "prompt: content"))
 
 
 def _ground_truth(reward_model: object) -> str:
     value = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
     if value is None:
         raise DataError(f"reward_model.ground_truth: must be given, got reward_model = {_short(reward_model)}")
-    return value if isinstance(value, str) else _to_json(value, "reward_model.ground_truth")
+    if isinstance(value, str):
+        if not value.strip():
+            raise DataError(f"reward_model.ground_truth: must not be empty, got {value!r}; no answer would match it")
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return _as_people_write(value)
+    return _to_json(value, "reward_model.ground_truth")
+
+
+def _as_people_write(value: float) -> str:
+    """125.0 as 125 and 1e-07 as 0.0000001; very large and very small numbers in Python's form."""
+    return f"{Decimal(repr(value)).normalize():f}" if value == 0 or 1e-9 <= abs(value) < 1e21 else repr(value)
 
 
 def _extra_info(value: object) -> str:
-    return "" if value is None else _to_json(value, "extra_info")
+    """A mapping, or JSON text of one, as JSON; numbers that are not finite, with which columnar files mark gaps, are null."""
+    if isinstance(value, str):
+        return _checked_json(value)
+    if value is None:
+        return ""
+    if not isinstance(value, Mapping):
+        raise DataError(f"extra_info: must be an object, got {_short(value)}")
+    return _to_json(_finite(value), "extra_info")
 
 
 def _checked_json(text: str) -> str:
+    if not text.strip():
+        return ""
     try:
-        return _extra_info(json.loads(text)) if text else ""
-    except json.JSONDecodeError as error:
-        raise DataError(f"extra_info: must be JSON or empty: {error}") from error
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"extra_info: must be JSON or empty: {error}, got {_short(text)}") from error
+    if isinstance(value, str):
+        raise DataError(f"extra_info: must be an object, got {_short(value)}")
+    return _extra_info(value)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(value: object, name: str) -> str:
@@ -143,7 +182,7 @@ def _text(value: object, name: str) -> str:
 def _to_json(value: object, name: str) -> str:
     try:
         return _encode(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{name}: must be representable as JSON: {error}") from error
 
 
@@ -154,4 +193,4 @@ def _short(value: Any) -> str:
 
 def _prompt_id(data_source: str, prompt: str | tuple[Message, ...]) -> str:
     content = prompt if isinstance(prompt, str) else [[message.role, message.content] for message in prompt]
-    return hashlib.blake2b(_encode([data_source, content]).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(_encode([data_source, content]).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -2,18 +2,22 @@
 
 A position counts along the order of prompts. The stream keeps no position: Redis holds the cursor, and the same position
 gives the same prompt in every process. Prompts longer than `data.max_prompt_length` are skipped and counted, never
-truncated.
+truncated; so are rows that cannot become a prompt (`Unusable`), which the log names once.
 """
 
 from collections.abc import Mapping
 from typing import Literal
 
+import structlog
+
 from services.coordinator.prompts.order import row_index
-from services.coordinator.prompts.render import Prompt, Renderer, load_tokenizer
+from services.coordinator.prompts.render import Prompt, Renderer, Unusable, load_tokenizer
 from services.coordinator.prompts.rows import PromptRow, PromptSource, parse_submitted
 from services.coordinator.prompts.sources import open_source
 from sluice.config.schema import Config
 from sluice.errors import DataError
+
+log = structlog.get_logger(__name__)
 
 # How many prompts of an endless source in a row may be too long; a finite source is searched for a whole epoch.
 _MOST_SKIPS_IN_A_ROW = 10_000
@@ -30,8 +34,11 @@ class PromptStream:
         self._source, self._renderer = source, renderer
         self._seed, self._shuffle = seed, shuffle
         self._max_prompt_length = max_prompt_length
+        self._looked_at = False
         self.too_long = 0
         """How often this process skipped a prompt because of its length."""
+        self.unusable: dict[str, str] = {}
+        """Prompt id -> place and reason of a row that this process skipped because it cannot become a prompt."""
 
     @classmethod
     def open(cls, config: Config, *, split: Literal["train", "val"]) -> "PromptStream":
@@ -59,6 +66,8 @@ class PromptStream:
             prompt = self._fitting(self._row(candidate))
             if prompt is not None:
                 return prompt, candidate + 1
+        if self.unusable and not self.too_long:
+            raise DataError(f"data: none of {attempts} rows can become a prompt: {next(iter(self.unusable.values()))}")
         raise DataError(
             f"data.max_prompt_length: must be larger, none of {attempts} prompts in a row has at most "
             f"{self._max_prompt_length} tokens"
@@ -79,6 +88,13 @@ class PromptStream:
                 prompts.append(prompt)
         return prompts
 
+    def look_at_every_row(self) -> None:
+        """Renders every row of a finite source, so that the counts of `describe` are those of the whole data."""
+        self.too_long = 0
+        for row in range(self._source.size or 0):
+            self._fitting(self._source.row(row))
+        self._looked_at = self._source.size is not None
+
     def render(self, submitted: Mapping[str, str]) -> Prompt:
         """Renders a submitted prompt (see `parse_submitted`). Raises DataError, also for a prompt that is too long."""
         prompt = self._renderer.render(parse_submitted(submitted))
@@ -91,19 +107,28 @@ class PromptStream:
 
     def describe(self) -> dict[str, str | int]:
         """Facts for the log at start, with the first rendered prompt. Raises DataError if no prompt fits."""
+        too_long = self.too_long
         example, _ = self.next(0)
+        self.too_long = too_long if self._looked_at else self.too_long
         return {
             **self._source.describe(),
             "example_text": example.text,
             "example_tokens": len(example.token_ids),
             "skipped_too_long": self.too_long,
+            **({"skipped_unusable": len(self.unusable)} if self.unusable else {}),
         }
 
     def _row(self, position: int) -> PromptRow:
         return self._source.row(self.place(position)[1])
 
     def _fitting(self, row: PromptRow) -> Prompt | None:
-        prompt = self._renderer.render(row)
+        try:
+            prompt = self._renderer.render(row)
+        except Unusable as error:
+            if row.prompt_id not in self.unusable:
+                log.warning("row_skipped", reason=str(error))
+                self.unusable[row.prompt_id] = str(error)
+            return None
         if len(prompt.token_ids) > self._max_prompt_length:
             self.too_long += 1
             return None

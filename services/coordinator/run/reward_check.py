@@ -11,7 +11,7 @@ from services.coordinator.state.fleet import Fleet, Role
 from services.coordinator.state.group import PromptLike, Reward, Sample, Span
 from services.coordinator.state.ports import RewardClient
 from sluice.errors import ConfigError, NotReady
-from sluice.gold_answers import GARBAGE, gold_forms
+from sluice.gold_answers import GARBAGE, as_a_model_writes, gold_forms
 from sluice.policy_version import PolicyVersion
 
 _FEWEST_SHUFFLED = 2
@@ -89,9 +89,11 @@ async def check_reward(
 def _refuse(prompt: PromptLike, *, gold: Sequence[Reward], garbage: Sequence[Reward]) -> None:
     name = f"grader {gold[0].grader!r} for data_source {prompt.data_source!r}"
     if not any(result.graded and result.acc == 1 for result in gold):
+        written = as_a_model_writes(prompt.ground_truth)
+        as_written = "" if written == prompt.ground_truth else f", which a model writes as {written[:80]!r},"
         said = "; ".join(f"{result.status} {result.extracted or result.detail!r}" for result in gold[:2])
         raise ConfigError(
-            f"reward check: {name} scores the gold answer {prompt.ground_truth[:80]!r} of prompt "
+            f"reward check: {name} scores the gold answer {prompt.ground_truth[:80]!r}{as_written} of prompt "
             f"{prompt.text[:80]!r} as wrong ({said}); fix the data's ground_truth or route the data_source to "
             "another grader with reward.routes"
         )

@@ -4,7 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from sluice.config.schema.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from sluice.config.schema.section import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PathText,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 
 class LearnerConfig(Section):
@@ -52,7 +59,7 @@ class LearnerConfig(Section):
         default=0,
         description="steps between Hugging Face folders under RUN/exports/step-K; 0: only RUN/model at the end",
     )
-    resume: str = Field(default="auto", description="auto | never | path of a checkpoint")
+    resume: PathText = Field(default="auto", description="auto | never | path of a checkpoint")
     max_skipped_updates: PositiveInt = Field(default=5, description="non-finite updates in a row before the run stops")
     threads: PositiveInt = Field(default=1, description="OMP threads a rank on a CPU")
     step_timeout_s: PositiveFloat = Field(

@@ -4,13 +4,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from sluice.config.schema.section import NonNegativeInt, PositiveFloat, Section
+from sluice.config.schema.section import NonNegativeInt, PathText, PositiveFloat, Section
 
 
 class ModelConfig(Section):
     """The policy."""
 
-    path: str = Field(description="a Hugging Face model folder with tokenizer")
+    path: PathText = Field(description="a Hugging Face model folder with tokenizer")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="type of the weights pushed to rollouts"
     )

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from sluice.addresses import is_loopback
 from sluice.config.redis_url import password_problem
-from sluice.config.schema.section import NonNegativeInt, PositiveFloat, Section
+from sluice.config.schema.section import NonNegativeInt, PathText, PositiveFloat, Section
 from sluice.limits import MAX_CALLS_PER_S
 
 
@@ -20,7 +20,7 @@ class NetworkConfig(Section):
     advertise: str = Field(default="127.0.0.1", description="host other services reach this machine at")
     coordinator_port: NonNegativeInt = Field(default=50050, description="0: any free port")
     metrics: bool = Field(default=True, description="a Prometheus endpoint a service, open to every caller")
-    credentials: str | None = Field(
+    credentials: PathText | None = Field(
         default=None,
         description="folder made by `sluice certs` or `sluice tokens`; each process gets its own role's part of it",
     )
@@ -32,10 +32,10 @@ class NetworkConfig(Section):
         description="an existing Redis, redis://, rediss:// (TLS) or unix://, without its password; default: an embedded "
         "one in the run directory",
     )
-    redis_password_file: str | None = Field(
+    redis_password_file: PathText | None = Field(
         default=None, description="file with the password of redis_url; default: environment SLUICE_REDIS_PASSWORD"
     )
-    redis_ca_file: str | None = Field(
+    redis_ca_file: PathText | None = Field(
         default=None, description="PEM of the authority behind rediss://; default: those this machine trusts"
     )
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from sluice.config.schema.section import NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from sluice.config.schema.section import NonNegativeFloat, PathText, PositiveFloat, PositiveInt, Section
 
 
 class OverlongBufferConfig(Section):
@@ -20,7 +20,9 @@ class OverlongBufferConfig(Section):
 class GraderConfig(Section):
     """One grader of a route."""
 
-    grader: str = Field(min_length=1, description="built-in grader, module, `file.py:function` or `module:function`")
+    grader: PathText = Field(
+        min_length=1, description="built-in grader, module, `file.py:function` or `module:function`"
+    )
     settings: dict[str, Any] = Field(default_factory=dict, description="the grader's own settings")
     weight: float = Field(default=1.0, description="factor of its score in the sum")
     name: str = Field(default="", description="what its score is called in metrics; default: the grader")

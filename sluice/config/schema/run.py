@@ -4,14 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from sluice.config.schema.section import NonNegativeInt, PositiveInt, Section
+from sluice.config.schema.section import NonNegativeInt, PathText, PositiveInt, Section
 
 
 class RunConfig(Section):
     """Identity and length of a run."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$", description="first part of the run directory's name")
-    dir: str = Field(default="runs", description="where run directories are made")
+    dir: PathText = Field(default="runs", description="where run directories are made")
     seed: NonNegativeInt = Field(
         default=0, description="the one seed: prompt order, sampling and training derive from it"
     )

@@ -1,14 +1,19 @@
 """What the sections of the schema are made of: the base class and the numbers with a bound."""
 
+import os
 from collections.abc import Iterator
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path of this machine; `~` is the home of the user who reads the recipe."""
 
 
 class Section(BaseModel):

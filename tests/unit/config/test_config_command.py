@@ -126,3 +126,14 @@ def test_a_logger_that_is_not_installed_is_refused_with_what_to_install(
     assert len(said) == 2
     assert "run.loggers: wandb is not installed" in said[0]
     assert "pip install 'sluice-rl[mlflow]'" in said[1]
+
+
+def test_check_says_when_a_micro_batch_is_shorter_than_the_longest_sequence(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["data.max_prompt_length=100", "data.max_response_length=900", "reward.overlong_buffer.len=10"]
+    for tokens, said in ((1000, False), (999, True)):
+        overrides = [*sizes, f"learner.max_tokens_per_micro_batch={tokens}"]
+        assert main(["config", "check", "-c", str(recipe), *(f"--set={override}" for override in overrides)]) == 0
+        out = capsys.readouterr().out
+        assert ("note: learner.max_tokens_per_micro_batch: 999 is below the longest sequence" in out) == said

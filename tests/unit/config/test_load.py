@@ -246,3 +246,24 @@ def test_a_recipe_in_verls_form_is_translated(tmp_path: Path, caplog: pytest.Log
     assert (config.rollout.n, config.learner.mini_batch_size, config.data.train_batch_size) == (8, 16, 64)
     assert config.run.total_steps == 5
     assert any("run.total_steps" in message for message in caplog.messages)
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark_and_must_be_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE, encoding="utf-8-sig")
+    assert load_config(path).learner.lr == 4e-4
+    path.write_bytes(RECIPE.encode() + "# caf\u00e9\n".encode("latin-1"))
+    assert problems(path) == [f"{path}: line 9: must be UTF-8, got the byte 0xe9"]
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    paths = ["model.path=~/m", "run.dir=~/runs", "network.credentials=~/c", "learner.resume=~/step-3"]
+    routes = "reward.routes={mine: '~/graders/mine.py:score'}"
+    config = load_config(None, overrides=[*paths, "data.train_files=[~/a.jsonl]", routes])
+    assert (config.model.path, config.run.dir, config.network.credentials) == (
+        *("/home/ann/m", "/home/ann/runs", "/home/ann/c"),
+    )
+    assert config.learner.resume == "/home/ann/step-3"
+    assert config.reward.routes["mine"][0].grader == "/home/ann/graders/mine.py:score"
+    assert parse_config(dump_config(config), where="dump") == config

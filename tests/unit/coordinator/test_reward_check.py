@@ -9,6 +9,7 @@ from services.coordinator.run.reward_check import GARBAGE, check_reward
 from services.coordinator.state.group import Group, Reward
 from services.coordinator.wire.messages import group_from, group_to, reward_from
 from sluice.errors import ConfigError
+from sluice.gold_answers import gold_forms
 from sluice.v1 import common_pb2
 from tests.unit.coordinator.fakes import FakePrompt, Stage, make_config, make_sample
 
@@ -48,6 +49,27 @@ async def test_gold_that_is_wrong_and_garbage_that_is_right_are_refused():
         await check(lambda text, gold: False, "1")
     with pytest.raises(ConfigError, match="empty or garbage answer"):
         await check(lambda text, gold: True, "1")
+
+
+@pytest.mark.parametrize(
+    ("gold", "written"),
+    [
+        ("125", "125"), ("125.0", "125"), ("-3.00", "-3"), ("0.50", "0.50"), ('"125"', "125"), ('["34"]', "34"),
+        ('["1", "2"]', "1, 2"), ("[1, 2.0]", "1, 2"), ('[[1], [2]]', "[[1], [2]]"), ("[1, 2)", "[1, 2)"),
+        ('{"question": "?", "answer": 7}', "7"), ('{"inputs": [], "outputs": []}', '{"inputs": [], "outputs": []}'),
+        ("true", "true"), ("  34 ", "  34 "), ("{1, 2}", "{1, 2}"), ('"', '"'), ("[" * 100_000, "[" * 100_000),
+    ],
+)  # fmt: skip
+async def test_gold_is_written_as_a_model_would_write_it(gold, written):
+    assert gold_forms(gold)[3] == f"Answer: {written}"
+    (row,) = await check(lambda text, asked: text == f"\\boxed{{{written}}}", gold)
+    assert row.gold == 1
+
+
+@pytest.mark.parametrize("gold", ["125.0", '["34"]', '"34"', '["1", "2"]'])
+async def test_a_gold_answer_that_no_model_writes_is_refused_by_name(gold):
+    with pytest.raises(ConfigError, match=r"scores the gold answer '.*', which a model writes as '[\d, ]+', of prompt"):
+        await check(lambda text, asked: text.removeprefix("Answer: ") == asked, gold)
 
 
 async def test_a_grader_that_does_not_look_at_the_ground_truth_is_refused():

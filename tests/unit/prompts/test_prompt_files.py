@@ -101,3 +101,41 @@ def test_missing_parquet_columns_are_named(tmp_path: Path) -> None:
 def test_sources_that_do_not_go_together_are_refused(names: list[str], held_out: bool, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_source(names, seed=0, held_out=held_out)
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", ""])
+def test_a_byte_order_mark_is_accepted(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{mark}{json.dumps(raw_row('a'))}\n{json.dumps(raw_row('b'))}\n", encoding="utf-8")
+    assert [row.prompt for row in read_files([str(path)]).rows] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("latin-1", r"a\.jsonl: line 3: must be UTF-8, got the byte 0xe9 at character \d+; convert"),
+        ("cp1252", r"a\.jsonl: line 3: must be UTF-8, got the byte 0xe9"),
+        ("utf-16", r"a\.jsonl: line 1: must be UTF-8, got the byte 0xff at character 1"),
+    ],
+)
+def test_a_file_in_another_encoding_is_named_with_its_line(tmp_path: Path, encoding: str, message: str) -> None:
+    rows = [raw_row("a"), raw_row("b"), raw_row("caf\u00e9")]
+    text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    (tmp_path / "a.jsonl").write_bytes(text.encode(encoding))
+    with pytest.raises(DataError, match=message):
+        read_files([str(tmp_path / "a.jsonl")])
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
+def test_a_line_that_python_cannot_read_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(raw_row('a'))}\n{line}\n")
+    with pytest.raises(DataError, match=r"a\.jsonl: line 2: "):
+        read_files([str(tmp_path / "a.jsonl")])
+
+
+def test_a_parquet_row_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([raw_row("a"), raw_row("b")])
+    raw = pa.array([b"a", b"caf\xe9"], pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(table.schema.get_field_index("prompt"), "prompt", raw), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: row 1: must be UTF-8"):
+        read_files([str(tmp_path / "a.parquet")])

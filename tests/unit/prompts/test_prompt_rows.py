@@ -19,7 +19,20 @@ def test_a_row_keeps_what_training_needs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "text"), [("  34 ", "  34 "), (34, "34"), (0.5, "0.5"), (["1", "é"], '["1", "é"]'), (False, "false")]
+    ("answer", "text"),
+    [
+        ("  34 ", "  34 "),
+        (34, "34"),
+        (125.0, "125"),
+        (1e-7, "0.0000001"),
+        (1e20, "1" + "0" * 20),
+        (1e300, "1e+300"),
+        (-0.0, "-0"),
+        (True, "true"),
+        (0.5, "0.5"),
+        (["1", "é"], '["1", "é"]'),
+        (False, "false"),
+    ],
 )
 def test_a_ground_truth_is_text_as_it_stands_or_json(answer: Any, text: str) -> None:
     assert parse_row(raw_row(answer=answer), where="f").ground_truth == text
@@ -43,6 +56,13 @@ def test_a_ground_truth_is_text_as_it_stands_or_json(answer: Any, text: str) -> 
         ),
         (raw_row(reward_model=None), "reward_model.ground_truth: must be given, got reward_model = None"),
         (raw_row(reward_model={"style": "rule"}), "reward_model.ground_truth: must be given"),
+        (raw_row(answer=""), "reward_model.ground_truth: must not be empty, got ''"),
+        (raw_row(answer=" \n"), "reward_model.ground_truth: must not be empty"),
+        (raw_row(extra_info="{oops"), "extra_info: must be JSON or empty"),
+        (raw_row(extra_info="[1]"), "extra_info: must be an object, got [1]"),
+        (raw_row(extra_info='"text"'), "extra_info: must be an object, got 'text'"),
+        (raw_row(extra_info=3), "extra_info: must be an object, got 3"),
+        (raw_row(prompt=[{"role": "user", "content": ""}]), "prompt: content: must be non-empty text, got ''"),
         (raw_row(answer=float("nan")), "reward_model.ground_truth: must be representable as JSON"),
         (raw_row(extra_info={"when": object()}), "extra_info: must be representable as JSON"),
     ],
@@ -96,3 +116,25 @@ def test_a_submitted_prompt_is_text_or_a_chat_as_json(prompt: str, parsed: objec
 def test_a_malformed_submission_is_refused(raw: dict[str, str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         parse_submitted(raw)
+
+
+@pytest.mark.parametrize(
+    ("extra_info", "text"),
+    [
+        ('{"index": 3}', '{"index": 3}'),
+        ("", ""),
+        ("null", ""),
+        ({"a": float("nan"), "b": [float("inf"), 1.5]}, '{"a": null, "b": [null, 1.5]}'),
+        ('{"a": NaN}', '{"a": null}'),
+    ],
+)
+def test_extra_info_may_be_json_text_and_hold_gaps(extra_info: Any, text: str) -> None:
+    assert parse_row(raw_row(extra_info=extra_info), where="f").extra_info_json == text
+
+
+def test_an_empty_system_turn_stays() -> None:
+    chat = [{"role": "system", "content": ""}, {"role": "user", "content": "1+1="}]
+    assert parse_row(raw_row(chat), where="f").prompt == (
+        Message(role="system", content=""),
+        Message(role="user", content="1+1="),
+    )
