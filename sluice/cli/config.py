@@ -26,7 +26,10 @@ def add_parser(commands: Any) -> None:
         description="Translates a verl configuration into a recipe; what it means goes to stderr.",
     )
     verl.add_argument(
-        "source", nargs="+", metavar="FILE | KEY=VALUE", help="a YAML file, a file of KEY=VALUE lines, or the settings"
+        "source",
+        nargs="+",
+        metavar="FILE | KEY=VALUE",
+        help="a YAML file, a launch script, a file of KEY=VALUE lines, or the settings",
     )
     verl.add_argument("-o", "--out", type=Path, default=None, help="write the recipe here instead of to stdout")
     verl.set_defaults(run=_from_verl)
@@ -112,21 +115,23 @@ def _source(arguments: Sequence[str]) -> Mapping[str, Any] | Sequence[str]:
 
 
 def read_settings(text: str, *, where: str) -> Mapping[str, Any] | Sequence[str]:
-    """A YAML mapping, a YAML list (hydra's overrides.yaml), or KEY=VALUE lines as a shell command has them.
+    """A shell script that launches verl, a YAML mapping, a YAML list (hydra's overrides.yaml), or KEY=VALUE lines.
 
     Raises:
         ConfigError: the text is none of these.
     """
-    import shlex
-
+    from sluice.config.launch_script import looks_like_script, settings_of
     from sluice.config.yaml_text import parse_yaml
     from sluice.errors import ConfigError
 
-    lines = [line.strip().removesuffix("\\").strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
-    if lines and all("=" in line.split(":")[0] and not line.startswith("-") for line in lines):
-        return [setting for line in lines for setting in shlex.split(line)]
+    only_settings = bool(lines) and all("=" in line.split(":")[0] and not line.startswith("-") for line in lines)
+    if only_settings or looks_like_script(text):
+        return settings_of(text, where=where, environ=os.environ)
     tree = parse_yaml(text, where=where)
     if isinstance(tree, Mapping) or (isinstance(tree, list) and all(isinstance(item, str) for item in tree)):
         return tree
-    raise ConfigError(f"{where}: must be a YAML mapping, a YAML list of KEY=VALUE or lines of KEY=VALUE")
+    raise ConfigError(
+        f"{where}: must be a YAML mapping, a YAML list of KEY=VALUE, lines of KEY=VALUE, or a shell script that launches verl"
+    )

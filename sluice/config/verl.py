@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sluice.config.schema import Config
-from sluice.config.verl_rules import Ignore, Move, Only, Rule, Unset, reward_routes
+from sluice.config.verl_rules import Ignore, Move, Only, Rule, Switched, Unset, reward_routes
 from sluice.config.verl_table import DEFAULTS, TABLE
 from sluice.config.yaml_text import parse_yaml
 from sluice.errors import ConfigError
 
 _INTERPOLATION = re.compile(r"^\$\{(?:oc\.select:)?\s*([\w.]+)\s*(?:,\s*(.*?)\s*)?\}$")
+_SHELL = re.compile(r"\$(?:[A-Za-z_]\w*|[@*#?!$0-9]|\([^)]*\)?)|`[^`]*`?")
+"""A shell's variable or command."""
 _MANDATORY = "???"
 
 
@@ -72,6 +74,11 @@ class _Translator:
     def take(self, key: str, raw: Any) -> None:
         """Applies the rule of one setting."""
         entry, rule = _rule_of(key)
+        if isinstance(rule, Switched):
+            if self._is_off(rule):
+                self._ignore(f"{key}={raw}", f"switched off by {rule.switch}={self.settings[rule.switch]}")
+                return
+            rule = rule.rule
         if isinstance(rule, Ignore):
             self._ignore(entry, rule.why)
             return
@@ -95,9 +102,18 @@ class _Translator:
         else:
             self._put(self._function, rule.part, value, key=key)
 
+    def _is_off(self, rule: Switched) -> bool:
+        """Whether the source itself switches the setting off."""
+        try:
+            value = self._resolve(self.settings[rule.switch])
+        except LookupError:  # the switch is not given, or is refused where its own turn comes
+            return False
+        return any(value == off and type(value) is type(off) for off in rule.off)
+
     def take_default(self, key: str, value: Any) -> None:
         """Fills in verl's default, unless the source sets the same thing by this or another key."""
         rule = TABLE[key]
+        rule = rule.rule if isinstance(rule, Switched) else rule
         assert isinstance(rule, Move), f"{key}: a default must go somewhere"
         for target in rule.to:
             if target not in self.moved and target not in self.fallbacks:
@@ -163,6 +179,8 @@ class _Translator:
 
     def _resolve(self, value: Any) -> Any:
         """Follows `${other.key}` and `${oc.select:other.key,default}`. Raises LookupError where the key does not exist."""
+        if isinstance(value, list):
+            return [self._resolve(item) for item in value]
         seen: set[str] = set()
         while isinstance(value, str) and "${" in value:
             reference = _INTERPOLATION.match(value)
@@ -173,6 +191,8 @@ class _Translator:
             if key not in self.settings and default is None:
                 raise LookupError(f"{key} is not given")
             value = self.settings[key] if key in self.settings else parse_yaml(default, where=key)
+        if isinstance(value, str) and (shell := _SHELL.search(value)):
+            raise LookupError(f"{shell[0]} is for a shell, which has not put its value there")
         return value
 
 
@@ -206,7 +226,12 @@ def _from_list(assignments: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if not equals or not key:
             raise ConfigError(f"{text!r}: must be KEY=VALUE")
         key = key.strip().lstrip("+")
-        yield key, parse_yaml(value, where=key)
+        try:
+            yield key, parse_yaml(value, where=key)
+        except ConfigError:
+            if not _SHELL.search(value):
+                raise
+            yield key, value  # refused by name in its turn, unless the setting makes no difference
 
 
 def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,13 +37,22 @@ class Only:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Switched:
+    """The setting makes no difference while another setting of the source has one of the values `off`; else `rule` holds."""
+
+    switch: str
+    off: tuple[Any, ...]
+    rule: "Move | Only"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Function:
     """One of the settings that name the function that grades everything; `reward_routes` puts these settings together."""
 
     part: Literal["path", "name", "setting"]
 
 
-Rule = Move | Ignore | Only | Function
+Rule = Move | Ignore | Only | Switched | Function
 
 
 def move(to: str, convert: Callable[[Any], Any] = lambda value: value, *, note: str = "") -> Move:

@@ -12,6 +12,7 @@ from sluice.config.verl_rules import (
     Move,
     Only,
     Rule,
+    Switched,
     bypass,
     correction_level,
     dtype,
@@ -46,7 +47,7 @@ _NEUTRAL = "behaviour log-probabilities must be those of the whole distribution;
 _ONE_LOSS = "Sluice has no such reweighting; set it to false"
 _PLAIN_MODEL = "a model is one ordinary Hugging Face folder; put what it needs into the folder and leave this unset"
 _MANAGER = Only(
-    values=("naive", "dapo", "prime", "batch"),
+    values=("naive", "dapo", "prime", "batch", None),
     why="managers of verl's own all call the reward function, which is what is translated; write what yours does as a "
     "function for reward.routes and set it to dapo",
 )
@@ -84,8 +85,12 @@ _ACTOR: dict[str, Rule] = {
     "optim.num_cycles": Only(values=(0.5,), why="a cosine falls once, to its floor; set it to 0.5"),
     "optim.zero_indexed_step": Ignore(why="steps are 0-based; the first one trains at lr / warmup_steps"),
     "optim.total_training_steps": Ignore(why="the length of a run is run.total_steps"),
-    "use_kl_loss": Only(values=(False,), why=_KL),
-    "kl_loss_coef": Only(values=(0,), why=_KL),
+    "use_kl_loss": Switched(
+        switch="actor_rollout_ref.actor.kl_loss_coef", off=(0, 0.0), rule=Only(values=(False,), why=_KL)
+    ),
+    "kl_loss_coef": Switched(
+        switch="actor_rollout_ref.actor.use_kl_loss", off=(False,), rule=Only(values=(0,), why=_KL)
+    ),
     "kl_loss_type": Ignore(why="there is no KL term"),
     "entropy_coeff": Only(values=(0,), why="DAPO has no entropy bonus; set it to 0"),
     "ppo_epochs": Only(values=(1,), why="every group is trained once; set it to 1"),
@@ -98,10 +103,12 @@ _ACTOR: dict[str, Rule] = {
             "clip_cov_ub",
             "kl_cov_ratio",
             "ppo_kl_coef",
+            "dro_beta",
             "rollout_correction.*",
         )
     },
     "tis_imp_ratio_cap": Only(values=(-1, None), why=_CORRECTION),
+    "use_rollout_log_probs": Ignore(why=_LOGPROBS),
     "tau_pos": Ignore(why="only used by other policy losses"),
     "tau_neg": Ignore(why="only used by other policy losses"),
     "freeze_vision_tower": Ignore(why="models are text only"),
@@ -144,6 +151,10 @@ _ROLLOUT: dict[str, Rule] = {
     "multi_turn.enable": Only(values=(False,), why="a prompt gets one completion, without tools; set it to false"),
     "agent.default_agent_loop": Only(values=("single_turn_agent",), why="a prompt gets one completion, without tools"),
     "engine_kwargs": Only(values=(None, {}), why="engines take no other arguments; leave it empty"),
+    "engine_kwargs.vllm.disable_mm_preprocessor_cache": Ignore(why=_TEXT_ONLY),
+    "router_config_path": Only(values=(None,), why="a request goes to the least loaded rollout; leave it unset"),
+    "skip_rollout": Only(values=(False,), why="every completion is drawn anew; set it to false"),
+    "skip_dump_dir": Ignore(why="only used with skip_rollout"),
     "engine_kwargs.*": Only(values=(None, {}), why="engines take no other arguments; leave it empty"),
     "quantization": Only(values=(None,), why="rollouts run the weights they are pushed; leave it unset"),
     "enable_rollout_routing_replay": Only(values=(False,), why="expert routing is not replayed; set it to false"),
@@ -250,6 +261,10 @@ _DATA: dict[str, Rule] = {
     "dataloader_num_workers": Ignore(why="prompts are tokenised as they are drawn"),
     "use_shm": Ignore(why="files are read where they are"),
     "custom_cls.name": Ignore(why="only used with custom_cls.path"),
+    "sampler.class_path": Only(values=(None,), why="prompts are drawn in a permutation an epoch; leave it unset"),
+    "sampler.class_name": Ignore(why="only used with data.sampler.class_path"),
+    "datagen.path": Only(values=(None,), why="data are .jsonl or .parquet files with verl's columns"),
+    "datagen.name": Ignore(why="only used with data.datagen.path"),
     **{
         key: Ignore(why=_TEXT_ONLY)
         for key in (
@@ -266,15 +281,19 @@ _DATA: dict[str, Rule] = {
     },
 }
 
+_FILTER = "algorithm.filter_groups.enable"
+
 _ALGORITHM: dict[str, Rule] = {
     "adv_estimator": Only(values=("grpo",), why="advantages are relative to the group (DAPO eq. 9); set it to grpo"),
     "norm_adv_by_std_in_grpo": move("algorithm.norm_adv_by_std_in_grpo"),
     "filter_groups.enable": move("algorithm.filter_groups.enable"),
-    "filter_groups.metric": move("algorithm.filter_groups.metric"),
-    "filter_groups.max_num_gen_batches": move("algorithm.filter_groups.max_num_gen_batches"),
+    "filter_groups.metric": Switched(switch=_FILTER, off=(False,), rule=move("algorithm.filter_groups.metric")),
+    "filter_groups.max_num_gen_batches": Switched(
+        switch=_FILTER, off=(False,), rule=move("algorithm.filter_groups.max_num_gen_batches")
+    ),
     "filter_groups.max_inflight_gen_batches": Ignore(why="data.gen_batch_size caps the groups in flight"),
-    "use_kl_in_reward": Only(values=(False,), why=_KL),
-    "kl_ctrl.kl_coef": Only(values=(0,), why=_KL),
+    "use_kl_in_reward": Switched(switch="algorithm.kl_ctrl.kl_coef", off=(0, 0.0), rule=Only(values=(False,), why=_KL)),
+    "kl_ctrl.kl_coef": Switched(switch="algorithm.use_kl_in_reward", off=(False,), rule=Only(values=(0,), why=_KL)),
     "kl_ctrl.*": Ignore(why="there is no KL term"),
     "kl_penalty": Ignore(why="there is no KL term"),
     "use_pf_ppo": Only(values=(False,), why=_ONE_LOSS),
@@ -282,6 +301,11 @@ _ALGORITHM: dict[str, Rule] = {
     "gamma": Ignore(why="one reward a completion, relative to its group: nothing is discounted"),
     "lam": Ignore(why="one reward a completion, relative to its group: nothing is discounted"),
     "rollout_is": Only(values=(False, None), why=_CORRECTION),
+    "rollout_is_threshold": Only(values=(None,), why=_CORRECTION),
+    **{
+        f"rollout_is_{key}": Ignore(why="only used with algorithm.rollout_is_threshold")
+        for key in ("threshold_lower", "level", "mode", "veto_threshold")
+    },
     "rollout_correction.rollout_is": move(
         "algorithm.rollout_correction.rollout_is", correction_level("token", "sequence"), note=_WEIGHT
     ),
@@ -326,6 +350,8 @@ _REWARD: dict[str, Rule] = {
     **under("reward.custom_reward_function", _FUNCTION),
     "reward.reward_manager.module.path": Only(values=(None,), why=_GRADERS),
     "sandbox_fusion.url": Only(values=(None,), why=_GRADERS),
+    "reward_model.sandbox_fusion.url": Only(values=(None,), why=_GRADERS),
+    "reward_model.sandbox_fusion.*": Ignore(why="only used with sandbox_fusion.url"),
     "reward.sandbox_fusion.url": Only(values=(None,), why=_GRADERS),
     "reward_model.reward_manager": _MANAGER,
     "reward.reward_manager.name": _MANAGER,
@@ -368,8 +394,12 @@ _TRAINER: dict[str, Rule] = {
     "default_hdfs_dir": Ignore(why="checkpoints are in the run directory, which is made under run.dir"),
     **{
         key: Ignore(why=_OBSERVE)
-        for key in ("logger", "log_val_generations", "rollout_data_dir", "validation_data_dir")
+        for key in (
+            *("logger", "log_val_generations", "val_generations_to_log_to_wandb", "rollout_data_dir"),
+            *("validation_data_dir", "profile_steps", "controller_nsight_options.*", "worker_nsight_options.*"),
+        )
     },
+    "checkpoint_callback_class": Only(values=(None,), why="nothing of yours is called at a checkpoint; leave it unset"),
     **{
         key: Ignore(why=_RAY)
         for key in ("nnodes", "n_gpus_per_node", "device", "ray_wait_register_center_timeout", "esi_redundant_time")

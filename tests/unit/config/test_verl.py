@@ -435,3 +435,24 @@ def test_nulls_leave_defaults_in_place() -> None:
     tree = translated("data.gen_batch_size=null", "algorithm.filter_groups.metric=null")
     assert "gen_batch_size" not in tree["data"]
     assert "metric" not in tree["algorithm"]["filter_groups"]
+
+
+@pytest.mark.parametrize(
+    ("switch", "inert"),
+    [
+        (f"{ACTOR}.use_kl_loss=False", f"{ACTOR}.kl_loss_coef=0.001"),
+        ("algorithm.use_kl_in_reward=False", "algorithm.kl_ctrl.kl_coef=0.001"),
+        ("algorithm.filter_groups.enable=False", "algorithm.filter_groups.metric=acc_of_mine"),
+        ("algorithm.filter_groups.enable=False", "algorithm.filter_groups.max_num_gen_batches=10"),
+        (f"{ACTOR}.kl_loss_coef=0.0", f"{ACTOR}.use_kl_loss=True"),
+        ("algorithm.kl_ctrl.kl_coef=0", "algorithm.use_kl_in_reward=True"),
+    ],
+)
+def test_what_is_switched_off_is_ignored_with_the_switch(switch: str, inert: str) -> None:
+    for settings in ([switch, inert], [inert, switch]):
+        notes = from_verl(settings).notes
+        assert any(note.startswith(f"ignored, switched off by {switch}: ") and inert in note for note in notes), notes
+    on = switch.replace("False", "True").replace("=0.0", "=0.5").replace("_coef=0", "_coef=0.5").replace("0.5.0", "0.5")
+    if "kl" in inert:
+        with pytest.raises(ConfigError, match="no KL term"):
+            from_verl([on, inert])

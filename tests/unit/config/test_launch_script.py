@@ -1,0 +1,176 @@
+"""Settings out of launch scripts as they stand; what only a shell can know is refused by name where it matters."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from sluice.cli.config import read_settings
+from sluice.cli.main import main
+from sluice.config.launch_script import settings_of
+from sluice.config.verl import from_verl
+from sluice.errors import ConfigError
+
+SCRIPT = """#!/usr/bin/env bash
+set -xeuo pipefail
+
+project='sums'                      # a comment behind a value
+name="run-${SIZE:-7B}"
+max_prompt=$((1024 * 2))
+max_response=$((max_prompt * 10))
+HOME_OF_DATA=${HOME_OF_DATA:-"${HOME}/verl"}
+train=$HOME_OF_DATA/train.parquet
+files="['$train', '$HOME/more.parquet']"
+common=(
+    data.train_batch_size=512       # groups
+    actor_rollout_ref.rollout.n=16
+)
+common+=(algorithm.adv_estimator=grpo)
+export NODES=$(nproc)
+
+# python3 -m verl.trainer.main_ppo data.seed=3
+PYTHONUNBUFFERED=1 ray job submit --no-wait \\
+    -- python3 -m recipe.dapo.main_dapo --config-name=dapo \\
+    "${common[@]}" \\
+    data.train_files="$files" \\
+    data.max_prompt_length=${max_prompt} \\
+    # data.shuffle=False \\
+    data.max_response_length="${max_response}" \\
+    actor_rollout_ref.model.path=~/models/m \\
+    trainer.logger='["console","wandb"]' \\
+    trainer.nnodes=${NODES} \\
+    trainer.experiment_name=$name $@ 2>&1 | tee "$project.log"
+"""
+
+
+def read(text: str, **environ: str) -> list[str]:
+    return settings_of(text, where="run.sh", environ={"HOME": "/home/ann", **environ})
+
+
+def test_a_script_is_read_as_it_stands() -> None:
+    assert read(SCRIPT) == [
+        "data.train_batch_size=512",
+        "actor_rollout_ref.rollout.n=16",
+        "algorithm.adv_estimator=grpo",
+        "data.train_files=['/home/ann/verl/train.parquet', '/home/ann/more.parquet']",
+        "data.max_prompt_length=2048",
+        "data.max_response_length=20480",
+        "actor_rollout_ref.model.path=~/models/m",
+        'trainer.logger=["console","wandb"]',
+        "trainer.nnodes=$(nproc)",
+        "trainer.experiment_name=run-7B",
+    ]
+    assert read(SCRIPT, SIZE="32B", HOME_OF_DATA="/data")[-1] == "trainer.experiment_name=run-32B"
+
+
+@pytest.mark.parametrize(
+    ("before", "word", "expected"),
+    [
+        ("", "data.seed=1", "data.seed=1"),
+        ("", "+data.seed=1", "+data.seed=1"),
+        ("", "'data.seed=1'", "data.seed=1"),
+        ("", '"data.seed=1"', "data.seed=1"),
+        ("", "data.train_files=$HOME/x.parquet", "data.train_files=/home/ann/x.parquet"),
+        ("", "data.train_files=${HOME}/x.parquet", "data.train_files=/home/ann/x.parquet"),
+        ("", "data.train_files='$HOME/x.parquet'", "data.train_files=$HOME/x.parquet"),
+        ("X=a\\ b", "data.train_files=$X", "data.train_files=a b"),
+        ("X=3; Y=$X", "data.seed=$Y", "data.seed=3"),
+        ("X=3 Y=4", "data.seed=$X$Y", "data.seed=34"),
+        ("X=", "data.seed=${X:-5}", "data.seed=5"),
+        ("X=", "data.seed=${X-5}", "data.seed="),
+        ("", "data.seed=${1:-5}", "data.seed=5"),
+        ("", 'data.seed="${X:=5}"', "data.seed=5"),
+        ("X=2", "data.seed=$(( (X + 1) * 2 ))", "data.seed=6"),
+        ("X=7", "data.seed=$((X / 2))", "data.seed=3"),
+        ("", "data.train_files=\\'a\\'", "data.train_files='a'"),
+        ("declare X=4", "data.seed=$X", "data.seed=4"),
+        ("X=3\nX=4", "data.seed=$X", "data.seed=4"),
+    ],
+)
+def test_words_are_expanded_as_a_shell_expands_them(before: str, word: str, expected: str) -> None:
+    assert read(f"{before}\npython3 -m verl.trainer.main_ppo {word}\n") == [expected]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "$@",
+        '"$@"',
+        "${@:1}",
+        "$*",
+        "2>&1 | tee x.log",
+        "> out.txt",
+        ">> a 2> b",
+        "2>&1 &",
+        "&& echo done",
+        "; exit 0",
+        "|| true",
+        "# x=1",
+        "\\",
+    ],
+)
+def test_what_follows_the_settings_ends_nothing(end: str) -> None:
+    assert read(f"python3 -m verl.trainer.main_ppo data.seed=1 data.shuffle=true {end}\n") == [
+        "data.seed=1",
+        "data.shuffle=true",
+    ]
+    assert read(f"data.seed=1 \\\ndata.shuffle=true {end}\n") == ["data.seed=1", "data.shuffle=true"]
+
+
+@pytest.mark.parametrize(
+    ("before", "value"),
+    [
+        ("", "$UNKNOWN/m"),
+        ("", "${UNKNOWN}/m"),
+        ("", "$1"),
+        ("", "$(ls)"),
+        ("", "`ls`"),
+        ("X=$(ls)", "$X"),
+        ("X=$Y/m", "$X"),
+        ("for X in 1 2; do", "$X"),
+        ("X=a\nif true; then X=b; fi", "$X"),
+        ("X=abc", "${X%c}"),
+    ],
+)
+def test_what_only_a_shell_can_know_is_refused_by_name_unless_it_makes_no_difference(before: str, value: str) -> None:
+    script = f"{before}\npython3 -m verl.trainer.main_ppo data.train_files=[a] KEY={value}"
+    with pytest.raises(ConfigError, match=r"^actor_rollout_ref\.model\.path: got .*write the value itself$"):
+        from_verl(read(script.replace("KEY", "actor_rollout_ref.model.path")))
+    assert from_verl(read(script.replace("KEY", "trainer.nnodes")))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("#!/bin/bash\necho hello\n", "run.sh: has no command with settings of verl"),
+        ("python a.py data.seed=1\npython b.py data.seed=2\n", "run.sh: has 2 commands with settings of verl"),
+    ],
+)
+def test_a_script_without_one_launch_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(text)
+
+
+@pytest.mark.parametrize("torn", ["'", '"', "$(", "${", "`", "X=(", "$((", "\\", "a=${b", "<<EOF\nx\nEOF"])
+def test_a_script_that_is_torn_is_no_traceback(torn: str) -> None:
+    assert read(f"python3 -m verl data.seed=1\n{torn}") == ["data.seed=1"]
+
+
+def test_the_command_reads_a_script(
+    tmp_path: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    path = f"{tmp_path}/run.sh"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(SCRIPT)
+    assert main(["config", "from-verl", path]) == 0
+    out, err = capsys.readouterr()
+    assert "n: 16" in out
+    assert "- /home/ann/more.parquet" in out
+    assert "trainer.nnodes" in err
+    assert isinstance(read_settings("data.seed: 1", where="f"), Mapping)
+
+
+@pytest.mark.parametrize("value", ["$HOME/x.parquet", "['$HOME/a', b]", "${VAR}", "`ls`", "$(ls)", "$@"])
+def test_shell_syntax_in_a_setting_is_refused_by_name(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.train_files: got "):
+        from_verl([f"data.train_files={value}", "actor_rollout_ref.model.path=m"])
