@@ -141,3 +141,13 @@ def correction_level(*levels: str) -> Callable[[Any], str]:
         return value or "none"
 
     return convert
+
+
+def one_bound(value: Any) -> Any:
+    """A threshold. Raises ValueError for `lower_upper`, verl's text for two bounds (IcePop)."""
+    if isinstance(value, str):
+        raise ValueError(
+            "two bounds in one text are two settings: for IcePop set rollout_is_threshold and rollout_rs_threshold to the "
+            "upper bound, rollout_rs_threshold_lower to the lower one, and rollout_rs: token"
+        )
+    return value

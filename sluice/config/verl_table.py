@@ -21,6 +21,7 @@ from sluice.config.verl_rules import (
     files,
     loss_mode,
     move,
+    one_bound,
     resume,
     run_name,
     save_freq,
@@ -309,11 +310,11 @@ _ALGORITHM: dict[str, Rule] = {
     "rollout_correction.rollout_is": move(
         "algorithm.rollout_correction.rollout_is", correction_level("token", "sequence"), note=_WEIGHT
     ),
-    "rollout_correction.rollout_is_threshold": move("algorithm.rollout_correction.rollout_is_threshold"),
+    "rollout_correction.rollout_is_threshold": move("algorithm.rollout_correction.rollout_is_threshold", one_bound),
     "rollout_correction.rollout_rs": move(
         "algorithm.rollout_correction.rollout_rs", correction_level("token", "sequence", "geometric"), note=_MASK
     ),
-    "rollout_correction.rollout_rs_threshold": move("algorithm.rollout_correction.rollout_rs_threshold"),
+    "rollout_correction.rollout_rs_threshold": move("algorithm.rollout_correction.rollout_rs_threshold", one_bound),
     "rollout_correction.rollout_rs_threshold_lower": move("algorithm.rollout_correction.rollout_rs_threshold_lower"),
     "rollout_correction.bypass_mode": move("algorithm.proximal", bypass),
     "rollout_correction.loss_type": Only(values=("ppo_clip",), why=_CORRECTION),

@@ -1,4 +1,7 @@
-"""YAML as recipes need it: `1e-6` is a number, a key may stand once, and errors name the file and line."""
+"""YAML as recipes need it: `1e-6` is a number, a key may stand once, and errors name the file and line.
+
+Numbers are what they look like: `0.5_5` (verl's bounds), `1:30` and `010` are text, where YAML 1.1 reads .55, 90 and 8.
+"""
 
 import re
 from collections.abc import Hashable
@@ -27,12 +30,20 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-# YAML 1.1 wants a dot and a signed exponent in a float, so that PyYAML reads 1e-6 as text.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_NUMBERS = {
+    # Underscores only between groups of three digits, 32_768.
+    _INT: r"^(?:[-+]?(?:0|[1-9][0-9]*|[1-9][0-9]{0,2}(?:_[0-9]{3})+)|0x[0-9a-fA-F]+|0b[01]+)$",
+    # YAML 1.1 wants a dot and a signed exponent in a float, so that PyYAML reads 1e-6 as text.
+    _FLOAT: r"^(?:[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.?[0-9]+[eE][-+]?[0-9]+|\.[0-9]+|\.(?:inf|Inf|INF))"
+    r"|\.(?:nan|NaN|NAN))$",
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+0123456789."))
 
 
 def parse_yaml(text: str, *, where: str) -> Any:

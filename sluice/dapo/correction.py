@@ -13,24 +13,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sluice.dapo.loss import MAX_LOG_RATIO
+from sluice.dapo.loss import clamped
 
 Level = Literal["token", "sequence", "geometric"]
 """Whose ratio: the token's own, its sequence's product, or its sequence's geometric mean."""
 
 
 def broadcast_log_ratio(log_ratio: Tensor, *, level: Level, sequence: Tensor, sequences: int) -> Tensor:
-    """[T] nats: the log-ratio at `level` of every token, clamped to +-MAX_LOG_RATIO.
+    """[T] nats: the log-ratio at `level` of every token, clamped to +-MAX_LOG_RATIO after it is summed.
 
-    log_ratio: [T] nats; sequence: [T] int64, the index in [0, sequences) of each token's sequence.
+    log_ratio: [T] nats, not clamped, because a sequence with one huge ratio would get another sum.
+    sequence: [T] int64, the index in [0, sequences) of each token's sequence.
     """
     if level == "token":
-        return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        return clamped(log_ratio)
     sums = log_ratio.new_zeros(sequences).index_add(0, sequence, log_ratio)
     if level == "geometric":
         counts = log_ratio.new_zeros(sequences).index_add(0, sequence, torch.ones_like(log_ratio))
         sums = sums / counts.clamp(min=1)
-    return sums.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)[sequence]
+    return clamped(sums)[sequence]
 
 
 def importance_weights(log_ratio: Tensor, *, threshold: float) -> Tensor:

@@ -51,7 +51,7 @@ def dapo_token_loss(
 
     Raises ValueError if the shapes differ or `clip_ratio_c` <= 1, which would clip on-policy tokens.
     """
-    log_ratio = log_ratios(learner_logprobs, proximal_logprobs)
+    log_ratio = clamped(log_ratios(learner_logprobs, proximal_logprobs))
     return _clipped(log_ratio, advantages, clip_ratio_low, clip_ratio_high, clip_ratio_c)
 
 
@@ -67,8 +67,8 @@ def gspo_token_loss(
     """DAPO's loss with one ratio a sequence, s = exp(mean over its tokens of learner - proximal).
 
     GSPO-token (arXiv:2507.18071, eq. 13-14): s_t = sg[s] pi_t / sg[pi_t] has the value of s for every token, and its
-    gradient reaches the token's own log-probability. sequence_log_ratios: [T] nats, log s of the token's sequence; any
-    gradient of sequence_log_ratios is ignored. Otherwise as `dapo_token_loss`.
+    gradient reaches the token's own log-probability. sequence_log_ratios: [T] nats, log s of the token's sequence, clamped
+    as a whole; any gradient of sequence_log_ratios is ignored. Otherwise as `dapo_token_loss`.
     """
     own = log_ratios(learner_logprobs, learner_logprobs.detach())  # zero, with the token's gradient
     log_ratio = sequence_log_ratios.detach().float() + own
@@ -88,7 +88,7 @@ def cispo_token_loss(
     The clip bounds a constant weight instead of cutting the gradient. `clipped_high` and `clipped_low` mark the tokens
     with a clipped weight, by the sign of the advantage as in DAPO. There is no dual clip: the weight has two bounds.
     """
-    ratio = log_ratios(learner_logprobs, proximal_logprobs).detach().exp()
+    ratio = clamped(log_ratios(learner_logprobs, proximal_logprobs)).detach().exp()
     advantages = advantages.float()
     weight = ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high)
     return TokenLoss(
@@ -101,11 +101,16 @@ def cispo_token_loss(
 
 
 def log_ratios(learner_logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
-    """[T] float32 learner - other, clamped to +-MAX_LOG_RATIO. Raises ValueError if the shapes differ."""
+    """[T] float32 learner - other, not clamped: sums over a sequence need all of it. Raises ValueError if shapes differ."""
     if learner_logprobs.shape != other_logprobs.shape:
         shapes = [tuple(t.shape) for t in (learner_logprobs, other_logprobs)]
         raise ValueError(f"log_ratios: learner's and other log-probabilities must have one shape, got {shapes}")
-    return (learner_logprobs.float() - other_logprobs.float()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return learner_logprobs.float() - other_logprobs.float()
+
+
+def clamped(log_ratio: Tensor) -> Tensor:
+    """[T] nats, within +-MAX_LOG_RATIO: what may go into exp, of a token or of a whole sequence."""
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def _clipped(log_ratio: Tensor, advantages: Tensor, low: float, high: float, c: float | None) -> TokenLoss:

@@ -9,7 +9,7 @@ Letters: T trained tokens of a step, all ranks.
 import numpy as np
 
 MAX_LOG_RATIO = 20.0
-"""Clamp in nats before exp, as in the loss, so that one broken token cannot turn every statistic into inf."""
+"""Clamp in nats before exp, as in the loss, so that one broken token cannot turn a mean or a quantile into inf."""
 
 
 def mismatch(*, rollout_logprobs: np.ndarray, learner_logprobs: np.ndarray, ages: np.ndarray) -> dict[str, float]:
@@ -23,7 +23,8 @@ def mismatch(*, rollout_logprobs: np.ndarray, learner_logprobs: np.ndarray, ages
     - `k1_age*_nats`, `k3_age*_nats`    the same over tokens of age 0, 1, and 2 or more (`2plus`); absent without such tokens
     - `ratio_p50`, `ratio_p99`          quantiles of r
     - `ess`                             (sum r)^2 / (T sum r^2) in (0, 1]: share of the tokens an importance-weighted
-                                        estimate really uses (Kish)
+                                        estimate really uses (Kish); free of the clamp, since a factor common to
+                                        all r cancels
 
     Raises ValueError unless the three are vectors of one length >= 1, or if an age is negative.
     """
@@ -38,6 +39,7 @@ def mismatch(*, rollout_logprobs: np.ndarray, learner_logprobs: np.ndarray, ages
     clamped = diff.clip(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = np.exp(clamped)
     k3 = np.expm1(clamped) - clamped
+    relative = np.exp(diff - diff.max())  # r up to a common factor, at most 1
     p50, p99 = np.quantile(ratio, [0.5, 0.99])
     return {
         "mismatch/abs_diff_mean": float(np.abs(diff).mean()),
@@ -48,7 +50,7 @@ def mismatch(*, rollout_logprobs: np.ndarray, learner_logprobs: np.ndarray, ages
         **_by_age("k3", k3, ages),
         "mismatch/ratio_p50": float(p50),
         "mismatch/ratio_p99": float(p99),
-        "mismatch/ess": float(ratio.sum() ** 2 / (ratio.size * np.square(ratio).sum())),
+        "mismatch/ess": float(relative.sum() ** 2 / (relative.size * np.square(relative).sum())),
     }
 
 

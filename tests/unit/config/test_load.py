@@ -1,5 +1,6 @@
 """Recipes, environment and overrides become one checked configuration, or messages that say where and why not."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,37 @@ def test_floats_need_no_dot(text: str, value: object) -> None:
     parsed = parse_yaml(text, where="x")
     assert parsed == value
     assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.5_5", "0.5_5"),
+        ("0.5_5.0", "0.5_5.0"),
+        ("5_0", "5_0"),
+        ("1:30", "1:30"),
+        ("1:30.5", "1:30.5"),
+        ("010", "010"),
+        ("32_768", 32768),
+        ("-7", -7),
+        ("0", 0),
+        ("0.5", 0.5),
+        ("-.5", -0.5),
+        ("5.", 5.0),
+        ("-.inf", -math.inf),
+        ("0x1f", 31),
+    ],
+)
+def test_a_number_is_what_it_looks_like_and_anything_else_is_text(text: str, value: object) -> None:
+    parsed = parse_yaml(text, where="x")
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_two_bounds_are_not_taken_for_one_number(recipe: Path) -> None:
+    key = "algorithm.rollout_correction.rollout_is_threshold"
+    assert problems(recipe, f"{key}=0.5_5") == [f"override: {key}: must be a number, got '0.5_5'"]
+    assert problems(recipe, f'{key}="0.5_5"') == [f"override: {key}: must be a number, got '0.5_5'"]
 
 
 def test_a_message_names_the_layer_the_key_the_rule_and_the_value(recipe: Path) -> None:

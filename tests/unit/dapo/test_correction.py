@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sluice.dapo.correction import broadcast_log_ratio, importance_weights, rejection_mask
+from sluice.dapo.loss import log_ratios
 
 SEQUENCE = torch.tensor([0, 0, 1])
 LOG_RATIOS = torch.log(torch.tensor([2.0, 3.0, 0.5]))
@@ -24,6 +25,15 @@ def test_a_sequences_ratio_is_the_product_of_its_tokens_ratios() -> None:
 def test_the_geometric_ratio_is_the_mean_in_logarithms() -> None:
     found = broadcast_log_ratio(LOG_RATIOS, level="geometric", sequence=SEQUENCE, sequences=2).exp()
     assert found.tolist() == pytest.approx([math.sqrt(6.0), math.sqrt(6.0), 0.5])
+
+
+def test_a_sequences_ratio_is_clamped_as_a_whole_and_not_by_token() -> None:
+    one = torch.zeros(3, dtype=torch.int64)
+    broken = log_ratios(torch.tensor([-31.0, 14.0, 13.5]), torch.full((3,), -1.0))
+    assert broadcast_log_ratio(broken, level="sequence", sequence=one, sequences=1).tolist() == [-0.5] * 3
+    assert broadcast_log_ratio(broken * 3, level="geometric", sequence=one, sequences=1).tolist() == [-0.5] * 3
+    assert broadcast_log_ratio(broken + 60, level="sequence", sequence=one, sequences=1).tolist() == [20.0] * 3
+    assert importance_weights(torch.tensor([-0.5]), threshold=2.0).item() == pytest.approx(0.607, abs=1e-3)
 
 
 def test_a_sequence_without_tokens_and_an_empty_micro_batch_are_fine() -> None:

@@ -87,6 +87,12 @@ def test_one_broken_token_leaves_every_statistic_finite() -> None:
     assert stats["mismatch/abs_diff_max"] == 2000.0
 
 
+@pytest.mark.parametrize("common", [-700.0, -30.0, 30.0, 700.0])
+def test_the_share_of_useful_tokens_does_not_depend_on_a_factor_common_to_all_ratios(common: float) -> None:
+    stats = _mismatch([common + math.log(2), common - math.log(2)])
+    assert stats["mismatch/ess"] == pytest.approx(2.5**2 / (2 * 4.25))
+
+
 def test_uneven_empty_and_negative_input_is_refused() -> None:
     with pytest.raises(ValueError, match="one length"):
         _mismatch([0.0, 0.0], ages=[0])
