@@ -10,7 +10,7 @@ from sluice.cli.main import main
 from sluice.config.load import load_config
 from sluice.errors import ConfigError
 
-RECIPE = "model: {path: m}\ndata: {train_files: [a.jsonl]}\n"
+RECIPE = "model: {path: m}\ndata: {train_files: [a.jsonl]}\nreward: {overlong_buffer: {enable: true}}\n"
 
 
 @pytest.fixture
@@ -41,6 +41,19 @@ def test_check_prints_the_derived_numbers(recipe: Path, capsys: pytest.CaptureFi
     ("overrides", "said"),
     [
         (["algorithm.filter_groups.enable=false"], "algorithm.filter_groups.enable: false"),
+        (["algorithm.clip_ratio_low=0.9"], "algorithm.clip_ratio_low: 0.9"),
+        (["algorithm.clip_ratio_high=5.0"], "algorithm.clip_ratio_high: 5.0"),
+        (["algorithm.clip_ratio_high=0.2"], "algorithm.clip_ratio_high: 0.2"),
+        (["algorithm.clip_ratio_c=1.5"], "algorithm.clip_ratio_c: 1.5"),
+        (["rollout.temperature=0.1"], "rollout.temperature: 0.1"),
+        (["coordinator.max_staleness=50"], "coordinator.max_staleness: 50"),
+        (["coordinator.max_staleness=2"], "coordinator.max_staleness: 2"),
+        (["reward.overlong_buffer.enable=false"], "reward.overlong_buffer.enable: false"),
+        (["reward.overlong_buffer.penalty_factor=0"], "reward.overlong_buffer.penalty_factor: 0.0"),
+        (
+            ["rollout.temperature=0.7", "algorithm.clip_ratio_high=0.3"],
+            "rollout.temperature: 0.7, algorithm.clip_ratio_high: 0.3",
+        ),
         (["algorithm.filter_groups.metric=seq_reward"], "algorithm.filter_groups.metric: seq_reward"),
         (["algorithm.loss_mode=gspo"], "algorithm.loss_mode: gspo"),
         (["algorithm.loss_agg_mode=seq-mean-token-mean"], "algorithm.loss_agg_mode: seq-mean-token-mean"),
@@ -61,7 +74,8 @@ def test_check_names_every_setting_that_departs_from_exact_dapo(
 
 
 def test_what_is_in_the_paper_is_exact_dapo(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--set=algorithm.overlong_filtering=true", "--set=algorithm.clip_ratio_high=0.3"]
+    flags = ["overlong_filtering=true", "clip_ratio_high=0.28", "clip_ratio_c=null"]
+    flags = [f"--set=algorithm.{flag}" for flag in flags] + ["--set=coordinator.max_staleness=0"]
     assert main(["config", "check", "-c", str(recipe), *flags]) == 0
     assert "not exact DAPO" not in capsys.readouterr().out
 
