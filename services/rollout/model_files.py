@@ -49,8 +49,8 @@ def read_model(path: Path) -> ModelFacts:
         tensors.pop(_TIED_HEAD, None)
     return ModelFacts(
         path=path,
-        vocab_size=text_config["vocab_size"],
-        max_position_embeddings=text_config["max_position_embeddings"],
+        vocab_size=_size(text_config, "vocab_size", path),
+        max_position_embeddings=_size(text_config, "max_position_embeddings", path),
         end_token_ids=_end_token_ids(path, text_config),
         model_hash=_hash(path / "config.json"),
         tokenizer_hash=_hash(path / "tokenizer.json"),
@@ -85,6 +85,17 @@ def _compare(
                 f"snapshot {manifest.version} {fault} {len(names)} tensors ({listed}); are rollout and learner using the "
                 f"{hint}?"
             )
+
+
+def _size(config: Mapping[str, Any], name: str, path: Path) -> int:
+    """Raises ConfigError when config.json does not say it under this name (GPT-2 has `n_positions`)."""
+    value = config.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(
+            f"model.path: config.json of {path} must have a whole number {name}, got {value!r}; docs/models.md lists the "
+            "architectures that are trained"
+        )
+    return value
 
 
 def _end_token_ids(path: Path, config: Mapping[str, Any]) -> frozenset[int]:

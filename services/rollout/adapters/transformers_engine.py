@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from services.rollout.adapters.environment import device_name
@@ -23,6 +23,7 @@ from services.rollout.engine import FinishedSample, FinishReason, RunningSample,
 from services.rollout.model_files import ModelFacts
 from sluice.errors import ConfigError
 from sluice.policy_version import PolicyVersion
+from sluice.rope import fix_rope
 from sluice.weights.manifest import Manifest
 from sluice.weights.tensors import named_tensors
 
@@ -51,8 +52,10 @@ class TransformersEngine:
         self.version: PolicyVersion | None = None
         self.generated_tokens = 0
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model_config = AutoConfig.from_pretrained(model.path)
+        fix_rope(model_config.get_text_config(), max_model_len=max_model_len)
         self._model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            model.path, dtype=getattr(torch, dtype)
+            model.path, config=model_config, dtype=getattr(torch, dtype)
         ).eval()
         self._model.to(self._device)  # type: ignore[arg-type]
         _layers(DynamicCache(config=self._model.config))

@@ -63,6 +63,13 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         read_model(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["vocab_size", "max_position_embeddings"])
+@pytest.mark.parametrize("value", [None, "128", 0, True])
+def test_a_config_that_does_not_say_a_size_is_refused_by_its_name(tmp_path: Path, name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"must have a whole number {name}, got {value!r}"):
+        read_model(write_model(tmp_path, config={name: value, "n_positions": 128}))
+
+
 def test_the_models_own_tensors_fit_and_a_tied_head_may_come_along() -> None:
     expected = {"embed.weight": (64, 8), "norm.weight": (8,)}
     check_tensors(manifest(expected), expected)
