@@ -29,11 +29,13 @@ def plan_step(
     groups_per_mini_batch: int,
     ranks: int,
     max_tokens: int,
+    rows: bool = False,
 ) -> tuple[MiniBatch, ...]:
     """Cuts a batch into mini-batches of `groups_per_mini_batch` groups; the last is smaller when groups do not divide.
 
     lengths, trained: [S], input tokens of each sequence, and whether the sequence is in the loss; a sequence outside the
-    loss stays in `sequences` but is in no micro-batch. `max_tokens` is the budget of one micro-batch on one rank.
+    loss stays in `sequences` but is in no micro-batch. `max_tokens` is the budget of one micro-batch on one rank. With `rows`
+    a micro-batch is padded to its longest sequence, and the padding counts.
     """
     starts = [0]
     for size in group_sizes:
@@ -43,7 +45,8 @@ def plan_step(
         last = min(first + groups_per_mini_batch, len(group_sizes))
         sequences = tuple(range(starts[first], starts[last]))
         work = [s for s in sequences if trained[s]]
-        micro_batches = _spread(work, lengths=lengths, ranks=ranks, max_tokens=max_tokens)
+        cut = _cut_rows if rows else _spread
+        micro_batches = cut(work, lengths=lengths, ranks=ranks, max_tokens=max_tokens)
         mini_batches.append(MiniBatch(sequences=sequences, micro_batches=micro_batches))
     return tuple(mini_batches)
 
@@ -52,13 +55,33 @@ def _spread(
     sequences: Sequence[int], *, lengths: Sequence[int], ranks: int, max_tokens: int
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """The fewest micro-batches a rank within the budget; micro-batches of like size run side by side on the ranks."""
-    longest_first = sorted(sequences, key=lambda s: (-lengths[s], s))
+    longest_first = _longest_first(sequences, lengths)
     total = sum(lengths[s] for s in sequences)
     rounds = -(-total // (ranks * max_tokens))
     while (bins := _fill(longest_first, lengths=lengths, bins=rounds * ranks, max_tokens=max_tokens)) is None:
         rounds += 1
     bins.sort(key=lambda one: -sum(lengths[s] for s in one))
     return tuple(tuple(tuple(bins[r * ranks + rank]) for r in range(rounds)) for rank in range(ranks))
+
+
+def _cut_rows(
+    sequences: Sequence[int], *, lengths: Sequence[int], ranks: int, max_tokens: int
+) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Sequences of like length together, longest first; the ranks take turns, so those of one round are alike too."""
+    cut: list[list[int]] = []
+    width = 0
+    for sequence in _longest_first(sequences, lengths):
+        if not cut or (len(cut[-1]) + 1) * width > max_tokens:
+            cut.append([])
+            width = lengths[sequence]
+        cut[-1].append(sequence)
+    rounds = -(-len(cut) // ranks)
+    cut += [[] for _ in range(rounds * ranks - len(cut))]
+    return tuple(tuple(tuple(cut[r * ranks + rank]) for r in range(rounds)) for rank in range(ranks))
+
+
+def _longest_first(sequences: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    return sorted(sequences, key=lambda s: (-lengths[s], s))
 
 
 def _fill(

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from services.learner.policy.head import Head
 from services.learner.policy.packing import Packed
@@ -31,12 +32,18 @@ class Loss(Protocol):
 
 
 class Policy(nn.Module):
-    """A causal language model that never holds all logits. Log-probabilities are of softmax(logits / temperature)."""
+    """A causal language model that never holds all logits. Log-probabilities are of softmax(logits / temperature).
 
-    def __init__(self, causal_lm: PreTrainedModel, head: Head) -> None:
+    Computes as in evaluation, without any dropout: a log-probability has one value.
+    """
+
+    def __init__(self, causal_lm: PreTrainedModel, head: Head, *, rows: bool = False) -> None:
+        """rows: lay out one sequence a row, padded on the right, for a model that has to have its own attention."""
         super().__init__()
         self.causal_lm = causal_lm
+        self.rows = rows
         self._head = head
+        _as_in_evaluation(causal_lm)
 
     def forward(self, packed: Packed, loss: Loss | None) -> tuple[Tensor | None, Tensor, Tensor]:
         """The loss of a micro-batch (a scalar with gradient), float32[M] log-probabilities and float32[M] entropies.
@@ -45,13 +52,7 @@ class Policy(nn.Module):
         cost next to nothing here and are always measured.
         """
         with torch.set_grad_enabled(loss is not None):
-            trunk = self.causal_lm.base_model(
-                input_ids=packed.input_ids,
-                position_ids=packed.position_ids,
-                layout=packed.layout,
-                use_cache=False,
-            )
-            hidden = trunk.last_hidden_state[0, packed.predictors]
+            hidden = (self._row_states(packed) if self.rows else self._packed_states(packed))[packed.predictors]
         weight = self._head_weight()
         if loss is None:
             return None, *self._head.score(hidden, weight, packed.targets)
@@ -60,8 +61,42 @@ class Policy(nn.Module):
             loss.preview(logprobs)
         return self._head.loss(hidden, weight, packed.targets, loss)
 
+    def _packed_states(self, packed: Packed) -> Tensor:
+        """[N, D] last hidden states. Layers with a state take the sequences' bounds by the names that kernels have."""
+        layout = packed.layout
+        trunk = self.causal_lm.base_model(
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids,
+            layout=layout,
+            seq_idx=layout.sequence_ids[None],
+            cu_seq_lens_q=layout.boundaries,
+            cu_seq_lens_k=layout.boundaries,
+            max_length_q=layout.longest,
+            max_length_k=layout.longest,
+            use_cache=False,
+        )
+        return trunk.last_hidden_state[0]
+
+    def _row_states(self, packed: Packed) -> Tensor:
+        """[N, D] last hidden states. Padding stands after the real tokens, so nothing that looks back alone sees it."""
+        block = packed.layout.rectangle
+        input_ids = packed.input_ids[0, block.gather].unflatten(0, (block.sequences, -1))
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        trunk = self.causal_lm.base_model(input_ids=input_ids, position_ids=positions, use_cache=False)
+        return trunk.last_hidden_state.flatten(0, 1)[block.scatter]
+
     def _head_weight(self) -> Tensor:
         head = self.causal_lm.get_output_embeddings()
         assert isinstance(head, nn.Linear)
         assert head.bias is None
         return head.weight
+
+
+def _as_in_evaluation(causal_lm: PreTrainedModel) -> None:
+    """Evaluation mode, but for the mark by which transformers' layers know that they may be computed again."""
+    causal_lm.eval()
+    for module in causal_lm.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            module.training = (
+                True  # of the layer alone; functional dropout in it has been set to zero (model_config.py)
+            )

@@ -19,11 +19,19 @@ ChunkLoss = Callable[[Tensor, slice], Tensor]
 
 
 class Head:
-    """Log-probabilities from hidden states: log softmax(hidden @ weight.T / temperature)."""
+    """Log-probabilities from hidden states: log softmax(logits / temperature), logits = factor * hidden @ weight.T.
 
-    def __init__(self, *, temperature: float, chunk_tokens: int, float32: bool) -> None:
+    With a `cap` c the logits are bent to c * tanh(logits / c), which needs a third buffer in training.
+    """
+
+    def __init__(
+        self, *, temperature: float, chunk_tokens: int, float32: bool, factor: float = 1.0, cap: float | None = None
+    ) -> None:
         """float32: multiply in float32 for any dtype of hidden states and weight; logits are float32 in any case."""
-        self._temperature = temperature
+        self.temperature = temperature
+        """The run's, without the model's `factor`."""
+        self._factor = factor
+        self._cap = cap
         self._chunk_tokens = chunk_tokens
         self._float32 = float32
 
@@ -33,7 +41,7 @@ class Head:
         hidden, weight = self._operands(hidden, weight)
         logprobs, entropies = _empty(hidden), _empty(hidden)
         for where in self._chunks(len(targets)):
-            logprobs[where], entropies[where], _ = self._chunk(hidden[where], weight, targets[where])
+            logprobs[where], entropies[where], *_ = self._chunk(hidden[where], weight, targets[where])
         return logprobs, entropies
 
     def loss(
@@ -51,21 +59,31 @@ class Head:
     def _chunks(self, tokens: int) -> list[slice]:
         return [slice(start, min(start + self._chunk_tokens, tokens)) for start in range(0, tokens, self._chunk_tokens)]
 
-    def _chunk(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[C] log-probabilities, [C] entropies and [C, V] float32 probabilities; at most two [C, V] buffers exist."""
+    def _chunk(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """[C] log-probabilities, [C] entropies, [C, V] float32 probabilities, and [C, V] tanh of capped logits.
+
+        At most two [C, V] buffers exist, three with a cap.
+        """
         logits = (hidden @ weight.T).float()
-        if self._temperature != 1:
-            logits /= self._temperature
+        bent = None if self._cap is None else torch.tanh(logits.mul_(self._factor / self._cap))
+        if bent is not None:
+            torch.mul(bent, self._cap or 1.0, out=logits)
+        if (factor := (1.0 if bent is not None else self._factor) / self.temperature) != 1:
+            logits *= factor
         log_probabilities = torch.log_softmax(logits, -1)
         probabilities = torch.exp(log_probabilities, out=logits)
         # A [1, V] @ [V, 1] product for each token: an elementwise product and a sum would make a third buffer.
         entropies = -torch.bmm(probabilities[:, None], log_probabilities[:, :, None])[:, 0, 0]
-        return log_probabilities.gather(-1, targets[:, None])[:, 0], entropies, probabilities
+        return log_probabilities.gather(-1, targets[:, None])[:, 0], entropies, probabilities, bent
 
-    def _logit_gradient(self, slopes: Tensor, targets: Tensor, probabilities: Tensor) -> Tensor:
-        """d loss / d (hidden @ weight.T) = slope / temperature * (onehot - p), into the [C, V] probabilities' memory."""
-        slopes = (slopes / self._temperature)[:, None]
-        return probabilities.mul_(-slopes).scatter_add_(-1, targets[:, None], slopes)
+    def _logit_gradient(self, slopes: Tensor, targets: Tensor, probabilities: Tensor, bent: Tensor | None) -> Tensor:
+        """d loss / d (hidden @ weight.T) = slope * factor / temperature * (onehot - p), into the probabilities' memory.
+
+        With a cap times 1 - tanh^2, into the memory of `bent` too.
+        """
+        slopes = (slopes * self._factor / self.temperature)[:, None]
+        gradient = probabilities.mul_(-slopes).scatter_add_(-1, targets[:, None], slopes)
+        return gradient if bent is None else gradient.mul_(bent.square_().neg_().add_(1))
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -82,15 +100,15 @@ class _FusedLoss(torch.autograd.Function):
         hidden_gradient = torch.empty_like(left) if train_trunk else None
         weight_gradient = torch.zeros_like(right, dtype=torch.float32) if train_head else None
         for where in head._chunks(len(targets)):
-            logprobs[where], entropies[where], probabilities = head._chunk(left[where], right, targets[where])
+            logprobs[where], entropies[where], probabilities, bent = head._chunk(left[where], right, targets[where])
             part, slopes = _slopes(logprobs[where], where, chunk_loss)
             total += part
-            gradient = head._logit_gradient(slopes, targets[where], probabilities).to(right.dtype)
+            gradient = head._logit_gradient(slopes, targets[where], probabilities, bent).to(right.dtype)
             if hidden_gradient is not None:
                 torch.mm(gradient, right, out=hidden_gradient[where])
             if weight_gradient is not None:
                 _add_product(weight_gradient, gradient, left[where])
-            del probabilities, gradient  # before the next chunk's logits are made
+            del probabilities, bent, gradient  # before the next chunk's logits are made
         ctx.save_for_backward(
             None if hidden_gradient is None else hidden_gradient.to(hidden.dtype),
             None if weight_gradient is None else weight_gradient.to(weight.dtype),

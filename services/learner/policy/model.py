@@ -6,37 +6,48 @@ Every rank reads the folder and holds the whole float32 model on the host until 
 
 import torch
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy import attention, lora
 from services.learner.policy.forward import Policy
 from services.learner.policy.head import Head
+from services.learner.policy.model_config import (
+    count_parameters,
+    load_weights,
+    logit_cap,
+    logit_factor,
+    read_model_config,
+)
+from services.learner.policy.proof import prove
 from sluice.config.schema import Config
-from sluice.errors import ConfigError
-
-_LOGIT_CHANGES = {"final_logit_softcapping": None, "logit_scale": None, "logits_scaling": 1.0}
-"""Settings of models that do more to logits than a head and a temperature, and the value that does nothing."""
 
 
 def load_policy(config: Config, ranks: Ranks) -> Policy:
-    """Version 0: the weights of `model.path`, sharded over all ranks, on their device. Raises ConfigError."""
+    """Version 0: the weights of `model.path`, proved, then sharded over all ranks, on their device. Raises ConfigError."""
     disable_progress_bar()
-    causal_lm = AutoModelForCausalLM.from_pretrained(
-        config.model.path, dtype=torch.float32, attn_implementation=attention.NAME
-    )
-    _check_head(causal_lm, path=config.model.path)
+    path = config.model.path
+    model_config = read_model_config(config)
+    parameters = count_parameters(model_config, path=path)
+    head = make_head(config, model_config)
+    rows = prove(config, model_config, head=head, parameters=parameters, ranks=ranks)
+    causal_lm = load_weights(path, model_config, attention=None if rows else attention.NAME)
     lora.attach(causal_lm, config)
-    causal_lm.train()
     if config.learner.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-    head = Head(
+    return shard(Policy(causal_lm, head, rows=rows), ranks, config=config)
+
+
+def make_head(config: Config, model_config: PreTrainedConfig) -> Head:
+    """The head of a run, with what the model does to its logits."""
+    return Head(
         temperature=config.rollout.temperature,
         chunk_tokens=config.learner.logprob_chunk_tokens,
         float32=config.learner.fp32_lm_head,
+        factor=logit_factor(model_config),
+        cap=logit_cap(model_config),
     )
-    return shard(Policy(causal_lm, head), ranks, config=config)
 
 
 def shard(policy: Policy, ranks: Ranks, *, config: Config) -> Policy:
@@ -60,14 +71,3 @@ def shard(policy: Policy, ranks: Ranks, *, config: Config) -> Policy:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     return policy
-
-
-def _check_head(causal_lm: PreTrainedModel, *, path: str) -> None:
-    """Raises ConfigError when logits are not simply hidden states times the head's weight."""
-    head = causal_lm.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
-        raise ConfigError(f"model.path: {path} must have a linear output head without bias, got {head}")
-    for name, neutral in _LOGIT_CHANGES.items():
-        value = getattr(causal_lm.config, name, neutral)
-        if value not in (None, neutral):
-            raise ConfigError(f"model.path: {path} changes its logits ({name}: {value}), which the learner does not do")

@@ -109,6 +109,7 @@ class Trainer:
             groups_per_mini_batch=self._config.mini_batch_size,
             ranks=self._ranks.size,
             max_tokens=self._config.learner.max_tokens_per_micro_batch,
+            rows=self.policy.rows,
         )
 
     def _updates(self, batch: Batch, work: "_Work") -> list["_Update"]:

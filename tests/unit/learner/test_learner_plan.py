@@ -21,6 +21,7 @@ def _cases(draw: st.DrawFn) -> dict:
         "groups_per_mini_batch": draw(st.integers(1, 20)),
         "ranks": ranks,
         "max_tokens": draw(st.integers(1, 100)),
+        "rows": draw(st.booleans()),
     }
 
 
@@ -40,7 +41,8 @@ def test_every_trained_sequence_is_planned_exactly_once_and_every_rank_has_as_ma
 @given(case=_cases())
 def test_the_token_budget_holds_except_for_a_sequence_alone(case: dict) -> None:
     for micro in _micro_batches(plan_step(**case)):
-        tokens = sum(case["lengths"][s] for s in micro)
+        lengths = [case["lengths"][s] for s in micro]
+        tokens = len(lengths) * max(lengths, default=0) if case["rows"] else sum(lengths)
         assert tokens <= case["max_tokens"] or len(micro) == 1
 
 
@@ -62,6 +64,19 @@ def test_lengths_are_balanced_longest_first() -> None:
         group_sizes=[4], lengths=[2, 9, 8, 3], trained=[True] * 4, groups_per_mini_batch=1, ranks=2, max_tokens=16
     )
     assert mini.micro_batches == (((1, 0),), ((2, 3),))
+
+
+def test_rows_of_like_length_share_a_micro_batch_and_padding_counts() -> None:
+    (mini,) = plan_step(
+        group_sizes=[5],
+        lengths=[2, 9, 8, 3, 3],
+        trained=[True] * 5,
+        groups_per_mini_batch=1,
+        ranks=2,
+        max_tokens=18,
+        rows=True,
+    )
+    assert mini.micro_batches == (((1, 2),), ((3, 4, 0),))
 
 
 def test_a_rank_without_work_gets_empty_micro_batches() -> None:

@@ -1,0 +1,250 @@
+"""Whether the learner computes a model as transformers does, proved before anything is trained.
+
+A few random sequences of unequal length go one at a time through the stock model with eager attention, and packed through
+the policy, by the learner's own functions and called as the trainer calls it. In float32 the log-probabilities have to
+agree. A model that agrees only with one sequence a row (a recurrent or convolutional state runs on from one packed sequence
+into the next, or the model has an attention of its own) is trained that way, and the log says what that costs. A model that
+agrees in neither way is refused.
+
+Rank 0 proves for all ranks, because all have to lay out a step alike. The others wait for its verdict in a collective.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import structlog
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from services.learner.batches.batch import TrainSequence
+from services.learner.distributed.ranks import Ranks
+from services.learner.policy import attention
+from services.learner.policy.forward import Policy
+from services.learner.policy.head import Head
+from services.learner.policy.model_config import architecture, config_parts, load_weights, one_line
+from services.learner.policy.packing import pack
+from services.learner.policy.reduced_model import limits_that_bite, random_model, reduced_config
+from sluice.config.schema import Config
+from sluice.errors import ConfigError
+
+log = structlog.get_logger(__name__)
+
+TOLERANCE_NATS = 1e-3
+"""Largest difference of a log-probability in float32. Right models differ by 2e-5, wrong ones by .01 nats and more."""
+
+SMALL_PARAMETERS = 300_000_000
+"""Up to this size the model itself is proved; of a larger model a copy of its configuration with few layers."""
+
+LENGTHS = (61, 23, 9, 2)
+"""Tokens of the random sequences."""
+
+LONGEST = 4200
+"""No sequence is longer, whatever the original context: eager attention holds the scores of all pairs of tokens."""
+
+DRAWS = 2
+"""A router that rounds the other way moves a token by much, but not in two draws of tokens; a fault shows in every draw."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What a proof found."""
+
+    packed: float
+    """Largest difference of a log-probability in nats, all sequences packed into one; NaN: it cannot be computed."""
+    rows: float
+    """The same with one sequence a row; NaN: not tried, or it cannot be computed."""
+    reason: str = ""
+    """Why the packed form cannot be computed; empty where it can."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether the learner can train the model."""
+        return self.packed <= TOLERANCE_NATS or self.needs_rows
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether it has to be one sequence a row."""
+        return not self.packed <= TOLERANCE_NATS and self.rows <= TOLERANCE_NATS
+
+    @property
+    def in_words(self) -> str:
+        """What is wrong with the packed form."""
+        return f"cannot be packed ({self.reason})" if self.reason else f"differs by {self.packed:.2g} nats when packed"
+
+
+def prove(config: Config, model_config: PreTrainedConfig, *, head: Head, parameters: int, ranks: Ranks) -> bool:
+    """Whether the model of `model.path` has to be laid out one sequence a row. Collective.
+
+    head: as the policy has it; parameters: their number. Raises ConfigError, on every rank.
+    """
+    texts = [""] * 3
+    if ranks.leads:
+        started = time.perf_counter()
+        name = architecture(model_config)
+        try:
+            verdict = _prove_folder(config, model_config, head=head, parameters=parameters, device=ranks.device)
+        except ConfigError as error:  # for the other ranks too
+            texts[0] = str(error)
+        else:
+            refusal = "" if verdict.passes else refusal_of(verdict, name=name, path=config.model.path)
+            texts = [refusal, "rows" if verdict.needs_rows else "", verdict.in_words]
+            nats = verdict.rows if verdict.needs_rows else verdict.packed
+            log.info("model_proved", architecture=name, largest_difference_nats=nats, s=time.perf_counter() - started)
+    refusal, rows, packed = ranks.share_texts(texts)
+    if refusal:
+        raise ConfigError(refusal)
+    if rows and ranks.leads:
+        log.warning(
+            "one_sequence_a_row",
+            architecture=architecture(model_config),
+            why=packed,
+            cost="every micro-batch is padded to its longest sequence, and learner.max_tokens_per_micro_batch counts padding",
+        )
+    return bool(rows)
+
+
+def refusal_of(verdict: Verdict, *, name: str, path: str) -> str:
+    """The line that refuses a model."""
+    rows = "cannot be computed" if math.isnan(verdict.rows) else f"differs by {verdict.rows:.2g} nats"
+    return (
+        f"model.path: {path} ({name}) {verdict.in_words} from transformers' own log-probabilities, and {rows} with one "
+        f"sequence a row, where {TOLERANCE_NATS:g} is allowed; docs/models.md lists the architectures that are trained"
+    )
+
+
+def compare(causal_lm: PreTrainedModel, head: Head, *, checkpointed: bool = False, long: int | None = None) -> Verdict:
+    """The proof of one model in float32, loaded with eager attention; afterwards the model has another attention.
+
+    checkpointed: compute activations again in the backward pass. long: tokens of one more sequence.
+    """
+    draws = [_sequences(causal_lm, long, seed=seed) for seed in range(DRAWS)]
+    causal_lm.eval()
+    try:
+        truth = [_one_at_a_time(causal_lm, sequences, temperature=head.temperature) for sequences in draws]
+    except Exception as error:  # noqa: BLE001 - of any kind, as below
+        return Verdict(
+            packed=math.nan, rows=math.nan, reason=f"transformers itself cannot compute it: {one_line(error)}"
+        )
+    if checkpointed:
+        causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    packed, reason = _difference(causal_lm, head, draws, truth, rows=False)
+    rows = math.nan
+    if not packed <= TOLERANCE_NATS:
+        rows, why = _difference(causal_lm, head, draws, truth, rows=True)
+        reason = reason or why
+    return Verdict(packed=packed, rows=rows, reason=reason)
+
+
+def _prove_folder(
+    config: Config, model_config: PreTrainedConfig, *, head: Head, parameters: int, device: torch.device
+) -> Verdict:
+    short = copy.deepcopy(model_config)
+    for part in config_parts(short):
+        limits_that_bite(part)
+    causal_lm: Any = None if parameters <= SMALL_PARAMETERS else _small_copy(short, seed=config.run.seed)
+    if causal_lm is None:
+        causal_lm = load_weights(config.model.path, short, attention="eager")
+    checkpointed = config.learner.gradient_checkpointing
+    return compare(causal_lm.to(device), head, checkpointed=checkpointed, long=_beyond_original(short))
+
+
+def _small_copy(model_config: PreTrainedConfig, *, seed: int) -> PreTrainedModel | None:
+    """A small random model of the same architecture; None where the configuration cannot be made smaller."""
+    try:
+        return random_model(reduced_config(model_config), seed=seed)
+    except Exception as error:  # noqa: BLE001 - checks of transformers' own, of any kind; the whole model is proved then
+        log.warning("no_small_copy", architecture=architecture(model_config), error=one_line(error))
+        return None
+
+
+def _beyond_original(model_config: PreTrainedConfig) -> int | None:
+    """A length beyond `original_max_position_embeddings`, where the model has one that can be reached."""
+    found = []
+    for part in config_parts(model_config):
+        rope: Any = getattr(part, "rope_parameters", None) or {}
+        places = (vars(part), rope, *(value for value in rope.values() if isinstance(value, dict)))
+        found += [place.get("original_max_position_embeddings") or 0 for place in places]
+    longest = max(found, default=0)
+    return longest + 5 if 0 < longest + 5 <= LONGEST else None
+
+
+def _sequences(causal_lm: PreTrainedModel, long: int | None, *, seed: int) -> list[TrainSequence]:
+    """Random sequences, longest first, as the packer takes them; the first token of each is the prompt."""
+    rng = np.random.default_rng(seed)
+    head: Any = causal_lm.get_output_embeddings()
+    vocabulary = int(head.weight.shape[0])
+    limit = getattr(causal_lm.config.get_text_config(), "max_position_embeddings", None) or max(LENGTHS)
+    lengths = sorted({min(length, limit) for length in (*LENGTHS, *([long] if long else []))}, reverse=True)
+    return [
+        TrainSequence(
+            token_ids=rng.integers(0, vocabulary, length + 1).astype(np.int32),
+            prompt_tokens=1,
+            rollout_logprobs=np.zeros(length, np.float32),
+            versions=np.zeros(length, np.int32),
+            reward=0.0,
+            truncated=False,
+        )
+        for length in lengths
+    ]
+
+
+@torch.no_grad()
+def _one_at_a_time(causal_lm: PreTrainedModel, sequences: Sequence[TrainSequence], *, temperature: float) -> Tensor:
+    """float32[M] nats of all completion tokens, by the stock model."""
+    parts = []
+    for sequence in sequences:
+        ids = torch.from_numpy(sequence.token_ids.astype(np.int64)).to(causal_lm.device)
+        logits = causal_lm(input_ids=ids[None, :-1], use_cache=False).logits[0].float() / temperature
+        parts.append(torch.log_softmax(logits, -1).gather(-1, ids[1:, None])[:, 0])
+    return torch.cat(parts)
+
+
+def _difference(
+    causal_lm: PreTrainedModel, head: Head, draws: list[list[TrainSequence]], truth: list[Tensor], *, rows: bool
+) -> tuple[float, str]:
+    """The smallest difference of the draws in nats and no reason, or NaN and the reason why there is none."""
+    try:
+        set_attention(causal_lm, rows=rows)
+        policy = Policy(causal_lm, head, rows=rows)
+        found = [_largest(policy, sequences, true) for sequences, true in zip(draws, truth, strict=True)]
+    except Exception as error:  # noqa: BLE001 - a model may stumble over such a call in any way; the refusal quotes it
+        return math.nan, one_line(error)
+    return min(found), "" if math.isfinite(min(found)) else "its log-probabilities are not finite"
+
+
+def _largest(policy: Policy, sequences: list[TrainSequence], truth: Tensor) -> float:
+    """The largest difference in nats of the two calls that the trainer makes: with a loss, and without."""
+    ones = [1.0] * len(sequences)
+    packed = pack(sequences, step=0, advantages=ones, weights=ones, device=truth.device)
+    _, trained, _ = policy(packed, _AnyLoss())
+    _, scored, _ = policy(packed, None)
+    return float(torch.maximum((trained - truth).abs(), (scored - truth).abs()).max())
+
+
+def set_attention(causal_lm: PreTrainedModel, *, rows: bool) -> None:
+    """The attention that goes with a layout: the learner's over packed sequences, else transformers' own."""
+    for name in ("sdpa", "eager") if rows else (attention.NAME,):
+        try:
+            causal_lm.set_attn_implementation(name)
+            return
+        except ValueError:
+            if name == "eager":
+                raise
+
+
+class _AnyLoss:
+    """A loss that makes the policy take the path of training."""
+
+    wants_preview = False
+
+    def preview(self, logprobs: Tensor) -> None:
+        raise AssertionError("not asked for")
+
+    def __call__(self, logprobs: Tensor, where: slice) -> Tensor:
+        return logprobs.sum()
