@@ -29,8 +29,8 @@ Made by `python scripts/api_docs.py` from `protos/sluice/v1/*.proto`; a test kee
 Package `{PACKAGE}`. Every server has gRPC health checking and reflection, so that `grpcurl` needs no files:
 
 ```sh
-grpcurl -plaintext 127.0.0.1:50050 list
-grpcurl -plaintext 127.0.0.1:50050 {PACKAGE}.CoordinatorService/GetStatus
+grpcurl -plaintext 127.0.0.1:18050 list
+grpcurl -plaintext 127.0.0.1:18050 {PACKAGE}.CoordinatorService/GetStatus
 ```
 
 On 127.0.0.1 nobody has to show anything; anywhere else a call needs a certificate or a token, and each method answers

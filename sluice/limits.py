@@ -47,6 +47,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    # The environment's http_proxy leads out of the network of a run, never to its services.
+    ("grpc.enable_http_proxy", 0),
     # A service that restarts is reached again within 2 s, not after gRPC's default backoff of up to 2 min.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),

@@ -26,6 +26,8 @@ from benchmarks.vs_trl.records import Moment, add_moment, moments, weights_dir
 from benchmarks.vs_trl.terms import Terms
 from sluice import Client
 from sluice.errors import Unavailable
+from sluice.rpc.channel import open_blocking_channel
+from sluice.rpc.credentials import NO_CREDENTIALS
 from sluice.v1 import coordinator_pb2, learner_pb2, learner_pb2_grpc
 
 _START_LIMIT_S = 60.0
@@ -106,7 +108,7 @@ def _export(status: coordinator_pb2.GetStatusResponse, run: Path) -> None:
     """Has the learner write its newest weights, which may be a step newer than the event that led here."""
     (learner,) = [s for s in status.services if s.role == coordinator_pb2.SERVICE_ROLE_LEARNER]
     target = (run / "exporting").resolve()
-    with grpc.insecure_channel(learner.address) as channel:
+    with open_blocking_channel(learner.address, credentials=NO_CREDENTIALS) as channel:
         stub: Any = learner_pb2_grpc.LearnerServiceStub(channel)
         answer = stub.Export(learner_pb2.ExportRequest(path=str(target)), timeout=_EXPORT_LIMIT_S)
     weights = weights_dir(run, answer.version.number)
@@ -117,7 +119,7 @@ def _export(status: coordinator_pb2.GetStatusResponse, run: Path) -> None:
 def _await_port(port: int, process: subprocess.Popen[Any]) -> None:
     """Until the coordinator answers. Raises RuntimeError when `sluice up` ends before or it takes too long."""
     give_up = time.monotonic() + _START_LIMIT_S
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with open_blocking_channel(f"127.0.0.1:{port}", credentials=NO_CREDENTIALS) as channel:
         ready = grpc.channel_ready_future(channel)
         while process.poll() is None and time.monotonic() < give_up:
             with contextlib.suppress(grpc.FutureTimeoutError):

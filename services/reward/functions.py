@@ -18,7 +18,8 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Complex, Real
 from pathlib import Path
 from types import ModuleType
@@ -37,12 +38,23 @@ _ALWAYS_GROUP = ("data_sources", _GROUP_MARK, "ground_truths", "extra_infos")
 def load(place: str, settings: Mapping[str, object]) -> "Function | GroupFunction":
     """The verifier of `where:function`. Raises every error of the import, and ValueError for a function of another form."""
     where, _, name = place.rpartition(":")
-    module = _from_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    module = _from_file(Path(where)) if where.endswith(".py") else import_module(where)
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"{place}: {where} has no function {name!r}")
     kind = GroupFunction if _GROUP_MARK in inspect.signature(function).parameters else Function
     return kind(place, function, _version(module), settings)
+
+
+def import_module(name: str) -> ModuleType:
+    """A grader's module, found in the working directory, on PYTHONPATH or installed. Raises every error of the import.
+
+    Sluice's own graders import nothing from the working directory.
+    """
+    if name.startswith("services."):
+        return importlib.import_module(name)
+    with _modules_of(Path.cwd()):
+        return importlib.import_module(name)
 
 
 class _Called:
@@ -188,19 +200,31 @@ def _from_file(path: Path) -> ModuleType:
         return sys.modules[name]
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with _modules_of(path.parent):
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+@contextmanager
+def _modules_of(folder: Path) -> Iterator[None]:
+    """Has modules looked for in `folder`: first while a grader is imported, as for a script, and last from then on, so that
+    no file there stands for a module that another grader of this process imports later."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
 
 
 def _version(module: ModuleType) -> str:

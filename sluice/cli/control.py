@@ -7,7 +7,7 @@ from typing import Any
 
 from sluice.rpc.service import add_credentials_flag
 
-DEFAULT_COORDINATOR = "127.0.0.1:50050"
+DEFAULT_COORDINATOR = "127.0.0.1:18050"
 
 Verb = Callable[[Any, argparse.Namespace], str]
 

@@ -3,11 +3,11 @@
 import argparse
 import importlib.util
 import subprocess
-import sys
 from typing import Any
 
 from sluice.errors import LaunchError
 from sluice.flags import add_data_prepare_flags
+from sluice.launch.child import module_command
 
 
 def add_parser(commands: Any) -> None:
@@ -28,7 +28,7 @@ def _prepare(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("pyarrow") is None:
         raise LaunchError("data prepare: needs pyarrow to read and write Parquet; install sluice-rl[data]")
     flags = {"--out": args.out, "--source": args.source, "--revision": args.revision}
-    argv = [sys.executable, "-m", "services.coordinator.data_prep", args.name]
+    argv = [*module_command("services.coordinator.data_prep"), args.name]
     argv += [f"{flag}={value}" for flag, value in flags.items() if value is not None]
     argv += ["--force"] if args.force else []
     return subprocess.run(argv, check=False).returncode

@@ -15,6 +15,7 @@ from typing import Any
 from sluice.cli.config import load_runnable
 from sluice.cli.up import add_demo_flags, cache_dir, demo_overrides, find_recipe, run_here
 from sluice.errors import LaunchError
+from sluice.launch.child import module_command
 from sluice.tasks import sums
 
 RECIPE = "sums-smollm2.yaml"
@@ -43,7 +44,7 @@ def run_demo_llm(args: argparse.Namespace) -> int:
     model = made if args.model is None else args.model.absolute()
     config = load_runnable(recipe, overrides=demo_overrides(args, model=model))
     if config.model.path == str(made):
-        conversion = [sys.executable, "-m", "services.learner.gguf_base.build", "--out", str(made)]
+        conversion = [*module_command("services.learner.gguf_base.build"), "--out", str(made)]
         if subprocess.run(conversion, check=False).returncode:
             return 1  # the conversion has said why
     return run_here(config, args)

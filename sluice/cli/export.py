@@ -2,10 +2,10 @@
 
 import argparse
 import subprocess
-import sys
 from typing import Any
 
 from sluice.flags import add_export_flags
+from sluice.launch.child import module_command
 
 
 def add_parser(commands: Any) -> None:
@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
 
 def _export(args: argparse.Namespace) -> int:
     flags = {"--checkpoint": args.checkpoint, "--to": args.to, "--dtype": args.dtype}
-    argv = [sys.executable, "-m", "services.learner.checkpoint.export_checkpoint", str(args.run_dir)]
+    argv = [*module_command("services.learner.checkpoint.export_checkpoint"), str(args.run_dir)]
     argv += [f"{flag}={value}" for flag, value in flags.items() if value is not None]
     argv += ["--force"] if args.force else []
     return subprocess.run(argv, check=False).returncode

@@ -2,10 +2,10 @@
 
 import argparse
 import subprocess
-import sys
 from typing import Any
 
 from sluice.flags import add_replay_flags
+from sluice.launch.child import module_command
 
 
 def add_parser(commands: Any) -> None:
@@ -23,6 +23,6 @@ def add_parser(commands: Any) -> None:
 
 def _replay(args: argparse.Namespace) -> int:
     flags = {"--step": args.step, "--ranks": args.ranks, "--out": args.out}
-    argv = [sys.executable, "-m", "services.learner.replay", str(args.run_dir)]
+    argv = [*module_command("services.learner.replay"), str(args.run_dir)]
     argv += [f"{flag}={value}" for flag, value in flags.items() if value is not None]
     return subprocess.run(argv, check=False).returncode

@@ -3,11 +3,11 @@
 import argparse
 import importlib.util
 import subprocess
-import sys
 from typing import Any
 
 from sluice.errors import LaunchError
 from sluice.flags import add_rescore_flags
+from sluice.launch.child import module_command
 
 
 def add_parser(commands: Any) -> None:
@@ -30,7 +30,7 @@ def _rescore(args: argparse.Namespace) -> int:
             f"rescore: needs {' and '.join(missing)} to read a run; install sluice-rl[coordinator,reward]"
         )
     flags = {"--config": args.config, "--json": args.json}
-    argv = [sys.executable, "-m", "services.reward.rescore", str(args.run_dir)]
+    argv = [*module_command("services.reward.rescore"), str(args.run_dir)]
     argv += [f"{flag}={value}" for flag, value in flags.items() if value is not None]
     argv += [f"--set={override}" for override in args.overrides]
     return subprocess.run(argv, check=False).returncode

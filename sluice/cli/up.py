@@ -1,6 +1,7 @@
 """`sluice up`: a whole run on this machine. `sluice demo`: the same for the demo task, base model included."""
 
 import argparse
+import errno
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any
 from sluice.cli.closing import report
 from sluice.cli.config import load_runnable, print_derived
 from sluice.errors import ConfigError, LaunchError
+from sluice.launch.child import module_command
 
 DEMO_RECIPE = "cpu-demo.yaml"
 
@@ -107,7 +109,7 @@ def run_demo(args: argparse.Namespace) -> int:
     recipe = find_recipe(DEMO_RECIPE)
     base = demo_base_dir()
     config = load_runnable(recipe, overrides=demo_overrides(args, model=base))
-    warm_up = [sys.executable, "-m", "services.learner.sft_base.build", "--out", str(base)]
+    warm_up = [*module_command("services.learner.sft_base.build"), "--out", str(base)]
     try:
         subprocess.run(warm_up, check=True)
     except subprocess.CalledProcessError as error:
@@ -139,9 +141,21 @@ def find_recipe(name: str) -> Path:
 
 
 def cache_dir() -> Path:
-    """The folder of the models and files that the demos make: SLUICE_CACHE, else the user's cache directory."""
-    root = os.environ.get("SLUICE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sluice"
-    return Path(root)
+    """The folder of the models and files that the demos make: SLUICE_CACHE, else the user's cache directory.
+
+    Raises LaunchError when the folder cannot be made.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(os.environ.get("SLUICE_CACHE") or os.path.join(caches, "sluice"))
+    try:
+        if str(folder).startswith("~"):
+            raise FileNotFoundError(errno.ENOENT, "this user has no home")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(
+            f"the demo's model is kept in {folder}, which cannot be made: {error.strerror}; set SLUICE_CACHE to a folder"
+        ) from error
+    return folder
 
 
 def demo_base_dir() -> Path:

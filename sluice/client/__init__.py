@@ -2,7 +2,7 @@
 
     from sluice import Client
 
-    with Client("127.0.0.1:50050") as client:
+    with Client("127.0.0.1:18050") as client:
         print(client.status().step)
 
 calls.py says once what each call asks and how its answer is read; the two clients only send the calls. Answers are the

@@ -9,12 +9,11 @@ import os
 import select
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sluice.errors import ConfigError, Expired, LaunchError, NotReady
-from sluice.launch.child import armed
+from sluice.launch.child import armed, module_command
 from sluice.launch.processes import EXIT_BAD_USAGE, LOG_TAIL_LINES
 
 _MARGIN_S = 60.0
@@ -41,7 +40,7 @@ class LocalLauncher:
         with os.fdopen(read_fd, "rb", buffering=0) as ready, self._log_path.open("ab") as log:
             try:
                 self._process = subprocess.Popen(
-                    [*armed(signal.SIGTERM), sys.executable, "-m", "sluice.cli.main", *up, "--ready-fd", str(write_fd)],
+                    [*armed(signal.SIGTERM), *module_command("sluice.cli.main"), *up, "--ready-fd", str(write_fd)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -18,6 +18,15 @@ def armed(signum: int) -> list[str]:
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(signum))]
 
 
+def module_command(module: str, *flags: str) -> list[str]:
+    """The words that run `module` in a Python of its own; `flags` are Python's.
+
+    `-P` leaves the working directory out of the module path, so that no file or folder there stands for a module: neither
+    `services` nor `torch.py`. Unlike PYTHONSAFEPATH, `-P` says nothing to the programs that the module starts.
+    """
+    return [sys.executable, "-P", *flags, "-m", module]
+
+
 def main() -> None:
     """Arms the parent-death signal, then replaces this process."""
     parent, signum, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]

@@ -2,12 +2,12 @@
 
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sluice.config.schema import Config
+from sluice.launch.child import module_command
 from sluice.rpc.access import Role
 
 REDIS_PASSWORD = "SLUICE_REDIS_PASSWORD"
@@ -39,7 +39,7 @@ def coordinator_command(
     failed. An `idle` coordinator serves the API of a run at rest. Without `ready_fd` the command is for a restart, which
     takes the state of the run unchanged.
     """
-    argv = [sys.executable, "-m", "services.coordinator", "--config", str(run_dir / "config.yaml")]
+    argv = [*module_command("services.coordinator"), "--config", str(run_dir / "config.yaml")]
     argv += ["--run-dir", str(run_dir), "--redis-url", redis_url, "--bind", config.network.bind, "--port", str(port)]
     if port != config.network.coordinator_port:  # on a free port the port + 1000 may belong to another process
         argv += ["--metrics-port", "0"]
@@ -59,13 +59,13 @@ def service_command(config: Config, role: str, *, index: int, coordinator: str, 
         environ = _environ(config, Role.LEARNER, threads=config.learner.threads)
         return learner_command([*ranks, "--", *common], environ=environ)
     name, threads = f"{role}-{index}", config.rollout.threads if role == "rollout" else 1
-    argv = [sys.executable, "-m", f"services.{role}", "--service-id", name, *common]
+    argv = [*module_command(f"services.{role}"), "--service-id", name, *common]
     return Command(name=name, argv=argv, environ=_environ(config, Role(role), threads=threads))
 
 
 def learner_command(arguments: Sequence[str], *, environ: dict[str, str]) -> Command:
     """The learner's ranks on one machine; `arguments` go to services.learner.distributed.node."""
-    argv = [sys.executable, "-m", "services.learner.distributed.node", *arguments]
+    argv = [*module_command("services.learner.distributed.node"), *arguments]
     return Command(name="learner", argv=argv, environ=environ)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sluice.errors import LaunchError
 from sluice.launch.processes import Child, start
+from sluice.socket_folder import FOLDERS, MAX_PATH_BYTES, socket_folder
 
 START_TIMEOUT_S = 30.0
 SOCKET = "redis.sock"
@@ -60,8 +61,7 @@ async def start_redis(
     The server keeps `lock_fd` open as long as it lives.
     """
     server = find_server()
-    # A unix socket's path may have at most ~107 bytes, so the socket cannot lie in the run directory.
-    socket_dir = socket_dir or Path(tempfile.mkdtemp(prefix="sluice-redis-"))
+    socket_dir = socket_dir or _make_socket_dir()
     socket = socket_dir / SOCKET
     held = [] if lock_fd is None else [lock_fd]
     child = await start(
@@ -79,6 +79,18 @@ async def start_redis(
             ) from None
         raise
     return redis
+
+
+def _make_socket_dir() -> Path:
+    """A new folder of this user alone. It cannot lie in the run directory, whose path may be long. Raises LaunchError."""
+    prefix = "sluice-redis-"
+    folder = socket_folder(room_bytes=len(prefix) + len("xxxxxxxx/") + len(SOCKET))
+    if folder is None:
+        raise LaunchError(
+            f"redis: no folder for its socket: TMPDIR, {', '.join(FOLDERS)} are all too long for a socket's path "
+            f"({MAX_PATH_BYTES} bytes) or cannot be written; set TMPDIR to a short folder"
+        )
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
 
 
 def _command(server: str, directory: Path, socket: Path) -> list[str]:

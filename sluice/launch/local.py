@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from sluice.addresses import joined
 from sluice.client import AsyncClient
 from sluice.clock import SystemClock
 from sluice.config.load import dump_config
@@ -194,7 +195,7 @@ class LocalRun:
         except BaseException:
             await child.stop(grace_s=self._config.launch.grace_s, at_once=self._interrupts.second)
             raise
-        self._coordinator = f"{self._config.network.advertise}:{port}"
+        self._coordinator = joined(self._config.network.advertise, port)
         # No retries: this launcher and its keeper must notice a silent coordinator themselves.
         self._client = AsyncClient(self._coordinator, credentials=self._operator, retry_reads=False)
         self._keeper.known.add(first.name)

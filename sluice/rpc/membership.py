@@ -1,7 +1,7 @@
 """Membership of one process in a run: the process registers under a name, sends heartbeats, and says when it leaves.
 
    membership = Membership(options, describe=..., beat=...)
-   membership.serves(port=50051, metrics_port=51051)
+   membership.serves(port=18051, metrics_port=19051)
    await membership.stay()     # registered and alive until a signal or the end of the run
    await membership.leave()    # the coordinator knows at once, and not after a heartbeat timeout
 
@@ -18,6 +18,7 @@ import grpc
 import structlog
 
 from sluice import PROTOCOL_VERSION
+from sluice.addresses import joined
 from sluice.rpc.registration import Registration
 from sluice.rpc.server import stop_on_signals
 from sluice.rpc.service import ServiceOptions
@@ -64,8 +65,8 @@ class Membership:
     def serves(self, *, port: int, metrics_port: int | None) -> None:
         """Notes the ports at which this process serves; to be called before registering."""
         host = self._options.advertise
-        self._address = f"{host}:{port}"
-        self._metrics_address = "" if metrics_port is None else f"{host}:{metrics_port}"
+        self._address = joined(host, port)
+        self._metrics_address = "" if metrics_port is None else joined(host, metrics_port)
 
     async def stay(self, *ends: Awaitable[Any]) -> None:
         """Registers and heartbeats until a signal, the end of the run, or until one of `ends` is over."""

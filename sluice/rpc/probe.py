@@ -12,6 +12,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from sluice.errors import ConfigError
+from sluice.limits import CHANNEL_OPTIONS
 from sluice.rpc.certificates import Certificates
 from sluice.rpc.credentials import ENVIRONMENT, load_credentials
 
@@ -48,8 +49,9 @@ def _open_channel(address: str) -> grpc.Channel:
     """A channel with the credentials of SLUICE_CREDENTIALS. Raises ConfigError for an unusable folder."""
     credentials = load_credentials(os.environ.get(ENVIRONMENT))
     if isinstance(credentials, Certificates):
-        return grpc.secure_channel(address, credentials.channel_tls(), credentials.channel_options(credentials.role))
-    return grpc.insecure_channel(address)
+        options = [*CHANNEL_OPTIONS, *credentials.channel_options(credentials.role)]
+        return grpc.secure_channel(address, credentials.channel_tls(), options)
+    return grpc.insecure_channel(address, CHANNEL_OPTIONS)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from sluice.addresses import joined
 from sluice.clock import SystemClock
 from sluice.errors import LaunchError
 from sluice.limits import MAX_CALLS_AT_ONCE, MAX_CALLS_PER_S, server_options
@@ -46,16 +47,16 @@ class RpcServer:
         Raises LaunchError when the port is taken, ConfigError when the credentials do not suffice for `bind`.
         """
         self.credentials.check_listens(bind)
-        host, tls = f"[{bind}]" if ":" in bind else bind, self.credentials.server_tls()
+        address, tls = joined(bind, port), self.credentials.server_tls()
         try:
             if tls is None:
-                self.port = self.server.add_insecure_port(f"{host}:{port}")
+                self.port = self.server.add_insecure_port(address)
             else:
-                self.port = self.server.add_secure_port(f"{host}:{port}", tls)
+                self.port = self.server.add_secure_port(address, tls)
         except RuntimeError as error:
             raise LaunchError(
-                f"cannot listen on {host}:{port}: another process uses the port, or this machine has no such address; "
-                "choose another port, 0 takes any free one"
+                f"cannot listen on {address}: another process uses the port, or this machine has no such address; "
+                "choose another port, 0 takes any free one, or another address (network.bind and network.advertise, --bind)"
             ) from error
         await self.server.start()
         for service in (*self.services, ""):

@@ -16,8 +16,9 @@ from sluice.rpc.service_parser import ServiceParser
 if TYPE_CHECKING:
     from sluice.rpc.credentials import Credentials
 
-COORDINATOR_PORT, ROLLOUT_PORT, REWARD_PORT, LEARNER_PORT = 50050, 50051, 50052, 50053
-"""Default ports; 0 takes any free port, which the service registers with the coordinator."""
+COORDINATOR_PORT, ROLLOUT_PORT, REWARD_PORT, LEARNER_PORT = 18050, 18051, 18052, 18053
+"""Default ports, below those that Linux gives to outgoing connections (docs/adr/0010-default-ports.md). 0 takes any free port,
+which the service registers with the coordinator."""
 
 METRICS_PORT_OFFSET = 1000
 """The Prometheus port is the gRPC port plus this, unless --metrics-port says otherwise."""

@@ -6,15 +6,17 @@ reads (`http_sd_configs`).
 
 import contextlib
 import json
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from socketserver import ThreadingMixIn
+from socketserver import TCPServer, ThreadingMixIn
 from threading import Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
 
+from sluice.addresses import joined
 from sluice.errors import LaunchError
 from sluice.telemetry.catalogue import metric_of
 from sluice.telemetry.metric import prometheus_name
@@ -66,10 +68,11 @@ class Exporter:
     def serve(self, *, bind: str, port: int) -> int:
         """Starts the HTTP endpoint (port 0: any free one) and returns its port."""
         try:
-            server = make_server(bind, port, self._app(), server_class=_Server, handler_class=_Handler)
+            kind = _ServerV6 if ":" in bind else _Server
+            server = make_server(bind, port, self._app(), server_class=kind, handler_class=_Handler)
         except OSError as error:
             raise LaunchError(
-                f"metrics: cannot listen on {bind}:{port}: {error}; --metrics-port 0 takes any free port"
+                f"metrics: cannot listen on {joined(bind, port)}: {error}; --metrics-port 0 takes any free port"
             ) from error
         thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
         thread.start()
@@ -102,6 +105,17 @@ def _help(name: str) -> str:
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+    def server_bind(self) -> None:
+        """As the base's, without asking the resolver for the machine's name: the answer may take long, and nobody needs it."""
+        TCPServer.server_bind(self)
+        host, port, *_ = self.server_address
+        self.server_name, self.server_port = str(host), int(port)
+        self.setup_environ()
+
+
+class _ServerV6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Handler(WSGIRequestHandler):

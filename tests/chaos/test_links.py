@@ -9,7 +9,7 @@ import pytest
 from sluice.rpc.tokens import make_tokens
 from tests.chaos.links import Cables, Link, Ports, three_machines
 from tests.chaos.plan import Victim
-from tests.chaos.trial import free_port
+from tests.free_port import free_port
 
 pytestmark = [pytest.mark.chaos, pytest.mark.needs("machines"), pytest.mark.timeout(500)]
 

@@ -22,6 +22,7 @@ from tests.chaos.plan import Deed, Hit, Plan, Victim
 from tests.chaos.verdict import problems
 from tests.chaos.victims import descendants, family, is_alive, send
 from tests.chaos.witness import Recovery, Witness
+from tests.free_port import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 DEADLINE_S = 300.0
@@ -202,12 +203,6 @@ class Trial:
         lines = path.read_text().splitlines() if path.exists() else []
         steps = [json.loads(line) for line in lines if line.endswith("}")]
         return [(line["step"], line["time_s"]) for line in steps if line["kind"] == "step"]
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def is_served(address: str) -> bool:

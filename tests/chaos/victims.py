@@ -67,7 +67,7 @@ def _role(process: psutil.Process) -> Victim | None:
             return None
         if words[0].endswith(("redis-server", "valkey-server")) or "valkey-server" in words[0]:
             return Victim.REDIS
-        if "-m" not in words[:3]:
+        if "-m" not in words[:4]:
             return None  # also a process that has not become its service yet
         module = words[words.index("-m") + 1]
         if module == "services.learner":

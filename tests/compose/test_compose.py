@@ -37,7 +37,7 @@ STATUS = """
 import json
 from sluice.client import Client
 from sluice.rpc.credentials import load_credentials
-with Client("coordinator:50050", credentials=load_credentials("/credentials/operator")) as client:
+with Client("coordinator:18050", credentials=load_credentials("/credentials/operator")) as client:
     status = client.status()
 print(json.dumps([status.state, status.step, [[s.service_id, s.role, s.state] for s in status.services]]))
 """
@@ -47,8 +47,8 @@ SCRAPE = """
 import json
 from urllib.request import urlopen
 def read(path): return urlopen(f"http://{path}", timeout=10).read()
-found = json.loads(read("coordinator:51050/targets"))
-assert b"sluice_" in read("coordinator:51050/metrics")
+found = json.loads(read("coordinator:19050/targets"))
+assert b"sluice_" in read("coordinator:19050/metrics")
 for group in found: assert b"sluice_" in read(group["targets"][0] + "/metrics")
 print(*sorted(group["labels"]["role"] for group in found))
 """

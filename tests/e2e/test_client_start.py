@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.test_secured_run import RECIPE, free_port
+from tests.e2e.test_secured_run import RECIPE
+from tests.free_port import free_port
 from tests.tiny_model import write_tiny_model
 from tests.unit.docs.pages import ROOT, blocks
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import socket
 import ssl
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
@@ -22,6 +21,7 @@ from sluice.rpc.access import Role
 from sluice.rpc.credentials import NO_CREDENTIALS, load_credentials
 from sluice.rpc.tokens import load as load_tokens
 from sluice.testing import assert_eventually
+from tests.free_port import free_port
 from tests.security_cases import make_folder
 from tests.tiny_model import write_tiny_model
 
@@ -45,12 +45,6 @@ RECIPE = {
     "eval": {"every_steps": 0},
     "launch": {"check_reward": False, "max_restarts": 0, "grace_s": 5.0},
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from sluice.testing import assert_eventually_blocking
 from tests.chaos.verdict import problems
 from tests.e2e.conftest import ROOT
 from tests.e2e.test_whole_run import GROUPS, TINY, read, steps_trained, until
+from tests.free_port import free_port
 from tests.two_machines import SecondMachine, second_machine
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("machines"), pytest.mark.timeout(600)]
@@ -30,8 +30,7 @@ def second() -> Iterator[SecondMachine]:
 def test_a_run_goes_on_when_the_learner_on_the_other_machine_is_killed_and_both_commands_end_with_it(
     second: SecondMachine, start_run, tmp_path: Path
 ) -> None:
-    with socket.create_server((second.here, 0)) as server:
-        endpoint = f"{second.here}:{server.getsockname()[1]}"
+    endpoint = f"{second.here}:{free_port(second.here)}"
     two = ("launch.learner_nnodes=2", f"launch.learner_rdzv_endpoint={endpoint}")
     run = start_run("run.total_steps=6", "rollout.engine=transformers", *two, *TINY)
     until(run, lambda: "sluice learner-node" in run.output())
@@ -48,7 +47,7 @@ def test_a_run_goes_on_when_the_learner_on_the_other_machine_is_killed_and_both_
         (rank,) = (
             process.pid
             for process in psutil.Process(there.pid).children(recursive=True)
-            if process.cmdline()[1:4] == ["-u", "-m", "services.learner"]
+            if process.cmdline()[1:5] == ["-P", "-u", "-m", "services.learner"]
         )
         os.kill(rank, signal.SIGKILL)
         assert run.wait(timeout_s=300) == 0, run.output()

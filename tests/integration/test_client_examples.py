@@ -34,8 +34,8 @@ async def test_an_example_of_the_page_runs(
         await cast.register(run)
         await run.until(lambda status: len(status.evaluations) == 1)
         await cast.learner.train(run, range(1))
-        assert "127.0.0.1:50050" in code
-        script = compile(code.replace("127.0.0.1:50050", run.address), "docs/client.md", "exec")
+        assert "127.0.0.1:18050" in code
+        script = compile(code.replace("127.0.0.1:18050", run.address), "docs/client.md", "exec")
         capsys.readouterr()
         await asyncio.to_thread(exec, script, {"__name__": "__main__"})
     assert capsys.readouterr().out

@@ -57,6 +57,23 @@ async def test_an_embedded_redis_starts_answers_and_leaves_no_socket_and_no_proc
     assert not psutil.pid_exists(redis.child.process.pid)
 
 
+async def test_the_socket_of_a_redis_lies_elsewhere_where_the_path_of_the_temporary_folder_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    redis = await start_redis(tmp_path / "redis", log_path=tmp_path / "redis.log")
+    try:
+        assert deep not in redis.socket_dir.parents
+        assert redis.socket_dir.stat().st_mode & 0o777 == 0o700
+    finally:
+        await redis.stop()
+    monkeypatch.setattr("sluice.socket_folder.FOLDERS", ())
+    with pytest.raises(LaunchError, match="set TMPDIR to a short folder"):
+        await start_redis(tmp_path / "redis", log_path=tmp_path / "redis.log")
+
+
 def test_without_any_redis_the_message_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr("sluice.launch.embedded_redis.find_spec", lambda _: None)

@@ -164,4 +164,4 @@ def _ranks_of(keeper: Keeper) -> list[psutil.Process]:
     child = keeper.child("learner")
     assert child is not None
     children = psutil.Process(child.process.pid).children(recursive=True)
-    return [found for found in children if found.cmdline()[1:4] == ["-u", "-m", "services.learner"]]
+    return [found for found in children if found.cmdline()[1:5] == ["-P", "-u", "-m", "services.learner"]]

@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-import random
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from services.learner.distributed.interface import interface_towards
 from sluice.errors import ConfigError
 from sluice.testing import assert_eventually
 from sluice.testing.fakes import FakeCoordinator
+from tests.free_port import free_port
 from tests.integration.service_process import ENVIRON, ROOT, flags, running
 from tests.integration.test_learner_ranks import _assert_equal, _job, _reference
 from tests.integration.tiny_run import serving_a_tiny_run
@@ -36,11 +36,8 @@ def second() -> Iterator[SecondMachine]:
 
 @pytest.fixture
 def endpoint(second: SecondMachine) -> str:
-    """Where the machines meet: a port of this one that is free now, and that no connection going out is given."""
-    for port in random.sample(range(20_000, 30_000), 50):
-        with suppress(OSError), socket.create_server(("", port)):
-            return f"{second.here}:{port}"
-    raise AssertionError("no free port in 50 tries")
+    """Where the machines meet."""
+    return f"{second.here}:{free_port()}"
 
 
 @pytest.fixture
@@ -78,7 +75,7 @@ async def _ends(process: asyncio.subprocess.Process, *, within_s: float = 60.0) 
 
 def _ranks_under(process: asyncio.subprocess.Process) -> list[psutil.Process]:
     children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if child.cmdline()[1:4] == ["-u", "-m", "services.learner"]]
+    return [child for child in children if child.cmdline()[1:5] == ["-P", "-u", "-m", "services.learner"]]
 
 
 def _has_ended(process: psutil.Process) -> bool:
@@ -268,3 +265,14 @@ def test_loopback_is_taken_when_it_is_asked_for_and_refused_when_a_name_stands_f
     monkeypatch.setattr(socket.socket, "connect", lambda self, where: real(self, ("127.0.1.1", where[1])))
     with pytest.raises(ConfigError, match="must be an address that other machines reach, got trainer-1"):
         interface_towards("trainer-1:1")
+
+
+@pytest.mark.needs("own-network")
+@pytest.mark.parametrize("machine", [[], ["--ipv6-alone"]], ids=["without a name", "with IPv6 alone"])
+async def test_the_ranks_of_a_machine_whose_own_name_does_not_resolve_meet(machine: list[str]) -> None:
+    node = [*_node("--nproc-per-node", "2", "--module", "tests.integration.meeting_rank"), "--"]
+    nameless = [sys.executable, str(ROOT / "tests" / "nameless_machine.py"), *machine]
+    async with _process(*nameless, *node) as process:
+        code, output = await _ends(process)
+    assert code == 0, output
+    assert "met 2" in output

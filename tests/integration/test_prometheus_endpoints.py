@@ -124,23 +124,23 @@ async def test_a_learner_that_waits_is_seen_waiting(serve: Any, cast: Cast) -> N
 async def test_targets_are_the_endpoints_of_those_who_are_here(serve: Any, cast: Cast) -> None:
     async with serve() as (run, address):
         assert json.loads(await page(address, "/targets")) == []
-        await cast.reward.register(run, metrics_address="reward-7f:51052")
-        await cast.rollout.register(run, metrics_address="[fd00::1]:51051")
+        await cast.reward.register(run, metrics_address="reward-7f:19052")
+        await cast.rollout.register(run, metrics_address="[fd00::1]:19051")
         await cast.learner.register(run)  # network.metrics is off there
         found = json.loads(await until(address, lambda text: len(json.loads(text)) == 2, path="/targets"))
         assert found == [
             {
-                "targets": ["reward-7f:51052"],
+                "targets": ["reward-7f:19052"],
                 "labels": {"run": "run", "role": "reward", "service_id": "reward-0"},
             },
             {
-                "targets": ["[fd00::1]:51051"],
+                "targets": ["[fd00::1]:19051"],
                 "labels": {"run": "run", "role": "rollout", "service_id": "rollout-0"},
             },
         ]
 
 
-@pytest.mark.parametrize("address", ["reward", "reward:port", "http://reward:51052", "a b:1", "x" * 300 + ":1"])
+@pytest.mark.parametrize("address", ["reward", "reward:port", "http://reward:19052", "a b:1", "x" * 300 + ":1"])
 async def test_an_address_that_prometheus_could_not_read_is_refused(serve: Any, cast: Any, address: str) -> None:
     async with serve() as (run, _):
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -24,7 +24,7 @@ from sluice.testing.fakes import FakeCoordinator, serving
 from sluice.testing.waiting import assert_eventually
 from sluice.v1 import common_pb2, coordinator_pb2, reward_pb2, reward_pb2_grpc
 from tests.integration.scraping import asked_of, scrape
-from tests.integration.service_process import running
+from tests.integration.service_process import flags, running
 
 pytestmark = pytest.mark.integration
 
@@ -177,10 +177,10 @@ async def serving_reward(*, by_environment: bool):
     """The coordinator and the process, which is told of it by flags or by its environment."""
     coordinator = FakeCoordinator(config=Config.model_validate(CONFIG))
     async with serving(coordinator) as address:
-        flags = [] if by_environment else ["--coordinator", address, "--log-format", "json"]
+        given = () if by_environment else (*flags(address), "--log-format", "json")
         environment = {"SLUICE_COORDINATOR": address, "SLUICE_PORT": "0"} if by_environment else {}
         environment["PYTHONPATH"] = str(TESTS)
-        async with running(sys.executable, "-m", "services.reward", *flags, environ=environment) as process:
+        async with running(sys.executable, "-m", "services.reward", *given, environ=environment) as process:
             yield coordinator, process
 
 

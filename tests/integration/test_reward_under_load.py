@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import threading
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from services.reward.routing import Router
 from sluice.clock import SystemClock
 from sluice.telemetry.prometheus import Exporter
 from sluice.testing.waiting import assert_eventually
+from tests.free_port import free_port
 from tests.unit.coordinator.fakes import FakePrompt, make_config, make_sample
 
 pytestmark = pytest.mark.integration
@@ -77,12 +77,6 @@ def judge(mood="up", port=0):
         finally:
             server.shutdown()
             thread.join()
-
-
-def free_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
 
 
 class Counted:

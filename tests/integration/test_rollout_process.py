@@ -15,7 +15,7 @@ from sluice.testing.fakes import FakeCoordinator, serving
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import rollout_pb2, rollout_pb2_grpc
 from tests.integration.scraping import asked_of, scrape
-from tests.integration.service_process import running
+from tests.integration.service_process import flags, running
 
 START_S = 90.0
 
@@ -24,7 +24,7 @@ START_S = 90.0
 async def rollout_of(config: Config) -> AsyncIterator[tuple[FakeCoordinator, asyncio.subprocess.Process]]:
     coordinator = FakeCoordinator(config=config)
     async with serving(coordinator) as address:
-        command = (sys.executable, "-m", "services.rollout", "--coordinator", address)
+        command = (sys.executable, "-m", "services.rollout", *flags(address))
         async with running(*command, stderr=asyncio.subprocess.PIPE) as process:
             yield coordinator, process
 

@@ -4,19 +4,31 @@ import socket
 
 import pytest
 
+from sluice.cli.control import DEFAULT_COORDINATOR
+from sluice.config.schema import NetworkConfig
 from sluice.errors import ConfigError, LaunchError
-from sluice.rpc.service import ServiceOptions, exit_code, options_from, service_parser
+from sluice.rpc.service import (
+    COORDINATOR_PORT,
+    LEARNER_PORT,
+    METRICS_PORT_OFFSET,
+    REWARD_PORT,
+    ROLLOUT_PORT,
+    ServiceOptions,
+    exit_code,
+    options_from,
+    service_parser,
+)
 from sluice.rpc.service_parser import ServiceParser
 
 
 def read(*argv: str) -> ServiceOptions:
-    parser = service_parser("reward", "A service.", port=50052)
-    return options_from(ServiceOptions, parser.parse_args(["--coordinator", "host:50050", *argv]))
+    parser = service_parser("reward", "A service.", port=18052)
+    return options_from(ServiceOptions, parser.parse_args(["--coordinator", "host:18050", *argv]))
 
 
 def test_ports_default_to_the_documented_ones_and_advertise_to_bind() -> None:
     options = read("--bind", "10.0.0.1")
-    assert (options.port, options.metrics_port, options.advertise) == (50052, 51052, "10.0.0.1")
+    assert (options.port, options.metrics_port, options.advertise) == (18052, 19052, "10.0.0.1")
 
 
 def test_any_free_port_means_any_free_metrics_port() -> None:
@@ -91,3 +103,13 @@ def test_a_variable_that_cannot_be_understood_is_named(
 
 def test_help_names_the_variable_of_a_flag() -> None:
     assert "[SLUICE_LOG_FORMAT]" in parser_with().format_help()
+
+
+def test_the_default_ports_are_none_that_the_kernel_gives_to_outgoing_connections() -> None:
+    for port in (COORDINATOR_PORT, ROLLOUT_PORT, REWARD_PORT, LEARNER_PORT, NetworkConfig().coordinator_port):
+        assert 1024 <= port < port + METRICS_PORT_OFFSET < 32768  # ip(7), ip_local_port_range
+
+
+def test_what_names_the_coordinator_by_default_names_the_default_port() -> None:
+    assert NetworkConfig().coordinator_port == COORDINATOR_PORT
+    assert f"127.0.0.1:{COORDINATOR_PORT}" == DEFAULT_COORDINATOR

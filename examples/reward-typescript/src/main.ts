@@ -23,7 +23,7 @@ const USAGE = `usage: npm start -- [--coordinator HOST:PORT] [--bind ADDRESS] [-
   --coordinator  where the run is conducted; without one it only serves, for \`sluice conformance reward\`
   --bind         address to listen on (default 127.0.0.1)
   --advertise    host that the coordinator reaches it at (default: that of --bind)
-  --port         gRPC port; 0: any free one (default 50052)
+  --port         gRPC port; 0: any free one (default 18052)
   --service-id   name that outlives restarts (default: given by the coordinator)
 `;
 
@@ -44,12 +44,12 @@ async function main(options: Options): Promise<void> {
   const server = new grpc.Server(CHANNEL_OPTIONS);
   server.addService(v1.RewardService.service, service.handlers());
   health.addToServer(server);
-  const port = await listen(server, `${options.bind}:${options.port}`);
+  const port = await listen(server, joined(options.bind, options.port));
   console.log(JSON.stringify({ event: "listening", port }));
 
   const self: Self = {
     serviceId: options["service-id"],
-    address: `${options.advertise || options.bind}:${port}`,
+    address: joined(options.advertise || options.bind, port),
     capacity: CAPACITY,
     running: () => service.running,
   };
@@ -83,6 +83,11 @@ function aborted(signal: AbortSignal): Promise<void> {
   });
 }
 
+/** `host:port`, with an IPv6 address in brackets. */
+function joined(host: string, port: number | string): string {
+  return host.includes(":") && !host.startsWith("[") ? `[${host}]:${port}` : `${host}:${port}`;
+}
+
 function listen(server: grpc.Server, address: string): Promise<number> {
   return new Promise((resolve, reject) => {
     server.bindAsync(address, grpc.ServerCredentials.createInsecure(), (error, port) => {
@@ -109,7 +114,7 @@ function options(): Options {
         coordinator: { type: "string", default: "" },
         bind: { type: "string", default: "127.0.0.1" },
         advertise: { type: "string", default: "" },
-        port: { type: "string", default: "50052" },
+        port: { type: "string", default: "18052" },
         "service-id": { type: "string", default: "" },
         help: { type: "boolean", default: false },
       },

@@ -17,6 +17,7 @@ from services.coordinator.app.parts import make_parts
 from services.coordinator.app.resuming import resume
 from services.coordinator.run.heartbeats import sweep_forever
 from services.coordinator.state.progress import RunState
+from sluice.addresses import joined
 from sluice.config.schema import Config
 from sluice.errors import LaunchError
 from sluice.launch.processes import EXIT_AGAIN
@@ -57,7 +58,7 @@ async def _serve(config: Config, options: Options, ready: TextIO | None) -> int:
         metrics_port = None
         if config.network.metrics:
             metrics_port = exporter.serve(bind=options.bind, port=options.metrics_port)
-        log.info("serving", address=f"{options.bind}:{port}", metrics_port=metrics_port, run_dir=str(options.run_dir))
+        log.info("serving", address=joined(options.bind, port), metrics_port=metrics_port, run_dir=str(options.run_dir))
         if ready is not None:
             ready.write(str(port))
             ready.close()

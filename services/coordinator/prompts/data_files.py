@@ -5,6 +5,7 @@ prompts a hundred times), and "one epoch" must mean one epoch. The first of seve
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def read_files(paths: Sequence[str]) -> FileSource:
     kept: dict[str, PromptRow] = {}
     read = conflicts = 0
     for path in paths:
-        for row in _read_file(Path(path).expanduser()):
+        for row in _read_file(Path(os.path.expanduser(path))):
             read += 1
             first = kept.setdefault(row.prompt_id, row)
             conflicts += first.ground_truth != row.ground_truth

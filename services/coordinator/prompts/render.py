@@ -2,6 +2,7 @@
 become a prompt is an error, which the stream counts."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -122,7 +123,7 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerBase":
     """
     import transformers
 
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     try:
         loader = transformers.PreTrainedTokenizerFast if _names_generic_class(folder) else transformers.AutoTokenizer
         tokenizer = loader.from_pretrained(folder)

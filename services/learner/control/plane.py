@@ -11,6 +11,7 @@ from services.learner.control.link import CoordinatorLink
 from services.learner.control.publisher_state import PublisherState
 from services.learner.control.thread import ControlThread
 from services.learner.control.wire import trained_to_wire
+from sluice.addresses import joined
 from sluice.config.schema import Config
 from sluice.model_identity import ModelIdentity, model_identity
 from sluice.rpc.membership import Membership
@@ -57,7 +58,7 @@ class ControlPlane:
         if config.network.metrics:
             metrics_port = self._exporter.serve(bind=self._options.bind, port=self._options.metrics_port)
         port = self._thread.call(self._serve(add_servicer, calls_per_s=config.network.max_calls_per_s))
-        log.info("serving", address=f"{self._options.bind}:{port}", metrics_port=metrics_port)
+        log.info("serving", address=joined(self._options.bind, port), metrics_port=metrics_port)
         self._membership.serves(port=port, metrics_port=metrics_port)
         self._thread.call(self._membership.registration.register())
         self._thread.keep(self._membership.registration.keep_alive())

@@ -16,9 +16,12 @@ import argparse
 import os
 import signal
 import sys
+import uuid
 
+from services.learner.distributed.interface import interface_towards
+from sluice.addresses import joined, loopback, loopback_interface
 from sluice.errors import Expired, SluiceError
-from sluice.launch.child import armed
+from sluice.launch.child import armed, module_command
 from sluice.launch.processes import EXIT_BAD_USAGE, EXIT_NOT_JOINED
 from sluice.rpc.service import exit_code
 from sluice.rpc.service_parser import ServiceParser
@@ -34,13 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    from services.learner.distributed.interface import interface_towards
     from sluice.telemetry.logs import configure_logs
 
     configure_logs(service="learner")
     try:
-        if args.nnodes > 1 and GLOO_INTERFACE not in os.environ:
-            os.environ[GLOO_INTERFACE] = interface_towards(args.rdzv_endpoint)
+        if GLOO_INTERFACE not in os.environ:
+            os.environ[GLOO_INTERFACE] = (
+                interface_towards(args.rdzv_endpoint) if args.nnodes > 1 else loopback_interface()
+            )
         run(parse_args(_torchrun_arguments(args)))
     except SluiceError as error:
         return exit_code(error)
@@ -70,13 +74,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _torchrun_arguments(args: argparse.Namespace) -> list[str]:
-    meet = ["--standalone"]
-    if args.nnodes > 1:
+    if args.nnodes == 1:
+        # torchrun's --standalone would look up the machine's own name, which need not resolve.
+        here = loopback()
+        meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", joined(here, 0), "--rdzv-id", uuid.uuid4().hex]
+        meet += ["--local-addr", here]
+    else:
         meet = ["--rdzv-backend", "static", "--rdzv-endpoint", args.rdzv_endpoint, "--rdzv-id", args.rdzv_id]
         meet += ["--node-rank", str(args.node_rank), "--rdzv-conf", f"timeout={max(1, round(args.timeout_s))}"]
     # A rank that outlived a killed torchrun would go on in the old round while a new rank takes its place. Each rank is in
     # a session of its own, and a frozen rank would not hear SIGTERM.
-    rank = [sys.executable, "-u", "-m", args.module, *args.arguments]
+    rank = [*module_command(args.module, "-u"), *args.arguments]
     sizes = ["--nnodes", str(args.nnodes), "--nproc-per-node", str(args.nproc_per_node)]
     return [*meet, *sizes, "--no-python", *armed(signal.SIGKILL), *rank]
 

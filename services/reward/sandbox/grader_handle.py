@@ -19,6 +19,7 @@ import structlog
 from services.reward.ports import Completion, Grade, Job, Outcome
 from services.reward.sandbox.frames import Frame, encode, receive
 from sluice.clock import Clock
+from sluice.launch.child import module_command
 
 log = structlog.get_logger(__name__)
 
@@ -80,9 +81,7 @@ class WorkerProcess:
         """Starts a guard and the worker process below the guard, in a session of their own."""
         process = await asyncio.create_subprocess_exec(
             *(
-                sys.executable,
-                "-m",
-                "services.reward.sandbox.grader_process",
+                *module_command("services.reward.sandbox.grader_process"),
                 str(os.getpid()),
                 json.dumps(asdict(limits)),
             ),

@@ -6,7 +6,6 @@ of that completion; an exception about a group is the outcome of all its complet
 """
 
 import asyncio
-import importlib
 import inspect
 import math
 import time
@@ -22,7 +21,7 @@ class Asked:
     """A verifier with its settings, ready to be asked. Raises every error that the loading raises."""
 
     def __init__(self, verifier: str, settings: Mapping[str, object]) -> None:
-        module: Any = functions.load(verifier, settings) if ":" in verifier else importlib.import_module(verifier)
+        module: Any = functions.load(verifier, settings) if ":" in verifier else functions.import_module(verifier)
         module.prepare()
         self.version = str(module.VERSION)
         self._group = getattr(module, "grade_group", None)

@@ -2,12 +2,12 @@
 
 import asyncio
 import json
-import sys
 from collections.abc import Mapping
 
 import structlog
 
 from sluice.errors import LaunchError
+from sluice.launch.child import module_command
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +39,7 @@ async def say_protections() -> None:
 async def _probe() -> dict[str, bool]:
     """The answer of a process that tries the protections out. Raises LaunchError when the process does not answer."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.reward.sandbox.isolation"),
+        *module_command("services.reward.sandbox.isolation"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
     )

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from services.reward.ports import Grade, Question
 from services.reward.remote import Away, Breaker, patiently
+from sluice.addresses import is_loopback
 from sluice.clock import SystemClock
 
 NAME: Final = "judge"
@@ -150,7 +151,7 @@ def _ask(message: str, settings: Settings, limit_s: float) -> str:
         f"{settings.url.rstrip('/')}/chat/completions", data=json.dumps(body).encode(), headers=_headers(settings)
     )
     try:
-        with urllib.request.urlopen(request, timeout=limit_s) as response:
+        with _opener(settings.url).open(request, timeout=limit_s) as response:
             raw = response.read(_MAX_REPLY_BYTES + 1)
     except urllib.error.HTTPError as error:
         said = f"judge: HTTP {error.code} from {settings.url}: {error.read(300)!r}"
@@ -168,6 +169,13 @@ def _ask(message: str, settings: Settings, limit_s: float) -> str:
     if len(raw) > _MAX_REPLY_BYTES:
         raise RuntimeError(f"judge: the reply must be <= {_MAX_REPLY_BYTES} bytes")
     return _content(raw)
+
+
+@functools.cache
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    """Goes through the environment's proxy (http_proxy, https_proxy, no_proxy), unless the judge is on this machine."""
+    here = is_loopback(urlsplit(url).hostname or "")
+    return urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if here else []))
 
 
 def _retry_after_s(said: str) -> float:

@@ -2,6 +2,9 @@
 
 import os
 
+from sluice.addresses import loopback_interface
+from sluice.socket_folder import socket_folder
+
 _VLLM = {
     # The engine core runs in this process, where Sluice steps it: one process instead of three on a CPU.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -12,10 +15,17 @@ _VLLM = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
+_ZMQ_NAME_BYTES = 64
+"""A UUID and some room: the names of vLLM's sockets below VLLM_RPC_BASE_PATH."""
+
 
 def set_environment(*, threads: int) -> None:
     """Sets this process's environment for an engine; on a CPU the engine computes with `threads` threads."""
     os.environ |= _VLLM | {"OMP_NUM_THREADS": str(threads)}
+    # A rollout's processes share one machine, whose own name need not resolve and whose TMPDIR may be long.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
+    if folder := socket_folder(room_bytes=_ZMQ_NAME_BYTES):
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", folder)
     import torch  # imported after the number of threads is set
 
     if not torch.cuda.is_available():

@@ -18,7 +18,7 @@ class NetworkConfig(Section):
         description="address that every server of this machine listens on; beyond loopback it needs network.credentials",
     )
     advertise: str = Field(default="127.0.0.1", description="host other services reach this machine at")
-    coordinator_port: NonNegativeInt = Field(default=50050, description="0: any free port")
+    coordinator_port: NonNegativeInt = Field(default=18050, description="0: any free port")
     metrics: bool = Field(default=True, description="a Prometheus endpoint a service, open to every caller")
     credentials: PathText | None = Field(
         default=None,

@@ -1,6 +1,6 @@
 """Checks any reward or rollout server, in any language, against the contract of protos/sluice/v1.
 
-    verdicts = await check_reward("127.0.0.1:50052")
+    verdicts = await check_reward("127.0.0.1:18052")
     assert all(verdict.outcome != "FAIL" for verdict in verdicts)
 
 `sluice conformance` prints the verdicts as a table. A rollout under check must not be at work in a run.

@@ -42,7 +42,7 @@ def test_the_model_is_made_in_the_cache_and_the_run_takes_it_and_the_prompts(cac
     assert main(["demo-llm"]) == 0
     model = cache / "smollm2-135m-instruct"
     assert [command[1:] for command in started.commands] == [
-        ["-m", "services.learner.gguf_base.build", "--out", str(model)]
+        ["-P", "-m", "services.learner.gguf_base.build", "--out", str(model)]
     ]
     assert started.config.model.path == str(model)
     assert started.config.run.name == "sums-smollm2"

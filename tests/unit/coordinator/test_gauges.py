@@ -8,7 +8,7 @@ def fleet_of(*names: str) -> Fleet:
     fleet = Fleet()
     for name in names:
         role = Role(name.partition("-")[0])
-        address = f"{name}:51051"
+        address = f"{name}:19051"
         fleet.register(
             Member(
                 service_id=name,
@@ -43,9 +43,9 @@ def test_one_that_fell_silent_is_lost_one_that_said_so_is_not() -> None:
 def test_targets_are_those_who_are_here_in_an_order_that_stays() -> None:
     fleet = fleet_of("rollout-1", "rollout-0", "reward-0")
     before = targets(fleet, run_id="r")
-    assert [target.address for target in before] == ["reward-0:51051", "rollout-0:51051", "rollout-1:51051"]
+    assert [target.address for target in before] == ["reward-0:19051", "rollout-0:19051", "rollout-1:19051"]
     assert before[0].labels == {"run": "r", "role": "reward", "service_id": "reward-0"}
     fleet.least_loaded(fleet.of(Role.REWARD))  # takes turns, by changing the order of its members
     assert targets(fleet, run_id="r") == before
     fleet.lose(fleet.members["rollout-0"], "killed")
-    assert [target.address for target in targets(fleet, run_id="r")] == ["reward-0:51051", "rollout-1:51051"]
+    assert [target.address for target in targets(fleet, run_id="r")] == ["reward-0:19051", "rollout-1:19051"]

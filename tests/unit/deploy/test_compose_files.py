@@ -76,7 +76,7 @@ def test_what_starts_first_is_waited_for(name: str) -> None:
 
 def test_only_the_coordinator_is_published_on_loopback_and_redis_is_reached_by_it_alone() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"coordinator": ["127.0.0.1:${PUBLISHED_PORT:-50050}:50050"]}
+    assert published == {"coordinator": ["127.0.0.1:${PUBLISHED_PORT:-18050}:18050"]}
     assert {name for name, service in SERVICES.items() if "store" in service["networks"]} == {"redis", "coordinator"}
     assert BASE["networks"]["store"] == {"internal": True}
 

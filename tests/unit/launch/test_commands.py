@@ -12,7 +12,7 @@ from sluice.rpc.service import metrics_port
 
 @pytest.mark.parametrize(
     ("configured", "port", "metrics"),
-    [(50050, 50050, 51050), (0, 0, 0), (0, 43210, 0), (50050, 0, 0)],
+    [(18050, 18050, 19050), (0, 0, 0), (0, 43210, 0), (18050, 0, 0)],
     ids=["as configured: its neighbour", "any", "started again where it was", "one that serves a run that lies still"],
 )
 def test_the_coordinators_metrics_are_where_prometheus_looks_unless_its_port_is_chance(

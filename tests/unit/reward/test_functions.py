@@ -1,6 +1,7 @@
 """Users' functions as graders: verl's signature as it is, sync and async, per sample and per group."""
 
 import json
+import sys
 from decimal import Decimal
 from fractions import Fraction
 
@@ -227,3 +228,14 @@ def test_a_module_may_give_a_grade_of_numpy_numbers(tmp_path, monkeypatch):
 def test_what_is_no_number_is_refused_not_zero(result):
     with pytest.raises(ValueError, match=r"must be a number|no score and no components"):
         grade_of(result)
+
+
+def test_a_graders_folder_is_first_on_the_path_while_it_is_imported_and_last_from_then_on(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (tmp_path / "colorsys.py").write_text("MINE = 1\n")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    verifier = asked("import colorsys\n\ndef score(solution_str):\n    return colorsys.MINE\n")
+    assert scores(about(verifier, "2")) == [(1.0, 1.0)]
+    assert sys.path[-1] == str(tmp_path)
+    assert sys.path.count(str(tmp_path)) == 1
+    monkeypatch.delitem(sys.modules, "colorsys")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.reward.verifiers.judge import Settings
+from services.reward.verifiers.judge import Settings, _opener
 
 
 def settings(**changed):
@@ -26,3 +26,15 @@ def settings(**changed):
 def test_settings_that_cannot_work_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         settings(**changed)
+
+
+@pytest.mark.parametrize(
+    ("url", "proxied"),
+    [("http://127.0.0.1:8000/v1", False), ("http://[::1]:8000/v1", False), ("http://judge:1/v1", True)],
+)
+def test_only_a_judge_elsewhere_is_reached_through_the_environments_proxy(monkeypatch, url, proxied):
+    monkeypatch.setenv("http_proxy", "http://proxy:1")
+    _opener.cache_clear()
+    handlers = {type(handler).__name__: handler for handler in _opener(url).handlers}
+    assert ("ProxyHandler" in handlers) is proxied
+    _opener.cache_clear()

@@ -102,11 +102,11 @@ def test_tokens_stay_on_the_machine_unless_the_network_is_private(tmp_path: Path
     with pytest.raises(ConfigError, match="--private-network"):
         here.check_listens("0.0.0.0")
     with pytest.raises(ConfigError, match="--private-network"):
-        here.metadata("10.0.0.1:50050", Role.COORDINATOR)
+        here.metadata("10.0.0.1:18050", Role.COORDINATOR)
     here.check_listens("127.0.0.1")
-    assert here.metadata("127.0.0.1:50050", Role.COORDINATOR)
+    assert here.metadata("127.0.0.1:18050", Role.COORDINATOR)
     network.check_listens("0.0.0.0")
-    assert network.metadata("10.0.0.1:50050", Role.COORDINATOR)
+    assert network.metadata("10.0.0.1:18050", Role.COORDINATOR)
 
 
 def test_without_credentials_only_loopback_is_listened_on_and_the_message_names_the_keys() -> None:
@@ -144,13 +144,13 @@ def test_a_token_in_a_damaged_file_is_not_repeated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "host", "here"),
     [
-        ("127.0.0.1:50050", "127.0.0.1", True),
+        ("127.0.0.1:18050", "127.0.0.1", True),
         ("localhost:1", "localhost", True),
-        ("[::1]:50050", "::1", True),
+        ("[::1]:18050", "::1", True),
         ("127.9.9.9", "127.9.9.9", True),
         ("0.0.0.0:1", "0.0.0.0", False),
         ("::", "::", False),
-        ("10.0.0.1:50050", "10.0.0.1", False),
+        ("10.0.0.1:18050", "10.0.0.1", False),
         ("localhost.example.org:1", "localhost.example.org", False),
         ("127.0.0.1.example.org:1", "127.0.0.1.example.org", False),
     ],
