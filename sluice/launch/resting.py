@@ -48,7 +48,7 @@ async def resting_run(run_dir: Path) -> AsyncIterator[tuple[str, str]]:
             os.close(write_fd)
         held.push_async_callback(child.stop, grace_s=config.launch.grace_s)
         port = await read_ready(read_fd, child, timeout_s=config.launch.ready_timeout_s)
-        yield joined(config.network.advertise, port), credentials_folder(config, Role.OPERATOR)
+        yield joined(config.network.advertise, int(port)), credentials_folder(config, Role.OPERATOR)
 
 
 def _config(run_dir: Path) -> Config:
