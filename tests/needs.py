@@ -45,7 +45,7 @@ def promtool() -> str | None:
 
 @functools.cache
 def sandbox_permits() -> Mapping[str, bool]:
-    """What this machine lets a grader's sandbox have: `network`, `processes`, `survivors`."""
+    """What this machine lets a grader's sandbox have: `network`, `processes`, `files` ... (isolation.py)."""
     command = [sys.executable, "-m", "services.reward.sandbox.isolation"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT, timeout=60).stdout)
 
@@ -119,6 +119,8 @@ def _typescript_example() -> str | None:
 _PROBES: Mapping[str, Callable[[], str | None]] = {
     "cuda": _cuda,
     "machines": _machines,
+    "landlock": _sandbox("landlock", "no Landlock that keeps files from being written (Linux 6.2)"),
+    "own-files": _sandbox("files", "no permission to make a mount namespace"),
     "own-network": _sandbox("network", "no permission to make a network namespace"),
     "own-processes": _sandbox("survivors", "no permission to make a process namespace"),
     "process-limit": _sandbox("processes", "the number of a sandbox's processes cannot be limited"),

@@ -14,7 +14,7 @@ from services.reward.ports import Graders
 from services.reward.routing import Router
 from services.reward.sandbox.grader_handle import Limits
 from services.reward.sandbox.pools import GraderPools
-from services.reward.sandbox.protections import say_protections
+from services.reward.sandbox.protections import check_programs, say_protections
 from services.reward.scoring import OverlongBuffer, Scorer
 from services.reward.self_check import KNOWN, gold_check
 from services.reward.servicer import RewardServicer
@@ -60,7 +60,8 @@ async def serve(options: ServiceOptions) -> None:
         if config.network.metrics:
             metrics_port = exporter.serve(bind=options.bind, port=options.metrics_port)
         await say_protections()
-        router = Router(config.reward.routes)
+        router = Router(config.reward.routes, allow_unsandboxed=config.reward.allow_unsandboxed)
+        await check_programs(router.must_shut_in)
         async with open_graders(config, router) as pools:
             server = await make_reward_server(config, router, pools, exporter, credentials=options.credentials)
             port = await server.start(bind=options.bind, port=options.port)

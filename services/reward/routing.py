@@ -63,9 +63,13 @@ class Router:
     Raises ConfigError for a route to an unknown verifier, or with settings that the verifier does not take.
     """
 
-    def __init__(self, routes: Mapping[str, RouteSpec] | None = None) -> None:
-        given = {key: _parts(spec, where=f"reward.routes.{key}") for key, spec in (routes or {}).items()}
-        built_in = {key: _parts(name, where=key) for key, name in ROUTES.items() if key not in given}
+    def __init__(self, routes: Mapping[str, RouteSpec] | None = None, *, allow_unsandboxed: bool = False) -> None:
+        """`allow_unsandboxed`: `code` runs programs where they cannot be shut in, unless a route's settings say `required`."""
+        specs = {key: _specs(spec, allow_unsandboxed) for key, spec in (routes or {}).items()}
+        given = {key: _parts(spec, where=f"reward.routes.{key}") for key, spec in specs.items()}
+        built_in = {
+            key: _parts([GraderConfig(grader=name)], where=key) for key, name in ROUTES.items() if key not in given
+        }
         self._given = tuple(given)
         self._table = {**given, **built_in}
 
@@ -88,6 +92,17 @@ class Router:
         """Whether any verifier may use the network."""
         return any(part.network for parts in self._table.values() for part in parts)
 
+    @property
+    def must_shut_in(self) -> str:
+        """The key of a route whose programs may only run shut in; empty without one."""
+        places = [
+            f"reward.routes.{key}"
+            for key, parts in self._table.items()
+            for part in parts
+            if part.verifier == BUILT_IN["code"] and part.settings.get("isolation") == "required"
+        ]
+        return next(iter(places), "")
+
     def routes(self) -> list[Route]:
         """All routes in the order of the table. Verifiers that are not installed or not built in have an empty version."""
         sources: dict[str, list[str]] = {}
@@ -108,10 +123,26 @@ def _serves(key: str, data_source: str) -> bool:
     return data_source == key or (key.endswith("*") and data_source.startswith(key[:-1]))
 
 
-def _parts(spec: RouteSpec, *, where: str) -> tuple[Part, ...]:
+def _specs(spec: RouteSpec, allow_unsandboxed: bool) -> list[GraderConfig]:
+    """A route's graders; `code` gets the isolation that the recipe's `reward.allow_unsandboxed` stands for."""
     if isinstance(spec, str):
         spec = GraderConfig(grader=spec)
     specs = [spec] if isinstance(spec, GraderConfig) else list(spec)
+    return [
+        one.model_copy(update={"settings": {**one.settings, "isolation": _isolation(one.settings, allow_unsandboxed)}})
+        if one.grader == "code"
+        else one
+        for one in specs
+    ]
+
+
+def _isolation(settings: Mapping[str, object], allow_unsandboxed: bool) -> object:
+    """What a route states, but for `if_possible` without the operator's word."""
+    stated = settings.get("isolation", "if_possible" if allow_unsandboxed else "required")
+    return "required" if stated == "if_possible" and not allow_unsandboxed else stated
+
+
+def _parts(specs: Sequence[GraderConfig], *, where: str) -> tuple[Part, ...]:
     if not specs:
         raise ConfigError(f"{where}: must name at least one grader, got []")
     parts = tuple(_part(one, where=where) for one in specs)

@@ -1,6 +1,6 @@
-"""`python no_namespaces.py ARGUMENTS`: Python, on a kernel that permits no namespaces, as in a container of Docker.
+"""`python no_namespaces.py [--no-landlock] ARGUMENTS`: Python, on a kernel that permits no namespaces, as in Docker.
 
-A seccomp filter answers EPERM to unshare.
+A seccomp filter answers EPERM to unshare, and with --no-landlock ENOSYS to Landlock too.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ import sys
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38  # <linux/prctl.h>
 _SECCOMP_MODE_FILTER = 2
 _UNSHARE = {"x86_64": 272, "aarch64": 97}[platform.machine()]
+_LANDLOCK_CREATE_RULESET = 444
 
 
 class _Program(ctypes.Structure):
@@ -23,22 +24,23 @@ class _Program(ctypes.Structure):
 
 def main() -> None:
     """See above."""
-    instructions = b"".join(
-        struct.pack("HBBI", *one)
-        for one in (
-            (0x20, 0, 0, 0),  # load the number of the call
-            (0x15, 0, 1, _UNSHARE),  # is it unshare?
-            (0x06, 0, 0, 0x00050000 | errno.EPERM),  # SECCOMP_RET_ERRNO
-            (0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
-        )
-    )
+    arguments = sys.argv[1:]
+    refused = {_UNSHARE: errno.EPERM}
+    if arguments[0] == "--no-landlock":
+        refused[_LANDLOCK_CREATE_RULESET] = errno.ENOSYS
+        del arguments[0]
+    program = [(0x20, 0, 0, 0)]  # load the number of the call
+    for number, error in refused.items():
+        program += [(0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | error)]  # is it this one? SECCOMP_RET_ERRNO
+    program.append((0x06, 0, 0, 0x7FFF0000))  # SECCOMP_RET_ALLOW
+    instructions = b"".join(struct.pack("HBBI", *one) for one in program)
     libc = ctypes.CDLL(None, use_errno=True)
-    program = _Program(4, instructions)
+    filter_ = _Program(len(program), instructions)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
-        _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0
+        _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(filter_), 0, 0
     ):
         raise OSError(ctypes.get_errno(), "prctl")
-    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+    os.execv(sys.executable, [sys.executable, *arguments])
 
 
 if __name__ == "__main__":

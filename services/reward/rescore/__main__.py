@@ -18,6 +18,7 @@ from services.reward.rescore.page import as_json, page
 from services.reward.rescore.recorded_groups import RecordedGroup, batch_steps, not_covered, read_batch
 from services.reward.rescore.score_comparison import Comparison, Judged, ScoredAgain
 from services.reward.routing import Router
+from services.reward.sandbox.protections import check_programs
 from services.reward.scoring import Scorer
 from services.reward.servicer import question_of, samples_of
 from sluice.config.load import load_config
@@ -52,7 +53,8 @@ def _rescore(args: argparse.Namespace) -> None:
     """Scores and prints. Raises SluiceError when no sample at all could be graded: then nothing is known of the graders."""
     run_dir: Path = args.run_dir
     recorded, config = _configs(args)
-    router = Router(config.reward.routes)
+    router = Router(config.reward.routes, allow_unsandboxed=config.reward.allow_unsandboxed)
+    asyncio.run(check_programs(router.must_shut_in))
     steps = batch_steps(run_dir)
     comparison = Comparison(
         filters_before=recorded.algorithm.filter_groups, filters_after=config.algorithm.filter_groups

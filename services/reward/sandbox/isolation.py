@@ -16,7 +16,13 @@ import signal
 import sys
 from collections.abc import Mapping
 
-_CLONE: Mapping[str, int] = {"user": 0x10000000, "network": 0x40000000, "process": 0x20000000, "ipc": 0x08000000}
+_CLONE: Mapping[str, int] = {
+    "user": 0x10000000,
+    "network": 0x40000000,
+    "process": 0x20000000,
+    "ipc": 0x08000000,
+    "mount": 0x00020000,
+}
 """<linux/sched.h>; `user` first: in a user namespace of its own an ordinary user may make the other namespaces."""
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _PR_SET_CHILD_SUBREAPER = 36
@@ -110,11 +116,21 @@ def _probe() -> dict[str, bool]:
     """Tries out, in this process, what this machine permits.
 
     `network`: a network namespace, which leads nowhere. `processes`: a limit of the number of processes. `survivors`: a
-    process namespace, so that no process that a worker starts outlives the worker or the service.
+    process namespace, so that no process that a worker starts outlives the worker or the service. `files`: a mount namespace,
+    in which the process sees what it is shown. `landlock` and `filter` (of system calls) stand in for namespaces.
     """
+    from services.reward.sandbox import landlock, syscalls
+
     entered = leave(keep_network=False)
     limited = counted_alone(entered) and _a_fork_is_refused()
-    return {"network": "network" in entered, "processes": limited, "survivors": "process" in entered}
+    return {
+        "network": "network" in entered,
+        "processes": limited,
+        "survivors": "process" in entered,
+        "files": "mount" in entered and os.uname().machine in ("x86_64", "aarch64"),
+        "landlock": landlock.version() > 0,
+        "filter": syscalls.is_known(),
+    }
 
 
 def _a_fork_is_refused() -> bool:

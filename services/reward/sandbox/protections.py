@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import structlog
 
-from sluice.errors import LaunchError
+from services.reward.verifiers import code
+from sluice.errors import ConfigError, LaunchError
 from sluice.launch.child import module_command
 
 log = structlog.get_logger(__name__)
@@ -19,6 +20,13 @@ _WHERE_PERMITTED: Mapping[str, str] = {
     "processes": "a fork bomb fills the machine until its wall-clock limit",
     "survivors": "what a grader started in the background goes on if its guard is killed (by the out-of-memory killer)",
 }
+
+
+async def check_programs(place: str) -> None:
+    """Raises ConfigError, in one line, where programs of the route `place` cannot be shut in; an empty `place` is no route."""
+    problem = await asyncio.to_thread(code.sandbox_problem) if place else None
+    if problem:
+        raise ConfigError(f"{place}: code: {problem}")
 
 
 async def say_protections() -> None:

@@ -8,8 +8,9 @@ with one JSON value a line) and an output is the value to return. case_outputs.p
 case.
 
 Every program runs in code_child.py, in a session of its own, under limits of CPU time, memory, file size and processes,
-in an empty folder without the service's environment. Where the kernel permits namespaces (`isolated()`) a program has no
-network and leaves no process behind; `isolation: required` refuses to grade elsewhere. A program that uses up its CPU time
+without the service's environment, and sees no file, socket or process but its own and the interpreter (docs/security.md). Where
+the kernel does not permit that (`promises()`), the grader refuses to grade unless `reward.allow_unsandboxed` says that the
+operator accepts it. A program that uses up its CPU time
 is wrong. A program that only waits is a `timeout`, because it cannot be told from a program on a machine that is too busy.
 """
 
@@ -32,6 +33,7 @@ from typing import Any, Final, Literal
 from services.reward.case_outputs import parsed, printed_equal, returned_equal
 from services.reward.ports import Grade, Question
 from services.reward.program_text import find_program
+from services.reward.sandbox.shutting_in import PROMISES
 
 NAME: Final = "code"
 VERSION: Final = "2"
@@ -39,6 +41,14 @@ VERSION: Final = "2"
 _CHILD = Path(__file__).parent.parent / "sandbox" / "code_child.py"
 _MAX_OUTPUT_BYTES = 1 << 20
 _EXTRACTED_CHARS = 2000
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": ".",
+    "TMPDIR": ".",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+"""All that a program sees of the environment."""
 _START_S = 1.0
 """CPU time of starting an interpreter, which does not count against the program."""
 
@@ -54,7 +64,8 @@ class Settings:
     memory_bytes: int = 1 << 29
     partial_credit: bool = False
     """Score the share of cases passed, and run all cases; else stop at the first failed case."""
-    isolation: Literal["if_possible", "required"] = "if_possible"
+    isolation: Literal["if_possible", "required"] = "required"
+    """Whether programs may only run shut in. The service sets `if_possible` where `reward.allow_unsandboxed` is true."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a limit that is not positive."""
@@ -78,10 +89,10 @@ def grade(*, question: Question, text: str, finished: bool, settings: Settings =
     """Raw score 1.0, 0.0 or the share passed; `unparsed` without a fenced block; `parts` has the share passed.
 
     Raises ValueError for a ground truth without cases, TimeoutError when the wall clock ran out before the CPU time,
-    RuntimeError where isolation is required and not permitted.
+    RuntimeError where isolation is required and not permitted, or could not be had this time.
     """
-    if settings.isolation == "required" and not isolated():
-        raise RuntimeError("code: namespaces are not permitted here, and the route's settings require isolation")
+    if settings.isolation == "required" and (problem := sandbox_problem()):
+        raise RuntimeError(f"code: {problem}")
     cases = _cases(question.ground_truth)
     program = find_program(text, function=cases.function)
     if program is None:
@@ -97,11 +108,25 @@ def grade(*, question: Question, text: str, finished: bool, settings: Settings =
 
 
 @functools.cache
-def isolated() -> bool:
-    """Whether programs run without network and in a process namespace of their own."""
-    limits = {"cpu_s": 1, "memory_bytes": 1 << 29, "file_bytes": _MAX_OUTPUT_BYTES}
-    command = [sys.executable, "-I", str(_CHILD), json.dumps(limits), "probe"]
-    return subprocess.run(command, timeout=30, check=False, capture_output=True).returncode == 0
+def promises() -> frozenset[str]:
+    """What programs are kept from on this machine: those of shutting_in.PROMISES that hold."""
+    with tempfile.TemporaryDirectory(prefix="sluice-code-") as folder:
+        program = Path(folder) / "program.py"
+        program.touch()
+        command = [sys.executable, "-I", str(_CHILD), "{}", "probe", str(program)]
+        said = subprocess.run(command, timeout=30, check=True, stdout=subprocess.PIPE, cwd=folder, env=_ENVIRONMENT)
+    return frozenset(json.loads(said.stdout))
+
+
+def sandbox_problem() -> str | None:
+    """What programs cannot be kept from here, in a line; None when all promises hold."""
+    missing = sorted(PROMISES - promises())
+    if not missing:
+        return None
+    return (
+        f"this machine lets programs reach {', '.join(missing)} of the reward service's user: it permits neither user "
+        "namespaces nor Landlock (Linux 6.2); permit one of them (docs/security.md), or set reward.allow_unsandboxed: true"
+    )
 
 
 def _passed(program: str, cases: _Cases, settings: Settings) -> int:
@@ -150,23 +175,40 @@ class _Budget:
             "cpu_s": math.ceil(self._cpu_left_s + _START_S),
             "memory_bytes": self._settings.memory_bytes,
             "file_bytes": _MAX_OUTPUT_BYTES,
+            "shut_in": self._settings.isolation == "required",
         }
         work = self._folder / "work"
         work.mkdir(exist_ok=True)
         paths = [self._folder / name for name in ("program.py", "stdin", "stdout")]
         paths[1].write_text(given, encoding="utf-8", errors="replace")
-        command = [sys.executable, "-I", str(_CHILD), json.dumps(limits), *mode, str(paths[0])]
-        with paths[1].open("rb") as stdin, paths[2].open("wb") as stdout:
-            process = subprocess.Popen(
-                command,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=subprocess.DEVNULL,
-                cwd=work,
-                env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-                start_new_session=True,
-            )
-            ended = self._until_ended(process)
+        begun, begins = os.pipe()
+        try:
+            command = [
+                sys.executable,
+                "-I",
+                str(_CHILD),
+                json.dumps({**limits, "begun_fd": begins}),
+                *mode,
+                str(paths[0]),
+            ]
+            with paths[1].open("rb") as stdin, paths[2].open("wb") as stdout:
+                process = subprocess.Popen(
+                    command,
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=subprocess.DEVNULL,
+                    cwd=work,
+                    env=_ENVIRONMENT,
+                    start_new_session=True,
+                    pass_fds=[begins],
+                )
+                ended = self._until_ended(process)
+        finally:
+            os.close(begins)
+            has_begun = os.read(begun, 1)
+            os.close(begun)
+        if not has_begun:
+            raise RuntimeError("code: the program could not be shut in this time, or its interpreter did not start")
         if not ended:
             return None
         return paths[2].read_bytes().decode("utf-8", errors="replace")

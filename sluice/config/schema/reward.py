@@ -56,6 +56,11 @@ class RewardConfig(Section):
     worker_max_processes: int = Field(
         default=256, ge=16, description="processes and threads of a grader, where the machine permits the limit"
     )
+    allow_unsandboxed: bool = Field(
+        default=False,
+        description="let the `code` grader run programs where the machine cannot keep them from the files, sockets and "
+        "processes of the service's user (docs/security.md)",
+    )
     recycle_after: PositiveInt = Field(default=10_000, description="gradings after which a grader process is replaced")
     warn_ungraded_fraction: float = Field(
         default=0.02,

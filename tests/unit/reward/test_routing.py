@@ -76,3 +76,20 @@ def test_graders_have_no_network_unless_the_route_says_so_or_they_are_judges(rou
     router = Router({"mine": route})
     (part,) = router.parts_of("mine")
     assert (part.network, router.needs_network) == (network, network)
+
+
+@pytest.mark.parametrize(
+    ("stated", "accepted", "effective"),
+    [
+        ({}, False, "required"),
+        ({}, True, "if_possible"),
+        ({"isolation": "required"}, True, "required"),
+        ({"isolation": "if_possible"}, False, "required"),
+    ],
+)
+def test_programs_run_without_a_sandbox_only_where_the_operator_and_the_route_accept_it(stated, accepted, effective):
+    routes = {"apps": GraderConfig(grader="code", settings=stated)}
+    router = Router(routes, allow_unsandboxed=accepted)
+    assert router.parts_of("apps")[0].settings["isolation"] == effective
+    assert router.must_shut_in == ("reward.routes.apps" if effective == "required" else "")
+    assert Router({}).must_shut_in == ""
