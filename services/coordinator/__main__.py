@@ -17,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
     parser.add_argument("--run-dir", type=Path, required=True, help="run directory; its name is the run id")
     parser.add_argument("--redis-url", required=True, help="redis://HOST:PORT/0, rediss:// or unix:///PATH")
+    parser.add_argument("--redis-password-stdin", action="store_true", help="read Redis's password on standard input")
     parser.add_argument("--bind", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument(
         "--port", type=int, default=COORDINATOR_PORT, help="port, 0 for any free one (default %(default)s)"
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             credentials=load_credentials(args.credentials, role=Role.COORDINATOR),
             stay=args.stay,
             own_redis=args.own_redis,
+            redis_password=sys.stdin.read() if args.redis_password_stdin else "",
         )
         return uvloop.run(serve(config, options))
     except SluiceError as error:

@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sluice.config.schema import Config
@@ -21,6 +21,8 @@ class Command:
     """The service id: `rollout-0`, `learner` ..."""
     argv: Sequence[str]
     environ: dict[str, str]
+    said: str = field(default="", repr=False)
+    """What the process reads on standard input: a secret."""
 
 
 def coordinator_command(
@@ -28,12 +30,13 @@ def coordinator_command(
     *,
     run_dir: Path,
     redis_url: str,
+    redis_password: str = "",
     port: int,
     ready_fd: int | None,
     check_only: bool = False,
     idle: bool = False,
 ) -> Command:
-    """The coordinator on `port`; the coordinator writes its port to `ready_fd`.
+    """The coordinator on `port`; the coordinator writes its port to `ready_fd`. `redis_password` is that of the run's own Redis.
 
     With `ready_fd` the command is for the launcher's first coordinator, which continues a run that was stopped or has
     failed. An `idle` coordinator serves the API of a run at rest. Without `ready_fd` the command is for a restart, which
@@ -43,9 +46,12 @@ def coordinator_command(
     argv += ["--run-dir", str(run_dir), "--redis-url", redis_url, "--bind", config.network.bind, "--port", str(port)]
     if port != config.network.coordinator_port:  # on a free port the port + 1000 may belong to another process
         argv += ["--metrics-port", "0"]
+    argv += ["--redis-password-stdin"] if redis_password else []
     argv += ["--stay", *(["--check"] if check_only else [])]
     argv += ["--ready-fd", str(ready_fd), "--idle" if idle else "--reopen"] if ready_fd is not None else []
-    return Command(name="coordinator", argv=argv, environ=_environ(config, Role.COORDINATOR, threads=1))
+    return Command(
+        name="coordinator", argv=argv, environ=_environ(config, Role.COORDINATOR, threads=1), said=redis_password
+    )
 
 
 def service_command(config: Config, role: str, *, index: int, coordinator: str, run_id: str) -> Command:

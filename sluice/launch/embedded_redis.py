@@ -1,12 +1,16 @@
-"""The run's own Redis: on a unix socket, in a directory of its own, with the append-only file always synced."""
+"""The run's own Redis: on a unix socket, in a directory of its own, with the append-only file always synced.
+
+Its password is random and in memory alone: the server reads its configuration on standard input.
+"""
 
 import asyncio
 import contextlib
 import os
 import platform
+import secrets
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,10 +29,11 @@ class EmbeddedRedis:
     child: Child
     url: str
     socket_dir: Path
+    password: str = field(default="", repr=False)
 
     async def answers(self) -> bool:
         """Whether the server answers a PING; sets no deadline, so the caller must."""
-        return await _pong(self.socket_dir / SOCKET)
+        return await _pong(self.socket_dir / SOCKET, self.password)
 
     async def stop(self) -> None:
         """Ends the server and removes its socket."""
@@ -54,9 +59,16 @@ def find_server() -> str:
 
 
 async def start_redis(
-    directory: Path, *, log_path: Path, socket_dir: Path | None = None, lock_fd: int | None = None
+    directory: Path,
+    *,
+    log_path: Path,
+    socket_dir: Path | None = None,
+    lock_fd: int | None = None,
+    password: str = "",
 ) -> EmbeddedRedis:
     """Starts a server on the data in `directory`; returns when the server answers. Raises LaunchError with the server's log.
+
+    Without a `password` everybody who reaches the socket is let in.
 
     The server keeps `lock_fd` open as long as it lives.
     """
@@ -65,12 +77,17 @@ async def start_redis(
     socket = socket_dir / SOCKET
     held = [] if lock_fd is None else [lock_fd]
     child = await start(
-        "redis", _command(server, directory, socket), log_path=log_path, environ=dict(os.environ), pass_fds=held
+        "redis",
+        [server, "-"],
+        log_path=log_path,
+        environ=dict(os.environ),
+        pass_fds=held,
+        said=_configuration(directory, socket, password),
     )
-    redis = EmbeddedRedis(child=child, url=f"unix://{socket}", socket_dir=socket_dir)
+    redis = EmbeddedRedis(child=child, url=f"unix://{socket}", socket_dir=socket_dir, password=password)
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
-            await _answers(socket, child)
+            await _answers(socket, child, password)
     except BaseException as error:
         await redis.stop()
         if isinstance(error, TimeoutError):
@@ -93,19 +110,43 @@ def _make_socket_dir() -> Path:
     return Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
 
 
-def _command(server: str, directory: Path, socket: Path) -> list[str]:
+def new_password() -> str:
+    """A password for a server of one's own."""
+    return secrets.token_hex(32)
+
+
+def _configuration(directory: Path, socket: Path, password: str) -> str:
+    """The server's configuration file; makes the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     socket.unlink(missing_ok=True)
-    command = [server, "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
-    command += ["--dir", str(directory.resolve()), "--appendonly", "yes", "--appendfsync", "always"]
-    return [*command, "--maxmemory-policy", "noeviction", "--save", "", "--daemonize", "no"]
+    settings = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(directory.resolve()),
+        "appendonly": "yes",
+        "appendfsync": "always",
+        "maxmemory-policy": "noeviction",
+        "save": "",
+        "daemonize": "no",
+        **({"requirepass": password} if password else {}),
+    }
+    return "".join(f"{name} {_quoted(value)}\n" for name, value in settings.items())
 
 
-async def _answers(socket: Path, child: Child) -> None:
+def _quoted(value: str) -> str:
+    """A value with blanks, quotes and bytes of any kind, as redis.conf takes it."""
+    plain = "".join(
+        chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in os.fsencode(value.replace("\\", "\\\\"))
+    )
+    return '"' + plain.replace('"', '\\"') + '"'
+
+
+async def _answers(socket: Path, child: Child, password: str) -> None:
     """Returns at the first PONG; raises LaunchError when the server ends first."""
     exited = asyncio.ensure_future(child.process.wait())
     try:
-        while not await _pong(socket):
+        while not await _pong(socket, password):
             done, _ = await asyncio.wait([exited], timeout=0.05)
             if done:
                 raise LaunchError(f"redis ended with code {exited.result()}; its log ends:\n{child.log_tail()}")
@@ -113,10 +154,13 @@ async def _answers(socket: Path, child: Child) -> None:
         exited.cancel()
 
 
-async def _pong(socket: Path) -> bool:
+async def _pong(socket: Path, password: str) -> bool:
     with contextlib.suppress(OSError):
         reader, writer = await asyncio.open_unix_connection(str(socket))
         try:
+            if password:
+                writer.write(f"AUTH {password}\r\n".encode())
+                await reader.readline()
             writer.write(b"PING\r\n")
             return (await reader.readline()).startswith(b"+PONG")
         finally:

@@ -133,7 +133,9 @@ class Keeper:
         """Starts and restarts one service until the run ends."""
         while not self.ending:
             log_path = self._log_dir / f"{command.name}.log"
-            child = running or await start(command.name, command.argv, log_path=log_path, environ=command.environ)
+            child = running or await start(
+                command.name, command.argv, log_path=log_path, environ=command.environ, said=command.said
+            )
             running, self._children[command.name] = None, child
             code = await child.process.wait()
             if code == 0 and await self._is_over():

@@ -25,7 +25,7 @@ from sluice.launch.commands import (
     learner_node_line,
     service_command,
 )
-from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
+from sluice.launch.embedded_redis import EmbeddedRedis, new_password, start_redis
 from sluice.launch.frozen import FrozenWatch
 from sluice.launch.interrupts import Interrupts
 from sluice.launch.keeper import Keeper
@@ -72,6 +72,7 @@ class LocalRun:
         self._interrupts = Interrupts()
         self._lock_fd: int | None = None
         self._redis: EmbeddedRedis | None = None
+        self._redis_password = ""
         self._client: AsyncClient | None = None
         self._coordinator = ""
         self._operator: Credentials = NO_CREDENTIALS
@@ -160,16 +161,21 @@ class LocalRun:
     async def _start_redis(self) -> str:
         """Starts the run's own Redis and has the server kept alive on one socket; returns the server's URL."""
         directory, log_path = self._run_dir / "redis", self._log("redis")
+        password = self._redis_password = new_password()
 
         async def keep(redis: EmbeddedRedis) -> None:
             while True:
                 code = await redis.child.process.wait()
                 self._keeper.judge(redis.child, code)
                 self._redis = redis = await start_redis(
-                    directory, log_path=log_path, socket_dir=redis.socket_dir, lock_fd=self._lock_fd
+                    directory,
+                    log_path=log_path,
+                    socket_dir=redis.socket_dir,
+                    lock_fd=self._lock_fd,
+                    password=password,
                 )
 
-        self._redis = await start_redis(directory, log_path=log_path, lock_fd=self._lock_fd)
+        self._redis = await start_redis(directory, log_path=log_path, lock_fd=self._lock_fd, password=password)
         self._keeper.known.add("redis")
         self._keeper.supervise("redis", keep(self._redis))
         self._keeper.supervise("redis-watch", self._watch_redis(self._redis))
@@ -182,12 +188,18 @@ class LocalRun:
             self._config,
             run_dir=self._run_dir,
             redis_url=redis_url,
+            redis_password=self._redis_password,
             port=port,
             ready_fd=write_fd,
             check_only=self._check_only,
         )
         child = await start(
-            first.name, first.argv, log_path=self._log(first.name), environ=first.environ, pass_fds=[write_fd]
+            first.name,
+            first.argv,
+            log_path=self._log(first.name),
+            environ=first.environ,
+            pass_fds=[write_fd],
+            said=first.said,
         )
         os.close(write_fd)
         try:
@@ -203,6 +215,7 @@ class LocalRun:
             self._config,
             run_dir=self._run_dir,
             redis_url=redis_url,
+            redis_password=self._redis_password,
             port=port,
             ready_fd=None,
             check_only=self._check_only,

@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,8 +86,11 @@ async def start(
     log_path: Path | None,
     environ: Mapping[str, str],
     pass_fds: Sequence[int] = (),
+    said: str = "",
 ) -> Child:
     """Starts `command`; stdout and stderr are appended to `log_path`, or without a path go where the launcher's go.
+
+    `said` is what the command reads on standard input, the way for a secret: it is in no file, argument or environment.
 
     Raises LaunchError when the command cannot be started.
     """
@@ -101,7 +104,7 @@ async def start(
         try:
             process = await asyncio.create_subprocess_exec(
                 *wrapped,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=opened.enter_context(_holding(said)) if said else asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=dict(environ),
@@ -111,6 +114,19 @@ async def start(
         except OSError as error:
             raise LaunchError(f"{name}: cannot start {command[0]}: {error}") from error
     return Child(name=name, process=process, log_path=log_path, started_s=started_s)
+
+
+@contextlib.contextmanager
+def _holding(text: str) -> Iterator[int]:
+    """The reading end of a pipe that holds `text`, which must fit into a pipe (4 KiB everywhere), and then ends."""
+    read_fd, write_fd = os.pipe()
+    try:
+        assert len(text.encode()) <= 4096, "more than a pipe holds would block this process"
+        os.write(write_fd, text.encode())
+        os.close(write_fd)
+        yield read_fd
+    finally:
+        os.close(read_fd)
 
 
 async def read_ready(read_fd: int, child: Child, *, timeout_s: float) -> str:

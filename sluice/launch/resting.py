@@ -13,7 +13,7 @@ from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.errors import NotFound
 from sluice.launch.commands import coordinator_command, credentials_folder
-from sluice.launch.embedded_redis import start_redis
+from sluice.launch.embedded_redis import new_password, start_redis
 from sluice.launch.processes import read_ready, start
 from sluice.launch.run_lock import lock_run_dir
 from sluice.rpc.access import Role
@@ -30,19 +30,26 @@ async def resting_run(run_dir: Path) -> AsyncIterator[tuple[str, str]]:
         lock_fd = await lock_run_dir(run_dir)
         held.callback(os.close, lock_fd)
         redis_url = config.network.redis_url
+        password = ""
         if redis_url is None:
+            password = new_password()
             log_path = run_dir / "logs" / "redis.log"
-            redis = await start_redis(run_dir / "redis", log_path=log_path, lock_fd=lock_fd)
+            redis = await start_redis(run_dir / "redis", log_path=log_path, lock_fd=lock_fd, password=password)
             held.push_async_callback(redis.stop)
             redis_url = redis.url
         read_fd, write_fd = os.pipe()
         command = coordinator_command(
-            config, run_dir=run_dir, redis_url=redis_url, port=0, ready_fd=write_fd, idle=True
+            config, run_dir=run_dir, redis_url=redis_url, redis_password=password, port=0, ready_fd=write_fd, idle=True
         )
         log_path = run_dir / "logs" / "coordinator.log"
         try:
             child = await start(
-                command.name, command.argv, log_path=log_path, environ=command.environ, pass_fds=[write_fd]
+                command.name,
+                command.argv,
+                log_path=log_path,
+                environ=command.environ,
+                pass_fds=[write_fd],
+                said=command.said,
             )
         finally:
             os.close(write_fd)

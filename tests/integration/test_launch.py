@@ -10,11 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import redis.asyncio as aioredis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from sluice.config.schema import LaunchConfig
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Command
-from sluice.launch.embedded_redis import find_server, start_redis
+from sluice.launch.embedded_redis import find_server, new_password, start_redis
 from sluice.launch.keeper import Keeper
 from sluice.launch.processes import EXIT_AGAIN, read_ready, start
 from sluice.launch.run_lock import lock_run_dir
@@ -55,6 +57,32 @@ async def test_an_embedded_redis_starts_answers_and_leaves_no_socket_and_no_proc
     await redis.stop()
     assert not redis.socket_dir.exists()
     assert not psutil.pid_exists(redis.child.process.pid)
+
+
+async def test_the_password_of_an_embedded_redis_is_asked_for_and_is_in_no_file_argument_or_environment(
+    tmp_path: Path,
+) -> None:
+    directory, password = tmp_path / 'a "folder" of \\ Ünï', new_password()
+    redis = await start_redis(directory, log_path=tmp_path / "redis.log", password=password)
+    try:
+        assert await redis.answers()
+        async with aioredis.Redis.from_url(redis.url) as stranger:
+            with pytest.raises(RedisConnectionError, match="authenticated"):
+                await stranger.ping()
+        async with aioredis.Redis.from_url(redis.url, password=password) as client:
+            await client.set("a", 1)
+            assert (await client.config_get("dir"))["dir"] == str(directory)
+        process = psutil.Process(redis.child.process.pid)
+        assert password not in " ".join(process.cmdline())
+        assert password not in process.environ().values()
+        assert files_with(password, tmp_path) == []
+        assert password not in repr(redis)
+    finally:
+        await redis.stop()
+
+
+def files_with(text: str, folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
 
 
 async def test_the_socket_of_a_redis_lies_elsewhere_where_the_path_of_the_temporary_folder_is_too_long(

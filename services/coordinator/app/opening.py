@@ -19,7 +19,7 @@ from services.coordinator.state.progress import Progress
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.ledger_files import LedgerFiles
 from services.coordinator.storage.records import Records
-from services.coordinator.storage.redis_access import redis_access
+from services.coordinator.storage.redis_access import access_by_password, redis_access
 from services.coordinator.storage.redis_store import Store
 from services.coordinator.storage.run_files import RunFiles
 from services.coordinator.wire.messages import ZstdGroups
@@ -76,7 +76,8 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
                 stream.look_at_every_row()
     facts = training.describe()
     log.info("data", **facts)
-    store = Store(url=options.redis_url, run_id=run_id, access=redis_access(config.network))
+    own = access_by_password(options.redis_password) if options.redis_password else None
+    store = Store(url=options.redis_url, run_id=run_id, access=own or redis_access(config.network))
     await store.open(most_queued_bytes=most_queued_bytes(config))
     files, codec = RunFiles(options.run_dir), ZstdGroups()
     await files.keep_config(dump_config(config))

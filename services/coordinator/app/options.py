@@ -26,4 +26,6 @@ class Options:
     """Serve until a signal, for a launcher that ends this process itself and would start an ended process again."""
     own_redis: bool = False
     """Redis serves this run alone, and ends with the run."""
+    redis_password: str = field(default="", repr=False)
+    """Empty: the password of the configuration, if any."""
     credentials: Credentials = field(default=NO_CREDENTIALS, repr=False)

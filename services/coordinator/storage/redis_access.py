@@ -81,6 +81,12 @@ class RedisAccess:
             )
 
 
+def access_by_password(password: str) -> RedisAccess:
+    """The access with a password that only this process and the server know."""
+    never_print(password)
+    return RedisAccess(password=SecretStr(password))
+
+
 def redis_access(network: NetworkConfig, environ: Mapping[str, str] = os.environ) -> RedisAccess:
     """The access from the configured password file, else from the environment. Raises ConfigError, which holds no secret."""
     password = environ.get(PASSWORD_VARIABLE, "")

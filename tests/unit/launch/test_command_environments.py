@@ -42,3 +42,12 @@ def test_only_the_coordinator_is_told_the_password_of_redis_and_not_on_its_comma
     assert told == {"coordinator"}
     assert SECRET not in service_environ(threads=1).values()
     assert [argv for _, argv in environments("/creds").values() if SECRET in argv] == []
+
+
+def test_the_password_of_the_runs_own_redis_is_on_standard_input_alone() -> None:
+    config = Config(model={"path": "m"}, data={"train_files": ["mixadd3:train"]})  # type: ignore[arg-type]
+    made = coordinator_command(
+        config, run_dir=Path("r"), redis_url="unix:///s", redis_password="in-memory", port=0, ready_fd=None
+    )
+    assert made.said == "in-memory"
+    assert "in-memory" not in " ".join([*made.argv, *made.environ.values(), repr(made)])
