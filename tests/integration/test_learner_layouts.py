@@ -57,3 +57,11 @@ def test_two_ranks_train_one_sequence_a_row_as_the_reference_trains(tmp_path: Pa
     folder = _write(tmp_path / "model", "lfm2")
     (found,) = on_ranks(folder, tmp_path / "out", [_checkpointed_job()], ranks=2)
     _assert_alike(found, _reference(folder))
+
+
+def test_a_model_that_differs_is_refused_on_two_ranks_and_nobody_waits(tmp_path: Path) -> None:
+    folder = _write(tmp_path / "model", "deepseek_v32")
+    with pytest.raises(
+        AssertionError, match=r"ConfigError: model\.path: .* \(DeepseekV32ForCausalLM\) is not computed as"
+    ):
+        on_ranks(folder, tmp_path / "out", [_job()], ranks=2)
