@@ -19,11 +19,16 @@ _SETTING = re.compile(r"\+{0,2}[A-Za-z_][\w.@/-]*\.[\w.@/-]+=", re.ASCII)
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_]\w*|[@*#?$!0-9-]")
 _BRACED = re.compile(r"([A-Za-z_]\w*|[@*#?$!0-9-])(\[[@*]\])?(?:(:?[-=])(.*))?", re.DOTALL)
-_OPENING = frozenset({"if", "for", "while", "until", "case", "function", "{"})
+_OPENING = frozenset({"if", "for", "while", "until", "case", "{"})
 _CLOSING = frozenset({"fi", "done", "esac", "}"})
 _WORDS_BEFORE = frozenset(
-    {"then", "do", "else", "elif", "export", "declare", "local", "readonly", "exec", "nohup", "time"}
+    {"function", "then", "do", "else", "elif", "export", "declare", "local", "readonly", "exec", "nohup", "time"}
 )
+_PERHAPS: Final = "&&"
+"""Stands before the words of a command that runs only after the success, or the failure, of the command before."""
+_HERE_DOCUMENT = re.compile(r"<<-?[ \t]*(['\"]?)(\w+)\1[^\n]*\n(?:.*?\n)?[ \t]*\2[ \t]*(?=\n|\Z)", re.DOTALL)
+_YAML = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*(?:- |['\"+\w.-]+[ \t]*:(?:\s|\Z))")
+_WHOLE_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)(?:\[[@*]\])?\}?")
 _OPERATORS: Final = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
@@ -37,7 +42,7 @@ _LOOKS = re.compile(
 
 def looks_like_script(text: str) -> bool:
     """Whether a text is a shell script: it has a shebang, sets variables or calls a program."""
-    return bool(_LOOKS.search(text)) and not re.match(r"[ \t]*[\w.]+:", text)
+    return text.startswith("#!") or (bool(_LOOKS.search(text)) and not _YAML.match(text))
 
 
 def settings_of(text: str, *, where: str, environ: Mapping[str, str]) -> list[str]:
@@ -45,6 +50,9 @@ def settings_of(text: str, *, where: str, environ: Mapping[str, str]) -> list[st
     reader = _Reader(environ=environ)
     commands: list[list[str]] = []
     for continues, words in reader.commands(text):
+        for word in words:
+            if not _SETTING.match(word):
+                raise ConfigError(f"{where}: {word}: only a shell can know it; write its settings into the command")
         if continues and commands:
             commands[-1] += words
         elif words:
@@ -69,9 +77,13 @@ class _Reader:
     _depth: int = 0
 
     def commands(self, text: str) -> Iterator[tuple[bool, list[str]]]:
-        """The settings of every command, and whether it begins with one: then a comment tore it from the command before."""
-        for raw in _commands(text.replace("\r\n", "\n")):
-            words = raw
+        """The settings of every command, and whether it begins with one: then a comment tore it from the command before.
+
+        With settings stand the variables that may hold more settings and that only a shell can know.
+        """
+        for raw in _commands(_HERE_DOCUMENT.sub("", text.replace("\r\n", "\n"))):
+            perhaps = raw[0] == _PERHAPS
+            words = raw[1:] if perhaps else raw
             while words and words[0] in _WORDS_BEFORE | _OPENING | _CLOSING:
                 self._depth += (words[0] in _OPENING) - (words[0] in _CLOSING and self._depth > 0)
                 if words[0] in ("for", "case", "function"):
@@ -79,27 +91,40 @@ class _Reader:
                     words = []
                 words = words[1:]
             while words and (match := _ASSIGNMENT.fullmatch(words[0])) and not _SETTING.match(words[0]):
-                self._assign(match[1], match[3], more=bool(match[2]))
+                self._assign(match[1], match[3], more=bool(match[2]), perhaps=perhaps or self._depth > 0)
                 words = words[1:]
             if words:
                 expanded = [one for word in words for one in self._words(word)]
-                yield (
-                    bool(_SETTING.match(expanded[0])) if expanded else True,
-                    [one for one in expanded if _SETTING.match(one)],
-                )
+                settings = [
+                    one for place, one in enumerate(expanded) if _SETTING.match(one) or (place and self._is_lost(one))
+                ]
+                if any(map(_SETTING.match, settings)):
+                    yield bool(_SETTING.match(expanded[0])), settings
 
     def _forget(self, names: Sequence[str]) -> None:
         for name in names:
             self._values[name] = None
 
-    def _assign(self, name: str, raw: str, *, more: bool) -> None:
+    def _is_lost(self, word: str) -> bool:
+        """Whether a word is a command's output, or a variable that the script sets to what only a shell can know."""
+        if word.startswith(("$(", "`")):
+            return True
+        match = _WHOLE_VARIABLE.fullmatch(word)
+        return match is not None and match[1] in self._values and self._values[match[1]] is None
+
+    def _assign(self, name: str, raw: str, *, more: bool, perhaps: bool) -> None:
+        """Takes an assignment; one that a condition decides leaves the variable unknown, unless it changes nothing."""
+        if raw.startswith("(") and raw.endswith(")") and perhaps:
+            self._arrays.pop(name, None)
+            self._values[name] = None
+            return
         if raw.startswith("(") and raw.endswith(")"):
             items = [one for words in _commands(raw[1:-1]) for word in words for one in self._words(word)]
             self._arrays[name] = [*(self._arrays.get(name, []) if more else []), *items]
             return
         value = self._expanded(raw)
         before = (self._values.get(name) or "") if more else ""
-        self._values[name] = None if self._depth and self._values.get(name, value) != value else before + value
+        self._values[name] = None if perhaps and self._value(name) != before + value else before + value
 
     def _words(self, raw: str) -> list[str]:
         """The words that a written word becomes: several for an array, none for `$@`, which a bare script has not."""
@@ -195,7 +220,7 @@ def _number(node: ast.expr) -> int:
 
 
 def _commands(text: str) -> Iterator[list[str]]:
-    """The words of each command as written, quotes included; comments and redirections left out."""
+    """The words of each command as written, quotes included; comments and redirections left out, `_PERHAPS` put in."""
     words: list[str] = []
     word, at = "", 0
     skip_next = False
@@ -237,10 +262,10 @@ def _commands(text: str) -> Iterator[list[str]]:
         elif character in "\n;|&()":
             ended()
             skip_next = False
-            if words:
+            if words not in ([], [_PERHAPS]):
                 yield words
-            words = []
-            at += 1
+            words = [_PERHAPS] if text[at : at + 2] in ("&&", "||") else []
+            at += 2 if words else 1
         elif character.isspace():
             ended()
             at += 1
@@ -248,7 +273,7 @@ def _commands(text: str) -> Iterator[list[str]]:
             word += character
             at += 1
     ended()
-    if words:
+    if words not in ([], [_PERHAPS]):
         yield words
 
 

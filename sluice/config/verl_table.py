@@ -427,6 +427,7 @@ TABLE: dict[str, Rule] = {
     **_REWARD,
     **under("trainer", _TRAINER),
     "critic.*": Ignore(why=_NO_CRITIC),
+    "hydra.*": Ignore(why="Hydra only puts verl's configuration together"),
     "distillation.enabled": Only(values=(False,), why="there is no teacher model; set it to false"),
     **{f"{key}.*": Ignore(why=_RAY) for key in ("ray_kwargs", "ray_init", "transfer_queue")},
     **{f"{key}.*": Ignore(why=_NO_PARTS) for key in ("global_profiler", "skip", "distillation")},

@@ -84,10 +84,19 @@ def test_a_script_is_read_as_it_stands() -> None:
         ("", "data.train_files=\\'a\\'", "data.train_files='a'"),
         ("declare X=4", "data.seed=$X", "data.seed=4"),
         ("X=3\nX=4", "data.seed=$X", "data.seed=4"),
+        ("X=3\nif true; then X=3; fi", "data.seed=$X", "data.seed=3"),
+        ("function now() {\n  date '+%s'\n}\nX=3\nX=4", "data.seed=$X", "data.seed=4"),
+        ("cat <<EOF > a.txt\nit's $X data.seed=9\nEOF\nX=3", "data.seed=$X", "data.seed=3"),
+        ("echo \"it's\"  # don't\nX=3", "data.seed=$X", "data.seed=3"),
+        ('A=(data.seed=3)\nB=("${A[@]}")', '"${B[@]}"', "data.seed=3"),
+        ("ALL='data.seed=3'", "$ALL", "data.seed=3"),
+        ("pip install 'a>=1' > /dev/null 2>&1", "data.seed=3", "data.seed=3"),
+        ("", "$UNSET_EXTRAS data.seed=3", "data.seed=3"),
+        ("P=$(which python3)\n$P -m verl.trainer.main_ppo data.seed=3; exit 0", "x", None),
     ],
 )
 def test_words_are_expanded_as_a_shell_expands_them(before: str, word: str, expected: str) -> None:
-    assert read(f"{before}\npython3 -m verl.trainer.main_ppo {word}\n") == [expected]
+    assert read(f"{before}\npython3 -m verl.trainer.main_ppo {word}\n") == [expected or "data.seed=3"]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +138,10 @@ def test_what_follows_the_settings_ends_nothing(end: str) -> None:
         ("for X in 1 2; do", "$X"),
         ("X=a\nif true; then X=b; fi", "$X"),
         ("X=abc", "${X%c}"),
+        ("if true; then X=b; fi", "$X"),
+        ('[ -n "$1" ] && X=b', "$X"),
+        ("test -d /data || X=b", "$X"),
+        ("X=a; case $1 in b) X=b;; esac", "$X"),
     ],
 )
 def test_what_only_a_shell_can_know_is_refused_by_name_unless_it_makes_no_difference(before: str, value: str) -> None:
@@ -142,6 +155,11 @@ def test_what_only_a_shell_can_know_is_refused_by_name_unless_it_makes_no_differ
     ("text", "message"),
     [
         ("#!/bin/bash\necho hello\n", "run.sh: has no command with settings of verl"),
+        (
+            "if true; then MORE=(a.b=1); fi\npython3 x data.seed=1 ${MORE[@]}",
+            "run.sh: .*MORE.*: only a shell can know it",
+        ),
+        ("MORE=$(cat more)\npython3 x data.seed=1 $MORE", r"run.sh: \$\(cat more\): only a shell can know it"),
         ("python a.py data.seed=1\npython b.py data.seed=2\n", "run.sh: has 2 commands with settings of verl"),
     ],
 )
@@ -174,3 +192,8 @@ def test_the_command_reads_a_script(
 def test_shell_syntax_in_a_setting_is_refused_by_name(value: str) -> None:
     with pytest.raises(ConfigError, match=r"^data\.train_files: got "):
         from_verl([f"data.train_files={value}", "actor_rollout_ref.model.path=m"])
+
+
+@pytest.mark.parametrize("text", ["# python3 x\ndata:\n  seed: 1\n", "data.seed: 1\n# X=1\n", "- data.seed=1\n"])
+def test_yaml_is_not_taken_for_a_script(text: str) -> None:
+    assert from_verl(read_settings(text, where="f")).config_tree["run"] == {"seed": 1}
