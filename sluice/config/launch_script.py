@@ -16,9 +16,11 @@ from typing import Final
 from sluice.errors import ConfigError
 
 _SETTING = re.compile(r"\+{0,2}[A-Za-z_][\w.@/-]*\.[\w.@/-]+=", re.ASCII)
+_PLAIN_SETTING = re.compile(r"[+~]{0,2}[A-Za-z_]\w*=")
+_SPEAKERS = frozenset({"echo", "printf", "log"})
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_]\w*|[@*#?$!0-9-]")
-_BRACED = re.compile(r"([A-Za-z_]\w*|[@*#?$!0-9-])(\[[@*]\])?(?:(:?[-=])(.*))?", re.DOTALL)
+_BRACED = re.compile(r"([A-Za-z_]\w*|[@*#?$!0-9-])(\[[@*]\])?(?:(:?[-=+])(.*))?", re.DOTALL)
 _OPENING = frozenset({"if", "for", "while", "until", "case", "{"})
 _CLOSING = frozenset({"fi", "done", "esac", "}"})
 _WORDS_BEFORE = frozenset(
@@ -51,7 +53,7 @@ def settings_of(text: str, *, where: str, environ: Mapping[str, str]) -> list[st
     commands: list[list[str]] = []
     for continues, words in reader.commands(text):
         for word in words:
-            if not _SETTING.match(word):
+            if not _SETTING.match(word) and not _PLAIN_SETTING.match(word):
                 raise ConfigError(f"{where}: {word}: only a shell can know it; write its settings into the command")
         if continues and commands:
             commands[-1] += words
@@ -95,15 +97,26 @@ class _Reader:
                 words = words[1:]
             if words:
                 expanded = [one for word in words for one in self._words(word)]
-                settings = [
-                    one for place, one in enumerate(expanded) if _SETTING.match(one) or (place and self._is_lost(one))
-                ]
-                if any(map(_SETTING.match, settings)):
+                settings = self._settings_among(expanded)
+                if settings and words[0] not in _SPEAKERS:
                     yield bool(_SETTING.match(expanded[0])), settings
 
     def _forget(self, names: Sequence[str]) -> None:
         for name in names:
             self._values[name] = None
+
+    def _settings_among(self, words: Sequence[str]) -> list[str]:
+        """The settings among a command's words, and what may hold more; behind the first setting `seed=1` is one too."""
+        first = next((place for place, word in enumerate(words) if _SETTING.match(word)), None)
+        if first is None:
+            return []
+        return [
+            word
+            for place, word in enumerate(words)
+            if _SETTING.match(word)
+            or (place > first and _PLAIN_SETTING.match(word))
+            or (place > 0 and self._is_lost(word))
+        ]
 
     def _is_lost(self, word: str) -> bool:
         """Whether a word is a command's output, or a variable that the script sets to what only a shell can know."""
@@ -195,6 +208,9 @@ class _Reader:
             return value if value is not None else written
         if name in self._values and value is None:
             return written
+        if sign[-1] == "+":
+            is_set = value if sign[0] == ":" else value is not None
+            return self._substituted(_strip_quotes(default)) if is_set else ""
         return self._substituted(_strip_quotes(default)) if value is None or (sign[0] == ":" and not value) else value
 
     def _empty_or(self, written: str) -> str:

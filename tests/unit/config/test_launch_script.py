@@ -92,6 +92,11 @@ def test_a_script_is_read_as_it_stands() -> None:
         ("ALL='data.seed=3'", "$ALL", "data.seed=3"),
         ("pip install 'a>=1' > /dev/null 2>&1", "data.seed=3", "data.seed=3"),
         ("", "$UNSET_EXTRAS data.seed=3", "data.seed=3"),
+        ("", "${UNSET:+data.shuffle=$UNSET} data.seed=3", "data.seed=3"),
+        ("X=3", "${X:+data.seed=$X}", "data.seed=3"),
+        ("ARGS=''\nARGS+='data.seed=3 '", "$ARGS", "data.seed=3"),
+        ('ARGS="\\\n data.seed=3 \\\n"', "$ARGS", "data.seed=3"),
+        ('echo "with data.seed=4"\necho data.seed=4', "data.seed=3", "data.seed=3"),
         ("P=$(which python3)\n$P -m verl.trainer.main_ppo data.seed=3; exit 0", "x", None),
     ],
 )
@@ -197,3 +202,10 @@ def test_shell_syntax_in_a_setting_is_refused_by_name(value: str) -> None:
 @pytest.mark.parametrize("text", ["# python3 x\ndata:\n  seed: 1\n", "data.seed: 1\n# X=1\n", "- data.seed=1\n"])
 def test_yaml_is_not_taken_for_a_script(text: str) -> None:
     assert from_verl(read_settings(text, where="f")).config_tree["run"] == {"seed": 1}
+
+
+def test_a_key_without_a_section_is_not_dropped() -> None:
+    assert read("MODE=1 python3 -m verl data.seed=1 model_engine=megatron --flag=2") == [
+        "data.seed=1",
+        "model_engine=megatron",
+    ]
