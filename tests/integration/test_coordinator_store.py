@@ -43,6 +43,18 @@ async def test_a_group_goes_from_open_to_trained_and_every_term_is_counted(store
     assert [row["admission"] for row in (await store.rows(10))[1]] == [0, 1]
 
 
+async def test_records_before_the_oldest_checkpoint_are_forgotten_and_the_others_stay(store: Store) -> None:
+    for step, name in enumerate("abcd"):
+        await accept(store, name)
+        await store.assign(step, record={"ids": [name], "digest": name}, group_ids=[name], tokens=6)
+        await store.commit(step, record={"digest": name.upper()}, tokens=6, rows={name: {"admission": step}})
+    counters = await store.counters()
+    await store.drop_records(2)
+    assert [await store.record("batch", step) is None for step in range(4)] == [True, True, False, False]
+    assert [await store.record("commit", step) is None for step in range(4)] == [True, True, False, False]
+    assert (await store.last_step("commit"), await store.counters()) == (3, counters)
+
+
 async def test_hundreds_of_transitions_at_once_all_arrive_in_order(store: Store) -> None:
     names = [f"g{number:03d}" for number in range(300)]
     async with asyncio.TaskGroup() as tasks:

@@ -48,3 +48,29 @@ async def test_rows_that_are_moved_while_somebody_reads_are_not_taken_for_forgot
     assert (len(rows), in_files) == (1, 1)
     await asyncio.gather(*meanwhile)
     assert await store.rows(10) == (2, [])
+
+
+async def test_small_flushes_fill_one_file_after_the_other_and_a_repeated_one_changes_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.coordinator.storage.ledger_files.ROWS_A_FILE", 10)
+    files = RunFiles(tmp_path)
+    ledger = LedgerFiles(store=store, files=files)
+    for number in range(25):
+        await end(store, number)
+        if number % 3 == 2:
+            monkeypatch.setattr(store, "drop_rows", _killed)
+            with pytest.raises(InterruptedError):
+                await ledger.flush()
+            monkeypatch.undo()
+            monkeypatch.setattr("services.coordinator.storage.ledger_files.ROWS_A_FILE", 10)
+            await ledger.flush()
+    rows, in_files = await ledger.flushed()
+    assert [row["group_id"] for row in rows] == [f"g{number}" for number in range(25)]
+    assert in_files == 25
+    assert [path.name[5:17].lstrip("0") for path in sorted((tmp_path / "ledger").iterdir())] == ["", "9", "18"]
+    assert [len(part) for part in await files.ledger_parts(after=11)] == [7, 7]
+
+
+async def _killed(before: int, count: int) -> None:
+    raise InterruptedError

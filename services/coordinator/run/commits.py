@@ -97,7 +97,7 @@ class Commits:
         return recorded["digest"]
 
     async def checkpoint(self, version: PolicyVersion, path: str) -> None:
-        """Books a complete checkpoint and removes batches before the oldest kept checkpoint.
+        """Books a complete checkpoint and forgets batches before the oldest kept checkpoint, in files and in Redis.
 
         Should Redis forget, the ledger's files have every step before the checkpoint, and the learner every later step.
         """
@@ -108,6 +108,8 @@ class Commits:
             kept = self._files.kept_checkpoints()
             if kept:
                 self._files.drop_batches_before(kept[0])
+                # The newest commit stays: it says how far the run has come.
+                await self._store.drop_records(min(kept[0], self._progress.trained_steps - 1))
             await self._rollbacks.superseded_by(version.number)
             self._events.emit("checkpoint_saved", path, values={"version": float(version.number)})
 

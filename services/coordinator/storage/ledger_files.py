@@ -25,8 +25,8 @@ class LedgerFiles:
     async def flush(self) -> None:
         """Writes every row in Redis to a file, then removes these rows from Redis.
 
-        A file is named after the number of rows in earlier files: after a kill in between, the same rows are written again
-        under the same name.
+        A file is named after the number of rows in earlier files: after a kill in between, the same rows are written to the
+        same place again.
         """
         async with self._one_at_a_time:
             await self._flush()
@@ -42,8 +42,7 @@ class LedgerFiles:
         self._written = self._store.rows_written
         while True:
             before, rows = await self._store.rows(ROWS_A_FILE)
-            part = f"{before:012d}"
-            if not rows or await self._files.ledger_rows(part) > len(rows):
-                return  # Redis forgot rows of this file; repair.py books them when the learner registers
-            await self._files.write_ledger(rows, part=part)
+            if not rows or await self._files.ledger_rows() > before + len(rows):
+                return  # Redis forgot rows that are in files; repair.py books them when the learner registers
+            await self._files.write_ledger(rows, after=before, most=ROWS_A_FILE)
             await self._store.drop_rows(before, len(rows))

@@ -151,6 +151,19 @@ return 1
 """
 )
 
+# ARGV: fence, step. Nobody asks for batches and commits before it any more.
+DROP_RECORDS = (
+    FENCE
+    + """
+for _, records in ipairs({KEYS[6], KEYS[10]}) do
+  for _, step in ipairs(redis.call('HKEYS', records)) do
+    if tonumber(step) < tonumber(ARGV[2]) then redis.call('HDEL', records, step) end
+  end
+end
+return 1
+"""
+)
+
 # ARGV: fence, then (name, value)...
 SET_META = (
     FENCE
@@ -191,6 +204,7 @@ SCRIPTS = {
         "commit": COMMIT,
         "set_aside": SET_ASIDE,
         "drop_rows": DROP_ROWS,
+        "drop_records": DROP_RECORDS,
         "set_meta": SET_META,
         "confirm": FENCE + "return 1",
         "restore_batch": FENCE + RESTORE_BATCH,

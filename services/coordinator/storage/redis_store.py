@@ -298,6 +298,10 @@ class Store:
         """Removes the oldest `count` rows, which are in a file; does nothing unless `before` still counts the rows in files."""
         await self._run("drop_rows", before, count)
 
+    async def drop_records(self, before: int) -> None:
+        """Forgets batches and commits of steps before `before`, so that Redis does not grow with the length of a run."""
+        await self._run("drop_records", before)
+
     async def watch(self) -> None:
         """Waits until a call finds that Redis has lost writes, then raises Forgot."""
         await self._forgot.wait()

@@ -147,39 +147,56 @@ class RunFiles:
         return await asyncio.to_thread(find_row, self.run_dir, wanted)
 
     async def ledger_parts(self, *, after: int) -> list[list[dict[str, Any]]]:
-        """The rows in files behind the first `after` rows, file by file, without lists."""
+        """The rows in files behind the first `after` rows, file by file, without lists; a damaged file is skipped."""
         columns = ["group_id", "admission", "term", "step", "tokens", "lost_tokens"]
 
         def read() -> list[list[dict[str, Any]]]:
             parts: list[list[dict[str, Any]]] = []
             for path in sorted((self.run_dir / "ledger").glob("part-*.parquet")):
-                if int(path.stem.removeprefix("part-")) < after:
-                    continue
                 with damage_skipped(path), opened(path) as file:
-                    parts.append(file.read(columns=columns).to_pylist())
+                    known = max(0, after - _first_row(path))
+                    if known < file.metadata.num_rows:
+                        parts.append(file.read(columns=columns).slice(known).to_pylist())
             return parts
 
         return await asyncio.to_thread(read)
 
-    async def ledger_rows(self, part: str) -> int:
-        """Number of rows in RUN/ledger/part-<part>.parquet; 0 without such a file."""
-        path = self._ledger_path(part)
+    async def ledger_rows(self) -> int:
+        """Number of the rows in files: where the newest file begins, and its rows."""
 
         def count() -> int:
-            with damage_skipped(path), opened(path) as file:
-                return file.metadata.num_rows
-            return 0
+            newest = self._newest_part()
+            if newest is None:
+                return 0
+            with damage_skipped(newest), opened(newest) as file:
+                return _first_row(newest) + file.metadata.num_rows
+            return _first_row(newest)
 
-        return await asyncio.to_thread(lambda: count() if path.exists() else 0)
+        return await asyncio.to_thread(count)
 
-    async def write_ledger(self, rows: Sequence[Mapping[str, Any]], *, part: str) -> None:
-        """Writes RUN/ledger/part-<part>.parquet; replaces a part of the same name."""
-        path = self._ledger_path(part)
+    async def write_ledger(self, rows: Sequence[Mapping[str, Any]], *, after: int, most: int) -> None:
+        """Writes the rows behind the first `after` rows; again without effect.
+
+        They go to the newest file as long as it has no more than `most` rows, so that files are neither many nor large, and
+        to a new one otherwise.
+        """
 
         def write() -> None:
-            write_synced(path, [_parquet(pa.Table.from_pylist([dict(row) for row in rows], schema=LEDGER_SCHEMA))])
+            table, path = (
+                pa.Table.from_pylist([dict(row) for row in rows], schema=LEDGER_SCHEMA),
+                self._ledger_path(after),
+            )
+            newest = self._newest_part()
+            if newest is not None and _first_row(newest) < after and after - _first_row(newest) + len(rows) <= most:
+                with damage_skipped(newest), opened(newest) as file:
+                    table = pa.concat_tables([_as_now(file.read().slice(0, after - _first_row(newest))), table])
+                    path = newest
+            write_synced(path, [_parquet(table)])
 
         await asyncio.to_thread(write)
+
+    def _newest_part(self) -> Path | None:
+        return max((self.run_dir / "ledger").glob("part-*.parquet"), default=None)
 
     async def mark_rolled_back(self, *, since: int, fault: str) -> None:
         """Counts groups trained in a step from `since` on as `rollback`, in every file; replaces a file as a whole."""
@@ -191,8 +208,8 @@ class RunFiles:
 
         await asyncio.to_thread(mark)
 
-    def _ledger_path(self, part: str) -> Path:
-        return self.run_dir / "ledger" / f"part-{part}.parquet"
+    def _ledger_path(self, first_row: int) -> Path:
+        return self.run_dir / "ledger" / f"part-{first_row:012d}.parquet"
 
     def _batch_path(self, step: int) -> Path:
         return batch_path(self.run_dir, step)
@@ -217,6 +234,16 @@ def _mark(path: Path, *, since: int, fault: str) -> None:
         values = [value if gone else old for gone, old in zip(given_up, was, strict=True)]
         table = table.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
     write_synced(path, [_parquet(table)])
+
+
+def _first_row(path: Path) -> int:
+    """The number of rows in the files before this one, which is the file's name."""
+    return int(path.stem.removeprefix("part-"))
+
+
+def _as_now(table: pa.Table) -> pa.Table:
+    """The table with every column of today's ledger: an older file may have fewer."""
+    return pa.Table.from_pylist(table.to_pylist(), schema=LEDGER_SCHEMA)
 
 
 def _parquet(table: pa.Table) -> bytes:

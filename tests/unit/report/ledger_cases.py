@@ -104,8 +104,8 @@ def write_run(folder: Path) -> Path:
     ]
 
     async def write() -> None:
-        await files.write_ledger(rows[:4], part="000000000000")
-        await files.write_ledger(rows[4:], part="000000000004")
+        await files.write_ledger(rows[:4], after=0, most=4)
+        await files.write_ledger(rows[4:], after=4, most=4)
         batch = await files.stage_batch(3, payloads=[ZstdGroups().encode(kept)])
         await files.name_batch(3, batch.digest)
 
