@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 CHECKED_PROMPTS = 4
 _MOST_ROWS_NAMED = 20
+_MOST_KEPT_CHECKED = 64
 
 
 def make_parts(opened: OpenedRun, options: Options) -> RunParts:
@@ -116,7 +117,9 @@ async def _check_reward(run: RunContext, clients: Clients, data: Data) -> None:
         run.events.emit("row_skipped", reason)
     if (more := len(data.unusable) - _MOST_ROWS_NAMED) > 0:
         run.events.emit("row_skipped", f"and {more} more rows, which the coordinator's log names")
-    checked = [data.training.next(position)[0] for position in range(CHECKED_PROMPTS)]
+    first = [data.training.next(position)[0] for position in range(CHECKED_PROMPTS)]
+    kept = [prompt for prompts in data.training.kept_for_the_check.values() for prompt in prompts]
+    checked = list({prompt.prompt_id: prompt for prompt in (*first, *kept[:_MOST_KEPT_CHECKED])}.values())
     limit_s = run.config.coordinator.score_timeout_s
     for row in await check_reward(fleet=run.fleet, rewards=clients, prompts=checked, timeout_s=limit_s):
         run.events.emit("reward_checked", str(row))

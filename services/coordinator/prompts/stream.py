@@ -16,11 +16,13 @@ from services.coordinator.prompts.rows import PromptRow, PromptSource, parse_sub
 from services.coordinator.prompts.sources import open_source
 from sluice.config.schema import Config
 from sluice.errors import DataError
+from sluice.gold_answers import as_a_model_writes
 
 log = structlog.get_logger(__name__)
 
 # How many prompts of an endless source in a row may be too long; a finite source is searched for a whole epoch.
 _MOST_SKIPS_IN_A_ROW = 10_000
+_KEPT_FOR_THE_CHECK = 2
 # Evaluation prompts do not depend on run.seed, so that runs with different seeds are measured alike.
 _HELD_OUT_SEED = 0
 
@@ -35,6 +37,8 @@ class PromptStream:
         self._seed, self._shuffle = seed, shuffle
         self._max_prompt_length = max_prompt_length
         self._looked_at = False
+        self.kept_for_the_check: dict[tuple[str, bool], list[Prompt]] = {}
+        """Prompts of each data source that a look at every row has kept for the check of the graders."""
         self.too_long = 0
         """How often this process skipped a prompt because of its length."""
         self.unusable: dict[str, str] = {}
@@ -92,8 +96,17 @@ class PromptStream:
         """Renders every row of a finite source, so that the counts of `describe` are those of the whole data."""
         self.too_long = 0
         for row in range(self._source.size or 0):
-            self._fitting(self._source.row(row))
+            prompt = self._fitting(self._source.row(row))
+            if prompt is not None:
+                self._keep_for_the_check(prompt)
         self._looked_at = self._source.size is not None
+
+    def _keep_for_the_check(self, prompt: Prompt) -> None:
+        """Keeps a few prompts of each data source, those whose ground truth no model writes apart."""
+        odd = as_a_model_writes(prompt.ground_truth) != prompt.ground_truth
+        kept = self.kept_for_the_check.setdefault((prompt.data_source, odd), [])
+        if len(kept) < _KEPT_FOR_THE_CHECK:
+            kept.append(prompt)
 
     def render(self, submitted: Mapping[str, str]) -> Prompt:
         """Renders a submitted prompt (see `parse_submitted`). Raises DataError, also for a prompt that is too long."""

@@ -121,3 +121,12 @@ def test_a_broken_tokenizer_file_is_one_line(tmp_path: Path, name: str, content:
     with pytest.raises(ConfigError, match=r"^model\.path: ") as caught:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_look_at_every_row_keeps_prompts_of_every_data_source_and_odd_ground_truths(tmp_path: Path) -> None:
+    rows = [raw_row(f"{n}", str(n), data_source="plain") for n in range(5)]
+    rows += [raw_row("5", ["5"], data_source="plain"), raw_row("6", '"6"', data_source="other")]
+    prompts = stream(tmp_path, rows)
+    prompts.look_at_every_row()
+    kept = {key: [prompt.text for prompt in kept] for key, kept in prompts.kept_for_the_check.items()}
+    assert kept == {("plain", False): ["0", "1"], ("plain", True): ["5"], ("other", True): ["6"]}
