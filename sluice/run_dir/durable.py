@@ -5,11 +5,12 @@ hold an empty file, or be gone. So the bytes are synced, then the file gets its 
 """
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from sluice.strict_json import finite
 
 
 def write_synced(path: Path, pieces: Iterable[bytes]) -> None:
@@ -50,7 +51,7 @@ def append_line(path: Path, line: Mapping[str, Any], *, synced: bool = False) ->
     try:
         text = _encode(line)
     except ValueError:
-        text = _encode(_finite(line))
+        text = _encode(finite(line))
     is_new = not path.exists()
     with path.open("ab+") as file:
         if file.tell() > 0:
@@ -67,12 +68,3 @@ def append_line(path: Path, line: Mapping[str, Any], *, synced: bool = False) ->
 
 def _encode(line: Mapping[str, Any]) -> str:
     return json.dumps(line, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for every number that JSON cannot write."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

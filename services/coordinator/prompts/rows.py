@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from sluice.errors import DataError
+from sluice.strict_json import finite
 
 COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
 REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
@@ -150,7 +151,7 @@ def _extra_info(value: object) -> str:
         return ""
     if not isinstance(value, Mapping):
         raise DataError(f"extra_info: must be an object, got {_short(value)}")
-    return _to_json(_finite(value), "extra_info")
+    return _to_json(finite(value), "extra_info")
 
 
 def _checked_json(text: str) -> str:
@@ -163,14 +164,6 @@ def _checked_json(text: str) -> str:
     if isinstance(value, str):
         raise DataError(f"extra_info: must be an object, got {_short(value)}")
     return _extra_info(value)
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(value: object, name: str) -> str:
