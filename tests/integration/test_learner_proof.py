@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
 from services.learner.policy import proof
 from services.learner.policy.head import Head
@@ -143,6 +143,13 @@ def test_the_copy_has_a_layer_of_every_kind_and_at_least_two() -> None:
     assert reduced_config(LlamaConfig(num_hidden_layers=48)).num_hidden_layers == 2
     hybrid = reduced_config(tiny_config("qwen3_next"))
     assert hybrid.layer_types == ["linear_attention"] * 3 + ["full_attention"]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "mixtral", "deepseek_v3", "gemma3_text", "cwm", "qwen3_next"])
+def test_the_copy_of_a_large_model_is_a_fraction_of_it(family: str) -> None:
+    model_config = AutoConfig.for_model(family)
+    whole, copied = (count_parameters(one, path=family) for one in (model_config, reduced_config(model_config)))
+    assert copied < min(1.3e9, whole / 4)
 
 
 @pytest.mark.parametrize("max_model_len", [16, 100])

@@ -8,6 +8,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 VOCABULARY = 512
 EXPERTS = 16
+WIDTH = 1024
+"""Of the feed-forward parts, whose width decides nothing about how tokens see each other."""
+
+_WIDTHS = ("intermediate_size", "ffn_hidden_size")
 
 _LIMITS = ("sliding_window", "window_size", "attention_chunk_size", "index_topk", "index_block_size", "indexer_budget")
 """Parts of the names of settings that hide tokens beyond a distance, which short sequences would never show."""
@@ -26,7 +30,7 @@ def limits_that_bite(part: PreTrainedConfig) -> None:
 
 
 def reduced_config(model_config: PreTrainedConfig) -> PreTrainedConfig:
-    """A copy with the first layers up to one of every kind (at least two), a small vocabulary and few experts."""
+    """A copy with the first layers up to one of every kind (at least two), a small vocabulary, few and narrow experts."""
     reduced = copy.deepcopy(model_config)
     text: Any = reduced.get_text_config()
     layers, wanted = text.num_hidden_layers, _layers_of_every_kind(model_config)
@@ -34,7 +38,9 @@ def reduced_config(model_config: PreTrainedConfig) -> PreTrainedConfig:
         if isinstance(value, list) and len(value) == layers:
             setattr(text, name, value[:wanted])
         elif name.endswith("_token_id"):
-            setattr(text, name, None)
+            setattr(text, name, _within(value))
+        elif name.endswith(_WIDTHS) and isinstance(value, int):
+            setattr(text, name, min(value, WIDTH))
     text.num_hidden_layers = wanted
     text.vocab_size = min(text.vocab_size, VOCABULARY)
     for name in _EXPERT_COUNTS:
@@ -42,6 +48,13 @@ def reduced_config(model_config: PreTrainedConfig) -> PreTrainedConfig:
             groups = getattr(text, "n_group", None) or 1
             setattr(text, name, min(experts, -(-EXPERTS // groups) * groups))
     return reduced
+
+
+def _within(token_id: Any) -> Any:
+    """A token id, or several, of the small vocabulary."""
+    if isinstance(token_id, list):
+        return [_within(one) for one in token_id]
+    return min(token_id, VOCABULARY - 1) if isinstance(token_id, int) else token_id
 
 
 def random_model(model_config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
