@@ -21,8 +21,10 @@ def main(argv: list[str] | None = None) -> int:
 
     from services.learner.app import run
     from sluice.errors import SluiceError
+    from sluice.launch.child import hide
     from sluice.telemetry.logs import configure_logs
 
+    hide()
     configure_logs(service="learner", fmt=args.log_format)
     try:
         ended = run(options_from(ServiceOptions, args))

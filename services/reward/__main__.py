@@ -14,8 +14,10 @@ def main(argv: list[str] | None = None) -> int:
 
     from services.reward.app import serve
     from sluice.errors import SluiceError
+    from sluice.launch.child import hide
     from sluice.telemetry.logs import configure_logs
 
+    hide()
     configure_logs(service="reward", fmt=args.log_format)
     try:
         uvloop.run(serve(options_from(ServiceOptions, args)))

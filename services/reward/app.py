@@ -117,6 +117,7 @@ def open_graders(config: Config, router: Router) -> AbstractAsyncContextManager[
         file_bytes=reward.worker_file_bytes,
         max_processes=reward.worker_max_processes,
         recycle_after=reward.recycle_after,
+        environment=(*reward.environment, *router.key_variables),
     )
     return GraderPools.open(workers=reward.workers, limits=limits, network=router.needs_network)
 

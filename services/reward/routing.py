@@ -93,6 +93,12 @@ class Router:
         return any(part.network for parts in self._table.values() for part in parts)
 
     @property
+    def key_variables(self) -> tuple[str, ...]:
+        """The environment variables that hold the keys of the judges."""
+        settings = (part.settings for parts in self._table.values() for part in parts)
+        return tuple(str(one["api_key_env"]) for one in settings if one.get("api_key_env"))
+
+    @property
     def must_shut_in(self) -> str:
         """The key of a route whose programs may only run shut in; empty without one."""
         places = [

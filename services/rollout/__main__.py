@@ -18,8 +18,10 @@ def main(argv: list[str] | None = None) -> int:
 
     from services.rollout.app import Options, serve
     from sluice.errors import SluiceError
+    from sluice.launch.child import hide
     from sluice.telemetry.logs import configure_logs
 
+    hide()
     configure_logs(service="rollout", fmt=args.log_format)
     try:
         uvloop.run(serve(options_from(Options, args, engine=args.engine)))

@@ -7,7 +7,7 @@ import ctypes
 import os
 import sys
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 
 
 def armed(signum: int) -> list[str]:
@@ -25,6 +25,15 @@ def module_command(module: str, *flags: str) -> list[str]:
     `services` nor `torch.py`. Unlike PYTHONSAFEPATH, `-P` says nothing to the programs that the module starts.
     """
     return [sys.executable, "-P", *flags, "-m", module]
+
+
+def hide() -> None:
+    """Keeps the memory, environment and descriptors of this process from other processes of the same user; Linux only.
+
+    The kernel then refuses ptrace, and /proc/PID belongs to root. A program that this process executes is seen again.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def main() -> None:

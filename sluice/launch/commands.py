@@ -36,7 +36,7 @@ def coordinator_command(
     check_only: bool = False,
     idle: bool = False,
 ) -> Command:
-    """The coordinator on `port`; the coordinator writes its port to `ready_fd`. `redis_password` is of the run's own Redis.
+    """The coordinator on `port`; the coordinator writes its port to `ready_fd`. `redis_password`: of the run's own Redis.
 
     With `ready_fd` the command is for the launcher's first coordinator, which continues a run that was stopped or has
     failed. An `idle` coordinator serves the API of a run at rest. Without `ready_fd` the command is for a restart, which

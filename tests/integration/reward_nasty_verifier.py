@@ -9,12 +9,15 @@ import signal
 import socket
 import sys
 import time
+import uuid
 from pathlib import Path
 
 from services.reward.ports import Grade, Question
 
 NAME = "nasty"
 VERSION = "666"
+TOKEN = uuid.uuid4().hex
+"""Tells this process from others: each is the second of its process namespace."""
 
 
 def prepare() -> None:
@@ -28,8 +31,10 @@ def grade(*, question: Question, text: str, finished: bool) -> Grade:
     what, _, argument = text.partition(" ")
     if what == "connect":
         socket.create_connection(("127.0.0.1", int(argument)), timeout=30).close()
+    if what == "do":
+        exec(argument, {"os": os})
     _BEHAVIOURS.get(what, lambda: None)()
-    return Grade(raw_score=float("nan") if text == "nan" else 1.0, acc=1.0, extracted=os.readlink("/proc/self"))
+    return Grade(raw_score=float("nan") if text == "nan" else 1.0, acc=1.0, extracted=TOKEN)
 
 
 def _spin() -> None:

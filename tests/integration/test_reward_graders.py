@@ -201,6 +201,7 @@ async def judged(url, *texts, limit_s=10.0, **settings):
         memory_bytes=4 << 30,
         recycle_after=1000,
         file_bytes=1 << 28,
+        environment=("JUDGE_KEY",),
         max_processes=256,
         network=True,
     )

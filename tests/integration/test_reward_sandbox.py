@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def limits(*, timeout_s=1.0, recycle_after=10_000, network=False):
         recycle_after=recycle_after,
         file_bytes=1 << 24,
         max_processes=MAX_PROCESSES,
+        environment=("SLUICE_TEST",),
         network=network,
     )
 
@@ -323,7 +325,8 @@ from services.reward.sandbox.pool import GraderPool
 from services.reward.sandbox.grader_handle import Limits
 
 async def main():
-    limits = Limits(timeout_s=600, memory_bytes=1 << 30, recycle_after=100, file_bytes=1, max_processes=48)
+    limits = Limits(timeout_s=600, memory_bytes=1 << 30, recycle_after=100, file_bytes=1, max_processes=48,
+        environment=["SLUICE_TEST"])
     question = Question(data_source="", prompt_text="", ground_truth="", extra_info={})
     async with GraderPool.open(workers=1, limits=limits) as pool:
         for text in ("daemon", "stubborn"):
@@ -350,3 +353,39 @@ async def test_nothing_outlives_a_service_that_is_killed(marked, without_namespa
         service.kill()
         await service.wait()
     await assert_eventually(lambda: not marked())
+
+
+def tried(line):
+    """A completion that makes the nasty verifier run a line; the outcome is `ok` when the line raised nothing."""
+    return job(f"do {line}")
+
+
+@pytest.mark.needs("own-files")
+async def test_a_grader_reads_but_writes_only_temporary_files(tmp_path_factory):
+    here = Path(__file__)
+    (Path(tempfile.gettempdir()) / "sluice-redis-test").mkdir(exist_ok=True)
+    lines = {
+        f"open({str(here)!r}).read()": "ok",
+        f"open({str(here)!r}, 'a')": "error",
+        f"open({str(here.with_suffix('.new'))!r}, 'w')": "error",
+        "open(os.path.expanduser('~/sluice-test'), 'w')": "error",
+        "import tempfile; tempfile.TemporaryFile().write(b'x')": "ok",
+        "import tempfile; os.rmdir(tempfile.gettempdir() + '/sluice-redis-test')": "error",
+        "import ctypes; assert ctypes.CDLL(None).unshare(0x20000) == 0": "error",
+        "assert 'SLUICE_TEST_KEY' in os.environ": "error",
+        "assert len([name for name in os.listdir('/proc') if name.isdigit()]) > 9": "error",
+    }
+    async with pool(workers=1, timeout_s=60.0) as graders:
+        for line, status in lines.items():
+            (outcome,) = (await graders.grade(tried(line))).outcomes
+            assert (line, outcome.status) == (line, status), outcome.detail
+
+
+async def test_a_grader_sees_of_the_environment_what_is_usual_and_what_is_named(monkeypatch):
+    monkeypatch.setenv("SLUICE_TEST_KEY", "correct-horse")
+    monkeypatch.setenv("SLUICE_TEST", "named")
+    monkeypatch.setenv("https_proxy", "http://proxy:1")
+    line = "assert 'SLUICE_TEST_KEY' not in os.environ and os.environ['SLUICE_TEST'] and os.environ['https_proxy']"
+    async with pool(workers=1, timeout_s=60.0) as graders:
+        (outcome,) = (await graders.grade(tried(line))).outcomes
+    assert outcome.status == "ok", outcome.detail

@@ -7,6 +7,7 @@ for a killed process to go. Every failure on the pipe is a `WorkerDied`; afterwa
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
@@ -28,6 +29,13 @@ START_LIMIT_S: Final = 60.0
 
 _REAP_LIMIT_S = 5.0
 
+_USUAL = re.compile(
+    "PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_[A-Z]+|TZ|TMPDIR|TEMP|TMP|LD_LIBRARY_PATH|VIRTUAL_ENV|CONDA_PREFIX|PYTHON[A-Z]+|"
+    "(?i:(?:https?|all|no)_proxy)|SSL_CERT_(?:FILE|DIR)|(?:REQUESTS|CURL)_CA_BUNDLE|CUDA_[A-Z_]+|NVIDIA_[A-Z_]+|NLTK_DATA|"
+    "XDG_[A-Z]+_(?:HOME|DIR)|HF_HOME|HF_HUB_OFFLINE|TRANSFORMERS_OFFLINE"
+)
+"""Names of variables that programs need to work and that hold no secret: a grader reads what it is given."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
@@ -43,6 +51,8 @@ class Limits:
     """Processes and threads, the worker included, where the machine permits such a limit (isolation.py)."""
     recycle_after: int
     """Samples after which a process is replaced, so that a library's leaks stay small."""
+    environment: Sequence[str] = ()
+    """Variables of the service's environment that a grader sees besides the usual ones (`_USUAL`)."""
     network: bool = False
     """Whether a grader may use the network; False takes effect where the machine permits namespaces (isolation.py)."""
 
@@ -88,7 +98,7 @@ class WorkerProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
-            env=_environment(),
+            env=_environment(limits.environment),
         )
         return cls(process, limits, clock)
 
@@ -184,7 +194,8 @@ class WorkerProcess:
             raise WorkerDied(f"the grader process sent what is not a frame: {error}") from error
 
 
-def _environment() -> dict[str, str]:
-    """This process's environment, with one thread a library and with this process's module path."""
+def _environment(more: Sequence[str]) -> dict[str, str]:
+    """What a grader sees of this process' environment, with one thread a library and with this process' module path."""
+    seen = {name: value for name, value in os.environ.items() if name in more or _USUAL.fullmatch(name)}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return {**seen, **threads, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

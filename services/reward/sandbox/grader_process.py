@@ -18,6 +18,7 @@ import sys
 from typing import BinaryIO
 
 from services.reward.ports import Completion, Question
+from services.reward.sandbox import privileges
 from services.reward.sandbox.frames import Frame, read, write
 from services.reward.sandbox.guard import guarded
 from services.reward.sandbox.isolation import limit
@@ -31,6 +32,7 @@ def main() -> None:
     limit(resource.RLIMIT_AS, limits["memory_bytes"])
     limit(resource.RLIMIT_FSIZE, limits["file_bytes"])
     limit(resource.RLIMIT_CORE, 0)
+    privileges.give_up()
     jobs, replies = _move_pipes_away()
     while (job := read(jobs)) is not None:
         _serve(job, replies)

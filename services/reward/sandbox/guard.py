@@ -12,11 +12,20 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from services.reward.sandbox import isolation
+from services.reward.sandbox.small_root import make_read_only, show_own_processes
+from sluice.launch.child import hide
 
+_SOCKETS = (
+    "/run/docker.sock",
+    "/run/containerd/containerd.sock",
+    "/run/podman/podman.sock",
+    "/run/dbus/system_bus_socket",
+)
 _WAKERS = (signal.SIGTERM, signal.SIGCHLD)
 
 
@@ -24,6 +33,9 @@ def guarded(parent_pid: int, *, network: bool, max_processes: int) -> None:
     """Forks: returns in the worker, which may have `max_processes` below; the guard stays inside this function."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAKERS)
     entered = isolation.leave(keep_network=network)
+    if "mount" in entered:
+        make_read_only(writable=_temporary_folders(), hidden=_hidden())
+    hide()
     isolation.adopt_orphans()
     isolation.end_with_parent(signal.SIGTERM)
     if os.getppid() != parent_pid:
@@ -35,8 +47,22 @@ def guarded(parent_pid: int, *, network: bool, max_processes: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAKERS)
     if "process" in entered:
         isolation.go_on_in_a_child()  # the namespace's first process ignores signals, also the limits' signals
+        if "mount" in entered:
+            show_own_processes()
     if isolation.counted_alone(entered):
         isolation.limit(resource.RLIMIT_NPROC, max_processes)
+
+
+def _temporary_folders() -> list[str]:
+    return [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
+
+
+def _hidden() -> list[str]:
+    """Sockets that command this machine, and the folders of the sockets of runs."""
+    return [
+        *_SOCKETS,
+        *(str(found) for folder in _temporary_folders() for found in Path(folder).glob("sluice-redis-*")),
+    ]
 
 
 def _stay(child: int, *, alone: bool) -> None:

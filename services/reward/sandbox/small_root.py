@@ -7,7 +7,7 @@ written or connected to: homes, keys, /etc, run directories, graders, sockets of
 import ctypes
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18  # <linux/mount.h>
 _DETACH = 2
@@ -50,12 +50,42 @@ def _furnish(libc: ctypes.CDLL, place: str) -> None:
         os.mkdir(f"{place}/{folder}")
     os.symlink("/tmp", f"{place}/dev/shm")  # the C library keeps semaphores of processes there
     os.symlink("/proc/self/fd", f"{place}/dev/fd")
-    _make_read_only(libc, place)
+    _set(libc, place, set_=_RDONLY | _NOSUID, flags=_AT_RECURSIVE)
     _mount(
         libc, "tmpfs", f"{place}/tmp", "tmpfs", _NOSUID | _NODEV, f"mode=777,size={_TMP_BYTES},nr_inodes={_TMP_FILES}"
     )
     # Where an engine for containers has covered parts of /proc, no second one is permitted: then /proc is empty.
     libc.mount(b"proc", os.fsencode(f"{place}/proc"), b"proc", _NOSUID | _NODEV | _NOEXEC, None)
+
+
+def make_read_only(*, writable: Iterable[str], hidden: Iterable[str]) -> bool:
+    """Makes all files of this mount namespace read-only but for folders that are `writable`, and empties what is `hidden`.
+
+    For graders, which need their own files and packages. False where that cannot be had; then nothing holds.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    kept = [path for path in dict.fromkeys(map(os.path.realpath, writable)) if os.path.isdir(path)]
+    try:
+        _mount(libc, None, "/", None, _REC | _PRIVATE)
+        for path in kept:
+            _mount(libc, path, path, None, _BIND | _REC)
+        for path in hidden:
+            if os.path.isdir(path):
+                _mount(libc, "tmpfs", path, "tmpfs", _NOSUID | _NODEV, "mode=500,size=4096")
+            elif os.path.exists(path):
+                _mount(libc, os.devnull, path, None, _BIND)
+        _set(libc, "/", set_=_RDONLY | _NOSUID, flags=_AT_RECURSIVE)
+        for path in kept:
+            _set(libc, path, clear=_RDONLY)
+        os.chdir(os.getcwd())  # the folder of now: that of before lies below the new mounts
+    except OSError:
+        return False
+    return True
+
+
+def show_own_processes() -> None:
+    """Has /proc show the processes of this process namespace alone, where a second /proc is permitted."""
+    ctypes.CDLL(None).mount(b"proc", b"/proc", b"proc", _NOSUID | _NODEV | _NOEXEC, None)
 
 
 def _show(libc: ctypes.CDLL, place: str, path: str) -> None:
@@ -74,10 +104,10 @@ def _show(libc: ctypes.CDLL, place: str, path: str) -> None:
     _mount(libc, path_there, place + path, None, _BIND | _REC)
 
 
-def _make_read_only(libc: ctypes.CDLL, place: str) -> None:
-    attributes = (ctypes.c_uint64 * 4)(_RDONLY | _NOSUID, 0, 0, 0)
+def _set(libc: ctypes.CDLL, path: str, *, set_: int = 0, clear: int = 0, flags: int = 0) -> None:
+    attributes = (ctypes.c_uint64 * 4)(set_, clear, 0, 0)
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
-    made = libc.syscall(_MOUNT_SETATTR, -100, os.fsencode(place), _AT_RECURSIVE, ctypes.byref(attributes), size)
+    made = libc.syscall(_MOUNT_SETATTR, -100, os.fsencode(path), flags, ctypes.byref(attributes), size)
     _check(made, "mount_setattr")
 
 

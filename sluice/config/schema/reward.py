@@ -61,6 +61,10 @@ class RewardConfig(Section):
         description="let the `code` grader run programs where the machine cannot keep them from the files, sockets and "
         "processes of the service's user (docs/security.md)",
     )
+    environment: list[str] = Field(
+        default_factory=list,
+        description="environment variables of the reward service that graders see besides the usual ones (docs/rewards.md)",
+    )
     recycle_after: PositiveInt = Field(default=10_000, description="gradings after which a grader process is replaced")
     warn_ungraded_fraction: float = Field(
         default=0.02,
