@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.simulated.model import TOKENS
+from benchmarks.simulated.model import TOKENS, VOCABULARY
 from sluice.rpc.arrays import pack_floats, pack_ids, unpack_ids
 from sluice.rpc.server import stop_on_signals
 from sluice.telemetry.logs import configure_logs
 from sluice.testing.fakes import FakeReward, FakeRollout, FakeService, Lengths, TimedEngine
 from sluice.testing.fakes.rollout import END_TOKEN
 from sluice.v1 import rollout_pb2
-
-VOCABULARY = 150_000
 
 
 class Canned:

@@ -7,6 +7,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 TOKENS = ("<pad>", "<bos>", "<eos>", *"0123456789+-*/=() \n?:.,;#<>_", *"abcdefghijklmnopqrstuvwxyz")
 
+VOCABULARY = 150_000
+"""The number of token ids, of which the tokenizer knows the first: completions of simulated rollouts hold any."""
+
 
 def write_model(folder: Path) -> Path:
     """As much of a model as a coordinator looks at: config.json and a tokenizer of one character a token."""
@@ -16,5 +19,5 @@ def write_model(folder: Path) -> Path:
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "TokenizersBackend"}))
-    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3", "vocab_size": len(TOKENS)}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3", "vocab_size": VOCABULARY}))
     return folder
