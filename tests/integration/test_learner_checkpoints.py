@@ -20,6 +20,7 @@ from services.learner.distributed.ranks import Ranks
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
 from services.learner.training.train_step import Trainer
+from sluice.run_dir import durable
 from tests.integration.learner_rank import on_ranks, run_job
 from tests.unit.learner.learner_cases import make_batch, make_config
 
@@ -110,7 +111,7 @@ def test_exactly_the_newest_are_kept_after_twenty_saves(
         (writing, "save_shards"),
         (writing, "write_state"),
         (folders, "seal"),
-        (folders.os, "replace"),
+        (durable.os, "replace"),
         (folders, "retain"),
     ],
 )

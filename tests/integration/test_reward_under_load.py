@@ -220,6 +220,7 @@ async def test_the_faster_replica_gets_more_and_none_more_than_it_holds(tmp_path
 
         samples = [make_sample(index, version=0) for index in range(N)]
         rewards = await grading.score(
+            tries=grading.tries(),
             group_id=f"g{number}",
             prompt=FakePrompt(prompt_id="p"),
             samples=samples,
@@ -268,7 +269,7 @@ async def test_a_queue_that_is_full_is_waited_out(tmp_path, monkeypatch):
         (member,) = fleet.of(Role.REWARD)
         member.capacity = 16
         call = {"prompt": FakePrompt(prompt_id="p"), "samples": [make_sample(0, version=0)], "timeout_s": 60.0}
-        groups = [grading.score(group_id=f"g{number}", **call) for number in range(16)]
+        groups = [grading.score(tries=grading.tries(), group_id=f"g{number}", **call) for number in range(16)]
         rewards = await asyncio.gather(*groups)
         await clients.close()
         assert [[reward.acc for reward in group] for group in rewards] == [[1.0]] * 16

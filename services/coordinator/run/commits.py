@@ -108,8 +108,8 @@ class Commits:
             kept = self._files.kept_checkpoints()
             if kept:
                 self._files.drop_batches_before(kept[0])
-                # The newest commit stays: it says how far the run has come.
-                await self._store.drop_records(min(kept[0], self._progress.trained_steps - 1))
+                # The commit that made the oldest checkpoint stays: a rollback to it goes on from there.
+                await self._store.drop_records(min(kept[0], self._progress.trained_steps) - 1)
             await self._rollbacks.superseded_by(version.number)
             self._events.emit("checkpoint_saved", path, values={"version": float(version.number)})
 
