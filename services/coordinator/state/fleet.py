@@ -197,9 +197,13 @@ class Fleet:
         member.health.succeed()
 
     def fail(self, member: Member, reason: str, *, now_s: float) -> None:
-        """Counts a failed attempt, after which the member may get no work for a pause."""
+        """Counts a failed attempt, after which the member may get no work for a pause.
+
+        A learner is never paused, because no other can take its place.
+        """
         if (
-            member.gone.is_set()
+            member.role is Role.LEARNER
+            or member.gone.is_set()
             or (pause_s := member.health.fail(now_s=now_s, longest_pause_s=self._longest_pause_s)) is None
         ):
             return

@@ -4,7 +4,7 @@ import pytest
 
 from services.coordinator.run.lifecycle import Lifecycle
 from services.coordinator.state.fleet import Role, State
-from sluice.errors import Expired
+from sluice.errors import Expired, Unavailable
 from tests.unit.coordinator.fakes import Stage, make_config
 
 LIMIT_S = 12.0
@@ -62,6 +62,14 @@ def test_progress_of_other_services_does_not_hide_that_a_role_is_missing(stage: 
     stage.conductor.last_progress_s = stage.clock.now()
     with pytest.raises(Expired, match="no learner for 12 s"):
         lifecycle._raise_if_stuck()
+
+
+def test_a_learner_that_dies_again_and_again_is_never_quarantined(stage: Stage) -> None:
+    for _ in range(5):
+        stage.fleet.lose_if_unreachable(stage.fleet.members["learner"], Unavailable("killed"), now_s=stage.clock.now())
+        stage.fleet.set_state(stage.add_member(Role.LEARNER, "learner"), State.READY)
+    assert stage.fleet.learner is not None
+    assert not stage.fleet.learner.pauses
 
 
 def test_members_that_are_quarantined_are_named_with_the_reason(stage: Stage, lifecycle: Lifecycle) -> None:
