@@ -22,7 +22,7 @@ promtool: setup  ## Prometheus's promtool in .venv, where Debian's packages are
 demo: setup      ## teach a small model to add: four services, two cores, a few minutes
 	@.venv/bin/sluice demo $(ARGS)
 
-demo-llm: setup  ## teach a real model, SmolLM2-135M, to add: 93 MB more to fetch, a quarter of an hour on two idle cores
+demo-llm: setup  ## teach a real model, SmolLM2-135M, to add: 93 MB more to fetch, some twenty minutes on two idle cores
 	@scripts/smollm2.sh $(ARGS)
 	@.venv/bin/sluice demo-llm $(ARGS)
 

@@ -1,0 +1,48 @@
+"""The recipe of demo-llm takes a user's own file as docs/demo-llm.md says: one line a row, its data source unheard of."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_model import write_tiny_model
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that has a chat template."""
+    path = write_tiny_model(tmp_path_factory.mktemp("model"))
+    (path / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}\n{% endfor %}")
+    return path
+
+
+def dry_run(model: Path, file: Path, *rows: tuple[str, str]) -> subprocess.CompletedProcess[str]:
+    lines = [
+        {"data_source": "times", "prompt": [{"role": "user", "content": question}], "reward_model": {"ground_truth": truth}}
+        for question, truth in rows
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = [f"model.path={model}", f"data.train_files=[{file}]", "data.max_prompt_length=64"]
+    settings.append("network.coordinator_port=0")
+    command = [sys.executable, "-m", "sluice.cli.main", "up", "-c", str(ROOT / "recipes" / "sums-smollm2.yaml")]
+    command += ["--dry-run", *(part for setting in settings for part in ("--set", setting))]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_a_file_of_numbers_needs_nothing_but_its_name(model: Path, tmp_path: Path) -> None:
+    done = dry_run(model, tmp_path / "my.jsonl", ("3 times 4", "12"), ("5 times 6", "30"), ("7 times 8", "56"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "for times: gold 3 of 3 right" in done.stdout
+    assert "data, tokenizer and reward are fine" in done.stdout
+
+
+def test_a_file_whose_answers_are_no_numbers_is_refused_before_anything_trains(model: Path, tmp_path: Path) -> None:
+    done = dry_run(model, tmp_path / "my.jsonl", ("capital of france", "paris"), ("capital of spain", "madrid"))
+    assert done.returncode in (1, 2)
+    assert "route the data_source to another grader with reward.routes" in done.stderr
