@@ -24,7 +24,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def dry_run(model: Path, file: Path, *rows: tuple[str, str]) -> subprocess.CompletedProcess[str]:
     lines = [
-        {"data_source": "times", "prompt": [{"role": "user", "content": question}], "reward_model": {"ground_truth": truth}}
+        {
+            "data_source": "times",
+            "prompt": [{"role": "user", "content": question}],
+            "reward_model": {"ground_truth": truth},
+        }
         for question, truth in rows
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
