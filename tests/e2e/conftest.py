@@ -16,6 +16,10 @@ from sluice.testing import assert_eventually_blocking
 
 ROOT = Path(__file__).parent.parent.parent
 
+ENVIRON = dict(os.environ)
+"""As it was when the tests were collected: an engine that a test has in this process leaves settings of its own, such as the
+interface that gloo listens on."""
+
 
 @pytest.fixture(scope="session")
 def base_model() -> Path:
@@ -43,7 +47,7 @@ class Run:
         command += ["--run-dir", str(run_dir), "--set", f"model.path={base}", "--set", "network.coordinator_port=0"]
         command += [part for override in overrides for part in ("--set", override)]
         with self.output_path.open("w") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=ENVIRON)
 
     def wait(self, *, timeout_s: float) -> int:
         """The exit code."""

@@ -13,7 +13,7 @@ import pytest
 
 from sluice.testing import assert_eventually_blocking
 from tests.chaos.verdict import problems
-from tests.e2e.conftest import ROOT
+from tests.e2e.conftest import ENVIRON, ROOT
 from tests.e2e.test_whole_run import GROUPS, TINY, read, steps_trained, until
 from tests.free_port import free_port
 from tests.two_machines import SecondMachine, second_machine
@@ -40,7 +40,11 @@ def test_a_run_goes_on_when_the_learner_on_the_other_machine_is_killed_and_both_
     log = tmp_path / "second.log"
     with log.open("w") as output:
         there = subprocess.Popen(
-            second.command(sys.executable, "-m", "sluice.cli.main", *arguments), cwd=ROOT, stdout=output, stderr=output
+            second.command(sys.executable, "-m", "sluice.cli.main", *arguments),
+            cwd=ROOT,
+            env=ENVIRON,
+            stdout=output,
+            stderr=output,
         )
     try:
         until(run, lambda: steps_trained(run) >= 3)
