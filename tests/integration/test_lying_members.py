@@ -1,7 +1,7 @@
 """Rollouts and rewards that answer nonsense, two at a time: the run ends trained, its ledger closed, the liars quarantined.
 
-Each liar sends every field of its answers wrong, one after the other; what each lie is refused for is in
-tests/unit/coordinator/test_answers.py.
+A liar sends the fields of its answers wrong in turn, as often as it gets work: some ten to twenty lies a run. That every
+single lie is refused, and for what, is in tests/unit/coordinator/test_answers.py.
 """
 
 import asyncio
