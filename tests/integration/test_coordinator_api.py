@@ -354,6 +354,20 @@ async def test_an_evaluation_is_repeated_on_another_rollout_when_its_rollout_die
         assert status.evaluations[0].prompts == 3
 
 
+async def test_a_last_evaluation_that_fails_leaves_a_trained_run_finished_and_says_why(
+    serve: Serve, cast: Cast
+) -> None:
+    async with serve(stay=True, eval__timeout_s=1.0) as run:
+        await cast.register(run)
+        await run.until(lambda status: len(status.evaluations) == 1)
+        cast.rollout.die_on = "eval"
+        await cast.learner.train(run, range(3))
+        status = await run.until(lambda status: status.state in (pb.RUN_STATE_FINISHED, pb.RUN_STATE_FAILED))
+        assert (status.state, status.step, len(status.evaluations)) == (pb.RUN_STATE_FINISHED, 3, 1)
+        assert status.reason.startswith("every step is trained; the last evaluation failed: ")
+        assert status.ledger.closed
+
+
 async def test_a_rollout_whose_engine_computes_something_else_gets_no_work_until_it_is_cured(
     serve: Serve, cast: Cast, model: Path
 ) -> None:

@@ -43,6 +43,8 @@ class Tries:
     """These are asked again only when there is no other."""
     refused_by: dict[str, Member] = field(default_factory=dict)
     """These are not asked again."""
+    believed: int = 2
+    """So many refusals are believed."""
 
 
 class Grading:
@@ -91,9 +93,11 @@ class Grading:
         if not self._is_enough(group):
             raise GroupFailed(reason=reason, fault=fault)
 
-    def tries(self) -> "Tries":
-        """As many attempts as `coordinator.max_attempts`."""
-        return Tries(left=self._config.coordinator.max_attempts)
+    def tries(self, *, every: bool = False) -> "Tries":
+        """As many attempts as `coordinator.max_attempts`; with `every` also one on each reward, and no reward's refusal is
+        believed before all have refused: for samples of which a failure costs more than one group."""
+        rewards = len(self._fleet.of(Role.REWARD)) if every else 0
+        return Tries(left=self._config.coordinator.max_attempts + rewards, believed=max(2, rewards))
 
     async def score(
         self,
@@ -111,7 +115,7 @@ class Grading:
         is one.
 
         Raises:
-            InvalidRequest: two rewards, or the only one, refuse the request.
+            InvalidRequest: `tries.believed` rewards, or the only one, refuse the request.
             Overloaded: the graders pushed back for all of `coordinator.score_wait_s`.
             TooLarge: no reward takes a request of this size.
             SluiceError: the error of the last try.
@@ -137,7 +141,7 @@ class Grading:
             except InvalidRequest as error:
                 log.warning("scoring_refused", group_id=group_id, reason=str(error))
                 tries.refused_by[member.service_id] = member
-                if len(tries.refused_by) > 1 or not self._others(tries):
+                if len(tries.refused_by) >= tries.believed or not self._others(tries):
                     raise
                 continue
             except TooLarge:

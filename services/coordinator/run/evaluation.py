@@ -73,7 +73,9 @@ class Evaluator:
         member = await self._pin(avoid)
         self.under_way = f"runs on {member.service_id}"
         try:
-            return await self._run(member, prompts, n, started)
+            # A task of its own: where a child fails, a TaskGroup of Python 3.11 leaves its task marked as cancelled, and
+            # `eval.timeout_s` would cancel the run instead of ending the next attempt.
+            return await asyncio.create_task(self._run(member, prompts, n, started))
         except BaseExceptionGroup as failures:
             error = first_error(failures)
             if isinstance(error, _RolloutFailed):
@@ -84,7 +86,10 @@ class Evaluator:
             self._fleet.changed.notify()
 
     def _blame(self, failure: "_RolloutFailed", failed: list[str]) -> None:
-        """Notes a rollout that failed. Raises the rollout's error when others failed too; the loss of a rollout is no try."""
+        """Notes a rollout that failed; the loss of a rollout is no try.
+
+        Raises the rollout's error when all other rollouts failed too, and that `max_attempts` times unless it is a refusal.
+        """
         member, error = failure.member, failure.error
         assert member is not None
         log.warning("evaluation_repeated", service_id=member.service_id, reason=str(error))
@@ -94,8 +99,7 @@ class Evaluator:
         self._fleet.fail(member, str(error), now_s=now_s)
         failed.append(member.service_id)
         others = {other.service_id for other in self._fleet.of(Role.ROLLOUT)} - set(failed)
-        refused = isinstance(error, InvalidRequest) and (len(set(failed)) > 1 or not others)
-        if refused or len(failed) >= self._config.coordinator.max_attempts:
+        if not others and (isinstance(error, InvalidRequest) or len(failed) >= self._config.coordinator.max_attempts):
             raise error
 
     async def _pin(self, avoid: Collection[str]) -> Member:
@@ -188,7 +192,7 @@ class Evaluator:
                     prompt=prompt,
                     samples=samples,
                     timeout_s=self._config.eval.timeout_s,
-                    tries=self._grading.tries(),
+                    tries=self._grading.tries(every=True),
                 )
             except Unavailable as error:
                 log.warning("evaluation_scoring_failed", group_id=group_id, reason=str(error))

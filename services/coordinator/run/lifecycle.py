@@ -108,7 +108,7 @@ class Lifecycle:
             await self.save()
             return  # a restarted coordinator continues the run
         if self._evaluator.possible:
-            await self._unless_stopped(self._evaluate(full=True))
+            await self._unless_stopped(self._evaluate(full=True, needed=True))
         self._progress.train_started_s = time.time()
         await self._enter(RunState.RUNNING)
 
@@ -141,7 +141,7 @@ class Lifecycle:
                     self._raise_if_stuck()
                     if self._evaluation_is_due(evaluated):
                         evaluated = self._progress.trained_steps
-                        tasks.create_task(self._evaluate(full=False), name="evaluation")
+                        tasks.create_task(self._evaluate(full=False, needed=False), name="evaluation")
                     if self._ledger.is_due:
                         tasks.create_task(self._ledger.flush(), name="ledger")
                     await self._board.changed.wait(1.0)
@@ -197,11 +197,12 @@ class Lifecycle:
     async def _finish(self) -> RunState:
         await self._enter(RunState.FINISHING)
         if self._evaluator.possible:
-            await self._unless_stopped(self._evaluate(full=True))
+            await self._unless_stopped(self._evaluate(full=True, needed=False))
         return RunState.FINISHED
 
-    async def _evaluate(self, *, full: bool) -> EvaluationResult | None:
-        """Evaluates. A failed evaluation between steps is a warning; a failed full evaluation fails the run."""
+    async def _evaluate(self, *, full: bool, needed: bool) -> None:
+        """Evaluates. Where the evaluation is `needed`, a failed one fails the run: before the first step, when a fault of the
+        recipe costs nothing yet. Later it is a warning, and the reason that a trained run shows after a failed last one."""
         settings = self._config.eval
         try:
             result = (
@@ -210,12 +211,13 @@ class Lifecycle:
                 else await self._evaluator.evaluate(prompts=settings.small_prompts, n=settings.small_n)
             )
         except SluiceError as error:
-            if full:
+            if needed:
                 raise
             self._events.emit("warning", f"evaluation skipped: {error}")
-            return None
+            if full:
+                self._progress.reason = f"every step is trained; the last evaluation failed: {error}"
+            return
         await self.record_evaluation(result, full=full)
-        return result
 
     async def record_evaluation(self, result: EvaluationResult, *, full: bool) -> None:
         """Records an evaluation in progress, metrics.jsonl, Redis and the event stream."""

@@ -1,8 +1,9 @@
-"""An evaluation whose samples can partly not be graded: counted apart, in no accuracy, and never NaN."""
+"""Evaluations beside what fails: samples without a grade are counted apart and never NaN, rollouts that fail are left out."""
 
 import dataclasses
 import json
 import math
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 from services.coordinator.groups.grading import Grading
 from services.coordinator.run.evaluation import Evaluator
 from services.coordinator.state.evaluation_result import EvaluationResult, accuracies
-from services.coordinator.state.fleet import Role
-from services.coordinator.state.group import Reward
-from sluice.errors import SluiceError
+from services.coordinator.state.fleet import Member, Role
+from services.coordinator.state.group import Reward, Sample
+from services.coordinator.state.ports import WrongAnswer
+from sluice.errors import Expired, InvalidRequest, Overloaded, SluiceError, Unavailable
 from sluice.run_dir.durable import append_line
-from tests.unit.coordinator.fakes import FakePrompt, FakeRewards, Stage, make_config
+from tests.unit.coordinator.fakes import FakePrompt, FakeRewards, FakeRollouts, Stage, make_config
 
 LOST = math.nan
 
@@ -31,9 +33,35 @@ class PartlyAway(FakeRewards):
         ]
 
 
-async def evaluate(acc: dict[str, list[float]], *, n: int = 4) -> EvaluationResult:
-    stage = Stage(make_config(), rewards=PartlyAway(acc=acc))
-    stage.add_member(Role.ROLLOUT, "rollout-0", version=3)
+class PartlyBroken(FakeRollouts):
+    """Answers of some rollouts are the error that stands beside the rollout's name."""
+
+    def __init__(self, broken: dict[str, Exception]) -> None:
+        super().__init__()
+        self.broken = broken
+        self.asked: list[str] = []
+
+    async def generate(self, member: Member, **keywords: Any) -> AsyncIterator[Sample]:
+        self.asked.append(member.service_id)
+        if member.service_id in self.broken:
+            raise self.broken[member.service_id]
+        async for sample in super().generate(member, **keywords):
+            yield sample
+
+
+async def evaluate(
+    acc: dict[str, list[float]],
+    *,
+    n: int = 4,
+    rollouts: FakeRollouts | None = None,
+    fleet: int = 1,
+    timeout_s: float = 60.0,
+) -> EvaluationResult:
+    stage = Stage(
+        make_config(eval__timeout_s=timeout_s), rewards=PartlyAway(acc=acc), rollouts=rollouts or FakeRollouts()
+    )
+    for place in range(fleet):
+        stage.add_member(Role.ROLLOUT, f"rollout-{place}", version=3)
     stage.progress.version = stage.fleet.of(Role.ROLLOUT)[0].version
     grading = Grading(config=stage.config, fleet=stage.fleet, rewards=stage.rewards, clock=stage.clock)
     prompts = [FakePrompt(prompt_id=name) for name in acc]
@@ -75,6 +103,40 @@ async def test_without_a_graded_greedy_completion_there_is_no_greedy_accuracy() 
     assert result.greedy is None
     assert "greedy" not in str(result)
     assert json.dumps(result.to_line(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        (InvalidRequest("no"), InvalidRequest("no")),
+        (WrongAnswer("nonsense"), InvalidRequest("no")),
+        (SluiceError("short"), SluiceError("short"), InvalidRequest("no"), WrongAnswer("nonsense"), Overloaded("full")),
+    ],
+)
+async def test_an_evaluation_ends_on_the_one_rollout_that_answers(errors: tuple[SluiceError, ...]) -> None:
+    rollouts = PartlyBroken({f"rollout-{place}": error for place, error in enumerate(errors)})
+    result = await evaluate({"a": [1, 0, 0, 0]}, rollouts=rollouts, fleet=len(errors) + 1)
+    assert result.avg_at_n == 0.25
+
+
+async def test_an_evaluation_that_every_rollout_refuses_ends_with_the_refusal() -> None:
+    rollouts = PartlyBroken({f"rollout-{place}": InvalidRequest("no") for place in range(3)})
+    with pytest.raises(InvalidRequest, match="no"):
+        await evaluate({"a": [1, 0, 0, 0]}, rollouts=rollouts, fleet=3)
+    assert set(rollouts.asked) == {"rollout-0", "rollout-1", "rollout-2"}
+
+
+async def test_an_evaluation_whose_only_rollout_dies_ends_at_its_limit() -> None:
+    rollouts = PartlyBroken({"rollout-0": Unavailable("gone")})
+    with pytest.raises(Expired, match=r"not done after eval\.timeout_s"):
+        await evaluate({"a": [1, 0, 0, 0], "b": [1, 0, 0, 0]}, rollouts=rollouts, timeout_s=0.05)
+
+
+async def test_a_rollout_that_fails_alone_is_asked_as_often_as_a_group_would_be() -> None:
+    rollouts = PartlyBroken({"rollout-0": SluiceError("short")})
+    with pytest.raises(SluiceError, match="short"):
+        await evaluate({"a": [1]}, n=1, rollouts=rollouts)
+    assert len(rollouts.asked) >= make_config().coordinator.max_attempts
 
 
 @pytest.mark.parametrize(
