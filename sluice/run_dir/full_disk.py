@@ -2,7 +2,8 @@
 
  who waits   for what           unblocked by
  a writer    room on its disk   whoever frees space or raises the quota; the writer looks again after 0.5, 1, 2, 4, 5, 5 ... s
-There is no deadline: the run stands meanwhile, and ends trained once there is room. Other errors of a disk are raised.
+There is no deadline: the run stands meanwhile, and ends trained once there is room. A process that has to leave gives up.
+Other errors of a disk are raised.
 """
 
 import asyncio
@@ -67,6 +68,8 @@ class DiskWaits:
     def __init__(self, *, clock: Clock, tell: Callable[[str, str], None] | None = None) -> None:
         self._clock, self.tell = clock, tell or _log
         self._waiting: dict[Path, list[_Waiting]] = {}
+        self._given_up = False
+        self._pauses: set[asyncio.Future[None]] = set()
 
     def now(self) -> list[DiskWait]:
         """The present waits, one a folder."""
@@ -92,7 +95,7 @@ class DiskWaits:
     async def until(self, attempt: Callable[[], Awaitable[T]], *, folder: Path = Path()) -> T:
         """The result of `attempt`, repeated while `attempt` raises what `is_full` knows.
 
-        `folder` is named where the error itself names none.
+        `folder` is named where the error itself names none. Raises DiskFull after `give_up`.
         """
         waiting, pause_s = _Waiting(since_s=self._clock.now()), FIRST_PAUSE_S
         with contextlib.ExitStack() as stack:
@@ -105,8 +108,29 @@ class DiskWaits:
                     waiting.needed_bytes, waiting.code = needed_by(error), _code(error)
                     if pause_s == FIRST_PAUSE_S:
                         stack.enter_context(self._noted(waiting, folder_of(error) or folder))
-                await self._clock.sleep(pause_s)
+                await self._pause(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def give_up(self) -> None:
+        """Ends the waits of a process that has to leave: its writers get DiskFull, those to come get it at once."""
+        self._given_up = True
+        for pause in self._pauses:
+            pause.set_result(None)
+        self._pauses.clear()
+
+    async def _pause(self, seconds: float) -> None:
+        """Lets the time pass. Raises DiskFull after `give_up`."""
+        if not self._given_up:
+            cut_short: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._pauses.add(cut_short)
+            sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
+            try:
+                await asyncio.wait([sleeping, cut_short], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sleeping.cancel()
+                self._pauses.discard(cut_short)
+        if self._given_up:
+            raise DiskFull("; ".join(map(str, self.now())))
 
     async def longer_than(self, limit_s: float) -> str:
         """Returns the line of a writer that waits, looking every `limit_s`: for callers who must not wait along."""

@@ -221,3 +221,15 @@ def test_room_is_checked_by_numbers_and_proven_by_writing(tmp_path: Path, monkey
     with pytest.raises(NoRoom, match="10000 bytes are needed"):  # as with a quota, which the numbers do not show
         prove_room(tmp_path, 10_000)
     assert os.listdir(tmp_path) == []
+
+
+async def test_a_process_that_has_to_leave_waits_no_longer() -> None:
+    disk = DiskWaits(clock=ManualClock(), tell=lambda event, line: None)
+    writing = asyncio.create_task(disk.until(FullFor(100)))
+    await settle()
+    disk.give_up()
+    with pytest.raises(DiskFull, match="/data/run"):
+        await writing
+    with pytest.raises(DiskFull, match="/data/run"):
+        await disk.until(FullFor(100))
+    assert await disk.until(FullFor(0)) == "written"
