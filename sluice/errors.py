@@ -85,6 +85,12 @@ class Unavailable(SluiceError):
     usual_fix = "call again later"
 
 
+class DiskFull(Unavailable):
+    """The other side waits for room on its disk, and goes on by itself; the message names the folder and the bytes."""
+
+    usual_fix = "free space on the disk that the message names"
+
+
 class Expired(SluiceError):
     """A deadline passed; the message names who waited for whom."""
 

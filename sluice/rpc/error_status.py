@@ -38,6 +38,7 @@ _KIND_OF: dict[grpc.StatusCode, type[SluiceError]] = {
     grpc.StatusCode[kind.status]: kind for kind in _KINDS.values() if kind.status != SluiceError.status
 } | {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.CANCELLED: Unavailable,
     grpc.StatusCode.UNIMPLEMENTED: NotReady,
 }

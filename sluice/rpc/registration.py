@@ -13,7 +13,7 @@ from typing import TypeVar
 import grpc
 import structlog
 
-from sluice.errors import Unavailable
+from sluice.errors import DiskFull, Unavailable
 from sluice.rpc.channel import open_channel
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.error_status import error_of
@@ -63,14 +63,24 @@ class Registration:
         return response.yaml
 
     async def register(self) -> pb.RegisterResponse:
-        """Registers, waiting for the coordinator up to `patience_s`. Raises the coordinator's refusal as a SluiceError."""
-        self.registered = await self.patiently(
-            lambda: self.stub.Register(self.describe(), timeout=CALL_TIMEOUT_S), "Register"
-        )
+        """Registers, waiting for the coordinator up to `patience_s`, and for room on its disk as long as it takes.
+
+        Raises the coordinator's refusal as a SluiceError.
+        """
+        self.registered = await self._register()
         log.info("registered", service_id=self.registered.service_id, coordinator=self.coordinator)
         if self.on_registered is not None:
             await self.on_registered(self.registered)
         return self.registered
+
+    async def _register(self) -> pb.RegisterResponse:
+        while True:
+            try:
+                return await self.patiently(
+                    lambda: self.stub.Register(self.describe(), timeout=CALL_TIMEOUT_S), "Register"
+                )
+            except DiskFull as full:  # an answer that the coordinator gives only after some seconds
+                log.warning("waiting_to_register", reason=str(full))
 
     async def keep_alive(self) -> None:
         """Heartbeats until cancelled. Raises Unavailable after `patience_s` of silence."""
@@ -86,7 +96,10 @@ class Registration:
                 await self.register()
 
     async def patiently(self, call: Callable[[], Awaitable[T]], what: str) -> T:
-        """Repeats `call` with jittered backoff while the coordinator cannot be reached, up to `patience_s`."""
+        """Repeats `call` with jittered backoff while the coordinator cannot be reached, up to `patience_s`.
+
+        Raises DiskFull at once: that coordinator is there, and its caller decides what to do meanwhile.
+        """
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self.patience_s
         pause_s = 0.1
@@ -94,8 +107,9 @@ class Registration:
             try:
                 return await call()
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _RETRYABLE and not _paced(error):
-                    raise error_of(error, peer=f"coordinator {self.coordinator}") from error
+                told = error_of(error, peer=f"coordinator {self.coordinator}")
+                if isinstance(told, DiskFull) or (error.code() not in _RETRYABLE and not _paced(error)):
+                    raise told from error
                 if loop.time() > give_up:
                     raise Unavailable(
                         f"{what}: the coordinator at {self.coordinator} did not answer for {self.patience_s:.0f} s"

@@ -3,11 +3,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 
 import grpc
 import structlog
 
 from services.coordinator.api import status_wire
+from services.coordinator.api.disk_patience import DiskPatience
 from services.coordinator.api.group_listing import find_payload, find_row, group_lines, line_of
 from services.coordinator.api.registrations import LARGEST_CAPACITY, check_registration
 from services.coordinator.api.run_parts import RunParts
@@ -16,7 +18,7 @@ from services.coordinator.wire.clients import as_sluice_errors
 from services.coordinator.wire.messages import statement_from
 from sluice import PROTOCOL_VERSION
 from sluice.config.load import dump_config
-from sluice.errors import Expired, Forbidden, InvalidRequest, NotReady
+from sluice.errors import DiskFull, Expired, Forbidden, InvalidRequest, NotReady
 from sluice.rpc import access
 from sluice.rpc.event_stream import PROCESS_KEY, SEQUENCE_KEY
 from sluice.rpc.gate import caller, name_of
@@ -48,6 +50,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
 
     def __init__(self, parts: RunParts) -> None:
         self._parts = parts
+        self._patience = DiskPatience(parts.run.disk)
 
     # --- for people ----------------------------------------------------------------------------------------------
 
@@ -100,7 +103,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         return pb.DrainResponse(state=state)
 
     async def Stop(self, request: pb.StopRequest, context: grpc.aio.ServicerContext) -> pb.StopResponse:
-        await self._parts.lifecycle.stop(request.reason or "stopped on request")
+        reason = request.reason or "stopped on request"
+        await self._patience.unless_full("Stop", lambda: self._parts.lifecycle.stop(reason))
         return pb.StopResponse(state=status_wire.run_state(self._parts.run.progress))
 
     async def Scale(self, request: pb.ScaleRequest, context: grpc.aio.ServicerContext) -> pb.ScaleResponse:
@@ -118,7 +122,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 f"--scale {role.value}={request.replicas} {role.value}`",
             )
         self._parts.run.progress.scale[role.value] = request.replicas
-        await self._parts.lifecycle.save()
+        await self._patience.unless_full("Scale", self._parts.lifecycle.save)
         self._parts.run.events.emit(
             "scale",
             f"{request.replicas} {role.value} replicas asked for",
@@ -181,7 +185,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
 
     async def Rollback(self, request: pb.RollbackRequest, context: grpc.aio.ServicerContext) -> pb.RollbackResponse:
         rollbacks = self._parts.rollbacks
-        account = await (rollbacks.preview(request.to) if request.preview else rollbacks.request(request.to))
+        asked = partial(rollbacks.preview if request.preview else rollbacks.request, request.to)
+        account = await self._patience.unless_full("Rollback", asked)
         return status_wire.rollback(account)
 
     async def GetConfig(self, request: pb.GetConfigRequest, context: grpc.aio.ServicerContext) -> pb.GetConfigResponse:
@@ -192,6 +197,10 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     # --- for services --------------------------------------------------------------------------------------------
 
     async def Register(self, request: pb.RegisterRequest, context: grpc.aio.ServicerContext) -> pb.RegisterResponse:
+        call = f"Register {request.service_id} {request.incarnation}"
+        return await self._patience.unless_full(call, lambda: self._register(request, context))
+
+    async def _register(self, request: pb.RegisterRequest, context: grpc.aio.ServicerContext) -> pb.RegisterResponse:
         parts, run, role = self._parts, self._parts.run, _ROLE.get(request.role)
         if role is None or not request.address or not request.incarnation:
             raise InvalidRequest("register: role, address and incarnation must be set", fix="set all three")
@@ -278,7 +287,12 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         parts = self._parts
         self._parts.learner.check(request.fence)
         wait_s = min(duration_s(request.wait_s, field="batch: wait_s", may_be_0=True), LONGEST_POLL_S)
-        found = await parts.learner.batch(request.step, wait_s=wait_s)
+        try:
+            found = await self._patience.unless_full(
+                "GetBatch", lambda: parts.learner.batch(request.step, wait_s=wait_s)
+            )
+        except DiskFull as full:
+            found = str(full)
         self._parts.learner.check(request.fence)
         if isinstance(found, str):
             yield pb.GetBatchResponse(
@@ -300,13 +314,15 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         if request.version.number != request.step + 1:
             made = version_from_proto(request.version)
             raise InvalidRequest(f"commit: step {request.step} makes version {request.step + 1}, not {made}")
-        recorded = await self._parts.commits.step(
+        book = partial(
+            self._parts.commits.step,
             request.step,
             version=version_from_proto(request.version),
             weights_digest=name(request.weights_digest, field="commit: weights_digest"),
             batch_digest=request.batch_digest,
             metrics=request.metrics,
         )
+        recorded = await self._patience.unless_full("CommitStep", book)
         return pb.CommitStepResponse(recorded_digest=recorded)
 
     async def CommitCheckpoint(
@@ -316,7 +332,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         path = request.path
         if not 0 < len(path) <= LONGEST_PATH or not path.isprintable():
             raise InvalidRequest(f"checkpoint: path must be 1 to {LONGEST_PATH} printable characters, got {len(path)}")
-        await self._parts.commits.checkpoint(version_from_proto(request.version), path)
+        book = partial(self._parts.commits.checkpoint, version_from_proto(request.version), path)
+        await self._patience.unless_full("CommitCheckpoint", book)
         return pb.CommitCheckpointResponse()
 
     async def _set_admission(self, admission: str) -> "pb.RunState.ValueType":
@@ -328,6 +345,6 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             )
         progress.admission = admission
         self._parts.run.board.changed.notify()
-        await self._parts.lifecycle.save()
+        await self._patience.unless_full("admission", self._parts.lifecycle.save)
         self._parts.run.events.emit("run_state", f"admission {admission}", labels={"state": admission})
         return status_wire.run_state(progress)

@@ -29,6 +29,7 @@ from sluice.config.load import dump_config
 from sluice.config.schema import Config
 from sluice.model_identity import ModelIdentity, model_identity
 from sluice.policy_version import PolicyVersion
+from sluice.run_dir.full_disk import DiskWaits
 
 log = structlog.get_logger(__name__)
 
@@ -77,9 +78,11 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
     facts = training.describe()
     log.info("data", **facts)
     own = access_by_password(options.redis_password) if options.redis_password else None
-    store = Store(url=options.redis_url, run_id=run_id, access=own or redis_access(config.network))
+    clock, events = SystemClock(), Events()
+    disk = DiskWaits(clock=clock, tell=partial(_tell_disk, events))
+    store = Store(url=options.redis_url, run_id=run_id, access=own or redis_access(config.network), disk=disk)
     await store.open(most_queued_bytes=most_queued_bytes(config))
-    files, codec = RunFiles(options.run_dir), ZstdGroups()
+    files, codec = await disk.write(RunFiles, options.run_dir, disk=disk), ZstdGroups()
     await files.keep_config(dump_config(config))
     records = Records(store=store, files=files, ledger=LedgerFiles(store=store, files=files), codec=codec)
     rolled_back = await bring_in_line(records)
@@ -91,7 +94,6 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
     progress.evaluations = surviving_evaluations(progress, history(rolled_back))
     loggers = open_loggers(config, run_dir=options.run_dir, trained_steps=progress.trained_steps)
     files.follow = loggers.put
-    events = Events()
     # Half of the limit, so that a pause alone never ends a run.
     longest_pause_s = config.coordinator.no_service_timeout_s / 2
     fleet = Fleet(longest_pause_s=longest_pause_s, tell=partial(_tell_quarantine, events))
@@ -106,11 +108,12 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
         run=RunContext(
             run_id=run_id,
             config=config,
-            clock=SystemClock(),
+            clock=clock,
             fleet=fleet,
             board=board,
             progress=progress,
             events=events,
+            disk=disk,
         ),
         records=records,
         store=store,
@@ -132,6 +135,12 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
 def _tell_quarantine(events: Events, member: Member, text: str) -> None:
     log.warning("service_quarantined", service_id=member.service_id, reason=text)
     events.emit("service_quarantined", f"{member.service_id}: {text}", labels={"service_id": member.service_id})
+
+
+def _tell_disk(events: Events, kind: str, line: str) -> None:
+    """A full disk, or room on it again, for the log and for those who watch."""
+    (log.error if kind == "disk_full" else log.info)(kind, reason=line)
+    events.emit(kind, line)
 
 
 async def _restored_progress(store: Store, meta: Mapping[str, str]) -> Progress:

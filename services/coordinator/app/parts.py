@@ -60,6 +60,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
             assigned=list(assigner.assigned),
             admissions=conductor.admissions,
             evaluating=evaluator.under_way,
+            disk=run.disk.now(),
         )
 
     async def reward_check() -> None:

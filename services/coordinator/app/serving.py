@@ -110,6 +110,8 @@ async def _until_over(parts: RunParts, stop: asyncio.Event, exporter: Exporter, 
             log.info("stopping_on_signal", state=parts.run.progress.state.value)
             return 0
     finally:
+        if not rollback_requested.done():  # which has more to write, and waits for room itself
+            parts.run.disk.give_up()
         for task in (life, stopped, rollback_requested, *background):
             task.cancel()
         await asyncio.gather(life, stopped, rollback_requested, *background, return_exceptions=True)

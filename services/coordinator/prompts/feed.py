@@ -47,7 +47,8 @@ class PromptFeed:
         return (-1, submitted) if submitted_after > submitted else self._data.place(position - 1)
 
     async def submit(self, prompts: Sequence[tuple[str, str, str, str]]) -> list[str]:
-        """Adds (data_source, prompt, ground_truth, extra_info_json) each; returns the ids. Raises InvalidRequest, adds none."""
+        """Adds (data_source, prompt, ground_truth, extra_info_json) each; returns the ids. Raises InvalidRequest or
+        DiskFull, and then adds none."""
         rows = [
             {"data_source": source, "prompt": text, "ground_truth": truth, "extra_info": extra}
             for source, text, truth, extra in prompts
@@ -61,9 +62,8 @@ class PromptFeed:
 
     async def _keep(self, rows: list[dict[str, str]], rendered: list[PromptLike]) -> None:
         """Keeps prompts in the same order in the file and in memory, because a cursor must outlast a restart."""
-        for row, prompt in zip(rows, rendered, strict=True):
-            await self._files.append(SUBMITTED_FILE, row, synced=True)
-            self._submitted.append(prompt)
+        await self._files.append_all(SUBMITTED_FILE, rows)
+        self._submitted += rendered
 
     def _check_sizes(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Refuses prompts that cannot fit, before anything is tokenised."""

@@ -32,6 +32,9 @@ T = TypeVar("T")
 STOP_GRACE_S = 60.0
 """How long a stop waits for the step under way."""
 
+_LOOK_AGAIN_S = 5.0
+"""How often a wait for services looks at the disk."""
+
 
 class Lifecycle:
     """Drives one run through its states; the API shows the run's `progress`."""
@@ -48,7 +51,7 @@ class Lifecycle:
         check_only: bool = False,
     ) -> None:
         self._config, self._clock, self._fleet, self._board = run.config, run.clock, run.fleet, run.board
-        self._progress, self._events = run.progress, run.events
+        self._progress, self._events, self._disk = run.progress, run.events, run.disk
         self._store, self._files, self._ledger = records.store, records.files, records.ledger
         self._conductor, self._assigner, self._evaluator = conductor, assigner, evaluator
         self._check_reward, self._check_only = check_reward, check_only
@@ -120,10 +123,12 @@ class Lifecycle:
         give_up = self._clock.now() + limit
         while missing := self._missing(*roles):
             self._raise_if_stopped()
+            if self._disk.now():  # a service that registers may have to wait for room
+                give_up = self._clock.now() + limit
             left = give_up - self._clock.now()
             if left <= 0:
                 raise LaunchError(f"no {' and no '.join(missing)} became ready within {limit:.0f} s; see its log")
-            await self._fleet.changed.wait(left)
+            await self._fleet.changed.wait(min(left, _LOOK_AGAIN_S))
 
     def _missing(self, *roles: Role) -> list[str]:
         """Roles without a ready process; a registered learner counts as ready."""
@@ -182,6 +187,8 @@ class Lifecycle:
                 f"{self._conductor.failures_in_a_row} groups failed in a row; see the coordinator's log for the reasons"
             )
         limit, now_s = self._config.coordinator.no_service_timeout_s, self._clock.now()
+        if self._disk.now():  # as above
+            self._missing_since_s.clear()
         self._missing_since_s = {role: self._missing_since_s.get(role, now_s) for role in self._missing(*Role)}
         gone = [role for role, since_s in self._missing_since_s.items() if now_s - since_s > limit]
         if gone:

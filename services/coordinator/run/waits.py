@@ -13,6 +13,7 @@ from services.coordinator.state.fleet import Fleet, Role, State
 from services.coordinator.state.group import Group, Phase
 from services.coordinator.state.progress import Progress, RunState
 from sluice.config.schema import Config
+from sluice.run_dir.full_disk import DiskWait
 
 KEPT_S = 5.0
 """How long an unseen key is remembered: between two long polls the learner seems to wait for nothing."""
@@ -26,7 +27,7 @@ class Wait:
     """One wait: who waits, why and since when."""
 
     who: str
-    """`batch 12`, `2 groups`, `learner`, `rollout-1`, `admission`, `evaluation` or `run`."""
+    """`batch 12`, `2 groups`, `learner`, `rollout-1`, `admission`, `evaluation`, `disk` or `run`."""
     why: str
     """The reason, with the setting that bounds the wait where there is such a setting."""
     since_s: float
@@ -50,6 +51,8 @@ class Situation:
     """Groups admitted so far, which is the number of the next group."""
     evaluating: str
     """The activity of an evaluation; empty without an evaluation."""
+    disk: Sequence[DiskWait] = ()
+    """The coordinator's writers that find no room."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -74,9 +77,10 @@ class Since:
 
 def find_waits(situation: Situation, since: SinceOf) -> list[Wait]:
     """All present waits."""
+    full = [Wait(who="disk", why=str(wait), since_s=wait.since_s) for wait in situation.disk]
     if situation.progress.state.final:
-        return []
-    found = [*_run(situation, since), *_services(situation, since)]
+        return full
+    found = [*full, *_run(situation, since), *_services(situation, since)]
     if situation.progress.state is RunState.RUNNING:
         found += [
             *_learner(situation, since),

@@ -1,13 +1,14 @@
 """One run in its coordinator's memory: the parts that most rooms need, made once by the app room."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Fleet
 from services.coordinator.state.progress import Progress
-from sluice.clock import Clock
+from sluice.clock import Clock, SystemClock
 from sluice.config.schema import Config
+from sluice.run_dir.full_disk import DiskWaits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,3 +22,5 @@ class RunContext:
     board: Board
     progress: Progress
     events: Events
+    disk: DiskWaits = field(default_factory=lambda: DiskWaits(clock=SystemClock()))
+    """Writers that wait for room: those of the run's records."""

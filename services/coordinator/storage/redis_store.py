@@ -24,8 +24,9 @@ import itertools
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -37,7 +38,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from services.coordinator.state.ports import Forgot
 from services.coordinator.storage.lua import SCRIPTS, TAKE_OVER
 from services.coordinator.storage.redis_access import RedisAccess
-from sluice.errors import ConfigError, Fenced, LaunchError, Overloaded, Unavailable
+from services.coordinator.storage.redis_disk import RedisDisk
+from sluice.clock import SystemClock
+from sluice.errors import ConfigError, DiskFull, Fenced, LaunchError, Overloaded, Unavailable
+from sluice.run_dir.full_disk import DiskWaits
 
 log = structlog.get_logger(__name__)
 
@@ -72,13 +76,22 @@ class Store:
     """The coordinator's Redis.
 
     Methods raise Fenced, Unavailable (Redis is away), Forgot (Redis is back without its newest writes) or Overloaded (Redis
-    is full).
+    is full). They wait while Redis's disk is full.
     """
 
-    def __init__(self, *, url: str, run_id: str, patience: int = 30, access: RedisAccess | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        url: str,
+        run_id: str,
+        patience: int = 30,
+        access: RedisAccess | None = None,
+        disk: DiskWaits | None = None,
+    ) -> None:
         # A repeated command has no effect, so the client repeats commands to a Redis that restarts (about a minute).
         self._url, self._access = url, access or RedisAccess()
         self._redis = self._access.connect(url, retries=patience)
+        self._disk = RedisDisk(url=url, disk=disk or DiskWaits(clock=SystemClock()))
         prefix = f"sluice:{{{run_id}}}:"
         names = (
             "fence",
@@ -123,6 +136,7 @@ class Store:
                 info = await connection.info("server")
                 memory = await connection.config_get("maxmemory*")
                 persistence = await connection.config_get("append*")
+                await self._disk.find(connection)
         except (RedisError, OSError) as error:
             why = str(error) or f"no answer in {OPEN_TIMEOUT_S:.0f} s"
             raise LaunchError(
@@ -159,7 +173,11 @@ class Store:
             )
         now_ms = time.time_ns() // 1_000_000
         await self._load()
-        self.fence = int(await self._redis.eval(TAKE_OVER, 2, self._key["fence"], self._key["round"], now_ms))
+
+        def take_over() -> Awaitable[Any]:
+            return self._once(self._redis.eval(TAKE_OVER, 2, self._key["fence"], self._key["round"], now_ms))
+
+        self.fence = int(await self._disk.written(take_over, size_bytes=0))
 
     async def close(self) -> None:
         """Closes the connections, when no caller waits for a script any more."""
@@ -236,39 +254,43 @@ class Store:
 
     async def payloads(self, group_ids: Sequence[str]) -> list[bytes | None]:
         """The `payload` of each group."""
-        entries = await self._call(self._redis.hmget(self._key["entry"], list(group_ids)))
+        entries = await self._call(lambda: self._redis.hmget(self._key["entry"], list(group_ids)))
         found: list[bytes | None] = []
         for first in range(0, len(entries), PAYLOADS_AT_ONCE):
-            pipe = self._redis.pipeline(transaction=False)
-            for entry in entries[first : first + PAYLOADS_AT_ONCE]:
-                pipe.xrange(self._key["groups"], min=entry or NO_ENTRY, max=entry or NO_ENTRY)
-            answers = await self._call(pipe.execute())
+            answers = await self._call(partial(self._entries, entries[first : first + PAYLOADS_AT_ONCE]))
             found += [answer[0][1][b"payload"] if answer else None for answer in answers]
         return found
 
+    def _entries(self, entries: Sequence[bytes | None]) -> Awaitable[list[Any]]:
+        """The entries of the stream, in one round trip."""
+        pipe = self._redis.pipeline(transaction=False)
+        for entry in entries:
+            pipe.xrange(self._key["groups"], min=entry or NO_ENTRY, max=entry or NO_ENTRY)
+        return pipe.execute()
+
     async def live(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """group id -> (state, info) of every live group."""
-        states = await self._call(self._redis.hgetall(self._key["state"]))
-        infos = await self._call(self._redis.hgetall(self._key["info"]))
+        states = await self._call(lambda: self._redis.hgetall(self._key["state"]))
+        infos = await self._call(lambda: self._redis.hgetall(self._key["info"]))
         return {group.decode(): (state.decode(), json.loads(infos[group])) for group, state in states.items()}
 
     async def record(self, kind: str, step: int) -> dict[str, Any] | None:
         """The `batch` or `commit` record of a step."""
-        found = await self._call(self._redis.hget(self._key[kind], str(step)))
+        found = await self._call(lambda: self._redis.hget(self._key[kind], str(step)))
         return None if found is None else json.loads(found)
 
     async def last_step(self, kind: str) -> int:
         """The largest step with a `batch` or `commit` record; -1 without a record."""
-        return max((int(step) for step in await self._call(self._redis.hkeys(self._key[kind]))), default=-1)
+        return max((int(step) for step in await self._call(lambda: self._redis.hkeys(self._key[kind]))), default=-1)
 
     async def counters(self) -> dict[str, int]:
         """Every counter."""
-        found = await self._call(self._redis.hgetall(self._key["counter"]))
+        found = await self._call(lambda: self._redis.hgetall(self._key["counter"]))
         return {name.decode(): int(value) for name, value in found.items()}
 
     async def meta(self) -> dict[str, str]:
         """Cursor, admissions, run state and the like."""
-        found = await self._call(self._redis.hgetall(self._key["meta"]))
+        found = await self._call(lambda: self._redis.hgetall(self._key["meta"]))
         return {name.decode(): value.decode() for name, value in found.items()}
 
     async def set_meta(self, values: Mapping[str, str]) -> None:
@@ -277,8 +299,8 @@ class Store:
 
     async def rows(self, limit: int) -> tuple[int, list[dict[str, Any]]]:
         """How many rows are in files already, and the oldest `limit` rows that are not."""
-        before = await self._call(self._redis.hget(self._key["meta"], "rows_in_files"))
-        found = await self._call(self._redis.lrange(self._key["rows"], 0, limit - 1))
+        before = await self._call(lambda: self._redis.hget(self._key["meta"], "rows_in_files"))
+        found = await self._call(lambda: self._redis.lrange(self._key["rows"], 0, limit - 1))
         return int(before or 0), await asyncio.to_thread(lambda: [json.loads(row) for row in found])
 
     async def find_row(self, is_it: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any] | None:
@@ -286,7 +308,8 @@ class Store:
         for last in itertools.count(
             -1, -ROWS_AT_ONCE
         ):  # from the end, because rows that leave meanwhile leave at the front
-            found = await self._call(self._redis.lrange(self._key["rows"], last - ROWS_AT_ONCE + 1, last))
+            before = partial(self._redis.lrange, self._key["rows"], last - ROWS_AT_ONCE + 1, last)
+            found = await self._call(before)
             for row in map(json.loads, reversed(found)):
                 if is_it(row):
                     return row
@@ -320,7 +343,7 @@ class Store:
 
     async def rows_in_files(self) -> int:
         """Redis's count of the rows in files."""
-        return int(await self._call(self._redis.hget(self._key["meta"], "rows_in_files")) or 0)
+        return int(await self._call(lambda: self._redis.hget(self._key["meta"], "rows_in_files")) or 0)
 
     async def rebook(self, before: int, rows: Sequence[Mapping[str, Any]]) -> int:
         """Books the rows in files after the first `before`; returns how many of these rows Redis had forgotten."""
@@ -370,7 +393,7 @@ class Store:
                 together.append(self._asked.popleft())
                 size += together[-1].size
             try:
-                answers = await self._call(self._together(together))
+                answers = await self._answers(together, size_bytes=size)
             except asyncio.CancelledError:
                 for asked in (*together, *self._asked):
                     asked.answer.cancel()
@@ -379,6 +402,21 @@ class Store:
                 answers = [error] * len(together)
             for asked, answer in zip(together, answers, strict=True):
                 self._tell(asked, answer)
+
+    async def _answers(self, together: Sequence["_Asked"], *, size_bytes: int) -> list[Any]:
+        """Answers or errors of scripts, one by one. What Redis refuses because its disk is full is sent again, when it may
+        be written."""
+        answers: dict[_Asked, Any] = {}
+
+        async def send() -> None:
+            left = [asked for asked in together if asked not in answers]
+            given = dict(zip(left, await self._once(self._together(left)), strict=True))
+            answers.update({asked: answer for asked, answer in given.items() if not _says_full(answer)})
+            if len(answers) < len(together):
+                raise DiskFull(f"redis: {next(filter(_says_full, given.values()))}")
+
+        await self._disk.written(send, size_bytes=size_bytes)
+        return [answers[asked] for asked in together]
 
     async def _together(self, together: Sequence["_Asked"]) -> list[Any]:
         """Answers or errors of scripts, one by one. A restarted Redis has forgotten the scripts, which are loaded again."""
@@ -410,7 +448,11 @@ class Store:
         self._seen = max(self._seen, writes)
         asked.answer.set_result(value)
 
-    async def _call(self, command: Any) -> Any:
+    async def _call(self, command: Callable[[], Awaitable[Any]]) -> Any:
+        """The answer to a command that writes nothing."""
+        return await self._disk.answered(lambda: self._once(command()))
+
+    async def _once(self, command: Awaitable[Any]) -> Any:
         task = asyncio.current_task()
         assert task is not None
         asked = task.cancelling()
@@ -436,6 +478,8 @@ class Store:
         if "FORGOT" in str(error):
             self._forgot.set()
             return Forgot(FORGOT)
+        if _says_full(error):  # also in answer to a read, before which the client asks whether the connection is alive
+            return DiskFull(f"redis: {error}")
         if isinstance(error, OutOfMemoryError):
             return Overloaded(f"redis: {error}; raise its maxmemory or lower coordinator.queue_max_bytes")
         return error
@@ -453,6 +497,11 @@ class _Asked:
     def size(self) -> int:
         """About the bytes of the script's arguments."""
         return sum(len(arg) for arg in self.args if not isinstance(arg, int))
+
+
+def _says_full(answer: Any) -> bool:
+    """Whether Redis refuses to write because it cannot put writes on its disk."""
+    return isinstance(answer, ResponseError) and "MISCONF" in str(answer)
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The files of a run that the coordinator writes: batches, metrics, samples, ledger rows. Writes leave the event loop.
+"""The files of a run that the coordinator writes: batches, metrics, samples, ledger rows. Writes leave the event loop, and
+wait for room on a full disk (sluice/run_dir/full_disk.py).
 
 RUN/batches/step-000012.groups   one batch, immutable: length-framed payloads (zstd, Group), as accepted
 RUN/metrics.jsonl             a line a step and a line an evaluation
@@ -18,7 +19,8 @@ import blake3
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sluice.errors import NotFound
+from sluice.clock import SystemClock
+from sluice.errors import DiskFull, NotFound
 from sluice.report.ledger_tables import damage_skipped, find_row, opened
 from sluice.report.metrics import METRICS_FILE
 from sluice.run_dir.batch_file import (
@@ -31,7 +33,8 @@ from sluice.run_dir.batch_file import (
     poison_files,
     poison_path,
 )
-from sluice.run_dir.durable import append_line, name_synced, sync, write_synced
+from sluice.run_dir.durable import append_line, append_lines, name_synced, sync, write_synced
+from sluice.run_dir.full_disk import DiskWaits, NoRoom
 from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
 
 T = TypeVar("T")
@@ -51,8 +54,9 @@ class BatchFile:
 class RunFiles:
     """The coordinator's files under RUN."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
+    def __init__(self, run_dir: Path, *, disk: DiskWaits | None = None) -> None:
+        """Raises OSError, also for a full disk."""
+        self.run_dir, self.disk = run_dir, disk or DiskWaits(clock=SystemClock())
         self.follow: Callable[[Mapping[str, Any]], None] = lambda line: None
         """A callback for every written line of a step or an evaluation; must return at once."""
         for folder in ("batches", "ledger", "logs"):
@@ -66,7 +70,7 @@ class RunFiles:
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 write_synced(path, [text.encode()])
 
-        await asyncio.to_thread(keep)
+        await self.disk.write(keep)
 
     async def stage_batch(self, step: int, *, payloads: Sequence[bytes]) -> BatchFile:
         """Writes and syncs batch `step` under a temporary name; `name_batch` makes the file the batch."""
@@ -76,17 +80,17 @@ class RunFiles:
             write_synced(self._staged_path(step, digest), frames(payloads))
             return digest
 
-        return BatchFile(step=step, payloads=payloads, digest=await asyncio.to_thread(staged))
+        return BatchFile(step=step, payloads=payloads, digest=await self.disk.write(staged))
 
     async def name_batch(self, step: int, digest: str) -> None:
         """Makes the staged file of this digest batch `step`; does nothing when the file has its name already."""
         with contextlib.suppress(FileNotFoundError):
-            await asyncio.to_thread(name_synced, self._staged_path(step, digest), self._batch_path(step))
+            await self.disk.write(name_synced, self._staged_path(step, digest), self._batch_path(step))
 
     async def keep_poison(self, step: int, digest: str) -> Path:
         """Keeps batch `step` under a second name, which no later batch takes; returns the path."""
         path = poison_path(self.run_dir, step, digest)
-        await asyncio.to_thread(_link, self._batch_path(step), path)
+        await self.disk.write(_link, self._batch_path(step), path)
         return path
 
     async def read_batch(self, step: int) -> BatchFile:
@@ -135,7 +139,14 @@ class RunFiles:
 
     async def append(self, name: str, line: Mapping[str, Any], *, synced: bool = False) -> None:
         """Appends one JSON line to RUN/<name>; `synced` where something durable will point to the line."""
-        await asyncio.to_thread(append_line, self.run_dir / name, line, synced=synced)
+        await self.disk.write(append_line, self.run_dir / name, line, synced=synced)
+
+    async def append_all(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Appends all lines or none, synced, for a caller who can be told to come again: raises DiskFull, without a wait."""
+        try:
+            await asyncio.to_thread(append_lines, self.run_dir / name, lines, synced=True)
+        except NoRoom as error:
+            raise DiskFull(str(error)) from error
 
     async def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Appends a line of a step or an evaluation to RUN/metrics.jsonl."""
@@ -193,7 +204,7 @@ class RunFiles:
                     path = newest
             write_synced(path, [_parquet(table)])
 
-        await asyncio.to_thread(write)
+        await self.disk.write(write)
 
     def _newest_part(self) -> Path | None:
         return max((self.run_dir / "ledger").glob("part-*.parquet"), default=None)
@@ -206,7 +217,7 @@ class RunFiles:
                 with damage_skipped(path):
                     _mark(path, since=since, fault=fault)
 
-        await asyncio.to_thread(mark)
+        await self.disk.write(mark)
 
     def _ledger_path(self, first_row: int) -> Path:
         return self.run_dir / "ledger" / f"part-{first_row:012d}.parquet"

@@ -1,0 +1,143 @@
+"""A run whose disk fills up waits, says which folder needs how much, and ends trained once there is room."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import pyarrow.parquet as pq
+import pytest
+import redis.asyncio as aioredis
+
+from services.coordinator.api import disk_patience
+from services.coordinator.storage.redis_store import Store
+from sluice.clock import SystemClock
+from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
+from sluice.run_dir.durable import append_line
+from sluice.run_dir.full_disk import DiskWaits
+from sluice.run_dir.json_lines import read_json_lines
+from sluice.testing import assert_eventually
+from sluice.v1 import coordinator_pb2 as pb
+from tests.integration.coordinator_cases import Cast, Coordinator, coordinator, small_config
+from tests.small_disk import disk_of, fill
+
+pytestmark = [pytest.mark.integration, pytest.mark.needs("tmpfs"), pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 24 MiB."""
+    with disk_of(tmp_path / "disk", size_bytes=24 << 20) as folder:
+        yield folder
+
+
+@pytest.fixture
+async def redis_on_it(small_disk: Path, tmp_path: Path) -> AsyncIterator[EmbeddedRedis]:
+    server = await start_redis(small_disk / "redis", log_path=tmp_path / "redis.log")
+    yield server
+    await server.stop()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_patience, "ANSWER_AFTER_S", 0.5)
+
+
+async def full(run: Coordinator) -> pb.GetStatusResponse:
+    """The status in which the disk is named."""
+    return await run.until(lambda status: any(wait.who == "disk" for wait in status.waits))
+
+
+async def has_room(run: Coordinator) -> None:
+    await run.until(lambda status: all(wait.who != "disk" for wait in status.waits))
+
+
+async def test_a_run_on_a_full_disk_waits_by_name_and_ends_trained_when_there_is_room(
+    small_disk: Path, redis_on_it: EmbeddedRedis, model: Path
+) -> None:
+    config, run_dir, cast = small_config(model, run__total_steps=4), small_disk / "run", Cast(model)
+    async with cast.standing(), coordinator(config, run_dir, redis_on_it.url) as run:
+        await cast.register(run)
+        await cast.learner.train(run, range(1))
+
+        batch = await cast.learner.batch(run, 1)
+        ballast = fill(small_disk)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await cast.learner.commit(run, 1, batch)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert f"the disk under {small_disk}" in str(refused.value.details())
+        status = await full(run)
+        assert status.state == pb.RUN_STATE_RUNNING
+        why = next(wait.why for wait in status.waits if wait.who == "disk")
+        assert all(part in why for part in (str(small_disk), "bytes are needed", "free space there"))
+        ballast.unlink()
+        await has_room(run)
+        await cast.learner.commit(run, 1, batch)
+
+        ballast = fill(small_disk)
+        (not_ready,) = await cast.learner.batch(run, 2)
+        assert f"the disk under {small_disk}" in not_ready.not_ready.reason
+        assert not not_ready.not_ready.ended
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await run.stub.SubmitPrompts(
+                pb.SubmitPromptsRequest(prompts=[pb.UserPrompt(data_source="x", prompt="1+1=")]), timeout=5
+            )
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        ballast.unlink()
+        await has_room(run)
+        await cast.learner.train(run, range(2, 4))
+        status = await run.until(lambda status: status.state == pb.RUN_STATE_FINISHED)
+        assert status.ledger.closed
+        assert not status.waits
+    rows = pq.read_table(run_dir / "ledger").to_pylist()
+    assert sum(row["term"] == "trained" for row in rows) == 16
+    assert len({row["group_id"] for row in rows}) == len(rows) == status.ledger.admitted
+    steps = [line["step"] for line in read_json_lines(run_dir / "metrics.jsonl").objects if line["kind"] == "step"]
+    assert steps == [0, 1, 2, 3]
+    assert redis_on_it.child.alive, "it was asked to write only where there was room"
+
+
+async def test_a_store_waits_for_a_redis_that_refuses_to_write_and_reads_meanwhile(
+    small_disk: Path, redis_on_it: EmbeddedRedis
+) -> None:
+    disk = DiskWaits(clock=SystemClock(), tell=lambda event, line: None)
+    store = Store(url=redis_on_it.url, run_id="run", disk=disk)
+    await store.open()
+    async with aioredis.Redis.from_url(redis_on_it.url) as client:
+        await client.config_set("appendfsync", "everysec")  # then Redis refuses writes instead of ending
+        store._disk._folder = None  # as for a server on another machine, whose folder nobody here can look at
+        ballast = fill(small_disk)
+        await _until_refused(client)
+    admitting = asyncio.create_task(store.admit("a", info={"admission": 0}, cursor="1", admissions=1))
+    await assert_eventually(lambda: bool(disk.now()), what="the store waits")
+    (wait,) = disk.now()
+    assert str(small_disk / "redis") in str(wait)
+    assert await store.counters() == {}
+    ballast.unlink()
+    async with asyncio.timeout(30):
+        await admitting
+    assert (await store.counters())["admitted"] == 1
+    await store.close()
+
+
+async def _until_refused(client: aioredis.Redis) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await client.set("filler", bytes(5_000))
+            except aioredis.ResponseError as error:
+                assert "MISCONF" in str(error)  # noqa: PT017 - the loop ends here
+                return
+
+
+def test_a_line_on_a_full_disk_is_whole_or_not_there(small_disk: Path) -> None:
+    path = small_disk / "lines"
+    append_line(path, {"text": "x" * 3000})
+    ballast = fill(small_disk)
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="is full"):
+        append_line(path, {"text": "y" * 3000})
+    assert path.read_bytes() == before
+    ballast.unlink()
+    append_line(path, {"text": "y" * 3000})
+    assert [line["text"][0] for line in read_json_lines(path).objects] == ["x", "y"]
