@@ -101,7 +101,7 @@ class History:
         made = {"lineage": LINEAGE, "weights_digest": f"weights-{step + 1}", "batch_digest": record["digest"]}
         values = {name: float(step % 97) / 97 + place for place, name in enumerate(_NAMES)}
         await self._files.append_metrics({"kind": "step", "step": step, "time_s": time.time(), **made, **values})
-        await self._files.append("samples.jsonl", {"step": step, **self._to_read, "group_id": groups[0].group_id})
+        await self._files.append_sample({"step": step, **self._to_read, "group_id": groups[0].group_id})
         await self._store.commit(
             step,
             record={"lineage": LINEAGE, "number": step + 1, "digest": made["weights_digest"]},
@@ -125,7 +125,7 @@ class History:
         scores: dict[str, Any] = {"avg_at_n": 0.5, "pass_at_n": 0.75, "greedy": 0.5}
         size: dict[str, Any] = {"n": 8, "prompts": 100, "mean_response_tokens": 99.5, "wall_s": 12.25}
         result = EvaluationResult(version=version, **scores, **size)
-        self._progress.evaluations.append(result)
+        self._progress.evaluated(result)
         await self._files.append_metrics({"kind": "eval", "time_s": time.time(), "full": False} | result.to_line())
 
     async def _checkpoint(self) -> None:

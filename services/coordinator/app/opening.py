@@ -79,7 +79,7 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
     own = access_by_password(options.redis_password) if options.redis_password else None
     store = Store(url=options.redis_url, run_id=run_id, access=own or redis_access(config.network))
     await store.open(most_queued_bytes=most_queued_bytes(config))
-    files, codec = RunFiles(options.run_dir), ZstdGroups()
+    files, codec = RunFiles(options.run_dir, most_bytes=config.run.file_max_bytes), ZstdGroups()
     await files.keep_config(dump_config(config))
     records = Records(store=store, files=files, ledger=LedgerFiles(store=store, files=files), codec=codec)
     rolled_back = await bring_in_line(records)
@@ -88,7 +88,7 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
     if options.reopen:
         progress.reopen(total_steps=config.run.total_steps)
         await store.set_meta(progress.to_meta())
-    progress.evaluations = surviving_evaluations(progress, history(rolled_back))
+    progress.evaluations = surviving_evaluations(progress, history(rolled_back), run_dir=options.run_dir)
     loggers = open_loggers(config, run_dir=options.run_dir, trained_steps=progress.trained_steps)
     files.follow = loggers.put
     events = Events()

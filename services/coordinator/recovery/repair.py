@@ -27,8 +27,7 @@ from services.coordinator.storage.run_files import BatchFile
 from services.coordinator.storage.unbroken import unbroken
 from sluice.errors import NotFound, NotReady, Unavailable
 from sluice.policy_version import PolicyVersion
-from sluice.report.metrics import METRICS_FILE, surviving
-from sluice.run_dir.json_lines import read_json_lines
+from sluice.report.metrics import past
 
 log = structlog.get_logger(__name__)
 
@@ -133,8 +132,7 @@ class Repair:
         for step in trained:
             await self._commit(step, stated, rows, account)
         if self._progress.trained_steps and self._progress.state is RunState.STARTING:
-            lines = await asyncio.to_thread(read_json_lines, self._files.run_dir / METRICS_FILE)
-            self._progress.remember(surviving(lines.objects))
+            self._progress.remember(await asyncio.to_thread(past, self._files.run_dir))
         if not account.empty:
             await self._tell(stated.version, account)
         self._done = True

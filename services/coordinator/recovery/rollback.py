@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -22,11 +23,12 @@ from services.coordinator.recovery import rollback_files
 from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.group import Group
 from services.coordinator.state.live_groups import live_groups
-from services.coordinator.state.progress import Progress, RunState
+from services.coordinator.state.progress import KEPT_EVALUATIONS, Progress, RunState
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.records import Records
 from sluice.errors import InvalidRequest, LaunchError, NotFound, NotReady, SluiceError
-from sluice.lineage import LINEAGES_FILE, LineageBook, Rollback, is_given_up
+from sluice.lineage import FIRST, LINEAGES_FILE, LineageBook, Rollback, is_given_up
+from sluice.report.metrics import past
 from sluice.run_dir import checkpoints
 
 log = structlog.get_logger(__name__)
@@ -148,7 +150,7 @@ class Rollbacks:
             to=to,
             trained=account.groups["trained"],
             trained_tokens=account.tokens["trained"],
-            meta=self._meta(to),
+            meta=await asyncio.to_thread(self._meta, to),
             live=[(group.row, group.tokens, group.lost) for group in live],
         )
         log.warning("rolled_back", **asdict(account))
@@ -164,7 +166,7 @@ class Rollbacks:
     def _meta(self, to: int) -> dict[str, str]:
         """The run's state in Redis from the rollback on."""
         progress, history = self._progress, self.history
-        progress.evaluations = surviving_evaluations(progress, history)
+        progress.evaluations = surviving_evaluations(progress, history, run_dir=self._files.run_dir)
         if progress.state is RunState.FINISHING:
             progress.state = RunState.RUNNING
         if progress.state is RunState.FINISHED:
@@ -266,13 +268,20 @@ async def bring_in_line(records: Records) -> list[Account]:
     return decided
 
 
-def surviving_evaluations(progress: Progress, history: Sequence[Rollback]) -> list[EvaluationResult]:
-    """The evaluations of versions that no rollback has given up."""
-    return [
-        result
-        for result in progress.evaluations
-        if not is_given_up(result.version.lineage, result.version.number, history)
-    ]
+def surviving_evaluations(progress: Progress, history: Sequence[Rollback], *, run_dir: Path) -> list[EvaluationResult]:
+    """The evaluations of versions that no rollback has given up.
+
+    Where a long run's newest ones are given up, RUN/metrics.jsonl has those before them. Blocking.
+    """
+    known = progress.evaluations
+    kept = [one for one in known if not is_given_up(one.version.lineage, one.version.number, history)]
+    if len(kept) == len(known) or len(known) < KEPT_EVALUATIONS:
+        return kept
+    again = Progress()
+    for line in past(run_dir):
+        if line.get("kind") == "eval" and not is_given_up(line.get("lineage", FIRST), line["version"], history):
+            again.evaluated(EvaluationResult.from_line(line))
+    return again.evaluations
 
 
 def history(made: Sequence[Account]) -> list[Rollback]:

@@ -1,14 +1,15 @@
 """The files of a run that the coordinator writes: batches, metrics, samples, ledger rows. Writes leave the event loop.
 
 RUN/batches/step-000012.groups   one batch, immutable: length-framed payloads (zstd, Group), as accepted
-RUN/metrics.jsonl             a line a step and a line an evaluation
-RUN/samples.jsonl             a few groups of each step, for reading
+RUN/metrics.jsonl             a line a step and a line an evaluation; thinned (sluice/run_dir/thinning.py)
+RUN/samples.jsonl             a group of each step, for reading; thinned likewise
 RUN/ledger/part-*.parquet     a row for every group that ended
 """
 
 import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ from typing import Any, BinaryIO, TypeVar
 import blake3
 import pyarrow as pa
 import pyarrow.parquet as pq
+import structlog
 
+from sluice.config.schema.run import FILE_BYTES
 from sluice.errors import NotFound
 from sluice.report.ledger_tables import damage_skipped, find_row, opened
-from sluice.report.metrics import METRICS_FILE
+from sluice.report.metrics import METRICS_FILE, SAMPLES_FILE
 from sluice.run_dir.batch_file import (
     batch_files,
     batch_path,
@@ -33,6 +36,9 @@ from sluice.run_dir.batch_file import (
 )
 from sluice.run_dir.durable import append_line, name_synced, sync, write_synced
 from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
+from sluice.run_dir.thinning import thin
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -51,8 +57,10 @@ class BatchFile:
 class RunFiles:
     """The coordinator's files under RUN."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
+    def __init__(self, run_dir: Path, *, most_bytes: int = FILE_BYTES) -> None:
+        """Files of lines that are only for readers are thinned from `most_bytes` on (`run.file_max_bytes`)."""
+        self.run_dir, self._most_bytes = run_dir, most_bytes
+        self._appending = threading.Lock()
         self.follow: Callable[[Mapping[str, Any]], None] = lambda line: None
         """A callback for every written line of a step or an evaluation; must return at once."""
         for folder in ("batches", "ledger", "logs"):
@@ -139,8 +147,24 @@ class RunFiles:
 
     async def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Appends a line of a step or an evaluation to RUN/metrics.jsonl."""
-        await self.append(METRICS_FILE, line)
+        await asyncio.to_thread(self._append_thinned, METRICS_FILE, line)
         self.follow(line)
+
+    async def append_sample(self, line: Mapping[str, Any]) -> None:
+        """Appends a group for people to RUN/samples.jsonl."""
+        await asyncio.to_thread(self._append_thinned, SAMPLES_FILE, line)
+
+    def _append_thinned(self, name: str, line: Mapping[str, Any]) -> None:
+        path = self.run_dir / name
+        with self._appending:  # a line that is appended while the file is replaced would be lost
+            append_line(path, line)
+            try:
+                thinned = thin(path, most_bytes=self._most_bytes)
+            except OSError as error:  # the line is written, and a file that is too large harms nobody yet
+                log.warning("file_not_thinned", path=str(path), reason=str(error))
+                return
+        if thinned:
+            log.info("file_thinned", path=str(path), most_bytes=self._most_bytes)
 
     async def find_row(self, wanted: str) -> dict[str, Any] | None:
         """The row of the group with this id or admission number in the ledger's files; None without such a row."""
