@@ -55,6 +55,8 @@ class Progress:
     evaluations: list[EvaluationResult] = field(default_factory=list)
     """The first and the newest ones, oldest first."""
     scale: dict[str, int] = field(default_factory=dict)
+    part_names: list[str] = field(default_factory=list)
+    """The named components of scores that have a metric (step_metrics.py)."""
     lay_still: bool = False
     """Whether the run was opened again and does not train yet."""
 
@@ -117,6 +119,7 @@ class Progress:
             "stop": self.stop_reason if self.stop_requested else "",
             "evaluations": json.dumps([asdict(evaluation) for evaluation in self.evaluations]),
             "scale": json.dumps(self.scale),
+            "part_names": json.dumps(self.part_names),
         }
 
     @staticmethod
@@ -137,4 +140,5 @@ class Progress:
                 for entry in json.loads(meta.get("evaluations", "[]"))
             ],
             scale=json.loads(meta.get("scale", "{}")),
+            part_names=json.loads(meta.get("part_names", "[]")),
         )

@@ -32,6 +32,7 @@ def test_everything_but_the_metrics_comes_back_from_redis() -> None:
         stop_reason="enough",
         evaluations=[evaluation],
         scale={"rollout": 2},
+        part_names=["brevity"],
     )
     assert Progress.from_meta(made.to_meta(), trained_steps=4, version=version) == made
 
