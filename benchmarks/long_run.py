@@ -225,7 +225,7 @@ def _resident_mb(pid: int) -> float:
 def _config(model: Path, pace: Pace) -> Config:
     return Config.model_validate(
         {
-            "run": {"total_steps": 100_000_000},
+            "run": {"total_steps": 100_000_000, "file_max_bytes": pace.file_max_bytes},
             "model": {"path": str(model)},
             "data": {
                 "train_files": ["mixadd3:train"],

@@ -21,6 +21,7 @@ from services.coordinator.state.group import Admission, Attempt, Group, QueuedGr
 from services.coordinator.state.ledger_row import accepted_group, accepted_info, queued_row
 from services.coordinator.state.progress import Progress
 from services.coordinator.storage.ledger_files import LedgerFiles
+from services.coordinator.storage.prompt_places import note_place
 from services.coordinator.storage.redis_store import Store
 from services.coordinator.storage.run_files import RunFiles
 from services.coordinator.wire.messages import ZstdGroups
@@ -44,6 +45,8 @@ class Pace:
     tokens: int = 8
     checkpoint_steps: int = 50
     evaluation_steps: int = 10
+    file_max_bytes: int = 1 << 20
+    """`run.file_max_bytes`, small, so that the first tenth reaches the size already."""
 
 
 @contextlib.asynccontextmanager
@@ -52,7 +55,7 @@ async def history(run_dir: Path, redis_url: str, pace: Pace) -> AsyncIterator["H
     store = Store(url=redis_url, run_id=run_dir.name)
     await store.open()
     try:
-        files = RunFiles(run_dir)
+        files = RunFiles(run_dir, most_bytes=pace.file_max_bytes)
         meta = await store.meta()
         progress = Progress.from_meta(meta, trained_steps=await store.last_step("commit") + 1, version=None)
         yield History(store, files, progress, pace=pace, admissions=int(meta.get("admissions", 0)))
@@ -134,6 +137,8 @@ class History:
         meta = self._progress.to_meta() | {"cursor": f"{self.admissions}:0", "admissions": str(self.admissions)}
         await self._store.set_meta(meta)
         await asyncio.to_thread(keep_checkpoint, self._files.run_dir, self.steps)
+        cursor = f"{self.admissions}:0"
+        await asyncio.to_thread(note_place, self._files.run_dir, admissions=self.admissions, cursor=cursor)
         self._files.drop_batches_before(self.steps)
         await self._store.drop_records(self.steps - 1)
 

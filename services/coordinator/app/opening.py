@@ -18,6 +18,7 @@ from services.coordinator.state.group import PromptLike
 from services.coordinator.state.progress import Progress
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.ledger_files import LedgerFiles
+from services.coordinator.storage.leftovers import drop_leftovers
 from services.coordinator.storage.records import Records
 from services.coordinator.storage.redis_access import access_by_password, redis_access
 from services.coordinator.storage.redis_store import Store
@@ -83,6 +84,7 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
     await files.keep_config(dump_config(config))
     records = Records(store=store, files=files, ledger=LedgerFiles(store=store, files=files), codec=codec)
     rolled_back = await bring_in_line(records)
+    await drop_leftovers(store, files)
     meta = await store.meta()
     progress = await _restored_progress(store, meta)
     if options.reopen:

@@ -180,7 +180,7 @@ class Rollbacks:
 
     async def _account(self, to: int) -> tuple[Account, list[_Live]]:
         """What a rollback would give up now. Raises NotReady when Redis has forgotten a part of the run."""
-        trained, tokens = await self._trained_since(to)
+        trained, tokens = await self._records.ledger.trained_since(to)
         live = [group async for group in self._live_since(to)]
         groups = {was: sum(group.was == was for group in live) for was in ("assigned", "queued", "open")}
         live_tokens = {was: sum(group.tokens for group in live if group.was == was) for was in groups}
@@ -193,17 +193,6 @@ class Rollbacks:
             tokens={"trained": tokens, **live_tokens},
             checkpoints=aside,
         ), live
-
-    async def _trained_since(self, to: int) -> tuple[int, int]:
-        """Groups and tokens trained in steps from `to` on; counted in the ledger's files after a flush of all rows."""
-        rows, in_files = await self._records.ledger.flushed()
-        if len(rows) != in_files:
-            raise NotReady(
-                f"rollback: Redis knows of {in_files} rows in the ledger's files, there are {len(rows)}: it has forgotten a "
-                "part of the run. Start the run, which repairs that, then roll back"
-            )
-        given_up = [row for row in rows if row["term"] == "trained" and row["step"] >= to]
-        return len(given_up), sum(int(row["tokens"] or 0) for row in given_up)
 
     async def _live_since(self, to: int) -> AsyncIterator[_Live]:
         """Assigned groups, accepted groups with a token of a later version, open groups that have received samples.
