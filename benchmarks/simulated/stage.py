@@ -43,10 +43,15 @@ class Stage:
         """User and system seconds of Redis so far."""
         return tree_cpu_seconds(self.redis.process.pid)
 
+    @property
+    def run_dir(self) -> Path:
+        """The run directory of the real coordinator."""
+        return self.folder / "run"
+
     @contextlib.asynccontextmanager
     async def coordinator(self, config: Config) -> AsyncIterator[None]:
-        """The real one, on a run directory of its own."""
-        run_dir = self.folder / "run"
+        """The real one, on a run directory of its own, to which it comes back when it is started again."""
+        run_dir = self.run_dir
         await asyncio.to_thread(_write_config, run_dir, config)
         read_fd, write_fd = os.pipe()
         command = coordinator_command(config, run_dir=run_dir, redis_url=self.redis_url, port=0, ready_fd=write_fd)
@@ -116,7 +121,7 @@ async def stage(folder: Path) -> AsyncIterator[Stage]:
 
 
 def _write_config(run_dir: Path, config: Config) -> None:
-    run_dir.mkdir()
+    run_dir.mkdir(exist_ok=True)  # a coordinator may come back to its run
     (run_dir / "config.yaml").write_text(dump_config(config))
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from sluice.errors import ConfigError, Expired, LaunchError, NotReady
 from sluice.launch.child import armed, module_command
-from sluice.launch.processes import EXIT_BAD_USAGE, LOG_TAIL_LINES
+from sluice.launch.logs import tail
+from sluice.launch.processes import EXIT_BAD_USAGE
 
 _MARGIN_S = 60.0
 """Time for the rest of the launcher's work: imports, the embedded Redis, the last files."""
@@ -78,14 +79,13 @@ class LocalLauncher:
     def _address(self, read_fd: int) -> str:
         limit_s = self._launch.ready_timeout_s + _MARGIN_S
         if not select.select([read_fd], [], [], limit_s)[0]:
-            raise LaunchError(f"sluice up has no coordinator after {limit_s:.0f} s; its log ends:\n{self._log_tail()}")
+            raise LaunchError(
+                f"sluice up has no coordinator after {limit_s:.0f} s; its log ends:\n{tail(self._log_path)}"
+            )
         if address := os.read(read_fd, 1024).decode():
             return address
         kind = ConfigError if self._process.wait() == EXIT_BAD_USAGE else LaunchError
-        raise kind(f"sluice up ended with code {self._process.returncode}; its log ends:\n{self._log_tail()}")
-
-    def _log_tail(self) -> str:
-        return "\n".join(self._log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+        raise kind(f"sluice up ended with code {self._process.returncode}; its log ends:\n{tail(self._log_path)}")
 
 
 def started(launcher: LocalLauncher | None) -> LocalLauncher:

@@ -29,6 +29,7 @@ from sluice.launch.embedded_redis import EmbeddedRedis, new_password, start_redi
 from sluice.launch.frozen import FrozenWatch
 from sluice.launch.interrupts import Interrupts
 from sluice.launch.keeper import Keeper
+from sluice.launch.logs import keep_small
 from sluice.launch.processes import EXIT_BAD_USAGE, Child, read_ready, start
 from sluice.launch.run_lock import lock_run_dir
 from sluice.launch.view import View
@@ -125,6 +126,8 @@ class LocalRun:
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._lock_fd = await lock_run_dir(self._run_dir)
         (self._run_dir / "config.yaml").write_text(dump_config(self._config))
+        small = keep_small(self._run_dir / "logs", most_bytes=self._config.run.file_max_bytes, clock=SystemClock())
+        self._keeper.supervise("logs", small)
         redis_url = self._config.network.redis_url
         if redis_url is None:
             redis_url = await self._start_redis()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.child import armed
+from sluice.launch.logs import tail
 
 EXIT_BAD_USAGE = 2
 """The exit code of a process that was started or configured wrongly: starting the process again would not help."""
@@ -23,8 +24,6 @@ EXIT_NOT_JOINED = 4
 
 EXIT_AGAIN = 75
 """The exit code of a process that ends on purpose, to be started again at once: not counted as a restart."""
-
-LOG_TAIL_LINES = 15
 
 
 @dataclass(kw_only=True, slots=True)
@@ -64,19 +63,13 @@ class Child:
 
     def log_tail(self) -> str:
         """The last lines of the child's log, for an error message."""
-        if self.log_path is None:
-            return ""
-        try:
-            lines = self.log_path.read_text(errors="replace").splitlines()
-        except FileNotFoundError:
-            return ""
-        return "\n".join(lines[-LOG_TAIL_LINES:])
+        return "" if self.log_path is None else tail(self.log_path)
 
     def last_words(self) -> str:
         """The child's own last message (a line `name: ...` and the lines after it), else the end of the child's log."""
-        tail = self.log_tail().splitlines()
-        said = [number for number, line in enumerate(tail) if line.startswith(f"{self.name}: ")]
-        return "\n".join(tail[said[-1] :]) if said else f"{self.name}: {self.log_path} ends:\n" + "\n".join(tail)
+        lines = self.log_tail().splitlines()
+        said = [number for number, line in enumerate(lines) if line.startswith(f"{self.name}: ")]
+        return "\n".join(lines[said[-1] :]) if said else f"{self.name}: {self.log_path} ends:\n" + "\n".join(lines)
 
 
 async def start(

@@ -102,7 +102,7 @@ class PlainView:
         self._stream = stream
         self._status = pb.GetStatusResponse()
         self._steps_printed = 0
-        self._evaluations_printed = 0
+        self._evaluations_seen: set[bytes] = set()
         self._rollbacks_seen = 0
 
     def update(self, status: pb.GetStatusResponse) -> None:
@@ -111,10 +111,12 @@ class PlainView:
         for made in status.rollbacks[self._rollbacks_seen :]:  # steps given up are printed when trained again
             self._rollbacks_seen += 1
             self._steps_printed = min(self._steps_printed, made.to)
-            self._evaluations_printed = min(self._evaluations_printed, len(status.evaluations))
-        for evaluation in status.evaluations[self._evaluations_printed :]:
-            self._line(evaluation_line(evaluation))
-        self._evaluations_printed = max(self._evaluations_printed, len(status.evaluations))
+        # A place in the list says nothing: the status of a long run has the first and the newest ones.
+        for evaluation in status.evaluations:
+            if evaluation.SerializeToString() not in self._evaluations_seen:
+                self._line(evaluation_line(evaluation))
+        if status.evaluations:
+            self._evaluations_seen = {evaluation.SerializeToString() for evaluation in status.evaluations}
         self._status = status
         self._step(status)
 

@@ -6,7 +6,6 @@ carry the group's id. A live run writes its rows every 20 steps and with every c
 
 import contextlib
 import sqlite3
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sluice.errors import InvalidRequest, NotFound
+from sluice.run_dir.ledger_parts import OpenPart, damage_skipped, open_parts, part_paths
 from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
 
 LISTS = {"attempts": "attempts", "samples": "completions"}
@@ -27,7 +27,7 @@ def ledger_files(run_dir: Path) -> list[Path]:
     """The files of a run's ledger, oldest rows first. Raises NotFound."""
     if not run_dir.is_dir():
         raise NotFound(f"{run_dir}: no such run directory")
-    files = sorted((run_dir / "ledger").glob("part-*.parquet"))
+    files = part_paths(run_dir)
     if not files:
         raise NotFound(
             f"{run_dir}: has no ledger/*.parquet yet; they come every 20 steps, with checkpoints and at the end"
@@ -35,30 +35,27 @@ def ledger_files(run_dir: Path) -> list[Path]:
     return files
 
 
-@contextlib.contextmanager
-def damage_skipped(path: Path) -> Iterator[None]:
-    """Ends the block with a line on stderr where a file of the ledger cannot be read; the other files can."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        sys.stderr.write(f"warning: {path} cannot be read, its groups are missing here: {error}\n")
-
-
-def opened(path: Path) -> pq.ParquetFile:
-    """A file of the ledger, whose pages are compared with their checksums. Raises ArrowException, OSError."""
-    return pq.ParquetFile(path, page_checksum_verification=True)
-
-
 def find_row(run_dir: Path, wanted: str) -> dict[str, Any] | None:
     """The row of the group with this id, or with this number in the order of admission; None without such a row."""
     is_number = wanted.isdecimal() and len(wanted) < 19
     column, value = ("admission", int(wanted)) if is_number else ("group_id", wanted)
-    for path in sorted((run_dir / "ledger").glob("part-*.parquet"), reverse=True):
-        with damage_skipped(path), opened(path) as file:
-            place = file.read(columns=[column]).column(0).index(value).as_py()
-            if place >= 0:
-                return file.read().slice(place, 1).to_pylist()[0]
+    for part in open_parts(run_dir):
+        with damage_skipped(part.path):
+            for group in range(part.file.metadata.num_row_groups):
+                if not _may_have(part.file, group, column, value):
+                    continue
+                place = part.file.read_row_group(group, columns=[column]).column(0).index(value).as_py()
+                if place >= 0:
+                    return part.file.read_row_group(group).slice(place, 1).to_pylist()[0]
     return None
+
+
+def _may_have(file: pq.ParquetFile, group: int, column: str, value: object) -> bool:
+    """Whether the file's statistics leave open that the value is in a row group, which is large to read."""
+    columns = file.metadata.row_group(group)
+    found = [columns.column(place) for place in range(columns.num_columns)]
+    known = next((one.statistics for one in found if one.path_in_schema == column), None)
+    return known is None or not known.has_min_max or known.min <= value <= known.max
 
 
 def nearest_ids(run_dir: Path, wanted: str, *, count: int = 3) -> list[str]:
@@ -71,26 +68,26 @@ def nearest_ids(run_dir: Path, wanted: str, *, count: int = 3) -> list[str]:
 
 
 def open_tables(run_dir: Path, *, lists: bool = False) -> sqlite3.Connection:
-    """A read-only database in memory: `groups`, and with `lists` also `attempts` and `samples`. Raises NotFound."""
-    tables = sqlite3.connect(":memory:")
-    names: dict[Path, set[str]] = {}  # an older file may have fewer columns
-    for path in ledger_files(run_dir):
-        with damage_skipped(path):
-            names[path] = set(pq.read_schema(path).names)
-    files = list(names)
+    """A read-only database of its own, which spills to disk: `groups`, with `lists` also `attempts` and `samples`.
+
+    Raises NotFound.
+    """
+    ledger_files(run_dir)
+    tables = sqlite3.connect("")
     plain = [field for field in LEDGER_SCHEMA if not pa.types.is_list(field.type)]
     _create(tables, "groups", plain)
-    for path in files:
-        columns = [field.name for field in plain if field.name in names[path]]
-        with damage_skipped(path):
-            _insert(tables, "groups", columns, list(_rows(path, columns)))
+    for part in open_parts(run_dir):
+        names = part.file.schema_arrow.names  # an older file may have fewer columns
+        columns = [field.name for field in plain if field.name in names]
+        with damage_skipped(part.path):
+            _insert(tables, "groups", columns, _rows(part, columns))
     for name, column in LISTS.items() if lists else ():
         fields = [pa.field("group_id", pa.string()), *LEDGER_SCHEMA.field(column).type.value_type]
         _create(tables, name, fields)
-        for path in files:
-            if column in names[path]:
-                with damage_skipped(path):
-                    _insert(tables, name, [field.name for field in fields], list(_entries(path, column, fields[1:])))
+        for part in open_parts(run_dir):
+            if column in part.file.schema_arrow.names:
+                with damage_skipped(part.path):
+                    _insert(tables, name, [field.name for field in fields], _entries(part, column, fields[1:]))
     tables.commit()
     tables.execute("PRAGMA query_only = ON")
     return tables
@@ -121,19 +118,32 @@ def _affinity(type_: pa.DataType) -> str:
     return next((name for is_one, name in _AFFINITIES if is_one(type_)), "TEXT")
 
 
-def _insert(tables: sqlite3.Connection, name: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
+def _insert(
+    tables: sqlite3.Connection, name: str, columns: list[str], batches: Iterator[list[tuple[Any, ...]]]
+) -> None:
+    """Inserts all rows of a file, or none of a file that turns out to be damaged."""
     marks = ", ".join("?" * len(columns))
-    tables.executemany(f"INSERT INTO {name} ({', '.join(columns)}) VALUES ({marks})", rows)
+    tables.execute("SAVEPOINT file")
+    try:
+        for rows in batches:
+            tables.executemany(f"INSERT INTO {name} ({', '.join(columns)}) VALUES ({marks})", rows)
+    except (pa.ArrowException, OSError):
+        tables.execute("ROLLBACK TO file")
+        raise
+    finally:
+        tables.execute("RELEASE file")
 
 
-def _rows(path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
-    with opened(path) as file:
-        for batch in file.iter_batches(columns=columns):
-            yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+def _rows(part: OpenPart, columns: list[str]) -> Iterator[list[tuple[Any, ...]]]:
+    for batch in part.batches(columns):
+        yield list(zip(*(batch.column(name).to_pylist() for name in columns), strict=True))
 
 
-def _entries(path: Path, column: str, fields: list[pa.Field]) -> Iterator[tuple[Any, ...]]:
+def _entries(part: OpenPart, column: str, fields: list[pa.Field]) -> Iterator[list[tuple[Any, ...]]]:
     """The group's id and the fields; a field that the file lacks, because an older version wrote the file, is None."""
-    for group_id, entries in _rows(path, ["group_id", column]):
-        for entry in entries or ():
-            yield (group_id, *(entry.get(field.name) for field in fields))
+    for rows in _rows(part, ["group_id", column]):
+        yield [
+            (group_id, *(entry.get(field.name) for field in fields))
+            for group_id, entries in rows
+            for entry in entries or ()
+        ]

@@ -16,12 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from sluice.lineage import FIRST, Rollback, is_given_up
-from sluice.run_dir.json_lines import JsonObject, read_json_lines
+from sluice.run_dir.json_lines import JsonObject, json_lines, read_json_lines
 
 METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+"""Groups for people (samples.py), with lines that are thinned like those of metrics."""
 
 ROLLBACK = "rollback"
 """The kind of line that a rollback leaves."""
+
+_PLACE = ("kind", "step", "lineage", "time_s", "step/wall_s")
 
 Row = Mapping[str, float]
 
@@ -66,6 +70,12 @@ def surviving(objects: Iterable[JsonObject]) -> list[JsonObject]:
         rollbacks.append(rollback)
         kept = [line for line in kept if not (line.get("kind") == "step" and line.get("step", -1) >= rollback.to)]
     return [line for line in kept if not is_given_up(line.get("lineage", FIRST), line.get("version", 0), rollbacks)]
+
+
+def past(run_dir: Path) -> list[JsonObject]:
+    """The surviving lines with no more of a step than its place and time, which is what a coordinator starts from."""
+    told = (line for line in json_lines(run_dir / METRICS_FILE) if line is not None)
+    return surviving({name: line[name] for name in _PLACE if name in line} if "step" in line else line for line in told)
 
 
 def column(rows: Sequence[Row], name: str) -> np.ndarray:

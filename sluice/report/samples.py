@@ -15,9 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sluice.report.figures import printable
+from sluice.report.metrics import SAMPLES_FILE
 from sluice.run_dir.json_lines import JsonObject, read_json_lines
-
-SAMPLES_FILE = "samples.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ Torn lines are counted, never guessed at. The file is read once; nothing here fo
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,24 @@ def read_json_lines(path: Path) -> JsonLines:
     Raises:
         ValueError: a line is valid JSON but not an object, so the file is not of the expected kind.
     """
+    found = list(json_lines(path))
+    objects = tuple(value for value in found if value is not None)
+    return JsonLines(objects=objects, torn_lines=len(found) - len(objects))
+
+
+def json_lines(path: Path) -> Iterator[JsonObject | None]:
+    """The same line by line, None for a torn line: for files that need not fit into memory. Raises as `read_json_lines`."""
     if not path.exists():
-        return JsonLines(objects=(), torn_lines=0)
-    objects: list[JsonObject] = []
-    torn = 0
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError:  # JSONDecodeError, and UnicodeDecodeError where a character was cut in two
-            torn += 1
-            continue
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}:{number}: must be a JSON object, got {type(value).__name__}")
-        objects.append(value)
-    return JsonLines(objects=tuple(objects), torn_lines=torn)
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):  # a file opened for bytes ends lines at b"\n" alone
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError:  # JSONDecodeError, and UnicodeDecodeError where a character was cut in two
+                yield None
+                continue
+            if not isinstance(value, dict):
+                raise ValueError(f"{path}:{number}: must be a JSON object, got {type(value).__name__}")
+            yield value

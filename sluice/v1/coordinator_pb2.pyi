@@ -478,7 +478,7 @@ class GetStatusResponse(_message.Message):
 
     @_builtins.property
     def evaluations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evaluation]:
-        """Evaluations so far, oldest first."""
+        """Evaluations so far, oldest first: the first one and the newest 199. metrics.jsonl has the others too."""
 
     @_builtins.property
     def scale(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:

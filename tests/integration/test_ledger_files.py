@@ -2,7 +2,6 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -34,18 +33,17 @@ async def test_rows_that_are_moved_while_somebody_reads_are_not_taken_for_forgot
     files = RunFiles(tmp_path)
     ledger = LedgerFiles(store=store, files=files)
     await end(store, 0)
-    read, meanwhile = files.ledger_parts, []
+    read, meanwhile = files.count_trained, []
 
-    async def read_while_the_run_goes_on(*, after: int) -> list[list[dict[str, Any]]]:
-        parts = await read(after=after)
+    async def read_while_the_run_goes_on(*, since: int) -> tuple[int, int, int]:
+        counted = await read(since=since)
         await end(store, 1)
         meanwhile.append(asyncio.create_task(ledger.flush()))
         await asyncio.wait(meanwhile, timeout=0.2)
-        return parts
+        return counted
 
-    monkeypatch.setattr(files, "ledger_parts", read_while_the_run_goes_on)
-    rows, in_files = await ledger.flushed()
-    assert (len(rows), in_files) == (1, 1)
+    monkeypatch.setattr(files, "count_trained", read_while_the_run_goes_on)
+    assert await ledger.trained_since(0) == (0, 0)
     await asyncio.gather(*meanwhile)
     assert await store.rows(10) == (2, [])
 
@@ -65,11 +63,12 @@ async def test_small_flushes_fill_one_file_after_the_other_and_a_repeated_one_ch
             monkeypatch.undo()
             monkeypatch.setattr("services.coordinator.storage.ledger_files.ROWS_A_FILE", 10)
             await ledger.flush()
-    rows, in_files = await ledger.flushed()
+    await ledger.flush()
+    rows = [row async for some in files.ended_groups(after=0) for row in some]
     assert [row["group_id"] for row in rows] == [f"g{number}" for number in range(25)]
-    assert in_files == 25
+    assert await store.rows_in_files() == await files.ledger_rows() == 25
     assert [path.name[5:17].lstrip("0") for path in sorted((tmp_path / "ledger").iterdir())] == ["", "9", "18"]
-    assert [len(part) for part in await files.ledger_parts(after=11)] == [7, 7]
+    assert [len(some) async for some in files.ended_groups(after=11)] == [7, 7]
 
 
 async def _killed(before: int, count: int) -> None:

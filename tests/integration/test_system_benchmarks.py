@@ -1,11 +1,13 @@
 """The system's benchmarks at their smallest: the simulated services still speak what coordinator, relay and reward speak."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import coordinator_relay, overlap, recovery, reward_load
+from benchmarks import coordinator_relay, long_run, overlap, recovery, reward_load
+from benchmarks.simulated.history import Pace
 from sluice.testing.fakes import Lengths, TimedEngine, version
 
 pytestmark = pytest.mark.integration
@@ -68,3 +70,41 @@ def test_a_loaded_reward_service_loses_nothing(monkeypatch: pytest.MonkeyPatch) 
     assert all(row.value > 0 for what, row in rows.items() if "scores/s" in row.unit)
     assert rows["mixadd3: service, 2 workers"].met
     assert rows["judge: service, 2 workers"].met
+
+
+def test_a_long_run_is_looked_at_before_between_and_after_its_written_past() -> None:
+    told: list[str] = []
+    pace = Pace(batch=4, checkpoint_steps=3, evaluation_steps=2)
+    rows = long_run.run(48, looks=2, pace=pace, live_batches=2, tell=told.append)
+    looks = [line for line in told if "restart" in line]
+    assert [int(line.split(" groups")[0]) for line in looks] == sorted(int(line.split(" groups")[0]) for line in looks)
+    assert len(looks) == 3
+    found = {row.what: row for row in rows}
+    assert found["groups"].value >= 48
+    assert found["restart of the coordinator, slowest"].met
+    assert found["more files between first and last look"].met
+    assert found["Redis' memory, last / first"].met
+
+
+def test_a_run_that_grows_misses_the_targets_of_a_long_run() -> None:
+    small = long_run.Look(
+        groups=100_000,
+        restart_s=1.0,
+        first_batch_s=1.0,
+        coordinator_mb=200.0,
+        redis_mb=2.0,
+        redis_entries=100,
+        files=10,
+        file_mb=10.0,
+        ledger_mb=10.0,
+    )
+    grown = replace(small, groups=1_000_000, restart_s=31.0, coordinator_mb=301.0, redis_mb=3.1, files=29, file_mb=16.0)
+    assert all(row.met for row in long_run.rows_of([small, small, replace(small, groups=1_000_000)]))
+    missed = [row.what for row in long_run.rows_of([small, small, grown]) if not row.met]
+    assert missed == [
+        "restart of the coordinator, slowest",
+        "more files between first and last look",
+        "coordinator's memory, last / first",
+        "Redis' memory, last / first",
+        "files without the ledger, last / first",
+    ]

@@ -18,6 +18,7 @@ from services.coordinator.state.group import PromptLike
 from services.coordinator.state.progress import Progress
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.ledger_files import LedgerFiles
+from services.coordinator.storage.leftovers import drop_leftovers
 from services.coordinator.storage.records import Records
 from services.coordinator.storage.redis_access import access_by_password, redis_access
 from services.coordinator.storage.redis_store import Store
@@ -82,16 +83,18 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
     disk = DiskWaits(clock=clock, tell=partial(_tell_disk, events))
     store = Store(url=options.redis_url, run_id=run_id, access=own or redis_access(config.network), disk=disk)
     await store.open(most_queued_bytes=most_queued_bytes(config))
-    files, codec = await disk.write(RunFiles, options.run_dir, disk=disk), ZstdGroups()
+    files = await disk.write(RunFiles, options.run_dir, most_bytes=config.run.file_max_bytes, disk=disk)
+    codec = ZstdGroups()
     await files.keep_config(dump_config(config))
     records = Records(store=store, files=files, ledger=LedgerFiles(store=store, files=files), codec=codec)
     rolled_back = await bring_in_line(records)
+    await drop_leftovers(store, files)
     meta = await store.meta()
     progress = await _restored_progress(store, meta)
     if options.reopen:
         progress.reopen(total_steps=config.run.total_steps)
         await store.set_meta(progress.to_meta())
-    progress.evaluations = surviving_evaluations(progress, history(rolled_back))
+    progress.evaluations = surviving_evaluations(progress, history(rolled_back), run_dir=options.run_dir)
     loggers = open_loggers(config, run_dir=options.run_dir, trained_steps=progress.trained_steps)
     files.follow = loggers.put
     # Half of the limit, so that a pause alone never ends a run.

@@ -20,6 +20,7 @@ from services.coordinator.state.group import Admission, Group, GroupFailed, Phas
 from services.coordinator.state.ledger_row import accepted_group, accepted_info, ledger_row, open_info
 from services.coordinator.state.ports import Prompts, RolloutClient
 from services.coordinator.state.run_context import RunContext
+from services.coordinator.storage.prompt_places import note_place, place_before
 from services.coordinator.storage.records import Records
 from services.coordinator.storage.unbroken import unbroken
 from sluice.dapo.dynamic_sampling import Verdict, judge_scores
@@ -42,13 +43,13 @@ class Conductor:
         """`cursor` and `admissions` are the last ones of an earlier process of this run."""
         self._config, self._run_id, self._clock = run.config, run.run_id, run.clock
         self._board, self._fleet, self._progress = run.board, run.fleet, run.progress
-        self._store, self._codec = records.store, records.codec
+        self._store, self._files, self._codec = records.store, records.files, records.codec
         self._prompts, self._grading = prompts, grading
         self._generation = Generation(
             run, rollouts=rollouts, report_tokens=lambda tokens: self.window.add_tokens(tokens)
         )
         self._cursor, self._admissions = cursor, admissions
-        self.window = StepWindow(started_s=run.clock.now())
+        self.window = StepWindow(started_s=run.clock.now(), known_parts=run.progress.part_names)
         self.failures_in_a_row = 0
         """Groups that failed since the last group that was kept or filtered."""
         self.last_progress_s = run.clock.now()
@@ -72,17 +73,26 @@ class Conductor:
         """Groups admitted so far, which is the number of the next group."""
         return self._admissions
 
+    async def note_place(self) -> None:
+        """Notes durably how far the prompts are, for a `catch_up`."""
+        run_dir, admissions, cursor = self._files.run_dir, self._admissions, self._cursor
+        await asyncio.to_thread(note_place, run_dir, admissions=admissions, cursor=cursor)
+
     async def catch_up(self, until: int, *, known: Container[str], most: int) -> list[Group]:
         """Goes on to number `until`, which Redis has forgotten; to be called before `run`.
 
-        Each number gets its former prompt. The newest `most` numbers are admitted again, unless they are `known`.
+        Each number gets its former prompt, found from the newest noted place on. The newest `most` numbers are admitted
+        again, unless they are `known`.
         """
         again: list[Group] = []
         if self._admissions >= until:
             return again
+        noted = await asyncio.to_thread(place_before, self._files.run_dir, until - most)
+        if noted is not None and noted[0] > self._admissions:
+            self._admissions, self._cursor = noted
         while self._admissions < until:
             group_id = group_id_of(self._admissions, run_id=self._run_id)
-            if group_id not in known and self._admissions >= until - most:
+            if self._admissions >= until - most and group_id not in known:
                 again.append(await self._admit())
                 continue
             _, self._cursor = self._prompts.next(self._cursor)

@@ -5,10 +5,16 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
+import structlog
 
 from services.coordinator.state.board import Board
 from services.coordinator.state.group import Group, Phase, QueuedGroup
 from sluice.dapo.dynamic_sampling import Verdict
+from sluice.limits import MOST_PARTS
+
+log = structlog.get_logger(__name__)
+
+OTHER_PARTS = "other"
 
 # Characters that Prometheus does not accept in a name.
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_]")
@@ -36,6 +42,8 @@ class StepWindow:
     shaped: list[float] = field(default_factory=list)
     penalties: list[float] = field(default_factory=list)
     parts: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    known_parts: list[str] = field(default_factory=list)
+    """The names of parts that the run has metrics of, kept by the run (Progress.part_names); a new name is added."""
     statuses: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     unique: list[float] = field(default_factory=list)
@@ -54,7 +62,26 @@ class StepWindow:
         self.penalties += [reward.overlong_penalty for reward in graded]
         for reward in graded:
             for name, score in reward.parts.items():
-                self.parts[name].append(score)
+                self.parts[self._part(name)].append(score)
+
+    def _part(self, name: str) -> str:
+        """The name of the part's metric: its own for the run's first MOST_PARTS names, then OTHER_PARTS."""
+        name, known = _NOT_IN_A_NAME.sub("_", name), self.known_parts
+        if name in known[:MOST_PARTS]:
+            return name
+        if len(known) < MOST_PARTS:
+            known.append(name)
+            return name
+        if len(known) == MOST_PARTS:
+            known.append(OTHER_PARTS)  # so that the warning comes once a run
+            log.warning(
+                "too_many_part_names",
+                name=name,
+                kept=MOST_PARTS,
+                consequence=f"further names of score components count under reward/part/{OTHER_PARTS}",
+                fix="a component is a thing that is measured for every sample: take what varies out of its name",
+            )
+        return OTHER_PARTS
 
     def add_tokens(self, tokens: int) -> None:
         """Counts completion tokens that arrived from a rollout."""
@@ -92,7 +119,7 @@ class StepWindow:
             values["reward/overlong_fraction"] = float(np.mean(np.asarray(self.penalties) < 0))
             values["reward/overlong_penalty_mean"] = float(np.mean(self.penalties))
         for name, scores in self.parts.items():
-            values[f"reward/part/{_NOT_IN_A_NAME.sub('_', name)}"] = float(np.mean(scores))
+            values[f"reward/part/{name}"] = float(np.mean(scores))
         if trained:
             ages = [step - group.oldest_version for group in trained]
             values["staleness/age_mean_steps"] = float(np.mean(ages))

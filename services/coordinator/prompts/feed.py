@@ -1,21 +1,23 @@
 """The conductor's source of prompts: prompts that users submit to a live run come first, then the data set.
 
 A cursor holds the positions in both, so that a restarted coordinator finds an open group's prompt again. Submitted prompts
-are kept in the run directory.
+are kept in the run directory and rendered when they are drawn, as those of the data are.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
 
+import structlog
+
 from services.coordinator.prompts import PromptStream
+from services.coordinator.prompts.submitted import SUBMITTED_FILE, SubmittedPrompts
 from services.coordinator.state.group import PromptLike
 from services.coordinator.storage.run_files import RunFiles
 from services.coordinator.storage.unbroken import unbroken
-from sluice.errors import InvalidRequest
+from sluice.errors import InvalidRequest, SluiceError
 from sluice.limits import NAME_CHARACTERS
-from sluice.run_dir.json_lines import read_json_lines
 
-SUBMITTED_FILE = "submitted.jsonl"
+log = structlog.get_logger(__name__)
 
 CHARACTERS_A_TOKEN = 64
 """A prompt with more characters than this for each token that it may have is refused unread. Chosen: text has 2 to 6."""
@@ -26,25 +28,26 @@ class PromptFeed:
 
     def __init__(self, *, data: PromptStream, files: RunFiles, max_prompt_tokens: int) -> None:
         self._data, self._files, self._max_prompt_tokens = data, files, max_prompt_tokens
-        self._submitted: list[PromptLike] = []
+        self._submitted = SubmittedPrompts(files.run_dir / SUBMITTED_FILE)
         self._one_at_a_time = asyncio.Lock()
-        path = files.run_dir / SUBMITTED_FILE
-        for row in read_json_lines(path).objects:  # a line torn by a kill is one of which no caller was told
-            self._submitted.append(self._render(row))
 
     def next(self, cursor: str) -> tuple[PromptLike, str]:
         """The prompt at `cursor` ("" is the start), and the cursor of the next prompt."""
         position, submitted = (int(part) for part in (cursor or "0:0").split(":"))
-        if submitted < len(self._submitted):
-            return self._submitted[submitted], f"{position}:{submitted + 1}"
+        while submitted < len(self._submitted):
+            row, submitted = self._submitted.row(submitted), submitted + 1
+            try:
+                return self._render(row), f"{position}:{submitted}"
+            except SluiceError as error:  # it was taken under another configuration
+                log.warning("submitted_prompt_skipped", line=submitted, reason=str(error))
         prompt, after = self._data.next(position)
         return prompt, f"{after}:{submitted}"
 
     def origin(self, cursor: str, after: str) -> tuple[int, int]:
         """(epoch, row of the data) of the prompt between two cursors; (-1, line of the file) for a submitted prompt."""
-        submitted = int((cursor or "0:0").split(":")[1])
-        position, submitted_after = (int(part) for part in after.split(":"))
-        return (-1, submitted) if submitted_after > submitted else self._data.place(position - 1)
+        before = int((cursor or "0:0").split(":")[0])
+        position, submitted = (int(part) for part in after.split(":"))
+        return (-1, submitted - 1) if position == before else self._data.place(position - 1)
 
     async def submit(self, prompts: Sequence[tuple[str, str, str, str]]) -> list[str]:
         """Adds (data_source, prompt, ground_truth, extra_info_json) each; returns the ids. Raises InvalidRequest or
@@ -57,13 +60,12 @@ class PromptFeed:
         # Tokenising takes seconds for megabytes, and everybody waits for this event loop.
         rendered = [await asyncio.to_thread(self._render, row) for row in rows]
         async with self._one_at_a_time:
-            await unbroken(self._keep(rows, rendered))
+            await unbroken(self._keep(rows))
         return [prompt.prompt_id for prompt in rendered]
 
-    async def _keep(self, rows: list[dict[str, str]], rendered: list[PromptLike]) -> None:
-        """Keeps prompts in the same order in the file and in memory, because a cursor must outlast a restart."""
+    async def _keep(self, rows: list[dict[str, str]]) -> None:
         await self._files.append_all(SUBMITTED_FILE, rows)
-        self._submitted += rendered
+        self._submitted.follow()  # only now may a cursor pass the rows, because the cursor outlasts a restart
 
     def _check_sizes(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Refuses prompts that cannot fit, before anything is tokenised."""
@@ -76,7 +78,7 @@ class PromptFeed:
                         fix="shorten it, or raise data.max_prompt_length for a prompt",
                     )
 
-    def _render(self, row: dict[str, str]) -> PromptLike:
+    def _render(self, row: Mapping[str, str]) -> PromptLike:
         if not row["data_source"] or not row["prompt"]:
             raise InvalidRequest("submit: data_source and prompt must be set", fix="set both, for every prompt")
         return self._data.render(row)

@@ -9,14 +9,14 @@ repair.
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import structlog
 
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
+from services.coordinator.recovery.ended_groups import EndedGroups
 from services.coordinator.state.group import QueuedGroup, admission_of
 from services.coordinator.state.learner_history import MAX_STEPS, Statement, TrainedStep
 from services.coordinator.state.ledger_row import accepted_info, queued_row
@@ -27,8 +27,7 @@ from services.coordinator.storage.run_files import BatchFile
 from services.coordinator.storage.unbroken import unbroken
 from sluice.errors import NotFound, NotReady, Unavailable
 from sluice.policy_version import PolicyVersion
-from sluice.report.metrics import METRICS_FILE, surviving
-from sluice.run_dir.json_lines import read_json_lines
+from sluice.report.metrics import past
 
 log = structlog.get_logger(__name__)
 
@@ -36,9 +35,6 @@ REPAIRED = "repaired: booked from the learner's record, Redis had forgotten it"
 """The `fault` in the ledger row of a group that a repair has booked."""
 
 REPAIRS_FILE = "repairs.jsonl"
-
-Rows = Mapping[str, Mapping[str, Any]]
-"""By group: rows in the ledger's files that Redis does not know of."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -118,28 +114,32 @@ class Repair:
         """Repairs in an order in which a killed repair leaves every record that the next coordinator's repair needs."""
         account = Account()
         before = await self._store.rows_in_files()
-        parts = await self._files.ledger_parts(after=before)
-        rows = {row["group_id"]: row for part in parts for row in part}
+        ended = EndedGroups(self._run_id)
+        async for rows in self._files.ended_groups(after=before):
+            ended.add(rows)
         trained = range(self._progress.trained_steps, stated.version.number)
         for step in trained[max(0, self._board.next_step - trained.start) :]:
-            await self._assign_as_trained(step, stated.of(step), rows, account)
-        await self._assign_from_files(rows, account)
-        await self._generate_again(stated, rows, account)
-        for group_id in rows:  # before the rows count: a repair after a broken-off one does not read counted rows again
-            self._take_off_the_board(group_id)
-        for part in parts:
-            account.ended_groups += await self._store.rebook(before, part)
-            before += len(part)
+            await self._assign_as_trained(step, stated.of(step), ended, account)
+        await self._assign_from_files(ended, account)
+        await self._generate_again(stated, ended, account)
+        # Before the rows count: a repair after a broken-off one does not read counted rows again.
+        for group_id in [*self._board.queued, *self._board.open]:
+            if group_id in ended:
+                self._take_off_the_board(group_id)
+        async for rows in self._files.ended_groups(after=before):
+            account.ended_groups += await self._store.rebook(before, rows)
+            before += len(rows)
         for step in trained:
-            await self._commit(step, stated, rows, account)
+            await self._commit(step, stated, ended, account)
         if self._progress.trained_steps and self._progress.state is RunState.STARTING:
-            lines = await asyncio.to_thread(read_json_lines, self._files.run_dir / METRICS_FILE)
-            self._progress.remember(surviving(lines.objects))
+            self._progress.remember(await asyncio.to_thread(past, self._files.run_dir))
         if not account.empty:
             await self._tell(stated.version, account)
         self._done = True
 
-    async def _assign_as_trained(self, step: int, said: TrainedStep | None, rows: Rows, account: Account) -> None:
+    async def _assign_as_trained(
+        self, step: int, said: TrainedStep | None, ended: EndedGroups, account: Account
+    ) -> None:
         """Assigns the batch of a step that the learner has trained and that Redis does not know."""
         batch = await self._batch_file(step, said)
         in_file = (
@@ -148,21 +148,21 @@ class Repair:
         ids = list(in_file) if said is None else list(said.group_ids)
         digest = said.batch_digest if said is not None else batch.digest if batch is not None else ""
         if ids:
-            groups = [self._known(group_id, in_file) for group_id in ids if group_id not in rows]
+            groups = [self._known(group_id, in_file) for group_id in ids if group_id not in ended]
             await self._restore(step, ids, digest, groups)
         else:
             self._board.next_step = step + 1
-            if not any(row["step"] == step and row["term"] == "trained" for row in rows.values()):
+            if not ended.trained_in(step):
                 account.unknown_steps.append(step)
         if said is not None and not said.committed:
             account.assigned_steps.append(step)
 
-    async def _commit(self, step: int, stated: Statement, rows: Rows, account: Account) -> None:
+    async def _commit(self, step: int, stated: Statement, ended: EndedGroups, account: Account) -> None:
         """Books step `step`, unless the step's commit is on the way."""
         said, newest = stated.of(step), stated.version
         if not said.committed if said is not None else step == newest.number - 1:
             return
-        groups = [group for group in self._assigner.assigned.pop(step, []) if group.group_id not in rows]
+        groups = [group for group in self._assigner.assigned.pop(step, []) if group.group_id not in ended]
         lineage, digest = (newest.lineage, "") if said is None else (said.version.lineage, said.weights_digest)
         await self._store.commit(
             step,
@@ -214,33 +214,36 @@ class Repair:
         if live is not None:
             self._board.remove(live)
 
-    async def _assign_from_files(self, rows: Rows, account: Account) -> None:
+    async def _assign_from_files(self, ended: EndedGroups, account: Account) -> None:
         """Assigns batches whose files exist, because a file means that the batch was decided, while all its groups are live."""
         while self._board.next_step < self._config.run.total_steps:
             step = self._board.next_step
             batch = await self._batch_file(step, None)
             groups = [] if batch is None else [self._codec.accepted(payload) for payload in batch.payloads]
-            if batch is None or not all(self._is_live(group, rows) for group in groups):
+            if batch is None or not all(self._is_live(group, ended) for group in groups):
                 return
             await self._restore(step, [group.group_id for group in groups], batch.digest, groups)
             account.assigned_steps.append(step)
 
-    def _is_live(self, group: QueuedGroup, rows: Rows) -> bool:
+    def _is_live(self, group: QueuedGroup, ended: EndedGroups) -> bool:
         """Whether the group is accepted or open, or newer than everything in Redis and without a row in the files."""
         on_board = group.group_id in self._board.open or group.group_id in self._board.queued
-        return on_board or (group.admission >= self._conductor.admissions and group.group_id not in rows)
+        return on_board or (group.admission >= self._conductor.admissions and group.group_id not in ended)
 
-    async def _generate_again(self, stated: Statement, rows: Rows, account: Account) -> None:
+    async def _generate_again(self, stated: Statement, ended: EndedGroups, account: Account) -> None:
         """Draws forgotten prompts again: groups that no step trained are generated again under their former ids."""
-        known = {*rows, *(group_id for said in stated.steps for group_id in said.group_ids)}
+        known = {group_id for said in stated.steps for group_id in said.group_ids}
         for step in range(max(0, self._board.next_step - MAX_STEPS), self._board.next_step):
             record = await self._store.record("batch", step)
             known |= set() if record is None else set(record["ids"])
         last = max((admission_of(group_id, run_id=self._run_id) or 0 for group_id in known), default=-1)
+        last = max(last, ended.newest)
         batch = self._config.data.train_batch_size
         # No more groups can have been alive at once. Beside steps with unknown groups no id is known to be untrained.
         most = (self._board.max_staleness + 2) * batch + self._board.gen_batch_size
-        groups = await self._conductor.catch_up(last + 1, known=known, most=0 if account.unknown_steps else most)
+        groups = await self._conductor.catch_up(
+            last + 1, known=_Either(known, ended), most=0 if account.unknown_steps else most
+        )
         account.generated_again = [
             {"group_id": group.group_id, "prompt_id": group.prompt.prompt_id} for group in groups
         ]
@@ -260,6 +263,17 @@ class Repair:
         )
         log.warning("store_repaired", **counts)
         self._events.emit("store_repaired", message, values=counts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Either:
+    """The groups in one or the other."""
+
+    one: Container[str]
+    other: Container[str]
+
+    def __contains__(self, group_id: object) -> bool:
+        return str(group_id) in self.one or str(group_id) in self.other
 
 
 def _contradiction(step: int, what: str, *, theirs: str, ours: str) -> NotReady:

@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -22,11 +23,12 @@ from services.coordinator.recovery import rollback_files
 from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.group import Group
 from services.coordinator.state.live_groups import live_groups
-from services.coordinator.state.progress import Progress, RunState
+from services.coordinator.state.progress import KEPT_EVALUATIONS, Progress, RunState
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.records import Records
 from sluice.errors import InvalidRequest, LaunchError, NotFound, NotReady, SluiceError
-from sluice.lineage import LINEAGES_FILE, LineageBook, Rollback, is_given_up
+from sluice.lineage import FIRST, LINEAGES_FILE, LineageBook, Rollback, is_given_up
+from sluice.report.metrics import past
 from sluice.run_dir import checkpoints
 
 log = structlog.get_logger(__name__)
@@ -148,7 +150,7 @@ class Rollbacks:
             to=to,
             trained=account.groups["trained"],
             trained_tokens=account.tokens["trained"],
-            meta=self._meta(to),
+            meta=await asyncio.to_thread(self._meta, to),
             live=[(group.row, group.tokens, group.lost) for group in live],
         )
         log.warning("rolled_back", **asdict(account))
@@ -164,7 +166,7 @@ class Rollbacks:
     def _meta(self, to: int) -> dict[str, str]:
         """The run's state in Redis from the rollback on."""
         progress, history = self._progress, self.history
-        progress.evaluations = surviving_evaluations(progress, history)
+        progress.evaluations = surviving_evaluations(progress, history, run_dir=self._files.run_dir)
         if progress.state is RunState.FINISHING:
             progress.state = RunState.RUNNING
         if progress.state is RunState.FINISHED:
@@ -178,7 +180,7 @@ class Rollbacks:
 
     async def _account(self, to: int) -> tuple[Account, list[_Live]]:
         """What a rollback would give up now. Raises NotReady when Redis has forgotten a part of the run."""
-        trained, tokens = await self._trained_since(to)
+        trained, tokens = await self._records.ledger.trained_since(to)
         live = [group async for group in self._live_since(to)]
         groups = {was: sum(group.was == was for group in live) for was in ("assigned", "queued", "open")}
         live_tokens = {was: sum(group.tokens for group in live if group.was == was) for was in groups}
@@ -191,17 +193,6 @@ class Rollbacks:
             tokens={"trained": tokens, **live_tokens},
             checkpoints=aside,
         ), live
-
-    async def _trained_since(self, to: int) -> tuple[int, int]:
-        """Groups and tokens trained in steps from `to` on; counted in the ledger's files after a flush of all rows."""
-        rows, in_files = await self._records.ledger.flushed()
-        if len(rows) != in_files:
-            raise NotReady(
-                f"rollback: Redis knows of {in_files} rows in the ledger's files, there are {len(rows)}: it has forgotten a "
-                "part of the run. Start the run, which repairs that, then roll back"
-            )
-        given_up = [row for row in rows if row["term"] == "trained" and row["step"] >= to]
-        return len(given_up), sum(int(row["tokens"] or 0) for row in given_up)
 
     async def _live_since(self, to: int) -> AsyncIterator[_Live]:
         """Assigned groups, accepted groups with a token of a later version, open groups that have received samples.
@@ -266,13 +257,20 @@ async def bring_in_line(records: Records) -> list[Account]:
     return decided
 
 
-def surviving_evaluations(progress: Progress, history: Sequence[Rollback]) -> list[EvaluationResult]:
-    """The evaluations of versions that no rollback has given up."""
-    return [
-        result
-        for result in progress.evaluations
-        if not is_given_up(result.version.lineage, result.version.number, history)
-    ]
+def surviving_evaluations(progress: Progress, history: Sequence[Rollback], *, run_dir: Path) -> list[EvaluationResult]:
+    """The evaluations of versions that no rollback has given up.
+
+    Where a long run's newest ones are given up, RUN/metrics.jsonl has those before them. Blocking.
+    """
+    known = progress.evaluations
+    kept = [one for one in known if not is_given_up(one.version.lineage, one.version.number, history)]
+    if len(kept) == len(known) or len(known) < KEPT_EVALUATIONS:
+        return kept
+    again = Progress()
+    for line in past(run_dir):
+        if line.get("kind") == "eval" and not is_given_up(line.get("lineage", FIRST), line["version"], history):
+            again.evaluated(EvaluationResult.from_line(line))
+    return again.evaluations
 
 
 def history(made: Sequence[Account]) -> list[Rollback]:

@@ -19,7 +19,7 @@ from sluice.report.metrics import METRICS_FILE, ROLLBACK
 from sluice.run_dir import checkpoints
 from sluice.run_dir.batch_file import batch_files
 from sluice.run_dir.durable import append_line, sync
-from sluice.run_dir.json_lines import JsonObject, read_json_lines
+from sluice.run_dir.json_lines import JsonObject, json_lines, read_json_lines
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +60,7 @@ def set_aside_late(run_dir: Path, history: Sequence[Rollback]) -> None:
 def record(run_dir: Path, account: Mapping[str, Any]) -> None:
     """Writes the rollback's lines to metrics.jsonl and rollbacks.jsonl; then all files agree with the rollback."""
     line = {"kind": ROLLBACK, **{name: account[name] for name in ("number", "to", "lineage", "reached", "time_s")}}
-    known = read_json_lines(run_dir / METRICS_FILE).objects
+    known = (was or {} for was in json_lines(run_dir / METRICS_FILE))
     if not any(was.get("kind") == ROLLBACK and was.get("number") == account["number"] for was in known):
         append_line(run_dir / METRICS_FILE, line)
     append_line(run_dir / ROLLBACKS_FILE, account, synced=True)

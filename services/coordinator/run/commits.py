@@ -105,6 +105,7 @@ class Commits:
             self._raise_if_closed()
             await self._records.ledger.flush()
             await self._store.set_meta({"checkpoint": json.dumps({"number": version.number, "path": path})})
+            await self._conductor.note_place()
             kept = self._files.kept_checkpoints()
             if kept:
                 self._files.drop_batches_before(kept[0])
@@ -132,17 +133,18 @@ class Commits:
         window = self._conductor.window.metrics(now_s=self._clock.now(), step=step, trained=trained)
         booked = ledger_metrics(count(await self._store.counters(), self._board))
         values = {**window, **queue_metrics(self._board), **self._push_times.metrics(), **booked, **metrics}
-        await self._store.set_meta({"train_ended_s": str(time.time())})
+        names = json.dumps(self._progress.part_names)
+        await self._store.set_meta({"train_ended_s": str(time.time()), "part_names": names})
         line = {"kind": "step", "step": step, "time_s": time.time(), **made, **values}
         await self._files.append_metrics(line)
         example = self._records.codec.to_read(await self._files.read_group(step, step % len(trained)))
-        await self._files.append("samples.jsonl", {"step": step, **example})
+        await self._files.append_sample({"step": step, **example})
         return values
 
     def _advance(self, step: int, values: Mapping[str, float]) -> None:
         """Counts the step and wakes the waiters."""
         now = self._clock.now()
-        self._conductor.window = StepWindow(started_s=now)
+        self._conductor.window = StepWindow(started_s=now, known_parts=self._progress.part_names)
         self._push_times.clear()
         self._progress.metrics.update(values)
         self._progress.trained_steps = step + 1

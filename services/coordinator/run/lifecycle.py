@@ -228,7 +228,7 @@ class Lifecycle:
 
     async def record_evaluation(self, result: EvaluationResult, *, full: bool) -> None:
         """Records an evaluation in progress, metrics.jsonl, Redis and the event stream."""
-        self._progress.evaluations.append(result)
+        self._progress.evaluated(result)
         await self.save()
         values = {"eval/avg_at_n": result.avg_at_n, "eval/pass_at_n": result.pass_at_n}
         values |= {} if result.greedy is None else {"eval/greedy": result.greedy}

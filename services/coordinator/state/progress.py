@@ -28,6 +28,10 @@ class RunState(enum.Enum):
         return self in (RunState.FINISHED, RunState.FAILED, RunState.STOPPED, RunState.STARVED)
 
 
+KEPT_EVALUATIONS = 200
+"""How many evaluations memory, Redis and GetStatus keep: the first one and the newest. RUN/metrics.jsonl has the others."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Progress:
     """The progress of one run; mutable."""
@@ -49,7 +53,10 @@ class Progress:
     stop_reason: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     evaluations: list[EvaluationResult] = field(default_factory=list)
+    """The first and the newest ones, oldest first."""
     scale: dict[str, int] = field(default_factory=dict)
+    part_names: list[str] = field(default_factory=list)
+    """The named components of scores that have a metric (step_metrics.py)."""
     lay_still: bool = False
     """Whether the run was opened again and does not train yet."""
 
@@ -85,10 +92,19 @@ class Progress:
             self.train_started_s += max(0.0, now_s - max(self.train_ended_s, self.train_started_s))
             self.train_ended_s, self.lay_still = now_s, False
 
+    def evaluated(self, result: EvaluationResult) -> None:
+        """Adds an evaluation; of more than KEPT_EVALUATIONS the second goes."""
+        self.evaluations.append(result)
+        if len(self.evaluations) > KEPT_EVALUATIONS:
+            del self.evaluations[1]
+
     def remember(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Takes evaluations and the time of the start from the lines of metrics.jsonl, after Redis has forgotten the run."""
         self.state = RunState.RUNNING
-        self.evaluations = [EvaluationResult.from_line(line) for line in lines if line.get("kind") == "eval"]
+        self.evaluations = []
+        for line in lines:
+            if line.get("kind") == "eval":
+                self.evaluated(EvaluationResult.from_line(line))
         first = lines[0] if lines else {"time_s": time.time()}
         self.train_started_s = first["time_s"] - first.get("step/wall_s", 0.0)
 
@@ -103,6 +119,7 @@ class Progress:
             "stop": self.stop_reason if self.stop_requested else "",
             "evaluations": json.dumps([asdict(evaluation) for evaluation in self.evaluations]),
             "scale": json.dumps(self.scale),
+            "part_names": json.dumps(self.part_names),
         }
 
     @staticmethod
@@ -123,4 +140,5 @@ class Progress:
                 for entry in json.loads(meta.get("evaluations", "[]"))
             ],
             scale=json.loads(meta.get("scale", "{}")),
+            part_names=json.loads(meta.get("part_names", "[]")),
         )

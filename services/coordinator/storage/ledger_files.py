@@ -1,10 +1,15 @@
 """Moves the rows of ended groups from Redis into Parquet files; each row is in exactly one file, after any kill."""
 
 import asyncio
-from typing import Any
+
+import pyarrow as pa
+import structlog
 
 from services.coordinator.state.ports import DurableState
 from services.coordinator.storage.run_files import RunFiles
+from sluice.errors import NotReady
+
+log = structlog.get_logger(__name__)
 
 ROWS_A_FILE = 5_000
 
@@ -15,6 +20,7 @@ class LedgerFiles:
     def __init__(self, *, store: DurableState, files: RunFiles) -> None:
         self._store, self._files = store, files
         self._one_at_a_time = asyncio.Lock()
+        self._merging = True
         self._written = store.rows_written
 
     @property
@@ -31,12 +37,30 @@ class LedgerFiles:
         async with self._one_at_a_time:
             await self._flush()
 
-    async def flushed(self) -> tuple[list[dict[str, Any]], int]:
-        """Every row in the files after a flush, and Redis's count of rows in files, which is smaller if Redis forgot some."""
+    async def trained_since(self, step: int) -> tuple[int, int]:
+        """Groups and tokens trained in steps from `step` on, counted in the files after a flush of all rows.
+
+        Raises NotReady when Redis has forgotten a part of the run.
+        """
         async with self._one_at_a_time:  # a live run moves rows at any moment
             await self._flush()
-            rows = [row for part in await self._files.ledger_parts(after=0) for row in part]
-            return rows, await self._store.rows_in_files()
+            rows, groups, tokens = await self._files.count_trained(since=step)
+            in_files = await self._store.rows_in_files()
+        if rows != in_files:
+            raise NotReady(
+                f"rollback: Redis knows of {in_files} rows in the ledger's files, there are {rows}: it has forgotten a part "
+                "of the run. Start the run, which repairs that, then roll back"
+            )
+        return groups, tokens
+
+    async def _merge(self) -> None:
+        """A file that cannot be merged costs files, not the run; the next coordinator tries again."""
+        if self._merging:
+            try:
+                await self._files.merge_ledger()
+            except (pa.ArrowException, OSError) as error:
+                log.warning("ledger_not_merged", reason=str(error))
+                self._merging = False
 
     async def _flush(self) -> None:
         self._written = self._store.rows_written
@@ -46,3 +70,4 @@ class LedgerFiles:
                 return  # Redis forgot rows that are in files; repair.py books them when the learner registers
             await self._files.write_ledger(rows, after=before, most=ROWS_A_FILE)
             await self._store.drop_rows(before, len(rows))
+            await self._merge()

@@ -2,27 +2,30 @@
 wait for room on a full disk (sluice/run_dir/full_disk.py).
 
 RUN/batches/step-000012.groups   one batch, immutable: length-framed payloads (zstd, Group), as accepted
-RUN/metrics.jsonl             a line a step and a line an evaluation
-RUN/samples.jsonl             a few groups of each step, for reading
-RUN/ledger/part-*.parquet     a row for every group that ended
+RUN/metrics.jsonl             a line a step and a line an evaluation; thinned (sluice/run_dir/thinning.py)
+RUN/samples.jsonl             a group of each step, for reading; thinned likewise
+RUN/prompt_places.json        how far the prompts were at the newest checkpoints (prompt_places.py)
+RUN/ledger/part-*.parquet     a row for every group that ended (ledger_writer.py)
 """
 
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import blake3
-import pyarrow as pa
-import pyarrow.parquet as pq
+import structlog
 
+from services.coordinator.storage import ledger_writer
 from sluice.clock import SystemClock
+from sluice.config.schema.run import FILE_BYTES
 from sluice.errors import DiskFull, NotFound
-from sluice.report.ledger_tables import damage_skipped, find_row, opened
-from sluice.report.metrics import METRICS_FILE
+from sluice.report.ledger_tables import find_row
+from sluice.report.metrics import METRICS_FILE, SAMPLES_FILE
 from sluice.run_dir.batch_file import (
     batch_files,
     batch_path,
@@ -35,9 +38,14 @@ from sluice.run_dir.batch_file import (
 )
 from sluice.run_dir.durable import append_line, append_lines, name_synced, sync, write_synced
 from sluice.run_dir.full_disk import DiskWaits, NoRoom
-from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
+from sluice.run_dir.ledger_parts import damage_skipped, open_parts
+from sluice.run_dir.thinning import thin
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+_ENDED = ("group_id", "admission", "term", "step", "tokens", "lost_tokens")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,9 +62,14 @@ class BatchFile:
 class RunFiles:
     """The coordinator's files under RUN."""
 
-    def __init__(self, run_dir: Path, *, disk: DiskWaits | None = None) -> None:
-        """Raises OSError, also for a full disk."""
-        self.run_dir, self.disk = run_dir, disk or DiskWaits(clock=SystemClock())
+    def __init__(self, run_dir: Path, *, most_bytes: int = FILE_BYTES, disk: DiskWaits | None = None) -> None:
+        """Files of lines that are only for readers are thinned from `most_bytes` on (`run.file_max_bytes`).
+
+        Raises OSError, also for a full disk.
+        """
+        self.run_dir, self._most_bytes = run_dir, most_bytes
+        self.disk = disk or DiskWaits(clock=SystemClock())
+        self._appending = threading.Lock()
         self.follow: Callable[[Mapping[str, Any]], None] = lambda line: None
         """A callback for every written line of a step or an evaluation; must return at once."""
         for folder in ("batches", "ledger", "logs"):
@@ -150,77 +163,54 @@ class RunFiles:
 
     async def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Appends a line of a step or an evaluation to RUN/metrics.jsonl."""
-        await self.append(METRICS_FILE, line)
+        await self.disk.write(self._append_thinned, METRICS_FILE, line)
         self.follow(line)
+
+    async def append_sample(self, line: Mapping[str, Any]) -> None:
+        """Appends a group for people to RUN/samples.jsonl."""
+        await self.disk.write(self._append_thinned, SAMPLES_FILE, line)
+
+    def _append_thinned(self, name: str, line: Mapping[str, Any]) -> None:
+        path = self.run_dir / name
+        with self._appending:  # a line that is appended while the file is replaced would be lost
+            append_line(path, line)
+            try:
+                thinned = thin(path, most_bytes=self._most_bytes)
+            except OSError as error:  # the line is written, and a file that is too large harms nobody yet
+                log.warning("file_not_thinned", path=str(path), reason=str(error))
+                return
+        if thinned:
+            log.info("file_thinned", path=str(path), most_bytes=self._most_bytes)
 
     async def find_row(self, wanted: str) -> dict[str, Any] | None:
         """The row of the group with this id or admission number in the ledger's files; None without such a row."""
         return await asyncio.to_thread(find_row, self.run_dir, wanted)
 
-    async def ledger_parts(self, *, after: int) -> list[list[dict[str, Any]]]:
-        """The rows in files behind the first `after` rows, file by file, without lists; a damaged file is skipped."""
-        columns = ["group_id", "admission", "term", "step", "tokens", "lost_tokens"]
+    async def ended_groups(self, *, after: int) -> AsyncIterator[list[dict[str, Any]]]:
+        """The rows in files behind the first `after` rows, without lists, some thousand at once."""
+        rows = _ended_groups(self.run_dir, after)
+        while (some := await asyncio.to_thread(next, rows, None)) is not None:
+            yield some
 
-        def read() -> list[list[dict[str, Any]]]:
-            parts: list[list[dict[str, Any]]] = []
-            for path in sorted((self.run_dir / "ledger").glob("part-*.parquet")):
-                with damage_skipped(path), opened(path) as file:
-                    known = max(0, after - _first_row(path))
-                    if known < file.metadata.num_rows:
-                        parts.append(file.read(columns=columns).slice(known).to_pylist())
-            return parts
-
-        return await asyncio.to_thread(read)
+    async def count_trained(self, *, since: int) -> tuple[int, int, int]:
+        """How many rows are in files; of the groups trained in a step from `since` on, how many, and their tokens."""
+        return await asyncio.to_thread(ledger_writer.count_trained, self.run_dir, since=since)
 
     async def ledger_rows(self) -> int:
-        """Number of the rows in files: where the newest file begins, and its rows."""
-
-        def count() -> int:
-            newest = self._newest_part()
-            if newest is None:
-                return 0
-            with damage_skipped(newest), opened(newest) as file:
-                return _first_row(newest) + file.metadata.num_rows
-            return _first_row(newest)
-
-        return await asyncio.to_thread(count)
+        """Number of the rows in files."""
+        return await asyncio.to_thread(ledger_writer.ledger_rows, self.run_dir)
 
     async def write_ledger(self, rows: Sequence[Mapping[str, Any]], *, after: int, most: int) -> None:
-        """Writes the rows behind the first `after` rows; again without effect.
+        """Writes the rows behind the first `after` rows, to a file of at most `most` rows; again without effect."""
+        await self.disk.write(ledger_writer.write_rows, self.run_dir, rows, after=after, most=most)
 
-        They go to the newest file as long as it has no more than `most` rows, so that files are neither many nor large, and
-        to a new one otherwise.
-        """
-
-        def write() -> None:
-            table, path = (
-                pa.Table.from_pylist([dict(row) for row in rows], schema=LEDGER_SCHEMA),
-                self._ledger_path(after),
-            )
-            newest = self._newest_part()
-            if newest is not None and _first_row(newest) < after and after - _first_row(newest) + len(rows) <= most:
-                with damage_skipped(newest), opened(newest) as file:
-                    table = pa.concat_tables([_as_now(file.read().slice(0, after - _first_row(newest))), table])
-                    path = newest
-            write_synced(path, [_parquet(table)])
-
-        await self.disk.write(write)
-
-    def _newest_part(self) -> Path | None:
-        return max((self.run_dir / "ledger").glob("part-*.parquet"), default=None)
+    async def merge_ledger(self) -> None:
+        """Makes one file of many small ones, where there are many."""
+        await self.disk.write(ledger_writer.merge, self.run_dir)
 
     async def mark_rolled_back(self, *, since: int, fault: str) -> None:
         """Counts groups trained in a step from `since` on as `rollback`, in every file; replaces a file as a whole."""
-
-        def mark() -> None:
-            for path in sorted((self.run_dir / "ledger").glob("part-*.parquet")):
-                with damage_skipped(path):
-                    _mark(path, since=since, fault=fault)
-
-        await self.disk.write(mark)
-
-    def _ledger_path(self, first_row: int) -> Path:
-        return self.run_dir / "ledger" / f"part-{first_row:012d}.parquet"
+        await self.disk.write(ledger_writer.mark_rolled_back, self.run_dir, since=since, fault=fault)
 
     def _batch_path(self, step: int) -> Path:
         return batch_path(self.run_dir, step)
@@ -229,38 +219,11 @@ class RunFiles:
         return self._batch_path(step).with_suffix(f".{digest[:16]}.staged")
 
 
-def _mark(path: Path, *, since: int, fault: str) -> None:
-    """`mark_rolled_back` for one file."""
-    with opened(path) as file:
-        ended = file.read(columns=["term", "step"]).to_pylist()
-        given_up = [row["term"] == "trained" and row["step"] >= since for row in ended]
-        if not any(given_up):
-            return
-        table = file.read()
-    for name, value in (("term", "rollback"), ("fault", fault)):
-        place = table.schema.get_field_index(name)
-        if place < 0:  # an older file may have fewer columns
-            continue
-        was = table.column(place).to_pylist()
-        values = [value if gone else old for gone, old in zip(given_up, was, strict=True)]
-        table = table.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
-    write_synced(path, [_parquet(table)])
-
-
-def _first_row(path: Path) -> int:
-    """The number of rows in the files before this one, which is the file's name."""
-    return int(path.stem.removeprefix("part-"))
-
-
-def _as_now(table: pa.Table) -> pa.Table:
-    """The table with every column of today's ledger: an older file may have fewer."""
-    return pa.Table.from_pylist(table.to_pylist(), schema=LEDGER_SCHEMA)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    body = pa.BufferOutputStream()
-    pq.write_table(table, body, write_page_checksum=True)
-    return body.getvalue().to_pybytes()
+def _ended_groups(run_dir: Path, after: int) -> Iterator[list[dict[str, Any]]]:
+    for part in open_parts(run_dir, after=after):
+        with damage_skipped(part.path):
+            for batch in part.batches(_ENDED):
+                yield batch.to_pylist()
 
 
 def _link(path: Path, name: Path) -> None:

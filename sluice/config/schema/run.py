@@ -6,6 +6,9 @@ from pydantic import Field
 
 from sluice.config.schema.section import NonNegativeInt, PathText, PositiveInt, Section
 
+FILE_BYTES = 64 << 20
+"""Chosen: every line of 20,000 steps with 60 metrics."""
+
 
 class RunConfig(Section):
     """Identity and length of a run."""
@@ -16,6 +19,12 @@ class RunConfig(Section):
         default=0, description="the one seed: prompt order, sampling and training derive from it"
     )
     total_steps: PositiveInt = Field(default=100, description="steps to train; one step is one batch")
+    file_max_bytes: int = Field(
+        default=FILE_BYTES,
+        ge=4096,
+        description="size from which metrics.jsonl and samples.jsonl are thinned to half of it, older steps to every second, "
+        "fourth, ..., and from which a service's log under logs/ moves to NAME.log.1, over the one before",
+    )
     loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         default_factory=list,
         description="loggers that get the lines of metrics.jsonl too; each needs its package, an extra of that name "

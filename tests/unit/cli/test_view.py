@@ -211,6 +211,15 @@ def test_a_status_prints_the_state_the_evaluations_and_the_step_once():
     ]
 
 
+def test_evaluations_are_told_once_each_when_the_status_has_only_the_newest():
+    statuses = [mid_run() for _ in range(4)]
+    for number, status in enumerate(statuses):
+        del status.evaluations[1:]
+        status.evaluations.extend(pb.Evaluation(version=version(number + place), n=8) for place in (1, 2))
+    told = [line.split()[1] for line in plain(*statuses) if line.startswith("evaluated")]
+    assert told == ["v0", "v1", "v2", "v3", "v4", "v5"]
+
+
 def test_steps_faster_than_the_status_each_get_their_line():
     events = [step_event(12, **{"reward/generated_acc": 0.55}), step_event(13)]
     lines = plain(mid_run(), *events)

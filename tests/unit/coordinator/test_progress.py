@@ -1,10 +1,15 @@
 """What Redis keeps of a run's state, and what a run that is started again makes of it."""
 
+from pathlib import Path
+
 import pytest
 
+from services.coordinator.recovery.rollback import surviving_evaluations
 from services.coordinator.state.evaluation_result import EvaluationResult
-from services.coordinator.state.progress import Progress, RunState
+from services.coordinator.state.progress import KEPT_EVALUATIONS, Progress, RunState
+from sluice.lineage import Rollback
 from sluice.policy_version import PolicyVersion
+from sluice.run_dir.durable import append_line
 
 
 def progress(state: RunState, **changes: object) -> Progress:
@@ -27,8 +32,38 @@ def test_everything_but_the_metrics_comes_back_from_redis() -> None:
         stop_reason="enough",
         evaluations=[evaluation],
         scale={"rollout": 2},
+        part_names=["brevity"],
     )
     assert Progress.from_meta(made.to_meta(), trained_steps=4, version=version) == made
+
+
+def evaluation(version: int) -> EvaluationResult:
+    made = PolicyVersion(lineage="a", number=version)
+    return EvaluationResult(
+        version=made, avg_at_n=0.5, pass_at_n=1.0, greedy=0.5, n=2, prompts=3, mean_response_tokens=7.0, wall_s=1.0
+    )
+
+
+def test_the_first_evaluation_and_the_newest_are_kept_however_long_the_run() -> None:
+    made = progress(RunState.RUNNING)
+    for version in range(KEPT_EVALUATIONS + 50):
+        made.evaluated(evaluation(version))
+    kept = [result.version.number for result in made.evaluations]
+    assert kept == [0, *range(51, KEPT_EVALUATIONS + 50)]
+    assert len(made.to_meta()["evaluations"]) < 200 * KEPT_EVALUATIONS
+    again = Progress()
+    again.remember([{"kind": "eval", "time_s": 1.0} | evaluation(version).to_line() for version in range(1000)])
+    assert [result.version.number for result in again.evaluations][:2] == [0, 1001 - KEPT_EVALUATIONS]
+
+
+def test_a_rollback_behind_every_kept_evaluation_finds_the_older_ones_in_the_metrics(tmp_path: Path) -> None:
+    made = progress(RunState.RUNNING)
+    for version in range(3 * KEPT_EVALUATIONS):
+        made.evaluated(evaluation(version))
+        append_line(tmp_path / "metrics.jsonl", {"kind": "step", "step": version, "time_s": 1.0})
+        append_line(tmp_path / "metrics.jsonl", {"kind": "eval", "time_s": 1.0} | evaluation(version).to_line())
+    back = surviving_evaluations(made, [Rollback(to=KEPT_EVALUATIONS + 10, lineage="b")], run_dir=tmp_path)
+    assert [result.version.number for result in back] == [0, *range(12, KEPT_EVALUATIONS + 11)]
 
 
 def test_an_empty_redis_is_a_new_run() -> None:

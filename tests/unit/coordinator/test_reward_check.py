@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from structlog.testing import capture_logs
 
 from services.coordinator.groups.step_metrics import StepWindow
 from services.coordinator.run.reward_check import GARBAGE, check_reward
@@ -10,6 +11,7 @@ from services.coordinator.state.group import Group, Reward
 from services.coordinator.wire.messages import group_from, group_to, reward_from
 from sluice.errors import ConfigError
 from sluice.gold_answers import gold_forms
+from sluice.limits import MOST_PARTS
 from sluice.v1 import common_pb2
 from tests.unit.coordinator.fakes import FakePrompt, Stage, make_config, make_sample
 
@@ -108,3 +110,32 @@ def test_parts_are_averaged_into_metrics_under_names_that_prometheus_takes():
     values = window.metrics(now_s=1.0, step=0, trained=[])
     assert values["reward/part/my_style_py_brevity"] == 0.5
     assert (values["reward/generated_raw_mean"], values["reward/generated_mean"]) == (2.0, 1.5)
+
+
+def scored(window: StepWindow, *names: str) -> None:
+    for name in names:
+        group = Group(group_id="g", admission=0, prompt=prompts("1")[0], cursor="")
+        graded = reward(1.0, raw_score=2.0, shaped_reward=1.5, parts={name: 1.0})
+        group.samples, group.rewards = {0: make_sample(0)}, [graded]
+        window.add_scored(group)
+
+
+def test_a_run_has_metrics_of_so_many_parts_and_one_more_however_many_names_a_grader_invents():
+    known: list[str] = []
+    with capture_logs() as logs:
+        for step in range(20):
+            window = StepWindow(started_s=0.0, known_parts=known)
+            scored(window, "brevity", *(f"case-{step}-{number}" for number in range(10)))
+            values = window.metrics(now_s=1.0, step=step, trained=[])
+            assert values["reward/part/brevity"] == 1.0
+    assert sum(name.startswith("reward/part/") for name in values) == 2, values
+    assert values["reward/part/other"] == 1.0
+    assert len(known) == MOST_PARTS + 1
+    assert [line["event"] for line in logs] == ["too_many_part_names"]
+
+
+def test_parts_whose_names_differ_only_in_what_prometheus_refuses_are_one_metric():
+    window = StepWindow(started_s=0.0)
+    scored(window, "a/b", "a:b")
+    assert window.known_parts == ["a_b"]
+    assert window.metrics(now_s=1.0, step=0, trained=[])["reward/part/a_b"] == 1.0
