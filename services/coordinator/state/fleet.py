@@ -75,6 +75,8 @@ class Member:
     """Samples (rollout) or groups (reward) that this coordinator has given to the member and not got back."""
     weights: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a weight push, and by an evaluation to pin the version."""
+    barred: str = ""
+    """Why this process gets no work for good; empty for a process that may get work."""
     leaving: bool = False
     """Whether the member has said that it leaves, so that its silence is no loss."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -97,7 +99,7 @@ class Fleet:
         longest_pause_s: float = LONGEST_PAUSE_S,
         tell: Callable[[Member, str], None] = lambda member, text: None,
     ) -> None:
-        """`tell` is called with each member that is quarantined because its answers fail, and with the reason."""
+        """`tell` is called with each member that is quarantined because its answers fail or are wrong, and with the reason."""
         self._longest_pause_s, self._tell = longest_pause_s, tell
         self.members: dict[str, Member] = {}
         self.changed = Signal()
@@ -128,10 +130,12 @@ class Fleet:
             replaced.state = State.LOST
             replaced.gone.set()
             member.health = replaced.health
-            if replaced.incarnation != member.incarnation:
+            if replaced.incarnation == member.incarnation:
+                member.barred = replaced.barred
+            else:
                 self._replaced.add(replaced.incarnation)
-        if member.pauses:
-            member.state, member.reason = State.QUARANTINED, member.health.why
+        if member.barred or member.pauses:
+            member.state, member.reason = State.QUARANTINED, member.barred or member.health.why
         elif member.role is Role.REWARD:
             member.state = State.READY
         self.members[member.service_id] = member
@@ -223,10 +227,16 @@ class Fleet:
             self.set_state(member, State.QUARANTINED, text)
         self._tell(member, text)
 
+    def bar(self, member: Member, reason: str) -> None:
+        """Gives the process no work for good; a new process of the service starts anew."""
+        member.barred = reason
+        self.set_state(member, State.QUARANTINED, reason)
+        self._tell(member, reason)
+
     def end_pauses(self, *, now_s: float) -> None:
         """Gives work again to members whose pause is over."""
         for member in self.members.values():
-            if not member.health.end_pause(now_s=now_s) or member.state is not State.QUARANTINED:
+            if not member.health.end_pause(now_s=now_s) or member.state is not State.QUARANTINED or member.barred:
                 continue
             if member.role is Role.REWARD:
                 self.set_state(member, State.READY)
