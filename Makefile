@@ -29,7 +29,7 @@ demo-llm: setup  ## teach a real model, SmolLM2-135M, to add: 93 MB more to fetc
 test: setup typescript promtool static ## every test but chaos and compose; the last lines name what this machine lacks
 	$(PY) -m pytest $(PARALLEL) -m "not chaos and not compose" $(ARGS)
 
-chaos: setup     ## kill, freeze and cut off everything, over seeded runs (ARGS="--runs 16", ARGS="--seed 7 -k processes")
+chaos: setup     ## kill, freeze and cut off everything, beside liars too, over seeded runs (ARGS="--runs 16", ARGS="--seed 7 -k processes")
 	$(PY) -m pytest -v -p no:randomly -m chaos tests/chaos $(ARGS)
 
 compose-test: setup ## containers for real: build, train, scale, kill, cut off (needs Docker and Compose v2; minutes)

@@ -54,8 +54,7 @@ def run(options: ServiceOptions) -> bool:
             control = ControlPlane(options)
             try:
                 ended = _lead(ranks, control, options)
-                if ended:
-                    control.leave()
+                control.leave()
             finally:
                 control.close(grace_s=_EXIT_GRACE_S)
         else:
@@ -71,10 +70,11 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> bool:
     assert snapshot is not None
     publisher = _publisher(ranks, config, options, Path(run_dir))
     publisher.publish(snapshot)
-    _on_signal(lambda: (publisher.stop(), control.coordinator.wake()), grace_s=config.launch.grace_s)
+    control.publisher = publisher
+    _on_signal(control.stop, grace_s=config.launch.grace_s)
     servicer = LearnerServicer(publisher, config=config, run_dir=Path(run_dir), wake=control.coordinator.wake)
     record = TrainingRecord(state.trained)
-    control.open(config, publisher, record, add_servicer=partial(add_LearnerServiceServicer_to_server, servicer))
+    control.open(config, record, add_servicer=partial(add_LearnerServiceServicer_to_server, servicer))
     exports = BackgroundExports(config=config, directory=Path(run_dir) / "exports")
     leader = Leader(
         worker=worker,

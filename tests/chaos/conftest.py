@@ -50,10 +50,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny model."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def recipe(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of short steps on the tiny model: two learner ranks, one rollout, one reward with one grader."""
     folder = tmp_path_factory.mktemp("chaos")
-    tree = RECIPE | {"model": RECIPE["model"] | {"path": str(write_tiny_model(folder / "model"))}}
+    tree = RECIPE | {"model": RECIPE["model"] | {"path": str(tiny)}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
     return folder / "recipe.yaml"
 

@@ -2,7 +2,7 @@
 
 Over consecutive seeds every victim is killed and frozen, for a while and for good, in turn; the moment, the second victim
 and how long a while is are drawn. A moment is a number of committed steps and a pause after it: the same place in the run
-on any machine.
+on any machine. Where members lie beside the honest ones, a run has two such liars: the one in turn, and one that is drawn.
 """
 
 import enum
@@ -65,15 +65,47 @@ class Strike:
         return f"after step {self.after_step} + {self.pause_s:.2f} s: {' and '.join(map(str, self.hits))}"
 
 
+class Lie(enum.Enum):
+    """What a lying member does with the work that it gets (tests/liars.py)."""
+
+    ROLLOUT_NONSENSE = "rollout-nonsense"
+    ROLLOUT_REFUSES = "rollout-refuses"
+    ROLLOUT_SLOW = "rollout-slow"
+    ROLLOUT_TRICKLES = "rollout-trickles"
+    ROLLOUT_FLAPS = "rollout-flaps"
+    REWARD_NONSENSE = "reward-nonsense"
+    REWARD_REFUSES = "reward-refuses"
+    REWARD_SLOW = "reward-slow"
+    REWARD_FLAPS = "reward-flaps"
+
+
+LIAR = "liar-"
+"""Begins the name of every lying member."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LyingMember:
+    """One liar of a run."""
+
+    service_id: str
+    lie: Lie
+    boasts: bool
+    """Whether it claims a huge capacity."""
+
+    def __str__(self) -> str:
+        return f"{self.service_id} is {self.lie.value}{' and boasts' * self.boasts}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """All strikes of one run, in order."""
+    """All strikes of one run, in order, and its liars."""
 
     seed: int
     strikes: tuple[Strike, ...]
+    liars: tuple[LyingMember, ...] = ()
 
     def __str__(self) -> str:
-        return f"seed {self.seed}: " + "; ".join(map(str, self.strikes))
+        return f"seed {self.seed}: " + "; ".join(map(str, (*self.liars, *self.strikes)))
 
 
 ROTATION: Sequence[tuple[Victim, Deed]] = tuple((victim, deed) for deed, victim in product(Deed, Victim))
@@ -82,7 +114,7 @@ THAWS_S = (1.0, 5.0)
 """Shorter and longer than `coordinator.heartbeat_timeout_s` of the runs here, shorter than their `launch.frozen_timeout_s`."""
 
 
-def make_plan(seed: int, *, steps: int, strikes: int = 2) -> Plan:
+def make_plan(seed: int, *, steps: int, strikes: int = 2, liars: bool = False) -> Plan:
     """`strikes` strikes in a run of `steps` steps, each in its part of the run; the last may come when all is trained."""
     random = Random(seed)
     span = steps // strikes
@@ -98,7 +130,15 @@ def make_plan(seed: int, *, steps: int, strikes: int = 2) -> Plan:
                 after_step=index * span + random.randint(1, span), pause_s=random.uniform(0.0, 0.3), hits=tuple(hits)
             )
         )
-    return Plan(seed=seed, strikes=tuple(made))
+    return Plan(seed=seed, strikes=tuple(made), liars=_two_liars(random, seed) if liars else ())
+
+
+def _two_liars(random: Random, seed: int) -> tuple[LyingMember, ...]:
+    kinds = [*Lie]
+    return tuple(
+        LyingMember(service_id=f"{LIAR}{place}", lie=lie, boasts=random.random() < 0.5)
+        for place, lie in enumerate((kinds[seed % len(kinds)], random.choice(kinds)))
+    )
 
 
 def _hit(random: Random, victim: Victim, deed: Deed) -> Hit:

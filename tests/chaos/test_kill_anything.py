@@ -1,8 +1,8 @@
-"""Real runs whose processes are killed and frozen, one and two at a time, at moments drawn from a seed."""
+"""Real runs whose processes are killed and frozen, one and two at a time, at moments drawn from a seed; also beside liars."""
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
+from tests.chaos.liar import command_of
 from tests.chaos.plan import Deed, Hit, Plan, Strike, Victim, make_plan
 from tests.chaos.trial import Trial
-from tests.chaos.verdict import problems
+from tests.chaos.verdict import problems, quarantined
 
 STEPS = 24
 
@@ -29,6 +30,30 @@ def test_a_run_outlasts_whatever_is_done_to_its_processes(start_trial, seed: int
     with start_trial(f"run.total_steps={STEPS}") as trial:
         trial.carry_out(plan)
         trial.finish()
+
+
+LIARS: Sequence[str] = (
+    *("weights.backend=file", "coordinator.straggler_deadline_s=2"),
+    *("coordinator.generate_timeout_s=6", "coordinator.score_timeout_s=4"),
+)
+"""The liars have no tensors, so weights come as files; and a liar that answers never is to be found out within one run."""
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(500)
+def test_a_run_outlasts_two_members_that_lie_while_honest_ones_are_struck(start_trial, tiny: Path, seed: int) -> None:
+    plan = make_plan(seed, steps=STEPS, liars=True)
+    print(plan)
+
+    def beside(coordinator: str) -> list[list[str]]:
+        return [command_of(liar, coordinator=coordinator, model=tiny) for liar in plan.liars]
+
+    with start_trial(f"run.total_steps={STEPS}", *LIARS, beside=beside) as trial:
+        trial.carry_out(plan)
+        trial.finish()
+        names = {liar.service_id for liar in plan.liars}
+        assert names <= trial.witness.quarantined, "by `sluice status`"
+        assert names <= quarantined(trial.run_dir), "by the coordinator's log"
 
 
 def freeze(victim: Victim, *, thaw_after_s: float) -> Hit:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.chaos.plan import ROTATION, Deed, Plan, Victim, make_plan
+from tests.chaos.liar import KINDS
+from tests.chaos.plan import LIAR, ROTATION, Deed, Lie, Plan, Victim, make_plan
 
 STEPS = 24
 
@@ -41,3 +42,16 @@ def test_strikes_come_in_order_up_to_the_last_step_and_hit_one_or_two() -> None:
 def test_a_plan_reads_as_a_sentence() -> None:
     assert str(make_plan(0, steps=STEPS)).startswith("seed 0: after step ")
     assert "rollout killed" in str(make_plan(0, steps=STEPS))
+
+
+def test_liars_are_two_a_run_and_nine_seeds_in_a_row_have_each_lie_with_and_without_boasting() -> None:
+    plans = [make_plan(seed, steps=STEPS, liars=True) for seed in range(9)]
+    assert {plan.liars[0].lie for plan in plans} == set(Lie) == set(KINDS)
+    assert {liar.boasts for plan in plans for liar in plan.liars} == {True, False}
+    assert all([liar.service_id for liar in plan.liars] == [f"{LIAR}0", f"{LIAR}1"] for plan in plans)
+    assert "liar-0 is rollout-nonsense" in str(plans[0])
+
+
+def test_a_run_is_struck_in_the_same_way_with_liars_and_without() -> None:
+    for seed in range(20):
+        assert make_plan(seed, steps=STEPS, liars=True).strikes == make_plan(seed, steps=STEPS).strikes

@@ -26,6 +26,7 @@ _STARTED = re.compile(r"engine_ready ")
 _TOLD_ONCE = "generated"
 _REPAIRED = "repaired: "
 """Begins the fault of a group that Redis forgot and the learner's record brought back: of its life little is known."""
+_QUARANTINED = re.compile(r"service_quarantined .*service_id=(\S+)")
 _SPAN = re.compile(r"([a-z]+)(\d+):(\d+)-(\d+)")
 
 
@@ -43,6 +44,11 @@ def problems(run_dir: Path) -> list[str]:
         *_steps(run_dir, config),
         *_versions(run_dir, config, rows),
     ]
+
+
+def quarantined(run_dir: Path) -> set[str]:
+    """The services that got no work for a while because their answers failed, by the coordinator's log."""
+    return set(_QUARANTINED.findall((run_dir / "logs" / "coordinator.log").read_text(errors="replace")))
 
 
 def _books(config: Config, summary: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:

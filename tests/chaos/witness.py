@@ -17,7 +17,7 @@ from sluice.rpc.channel import open_blocking_channel
 from sluice.rpc.credentials import Credentials
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc
-from tests.chaos.plan import Victim
+from tests.chaos.plan import LIAR, Victim
 from tests.chaos.victims import by_role, send
 
 LOOK_S = 0.1
@@ -79,6 +79,8 @@ class Witness:
         """Whether it answered the last time."""
         self.addresses: set[str] = set()
         """Of every service there ever was."""
+        self.quarantined: set[str] = set()
+        """Services that the coordinator named as getting no work because their answers failed."""
         self.went_back: list[str] = []
         """Numbers that must only grow, and did not."""
 
@@ -108,8 +110,12 @@ class Witness:
 
     def address_of(self, victim: Victim) -> str:
         """host:port of the victim's service, as the coordinator last said; empty for who is none."""
-        here = {service.role: service.address for service in self.status.services}
+        here = {service.role: service.address for service in self._honest()}
         return here.get(SERVICE.get(victim, pb.SERVICE_ROLE_UNSPECIFIED), "")
+
+    def _honest(self) -> list[pb.ServiceStatus]:
+        """The services that the launcher keeps, of which there is one a role."""
+        return [service for service in self.status.services if not service.service_id.startswith(LIAR)]
 
     def _watch(self) -> None:
         with contextlib.closing(open_blocking_channel(self._address, credentials=self._credentials)) as channel:
@@ -138,6 +144,7 @@ class Witness:
 
     def _compare(self, status: pb.GetStatusResponse) -> None:
         self.addresses |= {service.address for service in status.services}
+        self.quarantined |= {wait.who for wait in status.waits if "quarantined: no work for" in wait.why}
         if self._forgetful:
             return
         if status.version.number < self.status.version.number:
@@ -153,7 +160,7 @@ class Witness:
             recovery.back_s = now - recovery.struck_s
 
     def _all_are_back(self, recovery: Recovery) -> bool:
-        ready = {one.role: one.address for one in self.status.services if one.state == pb.SERVICE_STATE_READY}
+        ready = {one.role: one.address for one in self._honest() if one.state == pb.SERVICE_STATE_READY}
         if not self.answers or not self.alive.keys() >= set(Victim) or not ready.keys() >= set(SERVICE.values()):
             return False
         return all(

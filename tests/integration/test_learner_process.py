@@ -133,6 +133,19 @@ async def test_two_ranks_that_are_told_to_stop_leave_a_checkpoint_within_the_gra
     assert Path(fake.checkpoints[0].path).name == "step-1"
 
 
+async def test_a_learner_that_is_told_to_stop_says_that_it_leaves_and_does_not_count_as_dead(
+    coordinator: tuple[FakeCoordinator, str],
+) -> None:
+    fake, address = coordinator
+    fake.ready, fake.heartbeat_interval_s = 1, 3600.0  # no other heartbeat than the one that says so
+    async with learner(address) as process:
+        await fake.until(lambda: len(fake.commits) == 1)
+        process.send_signal(signal.SIGTERM)
+        assert await exit_code(process) == 0
+    assert {beat.draining for beat in fake.beats} == {True}
+    assert {beat.incarnation for beat in fake.beats} == {fake.registrations[0].incarnation}
+
+
 async def test_a_learner_that_the_coordinator_has_forgotten_registers_again_and_keeps_training(
     coordinator: tuple[FakeCoordinator, str],
 ) -> None:

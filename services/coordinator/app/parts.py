@@ -121,6 +121,5 @@ async def _check_reward(run: RunContext, clients: Clients, data: Data) -> None:
     first = [data.training.next(position)[0] for position in range(CHECKED_PROMPTS)]
     kept = [prompt for prompts in data.training.kept_for_the_check.values() for prompt in prompts]
     checked = list({prompt.prompt_id: prompt for prompt in (*first, *kept[:_MOST_KEPT_CHECKED])}.values())
-    limit_s = run.config.coordinator.score_timeout_s
-    for row in await check_reward(fleet=run.fleet, rewards=clients, prompts=checked, timeout_s=limit_s):
+    for row in await check_reward(run, rewards=clients, prompts=checked):
         run.events.emit("reward_checked", str(row))

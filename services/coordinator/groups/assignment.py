@@ -11,7 +11,7 @@ import asyncio
 import structlog
 
 from services.coordinator.state.board import Choice
-from services.coordinator.state.group import QueuedGroup
+from services.coordinator.state.group import Group, QueuedGroup
 from services.coordinator.state.ledger_row import queued_row
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.records import Records
@@ -93,7 +93,7 @@ class Assigner:
             self._waiting_since = now
         if now - self._waiting_since < self._config.coordinator.straggler_deadline_s:
             return False
-        names = ", ".join(group.group_id for group in choice.wait_for[:5])
+        names = ", ".join(_named(group) for group in choice.wait_for[:5])
         self._events.emit(
             "warning",
             f"batch {self._board.next_step} goes without {len(choice.wait_for)} slow groups ({names}); they will be stale",
@@ -190,3 +190,8 @@ class Assigner:
             need = self._config.data.train_batch_size
             return f"{len(choice.chosen)} of {need} groups with signal; {len(self._board.open)} in flight"
         return f"waiting for {len(choice.wait_for)} groups in flight that no later batch could train"
+
+
+def _named(group: Group) -> str:
+    """A group in flight, with the rollout on which the group is slow."""
+    return f"{group.group_id} on {group.attempts[-1].rollout}" if group.attempts else group.group_id

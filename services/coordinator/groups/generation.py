@@ -1,8 +1,8 @@
 """Fills a group with samples: places the group on a rollout that may start it, asks for missing samples, tries again.
 
 A failed attempt counts against the rollout (state/health.py), and the next attempt goes to another rollout where one may
-start the group. A rollout that refuses a request is believed when a second one refuses the request too, or when there is no
-other; otherwise the refusal was a failure.
+start the group. A refused request goes to every other rollout; when one of them serves the request, the refusals were
+failures.
 
 Waits: for a rollout that the admission gate allows, unblocked by weight pushes, registrations and freed ranks; for the
 samples, at most `generate_timeout_s`.
@@ -56,7 +56,7 @@ class Generation:
     async def fill(self, group: Group, member: Member | None) -> None:
         """Fills `group.samples`, first on `member` if given; keeps samples of failed tries while they are young enough.
 
-        Raises GroupFailed when the request is refused, or after `max_attempts`.
+        Raises GroupFailed when every rollout refuses the request, or after `max_attempts`.
         """
         tried = Tried()
         while len(group.samples) < self._config.rollout.n:
@@ -72,7 +72,7 @@ class Generation:
             log.warning("generation_failed", group_id=group.group_id, attempt=group.attempt, reason=str(failed))
             if isinstance(failed, InvalidRequest):
                 tried.refused_by[asked.service_id] = asked
-                if len(tried.refused_by) > 1 or not self._others(tried):
+                if not self._another_may_serve(tried):
                     raise GroupFailed(reason="refused", fault=str(failed))
                 continue
             self._fleet.fail(asked, str(failed), now_s=self._clock.now())
@@ -95,13 +95,14 @@ class Generation:
             member = self.start_on(group.admission, tried)
             if member is not None:
                 return member
-            if tried.refused_by and not self._others(tried):
-                raise GroupFailed(reason="refused", fault=f"refused by {', '.join(tried.refused_by)}, the only rollout")
+            if tried.refused_by and not self._another_may_serve(tried):
+                raise GroupFailed(
+                    reason="refused", fault=f"refused by {', '.join(tried.refused_by)}: there is no other"
+                )
             await self._board.changed.wait()
 
-    def _others(self, tried: "Tried") -> list[Member]:
-        """Rollouts that have not refused the group."""
-        return [member for member in self._fleet.of(Role.ROLLOUT) if member.service_id not in tried.refused_by]
+    def _another_may_serve(self, tried: "Tried") -> bool:
+        return self._fleet.another_may_serve(Role.ROLLOUT, refused_by=tried.refused_by)
 
     async def _generate_on(self, group: Group, member: Member) -> SluiceError | None:
         """One attempt on a rollout whose count already has the group's n samples. Returns the error, or None."""

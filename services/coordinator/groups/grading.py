@@ -1,9 +1,9 @@
 """Has samples graded: chooses the reward with the most room, waits out back-pressure, names the fault of a failed group.
 
 A sample that could not be graded is a failure of its group, never a zero. A call that fails counts against the reward
-(state/health.py); a reward that refuses a request is believed when a second one refuses it too, or when there is no other.
-`outstanding` counts the groups, of training and of evaluation, that a member grades now; the count never exceeds the
-capacity that the member stated.
+(state/health.py). A refused request goes to every other reward; when one of them grades the samples, the refusals were
+failures. `outstanding` counts the groups, of training and of evaluation, that a member grades now; the count never exceeds the
+capacity that the member stated, as far as that is believed.
 
  who waits          for what                              unblocked by
  `fill`, `score`    a reward with room                    a finished call, a registration
@@ -43,8 +43,6 @@ class Tries:
     """These are asked again only when there is no other."""
     refused_by: dict[str, Member] = field(default_factory=dict)
     """These are not asked again."""
-    believed: int = 2
-    """So many refusals are believed."""
 
 
 class Grading:
@@ -94,10 +92,10 @@ class Grading:
             raise GroupFailed(reason=reason, fault=fault)
 
     def tries(self, *, every: bool = False) -> "Tries":
-        """As many attempts as `coordinator.max_attempts`; with `every` also one on each reward, and no reward's refusal is
-        believed before all have refused: for samples of which a failure costs more than one group."""
+        """As many attempts as `coordinator.max_attempts`; with `every` also one on each reward, for samples of which a
+        failure costs more than one group."""
         rewards = len(self._fleet.of(Role.REWARD)) if every else 0
-        return Tries(left=self._config.coordinator.max_attempts + rewards, believed=max(2, rewards))
+        return Tries(left=self._config.coordinator.max_attempts + rewards)
 
     async def score(
         self,
@@ -115,7 +113,7 @@ class Grading:
         is one.
 
         Raises:
-            InvalidRequest: `tries.believed` rewards, or the only one, refuse the request.
+            InvalidRequest: every reward refuses the request.
             Overloaded: the graders pushed back for all of `coordinator.score_wait_s`.
             TooLarge: no reward takes a request of this size.
             SluiceError: the error of the last try.
@@ -141,7 +139,7 @@ class Grading:
             except InvalidRequest as error:
                 log.warning("scoring_refused", group_id=group_id, reason=str(error))
                 tries.refused_by[member.service_id] = member
-                if len(tries.refused_by) >= tries.believed or not self._others(tries):
+                if not self._another_may_grade(tries):
                     raise
                 continue
             except TooLarge:
@@ -174,21 +172,18 @@ class Grading:
         """Waits until a reward has room, and takes a place there. Raises InvalidRequest when all rewards have refused."""
         while True:
             free = [
-                member
-                for member in self._fleet.of(Role.REWARD)
-                if member.outstanding < member.capacity and member.service_id not in tries.refused_by
+                member for member in self._fleet.with_room(Role.REWARD) if member.service_id not in tries.refused_by
             ]
             member = self._fleet.least_loaded(free, avoid=tries.avoid)
             if member is not None:
                 member.outstanding += 1
                 return member
-            if tries.refused_by and not self._others(tries):
-                raise InvalidRequest(f"refused by {', '.join(tries.refused_by)}, the only reward")
+            if tries.refused_by and not self._another_may_grade(tries):
+                raise InvalidRequest(f"refused by {', '.join(tries.refused_by)}: there is no other")
             await self._fleet.changed.wait()
 
-    def _others(self, tries: "Tries") -> list[Member]:
-        """Rewards that have not refused the samples."""
-        return [member for member in self._fleet.of(Role.REWARD) if member.service_id not in tries.refused_by]
+    def _another_may_grade(self, tries: "Tries") -> bool:
+        return self._fleet.another_may_serve(Role.REWARD, refused_by=tries.refused_by)
 
     def _is_final(self, samples: Sequence[Sample], rewards: Sequence[Reward]) -> bool:
         """Whether another try cannot help, because the completions are too long for every reward service."""

@@ -1,19 +1,35 @@
 """The check before training: gold answers must score right; other prompts' gold answers, empty answers and garbage wrong.
-A grader that fails this check would train the model on noise for hours."""
+A grader that fails this check would train the model on noise for hours.
 
+Every reward that is ready is asked. One that fails beside one that passes does not end the start: it gets no work when its
+grades are wrong, and its failure counts (state/health.py) when it did not answer.
+
+ who waits        for what                                 unblocked by
+ `check_reward`   every reward's grades                    the answers, `coordinator.score_timeout_s` each
+ `check_reward`   a reward, when none has answered well    a registration, launch.ready_timeout_s
+"""
+
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
+import structlog
 
-from services.coordinator.state.fleet import Fleet, Role
+from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import PromptLike, Reward, Sample, Span
 from services.coordinator.state.ports import RewardClient
-from sluice.errors import ConfigError, NotReady
+from services.coordinator.state.run_context import RunContext
+from sluice.errors import ConfigError, NotReady, SluiceError
 from sluice.gold_answers import GARBAGE, as_a_model_writes, gold_forms
 from sluice.policy_version import PolicyVersion
 
+log = structlog.get_logger(__name__)
+
+AGAIN_AFTER_S: Final = 2.0
+"""The pause before the rewards are asked again."""
 _FEWEST_SHUFFLED = 2
 """Fewest prompts, graded with another prompt's gold answer, that can refuse a grader: two prompts may share an answer by
 chance."""
@@ -44,21 +60,76 @@ class CheckedGrader:
         )
 
 
-async def check_reward(
-    *, fleet: Fleet, rewards: RewardClient, prompts: Sequence[PromptLike], timeout_s: float
+async def check_reward(run: RunContext, *, rewards: RewardClient, prompts: Sequence[PromptLike]) -> list[CheckedGrader]:
+    """Checks every grader and data source on every reward; returns the counts of a reward that passed.
+
+    Rewards that did not answer are asked again, `coordinator.max_attempts` times in all. Without a reward that passes raises
+    ConfigError with the prompt, its gold answer and the grader's verdict, or the error of a call.
+    """
+    left = run.config.coordinator.max_attempts
+    while True:
+        members = await _ready(run)
+        found = await asyncio.gather(*(_outcome(run, member, rewards, prompts) for member in members))
+        failed = {member: one for member, one in zip(members, found, strict=True) if isinstance(one, SluiceError)}
+        if passed := [one for one in found if not isinstance(one, SluiceError)]:
+            _put_aside(run, failed)
+            return passed[0]
+        left -= 1
+        final = [error for error in failed.values() if isinstance(error, ValueError)]
+        if len(final) == len(failed) or not left:
+            raise [*final, *failed.values()][0]
+        for member, error in failed.items():
+            log.warning("reward_check_repeated", service_id=member.service_id, reason=str(error))
+            run.fleet.lose_if_unreachable(member, error, now_s=run.clock.now())
+        await run.clock.sleep(AGAIN_AFTER_S)
+
+
+async def _ready(run: RunContext) -> list[Member]:
+    """The rewards that are ready. Raises NotReady when there is none for `launch.ready_timeout_s`."""
+    limit_s = run.config.launch.ready_timeout_s
+    give_up_s = run.clock.now() + limit_s
+    while not (members := run.fleet.of(Role.REWARD)):
+        left_s = give_up_s - run.clock.now()
+        if left_s <= 0:
+            raise NotReady(f"reward check: no reward service was ready for {limit_s:g} s (launch.ready_timeout_s)")
+        await run.fleet.changed.wait(left_s)
+    return members
+
+
+async def _outcome(
+    run: RunContext, member: Member, rewards: RewardClient, prompts: Sequence[PromptLike]
+) -> list[CheckedGrader] | SluiceError:
+    """One reward's counts, or its fault."""
+    limit_s = run.config.coordinator.score_timeout_s
+    try:
+        return await check_member(member, rewards=rewards, prompts=prompts, timeout_s=limit_s)
+    except SluiceError as error:
+        return error
+
+
+def _put_aside(run: RunContext, failed: Mapping[Member, SluiceError]) -> None:
+    """Names the rewards that failed beside one that passed; wrong grades never train anything."""
+    for member, error in failed.items():
+        now_s = run.clock.now()
+        log.warning("reward_check_failed", service_id=member.service_id, reason=str(error))
+        if isinstance(error, ConfigError):
+            run.fleet.bar(member, f"another reward passed the check before training, this one not: {error}")
+        elif not run.fleet.lose_if_unreachable(member, error, now_s=now_s):
+            run.events.emit("warning", f"reward check: {member.service_id} gave no grades: {error}")
+            run.fleet.fail(member, str(error), now_s=now_s)
+
+
+async def check_member(
+    member: Member, *, rewards: RewardClient, prompts: Sequence[PromptLike], timeout_s: float
 ) -> list[CheckedGrader]:
-    """Checks every grader and data source; returns the counts. Raises ConfigError with the prompt, its gold answer and the
-    grader's verdict."""
-    members = fleet.of(Role.REWARD)
-    if not members:
-        raise NotReady("reward check: no reward service is ready")
+    """Checks every grader and data source of one reward. Raises ConfigError when its grades are wrong, and errors of calls."""
     seen: dict[tuple[str, str], CheckedGrader] = {}
     for prompt in prompts:
         gold, garbage, others = gold_forms(prompt.ground_truth), list(GARBAGE), _of_another(prompt, prompts)
         texts = [*gold, *garbage, *others]
         started = time.monotonic()
         results = await rewards.score(
-            members[0],
+            member,
             group_id=f"check-{prompt.prompt_id}",
             prompt=prompt,
             samples=[_as_sample(index, text) for index, text in enumerate(texts)],

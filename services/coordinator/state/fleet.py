@@ -7,7 +7,7 @@ when a weight push to it fails, and for a pause when its answers fail (health.py
 
 import asyncio
 import enum
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -75,6 +75,8 @@ class Member:
     """Samples (rollout) or groups (reward) that this coordinator has given to the member and not got back."""
     weights: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a weight push, and by an evaluation to pin the version."""
+    barred: str = ""
+    """Why this process gets no work for good; empty for a process that may get work."""
     leaving: bool = False
     """Whether the member has said that it leaves, so that its silence is no loss."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -97,7 +99,7 @@ class Fleet:
         longest_pause_s: float = LONGEST_PAUSE_S,
         tell: Callable[[Member, str], None] = lambda member, text: None,
     ) -> None:
-        """`tell` is called with each member that is quarantined because its answers fail, and with the reason."""
+        """`tell` is called with each member that is quarantined because its answers fail or are wrong, and with the reason."""
         self._longest_pause_s, self._tell = longest_pause_s, tell
         self.members: dict[str, Member] = {}
         self.changed = Signal()
@@ -124,19 +126,29 @@ class Fleet:
                 f"{member.service_id}: is the name of a {replaced.role.value} here; give this {member.role.value} another"
             )
         if replaced is not None:
+            self._blame_for_its_end(replaced, successor=member)
             replaced.state = State.LOST
             replaced.gone.set()
             member.health = replaced.health
-            if replaced.incarnation != member.incarnation:
+            if replaced.incarnation == member.incarnation:
+                member.barred = replaced.barred
+            else:
                 self._replaced.add(replaced.incarnation)
-        if member.pauses:
-            assert replaced is not None
-            member.state, member.reason = State.QUARANTINED, replaced.reason
+        if member.barred or member.pauses:
+            member.state, member.reason = State.QUARANTINED, member.barred or member.health.why
         elif member.role is Role.REWARD:
             member.state = State.READY
         self.members[member.service_id] = member
         self.notify_all()
         return replaced
+
+    def _blame_for_its_end(self, member: Member, *, successor: Member) -> None:
+        """Counts the end of a process that nobody has noticed, because its successor was faster: a service that comes and
+        goes would never be found out.
+        """
+        noticed = member.state in (State.LOST, State.DRAINING) or member.leaving
+        if not noticed and member.incarnation != successor.incarnation:
+            self.fail(member, "its process ended without a word", now_s=successor.last_beat_s)
 
     def expect(self, who: str, *, now_s: float) -> None:
         """Expects a service (role and machine) that has asked for the configuration to register."""
@@ -179,6 +191,7 @@ class Fleet:
         for member in list(self.members.values()):
             if member.state is State.LOST and now_s - member.last_beat_s > timeout_s + FORGET_LOST_S:
                 del self.members[member.service_id]
+                self.changed.notify()
         return lost
 
     def lose_if_unreachable(self, member: Member, error: SluiceError, *, now_s: float) -> bool:
@@ -209,14 +222,21 @@ class Fleet:
             return
         failures, attempts = member.health.counts
         text = f"no work for {pause_s:g} s: {failures} of its last {attempts} answers failed, this one because {reason}"
+        member.health.why = text
         if member.state in (State.READY, State.REGISTERED, State.SYNCING):
             self.set_state(member, State.QUARANTINED, text)
         self._tell(member, text)
 
+    def bar(self, member: Member, reason: str) -> None:
+        """Gives the process no work for good; a new process of the service starts anew."""
+        member.barred = reason
+        self.set_state(member, State.QUARANTINED, reason)
+        self._tell(member, reason)
+
     def end_pauses(self, *, now_s: float) -> None:
         """Gives work again to members whose pause is over."""
         for member in self.members.values():
-            if not member.health.end_pause(now_s=now_s) or member.state is not State.QUARANTINED:
+            if not member.health.end_pause(now_s=now_s) or member.state is not State.QUARANTINED or member.barred:
                 continue
             if member.role is Role.REWARD:
                 self.set_state(member, State.READY)
@@ -268,16 +288,37 @@ class Fleet:
     def least_loaded(self, candidates: list[Member], *, avoid: Collection[str] = ()) -> Member | None:
         """The member with the smallest share of its capacity in use; ties go to the member that was idle longest.
 
-        Members of the names in `avoid` are chosen only when there is no other candidate.
+        A member on trial is no candidate while it has work. Members of the names in `avoid` are chosen only when there is no
+        other candidate.
         """
-        if not candidates:
+        free = [member for member in candidates if not (member.health.on_trial and member.outstanding)]
+        if not free:
             return None
-        others = [member for member in candidates if member.service_id not in avoid] or candidates
+        others = [member for member in free if member.service_id not in avoid] or free
         believed = self._believed(others[0].role)
         chosen = min(others, key=lambda member: member.outstanding / min(member.capacity, believed))
         # Rotating the dictionary order spreads ties over the fleet.
         self.members[chosen.service_id] = self.members.pop(chosen.service_id)
         return chosen
+
+    def with_room(self, role: Role) -> list[Member]:
+        """READY members with less work than the capacity that is believed."""
+        believed = self._believed(role)
+        return [member for member in self.of(role) if member.outstanding < min(member.capacity, believed)]
+
+    def another_may_serve(self, role: Role, *, refused_by: Mapping[str, Member]) -> bool:
+        """Whether a request that members refuse may be served by another one: a READY one, or one that may come back.
+
+        For one that may come back nobody waits when a refuser has answered other requests well, and so knows better.
+        """
+        others = [
+            member for member in self.members.values() if member.role is role and member.service_id not in refused_by
+        ]
+        if any(member.state is State.READY for member in others):
+            return True
+        if any(member.health.answers for member in refused_by.values()):
+            return False
+        return any(member.state is not State.DRAINING and not member.leaving for member in others)
 
     def _believed(self, role: Role) -> float:
         """The largest capacity that is believed: a member that claims more than its peers would win every placement."""

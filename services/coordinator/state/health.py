@@ -2,7 +2,9 @@
 
 A member whose answers fail would win nearly every placement, because it is never busy. So a member with FEWEST_FAILURES or
 more among its last attempts, and no fewer failures than successes, gets no work for a pause; the next pause is twice as
-long, up to LONGEST_PAUSE_S, until the member has answered well for KEPT attempts. After a pause one failure is enough.
+long, up to LONGEST_PAUSE_S, until the member has answered well for KEPT attempts. After a pause the member is on trial until
+it has answered well: it gets one piece of work at a time, and one failure is enough for the next pause. So a member whose
+answers only come too late holds little work up, however much room it has.
 """
 
 from collections import deque
@@ -23,10 +25,15 @@ class Health:
         self._pauses = 0
         self.until_s: float | None = None
         """The end of the present pause; None outside pauses."""
+        self.why = ""
+        """Why the newest pause began, for people."""
+        self.on_trial = False
+        """Whether no attempt has ended well since the newest pause."""
 
     def succeed(self) -> None:
         """Counts an attempt that ended well."""
         self._failed.append(False)
+        self.on_trial = False
         if len(self._failed) == KEPT and not any(self._failed):
             self._pauses = 0
 
@@ -47,10 +54,15 @@ class Health:
         """Ends a pause whose time is over; False where there is no such pause."""
         if self.until_s is None or now_s < self.until_s:
             return False
-        self.until_s = None
+        self.until_s, self.on_trial = None, True
         self._failed.clear()
         self._failed.extend([True] * (FEWEST_FAILURES - 1))
         return True
+
+    @property
+    def answers(self) -> bool:
+        """Whether one of the last attempts ended well."""
+        return not all(self._failed)
 
     @property
     def counts(self) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Rank 0's membership in the run, its gRPC server and its calls to the coordinator, in a thread of their own."""
 
+import asyncio
 from collections.abc import Callable
 
 import grpc
@@ -38,7 +39,9 @@ class ControlPlane:
         self._thread = ControlThread()
         self._exporter = Exporter(service="learner")
         self._server: RpcServer | None = None
-        self._publisher: PublisherState | None = None
+        self.publisher: PublisherState | None = None
+        """What this learner publishes; to be set before `open`."""
+        self._leaving: asyncio.Task[None] | None = None
         self._record = TrainingRecord()
         self._identity = ModelIdentity(model_hash="", tokenizer_hash="")
         self._membership = Membership(options, describe=self._describe, beat=self._beat, name=SERVICE_ID)
@@ -47,13 +50,12 @@ class ControlPlane:
     def open(
         self,
         config: Config,
-        publisher: PublisherState,
         record: TrainingRecord,
         *,
         add_servicer: Callable[[grpc.aio.Server], None],
     ) -> None:
         """Serves and registers this learner. The publisher must hold a snapshot already."""
-        self._publisher, self._record, self._identity = publisher, record, model_identity(config.model.path)
+        self._record, self._identity = record, model_identity(config.model.path)
         metrics_port = None
         if config.network.metrics:
             metrics_port = self._exporter.serve(bind=self._options.bind, port=self._options.metrics_port)
@@ -63,16 +65,31 @@ class ControlPlane:
         self._thread.call(self._membership.registration.register())
         self._thread.keep(self._membership.registration.keep_alive())
 
+    def stop(self) -> None:
+        """Asks the training side to end after the step under way, and tells the coordinator at once that this learner leaves:
+        a step that does not end within the grace time is abandoned. Safe in a signal handler.
+        """
+        assert self.publisher is not None
+        self.publisher.stop()
+        self.coordinator.wake()
+        self._thread.soon(self._say_that_it_leaves)
+
     def leave(self) -> None:
-        """Tells the coordinator that this learner's work for the run is done, so that the coordinator waits no longer."""
-        assert self._publisher is not None
-        self._publisher.stop()
+        """Tells the coordinator that this learner ends as it should, so that its end is no death on the batch that it holds,
+        and so that the coordinator of an ended run waits no longer.
+        """
+        assert self.publisher is not None
+        self.publisher.stop()
         self._thread.call(self._membership.leave())
 
     def close(self, *, grace_s: float) -> None:
         """Ends server and connections; running calls get `grace_s`."""
         self._thread.close(lambda: self._end(grace_s))
         self._exporter.close()
+
+    def _say_that_it_leaves(self) -> None:
+        if self._membership.registration.registered is not None and self._leaving is None:
+            self._leaving = asyncio.ensure_future(self._membership.leave())
 
     async def _serve(self, add_servicer: Callable[[grpc.aio.Server], None], *, calls_per_s: float) -> int:
         self._server = make_server(
@@ -90,8 +107,8 @@ class ControlPlane:
         await self._membership.registration.close()
 
     def _describe(self) -> pb.RegisterRequest:
-        assert self._publisher is not None
-        version = self._publisher.newest.manifest.version  # read first: the record is written before the version
+        assert self.publisher is not None
+        version = self.publisher.newest.manifest.version  # read first: the record is written before the version
         return pb.RegisterRequest(
             role=pb.SERVICE_ROLE_LEARNER,
             model_hash=self._identity.model_hash,
@@ -103,7 +120,7 @@ class ControlPlane:
         )
 
     def _beat(self) -> pb.HeartbeatRequest:
-        assert self._publisher is not None
+        assert self.publisher is not None
         return pb.HeartbeatRequest(
-            version=version_to_proto(self._publisher.newest.manifest.version), draining=self._publisher.stopping
+            version=version_to_proto(self.publisher.newest.manifest.version), draining=self.publisher.stopping
         )

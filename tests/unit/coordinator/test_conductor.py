@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -165,7 +165,7 @@ async def test_a_refused_request_is_not_tried_again() -> None:
 class Liars(FakeRollouts):
     """The named rollouts answer every request at once with an error of their own; the others are honest."""
 
-    lies: dict[str, Exception] = dataclasses.field(default_factory=dict)
+    lies: Mapping[str, Exception] = dataclasses.field(default_factory=dict)
     asked: Counter[str] = dataclasses.field(default_factory=Counter)
 
     async def generate(self, member: Member, **call: Any) -> AsyncIterator[Sample]:
@@ -217,15 +217,70 @@ async def test_a_liar_among_the_rollouts_is_tried_again_after_its_pause_and_then
             stage.fleet.changed.notify()
 
 
-async def test_a_request_is_refused_when_two_rollouts_say_so_and_nobody_is_to_blame() -> None:
-    refusal = {"rollout-0": InvalidRequest("prompt too long"), "rollout-1": InvalidRequest("prompt too long")}
+async def test_a_request_is_refused_when_every_rollout_says_so() -> None:
+    names = ("rollout-0", "rollout-1", "rollout-2")
+    stage = Stage(make_config(), rollouts=Liars(lies=dict.fromkeys(names, InvalidRequest("prompt too long"))))
+    for name in names:
+        stage.add_member(Role.ROLLOUT, name, version=0)
+    async with running(stage):
+        await settle()
+        rows = [row for row in stage.store.rows_ if row["term"] == "failed:refused"]
+        assert rows
+        assert all({attempt["rollout"] for attempt in row["attempts"]} == {*names} for row in rows)
+        assert len(stage.fleet.of(Role.ROLLOUT)) == 3, "nobody is to blame"
+
+
+async def test_rollouts_that_refuse_everything_together_lose_no_group_of_an_honest_one() -> None:
+    refusal = {"rollout-0": InvalidRequest("no"), "rollout-1": InvalidRequest("no")}
     stage = Stage(make_config(), rollouts=Liars(lies=refusal))
     for name in ("rollout-0", "rollout-1", "rollout-2"):
         stage.add_member(Role.ROLLOUT, name, version=0)
     async with running(stage):
         await settle()
-        rows = [row for row in stage.store.rows_ if row["term"] == "failed:refused"]
-        assert all(len({attempt["rollout"] for attempt in row["attempts"]}) == 2 for row in rows)
+        assert len(stage.board.queued) == 8
+        assert not any(term.startswith("failed") for term in stage.store.counters)
+        assert {member.service_id for member in stage.fleet.of(Role.ROLLOUT)} == {"rollout-2"}
+
+
+async def test_rollouts_that_refuse_everything_are_not_believed_while_the_honest_one_is_started_again() -> None:
+    refusal = {"rollout-0": InvalidRequest("no"), "rollout-1": InvalidRequest("no")}
+    stage = Stage(make_config(), rollouts=Liars(lies=refusal))
+    honest = stage.add_member(Role.ROLLOUT, "rollout-2", version=0)
+    stage.fleet.lose(honest, "killed")
+    for name in refusal:
+        stage.add_member(Role.ROLLOUT, name, version=0)
+    async with running(stage):
+        await settle()
+        assert not any(term.startswith("failed") for term in stage.store.counters)
+        stage.add_member(Role.ROLLOUT, "rollout-2", version=0)
+        await settle()
+        assert len(stage.board.queued) == 8
+        assert not any(term.startswith("failed") for term in stage.store.counters)
+
+
+async def test_the_refusal_of_a_rollout_that_answers_well_waits_for_nobody_who_may_come_back() -> None:
+    stage = Stage(make_config(), rollouts=FakeRollouts(failures={"r-0000003.1": InvalidRequest("prompt too long")}))
+    stage.fleet.lose(stage.add_member(Role.ROLLOUT, "rollout-1", version=0), "killed")
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        assert stage.store.counters["failed:refused"] == 1
+
+
+async def test_a_rollout_after_its_pause_gets_one_group_until_it_has_answered_well() -> None:
+    stage = Stage(make_config())
+    slow = stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    for _ in range(3):
+        stage.fleet.fail(slow, "it answers too late", now_s=0.0)
+    stage.fleet.end_pauses(now_s=5.0)
+    stage.fleet.set_state(slow, State.READY)  # as a weight push does
+    stage.rollouts.gate = asyncio.Semaphore(0)
+    async with running(stage):
+        await settle()
+        assert stage.rollouts.requests == ["r-0000000.1"]
+        stage.rollouts.gate.release()
+        await settle()
+        assert len(stage.rollouts.requests) > 2
 
 
 async def test_a_rollout_that_claims_a_huge_capacity_wins_at_most_four_times_the_work() -> None:
@@ -241,7 +296,7 @@ async def test_a_rollout_that_claims_a_huge_capacity_wins_at_most_four_times_the
 
 @dataclasses.dataclass
 class LyingRewards(FakeRewards):
-    lies: dict[str, Exception] = dataclasses.field(default_factory=dict)
+    lies: Mapping[str, Exception] = dataclasses.field(default_factory=dict)
 
     async def score(self, member: Member, **call: Any) -> list[Reward]:
         if lie := self.lies.get(member.service_id):
@@ -263,6 +318,52 @@ async def test_rewards_that_fail_at_once_lose_no_group_and_get_no_more_work(lie:
             await stage.clock.advance(1.0)
         stage.fleet.end_pauses(now_s=stage.clock.now())
         assert liar.state is State.READY
+
+
+async def test_rewards_that_refuse_everything_together_lose_no_group_of_an_honest_one() -> None:
+    refusal = {"reward-1": InvalidRequest("no"), "reward-2": InvalidRequest("no")}
+    stage = Stage(make_config(), rewards=LyingRewards(lies=refusal))
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    for name in refusal:
+        stage.add_member(Role.REWARD, name)
+    async with running(stage):
+        await settle()
+        assert len(stage.board.queued) == 8
+        assert not any(term.startswith("failed") for term in stage.store.counters)
+
+
+async def test_rewards_that_refuse_everything_are_not_believed_while_the_honest_one_is_started_again() -> None:
+    stage = Stage(make_config(), rewards=LyingRewards(lies={"reward-1": InvalidRequest("no")}))
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    stage.fleet.lose(stage.fleet.members["reward-0"], "killed")
+    stage.add_member(Role.REWARD, "reward-1")
+    async with running(stage):
+        await settle()
+        assert not any(term.startswith("failed") for term in stage.store.counters)
+        stage.add_member(Role.REWARD, "reward-0")
+        await settle()
+        assert len(stage.board.queued) == 8
+        assert not any(term.startswith("failed") for term in stage.store.counters)
+
+
+@dataclasses.dataclass
+class HangingRewards(FakeRewards):
+    """Never answers."""
+
+    async def score(self, member: Member, **call: Any) -> list[Reward]:
+        await asyncio.Event().wait()
+        return []
+
+
+async def test_a_reward_that_claims_a_huge_capacity_gets_at_most_four_times_the_work() -> None:
+    stage = Stage(make_config(data__gen_batch_size=50, coordinator__max_staleness=9), rewards=HangingRewards())
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    stage.fleet.members["reward-0"].capacity = 2
+    liar = stage.add_member(Role.REWARD, "reward-1", capacity=2_000_000_000)
+    async with running(stage):
+        await settle()
+        assert stage.fleet.members["reward-0"].outstanding == 2
+        assert liar.outstanding == 8
 
 
 async def test_a_reward_that_always_pushes_back_holds_up_no_group_while_another_is_there() -> None:

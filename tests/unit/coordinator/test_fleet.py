@@ -147,3 +147,37 @@ def test_who_has_asked_for_the_configuration_is_expected_until_it_comes_or_takes
     fleet.expect("rollout@ipv4:10.0.0.4", now_s=EXPECTED_S)
     fleet.has_come("rollout@ipv4:10.0.0.4")
     assert not fleet.expects(now_s=EXPECTED_S)
+
+
+def test_a_service_that_comes_and_goes_is_found_out_although_its_successors_are_faster_than_any_notice() -> None:
+    told: list[str] = []
+    fleet = Fleet(tell=lambda _, text: told.append(text))
+    for number in range(4):
+        fleet.register(member(f"life-{number}"))
+    flapping = fleet.members["rollout-0"]
+    assert flapping.pauses
+    assert (flapping.state, [flapping.reason]) == (State.QUARANTINED, told)
+    assert "3 of its last 3 answers failed, this one because its process ended without a word" in flapping.reason
+
+
+def test_a_process_that_said_that_it_leaves_or_was_lost_before_is_not_blamed_for_its_end_again() -> None:
+    fleet = Fleet()
+    for number in range(6):
+        fleet.register(member(f"life-{number}"))
+        fleet.beat(service_id="rollout-0", incarnation=f"life-{number}", running=0, draining=True, now_s=0.0)
+    assert fleet.members["rollout-0"].health.counts == (0, 0)
+    fleet.set_state(fleet.members["rollout-0"], State.READY)
+    fleet.members["rollout-0"].leaving = False
+    fleet.sweep(now_s=11, timeout_s=10)
+    fleet.register(member("another"))
+    fleet.register(member("another"))
+    assert fleet.members["rollout-0"].health.counts == (1, 1)
+
+
+def test_a_service_that_was_lost_in_its_pause_comes_back_with_the_reason_of_the_pause() -> None:
+    fleet = Fleet()
+    for number in range(3):
+        fleet.register(member(f"life-{number}"))
+        fleet.lose_if_unreachable(fleet.members["rollout-0"], Unavailable("reset"), now_s=0.0)
+    fleet.register(member("another"))
+    assert fleet.members["rollout-0"].reason.startswith("no work for 5 s: 3 of its last 3")

@@ -56,3 +56,13 @@ def test_the_longest_pause_can_be_made_shorter(longest_s: float) -> None:
     health = Health()
     fail(health, FEWEST_FAILURES - 1)
     assert health.fail(now_s=0.0, longest_pause_s=longest_s) == min(longest_s, FIRST_PAUSE_S)
+
+
+def test_a_member_is_on_trial_from_the_end_of_its_pause_to_its_next_good_answer() -> None:
+    health = Health()
+    fail(health, FEWEST_FAILURES)
+    assert (health.on_trial, health.answers) == (False, False)
+    health.end_pause(now_s=FIRST_PAUSE_S)
+    assert (health.on_trial, health.answers) == (True, False)
+    health.succeed()
+    assert (health.on_trial, health.answers) == (False, True)

@@ -1,15 +1,20 @@
 """The check before training: what it asks, what it refuses, what it tells."""
 
+import asyncio
+import dataclasses
 import math
+from collections import Counter
 
 import pytest
 from structlog.testing import capture_logs
 
 from services.coordinator.groups.step_metrics import StepWindow
-from services.coordinator.run.reward_check import GARBAGE, check_reward
+from services.coordinator.run.reward_check import AGAIN_AFTER_S, GARBAGE, check_reward
+from services.coordinator.state.fleet import Role, State
 from services.coordinator.state.group import Group, Reward
+from services.coordinator.state.ports import WrongAnswer
 from services.coordinator.wire.messages import group_from, group_to, reward_from
-from sluice.errors import ConfigError
+from sluice.errors import ConfigError, Expired, InvalidRequest, Overloaded, Unavailable
 from sluice.gold_answers import gold_forms
 from sluice.limits import MOST_PARTS
 from sluice.v1 import common_pb2
@@ -36,8 +41,105 @@ def prompts(*golds):
 
 
 async def check(rule, *golds):
+    return await check_reward(Stage(make_config()).run, rewards=Grading(rule), prompts=prompts(*golds))
+
+
+def sound(text, gold):
+    return text == f"Answer: {gold}"
+
+
+@dataclasses.dataclass
+class Several:
+    """Rewards by name: each scores by its rule, or raises its error."""
+
+    rules: dict
+    asked: Counter = dataclasses.field(default_factory=Counter)
+
+    async def score(self, member, **call):
+        self.asked[member.service_id] += 1
+        rule = self.rules[member.service_id]
+        if isinstance(rule, Exception):
+            raise rule
+        return await Grading(rule).score(member, **call)
+
+
+def stage_of(rewards):
     stage = Stage(make_config())
-    return await check_reward(fleet=stage.fleet, rewards=Grading(rule), prompts=prompts(*golds), timeout_s=1.0)
+    for name in rewards.rules:
+        if name not in stage.fleet.members:
+            stage.add_member(Role.REWARD, name)
+    return stage
+
+
+async def settle():
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+ERRORS = [InvalidRequest("no"), WrongAnswer("nonsense"), Expired("late"), Unavailable("reset"), Overloaded("full")]
+
+
+@pytest.mark.parametrize("broken", [*ERRORS, lambda text, gold: False, lambda text, gold: True])
+@pytest.mark.parametrize("first", [True, False])
+async def test_one_broken_reward_beside_a_sound_one_does_not_end_the_start_and_is_named(broken, first):
+    names = ("reward-0", "reward-1") if first else ("reward-1", "reward-0")
+    rewards = Several({names[0]: broken, names[1]: sound})
+    stage = stage_of(rewards)
+    (row,) = await check_reward(stage.run, rewards=rewards, prompts=prompts("1", "2"))
+    assert row.gold == 2
+    member = stage.fleet.members[names[0]]
+    if isinstance(broken, Exception):
+        assert member.health.counts == (1, 1)
+        return
+    assert (member.state, member.reason) == (State.QUARANTINED, member.barred)
+    assert "this one not: reward check: grader 'mine' for data_source 'd' scores" in member.reason
+
+
+async def test_a_reward_whose_grades_are_wrong_gets_no_work_until_a_new_process_takes_its_name():
+    rewards = Several({"reward-0": sound, "reward-1": lambda text, gold: False})
+    stage = stage_of(rewards)
+    await check_reward(stage.run, rewards=rewards, prompts=prompts("1"))
+    member = stage.fleet.members["reward-1"]
+    for _ in range(3):
+        stage.fleet.fail(member, "late", now_s=0.0)
+    stage.fleet.end_pauses(now_s=1e6)
+    stage.fleet.lose(member, "its link was cut")
+    same = stage.add_member(Role.REWARD, "reward-1")
+    assert [one.service_id for one in stage.fleet.of(Role.REWARD)] == ["reward-0"]
+    assert "this one not" in same.reason
+    stage.fleet.lose(same, "killed")
+    stage.fleet.register(dataclasses.replace(same, state=State.REGISTERED, incarnation="another", barred=""))
+    assert len(stage.fleet.of(Role.REWARD)) == 2
+
+
+@pytest.mark.parametrize("error", [Expired("late"), WrongAnswer("nonsense"), Overloaded("full")])
+async def test_a_reward_alone_that_gives_no_grades_is_asked_again_before_the_start_fails(error):
+    rewards = Several({"reward-0": error})
+    stage = stage_of(rewards)
+    checking = asyncio.create_task(check_reward(stage.run, rewards=rewards, prompts=prompts("1")))
+    for _ in range(3):
+        await settle()
+        await stage.clock.advance(AGAIN_AFTER_S)
+    with pytest.raises(type(error), match=str(error)):
+        await checking
+    assert rewards.asked["reward-0"] == 3
+    rewards.rules["reward-0"] = InvalidRequest("unknown data_source")
+    with pytest.raises(InvalidRequest):
+        await check_reward(stage.run, rewards=rewards, prompts=prompts("1"))
+    assert rewards.asked["reward-0"] == 4, "a refusal is final"
+
+
+async def test_a_reward_that_dies_in_the_check_may_come_back():
+    rewards = Several({"reward-0": Unavailable("killed")})
+    stage = stage_of(rewards)
+    checking = asyncio.create_task(check_reward(stage.run, rewards=rewards, prompts=prompts("1")))
+    await settle()
+    assert stage.fleet.members["reward-0"].state is State.LOST
+    rewards.rules["reward-0"] = sound
+    stage.add_member(Role.REWARD, "reward-0")
+    await stage.clock.advance(AGAIN_AFTER_S)
+    (row,) = await checking
+    assert row.gold == 1
 
 
 async def test_a_sound_grader_passes_and_is_told_of():
