@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import redis.asyncio as aioredis
 
+from services.coordinator.storage.identity import IDENTITY_FILE
 from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.coordinator_cases import Cast, Coordinator, coordinator, small_config
 
@@ -67,6 +68,11 @@ class Scene:
         await self.redis.flushall()
         for key, value in since.items():
             await self.redis.restore(key, 0, value)
+
+    @property
+    def keys(self) -> str:
+        """What the run's keys in Redis are called."""
+        return json.loads((self.run_dir / IDENTITY_FILE).read_text())["keys"]
 
     @property
     def repairs(self) -> list[dict[str, Any]]:

@@ -122,6 +122,22 @@ class RunFiles:
         except FileNotFoundError as error:
             raise NotFound(f"batch {step}: {path} is gone; it is kept while a checkpoint <= {step} exists") from error
 
+    async def batch_digest(self, step: int) -> str:
+        """The digest of batch `step`. Raises NotFound when the file is gone."""
+        return await self._read(step, lambda file: blake3.blake3(file.read()).hexdigest())
+
+    def batch_steps(self) -> list[int]:
+        """The steps whose batch file has its name."""
+        return sorted(step for step, path in batch_files(self.run_dir) if path == self._batch_path(step))
+
+    def is_staged(self, step: int, digest: str) -> bool:
+        """Whether the file of batch `step` waits for its name."""
+        return self._staged_path(step, digest).exists()
+
+    def hold_a_run(self) -> bool:
+        """Whether a batch, a row of the ledger or a checkpoint is here: otherwise nothing of a run is lost."""
+        return bool(self.batch_steps() or self._newest_part() or self.kept_checkpoints())
+
     def drop_batches_before(self, step: int) -> None:
         """Removes batches that no kept checkpoint can ask for."""
         for found, path in list(batch_files(self.run_dir)):
