@@ -43,6 +43,25 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Puts a folder with all files and folders in it on disk; not its own name."""
+    for held in folder.iterdir():
+        if held.is_dir():
+            sync_tree(held)
+        else:
+            sync(held)
+    sync(folder)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and its parents, as far as they are missing; their names are on disk."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
+
+
 def append_line(path: Path, line: Mapping[str, Any], *, synced: bool = False) -> None:
     r"""Appends one object as strict JSON; b"\n" alone ends a line of these files, and JSON holds none.
 

@@ -136,7 +136,7 @@ class Commits:
         line = {"kind": "step", "step": step, "time_s": time.time(), **made, **values}
         await self._files.append_metrics(line)
         example = self._records.codec.to_read(await self._files.read_group(step, step % len(trained)))
-        await self._files.append("samples.jsonl", {"step": step, **example})
+        await self._files.append("samples.jsonl", {"step": step, **example}, synced=True)
         return values
 
     def _advance(self, step: int, values: Mapping[str, float]) -> None:

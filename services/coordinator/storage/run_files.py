@@ -59,12 +59,16 @@ class RunFiles:
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
 
     async def keep_config(self, text: str) -> None:
-        """Writes RUN/config.yaml, the resolved configuration of the last start. `sluice up` has written the file already."""
+        """Writes RUN/config.yaml, the resolved configuration of the last start. `sluice up` has written the file already.
+
+        Then the names in RUN are on disk, the folders' among them.
+        """
 
         def keep() -> None:
             path = self.run_dir / "config.yaml"
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 write_synced(path, [text.encode()])
+            sync(self.run_dir)
 
         await asyncio.to_thread(keep)
 
@@ -154,8 +158,8 @@ class RunFiles:
         await asyncio.to_thread(append_line, self.run_dir / name, line, synced=synced)
 
     async def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Appends a line of a step or an evaluation to RUN/metrics.jsonl."""
-        await self.append(METRICS_FILE, line)
+        """Appends a line of a step or an evaluation to RUN/metrics.jsonl; on disk, because Redis's record follows."""
+        await self.append(METRICS_FILE, line, synced=True)
         self.follow(line)
 
     async def find_row(self, wanted: str) -> dict[str, Any] | None:
