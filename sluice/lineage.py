@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sluice.run_dir.durable import sync
+
 FIRST = "a"
 
 LINEAGES_FILE = "lineages"
@@ -48,6 +50,7 @@ class LineageBook:
 
     def mint(self) -> str:
         """A name that no history of this run has; the name is on disk when `mint` returns. Raises OSError."""
+        is_new = not self._path.exists()
         with self._path.open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # learner and coordinator may mint at the same time
             file.seek(0)
@@ -55,6 +58,8 @@ class LineageBook:
             file.write(f"\n{fresh}\n")  # a line torn by a kill stays alone
             file.flush()
             os.fsync(file.fileno())
+        if is_new:
+            sync(self._path.parent)
         return fresh
 
 

@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--config", type=Path, required=True, help="recipe (YAML)")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
-    parser.add_argument("--run-dir", type=Path, required=True, help="run directory; its name is the run id")
+    parser.add_argument("--run-dir", type=Path, required=True, help="run directory; its first name is the run's")
     parser.add_argument("--redis-url", required=True, help="redis://HOST:PORT/0, rediss:// or unix:///PATH")
     parser.add_argument("--redis-password-stdin", action="store_true", help="read Redis's password on standard input")
     parser.add_argument("--bind", default="127.0.0.1", help="address to listen on (default %(default)s)")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sluice.errors import LaunchError
 from sluice.launch.processes import Child, start
+from sluice.run_dir.durable import make_folder, sync
 from sluice.socket_folder import FOLDERS, MAX_PATH_BYTES, socket_folder
 
 START_TIMEOUT_S = 30.0
@@ -95,6 +96,7 @@ async def start_redis(
                 f"redis did not answer in {START_TIMEOUT_S:.0f} s; its log ends:\n{child.log_tail()}"
             ) from None
         raise
+    sync(directory)  # the server syncs its files, not the name of the folder that holds them
     return redis
 
 
@@ -117,7 +119,7 @@ def new_password() -> str:
 
 def _configuration(directory: Path, socket: Path, password: str) -> str:
     """The server's configuration file; makes the directory."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     socket.unlink(missing_ok=True)
     settings = {
         "port": "0",

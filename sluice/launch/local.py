@@ -35,6 +35,7 @@ from sluice.launch.run_lock import lock_run_dir
 from sluice.launch.view import View
 from sluice.rpc.access import Role
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, load_credentials
+from sluice.run_dir.durable import make_folder, write_synced
 from sluice.v1 import coordinator_pb2 as pb
 
 STATUS_INTERVAL_S = 1.0
@@ -123,9 +124,9 @@ class LocalRun:
     async def _start(self) -> bool:
         """Starts Redis, the coordinator and the services; returns False without services when the run is finished already."""
         self._operator = load_credentials(credentials_folder(self._config, Role.OPERATOR), role=Role.OPERATOR)
-        self._run_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(self._run_dir)
         self._lock_fd = await lock_run_dir(self._run_dir)
-        (self._run_dir / "config.yaml").write_text(dump_config(self._config))
+        write_synced(self._run_dir / "config.yaml", [dump_config(self._config).encode()])
         small = keep_small(self._run_dir / "logs", most_bytes=self._config.run.file_max_bytes, clock=SystemClock())
         self._keeper.supervise("logs", small)
         redis_url = self._config.network.redis_url

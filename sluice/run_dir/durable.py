@@ -53,6 +53,25 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Puts a folder with all files and folders in it on disk; not its own name."""
+    for held in folder.iterdir():
+        if held.is_dir():
+            sync_tree(held)
+        else:
+            sync(held)
+    sync(folder)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and its parents, as far as they are missing; their names are on disk."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
+
+
 _appending = threading.Lock()
 """Held while a line is appended, because a line that finds no room is taken back: up to where the file was before."""
 

@@ -107,7 +107,7 @@ class OpenTransferResponse(_message.Message):
     store_host: _builtins.str
     store_port: _builtins.int
     secret: _builtins.str
-    """Prefix of the store keys of this epoch."""
+    """By which the two ends of this epoch know each other; never crosses the store or the group."""
     backend: _builtins.str
     """"nccl", "gloo" or "file"."""
     file_path: _builtins.str

@@ -255,7 +255,7 @@ class JoinEpochRequest(_message.Message):
     """Where the learner's TCPStore listens."""
     store_port: _builtins.int
     secret: _builtins.str
-    """Prefix of the store keys; without the prefix nobody finds the keys."""
+    """By which the two ends of this epoch know each other; never crosses the store or the group."""
     backend: _builtins.str
     """"nccl" or "gloo"."""
     rank: _builtins.int

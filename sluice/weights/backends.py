@@ -22,10 +22,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed import BroadcastOptions, ProcessGroupGloo
 
 from sluice.errors import TransferError
+from sluice.weights.authentication import prove
+from sluice.weights.sealed_store import SealedStore
 
 Collective = Literal["gloo", "nccl"]
 
@@ -36,8 +38,11 @@ ROOT_RANK = 0
 class TransferGroup(Protocol):
     """A joined group, for use by one thread at a time."""
 
-    def broadcast(self, data: np.ndarray) -> None:
-        """Sends (rank 0) or fills (other ranks) contiguous uint8[n] host memory. Raises TransferError at the deadline."""
+    def broadcast(self, data: np.ndarray, *, root: int = ROOT_RANK) -> None:
+        """Sends (as rank `root`) or fills (as any other) contiguous uint8[n] host memory.
+
+        Raises TransferError at the deadline.
+        """
         ...
 
     def close(self) -> None:
@@ -52,7 +57,7 @@ class Rendezvous:
     host: str
     port: int
     secret: str
-    """Prefix of the store keys: a stranger without the secret finds nothing."""
+    """Known to the two ends alone, by which they know each other (authentication.py)."""
     epoch: str
     """Unique to one membership; never used twice."""
     rank: int
@@ -76,20 +81,37 @@ class TransferStore:
 
 
 def join(rendezvous: Rendezvous, *, backend: Collective) -> TransferGroup:
-    """Joins an epoch's group; returns once the peer is there. Raises TransferError at the deadline."""
+    """Joins an epoch's group; returns once the peer is there and has proved that it is the peer.
+
+    Raises TransferError at the deadline, or when somebody else is there.
+    """
     timeout = timedelta(seconds=rendezvous.timeout_s)
     try:
         # A store client of this thread's own: threads that share a client wait for each other's blocking reads.
-        store = PrefixStore(
-            f"sluice/{rendezvous.secret}/{rendezvous.epoch}",
-            TCPStore(rendezvous.host, rendezvous.port, None, is_master=False, timeout=timeout, wait_for_workers=False),
+        plain = TCPStore(
+            rendezvous.host, rendezvous.port, None, is_master=False, timeout=timeout, wait_for_workers=False
         )
-        return _GlooGroup.form(store, rendezvous) if backend == "gloo" else _NcclGroup.form(store, rendezvous)
+        store = SealedStore(plain, secret=rendezvous.secret, epoch=rendezvous.epoch)
+        try:
+            return _proved(store, rendezvous, backend)
+        finally:
+            if rendezvous.rank == ROOT_RANK:
+                store.forget()
     except RuntimeError as error:  # torch's store, network and backend errors have no narrower common base
         raise TransferError(
             f"epoch {rendezvous.epoch}: rank {rendezvous.rank} could not join over {backend} at "
             f"{rendezvous.host}:{rendezvous.port} within {rendezvous.timeout_s:g} s: {error}"
         ) from error
+
+
+def _proved(store: Store, rendezvous: Rendezvous, backend: Collective) -> TransferGroup:
+    group = _GlooGroup.form(store, rendezvous) if backend == "gloo" else _NcclGroup.form(store, rendezvous)
+    try:
+        prove(group, secret=rendezvous.secret, epoch=rendezvous.epoch, rank=rendezvous.rank)
+    except TransferError:
+        group.close()
+        raise
+    return group
 
 
 def as_tensor(data: np.ndarray) -> torch.Tensor:
@@ -108,7 +130,7 @@ class _GlooGroup:
     group: Any
     """ProcessGroupGloo, whose stub lacks its operations."""
     epoch: str
-    options: BroadcastOptions = field(repr=False)
+    timeout: timedelta
 
     @classmethod
     def form(cls, store: Store, rendezvous: Rendezvous) -> "_GlooGroup":
@@ -118,11 +140,11 @@ class _GlooGroup:
         options._threads = 1
         options._devices = [ProcessGroupGloo.create_device(hostname=_local_address(rendezvous))]
         group = ProcessGroupGloo(store, rendezvous.rank, rendezvous.world_size, options)
-        return cls(group, rendezvous.epoch, _broadcast_options(timeout))
+        return cls(group, rendezvous.epoch, timeout)
 
-    def broadcast(self, data: np.ndarray) -> None:
+    def broadcast(self, data: np.ndarray, *, root: int = ROOT_RANK) -> None:
         try:
-            self.group.broadcast([as_tensor(data)], self.options).wait()
+            self.group.broadcast([as_tensor(data)], _broadcast_options(self.timeout, root)).wait()
         except RuntimeError as error:  # gloo raises nothing narrower
             raise TransferError(f"epoch {self.epoch}: {error}") from error
 
@@ -137,9 +159,8 @@ class _NcclGroup:
     group: Any
     """ProcessGroupNCCL, whose stub lacks its operations."""
     epoch: str
-    is_root: bool
+    rank: int
     timeout: timedelta
-    options: BroadcastOptions = field(repr=False)
     device: torch.device
     staging: torch.Tensor | None = field(default=None, repr=False)
 
@@ -158,32 +179,31 @@ class _NcclGroup:
         made = cls(
             group=group,
             epoch=rendezvous.epoch,
-            is_root=rendezvous.rank == ROOT_RANK,
+            rank=rendezvous.rank,
             timeout=timeout,
-            options=_broadcast_options(timeout),
             device=torch.device("cuda", torch.cuda.current_device()),
         )
-        made._broadcast(torch.zeros(1, device=made.device))  # NCCL connects with the first operation
+        made._broadcast(torch.zeros(1, device=made.device), ROOT_RANK)  # NCCL connects with the first operation
         return made
 
-    def broadcast(self, data: np.ndarray) -> None:
+    def broadcast(self, data: np.ndarray, *, root: int = ROOT_RANK) -> None:
         host = as_tensor(data)
         if self.staging is None or self.staging.numel() < host.numel():
             self.staging = torch.empty(host.numel(), dtype=torch.uint8, device=self.device)
         bucket = self.staging[: host.numel()]
         try:
-            if self.is_root:
+            if self.rank == root:
                 bucket.copy_(host)
-            self._broadcast(bucket)
-            if not self.is_root:
+            self._broadcast(bucket, root)
+            if self.rank != root:
                 host.copy_(bucket)
         except RuntimeError as error:  # torch's distributed and accelerator errors share no narrower base
             raise TransferError(f"epoch {self.epoch}: {error}") from error
 
-    def _broadcast(self, tensor: torch.Tensor) -> None:
+    def _broadcast(self, tensor: torch.Tensor, root: int) -> None:
         """Blocks this thread, not only the stream, until the operation is done. After a failure aborts the communicator."""
         try:
-            self.group.broadcast([tensor], self.options).wait(self.timeout)
+            self.group.broadcast([tensor], _broadcast_options(self.timeout, root)).wait(self.timeout)
         except RuntimeError:
             self.group.abort()
             raise
@@ -214,9 +234,9 @@ def _no_nccl_watchdog() -> Iterator[None]:
                 os.environ[name] = before
 
 
-def _broadcast_options(timeout: timedelta) -> BroadcastOptions:
+def _broadcast_options(timeout: timedelta, root: int) -> BroadcastOptions:
     options = BroadcastOptions()
-    options.rootRank = ROOT_RANK
+    options.rootRank = root
     options.timeout = timeout
     return options
 

@@ -19,12 +19,15 @@ _UNFINISHED = ".tmp"
 _NAME_OF_SAFETENSORS_DTYPE = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-def write_snapshot(directory: Path, snapshot: Snapshot) -> Path:
+def write_snapshot(directory: Path, snapshot: Snapshot, *, anew: bool = False) -> Path:
     """Writes `<lineage><number>-<digest>.safetensors` unless the file exists; returns the path. After an OSError no file is
-    left."""
+    left.
+
+    `anew` also writes over a file of that name: the file of an earlier process may be torn, because files are not synced.
+    """
     manifest = snapshot.manifest
     path = path_of(directory, manifest)
-    if path.exists():
+    if path.exists() and not anew:
         return path
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {

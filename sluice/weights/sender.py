@@ -81,6 +81,8 @@ class WeightSender:
         """Guards the files, apart from the other fields because writing takes long."""
         self._told: dict[str, tuple[int, Path]] = {}
         """By rollout: the publication that the rollout was told of last, and the publication's file."""
+        self._written: Path | None = None
+        """The newest file that this process wrote."""
         self._closed = False
         atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
 
@@ -150,7 +152,8 @@ class WeightSender:
         try:
             newest = files.path_of(self._directory, snapshot.manifest)
             files.prune(self._directory, keep={newest, *(path for _, path in self._told.values())})
-            path = files.write_snapshot(self._directory, snapshot)
+            path = files.write_snapshot(self._directory, snapshot, anew=newest != self._written)
+            self._written = path
         except OSError as error:
             raise Unavailable(
                 f"version {snapshot.manifest.version} could not be written for rollouts to read: {error}; make room in "

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
+from services.coordinator.storage.identity import IDENTITY_FILE
 from services.coordinator.wire.messages import ZstdGroups
 from sluice.launch.embedded_redis import find_server
 from sluice.run_dir.batch_file import payloads_of
@@ -32,9 +33,10 @@ class Memory:
     committed: set[int]
 
     @classmethod
-    def of(cls, socket: str) -> "Memory":
+    def of(cls, trial: Trial, socket: str) -> "Memory":
+        keys = json.loads((trial.run_dir / IDENTITY_FILE).read_text())["keys"]
         with redis.Redis(unix_socket_path=socket, decode_responses=True) as client:
-            prefix = "sluice:{run}:"
+            prefix = f"sluice:{{{keys}}}:"
             commits: Any = client.hkeys(f"{prefix}commit")
             admissions: Any = client.hget(f"{prefix}meta", "admissions")
             return cls(admitted=int(admissions or 0), committed={int(step) for step in commits})
@@ -82,14 +84,14 @@ def test_the_embedded_redis_loses_the_end_of_its_append_only_file(start_trial) -
         for process in stopped:
             send(process, signal.SIGSTOP)
         socket = socket_of(trial)
-        before, in_files = Memory.of(socket), groups_in_files(trial.run_dir)
+        before, in_files = Memory.of(trial, socket), groups_in_files(trial.run_dir)
         server = trial.process(Victim.REDIS)
         send(server, signal.SIGKILL)
         with file.open("r+b") as opened:
             opened.truncate(kept_bytes)
         send(stopped[1], signal.SIGCONT)
         trial.until(lambda: trial.process(Victim.REDIS) != server, what="another Redis")
-        after = Memory.of(socket)
+        after = Memory.of(trial, socket)
         send(stopped[0], signal.SIGCONT)
         trial.finish()
     check(trial, before=before, after=after, in_files=in_files)
@@ -104,11 +106,11 @@ def test_a_redis_of_ones_own_without_an_append_only_file_comes_back_empty(start_
         trial.until(lambda: trial.steps() >= STRUCK_AFTER, what=f"step {STRUCK_AFTER}")
         coordinator = trial.process(Victim.COORDINATOR)
         send(coordinator, signal.SIGSTOP)
-        before, in_files = Memory.of(socket), groups_in_files(trial.run_dir)
+        before, in_files = Memory.of(trial, socket), groups_in_files(trial.run_dir)
         send(trial.process(Victim.REDIS), signal.SIGKILL)
         trial.start_beside(server)
         trial.until(lambda: answers(socket), what="another Redis")
-        after = Memory.of(socket)
+        after = Memory.of(trial, socket)
         assert after == Memory(admitted=0, committed=set())
         send(coordinator, signal.SIGCONT)
         trial.finish()

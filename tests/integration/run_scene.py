@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import redis.asyncio as aioredis
 
+from services.coordinator.storage.identity import IDENTITY_FILE
+from services.learner.checkpoint import folders
+from sluice.run_dir.checkpoints import STATE
 from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.coordinator_cases import Cast, Coordinator, coordinator, small_config
 
@@ -69,9 +72,21 @@ class Scene:
             await self.redis.restore(key, 0, value)
 
     @property
+    def keys(self) -> str:
+        """What the run's keys in Redis are called."""
+        return json.loads((self.run_dir / IDENTITY_FILE).read_text())["keys"]
+
+    @property
     def repairs(self) -> list[dict[str, Any]]:
         path = self.run_dir / "repairs.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_checkpoint(run_dir: Path, number: int, lineage: str) -> None:
+    partial = folders.partial_of(run_dir / "checkpoints", number)
+    folders.begin(partial)
+    (partial / STATE).write_text(json.dumps({"step": number, "lineage": lineage, "trained": []}))
+    folders.seal(partial, number)
 
 
 async def refusal_of(call: Any) -> tuple[grpc.StatusCode, str]:

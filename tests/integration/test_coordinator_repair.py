@@ -346,7 +346,9 @@ async def test_a_repair_that_broke_off_between_a_batch_and_its_rows_does_not_kee
     scene: Scene,
 ) -> None:
     """The batch names a group whose row is in a file, and which Redis still takes for open."""
-    store = Store(url=scene.redis_url, run_id=scene.run_dir.name)
+    async with scene.serve():
+        pass
+    store = Store(url=scene.redis_url, run_id=scene.keys)
     await store.open()
     group_id = group_id_of(0, run_id=scene.run_dir.name)
     info = {"admission": 0, "cursor": "", "prompt_id": "", "admitted": None}

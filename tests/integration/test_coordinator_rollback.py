@@ -13,7 +13,6 @@ import pytest
 from services.coordinator.recovery import rollback_files
 from services.coordinator.storage.redis_store import Store
 from services.coordinator.storage.run_files import RunFiles
-from services.learner.checkpoint import folders
 from sluice.errors import Unavailable
 from sluice.launch.embedded_redis import EmbeddedRedis
 from sluice.launch.processes import EXIT_AGAIN
@@ -27,7 +26,7 @@ from sluice.testing.fakes import version
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import rollout_pb2
 from tests.integration.coordinator_cases import Coordinator, small_config
-from tests.integration.run_scene import Scene, refusal_of
+from tests.integration.run_scene import Scene, refusal_of, write_checkpoint
 
 pytestmark = pytest.mark.integration
 
@@ -64,13 +63,6 @@ class Run(Scene):
     @property
     def told(self) -> list[dict[str, Any]]:
         return [dict(line) for line in rollback_files.recorded(self.run_dir)]
-
-
-def write_checkpoint(run_dir: Path, number: int, lineage: str) -> None:
-    partial = folders.partial_of(run_dir / "checkpoints", number)
-    folders.begin(partial)
-    (partial / STATE).write_text(json.dumps({"step": number, "lineage": lineage, "trained": []}))
-    folders.seal(partial, number)
 
 
 async def roll_back(run: Coordinator, to: int, *, preview: bool = False) -> pb.RollbackResponse:

@@ -21,6 +21,7 @@ from sluice.launch.keeper import Keeper
 from sluice.launch.processes import EXIT_AGAIN, read_ready, start
 from sluice.launch.run_lock import lock_run_dir
 from sluice.testing import assert_eventually, assert_eventually_blocking
+from tests.power_failure import Disk
 
 pytestmark = pytest.mark.integration
 
@@ -57,6 +58,16 @@ async def test_an_embedded_redis_starts_answers_and_leaves_no_socket_and_no_proc
     await redis.stop()
     assert not redis.socket_dir.exists()
     assert not psutil.pid_exists(redis.child.process.pid)
+
+
+async def test_the_folders_of_the_embedded_redis_are_on_disk_when_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch, tmp_path)
+    redis = await start_redis(tmp_path / "run" / "redis", log_path=tmp_path / "redis.log")
+    disk.close()
+    await redis.stop()
+    assert "appendonlydir" in disk.left()["run"]["redis"]
 
 
 async def test_the_password_of_an_embedded_redis_is_asked_for_and_is_in_no_file_argument_or_environment(

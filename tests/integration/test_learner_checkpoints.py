@@ -21,7 +21,9 @@ from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
 from services.learner.training.train_step import Trainer
 from sluice.run_dir import durable
+from sluice.run_dir.checkpoints import step_of
 from tests.integration.learner_rank import on_ranks, run_job
+from tests.power_failure import Disk, put_back
 from tests.unit.learner.learner_cases import make_batch, make_config
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
@@ -136,6 +138,31 @@ def test_a_process_killed_before_any_part_of_a_write_leaves_a_checkpoint_to_go_o
     assert checkpoint.choose("auto", directory=tmp_path) == tmp_path / f"step-{complete}"
     _step_and_save(trainer, writer)
     assert [path.name for path in tmp_path.iterdir()] == ["step-3"]
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_the_power_may_fail_at_any_moment_and_the_newest_checkpoint_that_was_told_of_is_there(
+    learner_model: Path, alone: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    told, moments = [0], []
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, tmp_path)
+        disk.after_sync = lambda: moments.append((told[-1], disk.left()))
+        trainer = _trainer(learner_model, alone)
+        writer = CheckpointWriter(
+            directory=tmp_path / "run" / "checkpoints", keep=2, background=background, ranks=alone
+        )
+        for _ in range(4):
+            _step_and_save(trainer, writer)
+            told.append(trainer.step)
+            moments.append((told[-1], disk.left()))
+        disk.close()
+    assert len(moments) > 20, "this shows something"
+    for number, (newest, left) in enumerate(moments):
+        put_back(left, tmp_path / str(number))
+        found = checkpoint.choose("auto", directory=tmp_path / str(number) / "run" / "checkpoints")
+        assert (0 if found is None else step_of(found)) >= newest
+    checkpoint.load(_trainer(learner_model, alone), found or tmp_path)
 
 
 def test_a_checkpoint_from_before_the_first_update_that_counted_can_be_gone_on_from(

@@ -23,6 +23,7 @@ from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Snapshot
 from sluice.weights.tensors import named_tensors
 from tests.integration.learner_rank import on_ranks
+from tests.power_failure import Disk
 from tests.reference_dapo import reference_update
 from tests.unit.learner.learner_cases import as_reference, make_batch, make_config
 
@@ -167,6 +168,18 @@ def test_the_exported_adapter_is_loaded_by_stock_peft_and_merges_to_the_exported
     assert torch.equal(merged(ids).logits, exported(ids).logits)
     assert not torch.equal(exported(ids).logits, AutoModelForCausalLM.from_pretrained(learner_model)(ids).logits)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
+
+
+def test_an_adapter_that_was_exported_outlives_a_power_failure(
+    learner_model: Path, alone: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, packer, config = _trained(learner_model, alone, lora="adapter")
+    snapshot = packer.gather(VERSION)
+    assert snapshot is not None
+    disk = Disk(monkeypatch, tmp_path)
+    export_adapter(snapshot, config=config, target=tmp_path / "adapter")
+    disk.close()
+    assert disk.left()["adapter"] == {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
 
 
 @pytest.mark.parametrize(("lora", "kind"), [("merged", "q_proj.base_layer"), ("adapter", "q_proj.lora_B.default")])

@@ -4,7 +4,8 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
@@ -13,6 +14,9 @@ import pytest
 import torch.distributed as dist
 
 from sluice.errors import TransferError
+from sluice.testing import assert_eventually_blocking
+from sluice.weights.authentication import prove
+from sluice.weights.backends import Rendezvous, _GlooGroup
 from sluice.weights.receiver import Received, WeightReceiver
 from sluice.weights.sender import OpenedTransfer, WeightSender
 from tests.integration.weight_cases import join_opened, random_snapshot
@@ -119,6 +123,66 @@ def test_a_stranger_that_speaks_the_stores_language_finds_no_key_without_the_sec
     join_opened(receiver, opened, "e")
     receiver.begin(epoch="e", manifest=opened.manifest)
     np.testing.assert_array_equal(receiver.result(timeout_s=10.0).buffer, random_snapshot(1).buffer)
+
+
+def test_no_secret_is_in_the_store_and_the_addresses_leave_it_when_the_two_ends_have_met(
+    sender: WeightSender, receiver: WeightReceiver
+) -> None:
+    sender.publish(random_snapshot(1))
+    opened = sender.open(rollout_id="r", epoch="e", timeout_s=5.0)
+    stranger = dist.TCPStore("127.0.0.1", opened.store_port, None, is_master=False, timeout=timedelta(seconds=3.0))
+    names = seen(stranger, count=1)
+    texts = [name.encode() for name in names] + [stranger.get(name) for name in names]
+    assert not any(opened.secret.encode() in text for text in texts)
+    join_opened(receiver, opened, "e")
+    assert_eventually_blocking(lambda: not seen(stranger, count=0), within_s=5.0)
+
+
+@pytest.mark.parametrize(
+    "how", [lambda value: b"poison", lambda value: value[:32] + b"x" + value[33:], lambda value: b""]
+)
+def test_a_stranger_that_changes_the_addresses_in_the_store_spoils_one_epoch_and_is_never_called(
+    sender: WeightSender, receiver: WeightReceiver, how: Callable[[bytes], bytes]
+) -> None:
+    sender.publish(random_snapshot(1))
+    opened = sender.open(rollout_id="r", epoch="spoilt", timeout_s=1.0)
+    stranger = dist.TCPStore("127.0.0.1", opened.store_port, None, is_master=False, timeout=timedelta(seconds=3.0))
+    for name in seen(stranger, count=1):
+        stranger.set(name, how(stranger.get(name)))
+    with pytest.raises(TransferError, match="a stranger has changed an address"):
+        join_opened(receiver, opened, "spoilt", timeout_s=1.0)
+    assert push(sender, receiver, 2).manifest.version.number == 2
+
+
+@pytest.mark.parametrize(("first", "other"), [("right", "guess"), ("guess", "right")])
+def test_an_end_that_was_connected_without_the_secret_gets_no_weights_and_gives_none(first: str, other: str) -> None:
+    """Both ends are in one group, as when a stranger was quicker to connect than the receiver."""
+    meeting = dist.HashStore()
+
+    def end(rank: int, secret: str) -> None:
+        where = Rendezvous(host="127.0.0.1", port=1, secret=secret, epoch="e", rank=rank, world_size=2, timeout_s=2.0)
+        group = _GlooGroup.form(meeting, where)
+        try:
+            prove(group, secret=secret, epoch="e", rank=rank)
+        finally:
+            group.close()
+
+    with ThreadPoolExecutor() as threads:
+        ends = [threads.submit(end, rank, secret) for rank, secret in enumerate((first, other))]
+    assert all(isinstance(one.exception(), TransferError) for one in ends)
+    with ThreadPoolExecutor() as threads:
+        meeting = dist.HashStore()
+        assert [one.result() for one in [threads.submit(end, rank, "right") for rank in (0, 1)]] == [None, None]
+
+
+def seen(store: dist.TCPStore, *, count: int) -> list[str]:
+    """The names of transfers in the store, once there are `count`."""
+
+    def names() -> list[str]:
+        return [name for name in store.list_keys() if len(name) == 64]
+
+    assert_eventually_blocking(lambda: len(names()) >= count, within_s=5.0)
+    return names()
 
 
 def test_a_stranger_that_guessed_the_secret_can_spoil_one_epoch_and_slip_in_no_weights(

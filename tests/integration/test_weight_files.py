@@ -42,6 +42,16 @@ def test_only_what_somebody_may_still_read_stays(sender: WeightSender, tmp_path:
         assert set(tmp_path.iterdir()) == paths
 
 
+def test_a_file_that_an_earlier_learner_left_torn_is_written_again(sender: WeightSender, tmp_path: Path) -> None:
+    """After a power failure: weights are not synced, because a learner that starts again publishes them again."""
+    whole = opened_path(sender, "one", 0).read_bytes()
+    opened_path(sender, "one", 0).write_bytes(b"\0" * len(whole))
+    again = WeightSender(backend="file", host="127.0.0.1", directory=tmp_path)
+    for rollout in ("one", "other"):
+        assert opened_path(again, rollout, 0).read_bytes() == whole
+    again.close()
+
+
 def test_the_file_of_a_slow_reader_stays_until_it_asks_again_or_is_forgotten(
     sender: WeightSender, tmp_path: Path
 ) -> None:

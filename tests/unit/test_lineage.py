@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sluice.lineage import LineageBook, Rollback, is_given_up, is_older, lineage_from
+from tests.power_failure import Disk
 
 TO_300 = Rollback(to=300, lineage="b")
 TO_350 = Rollback(to=350, lineage="d")
@@ -36,6 +37,15 @@ def test_a_learner_goes_on_under_the_newest_lineage_there_was() -> None:
     assert lineage_from("z", [Rollback(to=3, lineage="aa")]) == "aa"
     assert is_older("z", "aa")
     assert not is_older("b", "b")
+
+
+def test_a_name_that_was_minted_outlives_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch, tmp_path)
+    book = LineageBook(tmp_path / "lineages")
+    for _ in range(2):
+        fresh = book.mint()
+        assert disk.left()["lineages"].split()[-1] == fresh.encode()
+    disk.close()
 
 
 def test_names_minted_at_once_are_different(tmp_path: Path) -> None:

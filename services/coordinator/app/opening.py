@@ -17,6 +17,7 @@ from services.coordinator.state.fleet import Fleet, Member
 from services.coordinator.state.group import PromptLike
 from services.coordinator.state.progress import Progress
 from services.coordinator.state.run_context import RunContext
+from services.coordinator.storage.identity import Identity, identify
 from services.coordinator.storage.ledger_files import LedgerFiles
 from services.coordinator.storage.leftovers import drop_leftovers
 from services.coordinator.storage.records import Records
@@ -68,8 +69,7 @@ class OpenedRun:
 
 async def open_run(config: Config, options: Options) -> OpenedRun:
     """Opens a run. Raises ConfigError or LaunchError when data, model, Redis or files cannot be used."""
-    run_id = options.run_dir.name
-    identity = model_identity(config.model.path)
+    model = model_identity(config.model.path)
     training = PromptStream.open(config, split="train")
     held_out = PromptStream.open(config, split="val") if config.data.val_files else None
     if options.check_only:
@@ -78,12 +78,10 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
                 stream.look_at_every_row()
     facts = training.describe()
     log.info("data", **facts)
-    own = access_by_password(options.redis_password) if options.redis_password else None
     clock, events = SystemClock(), Events()
     disk = DiskWaits(clock=clock, tell=partial(_tell_disk, events))
-    store = Store(url=options.redis_url, run_id=run_id, access=own or redis_access(config.network), disk=disk)
-    await store.open(most_queued_bytes=most_queued_bytes(config))
     files = await disk.write(RunFiles, options.run_dir, most_bytes=config.run.file_max_bytes, disk=disk)
+    identity, store = await _take_over(config, options, files)
     codec = ZstdGroups()
     await files.keep_config(dump_config(config))
     records = Records(store=store, files=files, ledger=LedgerFiles(store=store, files=files), codec=codec)
@@ -95,7 +93,9 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
         progress.reopen(total_steps=config.run.total_steps)
         await store.set_meta(progress.to_meta())
     progress.evaluations = surviving_evaluations(progress, history(rolled_back), run_dir=options.run_dir)
-    loggers = open_loggers(config, run_dir=options.run_dir, trained_steps=progress.trained_steps)
+    loggers = open_loggers(
+        config, run_dir=options.run_dir, run_id=identity.unique, trained_steps=progress.trained_steps
+    )
     files.follow = loggers.put
     # Half of the limit, so that a pause alone never ends a run.
     longest_pause_s = config.coordinator.no_service_timeout_s / 2
@@ -109,7 +109,7 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
     )
     return OpenedRun(
         run=RunContext(
-            run_id=run_id,
+            run_id=identity.name,
             config=config,
             clock=clock,
             fleet=fleet,
@@ -128,11 +128,26 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
             facts=facts,
             unusable=[reason for stream in (training, held_out) if stream for reason in stream.unusable.values()],
         ),
-        identity=identity,
+        identity=model,
         loggers=loggers,
         rolled_back=rolled_back,
         meta=meta,
     )
+
+
+async def _take_over(config: Config, options: Options, files: RunFiles) -> tuple[Identity, Store]:
+    """The run's identity and its store, which no earlier coordinator can write to any more."""
+    own = access_by_password(options.redis_password) if options.redis_password else None
+    access = own or redis_access(config.network)
+    store = Store(url=options.redis_url, run_id=options.run_dir.name, access=access, disk=files.disk)
+    await store.check(most_queued_bytes=most_queued_bytes(config))
+    own_redis = options.own_redis or own is not None
+    identity = await identify(files, store, own_redis=own_redis)
+    if identity.keys != options.run_dir.name:
+        await store.close()
+        store = Store(url=options.redis_url, run_id=identity.keys, access=access, disk=files.disk)
+    await store.take_over(owner=identity.id, by_force=own_redis)
+    return identity, store
 
 
 def _tell_quarantine(events: Events, member: Member, text: str) -> None:

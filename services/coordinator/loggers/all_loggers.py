@@ -42,14 +42,15 @@ class Loggers:
                 tasks.create_task(asyncio.to_thread(feed.close, within_s=CLOSE_WITHIN_S))
 
 
-def open_loggers(config: Config, *, run_dir: Path, trained_steps: int) -> Loggers:
+def open_loggers(config: Config, *, run_dir: Path, trained_steps: int, run_id: str | None = None) -> Loggers:
     """Opens `run.loggers`. `trained_steps` is the run's present number of trained steps, which a rollback reduces.
 
-    Raises ConfigError when a logger's package is not installed.
+    `run_id` is a name that no other run has; None: the run directory's. Raises ConfigError when a logger's package is not
+    installed.
     """
     check_loggers(config)
     settings = config.model_dump(mode="json")
-    run_id, name = run_dir.name, config.run.name
+    run_id, name = run_id or run_dir.name, config.run.name
     makers: Mapping[str, Callable[[], Logger]] = {
         "tensorboard": lambda: TensorBoardLogger(run_dir / "tensorboard", trained_steps=trained_steps),
         "wandb": lambda: WandbLogger(project=name, run_id=run_id, folder=run_dir, settings=settings),

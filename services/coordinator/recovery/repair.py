@@ -250,8 +250,9 @@ class Repair:
 
     async def _tell(self, version: PolicyVersion, account: Account) -> None:
         """Writes the account to RUN/repairs.jsonl, and the numbers to the log and the event stream."""
+        line = {"time_s": time.time(), "version": version.number, **asdict(account)}
+        await self._files.append(REPAIRS_FILE, line, synced=True)
         await self._store.set_meta(self._progress.to_meta())
-        await self._files.append(REPAIRS_FILE, {"time_s": time.time(), "version": version.number, **asdict(account)})
         counts = {
             name: float(value if isinstance(value, int) else len(value)) for name, value in asdict(account).items()
         }

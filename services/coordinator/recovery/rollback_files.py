@@ -18,7 +18,7 @@ from sluice.lineage import Rollback, is_given_up
 from sluice.report.metrics import METRICS_FILE, ROLLBACK
 from sluice.run_dir import checkpoints
 from sluice.run_dir.batch_file import batch_files
-from sluice.run_dir.durable import append_line, sync
+from sluice.run_dir.durable import append_line, make_folder, sync
 from sluice.run_dir.json_lines import JsonObject, json_lines, read_json_lines
 
 log = structlog.get_logger(__name__)
@@ -62,10 +62,8 @@ def record(run_dir: Path, account: Mapping[str, Any]) -> None:
     line = {"kind": ROLLBACK, **{name: account[name] for name in ("number", "to", "lineage", "reached", "time_s")}}
     known = (was or {} for was in json_lines(run_dir / METRICS_FILE))
     if not any(was.get("kind") == ROLLBACK and was.get("number") == account["number"] for was in known):
-        append_line(run_dir / METRICS_FILE, line)
-    append_line(run_dir / ROLLBACKS_FILE, account, synced=True)
-    for path in (run_dir / ROLLBACKS_FILE, run_dir):  # a repeated rollback would set aside later files
-        sync(path)
+        append_line(run_dir / METRICS_FILE, line, synced=True)
+    append_line(run_dir / ROLLBACKS_FILE, account, synced=True)  # a repeated rollback would set aside later files
 
 
 def drop_set_aside(run_dir: Path, number: int) -> None:
@@ -83,12 +81,13 @@ def drop_set_aside(run_dir: Path, number: int) -> None:
 def _set_aside(paths: Sequence[Path], number: int) -> None:
     for path in paths:
         folder = _aside(path.parent, number)
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         target = folder / path.name
         if target.is_dir():
             shutil.rmtree(target)
         os.replace(path, target)
     for parent in {path.parent for path in paths}:
+        sync(_aside(parent, number))  # before the names that files had are gone
         sync(parent)
 
 

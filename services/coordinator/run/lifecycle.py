@@ -227,13 +227,16 @@ class Lifecycle:
         await self.record_evaluation(result, full=full)
 
     async def record_evaluation(self, result: EvaluationResult, *, full: bool) -> None:
-        """Records an evaluation in progress, metrics.jsonl, Redis and the event stream."""
+        """Records an evaluation in metrics.jsonl, progress, Redis and the event stream.
+
+        After a kill in between, the repeated evaluation's line takes the place of the first.
+        """
+        await self._files.append_metrics({"kind": "eval", "time_s": time.time(), "full": full} | result.to_line())
         self._progress.evaluated(result)
         await self.save()
         values = {"eval/avg_at_n": result.avg_at_n, "eval/pass_at_n": result.pass_at_n}
         values |= {} if result.greedy is None else {"eval/greedy": result.greedy}
         self._progress.metrics.update(values)
-        await self._files.append_metrics({"kind": "eval", "time_s": time.time(), "full": full} | result.to_line())
         self._events.emit(
             "evaluated",
             str(result),

@@ -18,9 +18,12 @@ end
 if tonumber(round) < tonumber(redis.call('GET', KEYS[12]) or '0') then return redis.error_reply('LATE') end
 """
 
-# KEYS: fence, round. ARGV: milliseconds of Unix time. A Redis that forgot fences never gives out such a fence again, because
-# time has passed.
+# KEYS: fence, round, owner. ARGV: milliseconds of Unix time, the run directory's id or nothing, 1 to take another
+# directory's run. A Redis that forgot fences never gives out such a fence again, because time has passed.
 TAKE_OVER = """
+local owner = redis.call('GET', KEYS[3])
+if owner and ARGV[2] ~= '' and owner ~= ARGV[2] and ARGV[3] ~= '1' then return 0 end
+if ARGV[2] ~= '' then redis.call('SET', KEYS[3], ARGV[2]) end
 local fence = math.max(tonumber(redis.call('GET', KEYS[1]) or '0') + 1, tonumber(ARGV[1]))
 redis.call('SET', KEYS[1], string.format('%.0f', fence))
 redis.call('DEL', KEYS[2])

@@ -5,7 +5,7 @@ fence, after which every script of the first coordinator answers FENCED. A Redis
 process answers FORGOT: this process's memory is then ahead of Redis, so the process has to end and start from Redis.
 Nothing here knows of gRPC or decides anything about RL.
 
-Keys, all under `sluice:{run}:`
+Keys, all under `sluice:{KEYS}:`, where KEYS is the run's name and random id (identity.py)
   fence        integer, raised by each coordinator that takes over the run, to the time at least: Unix, in milliseconds
   state        hash  group id -> open | queued | assigned            (only live groups)
   info         hash  group id -> JSON facts of a live group
@@ -17,6 +17,7 @@ Keys, all under `sluice:{run}:`
   meta         hash  cursor, admissions, run state, rollbacks ...
   writes       integer, scripts that were run: one that is smaller than it was has lost its end
   round        integer, the newest round trip of the holder of the fence: scripts of an earlier one are refused
+  owner        id of the run directory
 """
 
 import asyncio
@@ -92,7 +93,7 @@ class Store:
         self._url, self._access = url, access or RedisAccess()
         self._redis = self._access.connect(url, retries=patience)
         self._disk = RedisDisk(url=url, disk=disk or DiskWaits(clock=SystemClock()))
-        prefix = f"sluice:{{{run_id}}}:"
+        prefix = self.prefix = f"sluice:{{{run_id}}}:"
         names = (
             "fence",
             "state",
@@ -106,6 +107,7 @@ class Store:
             "commit",
             "writes",
             "round",
+            "owner",
         )
         self._keys = [prefix + name for name in names]
         self._key: dict[str, str] = dict(zip(names, self._keys, strict=True))
@@ -123,7 +125,12 @@ class Store:
         """Rows that this process has written, also rows that are in files by now."""
 
     async def open(self, *, most_queued_bytes: int = 0) -> None:
-        """Checks the server and takes over the run. Raises LaunchError or ConfigError with the fix.
+        """Checks the server and takes over the run, whoever's it is. Raises LaunchError or ConfigError with the fix."""
+        await self.check(most_queued_bytes=most_queued_bytes)
+        await self.take_over()
+
+    async def check(self, *, most_queued_bytes: int = 0) -> None:
+        """Checks the server and changes nothing. Raises LaunchError or ConfigError with the fix.
 
         `most_queued_bytes` is the largest size of the queue, to compare with a server's memory limit.
         """
@@ -136,7 +143,6 @@ class Store:
                 info = await connection.info("server")
                 memory = await connection.config_get("maxmemory*")
                 persistence = await connection.config_get("append*")
-                await self._disk.find(connection)
         except (RedisError, OSError) as error:
             why = str(error) or f"no answer in {OPEN_TIMEOUT_S:.0f} s"
             raise LaunchError(
@@ -171,13 +177,36 @@ class Store:
                 consequence="a Redis that dies may forget its last writes: what it forgot is generated again",
                 fix="redis-cli config set appendfsync always, and appendfsync always in its configuration file",
             )
+
+    async def take_over(self, *, owner: str = "", by_force: bool = False) -> None:
+        """Fences off every earlier coordinator. `owner` is the run directory's id.
+
+        Raises LaunchError when the run is another directory's, unless `by_force`.
+        """
         now_ms = time.time_ns() // 1_000_000
         await self._load()
+        await self._call(lambda: self._disk.find(self._redis))
+        keys = [self._key[name] for name in ("fence", "round", "owner")]
 
         def take_over() -> Awaitable[Any]:
-            return self._once(self._redis.eval(TAKE_OVER, 2, self._key["fence"], self._key["round"], now_ms))
+            return self._once(self._redis.eval(TAKE_OVER, len(keys), *keys, now_ms, owner, int(by_force)))
 
-        self.fence = int(await self._disk.written(take_over, size_bytes=0))
+        fence = int(await self._disk.written(take_over, size_bytes=0))
+        if not fence:
+            raise LaunchError(
+                f"redis: the keys {self.prefix}* are of another run directory than this one (its id is not {owner}); give "
+                "this run another Redis (network.redis_url: another server, or another database of this one)"
+            )
+        self.fence = fence
+
+    async def exists(self) -> bool:
+        """Whether a coordinator ever took over a run with these keys."""
+        return bool(await self._call(lambda: self._redis.exists(self._key["fence"])))
+
+    async def owner(self) -> str | None:
+        """The id of the run directory; None for a run of an older version."""
+        found = await self._call(lambda: self._redis.get(self._key["owner"]))
+        return None if found is None else found.decode()
 
     async def close(self) -> None:
         """Closes the connections, when no caller waits for a script any more."""

@@ -38,7 +38,7 @@ from sluice.run_dir.batch_file import (
 )
 from sluice.run_dir.durable import append_line, append_lines, name_synced, sync, write_synced
 from sluice.run_dir.full_disk import DiskWaits, NoRoom
-from sluice.run_dir.ledger_parts import damage_skipped, open_parts
+from sluice.run_dir.ledger_parts import damage_skipped, open_parts, part_paths
 from sluice.run_dir.thinning import thin
 
 log = structlog.get_logger(__name__)
@@ -76,12 +76,16 @@ class RunFiles:
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
 
     async def keep_config(self, text: str) -> None:
-        """Writes RUN/config.yaml, the resolved configuration of the last start. `sluice up` has written the file already."""
+        """Writes RUN/config.yaml, the resolved configuration of the last start. `sluice up` has written the file already.
+
+        Then the names in RUN are on disk, the folders' among them.
+        """
 
         def keep() -> None:
             path = self.run_dir / "config.yaml"
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 write_synced(path, [text.encode()])
+            sync(self.run_dir)
 
         await self.disk.write(keep)
 
@@ -139,6 +143,22 @@ class RunFiles:
         except FileNotFoundError as error:
             raise NotFound(f"batch {step}: {path} is gone; it is kept while a checkpoint <= {step} exists") from error
 
+    async def batch_digest(self, step: int) -> str:
+        """The digest of batch `step`. Raises NotFound when the file is gone."""
+        return await self._read(step, lambda file: blake3.blake3(file.read()).hexdigest())
+
+    def batch_steps(self) -> list[int]:
+        """The steps whose batch file has its name."""
+        return sorted(step for step, path in batch_files(self.run_dir) if path == self._batch_path(step))
+
+    def is_staged(self, step: int, digest: str) -> bool:
+        """Whether the file of batch `step` waits for its name."""
+        return self._staged_path(step, digest).exists()
+
+    def hold_a_run(self) -> bool:
+        """Whether a batch, a row of the ledger or a checkpoint is here: otherwise nothing of a run is lost."""
+        return bool(self.batch_steps() or part_paths(self.run_dir) or self.kept_checkpoints())
+
     def drop_batches_before(self, step: int) -> None:
         """Removes batches that no kept checkpoint can ask for."""
         for found, path in list(batch_files(self.run_dir)):
@@ -162,7 +182,7 @@ class RunFiles:
             raise DiskFull(str(error)) from error
 
     async def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Appends a line of a step or an evaluation to RUN/metrics.jsonl."""
+        """Appends a line of a step or an evaluation to RUN/metrics.jsonl; on disk, because Redis's record follows."""
         await self.disk.write(self._append_thinned, METRICS_FILE, line)
         self.follow(line)
 
@@ -173,7 +193,7 @@ class RunFiles:
     def _append_thinned(self, name: str, line: Mapping[str, Any]) -> None:
         path = self.run_dir / name
         with self._appending:  # a line that is appended while the file is replaced would be lost
-            append_line(path, line)
+            append_line(path, line, synced=True)
             try:
                 thinned = thin(path, most_bytes=self._most_bytes)
             except OSError as error:  # the line is written, and a file that is too large harms nobody yet

@@ -10,6 +10,7 @@ import safetensors
 from services.learner.policy.lora import whole_model
 from sluice.config.schema import Config
 from sluice.errors import SluiceError
+from sluice.run_dir.durable import name_synced, sync_tree
 from sluice.weights.snapshot import Snapshot
 
 _COPIED = (
@@ -54,10 +55,11 @@ def export_model(snapshot: Snapshot, *, base: Path, target: Path, shard_bytes: i
                 shutil.copy2(file, partial / file.name)
         _write_config(snapshot, base=base, target=partial)
         _write_weights(snapshot, partial, shard_bytes=shard_bytes)
+        sync_tree(partial)
         shutil.rmtree(former, ignore_errors=True)
         if target.exists():
             os.replace(target, former)
-        os.replace(partial, target)
+        name_synced(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(former, ignore_errors=True)

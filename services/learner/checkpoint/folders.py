@@ -13,7 +13,7 @@ import structlog
 
 from sluice.lineage import Rollback, is_given_up
 from sluice.run_dir.checkpoints import MANIFEST, facts_of, lineage_of, path_of, steps, verify
-from sluice.run_dir.durable import name_synced, sync
+from sluice.run_dir.durable import make_folder, name_synced, sync
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +28,7 @@ def begin(partial: Path, *, needed_bytes: int = 0) -> None:
 
     Raises OSError, also when the disk has no room for `needed_bytes`: a refusal is better than a full disk.
     """
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(partial.parent)
     for leftover in partial.parent.glob(".step-*.partial"):
         discard(leftover)
     free_bytes = shutil.disk_usage(partial.parent).free

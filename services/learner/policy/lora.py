@@ -4,7 +4,6 @@ PEFT injects the adapters into the model; the module tree stays the same. B star
 snapshot/pack.py and sluice.weights push and merge adapters.
 """
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 
 from sluice.config.schema import Config
 from sluice.errors import ConfigError, SluiceError
+from sluice.run_dir.durable import name_synced, sync_tree
 from sluice.weights.adapters import adapters_among, scale_of
 from sluice.weights.merging import map_tensors, merged
 from sluice.weights.snapshot import Snapshot
@@ -64,8 +64,9 @@ def export_adapter(snapshot: Snapshot, *, config: Config, target: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _write_adapter(snapshot, config=config, folder=partial)
+        sync_tree(partial)
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
+        name_synced(partial, target)
     except OSError as error:
         raise SluiceError(
             f"export of the adapters of {snapshot.manifest.version} to {target} failed: {error}"

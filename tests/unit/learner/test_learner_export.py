@@ -12,6 +12,7 @@ from sluice.errors import SluiceError
 from sluice.policy_version import PolicyVersion
 from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Packer, Snapshot
+from tests.power_failure import Disk
 from tests.unit.learner.learner_cases import make_config, write_tiny_model
 
 
@@ -22,6 +23,19 @@ def _snapshot(model: torch.nn.Module, dtype: str) -> Snapshot:
         data = parameter.detach().to(getattr(torch, dtype)).reshape(-1).view(torch.uint8)
         packer.put(name, data.numpy())
     return packer.seal(PolicyVersion(lineage="a", number=7))
+
+
+def test_a_model_that_was_exported_outlives_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_tiny_model(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    (tmp_path / "run").mkdir()
+    for _ in range(2):  # the second replaces the first
+        with monkeypatch.context() as patch:
+            disk = Disk(patch, tmp_path / "run")
+            export_model(_snapshot(model, "float32"), base=base, target=tmp_path / "run" / "model")
+            disk.close()
+        written = {path.name: path.read_bytes() for path in (tmp_path / "run" / "model").iterdir()}
+        assert disk.left()["model"] == written
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
