@@ -1,10 +1,11 @@
 r"""Finds the final answer in a completion, in the forms that people ask models for.
 
 Text in, text out; the verifiers decide whether an answer is right. The last answer of a completion counts, because a model
-that corrects itself means the last answer. Thoughts, up to the last `</think>`, hold no answer.
+that corrects itself means the last answer. Thoughts, up to the last `</think>`, hold no answer, and neither do thoughts that
+a completion begins with and never ends.
 
-`Answer:` is read as models write it: in bold or italics, with a full-width colon, as `answer is:`, in Chinese, as a
-heading with the answer below.
+`Answer:` is read as models write it: in bold or italics, with a full-width colon, as `answer is:`, in Chinese (with a verb
+for the colon too), as a heading with the answer below.
 """
 
 import re
@@ -23,14 +24,16 @@ SENTENCE_END: Final = ".;,!\u3002\uff1b\uff0c\uff01\uff0e"
 
 _MARKUP = "[*_`]*"
 _LINE = re.compile(
-    rf"(?P<mark>(?:answer|\u7b54\u6848){_MARKUP}(?:\s+is{_MARKUP})?\s*[:\uff1a]{_MARKUP})\s*(?P<answer>[^\n]*)"
+    rf"(?P<mark>(?:(?:answer|\u7b54\u6848){_MARKUP}(?:\s+is{_MARKUP})?\s*[:\uff1a]|\u7b54\u6848\s*[\u662f\u4e3a\u70ba]\s*[:\uff1a]?)"
+    rf"{_MARKUP})\s*(?:(?:\\\[|\$\$)[ \t]*\n\s*)?(?=(?P<answer>[^\n]*))"
     rf"|^[ \t#>*_`]*(?:the[ \t]+)?(?:final[ \t]+)?(?P<heading>answer)[ \t*_`]*\n\s*(?P<below>[^\n]+)",
     re.IGNORECASE | re.MULTILINE,
 )
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
 _BOX = "\\boxed{"
 _END_OF_THOUGHT = re.compile(r"</think>", re.IGNORECASE)
+_THOUGHT = re.compile(r"\s*<think>", re.IGNORECASE)
 
 
 def find(text: str, form: Form) -> str:
@@ -45,8 +48,9 @@ def find(text: str, form: Form) -> str:
 
 
 def after_thought(text: str) -> str:
-    """The completion behind the last `</think>`; all of a completion without one."""
-    return _END_OF_THOUGHT.split(text)[-1]
+    """The completion behind the last `</think>`; all of one without it, nothing where thoughts begin and never end."""
+    rest = _END_OF_THOUGHT.split(text)[-1]
+    return "" if _THOUGHT.match(rest) else rest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,32 +29,56 @@ _ADVERBS = (
     r"(?:(?:therefore|thus|then|clearly|definitely|likely|probably|indeed|really|actually|simply|just|the|only|most|also|"
     r"obviously|certainly|surely|in fact|still|now)\s+)*"
 )
-_VERB = r"(?:is|was|would be|must be|should be|has to be|will be|ought to be|remains|becomes)"
+_VERB = r"(?:is|was|(?:would|must|should|has to|will|ought to)(?: therefore| thus| then| clearly)? be|remains|becomes)"
 _PATTERNS: Final = (
     # the answer is B; answer: B; the correct option would be (B)
-    rf"(?i:\b(?:answer|choice|option|response|solution|selection|pick)\b[^:\n]{{0,60}}?(?:\b{_VERB}\b|'s\b|[:=])\s*:?\s*"
+    rf"(?i:\b(?:answer|choice|option|response|solution|selection|pick|possibility)\b[^:\n]{{0,60}}?(?:\b{_VERB}\b|'s\b|[:=])\s*:?\s*"
     rf"{_ADVERBS}{_NOUN}){_LETTER}",
+    # ans. B
+    rf"(?i:\bans\b\s*[.:]?\s*{_NOUN}){_LETTER}{_END}",
+    # the correct statement is B
+    rf"(?i:\b(?:correct|right|true|best)\s+\w+\s+{_VERB}\s+{_ADVERBS}{_NOUN}){_LETTER}{_END}",
     # it must be B
     rf"(?i:\b(?:it|this|that)(?:\s+{_VERB}|'s)\s+{_ADVERBS}{_NOUN}){_LETTER}{_END}",
     # I choose B
     r"(?i:\b(?:choos(?:e|ing)|chose|(?:pick|select)(?:ed|ing)?|go(?:ing)? (?:with|for)|opt for|settle on|vote for|conclude|say|"
     rf"take|prefer|answer|believe|think|guess)\s+(?:on\s+|with\s+|that\s+|it's\s+|it is\s+)?{_ADVERBS}{_NOUN}){_LETTER}{_END}",
     # so B; wait, B; which leaves B
-    r"(?i:\b(?:so|therefore|thus|hence|consequently|then|leav(?:es?|ing)|conclusion|overall|finally|final|but|instead|wait|no[,:]|"
-    rf"actually|correction|sorry|i mean|make that)[\s,:-]+(?:rather\s+|it's\s+|it is\s+|with\s+|us with\s+)*{_ADVERBS}{_NOUN})"
+    r"(?i:\b(?:so|therefore|thus|hence|consequently|then|leav(?:es?|ing)|left|conclusion|overall|finally|final|but|instead|wait|"
+    r"no[,:]|actually|correction|sorry|i mean|make that|elimination|chang(?:e|ed|ing) (?:it|(?:my|the) answer)(?: from \w)? to)"
+    rf"[\s,:-]+(?:rather\s+|it's\s+|it is\s+|(?:us\s+)?with\s+)*{_ADVERBS}{_NOUN})"
     rf"{_LETTER}{_END}",
+    # definitely B; must be B
+    r"^\W*(?i:(?:must be|definitely|clearly|probably|likely|most likely|certainly|obviously|surely)[\s,:]+"
+    rf"{_NOUN}){_LETTER}{_END}",
+    # which corresponds to option B; this matches (B)
+    r"(?i:\b(?:correspond(?:s|ing)?|match(?:es|ing)?|agrees?|closest|equivalent|equal)\s+(?:to\s+|with\s+)?"
+    rf"(?=\(|option|choice|answer|letter)(?:answer\s+)?{_NOUN}){_LETTER}{_END}",
+    # Chinese: choose B
+    rf"(?<!\u4e0d)[\u9009\u9078][\u62e9\u64c7]?[\u9879\u9805]?[\u662f\u4e3a\u70ba]?\s*:?\s*{_LETTER}",
+    # Chinese: B is right
+    rf"{_LETTER}\s*(?:\u9009\u9879|\u9078\u9805)?\s*\u662f?\s*(?:\u6b63\u786e|\u6b63\u78ba|\u5bf9\u7684)",
+    # which makes B the answer
+    rf"(?i:\bmak(?:es|ing)\s+{_NOUN}){_LETTER}(?i:\s+(?:the|correct|right)\b)",
     # which leaves one: B
     rf":\s+(?i:{_NOUN}){_LETTER}\)?\s*[.!]?$",
     # B is correct; B works
     rf"(?i:{_NOUN}){_LETTER}\s*(?i:(?:{_VERB}|seems|looks|'s)\s+{_ADVERBS}"
-    r"(?:correct|right|true|best|better|answer|valid|solution|choice|option|winner|one)\b|(?:works|fits|holds|matches|wins)\b)",
+    r"(?:correct|right|true|best|better|answer|valid|solution|choice|option|winner|one)\b"
+    r"|(?:works|fits|holds|matches|wins|remains|is left|it is|(?:should|must) be (?:selected|chosen))\b)",
 )
 _ASSERTIONS: Final = tuple(map(re.compile, _PATTERNS))
 _MENTION = re.compile(rf"(?i:\b(?:answer|option|choice)\s*:?\s*){_LETTER}")
 
+_OTHERS = (
+    r"\b(?:many|some|most|people|students?|others?|they|someone|everybody|everyone|one)\s+(?:(?!not)\w+\s+){0,4}?"
+    r"(?:say|choose|chose|pick|picked|select|answer|think|guess|believe|take|go (?:with|for))"
+    r"(?:\s+(?:that\s+)?(?:it|the answer)(?:\s+(?:is|must be)|'s))?"
+)
+"""Words that say what others assert."""
 _DENIED = re.compile(
     r"(?:\bnot|n't|\bnor|\bneither|\bnever|\bthan|\binstead of|\bunlike|\bexcept|\brul(?:e|ed|es|ing) out|\beliminat\w+|"
-    rf"\breject\w*|\bexclud\w+|\bwithout)\s+(?:both\s+)?{_NOUN}\(?\s*$",
+    rf"\breject\w*|\bexclud\w+|\bwithout|{_OTHERS})\s+(?:both\s+)?{_NOUN}\(?\s*$",
     re.IGNORECASE,
 )
 _FALSE = re.compile(
@@ -68,11 +92,12 @@ _ANOTHER = re.compile(
 _REASON = re.compile(
     r"\b(?:since|because|whereas|while|although|though|unlike|given that|if|suppose|assuming)\b", re.IGNORECASE
 )
-_SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
+_SENTENCE = re.compile(r"(?<=[.!?;])(?<![Aa]ns\.)\s+|\n+")
 _CONJUNCTION = re.compile(r"\W*(?:(?:but|and|so)\W*)?", re.IGNORECASE)
 
 _LEADING = re.compile(rf"(?i:{_NOUN}:?\s*)\(?\s*(?P<letter>[A-Za-z]){_NO_WORD}(?:\s*(?P<bracket>\)))?(?P<after>[^\n]*)")
-_ALONE = re.compile(r"\(?\s*(?P<letter>[A-Za-z])\s*[).!:,;]*")
+_ALONE = re.compile(r"(?:[-+\u2022]\s+|\d+[.)]\s+)?[^\w?+=%/-]*(?P<letter>[A-Za-z])[^\w?+=%/-]*")
+"""A letter and nothing else but brackets, the mark of a list, ticks and the like."""
 _LISTED = re.compile(r"^\s*\(?[A-Za-z][).:]\s+\S", re.MULTILINE)
 _BEGINS = re.compile(r"\s*\(?[A-Za-z]\s*(?:[).:,]|-\s|$|(?<=\s)(?:because|since|as)\b)")
 
@@ -92,6 +117,8 @@ def leading(text: str, letters: str) -> str:
     if match is None or match["letter"].upper() not in letters or _ANOTHER.match(text, match.end("letter")):
         return ""
     letter = match["letter"]
+    if re.match(r"\s*\?\s*\S", match["after"]):  # a question, which the text behind it answers
+        return ""
     if match["bracket"] or re.match(_END_OR_VERB, match["after"]) or (letter.isupper() and letter not in "AI"):
         return letter.upper()
     # `A Paris` names a choice, `A tricky one` does not.
@@ -140,10 +167,12 @@ def _position(match: re.Match[str]) -> int:
 
 
 def _line_begins(text: str, letters: str) -> list[str]:
-    """The letter that the first or, which counts more, the last line begins with, unless the lines list the choices."""
+    """The letter that the first or, which counts more, the last line begins with, unless the lines list the choices.
+
+    Behind a list of the choices a letter on a line of its own still counts."""
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines or len(_LISTED.findall(text)) > 1:
-        return []
+        return [letter for line in lines[-1:] if (letter := alone(line, letters))]
     return [letter for line in (lines[0], lines[-1]) if _BEGINS.match(line) and (letter := leading(line, letters))]
 
 

@@ -8,6 +8,8 @@ Kinder than verl where verl is only clumsy: several numbers on a line, blanks be
 where verl would pay for a wrong answer: the first item of a longer list is not the list.
 """
 
+import ast
+import contextlib
 import json
 import math
 import re
@@ -17,6 +19,7 @@ from typing import Any, Final
 
 _REL_TOL: Final = 1e-5
 _ABS_TOL: Final = 1e-8
+_PYTHON = re.compile(r"\s*(?:True\s*$|False\s*$|None\s*$|[\[({])")
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
@@ -41,17 +44,22 @@ def returned_equal(line: str, written: Any, *, as_json: bool) -> bool:
 
 
 def parsed(written: str) -> Any:
-    """The value of a text that is JSON, else the text itself; APPS writes values in both ways."""
-    try:
+    """The value of a text that is JSON or, where data sets write values as Python does, such as `True` and `(1, 2)`, Python's.
+
+    Every other text is itself; APPS writes values in all three ways.
+    """
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(written)
-    except (ValueError, RecursionError):
-        return written
+    if _PYTHON.match(written):
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            return json.loads(json.dumps(ast.literal_eval(written.strip())))  # a set is no JSON, a tuple becomes a list
+    return written
 
 
 def _meanings(written: Any, *, as_json: bool) -> list[Any]:
     """The values that are right: the value, and the value without a list around it."""
     values = [parsed(written) if isinstance(written, str) else written]
-    if isinstance(written, str) and not as_json:
+    if isinstance(written, str) and (not as_json or _PYTHON.match(written)):
         values.append(written)
     values += [value[0] for value in values if isinstance(value, list) and len(value) == 1]
     if not as_json:

@@ -9,23 +9,22 @@ import re
 import textwrap
 from typing import Final
 
+from services.reward.answers import after_thought
+
 _BLOCK = re.compile(r"(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n`]*\n(.*?)(?:\1|\Z)", re.DOTALL)
 """A fenced block: the fence, the language, the content. The last block of a completion may lack its closing fence."""
 _PYTHON: Final = frozenset({"python", "python3", "py", "py3", "python2", "pypy", "pypy3", "ipython"})
-_END_OF_THOUGHT = re.compile(r"</think>", re.IGNORECASE)
 _READS = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*0|\bfileinput\b|\bos\.read\b")
 _PRINTS = re.compile(r"\bprint\b|\bstdout\b|\bos\.write\b")
 
 
 def find_program(text: str, *, function: str | None) -> str | None:
-    """The program of a completion; None without a fenced block. Thoughts before `</think>` hold no program.
+    """The program of a completion; None without a fenced block. Thoughts hold no program.
 
     With `function` the program defines that function, or a class Solution; without it the program reads and prints. Blocks
     that say that they are Python go before blocks that say nothing, and these before blocks in another language.
     """
-    blocks = [
-        (match[2].lower(), textwrap.dedent(match[3])) for match in _BLOCK.finditer(_END_OF_THOUGHT.split(text)[-1])
-    ]
+    blocks = [(match[2].lower(), textwrap.dedent(match[3])) for match in _BLOCK.finditer(after_thought(text))]
     if not blocks:
         return None
     likeness = [(_rank(language), *_likeness(program, function)) for language, program in blocks]

@@ -94,8 +94,17 @@ def _from_verl(args: argparse.Namespace) -> int:
     if args.out is None:
         print(recipe, end="")
     else:
-        args.out.write_text(recipe, encoding="utf-8")
+        _write(args.out, recipe)
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    from sluice.errors import ConfigError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out: {path} cannot be written: {error.strerror}") from error
 
 
 def _source(arguments: Sequence[str]) -> Mapping[str, Any] | Sequence[str]:

@@ -46,10 +46,15 @@ def _submit(client: Any, args: argparse.Namespace) -> str:
     if args.file == "-":
         return "\n".join(client.submit(list(_prompts(sys.stdin, where="stdin"))))
     try:
-        with Path(args.file).open(encoding="utf-8") as lines:
+        with Path(args.file).open(encoding="utf-8-sig") as lines:
             return "\n".join(client.submit(list(_prompts(lines, where=args.file))))
     except OSError as error:
         raise DataError(f"{args.file}: cannot be read: {error.strerror}", fix="name a file of JSON lines") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{args.file}: must be UTF-8, got the byte 0x{error.object[error.start]:02x}",
+            fix="convert the file with iconv -t utf-8",
+        ) from error
 
 
 def _prompts(lines: TextIO, *, where: str) -> Iterator[Any]:
@@ -61,7 +66,7 @@ def _prompts(lines: TextIO, *, where: str) -> Iterator[Any]:
             continue
         try:
             yield Prompt(**json.loads(line))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{where}, line {number}: must be a JSON object with data_source and prompt, and at most ground_truth and "
                 f"extra_info: {error}",

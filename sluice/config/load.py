@@ -109,12 +109,14 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Mapping
     for name, text in sorted(environ.items()):
         if name.startswith(ENVIRONMENT_PREFIX):
             keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            if not all(keys):
+                raise ConfigError(f"{name}: must name a key, {ENVIRONMENT_PREFIX}SECTION__KEY")
             yield name, _nested(keys, parse_yaml(text, where=name))
 
 
 def _override(text: str) -> Mapping[str, Any]:
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    if not equals or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"override: must be KEY=VALUE, got {text!r}")
     return _nested(key.strip().split("."), parse_yaml(value, where=f"override {key.strip()}"))
 

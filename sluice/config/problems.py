@@ -12,11 +12,13 @@ from pydantic_core import ErrorDetails
 
 from sluice.config.kinds import kind_in_words, takes_several_types
 from sluice.config.schema import Config
+from sluice.config.schema.reward import GraderConfig
 
 _Place = tuple[int | str, ...]
 """A path in the tree of a configuration."""
 
 # Each line of `Section.problems` starts with the key that the line is about.
+_IN_LIST = re.compile(r"\.\d+(?:\.|$)")
 _LEADING_KEY = re.compile(r"^([a-z_0-9]+(?:\.[a-z_0-9]+)*): ")
 
 _RULES = {
@@ -39,6 +41,8 @@ _RULES = {
     "model_attributes_type": "must be a section with keys of its own",
     "too_short": "must have at least {min_length} items",
     "too_long": "must have at most {max_length} items",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
 }
 """The rule behind each of pydantic's error types; pydantic's own words stand for any other error type."""
 
@@ -52,21 +56,32 @@ class Origins:
 
     default: str
     """The layer to name for keys that no layer set."""
-    _by_path: dict[tuple[str, ...], str] = field(default_factory=dict)
+    _by_key: dict[str, str] = field(default_factory=dict)
 
-    def record(self, path: tuple[str, ...], name: str) -> None:
-        """Notes that layer `name` set `path` and every key below `path`."""
-        self._by_path = {known: layer for known, layer in self._by_path.items() if known[: len(path)] != path}
-        self._by_path[path] = name
+    def record(self, path: Sequence[str], name: str) -> None:
+        """Notes that layer `name` set `path` and every key below `path`, in place of whatever stood above or below."""
+        key = ".".join(path)
+        self._by_key = {
+            known: layer for known, layer in self._by_key.items() if not (_within(known, key) or _within(key, known))
+        }
+        self._by_key[key] = name
 
-    def of(self, path: Sequence[str]) -> str:
-        """The layer that set `path`, or else the last layer that set a key below `path`."""
-        path = tuple(path)
-        for length in range(len(path), 0, -1):
-            if path[:length] in self._by_path:
-                return self._by_path[path[:length]]
-        below = [layer for known, layer in self._by_path.items() if path and known[: len(path)] == path]
+    def of(self, key: str) -> str:
+        """The layer that set a dotted key, or else the last layer that set a key below it.
+
+        A place in a list counts as the list: the routes' short forms are lists only when they are checked.
+        """
+        place = _IN_LIST.split(key)[0]
+        for above in (key, *(key[: dot.start()] for dot in reversed([*re.finditer(r"\.", key)]))):
+            if above in self._by_key:
+                return self._by_key[above]
+        below = [layer for known, layer in self._by_key.items() if _within(known, place)]
         return below[-1] if below else self.default
+
+
+def _within(key: str, section: str) -> bool:
+    """Whether a dotted key is that of a section or below it."""
+    return key == section or key.startswith(f"{section}.")
 
 
 def problems_of(error: ValidationError, origins: Origins) -> list[str]:
@@ -74,7 +89,7 @@ def problems_of(error: ValidationError, origins: Origins) -> list[str]:
     lines: list[str] = []
     for details in _one_a_key(error.errors(include_url=False)):
         for key, text in _texts(details):
-            lines.append(f"{origins.of(key.split('.'))}: {key}: {text}" if key else f"{origins.default}: {text}")
+            lines.append(f"{origins.of(key)}: {key}: {text}" if key else f"{origins.default}: {text}")
     return lines
 
 
@@ -124,7 +139,9 @@ def _texts(details: ErrorDetails) -> Iterator[tuple[str, str]]:
             named = _LEADING_KEY.match(line)
             yield (".".join(filter(None, (key, named[1]))), line[named.end() :]) if named else (key, line)
     elif details["type"] == "extra_forbidden":
-        yield key, _unknown(key)
+        yield key, _dotted(str(details["loc"][-1])) or _unknown(key)
+    elif details["type"] == "missing" and isinstance(details["loc"][-1], int):  # an item of a list of fixed length
+        yield key.rpartition(".")[0], f"must be a {kind_in_words(_field(details))}, got {_short(details['input'])}"
     elif details["type"] == "missing":
         yield key, "must be given"
     else:
@@ -164,7 +181,17 @@ def _fields_to(place: _Place) -> Iterator[tuple[_Place, FieldInfo]]:
         model = info.annotation
 
 
+def _dotted(name: str) -> str | None:
+    """What is wrong with a name that has dots, which a recipe does not split; None for a name without."""
+    section, dot, rest = name.partition(".")
+    return f"is not a known key; a recipe nests its keys, write {section}: {{{rest}: ...}}" if dot else None
+
+
 def _unknown(key: str) -> str:
+    if key.startswith("reward.routes."):
+        known = [*GraderConfig.model_fields]
+        near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+        return f"is not a known key; {f'did you mean {near[0]}?' if near else 'known here are ' + ', '.join(known)}"
     near = nearest_key(key)
     if near:
         return f"is not a known key; did you mean {near}?"

@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+_NAME_CHARACTERS = 200
+"""Longest run.name."""
+
 
 class Unset(ValueError):
     """Raised by a conversion whose value leaves Sluice's default in place; the message is the note for the reader."""
@@ -89,7 +92,7 @@ def dtype(value: Any) -> str:
 
 
 def run_name(value: Any) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", str(value))
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", str(value))[:_NAME_CHARACTERS]
 
 
 def save_freq(value: Any) -> int:

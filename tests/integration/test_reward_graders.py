@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from services.reward.sandbox.grader_handle import Limits
 from services.reward.sandbox.loading import Asked
 from services.reward.sandbox.pool import GraderPool
 from services.reward.verifiers import code
+from tests.quiet_server import QuietServer
 from tests.unit.reward.corpus.cases import read_cases
 
 pytestmark = pytest.mark.integration
@@ -185,8 +186,7 @@ class Judge(BaseHTTPRequestHandler):
 @pytest.fixture
 def judge():
     Judge.asked, Judge.barrier = [], threading.Barrier(16)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
-        server.daemon_threads, server.block_on_close = True, False
+    with QuietServer(("127.0.0.1", 0), Judge) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/v1/"

@@ -8,7 +8,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from services.reward.ports import Completion, Job, Outcome, Question
 from services.reward.sandbox.grader_handle import Limits
 from services.reward.sandbox.pool import GraderPool
+from tests.quiet_server import QuietServer
 from tests.unit.reward.hostile import HOSTILE
 
 pytestmark = pytest.mark.integration
@@ -139,7 +140,7 @@ class Echo(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def echo() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+    with QuietServer(("127.0.0.1", 0), Echo) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/v1"

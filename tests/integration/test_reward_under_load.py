@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from structlog.testing import capture_logs
@@ -22,6 +22,7 @@ from sluice.clock import SystemClock
 from sluice.telemetry.prometheus import Exporter
 from sluice.testing.waiting import assert_eventually
 from tests.free_port import free_port
+from tests.quiet_server import QuietServer
 from tests.unit.coordinator.fakes import FakePrompt, make_config, make_sample
 
 pytestmark = pytest.mark.integration
@@ -29,10 +30,8 @@ pytestmark = pytest.mark.integration
 N = 4
 
 
-class Judge(ThreadingHTTPServer):
+class Judge(QuietServer):
     """An OpenAI-compatible server whose `mood` is what becomes of the next call."""
-
-    daemon_threads, block_on_close = True, False
 
     def __init__(self, port, mood):
         super().__init__(("127.0.0.1", port), _Answer)

@@ -81,6 +81,8 @@ class Renderer:
             raise Unusable(f"the chat template refuses the row: {_in_short(error)}") from error
         if not _is_encodable(text):
             raise Unusable("the chat template writes text that is not encodable as UTF-8")
+        if (lost := _lost_turn(row.prompt, text)) is not None:
+            raise Unusable(f"the chat template leaves out the turn of role {lost!r}")
         return text
 
     def _token_ids(self, text: str) -> np.ndarray:
@@ -146,6 +148,17 @@ def _names_generic_class(folder: Path) -> bool:
 
 def _joined(prompt: str | tuple[Message, ...]) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
+
+
+def _lost_turn(prompt: str | tuple[Message, ...], text: str) -> str | None:
+    """The role of the first turn that a template has left out, as many do with roles that they do not know.
+
+    Blanks do not count. Templates may well shorten what the model said, and have their own ways with a system turn.
+    """
+    written = "".join(text.split())
+    asked = () if isinstance(prompt, str) else prompt
+    lost = (turn.role for turn in asked if "".join(turn.content.split()) not in written)
+    return next((role for role in lost if role not in ("assistant", "system")), None)
 
 
 def _is_encodable(text: str) -> bool:

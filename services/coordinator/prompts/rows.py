@@ -1,7 +1,8 @@
 """One prompt as its author wrote it, before any template or tokenizer, and the check of its form.
 
 The columns are verl's: `data_source`, `prompt` (a chat list or plain text), `reward_model.ground_truth` and `extra_info`;
-`ability` and `reward_model.style` are accepted and not used.
+`ability` and `reward_model.style` are accepted and not used. A chat, `reward_model` and `extra_info` may be JSON text too, as
+in files made from tables, and text may be bytes of UTF-8. Images, videos and sounds are refused.
 """
 
 import contextlib
@@ -10,16 +11,37 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any, Protocol
 
 from sluice.errors import DataError
+from sluice.limits import NAME_CHARACTERS
 from sluice.strict_json import finite
 
 COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
 REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
+MEDIA = ("images", "videos", "audios")
+"""verl's columns of what no text-only model sees."""
 
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+def _in_json(value: object) -> object:
+    """A value of a columnar file as JSON has it. Raises TypeError for a value without such a form."""
+    if isinstance(value, Decimal) and value.is_finite():
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bytes) and isinstance(text := _decoded(value), str):
+        return text
+    raise TypeError(f"got {_short(value)}")
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_in_json).encode
+
+
+_NO_WIDTH = frozenset("\u200b\u200c\u200d\u2060\ufeff")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,15 +93,28 @@ def parse_row(raw: object, *, where: str) -> PromptRow:
     try:
         if not isinstance(raw, Mapping):
             raise DataError(f"must be an object with {', '.join(REQUIRED_COLUMNS)}, got {_short(raw)}")
+        _check_media(raw)
         return PromptRow(
-            data_source=_text(raw.get("data_source"), "data_source"),
+            data_source=_data_source(raw.get("data_source")),
             prompt=_prompt(raw.get("prompt")),
             ground_truth=_ground_truth(raw.get("reward_model")),
             extra_info_json=_extra_info(raw.get("extra_info")),
             where=where,
         )
     except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+        raise DataError(f"{where}: {error}{_keys_in_place(raw)}") from None
+
+
+def _keys_in_place(raw: object) -> str:
+    """The keys of a row that lacks a required key, for a message."""
+    if not isinstance(raw, Mapping) or not raw or all(name in raw for name in REQUIRED_COLUMNS):
+        return ""
+    return f"; a row has {', '.join(REQUIRED_COLUMNS)}, this one has {_short(', '.join(map(str, raw)))}"
+
+
+def _check_media(raw: Mapping[Any, Any]) -> None:
+    if found := [name for name in MEDIA if raw.get(name)]:
+        raise DataError(f"{found[0]}: must be empty, models are text only, got {_short(raw[found[0]])}")
 
 
 def parse_submitted(raw: Mapping[str, str]) -> PromptRow:
@@ -87,24 +122,37 @@ def parse_submitted(raw: Mapping[str, str]) -> PromptRow:
 
     `prompt` is plain text or a JSON chat list; `extra_info` is JSON or empty; `data_source` and `ground_truth` as above.
     """
-    prompt = raw["prompt"]
-    chat = None
-    if prompt.lstrip().startswith("["):
-        with contextlib.suppress(json.JSONDecodeError):  # no JSON: text that happens to start with a bracket
-            chat = json.loads(prompt)
     return PromptRow(
-        data_source=_text(raw["data_source"], "data_source"),
-        prompt=_prompt(chat if _looks_like_chat(chat) else prompt),
+        data_source=_data_source(raw["data_source"]),
+        prompt=_prompt(raw["prompt"]),
         ground_truth=raw["ground_truth"],
         extra_info_json=_checked_json(raw["extra_info"]),
     )
 
 
-def _looks_like_chat(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
+def _data_source(raw: object) -> str:
+    """A name: it stands in metrics and in logs."""
+    name = _text(raw, "data_source")
+    if len(name) > NAME_CHARACTERS or any(character < " " for character in name):
+        raise DataError(
+            f"data_source: must be a name of at most {NAME_CHARACTERS} characters on one line, got {_short(name)}"
+        )
+    return name
+
+
+def _chat_in(text: str) -> object:
+    """The chat list that a text is in JSON, or the text: one that happens to start with a bracket."""
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(text)
+            if isinstance(value, list) and value and all(isinstance(turn, dict) and "role" in turn for turn in value):
+                return value
+    return text
 
 
 def _prompt(raw: object) -> str | tuple[Message, ...]:
+    raw = _decoded(raw)
+    raw = _chat_in(raw) if isinstance(raw, str) else raw
     if isinstance(raw, str):
         return _text(raw, "prompt")
     if not isinstance(raw, list) or not raw:
@@ -120,31 +168,38 @@ def _message(raw: object) -> Message:
     if unknown:
         raise DataError(f"prompt: a turn must have role and content only, got also {', '.join(unknown)}")
     role, content = _text(raw.get("role"), "prompt: role"), raw.get("content")
-    if role == "system" and isinstance(content, str) and not content.strip():
+    if role == "system" and isinstance(content, str) and _is_blank(content):
         return Message(role=role, content=content)  # an empty system turn takes the place of the template's own one
     return Message(role=role, content=_text(content, "prompt: content"))
 
 
 def _ground_truth(reward_model: object) -> str:
-    value = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
+    reward_model = _decoded(reward_model)
+    if isinstance(reward_model, str) and reward_model.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            reward_model = json.loads(reward_model)
+    value = _decoded(reward_model.get("ground_truth")) if isinstance(reward_model, Mapping) else None
     if value is None:
         raise DataError(f"reward_model.ground_truth: must be given, got reward_model = {_short(reward_model)}")
     if isinstance(value, str):
-        if not value.strip():
+        if _is_blank(value):
             raise DataError(f"reward_model.ground_truth: must not be empty, got {value!r}; no answer would match it")
         return value
-    if isinstance(value, float) and math.isfinite(value):
+    if isinstance(value, float | Decimal) and math.isfinite(value):
         return _as_people_write(value)
+    if isinstance(value, date | time):
+        return value.isoformat()
     return _to_json(value, "reward_model.ground_truth")
 
 
-def _as_people_write(value: float) -> str:
+def _as_people_write(value: float | Decimal) -> str:
     """125.0 as 125 and 1e-07 as 0.0000001; very large and very small numbers in Python's form."""
-    return f"{Decimal(repr(value)).normalize():f}" if value == 0 or 1e-9 <= abs(value) < 1e21 else repr(value)
+    return f"{Decimal(str(value)).normalize():f}" if value == 0 or 1e-9 <= abs(value) < 1e21 else str(value)
 
 
 def _extra_info(value: object) -> str:
     """A mapping, or JSON text of one, as JSON; numbers that are not finite, with which columnar files mark gaps, are null."""
+    value = _decoded(value)
     if isinstance(value, str):
         return _checked_json(value)
     if value is None:
@@ -167,15 +222,31 @@ def _checked_json(text: str) -> str:
 
 
 def _text(value: object, name: str) -> str:
-    if not isinstance(value, str) or not value.strip():
+    value = _decoded(value)
+    if not isinstance(value, str) or _is_blank(value):
         raise DataError(f"{name}: must be non-empty text, got {_short(value)}")
     return value
+
+
+def _decoded(value: object) -> object:
+    """The text of bytes that are UTF-8, which is how some writers of Parquet store text; anything else unchanged."""
+    if isinstance(value, bytes):
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode()
+    return value
+
+
+def _is_blank(text: str) -> bool:
+    """Whether a reader would see nothing; characters of no width count as nothing."""
+    return not any(character not in _NO_WIDTH and not character.isspace() for character in text)
 
 
 def _to_json(value: object, name: str) -> str:
     try:
         return _encode(value)
     except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(value, float):
+            raise DataError(f"{name}: must be representable as JSON, got {value}; no answer would match it") from error
         raise DataError(f"{name}: must be representable as JSON: {error}") from error
 
 

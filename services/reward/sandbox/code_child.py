@@ -15,8 +15,11 @@ filter of system calls stand in (shutting_in.py). Where neither can be had the p
 """
 
 import builtins
+import decimal
 import importlib
 import json
+import math
+import numbers
 import os
 import resource
 import sys
@@ -117,7 +120,7 @@ def _call_function(text: bytes) -> None:
     for arguments in arguments_of_calls:
         try:
             reply = {"value": _function(names, asked["function"])(*arguments)}
-            line = json.dumps(reply)
+            line = json.dumps(reply, default=_in_json)
         except Exception as error:  # noqa: BLE001 - foreign code may raise anything; the case has failed
             line = json.dumps({"raised": type(error).__name__})
         replies.write(line + "\n")
@@ -128,6 +131,15 @@ def _function(names, wanted):
     """The method of a class Solution, with a fresh Solution for each call, else the function of that name."""
     solution = names.get("Solution")
     return getattr(solution(), wanted) if hasattr(solution, wanted) else names[wanted]
+
+
+def _in_json(value):
+    """A value of a library that equals a value of JSON: numbers and arrays of numpy, fractions, decimals. Raises TypeError."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, numbers.Real | decimal.Decimal):  # complex numbers are not in JSON
+        return math.floor(value) if value == math.floor(value) else float(value)
+    raise TypeError(type(value).__name__)
 
 
 def _with_whole_keys(arguments):

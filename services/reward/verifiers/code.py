@@ -2,10 +2,10 @@
 
 The program is a fenced block of the completion (program_text.py); as in verl's prime_code it finds the names of the usual
 modules, such as `List` or `deque`, without importing them. The ground truth is JSON in the form of APPS and prime_code:
-`inputs` and `outputs` of equal length, and `fn_name` for function cases. Without `fn_name` an input is the standard input
-and an output is the text to print, each also as a list of lines. With `fn_name` an input is a list of arguments (or a text
-with one JSON value a line) and an output is the value to return. case_outputs.py compares. A program that crashes passes no
-case.
+`inputs` and `outputs` of equal length, and `fn_name` for function cases; or in LiveCodeBench's, a list of {`input`, `output`},
+with `metadata.func_name` for function cases. Without a function's name an input is the standard input and an output is the text
+to print, each also as a list of lines, a line also as a number. With the name an input is a list of arguments (or a text with
+one JSON value a line) and an output is the value to return. case_outputs.py compares. A program that crashes passes no case.
 
 Every program runs in code_child.py, in a session of its own, under limits of CPU time, memory, file size and processes,
 without the service's environment, and sees no file, socket or process but its own and the interpreter (docs/security.md). Where
@@ -36,7 +36,7 @@ from services.reward.program_text import find_program
 from services.reward.sandbox.shutting_in import PROMISES
 
 NAME: Final = "code"
-VERSION: Final = "2"
+VERSION: Final = "3"
 
 _CHILD = Path(__file__).parent.parent / "sandbox" / "code_child.py"
 _MAX_OUTPUT_BYTES = 1 << 20
@@ -239,10 +239,13 @@ def _cases(ground_truth: str) -> _Cases:
         raw = json.loads(raw) if isinstance(raw, str) else raw  # some data sets write their JSON as JSON once more
     except (ValueError, RecursionError) as error:
         raise ValueError(f"ground_truth: must be JSON with inputs and outputs: {error}") from error
+    raw = _from_list(raw) if isinstance(raw, list) else raw
     inputs, outputs = (raw.get("inputs"), raw.get("outputs")) if isinstance(raw, Mapping) else (None, None)
     if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs) or not inputs:
-        raise ValueError("ground_truth: must be JSON with lists `inputs` and `outputs` of one length >= 1")
-    function = raw.get("fn_name")
+        raise ValueError(
+            "ground_truth: must be JSON with lists `inputs` and `outputs` of one length >= 1, or a list of {input, output}"
+        )
+    function = raw.get("fn_name") or None  # a column of files without gaps has "" for none
     if function is None:
         inputs, outputs = _texts(inputs), _texts(outputs)
     elif not isinstance(function, str):
@@ -250,16 +253,35 @@ def _cases(ground_truth: str) -> _Cases:
     return _Cases(inputs=inputs, outputs=outputs, function=function)
 
 
+def _from_list(cases: list[Any]) -> Any:
+    """LiveCodeBench's list of cases in APPS's form; another list unchanged. Raises ValueError without a function's name."""
+    if not cases or not all(isinstance(case, Mapping) and {"input", "output"} <= case.keys() for case in cases):
+        return cases
+    details = cases[0].get("metadata")
+    function = details.get("func_name") if isinstance(details, Mapping) else None
+    if cases[0].get("testtype") == "functional" and not function:
+        raise ValueError("ground_truth: functional cases must have the function's name in metadata.func_name")
+    return {
+        "inputs": [case["input"] for case in cases],
+        "outputs": [case["output"] for case in cases],
+        "fn_name": function,
+    }
+
+
 def _texts(written: list[Any]) -> list[str]:
-    """Standard inputs or outputs, each a text or a list of lines. Raises ValueError."""
-    joined = ["\n".join(one) if _is_lines(one) else one for one in written]
-    if not all(isinstance(one, str) for one in joined):
-        raise ValueError("ground_truth: inputs and outputs must be texts, or lists of lines, where there is no fn_name")
-    return joined
+    """Standard inputs or outputs, each a text or a list of lines; a number stands for its text. Raises ValueError."""
+    return ["\n".join(map(_line, one)) if isinstance(one, list) else _line(one) for one in written]
 
 
-def _is_lines(one: Any) -> bool:
-    return isinstance(one, list) and all(isinstance(line, str) for line in one)
+def _line(one: Any) -> str:
+    if isinstance(one, int | float) and not isinstance(one, bool):
+        return str(one)
+    if not isinstance(one, str):
+        raise ValueError(
+            "ground_truth: inputs and outputs must be texts, or lists of lines, where there is no fn_name, "
+            f"got {one!r:.80}"
+        )
+    return one
 
 
 def _arguments(given: Any) -> list[Any]:

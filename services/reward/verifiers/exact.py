@@ -12,7 +12,7 @@ from services.reward.answers import SENTENCE_END, Form, find
 from services.reward.ports import Grade, Question
 
 NAME: Final = "exact"
-VERSION: Final = "2"
+VERSION: Final = "3"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

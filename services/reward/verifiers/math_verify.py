@@ -2,7 +2,8 @@ r"""Grades maths as maths, with the math-verify package: 1 when the answer equal
 
 1/2 is 0.5, {1, 2} is {2, 1}, x = 5 is 5. The package finds the answer: `final answer is`, `\boxed{}`, LaTeX in dollars,
 `Answer:`, else the last expression or number anywhere. So every format is forgiven, and a completion that ends with the
-right number by chance is right. The ground truth is read as the content of a `\boxed{}`. Digits of other scripts count as
+right number by chance is right. Thoughts, up to the last `</think>`, hold no answer; the package would take the boxes in them
+for further answers. The ground truth is read as the content of a `\boxed{}`. Digits of other scripts count as
 digits (`١٢` is 12); the package alone finds such digits and then fails to read them.
 
 The package's own time limits are off, because they answer "wrong" where nothing was decided. A comparison that takes too
@@ -14,18 +15,18 @@ import logging
 import unicodedata
 from typing import Any, Final
 
-from services.reward.answers import TAIL_CHARS
+from services.reward.answers import TAIL_CHARS, after_thought
 from services.reward.ports import Grade, Question
 
 NAME: Final = "math_verify"
 
 
 def __getattr__(name: str) -> str:
-    """VERSION: the package's version and the version of the change to digits, looked up late: the package is optional."""
+    """VERSION: the package's version and the version of what this module changes, looked up late: the package is optional."""
     if name == "VERSION":
         import importlib.metadata
 
-        return f"{importlib.metadata.version('math-verify')}+digits.2"
+        return f"{importlib.metadata.version('math-verify')}+digits.3"
     raise AttributeError(name)
 
 
@@ -46,7 +47,7 @@ def grade(*, question: Question, text: str, finished: bool) -> Grade:
     gold = _parse(f"\\boxed{{{question.ground_truth}}}")
     if not gold:
         raise ValueError(f"ground_truth: must be an expression, got {question.ground_truth[:80]!r}")
-    answer = _parse(text[-TAIL_CHARS:])
+    answer = _parse(after_thought(text)[-TAIL_CHARS:])
     if not answer:
         return Grade(raw_score=0.0, acc=0.0, extracted="", status="unparsed")
     right = _equal(gold, answer)

@@ -13,7 +13,7 @@ from services.reward.asserted_letter import alone, asserted, leading
 from services.reward.ports import Grade, Question
 
 NAME: Final = "multiple_choice"
-VERSION: Final = "2"
+VERSION: Final = "3"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,8 +1,9 @@
 r"""Grades numbers as numbers: 1 when the answer is within tolerance of the ground truth, else 0.
 
 Understands signs, thousands separators (1,234 and 1 234), decimals, 1e3 and 1.5 \times 10^{3}, fractions (3/4, \frac34,
-½), mixed numbers (2 1/2), percent (50% is 0.5), a currency before and a unit after. Does not understand 3,14, roots, \pi
-or words. Values are exact fractions up to the comparison. A ground truth that is no number is an error, never a wrong answer.
+½), mixed numbers (2 1/2), percent (50% is 0.5), a currency before and a unit after, quotes around. Does not understand 3,14,
+roots, \pi or words. Values are exact fractions up to the comparison. A ground truth that is no number is an error, never a
+wrong answer.
 """
 
 import re
@@ -15,7 +16,7 @@ from services.reward.answers import SENTENCE_END, Form, find
 from services.reward.ports import Grade, Question
 
 NAME: Final = "numeric"
-VERSION: Final = "2"
+VERSION: Final = "3"
 
 _LONGEST = 200
 """Most characters of a number: a longer number is no answer, and the limit bounds the work of exact arithmetic."""
@@ -24,31 +25,37 @@ _LARGEST_EXPONENT = 400
 _DEFAULT_REL = Fraction(1, 10**6)
 
 _LATEX_BLANK = re.compile(r"\\[,;:! ]|\\(?:left|right|displaystyle|quad)(?![A-Za-z])|~|\{,\}(?=\d{3})|[$]|\\[()\[\]]")
+_QUOTES: Final = "\"'\u201c\u201d\u2018\u2019\u300c\u300d"
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname|boxed)\{([^{}]*)\}")
 _CHARACTERS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-", "＋": "+", "⁄": "/", "∕": "/", "÷": "/", "×": "*",
                              "％": "%", "\u00a0": " ", "\u2009": " ", "\u202f": " "})  # fmt: skip
 
-_UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)"
+_UNSIGNED = (
+    r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)"
+)
 _SIGN = r"[+-]?\s*"
 _DECIMAL = re.compile(
-    rf"(?P<sign>{_SIGN})(?P<value>{_UNSIGNED})(?:[eE](?P<e>[+-]?\d+)|\s*(?:\*|\\times|\\cdot|x)\s*10\^\{{?(?P<ten>[+-]?\d+)\}}?)?"
+    rf"(?P<sign>{_SIGN})(?P<value>{_UNSIGNED})(?:[eE](?P<e>[+-]?\d+)|\s*(?:\*|\\times|\\cdot|x)\s*10(?:\^|\*\*)\{{?(?P<ten>[+-]?\d+)\}}?)?"
 )
 _SLASH = re.compile(
     rf"(?P<sign>{_SIGN})(?:(?P<whole>\d+)\s+)?(?P<top>{_UNSIGNED})\s*/\s*(?P<bottom>{_SIGN}{_UNSIGNED})"
 )
 _FRAC = re.compile(
     rf"(?P<sign>{_SIGN})(?P<whole>\d+)?\s*\\[dtc]?frac\s*"
-    rf"(?:\{{\s*(?P<top>{_SIGN}{_UNSIGNED})\s*\}}\s*\{{\s*(?P<bottom>{_SIGN}{_UNSIGNED})\s*\}}|(?P<a>\d)\s*(?P<b>\d))"
+    rf"(?:\{{\s*(?P<top>{_SIGN}{_UNSIGNED})\s*\}}|(?P<a>\d))\s*(?:\{{\s*(?P<bottom>{_SIGN}{_UNSIGNED})\s*\}}|(?P<b>\d))"
 )
-_SENTENCE_END: Final = " \t\n*_`" + SENTENCE_END.replace("!", "").replace(".", "")
+_SENTENCE_END: Final = " \t\n*_`:\uff1a" + _QUOTES + SENTENCE_END.replace("!", "").replace(".", "")
 """Punctuation and markup behind a number; no `!`, which may be a factorial."""
-_CURRENCY = re.compile(r"^([+-]?)\s*(?:\\\$|[€£¥₹])\s*")
+_DOLLAR = re.compile(r"(?:(?<![A-Za-z])(?:US|CA|AU|A|C)\\?|\\)\$")
+_CURRENCY = re.compile(r"^([+-]?)\s*(?:[€£¥₹]|(?:USD|EUR|GBP|JPY|CNY|RMB|INR|Rs\.?)(?![A-Za-z]))\s*")
+_RAISED = re.compile(r"(?<=10)[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+"""A power of ten in raised digits."""
 _PERCENT = re.compile(r"\s*(?:\\?%|percent)\s*\.?")
 _SHORT_UNIT = r"(?:[kcm]?m|[km]?g|m?s|min|h|[mM]?[lL]|K|[kM]?Hz|k?W|k?V|A|k?J|k?N)(?![A-Za-z])"
 _NO_UNIT = r"(?!(?:pi|sqrt|inf|infty|or|and|hundred|thousand|million|billion|trillion|dozen|times|over)\b)"
 _UNIT = re.compile(
     rf"(?:\s*(?:[°′″'\"][CF]?|\^\{{?\\circ\}}?|\\circ|{_SHORT_UNIT}(?:/{_SHORT_UNIT})?|[€£¥₹]|"
-    rf"(?<=\s){_NO_UNIT}[^\W\d_]{{2}}[^\d\\=<>+*]{{0,38}})(?:\^?\{{?[23]\}}?|[²³])?)?\s*\.?"
+    rf"(?<=\s){_NO_UNIT}[^\W\d_]{{2}}[^\d\\=<>+*]{{0,38}}|\({_NO_UNIT}[a-zA-Z°/^²³]+[23]?\)|[元円원])(?:\^?\{{?[23]\}}?|[²³])?)?\s*\.?"
 )
 """The text that may follow a number: nothing, degrees, a known unit, a currency, or words that do not change the value."""
 
@@ -107,11 +114,12 @@ def parse(text: str) -> Fraction | None:
 
 def _plain(text: str) -> str:
     """The text without LaTeX wrappers, fancy characters and blanks around."""
-    text = text.replace(r"\$", "€").translate(_CHARACTERS)  # a currency's sign, not the delimiter of maths
+    text = _DOLLAR.sub("€", text).translate(_CHARACTERS)  # a currency's sign, not the delimiter of maths
     text = _LATEX_BLANK.sub(lambda match: "," if match[0] == "{,}" else " " if match[0] in (r"\ ", "~") else "", text)
     text = _TEXT.sub(r" \1 ", text)
-    text = "".join(_spelt_out(character) for character in text).strip(" \t\n*_`")
-    text = text.rstrip(_SENTENCE_END)
+    text = _RAISED.sub(_lowered, text)
+    text = "".join(_spelt_out(character) for character in text).strip(" \t\n*_`" + _QUOTES)
+    text = text.removesuffix("...").removesuffix("\u2026").rstrip(_SENTENCE_END)
     return text[:-1].rstrip(_SENTENCE_END) + "." if text.endswith(".") else text
 
 
@@ -120,6 +128,11 @@ def _spelt_out(character: str) -> str:
     if unicodedata.category(character) != "No" or "⁄" not in (form := unicodedata.normalize("NFKC", character)):
         return character
     return f" {form.replace('⁄', '/')} "
+
+
+def _lowered(raised: re.Match[str]) -> str:
+    """Raised digits as `^{-3}`."""
+    return f"^{{{unicodedata.normalize('NFKC', raised[0]).replace('−', '-')}}}"
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

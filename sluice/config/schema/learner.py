@@ -1,6 +1,6 @@
 """`learner`: training."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ from sluice.config.schema.section import (
     PositiveInt,
     Section,
 )
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LearnerConfig(Section):
@@ -29,7 +31,7 @@ class LearnerConfig(Section):
     weight_decay: NonNegativeFloat = Field(
         default=0.1, description="AdamW's weight decay, on matrices (no norms, no biases)"
     )
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
+    betas: tuple[_Beta, _Beta] = Field(default=(0.9, 0.999), description="AdamW's betas")
     grad_clip: PositiveFloat = Field(default=1.0, description="largest global gradient norm")
     max_tokens_per_micro_batch: PositiveInt = Field(
         default=32768, description="tokens of a micro-batch on a rank: the knob for memory"

@@ -13,7 +13,12 @@ FILE_BYTES = 64 << 20
 class RunConfig(Section):
     """Identity and length of a run."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$", description="first part of the run directory's name")
+    name: str = Field(
+        default="run",
+        max_length=200,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="first part of the run directory's name",
+    )
     dir: PathText = Field(default="runs", description="where run directories are made")
     seed: NonNegativeInt = Field(
         default=0, description="the one seed: prompt order, sampling and training derive from it"

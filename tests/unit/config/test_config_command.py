@@ -107,6 +107,29 @@ def test_from_verl_reads_the_lines_of_a_shell_command(tmp_path: Path, capsys: py
     assert "n: 8" in capsys.readouterr().out
 
 
+def test_from_verl_names_a_place_where_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "from-verl", "-o", str(tmp_path / "none" / "r.yaml"), "data.train_batch_size=4"]) == 2
+    assert f"sluice: --out: {tmp_path}/none/r.yaml cannot be written: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"data_source": "s", "prompt": "caf\xe9"}\n', "must be UTF-8, got the byte 0xe9; convert the file"),
+        (b"\xff\xfe", "must be UTF-8, got the byte 0xff"),
+        (b"[" * 100_000, "line 1: must be a JSON object with data_source and prompt"),
+        (b'{"question": 1}\n', "line 1: must be a JSON object with data_source and prompt"),
+    ],
+)
+def test_submit_names_a_file_that_it_cannot_read(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    assert main(["submit", str(tmp_path / "a.jsonl")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
 def test_from_verl_refuses_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "from-verl", "actor_rollout_ref.actor.kl_loss_coef=0.1"]) == 2
     assert "kl_loss_coef: cannot be honoured, got 0.1" in capsys.readouterr().err

@@ -153,6 +153,69 @@ def test_wrong_values_are_refused_in_plain_words(recipe: Path, override: str, me
     assert line.startswith(f"override: {message}")
 
 
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("learner.betas=[0.9]", "override: learner.betas: must be a list of 2 x number >= 0 and < 1, got [0.9]"),
+        ("learner.betas=[0.9, 1]", "override: learner.betas.1: must be < 1, got 1"),
+        ("run.seed=9223372036854775808", "override: run.seed: must be <= 9223372036854775807, got 9223372036854775808"),
+        ("run.name=" + "x" * 201, f"override: run.name: must have at most 200 characters, got '{'x' * 56}..."),
+        ("data.train_files={a: b}", "override: data.train_files: must be a list, got {'a': 'b'}"),
+        (
+            "reward.routes={a.b: {grader: numeric, weight: .inf}}",
+            "override: reward.routes.a.b.0.weight: must be a finite number, got inf",
+        ),
+        (
+            "reward.routes={a: [exact, {grader: numeric, setings: {}}]}",
+            "override: reward.routes.a.1.setings: is not a known key; did you mean settings?",
+        ),
+        (
+            "reward.routes={a: {grader: numeric, zzz: 1}}",
+            "override: reward.routes.a.0.zzz: is not a known key; known here are grader, settings, weight, name, network",
+        ),
+        ("run.dir=\0", "override run.dir: line 1: not valid YAML: the character U+0000 is not allowed"),
+        ("run.name=!!binary aGk=", "override run.name: must hold text, numbers, true, false, null, lists and mappings"),
+    ],
+)
+def test_a_refusal_names_the_layer_the_place_and_the_rule(recipe: Path, override: str, line: str) -> None:
+    (told,) = problems(recipe, override)
+    assert told.startswith(line)
+
+
+def test_a_layer_that_puts_a_section_for_a_value_is_the_one_that_is_named(recipe: Path) -> None:
+    assert problems(recipe, "learner.lr=1", "learner.lr={a: 1}") == [
+        "override: learner.lr: must be a number, got {'a': 1}"
+    ]
+
+
+def test_a_recipe_with_dotted_keys_is_told_to_nest_them(tmp_path: Path) -> None:
+    path = tmp_path / "dotted.yaml"
+    path.write_text("model: {path: m}\ndata: {train_files: [a.jsonl]}\nlearner.lr: 1e-6\n")
+    assert problems(path) == [
+        f"{path}: learner.lr: is not a known key; a recipe nests its keys, write learner: {{lr: ...}}"
+    ]
+
+
+def test_merge_keys_and_dates_are_read_and_a_key_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    head = "model: {path: m}\ndata: &data {train_files: [a.jsonl], max_prompt_length: 7}\n"
+    path.write_text("model: {path: m}\ndata:\n  <<: {train_files: [a.jsonl], shuffle: false}\n  shuffle: true\n")
+    assert load_config(path).data.shuffle
+    path.write_text(head + "run: {name: 2024-13-01}\n")
+    assert load_config(path).run.name == "2024-13-01"
+    path.write_text(head + "learner:\n  <<: {lr: 1}\n  <<: {lr: 2}\n")
+    assert problems(path) == [f"{path}: line 5, column 3: not valid YAML: the key '<<' stands twice"]
+    path.write_text(head + "learner: {[1]: 2}\n")
+    assert problems(path) == [f"{path}: line 3, column 11: not valid YAML: a key must be text"]
+    path.write_bytes(head.encode() + b"\n# \x01\n")
+    assert problems(path) == [f"{path}: line 4: not valid YAML: the character U+0001 is not allowed"]
+
+
+@pytest.mark.parametrize("name", ["SLUICE__", "SLUICE__LEARNER__", "SLUICE____LR"])
+def test_a_variable_without_a_key_is_named(recipe: Path, name: str) -> None:
+    assert problems(recipe, **{name: "1"}) == [f"{name}: must name a key, SLUICE__SECTION__KEY"]
+
+
 def test_all_problems_are_told_at_once(recipe: Path) -> None:
     lines = problems(recipe, "learner.lr=-1", "rollout.n=x", "nonsense.key=1")
     assert [line.split(": ")[1] for line in lines] == ["rollout.n", "learner.lr", "nonsense"]

@@ -1,5 +1,8 @@
 """Rows are well formed, or refused in words that name the field."""
 
+import json
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -7,6 +10,8 @@ import pytest
 from services.coordinator.prompts.rows import Message, parse_row, parse_submitted
 from sluice.errors import DataError
 from tests.unit.prompts.prompt_cases import raw_row
+
+CHAT_LIST = [{"role": "user", "content": "1+1="}]
 
 
 def test_a_row_keeps_what_training_needs() -> None:
@@ -130,6 +135,64 @@ def test_a_malformed_submission_is_refused(raw: dict[str, str], message: str) ->
 )
 def test_extra_info_may_be_json_text_and_hold_gaps(extra_info: Any, text: str) -> None:
     assert parse_row(raw_row(extra_info=extra_info), where="f").extra_info_json == text
+
+
+CHAT = (Message(role="user", content="1+1="),)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        raw_row('[{"role": "user", "content": "1+1="}]'),
+        raw_row(b'[{"role": "user", "content": "1+1="}]'),
+        raw_row([{"role": b"user", "content": b"1+1="}]),
+        raw_row(CHAT_LIST, reward_model='{"style": "rule", "ground_truth": "2"}'),
+        raw_row(CHAT_LIST, reward_model=b'{"ground_truth": 2}'),
+        raw_row(CHAT_LIST, data_source=b"sums"),
+        raw_row(CHAT_LIST, extra_info=b'{"a": 1}'),
+    ],
+)
+def test_files_made_from_tables_have_json_text_and_bytes(raw: dict[str, Any]) -> None:
+    row = parse_row(raw, where="f")
+    assert (row.data_source, row.prompt, row.ground_truth) == ("sums", CHAT, "2")
+
+
+@pytest.mark.parametrize("prompt", ['[{"a": 1}]', "[1, 2]", "[{", '["role"]', "[" * 100_000])
+def test_a_prompt_that_only_looks_like_a_chat_is_text(prompt: str) -> None:
+    assert parse_row(raw_row(prompt), where="f").prompt == prompt
+
+
+def test_extra_info_of_a_columnar_file_becomes_json() -> None:
+    info = {
+        "on": date(2024, 1, 2),
+        "at": datetime(2024, 1, 2, 3, tzinfo=UTC),
+        "took": timedelta(minutes=1),
+        "price": Decimal("1.50"),
+    }
+    row = parse_row(raw_row(extra_info=info | {"count": Decimal("3"), "name": "é".encode()}), where="f")
+    assert json.loads(row.extra_info_json) == {
+        "on": "2024-01-02", "at": "2024-01-02T03:00:00+00:00", "took": 60.0, "price": 1.5, "count": 3, "name": "é",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (raw_row(answer="\u200b\ufeff"), "reward_model.ground_truth: must not be empty"),
+        (raw_row("\u200b"), "prompt: must be non-empty text"),
+        (raw_row(b"\xff"), "prompt: must be text or a chat list of {role, content}, got b'"),
+        (raw_row(data_source="s" * 201), "data_source: must be a name of at most 200 characters on one line"),
+        (raw_row(data_source="a\nb"), "data_source: must be a name of at most 200 characters on one line"),
+        (raw_row(extra_info={"image": b"\xff\xd8"}), "extra_info: must be representable as JSON: got b'"),
+        (raw_row(images=["a.png"]), "images: must be empty, models are text only, got ['a.png']"),
+        (raw_row(reward_model="2"), "reward_model.ground_truth: must be given, got reward_model = '2'"),
+        (raw_row(reward_model="{"), "reward_model.ground_truth: must be given, got reward_model = '{'"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_by_field(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        parse_row(raw, where="f")
+    assert str(caught.value).startswith(f"f: {message}")
 
 
 def test_an_empty_system_turn_stays() -> None:

@@ -64,6 +64,27 @@ def test_a_row_that_the_template_refuses_is_skipped_and_named(tmp_path: Path) ->
     assert [prompt.text for prompt in prompts.take(9)] == ["a", "d"]
 
 
+KNOWS_THREE_ROLES = (
+    "{% for m in messages %}{% if m.role in ('system', 'user', 'assistant') %}<{{ m.role }}> {{ m.content | trim }}\n"
+    "{% endif %}{% endfor %}<assistant>"
+)
+
+
+def test_a_row_whose_turn_the_template_leaves_out_is_skipped_and_named(tmp_path: Path) -> None:
+    rows = [
+        raw_row(chat(("human", "1+1="))),
+        raw_row(chat(("system", ""), ("user", " b \n c "), ("assistant", "d"), ("user", "e"))),
+        raw_row(chat(("user", "1+2="), ("tool", "3+3="))),
+    ]
+    prompts = stream(tmp_path, rows, template=KNOWS_THREE_ROLES, max_prompt_length=200)
+    prompts.look_at_every_row()
+    assert [reason.partition("line ")[2] for reason in prompts.unusable.values()] == [
+        "1: the chat template leaves out the turn of role 'human'",
+        "3: the chat template leaves out the turn of role 'tool'",
+    ]
+    assert len(prompts.take(9)) == 1
+
+
 def test_a_row_that_the_tokenizer_refuses_is_skipped_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = stream(tmp_path, [raw_row("a"), raw_row("b")])
     tokenizer = character_tokenizer()

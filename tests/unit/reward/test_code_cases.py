@@ -160,6 +160,15 @@ def returned(value, written, *, as_json=True):
         ([], "[]"),
         (10**30, str(10**30)),
         (math.inf, "Infinity"),
+        (True, "True"),
+        ("True", "True"),
+        (None, " None"),
+        (["a", "b"], "['a', 'b']"),
+        ([1, 2], "(1, 2)"),
+        ([[1, 2]], "[(1, 2)]"),
+        ({"a": 1}, "{'a': 1}"),
+        ("{1, 2}", "{1, 2}"),
+        ("(1j)", "(1j)"),
     ],
 )
 def test_a_returned_value_is_as_expected(value, written):
@@ -187,6 +196,10 @@ def test_a_returned_value_is_as_expected(value, written):
         ({"a": 1}, '{"b": 1}'),
         ([1, 2], "[2, 1]"),
         ([1], "[]"),
+        (True, "False"),
+        ([1], "(1, 2)"),
+        (2, "(1) + (1)"),
+        ([], "[" * 99_999),
     ],
 )
 def test_a_returned_value_is_not_as_expected(value, written):

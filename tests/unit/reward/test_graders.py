@@ -87,6 +87,76 @@ def test_numeric_has_tolerances_and_places(options, text, raw_score):
     assert judged("numeric", text, "3.14159", **options)[0] == raw_score
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("42", '"42"'),
+        ("42", "“42.”"),
+        ("42", "'42'"),
+        ("42", "42:"),
+        ("42", "42..."),
+        ("42", "42\u2026"),
+        ("42", "US$42"),
+        ("42", "A\\$42"),
+        ("42", "USD 42.00"),
+        ("-42", "-$42"),
+        ("42", "42 元"),
+        ("42", "42円"),
+        ("42", "42 (cm)"),
+        ("42", "42 (m/s^2)"),
+        ("100000", "1,00,000"),
+        ("1234567", "12,34,567"),
+        ("0.5", "\\frac{1}2"),
+        ("0.5", "\\frac1{2}"),
+        ("1500", "1.5×10³"),
+        ("0.0015", "1.5 x 10⁻³"),
+        ("1500", "1.5*10**3"),
+        ('"42"', "42"),
+    ],
+)
+def test_numeric_reads_numbers_as_people_write_them(gold, answer):
+    assert judged("numeric", f"Answer: {answer}", gold) == (1.0, answer, "ok")
+    assert judged("numeric", f"<answer>{answer}</answer>", gold) == (1.0, answer, "ok")
+
+
+@pytest.mark.parametrize("answer", ["42 (million)", "12,34", "5:00", "5 : 3", "5,5", "(a) 42", "11²"])
+def test_numeric_does_not_guess(answer):
+    assert judged("numeric", f"Answer: {answer}", "42")[2] == "unparsed"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>34</think><answer>35</answer>", "35"),
+        ("<think>\\boxed{34} so</think>\n\\boxed{35}", "35"),
+        ("<Answer>35</Answer>", "35"),
+        ("<ANSWER>\n35\n</ANSWER>", "35"),
+        ("The answer is:\n\\[\n35\n\\]", "35"),
+        ("Answer:\n$$\n35\n$$", "35"),
+        ("答案是35", "35"),
+        ("最终答案为：**35**", "35"),
+        ("Answer: 34. Answer: 35", "35"),
+        ("这个答案是错的。答案：35", "35"),
+    ],
+)
+def test_the_answer_is_found_behind_thoughts_and_marks(text, answer):
+    assert judged("numeric", text, "35") == (1.0, answer, "ok")
+    assert judged("exact", text, "35") == (1.0, answer, "ok")
+
+
+@pytest.mark.parametrize("verifier", ["numeric", "exact", "math_verify"])
+@pytest.mark.parametrize(
+    "text", ["<think>Answer: 34", "\n<think>\n\\boxed{34}", "<think>a</think>\n<think>34", "<THINK>34"]
+)
+def test_thoughts_that_never_end_hold_no_answer(verifier, text):
+    assert judged(verifier, text, "34") == (0.0, "", "unparsed")
+
+
+def test_math_verify_takes_no_box_of_the_thoughts():
+    assert judged("math_verify", "<think>\\boxed{4}, no</think>\\boxed{5}", "5")[0] == 1.0
+    assert judged("math_verify", "<think>\\boxed{5}, no</think>\\boxed{4}", "5")[0] == 0.0
+
+
 def test_whole_numbers_are_compared_exactly_unless_a_tolerance_is_set():
     large = 10**20
     assert judged("numeric", f"Answer: {large + 1}", str(large))[0] == 0.0
