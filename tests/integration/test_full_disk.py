@@ -8,11 +8,16 @@ import grpc
 import pyarrow.parquet as pq
 import pytest
 import redis.asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from services.coordinator.api import disk_patience
 from services.coordinator.storage.redis_store import Store
 from sluice.clock import SystemClock
 from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
+from sluice.launch.frozen import FrozenWatch
+from sluice.launch.keeper import Keeper
+from sluice.launch.local import LocalRun
 from sluice.run_dir.durable import append_line
 from sluice.run_dir.full_disk import DiskWaits
 from sluice.run_dir.json_lines import read_json_lines
@@ -141,3 +146,51 @@ def test_a_line_on_a_full_disk_is_whole_or_not_there(small_disk: Path) -> None:
     ballast.unlink()
     append_line(path, {"text": "y" * 3000})
     assert [line["text"][0] for line in read_json_lines(path).objects] == ["x", "y"]
+
+
+async def test_the_launcher_starts_redis_again_on_a_full_disk_without_counting_and_another_when_there_is_room(
+    small_disk: Path, model: Path
+) -> None:
+    view = Said()
+    launched = LocalRun(config=small_config(model, launch__max_restarts=0), run_dir=small_disk / "run", view=view)
+    keeper = Keeper(launch=launched._config.launch, log_dir=small_disk / "run" / "logs", say=view.message, is_over=over)
+    launched._keeper = keeper
+    launched._frozen = FrozenWatch(launch=launched._config.launch, keeper=keeper, clock=SystemClock())
+    ballast = fill(small_disk)
+    starting = asyncio.create_task(launched._start_redis())
+    await assert_eventually(lambda: any("is full" in line for line in view.said), what="the launcher says why")
+    assert str(small_disk) in view.said[0]
+    ballast.unlink()
+    async with asyncio.timeout(30):
+        url = await starting
+    async with aioredis.Redis.from_url(url, password=launched._redis_password, retry=Retry(NoBackoff(), 0)) as client:
+        await client.set("kept", "x")
+        first = launched._redis
+        ballast = fill(small_disk)
+        with pytest.raises(aioredis.ConnectionError):
+            await client.set("lost", bytes(10_000))  # and the server ends
+        await assert_eventually(lambda: launched._redis is not first, what="another server", within_s=30)
+        assert await client.get("kept") == b"x"  # reads are answered on the full disk
+        assert any("redis ended with code 1, and is started again: the disk under" in line for line in view.said)
+        ballast.unlink()
+        await client.set("written", "x")
+    assert not keeper.failed.done()
+    await launched._stop()
+
+
+class Said:
+    """A view of which only the messages count."""
+
+    def __init__(self) -> None:
+        self.said = list[str]()
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+    def update(self, status: pb.GetStatusResponse) -> None: ...
+    def event(self, event: pb.WatchEventsResponse) -> None: ...
+    def close(self) -> None: ...
+
+
+async def over() -> bool:
+    return False
