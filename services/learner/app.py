@@ -28,11 +28,13 @@ from services.learner.distributed.shared_folders import check_shared_folders
 from services.learner.loop import Leader, follow
 from services.learner.policy.lora import export_adapter
 from services.learner.worker import Worker
+from sluice.clock import SystemClock
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.lineage import LINEAGES_FILE, LineageBook, Rollback
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.service import ServiceOptions
+from sluice.run_dir.full_disk import DiskWaits
 from sluice.v1.learner_pb2_grpc import add_LearnerServiceServicer_to_server
 from sluice.weights.sender import WeightSender
 
@@ -51,9 +53,10 @@ def run(options: ServiceOptions) -> bool:
     with naming_lost_ranks():
         ranks = join_ranks()
         if ranks.leads:
-            control = ControlPlane(options)
+            disk = DiskWaits(clock=SystemClock())
+            control = ControlPlane(options, disk=disk)
             try:
-                ended = _lead(ranks, control, options)
+                ended = _lead(ranks, control, options, disk)
                 control.leave()
             finally:
                 control.close(grace_s=_EXIT_GRACE_S)
@@ -63,7 +66,7 @@ def run(options: ServiceOptions) -> bool:
     return ended
 
 
-def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> bool:
+def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions, disk: DiskWaits) -> bool:
     config_yaml, run_dir, rollbacks = control.coordinator.run_facts()
     config, worker, state = make_worker(ranks, facts=(config_yaml, run_dir), rollbacks=rollbacks)
     snapshot = worker.gather(_version(state))
@@ -86,6 +89,7 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> bool:
         snapshot=snapshot,
         checkpoint_every_steps=config.learner.checkpoint_every_steps,
         export=exports.offer,
+        disk=disk,
     )
     try:
         ended = leader.run()
@@ -94,10 +98,11 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions) -> bool:
     exports.close()
     if ended:
         target = Path(run_dir) / "model"
-        export_version(leader.snapshot, config=config, target=target)
+        disk.write_blocking(export_version, leader.snapshot, config=config, target=target)
         log.info("exported", path=str(target), version=str(leader.snapshot.manifest.version))
         if worker.adapters is not None:
-            export_adapter(worker.adapters, config=config, target=Path(run_dir) / "adapter")
+            target = Path(run_dir) / "adapter"
+            disk.write_blocking(export_adapter, worker.adapters, config=config, target=target)
     publisher.sender.close()
     return ended
 

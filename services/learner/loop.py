@@ -6,6 +6,7 @@ Rank 0 leads; only rank 0 knows of coordinator, lineage and publication; the oth
  the leader     batch k, one long poll at a time                          the coordinator, a signal, a completed checkpoint
  the leader     a checkpoint, before the next checkpoint or the leader's  the thread that writes the checkpoint, or
                 end                                                       WRITE_LIMIT_S
+ the leader     the booking of a step or a checkpoint, a call at a time   the coordinator, when its disk has room
  the followers  the leader's next command                                 the leader, which sends a command after every poll
 """
 
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -24,9 +25,14 @@ from services.learner.checkpoint.writer import WRITE_LIMIT_S, still_writing
 from services.learner.distributed.ranks import Command
 from services.learner.ports import Coordinator, Publisher
 from services.learner.snapshot.pack import renamed
+from sluice.clock import SystemClock
+from sluice.errors import DiskFull
 from sluice.lineage import LineageBook
 from sluice.policy_version import PolicyVersion
+from sluice.run_dir.full_disk import DiskWaits
 from sluice.weights.snapshot import Snapshot
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -95,11 +101,12 @@ class Leader:
         snapshot: Snapshot,
         checkpoint_every_steps: int,
         export: Callable[[Snapshot], None],
+        disk: DiskWaits | None = None,
     ) -> None:
         self._worker, self._coordinator, self._publisher = worker, coordinator, publisher
         self._lineages, self._lineage = lineages, state.lineage
         self._every = checkpoint_every_steps
-        self._export = export
+        self._export, self._disk = export, disk or DiskWaits(clock=SystemClock())
         self._waited_s = 0.0
         self._record = record
         self._saved = (self._version, worker.restored)
@@ -167,14 +174,31 @@ class Leader:
     def _commit(self, batch: Batch, metrics: dict[str, float]) -> None:
         """Books the step. A replayed step whose digest differs from the recorded digest begins a new lineage."""
         digest = self.snapshot.manifest.digest
-        recorded = self._coordinator.commit_step(batch, version=self._version, weights_digest=digest, metrics=metrics)
+        recorded = self._booked(lambda: self._commit_step(batch, metrics))
         if recorded in ("", digest) or self._parted:
             return
         self._parted = True  # later replayed steps differ too, and the new lineage marks them already
-        former, self._lineage = self._lineage, self._lineages.mint()
+        former, self._lineage = self._lineage, self._disk.write_blocking(self._lineages.mint)
         log.warning("lineage_minted", step=batch.step, former=former, lineage=self._lineage, digest=digest[:12])
         self._publish(renamed(self.snapshot, self._version))
-        self._coordinator.commit_step(batch, version=self._version, weights_digest=digest, metrics=metrics)
+        self._booked(lambda: self._commit_step(batch, metrics))
+
+    def _commit_step(self, batch: Batch, metrics: dict[str, float]) -> str:
+        digest = self.snapshot.manifest.digest
+        return self._coordinator.commit_step(batch, version=self._version, weights_digest=digest, metrics=metrics)
+
+    def _booked(self, call: Callable[[], T]) -> T:
+        """The answer to `call`, made again while the coordinator waits for room on its disk, which it answers only after
+        some seconds; the other ranks get IDLE meanwhile."""
+        told = False
+        while True:
+            try:
+                return call()
+            except DiskFull as full:
+                if not told:
+                    log.warning("waiting_for_the_coordinator", step=self._worker.step, reason=str(full))
+                told = True
+                self._worker.command(Command.IDLE)
 
     def _publish(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -216,7 +240,7 @@ class Leader:
         if path is not None:
             self._saved = (version, path)
             self._record.saved(version.number)
-            self._coordinator.commit_checkpoint(version, path)
+            self._booked(lambda: self._coordinator.commit_checkpoint(version, path))
         self._publisher.checkpoint_saved(version, path)
 
     @property

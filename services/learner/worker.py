@@ -123,6 +123,7 @@ def _keep(ranks: Ranks, folder: Path, batch: Batch) -> None:
         folder.mkdir(exist_ok=True)
         write_batch(batch, path)
     except OSError as error:  # a full disk must not end a run that the skipped update did not end
+        path.unlink(missing_ok=True)  # a part of it
         log.error("nonfinite_batch_not_kept", path=str(path), error=str(error))
         return
     log.warning("nonfinite_batch_kept", path=str(path))

@@ -1,21 +1,34 @@
 """What a run leaves when it has ended: curves.png and summary.json in its directory, a closing table on the terminal."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 
 def report(status: Any, *, departures: Sequence[str], run_dir: Path, wall_s: float) -> None:
-    """Writes both files and prints the table of a run that trained at least one step; `status` is the run's last status."""
+    """Writes both files and prints the table of a run that trained at least one step; `status` is the run's last status.
+
+    A disk without room costs the picture; the summary waits for room.
+    """
     from rich.console import Console
 
-    from sluice.report.curves import draw_curves
+    from sluice.clock import SystemClock
+    from sluice.report.curves import CURVES_FILE, draw_curves
     from sluice.report.samples import print_samples, read_samples
     from sluice.report.summary import build_summary, print_summary, write_summary
+    from sluice.run_dir.full_disk import DiskWaits
+    from sluice.telemetry.full_disk_stream import FullDiskStream
 
-    console = Console()
-    draw_curves(run_dir)
+    console = Console(file=cast("TextIO", FullDiskStream(sys.stdout)))
+    disk = DiskWaits(
+        clock=SystemClock(), tell=lambda event, line: console.print(f"{event}: {line}", markup=False, soft_wrap=True)
+    )
+    try:
+        draw_curves(run_dir)
+    except OSError as error:  # a picture of what metrics.jsonl has: nobody waits for it
+        console.print(f"sluice: {CURVES_FILE} is left out: {error}", markup=False, soft_wrap=True)
     summary = build_summary(status=status, run_dir=run_dir, wall_s=wall_s, departures=departures)
-    write_summary(summary, run_dir=run_dir)
+    disk.write_blocking(write_summary, summary, run_dir=run_dir)
     print_samples(console, read_samples(run_dir), groups_shown=2, samples_shown=3)
     print_summary(console, status=status, summary=summary, run_dir=run_dir)

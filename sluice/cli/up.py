@@ -183,6 +183,7 @@ def run_here(config: Any, args: argparse.Namespace) -> int:
     from sluice.launch.view import make_view
     from sluice.model_identity import model_identity
     from sluice.run_dir.naming import new_run_dir
+    from sluice.telemetry.full_disk_stream import FullDiskStream
 
     model_identity(config.model.path)
     run_dir = (args.run_dir or new_run_dir(config)).resolve()
@@ -196,5 +197,5 @@ def run_here(config: Any, args: argparse.Namespace) -> int:
     if outcome.status is not None and outcome.status.step:
         report(outcome.status, departures=config.departures, run_dir=run_dir, wall_s=outcome.wall_s)
     if outcome.message:
-        print(f"sluice: {outcome.message}", file=sys.stderr)
+        FullDiskStream(sys.stderr).write(f"sluice: {outcome.message}\n")
     return outcome.exit_code

@@ -15,7 +15,7 @@ from pathlib import Path
 from sluice.errors import ConfigError, Expired, LaunchError, NotReady
 from sluice.launch.child import armed, module_command
 from sluice.launch.logs import tail
-from sluice.launch.processes import EXIT_BAD_USAGE
+from sluice.launch.processes import EXIT_BAD_USAGE, opened_log
 
 _MARGIN_S = 60.0
 """Time for the rest of the launcher's work: imports, the embedded Redis, the last files."""
@@ -34,11 +34,11 @@ class LocalLauncher:
         self._launch = config.launch
         self.run_dir = Path(run_dir or new_run_dir(config)).resolve()
         self._log_path = self.run_dir / "logs" / "launcher.log"
-        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        log = opened_log("sluice up", self._log_path)
         sets = [part for override in overrides for part in ("--set", override)]
         up = ["up", "-c", os.fspath(recipe), "--plain", "--run-dir", os.fspath(self.run_dir), *sets]
         read_fd, write_fd = os.pipe()
-        with os.fdopen(read_fd, "rb", buffering=0) as ready, self._log_path.open("ab") as log:
+        with os.fdopen(read_fd, "rb", buffering=0) as ready, log:
             try:
                 self._process = subprocess.Popen(
                     [*armed(signal.SIGTERM), *module_command("sluice.cli.main"), *up, "--ready-fd", str(write_fd)],

@@ -10,17 +10,22 @@ import platform
 import secrets
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from sluice.errors import LaunchError
+from sluice.errors import DiskFull, LaunchError
 from sluice.launch.processes import Child, start
 from sluice.run_dir.durable import make_folder, sync
+from sluice.run_dir.full_disk import NoRoom, is_full, prove_room
 from sluice.socket_folder import FOLDERS, MAX_PATH_BYTES, socket_folder
 
 START_TIMEOUT_S = 30.0
 SOCKET = "redis.sock"
+
+ROOM_BYTES = 1 << 20
+"""A disk with less room is what ended a server. Chosen: some hundred of the server's writes, and nothing for a disk."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,24 +72,44 @@ async def start_redis(
     lock_fd: int | None = None,
     password: str = "",
 ) -> EmbeddedRedis:
-    """Starts a server on the data in `directory`; returns when the server answers. Raises LaunchError with the server's log.
+    """Starts a server on the data in `directory`; returns when the server answers.
 
-    Without a `password` everybody who reaches the socket is let in.
-
-    The server keeps `lock_fd` open as long as it lives.
+    Raises LaunchError with the server's log, DiskFull where there is no room for a server. Without a `password` everybody who
+    reaches the socket is let in. The server keeps `lock_fd` open as long as it lives.
     """
+    try:
+        return await _started(directory, log_path, socket_dir, [] if lock_fd is None else [lock_fd], password)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise DiskFull(f"redis: {error}") from error
+    except LaunchError:
+        try:
+            await asyncio.to_thread(prove_room, directory, ROOM_BYTES)
+        except NoRoom as full:
+            raise DiskFull(f"redis: {full}") from full
+        raise
+
+
+async def _started(
+    directory: Path, log_path: Path, socket_dir: Path | None, held: Sequence[int], password: str
+) -> EmbeddedRedis:
     server = find_server()
     socket_dir = socket_dir or _make_socket_dir()
+    socket_dir.mkdir(mode=0o700, exist_ok=True)  # a start that failed has removed it
     socket = socket_dir / SOCKET
-    held = [] if lock_fd is None else [lock_fd]
-    child = await start(
-        "redis",
-        [server, "-"],
-        log_path=log_path,
-        environ=dict(os.environ),
-        pass_fds=held,
-        said=_configuration(directory, socket, password),
-    )
+    try:
+        child = await start(
+            "redis",
+            [server, "-"],
+            log_path=log_path,
+            environ=dict(os.environ),
+            pass_fds=held,
+            said=_configuration(directory, socket, password),
+        )
+    except BaseException:
+        shutil.rmtree(socket_dir, ignore_errors=True)
+        raise
     redis = EmbeddedRedis(child=child, url=f"unix://{socket}", socket_dir=socket_dir, password=password)
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
@@ -164,7 +189,8 @@ async def _pong(socket: Path, password: str) -> bool:
                 writer.write(f"AUTH {password}\r\n".encode())
                 await reader.readline()
             writer.write(b"PING\r\n")
-            return (await reader.readline()).startswith(b"+PONG")
+            # A server that cannot write says so instead, and lives.
+            return (await reader.readline()).startswith((b"+PONG", b"-MISCONF"))
         finally:
             writer.close()
     return False

@@ -1,16 +1,20 @@
 """Keeps the services of a run alive on this machine.
 
- who waits            for what                       unblocked by
- a service's keeper   the exit of its process        the exit, or `stop`
+ who waits            for what                                     unblocked by
+ a service's keeper   the exit of its process                      the exit, or `stop`
+ a service's keeper   a pause, before a service that dies again    the clock
+                      and again is started
+ a service's keeper   room on the disk of the run                  whoever frees space
 A service that dies is started again, up to `launch.max_restarts` times within `launch.restart_window_s`. A service that
 dies before its first registration, or that ends with code 2 because it was started wrongly, fails the run: `failed` then
-holds a LaunchError with the end of the service's log.
+holds a LaunchError with the end of the service's log. What dies while the disk is full is started again without being counted.
 """
 
 import asyncio
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +22,19 @@ from sluice.clock import Clock, SystemClock
 from sluice.config.schema import LaunchConfig
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Command
+from sluice.launch.embedded_redis import ROOM_BYTES
 from sluice.launch.processes import EXIT_AGAIN, EXIT_BAD_USAGE, Child, start
+from sluice.run_dir.full_disk import DiskWaits, NoRoom, prove_room
+
+QUICK_DEATH_S = 60.0
+"""A service that lived longer is started again at once. Chosen: above the start of any service but a large engine's, which
+takes its time by itself."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+"""Pauses before the second, third ... start in a row: 0.5, 1, 2 ... 30 s."""
+
+FULL_DISK_PAUSE_S = 1.0
+"""The least pause while the disk is full."""
 
 
 class Exited(Protocol):
@@ -44,9 +60,13 @@ class Keeper:
         say: Callable[[str], None],
         is_over: Callable[[], Awaitable[bool]],
         clock: Clock | None = None,
+        disk: DiskWaits | None = None,
     ) -> None:
         self._launch, self._log_dir, self._say, self._is_over = launch, log_dir, say, is_over
         self._clock = clock or SystemClock()
+        self._disk = disk or DiskWaits(clock=self._clock)
+        self._quick_deaths: Counter[str] = Counter()
+        """How often in a row each service has died soon after its start."""
         self._restarts: dict[str, deque[float]] = {}
         """The times of each service's restarts within the restart window."""
         self._children: dict[str, Child] = {}
@@ -88,6 +108,35 @@ class Keeper:
             return
         kind = ConfigError if code == EXIT_BAD_USAGE else LaunchError
         raise kind(f"{child.name} {how} {why}; {child.log_path} ends:\n{child.log_tail()}")
+
+    async def died(self, child: Child, code: int) -> None:
+        """Returns when a process may be started again, or raises LaunchError when the process must not be started again.
+
+        A death while the disk is full is not counted, and no fault of the service.
+        """
+        full = await asyncio.to_thread(self._no_room)
+        if full is None or code == EXIT_BAD_USAGE:
+            self.judge(child, code)
+            await self._clock.sleep(self._pause_s(child))
+            return
+        self._say(f"{child.name} {child.killed or f'ended with {_how(code)}'}, and is started again: {full}")
+        await self._clock.sleep(max(FULL_DISK_PAUSE_S, self._pause_s(child)))
+
+    def _no_room(self) -> NoRoom | None:
+        """The error of a disk that is full; None for any other disk."""
+        try:
+            prove_room(self._log_dir, ROOM_BYTES)
+        except NoRoom as full:
+            return full
+        except OSError:
+            return None  # no folder, no permission: what cannot be written for another reason
+        return None
+
+    def _pause_s(self, child: Child) -> float:
+        """0 after a first death; grows with deaths in a row, each within QUICK_DEATH_S of the start."""
+        quick = self._clock.now() - child.started_s < QUICK_DEATH_S
+        deaths = self._quick_deaths[child.name] = self._quick_deaths[child.name] + 1 if quick else 0
+        return min(FIRST_PAUSE_S * 2 ** (deaths - 2), LONGEST_PAUSE_S) if deaths > 1 else 0.0
 
     def child(self, name: str) -> Child | None:
         """The process of a kept service; None while the service has no process."""
@@ -133,9 +182,10 @@ class Keeper:
         """Starts and restarts one service until the run ends."""
         while not self.ending:
             log_path = self._log_dir / f"{command.name}.log"
-            child = running or await start(
-                command.name, command.argv, log_path=log_path, environ=command.environ, said=command.said
+            starting = partial(
+                start, command.name, command.argv, log_path=log_path, environ=command.environ, said=command.said
             )
+            child = running or await self._disk.until(starting)
             running, self._children[command.name] = None, child
             code = await child.process.wait()
             if code == 0 and await self._is_over():
@@ -143,7 +193,7 @@ class Keeper:
             if code == EXIT_AGAIN:
                 self._say(f"{child.name} has ended to be started again")
                 continue
-            self.judge(child, code)
+            await self.died(child, code)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) and not self.failed.done():

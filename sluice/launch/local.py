@@ -10,6 +10,7 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sluice.addresses import joined
@@ -17,7 +18,7 @@ from sluice.client import AsyncClient
 from sluice.clock import SystemClock
 from sluice.config.load import dump_config
 from sluice.config.schema import Config
-from sluice.errors import SluiceError
+from sluice.errors import DiskFull, LaunchError, SluiceError
 from sluice.launch.commands import (
     Command,
     coordinator_command,
@@ -25,7 +26,7 @@ from sluice.launch.commands import (
     learner_node_line,
     service_command,
 )
-from sluice.launch.embedded_redis import EmbeddedRedis, new_password, start_redis
+from sluice.launch.embedded_redis import ROOM_BYTES, EmbeddedRedis, new_password, start_redis
 from sluice.launch.frozen import FrozenWatch
 from sluice.launch.interrupts import Interrupts
 from sluice.launch.keeper import Keeper
@@ -36,6 +37,7 @@ from sluice.launch.view import View
 from sluice.rpc.access import Role
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, load_credentials
 from sluice.run_dir.durable import make_folder, write_synced
+from sluice.run_dir.full_disk import DiskWaits, NoRoom, prove_room
 from sluice.v1 import coordinator_pb2 as pb
 
 STATUS_INTERVAL_S = 1.0
@@ -71,6 +73,7 @@ class LocalRun:
     ) -> None:
         self._config, self._run_dir, self._view, self._check_only = config, run_dir, view, check_only
         self._ready_fd = ready_fd
+        self._disk = DiskWaits(clock=SystemClock(), tell=lambda event, line: view.message(f"{event}: {line}"))
         self._interrupts = Interrupts()
         self._lock_fd: int | None = None
         self._redis: EmbeddedRedis | None = None
@@ -88,6 +91,7 @@ class LocalRun:
             log_dir=self._run_dir / "logs",
             say=self._view.message,
             is_over=self._is_over,
+            disk=self._disk,
         )
         self._frozen = FrozenWatch(launch=self._config.launch, keeper=self._keeper, clock=SystemClock())
         message, code = "", 1
@@ -124,9 +128,9 @@ class LocalRun:
     async def _start(self) -> bool:
         """Starts Redis, the coordinator and the services; returns False without services when the run is finished already."""
         self._operator = load_credentials(credentials_folder(self._config, Role.OPERATOR), role=Role.OPERATOR)
-        make_folder(self._run_dir)
-        self._lock_fd = await lock_run_dir(self._run_dir)
-        write_synced(self._run_dir / "config.yaml", [dump_config(self._config).encode()])
+        await self._disk.write(make_folder, self._run_dir)
+        self._lock_fd = await self._disk.until(lambda: lock_run_dir(self._run_dir), folder=self._run_dir)
+        await self._disk.write(write_synced, self._run_dir / "config.yaml", [dump_config(self._config).encode()])
         small = keep_small(self._run_dir / "logs", most_bytes=self._config.run.file_max_bytes, clock=SystemClock())
         self._keeper.supervise("logs", small)
         redis_url = self._config.network.redis_url
@@ -164,57 +168,31 @@ class LocalRun:
 
     async def _start_redis(self) -> str:
         """Starts the run's own Redis and has the server kept alive on one socket; returns the server's URL."""
-        directory, log_path = self._run_dir / "redis", self._log("redis")
+        directory = self._run_dir / "redis"
         password = self._redis_password = new_password()
+        starting = partial(
+            start_redis, directory, log_path=self._log("redis"), lock_fd=self._lock_fd, password=password
+        )
 
         async def keep(redis: EmbeddedRedis) -> None:
             while True:
                 code = await redis.child.process.wait()
-                self._keeper.judge(redis.child, code)
-                self._redis = redis = await start_redis(
-                    directory,
-                    log_path=log_path,
-                    socket_dir=redis.socket_dir,
-                    lock_fd=self._lock_fd,
-                    password=password,
-                )
+                await self._keeper.died(redis.child, code)
+                again = partial(starting, socket_dir=redis.socket_dir)
+                self._redis = redis = await self._disk.until(again, folder=directory)
 
-        self._redis = await start_redis(directory, log_path=log_path, lock_fd=self._lock_fd, password=password)
+        self._redis = await self._disk.until(starting, folder=directory)
         self._keeper.known.add("redis")
         self._keeper.supervise("redis", keep(self._redis))
         self._keeper.supervise("redis-watch", self._watch_redis(self._redis))
         return self._redis.url
 
     async def _start_coordinator(self, redis_url: str) -> None:
-        read_fd, write_fd = os.pipe()
-        port = self._config.network.coordinator_port
-        first = coordinator_command(
-            self._config,
-            run_dir=self._run_dir,
-            redis_url=redis_url,
-            redis_password=self._redis_password,
-            port=port,
-            ready_fd=write_fd,
-            check_only=self._check_only,
-        )
-        child = await start(
-            first.name,
-            first.argv,
-            log_path=self._log(first.name),
-            environ=first.environ,
-            pass_fds=[write_fd],
-            said=first.said,
-        )
-        os.close(write_fd)
-        try:
-            port = int(await read_ready(read_fd, child, timeout_s=self._config.launch.ready_timeout_s))
-        except BaseException:
-            await child.stop(grace_s=self._config.launch.grace_s, at_once=self._interrupts.second)
-            raise
+        child, port = await self._disk.until(lambda: self._first_coordinator(redis_url), folder=self._run_dir)
         self._coordinator = joined(self._config.network.advertise, port)
         # No retries: this launcher and its keeper must notice a silent coordinator themselves.
         self._client = AsyncClient(self._coordinator, credentials=self._operator, retry_reads=False)
-        self._keeper.known.add(first.name)
+        self._keeper.known.add(child.name)
         again = coordinator_command(
             self._config,
             run_dir=self._run_dir,
@@ -225,8 +203,48 @@ class LocalRun:
             check_only=self._check_only,
         )
         self._keeper.keep(again, running=child)
-        probe = self._frozen.probe(lambda: self._keeper.child(first.name), self._client.answers, ready=child)
+        probe = self._frozen.probe(lambda: self._keeper.child(child.name), self._client.answers, ready=child)
         self._keeper.supervise("coordinator-watch", probe)
+
+    async def _first_coordinator(self, redis_url: str) -> tuple[Child, int]:
+        """Starts the coordinator; returns it with its port when it answers. Raises DiskFull when a full disk has ended it."""
+        read_fd, write_fd = os.pipe()
+        command = coordinator_command(
+            self._config,
+            run_dir=self._run_dir,
+            redis_url=redis_url,
+            redis_password=self._redis_password,
+            port=self._config.network.coordinator_port,
+            ready_fd=write_fd,
+            check_only=self._check_only,
+        )
+        try:
+            child = await start(
+                command.name,
+                command.argv,
+                log_path=self._log(command.name),
+                environ=command.environ,
+                pass_fds=[write_fd],
+                said=command.said,
+            )
+        except BaseException:
+            os.close(read_fd)
+            raise
+        finally:
+            os.close(write_fd)
+        try:
+            return child, int(await read_ready(read_fd, child, timeout_s=self._config.launch.ready_timeout_s))
+        except BaseException as error:
+            await child.stop(grace_s=self._config.launch.grace_s, at_once=self._interrupts.second)
+            if isinstance(error, LaunchError):
+                await self._raise_if_full()
+            raise
+
+    async def _raise_if_full(self) -> None:
+        try:
+            await asyncio.to_thread(prove_room, self._run_dir, ROOM_BYTES)
+        except NoRoom as full:
+            raise DiskFull(str(full)) from full
 
     async def _watch_redis(self, redis: EmbeddedRedis) -> None:
         """Probes the server until cancelled; a restarted server has the same socket."""
@@ -289,7 +307,8 @@ class LocalRun:
                 self._frozen.services(ages_s, asked_s=asked_s)
                 self._view.update(self._status)
                 if self._status.state in FINAL:
-                    give_up_s = min(give_up_s, asked_s + LEARNER_EXPORT_S)
+                    # Behind the run's end somebody waits only for room on a disk, and the model is not there yet.
+                    give_up_s = float("inf") if self._status.waits else min(give_up_s, asked_s + LEARNER_EXPORT_S)
                     exporting = "learner" in self._keeper.known and asked_s < give_up_s
                     if not exporting or await self._keeper.left("learner", within_s=STATUS_INTERVAL_S):
                         self._status = await self._client.status()

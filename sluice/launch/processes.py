@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from sluice.errors import ConfigError, LaunchError
+from sluice.errors import ConfigError, DiskFull, LaunchError
 from sluice.launch.child import armed
 from sluice.launch.logs import tail
+from sluice.run_dir.full_disk import BLOCK_BYTES, is_full, located
 
 EXIT_BAD_USAGE = 2
 """The exit code of a process that was started or configured wrongly: starting the process again would not help."""
@@ -85,15 +87,14 @@ async def start(
 
     `said` is what the command reads on standard input, the way for a secret: it is in no file, argument or environment.
 
-    Raises LaunchError when the command cannot be started.
+    Raises LaunchError when the command cannot be started, DiskFull when there is no room for its log.
     """
     started_s = time.monotonic()
     wrapped = [*armed(signal.SIGTERM), *command]
     with contextlib.ExitStack() as opened:
         log = None
         if log_path is not None:
-            log_path.parent.mkdir(parents=True, exist_ok=True)
-            log = opened.enter_context(log_path.open("ab"))
+            log = opened.enter_context(opened_log(name, log_path))
         try:
             process = await asyncio.create_subprocess_exec(
                 *wrapped,
@@ -107,6 +108,17 @@ async def start(
         except OSError as error:
             raise LaunchError(f"{name}: cannot start {command[0]}: {error}") from error
     return Child(name=name, process=process, log_path=log_path, started_s=started_s)
+
+
+def opened_log(name: str, path: Path) -> BinaryIO:
+    """The log of a process, to append to. Raises DiskFull or LaunchError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab")
+    except OSError as error:
+        cause = located(error, path.parent, BLOCK_BYTES)
+        kind = DiskFull if is_full(error) else LaunchError
+        raise kind(f"{name}: its log {path} cannot be opened: {cause}") from cause
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, cast
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sluice.report.figures import duration, fraction, number, printable, quantity
+from sluice.telemetry.full_disk_stream import FullDiskStream
 from sluice.v1 import coordinator_pb2 as pb
 
 _STEP_EVENT = "step_trained"
@@ -64,8 +65,9 @@ class View(Protocol):
 
 
 def make_view(stream: TextIO, *, plain: bool) -> View:
-    """The panel where `stream` is a terminal, unless `plain` is asked for."""
-    return PlainView(stream) if plain or not stream.isatty() else LiveView(Console(file=stream))
+    """The panel where `stream` is a terminal, unless `plain` is asked for. A file on a full disk gets no lines."""
+    patient = cast("TextIO", FullDiskStream(stream))
+    return PlainView(patient) if plain or not stream.isatty() else LiveView(Console(file=patient))
 
 
 class LiveView:

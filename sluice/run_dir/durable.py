@@ -5,7 +5,6 @@ hold an empty file, or be gone. So the bytes are synced, then the file gets its 
 """
 
 import contextlib
-import errno
 import json
 import os
 import threading
@@ -14,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from sluice.run_dir.full_disk import NoRoom, is_full
+from sluice.run_dir.full_disk import is_full, located
 from sluice.strict_json import finite
 
 
@@ -35,7 +34,7 @@ def write_synced(path: Path, pieces: Iterable[bytes]) -> None:
         partial.unlink(missing_ok=True)
         if not is_full(error):
             raise
-        raise NoRoom(path.parent, size_bytes + sum(map(len, pieces)), code=error.errno or errno.ENOSPC) from error
+        raise located(error, path.parent, size_bytes + sum(map(len, pieces))) from error
 
 
 def name_synced(path: Path, name: Path) -> None:
@@ -97,7 +96,7 @@ def append_lines(path: Path, lines: Iterable[Mapping[str, Any]], *, synced: bool
         except OSError as error:
             if not is_full(error):
                 raise
-            raise NoRoom(path.parent, len(data), code=error.errno or errno.ENOSPC) from error
+            raise located(error, path.parent, len(data)) from error
 
 
 def _append(path: Path, data: bytes, *, synced: bool) -> None:

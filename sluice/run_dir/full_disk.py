@@ -72,7 +72,7 @@ class DiskWaits:
         self._pauses: set[asyncio.Future[None]] = set()
 
     def now(self) -> list[DiskWait]:
-        """The present waits, one a folder."""
+        """The present waits, one a folder. Safe from any thread."""
         now_s = self._clock.now()
         return [
             DiskWait(
@@ -81,7 +81,8 @@ class DiskWaits:
                 since_s=now_s - min(each.since_s for each in waiting),
                 code=waiting[0].code,
             )
-            for folder, waiting in self._waiting.items()
+            for folder, together in list(self._waiting.items())
+            if (waiting := list(together))
         ]
 
     async def write(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -169,6 +170,11 @@ def is_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
     return isinstance(error, DiskFull) or any(text in str(error) for text in _TEXTS)
+
+
+def located(error: Exception, folder: Path, needed_bytes: int) -> Exception:
+    """The error; for a full disk NoRoom, because libraries name neither folder nor bytes."""
+    return NoRoom(folder, needed_bytes, code=_code(error)) if is_full(error) else error
 
 
 def folder_of(error: BaseException) -> Path | None:

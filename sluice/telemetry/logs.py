@@ -1,11 +1,15 @@
-"""structlog set-up, once per process: JSON for machines, console for people, to stderr, without secrets."""
+"""structlog set-up, once per process: JSON for machines, console for people, to stderr, without secrets.
+
+Lines are left out while the disk of stderr's file is full.
+"""
 
 import logging
 import sys
-from typing import Literal
+from typing import Literal, TextIO, cast
 
 import structlog
 
+from sluice.telemetry.full_disk_stream import FullDiskStream
 from sluice.telemetry.redaction import redacted
 
 LogFormat = Literal["console", "json"]
@@ -30,10 +34,10 @@ def configure_logs(*, service: str, fmt: LogFormat = "console", level: str = "in
             lambda _logger, _level, line: redacted(str(line)),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", FullDiskStream(sys.stderr))),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(FullDiskStream(sys.stderr))
     handler.setFormatter(_RedactingFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
 

@@ -1496,6 +1496,7 @@ class HeartbeatRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
     service_id: _builtins.str
     incarnation: _builtins.str
     running: _builtins.int
@@ -1504,6 +1505,8 @@ class HeartbeatRequest(_message.Message):
     """Tokens generated since start (rollouts)."""
     draining: _builtins.bool
     """Whether the service is leaving."""
+    waits_for: _builtins.str
+    """What the service waits for that its callers cannot see, for people: room on its disk. Empty: nothing."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """Weights in use."""
@@ -1517,10 +1520,11 @@ class HeartbeatRequest(_message.Message):
         version: _common_pb2.PolicyVersion | None = ...,
         generated_tokens: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        waits_for: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "generated_tokens", b"generated_tokens", "incarnation", b"incarnation", "running", b"running", "service_id", b"service_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "generated_tokens", b"generated_tokens", "incarnation", b"incarnation", "running", b"running", "service_id", b"service_id", "version", b"version", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

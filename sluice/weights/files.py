@@ -11,6 +11,7 @@ import safetensors
 
 from sluice.errors import TransferError
 from sluice.policy_version import PolicyVersion
+from sluice.run_dir.full_disk import located
 from sluice.weights.manifest import Manifest, plan
 from sluice.weights.snapshot import Packer, Snapshot
 
@@ -47,12 +48,10 @@ def write_snapshot(directory: Path, snapshot: Snapshot, *, anew: bool = False) -
     try:
         safetensors.serialize_file(tensors, str(temporary), {"sluice": json.dumps(facts)})
         os.replace(temporary, path)
-    except safetensors.SafetensorError as error:  # safetensors turns an OSError into this
+    except (OSError, safetensors.SafetensorError) as error:  # safetensors turns an OSError into its own
         temporary.unlink(missing_ok=True)
-        raise OSError(str(error)) from error
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+        found = located(error, directory, sum(spec.size_bytes for spec in manifest.tensors))
+        raise found if isinstance(found, OSError) else OSError(str(error)) from error
     return path
 
 

@@ -21,7 +21,8 @@ from typing import Literal
 
 import structlog
 
-from sluice.errors import NotReady, Overloaded, TransferError, Unavailable
+from sluice.errors import DiskFull, NotReady, Overloaded, TransferError, Unavailable
+from sluice.run_dir.full_disk import is_full
 from sluice.weights import files
 from sluice.weights.backends import ROOT_RANK, Collective, Rendezvous, TransferGroup, TransferStore, join
 from sluice.weights.manifest import Manifest, buckets
@@ -155,7 +156,7 @@ class WeightSender:
             path = files.write_snapshot(self._directory, snapshot, anew=newest != self._written)
             self._written = path
         except OSError as error:
-            raise Unavailable(
+            raise (DiskFull if is_full(error) else Unavailable)(
                 f"version {snapshot.manifest.version} could not be written for rollouts to read: {error}; make room in "
                 f"{self._directory}"
             ) from error

@@ -1,19 +1,25 @@
-"""A disk without room for a checkpoint costs that checkpoint and nothing else. Needs the right to mount a tmpfs."""
+"""A disk without room for a checkpoint costs that checkpoint and nothing else; the model at the end waits for room.
+
+Needs the right to mount a tmpfs.
+"""
 
 import asyncio
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services.learner.checkpoint import folders
 from services.learner.checkpoint import training_state as checkpoint
-from sluice.testing.fakes import serving
+from sluice.errors import DiskFull
+from sluice.testing.fakes import FakeCoordinator, serving
+from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.service_process import ALONE, exit_code, learner
 from tests.integration.tiny_run import tiny_coordinator
-from tests.small_disk import disk_of
+from tests.small_disk import disk_of, fill
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("tmpfs"), pytest.mark.timeout(180)]
 
@@ -53,6 +59,38 @@ async def test_a_full_disk_keeps_the_old_checkpoint_and_the_run_and_the_next_sav
     assert os.listdir(small_disk) == ["step-4"]
     assert [batch.step for batch in checkpoint.read_state(small_disk / "step-4").trained] == [1, 2, 3]
     assert (small_disk.parent / "model" / "model.safetensors").exists()
+
+
+async def test_a_learner_waits_while_its_coordinator_has_no_room_and_for_room_for_the_model(tmp_path: Path) -> None:
+    settings = {"mini_batch_size": 3, "checkpoint_every_steps": 100, "lr": 1e-2}
+    with disk_of(tmp_path / "run", size_bytes=4 << 20) as run_dir:
+        fake = tiny_coordinator(tmp_path, run_dir=run_dir, ready=1, learner=settings)
+        refusing = CommitsLater(fake, refusals=2)
+        async with serving(fake) as address, learner(address) as process:
+            await fake.until(lambda: len(fake.commits) == 1)
+            assert refusing.left == 0
+            ballast = fill(run_dir)
+            await fake.allow(end=1)
+            await fake.until(lambda: bool(fake.beats[-1].waits_for))
+            assert f"the disk under {run_dir} is full" in fake.beats[-1].waits_for
+            ballast.unlink()
+            assert await exit_code(process) == 0
+        assert (run_dir / "model" / "model.safetensors").exists()
+        assert fake.beats[-1].waits_for == ""
+
+
+class CommitsLater:
+    """Has a fake coordinator answer the first commits as one does whose disk is full."""
+
+    def __init__(self, fake: FakeCoordinator, *, refusals: int) -> None:
+        self.left, self._commit = refusals, fake.CommitStep
+        fake.CommitStep = self.CommitStep  # type: ignore[method-assign]
+
+    async def CommitStep(self, request: pb.CommitStepRequest, context: Any) -> pb.CommitStepResponse:
+        if self.left:
+            self.left -= 1
+            raise DiskFull("the disk under RUN is full")
+        return await self._commit(request, context)
 
 
 def _leave_free(disk: Path, free_bytes: int) -> None:

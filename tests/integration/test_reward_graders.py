@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
@@ -16,7 +17,9 @@ from services.reward.sandbox.grader_handle import Limits
 from services.reward.sandbox.loading import Asked
 from services.reward.sandbox.pool import GraderPool
 from services.reward.verifiers import code
+from sluice.run_dir.full_disk import NoRoom
 from tests.quiet_server import QuietServer
+from tests.small_disk import disk_of, fill
 from tests.unit.reward.corpus.cases import read_cases
 
 pytestmark = pytest.mark.integration
@@ -96,6 +99,18 @@ def test_the_last_fenced_block_counts_and_without_one_it_is_unparsed():
 def test_a_ground_truth_that_is_no_cases_is_an_error_not_a_zero(ground_truth):
     with pytest.raises(ValueError, match="ground_truth: "):
         run_code(GOOD, ground_truth)
+
+
+@pytest.mark.needs("tmpfs")
+def test_a_right_program_is_not_called_wrong_where_there_is_no_room_for_what_it_prints(tmp_path, monkeypatch):
+    with disk_of(tmp_path / "tmp", size_bytes=8 << 20) as folder:
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        assert run_code(GOOD).acc == 1.0
+        ballast = fill(folder, leave_bytes=1 << 16)
+        with pytest.raises(NoRoom, match=f"the disk under {folder} is full"):
+            run_code(GOOD)
+        ballast.unlink()
+        assert run_code(GOOD).acc == 1.0
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             incarnation=request.incarnation,
             running=request.running,
             draining=request.draining,
+            waits_for=request.waits_for,
             now_s=self._parts.run.clock.now(),
         )
         if request.draining:

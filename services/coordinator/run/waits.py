@@ -77,10 +77,10 @@ class Since:
 
 def find_waits(situation: Situation, since: SinceOf) -> list[Wait]:
     """All present waits."""
-    full = [Wait(who="disk", why=str(wait), since_s=wait.since_s) for wait in situation.disk]
+    always = [*_disk(situation), *_own(situation, since)]
     if situation.progress.state.final:
-        return full
-    found = [*full, *_run(situation, since), *_services(situation, since)]
+        return always
+    found = [*always, *_run(situation, since), *_services(situation, since)]
     if situation.progress.state is RunState.RUNNING:
         found += [
             *_learner(situation, since),
@@ -89,6 +89,18 @@ def find_waits(situation: Situation, since: SinceOf) -> list[Wait]:
             *_admission(situation, since),
         ]
     return found
+
+
+def _disk(situation: Situation) -> Iterator[Wait]:
+    for wait in situation.disk:
+        yield Wait(who="disk", why=str(wait), since_s=wait.since_s)
+
+
+def _own(situation: Situation, since: SinceOf) -> Iterator[Wait]:
+    """What the members that are there wait for by their own account, also after the run's end: the learner exports then."""
+    for member in situation.fleet.members.values():
+        if member.waits_for and member.state is not State.LOST:
+            yield Wait(who=member.service_id, why=member.waits_for, since_s=since((member.incarnation, "own")))
 
 
 def _run(situation: Situation, since: SinceOf) -> Iterator[Wait]:

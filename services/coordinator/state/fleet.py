@@ -44,6 +44,10 @@ class State(enum.Enum):
     LOST = "lost"
 
 
+LONGEST_WAIT_TEXT = 500
+"""Characters of what a member says it waits for: a path, two numbers and the fix."""
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class Member:
     """One registered process."""
@@ -77,6 +81,8 @@ class Member:
     """Held by a weight push, and by an evaluation to pin the version."""
     barred: str = ""
     """Why this process gets no work for good; empty for a process that may get work."""
+    waits_for: str = ""
+    """What the member waits for by its own account, for people."""
     leaving: bool = False
     """Whether the member has said that it leaves, so that its silence is no loss."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -163,12 +169,22 @@ class Fleet:
         """Whether a service is expected, which would look in vain for a coordinator that had left."""
         return any(now_s - since_s < EXPECTED_S for since_s in self._expected.values())
 
-    def beat(self, *, service_id: str, incarnation: str, running: int, draining: bool, now_s: float) -> bool:
+    def beat(
+        self,
+        *,
+        service_id: str,
+        incarnation: str,
+        running: int,
+        draining: bool,
+        now_s: float,
+        waits_for: str = "",
+    ) -> bool:
         """Takes a heartbeat; False when the process is not known and must register again."""
         member = self.members.get(service_id)
         if member is None or member.incarnation != incarnation or member.state is State.LOST:
             return False
         member.last_beat_s, member.running, member.leaving = now_s, running, draining
+        member.waits_for = waits_for[:LONGEST_WAIT_TEXT]
         if draining and member.state is not State.DRAINING:
             self.set_state(member, State.DRAINING)
         return True

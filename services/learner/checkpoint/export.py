@@ -11,6 +11,7 @@ from services.learner.policy.lora import whole_model
 from sluice.config.schema import Config
 from sluice.errors import SluiceError
 from sluice.run_dir.durable import name_synced, sync_tree
+from sluice.run_dir.full_disk import located
 from sluice.weights.snapshot import Snapshot
 
 _COPIED = (
@@ -31,14 +32,20 @@ SHARD_BYTES = 5_000_000_000
 
 
 def export_version(snapshot: Snapshot, *, config: Config, target: Path) -> None:
-    """Writes a run's snapshot as a whole model, adapters merged in. Raises SluiceError when the folder cannot be written."""
+    """Writes a run's snapshot as a whole model, adapters merged in. Raises SluiceError when the folder cannot be written,
+    from NoRoom when the disk is full."""
+    model = whole_model(snapshot, config)
     try:
-        export_model(whole_model(snapshot, config), base=Path(config.model.path), target=target)
+        export_model(model, base=Path(config.model.path), target=target)
     except (OSError, safetensors.SafetensorError) as error:
-        version = snapshot.manifest.version
+        version, cause = snapshot.manifest.version, located(error, target.parent, _size_bytes(model))
         raise SluiceError(
-            f"export of {version} to {target} failed: {error}; `sluice export RUN_DIR` writes a folder from a checkpoint"
-        ) from error
+            f"export of {version} to {target} failed: {cause}; `sluice export RUN_DIR` writes a folder from a checkpoint"
+        ) from cause
+
+
+def _size_bytes(snapshot: Snapshot) -> int:
+    return sum(spec.size_bytes for spec in snapshot.manifest.tensors)
 
 
 def export_model(snapshot: Snapshot, *, base: Path, target: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -85,8 +92,7 @@ def _write_weights(snapshot: Snapshot, folder: Path, *, shard_bytes: int) -> Non
         )  # safetensors makes files readable for the owner alone
         weight_map |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
-        total_bytes = sum(spec.size_bytes for spec in snapshot.manifest.tensors)
-        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": _size_bytes(snapshot)}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 

@@ -98,7 +98,14 @@ class CheckpointWriter:
             folders.retain(self._directory, newest=state.step, keep=self._keep)
         except (OSError, CheckpointException) as error:
             if self._ranks.leads:
-                log.error("checkpoint_failed", step=state.step, reason=_reason(error))
+                folder, needed_bytes = str(self._directory), _size_bytes(tensors)
+                log.error(
+                    "checkpoint_failed",
+                    step=state.step,
+                    reason=_reason(error),
+                    folder=folder,
+                    needed_bytes=needed_bytes,
+                )
                 folders.discard(partial)
             return None
         log.info("checkpoint_written", path=str(final), seconds=time.perf_counter() - started)

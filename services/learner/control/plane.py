@@ -13,12 +13,14 @@ from services.learner.control.publisher_state import PublisherState
 from services.learner.control.thread import ControlThread
 from services.learner.control.wire import trained_to_wire
 from sluice.addresses import joined
+from sluice.clock import SystemClock
 from sluice.config.schema import Config
 from sluice.model_identity import ModelIdentity, model_identity
 from sluice.rpc.membership import Membership
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
+from sluice.run_dir.full_disk import DiskWaits
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import learner_pb2
@@ -34,8 +36,9 @@ SERVICE_ID = "learner"
 class ControlPlane:
     """Rank 0's registration and server; the training side calls the run through `coordinator`."""
 
-    def __init__(self, options: ServiceOptions) -> None:
-        self._options = options
+    def __init__(self, options: ServiceOptions, *, disk: DiskWaits | None = None) -> None:
+        """`disk` has the learner's writers that wait for room, for `sluice status`."""
+        self._options, self._disk = options, disk or DiskWaits(clock=SystemClock())
         self._thread = ControlThread()
         self._exporter = Exporter(service="learner")
         self._server: RpcServer | None = None
@@ -122,5 +125,7 @@ class ControlPlane:
     def _beat(self) -> pb.HeartbeatRequest:
         assert self.publisher is not None
         return pb.HeartbeatRequest(
-            version=version_to_proto(self.publisher.newest.manifest.version), draining=self.publisher.stopping
+            version=version_to_proto(self.publisher.newest.manifest.version),
+            draining=self.publisher.stopping,
+            waits_for="; ".join(map(str, self._disk.now())),
         )

@@ -6,6 +6,7 @@ called without an active exception`: SIGABRT instead of the exit code, in about 
 came just before their end. Destroying a group does not help: meshes and modules hold references to the group.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ def end_process(main: Callable[[], int | None]) -> NoReturn:
     except Exception as error:  # noqa: BLE001 - every error ends the process with code 1, as in an ordinary interpreter
         sys.excepthook(type(error), error, error.__traceback__)
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a log on a full disk must not change the exit code
+            stream.flush()
     os._exit(code)

@@ -9,8 +9,10 @@ import uuid
 from pathlib import Path
 
 from services.learner.distributed.ranks import Ranks
+from sluice.clock import SystemClock
 from sluice.errors import ConfigError
 from sluice.model_identity import model_identity
+from sluice.run_dir.full_disk import DiskWaits
 
 
 def check_shared_folders(ranks: Ranks, *, run_dir: Path, model_path: str) -> None:
@@ -20,7 +22,7 @@ def check_shared_folders(ranks: Ranks, *, run_dir: Path, model_path: str) -> Non
     # A fresh file name: network file systems remember for a while that a name was missing.
     mark = run_dir / f".learner-{uuid.uuid4().hex}"
     if ranks.leads:
-        mark.write_text(mark.name)
+        DiskWaits(clock=SystemClock()).write_blocking(mark.write_text, mark.name)
     (name, leaders_model) = ranks.share_texts([mark.name, _model_facts(model_path)])
     problems = ranks.hear_all("\n".join(_problems(run_dir / name, model_path, leaders_model)))
     if ranks.leads:

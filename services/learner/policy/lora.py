@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from sluice.config.schema import Config
 from sluice.errors import ConfigError, SluiceError
 from sluice.run_dir.durable import name_synced, sync_tree
+from sluice.run_dir.full_disk import located
 from sluice.weights.adapters import adapters_among, scale_of
 from sluice.weights.merging import map_tensors, merged
 from sluice.weights.snapshot import Snapshot
@@ -57,7 +58,8 @@ def whole_model(snapshot: Snapshot, config: Config) -> Snapshot:
 def export_adapter(snapshot: Snapshot, *, config: Config, target: Path) -> None:
     """Writes a snapshot of adapters as a folder that `peft.PeftModel.from_pretrained` loads.
 
-    The folder is written beside the target first, so that a reader never sees half an adapter. Raises SluiceError.
+    The folder is written beside the target first, so that a reader never sees half an adapter. Raises SluiceError,
+    from NoRoom when the disk is full.
     """
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -67,10 +69,13 @@ def export_adapter(snapshot: Snapshot, *, config: Config, target: Path) -> None:
         sync_tree(partial)
         shutil.rmtree(target, ignore_errors=True)
         name_synced(partial, target)
-    except OSError as error:
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        size_bytes = sum(spec.size_bytes for spec in snapshot.manifest.tensors)
+        cause = located(error, target.parent, size_bytes)
         raise SluiceError(
-            f"export of the adapters of {snapshot.manifest.version} to {target} failed: {error}"
-        ) from error
+            f"export of the adapters of {snapshot.manifest.version} to {target} failed: {cause}"
+        ) from cause
 
 
 def _write_adapter(snapshot: Snapshot, *, config: Config, folder: Path) -> None:

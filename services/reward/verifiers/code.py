@@ -34,12 +34,15 @@ from services.reward.case_outputs import parsed, printed_equal, returned_equal
 from services.reward.ports import Grade, Question
 from services.reward.program_text import find_program
 from services.reward.sandbox.shutting_in import PROMISES
+from sluice.run_dir.full_disk import check_room
 
 NAME: Final = "code"
 VERSION: Final = "3"
 
 _CHILD = Path(__file__).parent.parent / "sandbox" / "code_child.py"
 _MAX_OUTPUT_BYTES = 1 << 20
+_ROOM_BYTES = 4 * _MAX_OUTPUT_BYTES
+"""What must be free for a run. Chosen: the output, and files of the program beside it."""
 _EXTRACTED_CHARS = 2000
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -130,7 +133,11 @@ def sandbox_problem() -> str | None:
 
 
 def _passed(program: str, cases: _Cases, settings: Settings) -> int:
-    """How many cases pass; after the first failure cases are run only for partial credit."""
+    """How many cases pass; after the first failure cases are run only for partial credit.
+
+    Raises NoRoom where a program could not print for want of room, which is no fault of the program.
+    """
+    check_room(Path(tempfile.gettempdir()), _ROOM_BYTES)
     with tempfile.TemporaryDirectory(prefix="sluice-code-") as folder:
         budget = _Budget(settings, Path(folder))
         (Path(folder) / "program.py").write_text(program, encoding="utf-8", errors="replace")
