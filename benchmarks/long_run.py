@@ -9,7 +9,8 @@ trains and commits a few batches and a checkpoint.
 Measured: the seconds until the coordinator serves again and until the first batch after that, its memory, the memory and the
 entries of Redis, number and bytes of the files. The ledger's bytes are counted apart: a row for every group is what the
 ledger is for, and the rows of a written past are so alike that their bytes say nothing. What a single coordinator process
-gathers in a year without a restart shows in `--live` batches only.
+gathers in a year without a restart shows in `--live` batches only. At the end Redis is emptied: the coordinator then repairs
+the whole run from the files and from what its learner says.
 """
 
 import argparse
@@ -57,6 +58,8 @@ class Look:
     first_batch_s: float
     """From the moment the coordinator serves."""
     coordinator_mb: float
+    peak_mb: float
+    """The coordinator's largest memory."""
     redis_mb: float
     redis_entries: int
     files: int
@@ -82,12 +85,15 @@ def run(
 ) -> list[Row]:
     """Writes and looks; `tell` hears how far it is."""
     with tempfile.TemporaryDirectory(prefix="sluice-long-") as folder:
-        found = uvloop.run(_looks(Path(folder) / "stage", groups, looks, pace, live_batches, tell))
-    return rows_of(found)
+        *found, repaired = uvloop.run(_looks(Path(folder) / "stage", groups, looks, pace, live_batches, tell))
+    return rows_of(found, repaired, file_max_mb=pace.file_max_bytes / 1e6)
 
 
-def rows_of(found: Sequence[Look]) -> list[Row]:
-    """The last look, and how it compares with the one after the first stretch of history."""
+def rows_of(found: Sequence[Look], repaired: Look, *, file_max_mb: float) -> list[Row]:
+    """The last look, how it compares with the one after the first stretch of history, and the repair after it.
+
+    `file_max_mb` is what metrics.jsonl and samples.jsonl may have each.
+    """
     first, last = found[1], found[-1]
     files = last.files - first.files
     allowed = max(10.0, (last.groups - first.groups) / GROUPS_A_FILE)
@@ -114,7 +120,6 @@ def rows_of(found: Sequence[Look]) -> list[Row]:
     for what, name in (
         ("coordinator's memory", "coordinator_mb"),
         ("Redis' memory", "redis_mb"),
-        ("files without the ledger", "file_mb"),
     ):
         before, after = getattr(first, name), getattr(last, name)
         rows.append(Row(what=f"{what}, last", value=after, unit="MB", target="", met=True))
@@ -127,6 +132,30 @@ def rows_of(found: Sequence[Look]) -> list[Row]:
                 met=after <= GROWTH * before,
             )
         )
+    grown, largest, bound = repaired.peak_mb / last.peak_mb, max(look.file_mb for look in found), 2.2 * file_max_mb
+    rows += [
+        Row(
+            what="files without the ledger, largest",
+            value=largest,
+            unit="MB",
+            target=f"<= {bound:.1f} MB",
+            met=largest <= bound,
+        ),
+        Row(
+            what="repair of an emptied Redis, until the first batch",
+            value=repaired.restart_s + repaired.first_batch_s,
+            unit="s",
+            target="",
+            met=True,
+        ),
+        Row(
+            what="coordinator's largest memory, in the repair / before",
+            value=grown,
+            unit="",
+            target=f"<= {GROWTH}",
+            met=grown <= GROWTH,
+        ),
+    ]
     return rows
 
 
@@ -134,7 +163,7 @@ async def _looks(
     folder: Path, groups: int, looks: int, pace: Pace, live_batches: int, tell: Callable[[str], None]
 ) -> list[Look]:
     found: list[Look] = []
-    begun_s = time.monotonic()
+    begun_s, learner = time.monotonic(), None
     async with stage(folder) as around:
         around.run_dir.mkdir()
         for number in range(looks + 1):
@@ -146,22 +175,27 @@ async def _looks(
             async with history(around.run_dir, around.redis_url, pace) as past:
                 await past.write(until, tell=progress)
                 steps, so_far = past.steps, past.admissions
-            found.append(await _look(around, pace, steps=steps, groups=so_far, live_batches=live_batches))
+            learner = FakeLearner(model=around.model)
+            learner.version = steps
+            found.append(await _look(around, pace, learner, groups=so_far, live_batches=live_batches))
             tell(str(found[-1]))
+        assert learner is not None
+        async with aioredis.Redis.from_url(around.redis_url) as connection:
+            await connection.flushall()
+        found.append(await _look(around, pace, learner, groups=so_far, live_batches=live_batches))
+        tell(f"Redis emptied, and repaired: {found[-1]}")
     return found
 
 
-async def _look(around: Stage, pace: Pace, *, steps: int, groups: int, live_batches: int) -> Look:
+async def _look(around: Stage, pace: Pace, learner: FakeLearner, *, groups: int, live_batches: int) -> Look:
     """Starts the coordinator, has some batches trained, and measures before it is stopped."""
-    begun_s = time.monotonic()
+    begun_s, steps = time.monotonic(), learner.version
     async with around.coordinator(_config(around.model, pace)):
-        restart_s = time.monotonic() - begun_s
-        learner = FakeLearner(model=around.model)
-        learner.version = steps
+        restart_s, serving_s = time.monotonic() - begun_s, time.monotonic()
         standing = await learner.join(around.address)
         try:
             async with around.fleet(ROLLOUTS, "--reward", "--median-tokens", str(pace.tokens)):
-                serving_s, first_batch_s = time.monotonic(), 0.0
+                first_batch_s = 0.0
                 for step in range(steps, steps + live_batches):
                     batch = await whole_batch(learner, standing, step)
                     first_batch_s = first_batch_s or time.monotonic() - serving_s
@@ -170,7 +204,7 @@ async def _look(around: Stage, pace: Pace, *, steps: int, groups: int, live_batc
         finally:
             await learner.stop()
         assert around.conductor is not None
-        memory = _resident_mb(around.conductor.process.pid)
+        memory, peak = (_memory_mb(around.conductor.process.pid, name) for name in ("VmRSS", "VmHWM"))
         measured = await _redis(around.redis_url)
     files = await asyncio.to_thread(_files, around.run_dir)
     return Look(
@@ -178,6 +212,7 @@ async def _look(around: Stage, pace: Pace, *, steps: int, groups: int, live_batc
         restart_s=restart_s,
         first_batch_s=first_batch_s,
         coordinator_mb=memory,
+        peak_mb=peak,
         redis_mb=measured[0],
         redis_entries=measured[1],
         files=files[0],
@@ -217,9 +252,9 @@ def _files(run_dir: Path) -> tuple[int, float, float]:
     return number, rest / 1e6, ledger / 1e6
 
 
-def _resident_mb(pid: int) -> float:
+def _memory_mb(pid: int, name: str) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) * 1024 / 1e6
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name)) * 1024 / 1e6
 
 
 def _config(model: Path, pace: Pace) -> Config:

@@ -27,6 +27,9 @@ from sluice.weights.snapshot import Snapshot
 
 log = structlog.get_logger(__name__)
 
+KEPT_NONFINITE = 16
+"""Batches with a skipped update that are kept, the newest ones: a batch may have a gigabyte."""
+
 
 class Worker:
     """Trains, gathers and saves."""
@@ -115,13 +118,15 @@ class Worker:
 
 
 def _keep(ranks: Ranks, folder: Path, batch: Batch) -> None:
-    """Writes a batch with a skipped update to a file for people to look at (`batch_flat.read_batch`)."""
+    """Writes a batch with a skipped update to a file for people to look at (`batch_flat.read_batch`); the oldest may go."""
     if not ranks.leads:
         return
     path = folder / f"step-{batch.step}.npz"
     try:
         folder.mkdir(exist_ok=True)
         write_batch(batch, path)
+        for former in sorted(folder.glob("step-*.npz"), key=lambda kept: kept.stat().st_mtime_ns)[:-KEPT_NONFINITE]:
+            former.unlink()
     except OSError as error:  # a full disk must not end a run that the skipped update did not end
         path.unlink(missing_ok=True)  # a part of it
         log.error("nonfinite_batch_not_kept", path=str(path), error=str(error))

@@ -83,12 +83,12 @@ def open_parts(run_dir: Path, *, after: int = 0) -> Iterator[OpenPart]:
 
     Pages are read later: wrap the reading in `damage_skipped`.
     """
-    covered, listing, gone = after, part_paths(run_dir), None
+    covered, listing, gone = after, _from(run_dir, after), None
     while listing:
         path, file = listing.pop(0), None
         if not path.exists() and path != gone:
             gone = path
-            listing = [later for later in part_paths(run_dir) if later >= _holder(run_dir, covered)]
+            listing = _from(run_dir, covered)
             continue
         with damage_skipped(path):
             file = opened(path)
@@ -101,6 +101,8 @@ def open_parts(run_dir: Path, *, after: int = 0) -> Iterator[OpenPart]:
                 covered = end
 
 
-def _holder(run_dir: Path, row: int) -> Path:
-    """The newest file that begins at or before `row`."""
-    return max((path for path in part_paths(run_dir) if first_row(path) <= row), default=part_path(run_dir, 0))
+def _from(run_dir: Path, row: int) -> list[Path]:
+    """The files from the newest on that begins at or before `row`, oldest rows first."""
+    paths = part_paths(run_dir)
+    holder = max((path for path in paths if first_row(path) <= row), default=part_path(run_dir, 0))
+    return [path for path in paths if path >= holder]

@@ -3,7 +3,7 @@
 Only what a repair asks of them is kept: 1e7 groups are 1.25 MB.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ class EndedGroups:
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds ended groups, by their rows."""
         rows = list(rows)
-        self._groups.add(row["admission"] for row in rows)
-        self._steps.add(row["step"] for row in rows if row["term"] == "trained")
+        self._groups.add([row["admission"] for row in rows])
+        self._steps.add({row["step"] for row in rows if row["term"] == "trained"})
 
     def __contains__(self, group_id: object) -> bool:
         number = admission_of(str(group_id), run_id=self._run_id)
@@ -45,11 +45,11 @@ class _Numbers:
         self._bits = np.zeros(1024, np.uint8)
         self.largest = -1
 
-    def add(self, numbers: Iterable[int]) -> None:
+    def add(self, numbers: Collection[int]) -> None:
         """Adds them."""
-        added = np.fromiter(numbers, np.int64)
-        if not len(added):
+        if not numbers:
             return
+        added = np.fromiter(numbers, np.int64, len(numbers))
         self.largest = max(self.largest, int(added.max()))
         if self.largest // 8 >= len(self._bits):
             self._bits = np.concatenate([self._bits, np.zeros(self.largest // 8 + 1, np.uint8)])

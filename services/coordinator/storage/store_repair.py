@@ -32,23 +32,30 @@ REBOOK = """
 if (redis.call('HGET', KEYS[9], 'rows_in_files') or '0') ~= ARGV[2] then return 0 end
 local count = (#ARGV - 2) / 4
 local counted = math.min(count, redis.call('LLEN', KEYS[8]))
+local more = {}
+local function add(name, number) more[name] = (more[name] or 0) + tonumber(number) end
 for i = 3 + 4 * counted, #ARGV, 4 do
   local group, term, tokens, lost = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local was = redis.call('HGET', KEYS[2], group)
-  local entry = redis.call('HGET', KEYS[5], group)
+  local entry = was and redis.call('HGET', KEYS[5], group)
   if entry then redis.call('XDEL', KEYS[4], entry) redis.call('HDEL', KEYS[5], group) end
-  redis.call('HDEL', KEYS[2], group)
-  redis.call('HDEL', KEYS[3], group)
-  if was then redis.call('HINCRBY', KEYS[7], was, -1) else redis.call('HINCRBY', KEYS[7], 'admitted', 1) end
-  if was == 'queued' or was == 'assigned' then
-    redis.call('HINCRBY', KEYS[7], 'tokens:' .. was, 0 - tokens)
+  if was then
+    redis.call('HDEL', KEYS[2], group)
+    redis.call('HDEL', KEYS[3], group)
+    add(was, -1)
   else
-    redis.call('HINCRBY', KEYS[7], 'generated_tokens', tokens + lost)
-    redis.call('HINCRBY', KEYS[7], 'lost_tokens', lost)
+    add('admitted', 1)
   end
-  redis.call('HINCRBY', KEYS[7], term, 1)
-  redis.call('HINCRBY', KEYS[7], 'tokens:' .. term, tokens)
+  if was == 'queued' or was == 'assigned' then
+    add('tokens:' .. was, 0 - tokens)
+  else
+    add('generated_tokens', tokens + lost)
+    add('lost_tokens', lost)
+  end
+  add(term, 1)
+  add('tokens:' .. term, tokens)
 end
+for name, number in pairs(more) do redis.call('HINCRBY', KEYS[7], name, string.format('%.0f', number)) end
 redis.call('LTRIM', KEYS[8], count, -1)
 redis.call('HINCRBY', KEYS[9], 'rows_in_files', count)
 return count - counted
