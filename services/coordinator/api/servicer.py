@@ -21,7 +21,7 @@ from sluice.rpc import access
 from sluice.rpc.event_stream import PROCESS_KEY, SEQUENCE_KEY
 from sluice.rpc.gate import caller, name_of
 from sluice.rpc.policy_versions import version_from_proto
-from sluice.rpc.requests import duration_s, name
+from sluice.rpc.requests import duration_s, line, name
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc, learner_pb2
 
@@ -278,6 +278,11 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         parts = self._parts
         self._parts.learner.check(request.fence)
         wait_s = min(duration_s(request.wait_s, field="batch: wait_s", may_be_0=True), LONGEST_POLL_S)
+        if request.unusable_digest:
+            digest = name(request.unusable_digest, field="batch: unusable_digest")
+            why = line(request.unusable_why, field="batch: unusable_why")
+            await parts.learner.cannot_train(request.step, digest=digest, why=why)
+            self._parts.learner.check(request.fence)
         found = await parts.learner.batch(request.step, wait_s=wait_s)
         self._parts.learner.check(request.fence)
         if isinstance(found, str):
