@@ -26,6 +26,7 @@ from sluice.launch.commands import (
     service_command,
 )
 from sluice.launch.embedded_redis import EmbeddedRedis, new_password, start_redis
+from sluice.launch.export_wait import ExportWait
 from sluice.launch.frozen import FrozenWatch
 from sluice.launch.interrupts import Interrupts
 from sluice.launch.keeper import Keeper
@@ -37,8 +38,6 @@ from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, load_credentials
 from sluice.v1 import coordinator_pb2 as pb
 
 STATUS_INTERVAL_S = 1.0
-LEARNER_EXPORT_S = 120.0
-"""How long the learner may take to export the model after the run has ended."""
 FINAL = {
     pb.RUN_STATE_FINISHED: 0,
     pb.RUN_STATE_STOPPED: 0,
@@ -275,7 +274,7 @@ class LocalRun:
     async def _watch_status(self) -> tuple[int, str]:
         """Feeds the view once a second; returns when the run is over and the learner, which exports the model, has left."""
         assert self._client is not None
-        give_up_s = float("inf")
+        export = ExportWait(self._config)
         while True:
             with contextlib.suppress(SluiceError):  # the coordinator may be restarting; the keeper watches the restart
                 asked_s = time.monotonic()
@@ -285,8 +284,8 @@ class LocalRun:
                 self._frozen.services(ages_s, asked_s=asked_s)
                 self._view.update(self._status)
                 if self._status.state in FINAL:
-                    give_up_s = min(give_up_s, asked_s + LEARNER_EXPORT_S)
-                    exporting = "learner" in self._keeper.known and asked_s < give_up_s
+                    is_over = export.is_over(self._status, now_s=asked_s)
+                    exporting = "learner" in self._keeper.known and not is_over
                     if not exporting or await self._keeper.left("learner", within_s=STATUS_INTERVAL_S):
                         self._status = await self._client.status()
                         return FINAL[self._status.state], self._status.reason

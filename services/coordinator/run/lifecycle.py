@@ -2,7 +2,7 @@
 evaluated. And every reason for a run's end: finished, stopped, starved, failed.
 
  who waits   for what            unblocked by
- `run`       the services        registrations; after launch.ready_timeout_s an error that names the missing roles
+ `run`       the services        registrations; after launch.ready_timeout_s without a role an error that names the role
  `run`       the last step       commits, `stop`, the watch that ends a run without services or with too many failures
 """
 
@@ -15,6 +15,7 @@ import structlog
 
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
+from services.coordinator.run.absences import Absences
 from services.coordinator.run.evaluation import Evaluator
 from services.coordinator.run.starvation import StarvationWatch
 from services.coordinator.state.evaluation_result import EvaluationResult
@@ -53,8 +54,7 @@ class Lifecycle:
         self._conductor, self._assigner, self._evaluator = conductor, assigner, evaluator
         self._check_reward, self._check_only = check_reward, check_only
         self._starvation = StarvationWatch(run, conductor=conductor)
-        self._missing_since_s: dict[str, float] = {}
-        """Since when each role has been without a ready service."""
+        self._absences = Absences(run.clock)
         self._stopping = asyncio.Event()
         if run.progress.stop_requested:
             self._stopping.set()
@@ -113,17 +113,23 @@ class Lifecycle:
         await self._enter(RunState.RUNNING)
 
     async def _are_here(self, *roles: Role) -> None:
-        """Returns when every role has a ready service. Raises LaunchError with the missing roles."""
+        """Returns when every role has a ready service. Raises LaunchError with the roles that were missing for too long."""
         launch = self._config.launch
         # The machines of a learner may need this long to meet; the learner, not this function, names a missing machine.
         limit = launch.ready_timeout_s * (2 if launch.learner_nnodes > 1 else 1)
-        give_up = self._clock.now() + limit
+        absences = Absences(self._clock)
         while missing := self._missing(*roles):
             self._raise_if_stopped()
-            left = give_up - self._clock.now()
-            if left <= 0:
-                raise LaunchError(f"no {' and no '.join(missing)} became ready within {limit:.0f} s; see its log")
-            await self._fleet.changed.wait(left)
+            if late := absences.look(self._in_its_own_way(missing), limit_s=limit):
+                raise LaunchError(f"no {' and no '.join(late)} became ready within {limit:.0f} s; see its log")
+            await self._fleet.changed.wait(1.0)
+
+    def _in_its_own_way(self, missing: list[str]) -> list[str]:
+        """The missing roles without rollouts that only wait for the weights of a learner that has not come yet."""
+        waits = self._fleet.learner is None and any(
+            member.state in (State.REGISTERED, State.SYNCING) for member in self._fleet.of(Role.ROLLOUT, state=None)
+        )
+        return [role for role in missing if not (waits and role == Role.ROLLOUT.value)]
 
     def _missing(self, *roles: Role) -> list[str]:
         """Roles without a ready process; a registered learner counts as ready."""
@@ -181,10 +187,8 @@ class Lifecycle:
             raise SluiceError(
                 f"{self._conductor.failures_in_a_row} groups failed in a row; see the coordinator's log for the reasons"
             )
-        limit, now_s = self._config.coordinator.no_service_timeout_s, self._clock.now()
-        self._missing_since_s = {role: self._missing_since_s.get(role, now_s) for role in self._missing(*Role)}
-        gone = [role for role, since_s in self._missing_since_s.items() if now_s - since_s > limit]
-        if gone:
+        limit = self._config.coordinator.no_service_timeout_s
+        if gone := self._absences.look(self._missing(*Role), limit_s=limit):
             raise Expired(
                 f"no {' and no '.join(gone)} for {limit:.0f} s (coordinator.no_service_timeout_s){self._why()}"
             )
