@@ -60,6 +60,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
             assigned=list(assigner.assigned),
             admissions=conductor.admissions,
             evaluating=evaluator.under_way,
+            failing=conductor.last_fault if conductor.fails else "",
         )
 
     async def reward_check() -> None:

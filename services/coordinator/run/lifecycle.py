@@ -17,6 +17,7 @@ from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.run.absences import Absences
 from services.coordinator.run.evaluation import Evaluator
+from services.coordinator.run.failing import FailureWatch
 from services.coordinator.run.starvation import StarvationWatch
 from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.fleet import Role, State
@@ -54,6 +55,7 @@ class Lifecycle:
         self._conductor, self._assigner, self._evaluator = conductor, assigner, evaluator
         self._check_reward, self._check_only = check_reward, check_only
         self._starvation = StarvationWatch(run, conductor=conductor)
+        self._failures = FailureWatch(run, conductor=conductor)
         self._absences = Absences(run.clock)
         self._stopping = asyncio.Event()
         if run.progress.stop_requested:
@@ -183,10 +185,8 @@ class Lifecycle:
     def _raise_if_stuck(self) -> None:
         if reason := self._starvation.look():
             raise _Ended(RunState.STARVED, reason)
-        if self._conductor.failures_in_a_row >= max(16, 2 * self._board.train_batch_size):
-            raise SluiceError(
-                f"{self._conductor.failures_in_a_row} groups failed in a row; see the coordinator's log for the reasons"
-            )
+        if reason := self._failures.look():
+            raise SluiceError(reason)
         limit = self._config.coordinator.no_service_timeout_s
         if gone := self._absences.look(self._missing(*Role), limit_s=limit):
             raise Expired(

@@ -3,13 +3,16 @@ while the coordinator looks.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
+from services.coordinator.groups.conductor import TRY_AGAIN_S
 from services.coordinator.run.absences import LONGEST_GAP_S
 from services.coordinator.run.lifecycle import Lifecycle
 from services.coordinator.state.fleet import Role, State
-from sluice.errors import Expired, LaunchError, Unavailable
+from sluice.errors import Expired, LaunchError, SluiceError, Unavailable
+from sluice.testing import assert_eventually
 from tests.unit.coordinator.fakes import Stage, make_config
 
 LIMIT_S = 12.0
@@ -162,3 +165,52 @@ async def test_a_rollout_that_waited_for_the_weights_of_a_late_learner_has_a_lim
     await looks(starting, 4)
     with pytest.raises(LaunchError, match=r"^no rollout became ready within 20 s"):
         await waiting
+
+
+FAILURES = 16
+
+
+@pytest.fixture
+async def failing() -> AsyncIterator[tuple[Stage, Lifecycle]]:
+    """A run whose graders grade nothing; its conductor runs."""
+    stage = Stage(make_config(coordinator__no_service_timeout_s=LIMIT_S, coordinator__max_attempts=1))
+    stage.rewards.status = "error"
+    stage.fleet.set_state(stage.add_member(Role.LEARNER, "learner"), State.READY)
+    conducting = asyncio.create_task(stage.conductor.run())
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    await assert_eventually(lambda: stage.conductor.fails and not stage.board.open)
+    yield stage, made_of(stage)
+    conducting.cancel()
+    await asyncio.gather(conducting, return_exceptions=True)
+
+
+def failed(stage: Stage) -> int:
+    return stage.store.counters["failed:reward_error"]
+
+
+async def test_while_groups_fail_one_after_the_other_one_is_tried_at_a_time_until_one_ends_well(
+    failing: tuple[Stage, Lifecycle],
+) -> None:
+    stage, lifecycle = failing
+    lifecycle._raise_if_stuck()
+    before = failed(stage)
+    assert before < FAILURES + stage.board.gen_batch_size
+    await looks(stage, int(TRY_AGAIN_S) - 1)
+    assert failed(stage) == before
+    await looks(stage, 1)
+    await assert_eventually(lambda: failed(stage) == before + 1)
+    lifecycle._raise_if_stuck()
+    stage.rewards.status = "ok"
+    await looks(stage, int(TRY_AGAIN_S))
+    await assert_eventually(lambda: len(stage.board.queued) == 8)
+    assert not stage.conductor.fails
+    look_for(stage, lifecycle, 3 * LIMIT_S)
+
+
+async def test_a_run_in_which_no_group_ends_well_ends_after_the_limit_and_says_why(
+    failing: tuple[Stage, Lifecycle],
+) -> None:
+    stage, lifecycle = failing
+    look_for(stage, lifecycle, LIMIT_S)
+    with pytest.raises(SluiceError, match=r"groups failed in a row; the last: reward_error: .* ended well for 12 s"):
+        look_for(stage, lifecycle, 2)
