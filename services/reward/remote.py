@@ -3,9 +3,10 @@
     closed -> `open_after` failures in a row -> open: no call is made -> after a pause one call probes
        ^-------------------- the probe is answered ----------------------------'  (a failed probe: a longer pause)
 
-A failure that passes by itself ends as `Busy`: back-pressure, which costs the group no attempt. A breaker belongs to a
-process and is shared by the process's concurrent calls, on one event loop at a time; a group's other calls wait for the
-probe.
+A failure that passes by itself ends as `Busy`: back-pressure, which costs the group no attempt. A refusal, or an answer that is
+none, may be the fault of its one question. When different questions get one in a row, without a good answer between them, it is
+the server's fault, and the breaker opens too. A breaker belongs to a process and is shared by the process's concurrent calls,
+on one event loop at a time; a group's other calls wait for the probe.
 """
 
 import asyncio
@@ -24,6 +25,9 @@ LONGEST_PAUSE_S: Final = 60.0
 
 LONGEST_RETRY_AFTER_S: Final = 300.0
 """The longest Retry-After that is honoured."""
+
+REFUSED_QUESTIONS: Final = 2
+"""How many different questions must be refused in a row for the server to be at fault."""
 
 _FIRST_BACKOFF_S = 0.25
 _LONGEST_BACKOFF_S = 4.0
@@ -50,6 +54,8 @@ class Breaker:
         """Failures in a row."""
         self._openings = 0
         """Openings in a row."""
+        self._refused: set[str] = set()
+        """Questions that were refused since the last good answer."""
         self._until_s: float | None = None
         """The time until which no call is made; None while the breaker is closed."""
         self._probe: asyncio.Future[None] | None = None
@@ -61,8 +67,11 @@ class Breaker:
         return self._until_s is None
 
     @asynccontextmanager
-    async def attempt(self) -> AsyncIterator[None]:
-        """Wraps one call; Away, TimeoutError or cancellation count as a failure. Raises Busy when no call may be made."""
+    async def attempt(self, question: str) -> AsyncIterator[None]:
+        """Wraps one call; Away, TimeoutError or cancellation count as a failure, another error as a refusal of the question.
+
+        Raises Busy when no call may be made.
+        """
         while self._probe is not None:
             await asyncio.wait((self._probe,))
         if self._until_s is not None and self._until_s > self._clock.now():
@@ -74,8 +83,8 @@ class Breaker:
         except (Away, TimeoutError, asyncio.CancelledError) as error:
             self._failed(str(error) or "the call took too long", probing=probe is not None)
             raise
-        except Exception:
-            self._answered()  # refused for good, by a server that answers
+        except Exception as error:
+            self._is_refused(question, str(error), probing=probe is not None)
             raise
         else:
             self._answered()
@@ -91,6 +100,16 @@ class Breaker:
     def _answered(self) -> None:
         self._failures = self._openings = 0
         self._until_s = None
+        self._refused.clear()
+
+    def _is_refused(self, question: str, why: str, *, probing: bool) -> None:
+        """Counts a refusal, which comes from a server that is there."""
+        if not self.closed and not probing:
+            return
+        self._failures, self._until_s = 0, None
+        self._refused.add(question)
+        if len(self._refused) >= REFUSED_QUESTIONS:
+            self._open(f"{why} ({len(self._refused)} different questions in a row)")
 
     def _failed(self, why: str, *, probing: bool) -> None:
         """Counts a failure. A call that was under way when the breaker opened does not make the pause longer."""
@@ -98,15 +117,20 @@ class Breaker:
             return
         self._failures += 1
         if self._failures >= self._open_after:
-            longest_s = max(self._pause_s, LONGEST_PAUSE_S)
-            pause_s = min(self._pause_s * 2**self._openings, longest_s) * self._chance.uniform(0.5, 1.0)
-            self._openings = min(self._openings + 1, 10)
-            self.hold(pause_s, f"{why} ({self._failures} failures in a row)")
+            self._open(f"{why} ({self._failures} failures in a row)")
+
+    def _open(self, why: str) -> None:
+        """Opens the breaker, for longer each time."""
+        longest_s = max(self._pause_s, LONGEST_PAUSE_S)
+        pause_s = min(self._pause_s * 2**self._openings, longest_s) * self._chance.uniform(0.5, 1.0)
+        self._openings = min(self._openings + 1, 10)
+        self.hold(pause_s, why)
 
 
 async def patiently(
     ask: Callable[[float], Awaitable[T]],
     *,
+    question: str,
     breaker: Breaker,
     limit_s: float,
     deadline_s: float,
@@ -115,18 +139,24 @@ async def patiently(
 ) -> T:
     """The answer of `ask(limit in s)`, asked again after Away and TimeoutError while `deadline_s` (monotonic) permits.
 
+    `question` is the same for calls that may fail for the same reason of their own: those of one group.
+
     Raises:
-        Busy: the server is away, or answers no call at all in time.
+        Busy: the server is away, answers no call at all in time, or refuses different questions.
         TimeoutError: this call alone took too long.
         Exception: every other error of `ask`, at once.
     """
     backoff_s = _FIRST_BACKOFF_S
     while True:
         try:
-            async with breaker.attempt():
+            async with breaker.attempt(question):
                 return await ask(max(min(limit_s, deadline_s - clock.now() - _MARGIN_S), 0.0))
         except (Away, TimeoutError) as error:
             failure = error
+        except Exception as error:
+            if isinstance(error, Busy) or breaker.closed:
+                raise
+            raise Busy(str(error)) from error
         asked_s = failure.retry_after_s if isinstance(failure, Away) else 0.0
         # Never earlier than the server's Retry-After; without a Retry-After anywhere in the second half of the backoff.
         wait_s = asked_s * chance.uniform(1.0, 1.25) if asked_s else backoff_s * chance.uniform(0.5, 1.0)

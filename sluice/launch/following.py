@@ -14,7 +14,8 @@ from sluice.client import AsyncClient
 from sluice.client.watching import PATIENCE_S
 from sluice.config.load import parse_config
 from sluice.errors import Expired, SluiceError, Unavailable
-from sluice.launch.local import FINAL, LEARNER_EXPORT_S, STATUS_INTERVAL_S
+from sluice.launch.export_wait import ExportWait
+from sluice.launch.local import FINAL, STATUS_INTERVAL_S
 from sluice.launch.view import View
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.v1 import coordinator_pb2 as pb
@@ -46,8 +47,8 @@ async def follow(coordinator: str, view: View, *, credentials: Credentials = NO_
         status = await _status(client, coordinator, patience_s=PATIENCE_S)
         had_ended = status.state in FINAL
         config = parse_config(await client.config(), where=f"coordinator {coordinator}")
-        export_until_s = float("inf")
-        while not (status.state in FINAL and (not _learner_is_here(status) or time.monotonic() > export_until_s)):
+        export = ExportWait(config)
+        while not (status.state in FINAL and _has_exported(status, export)):
             view.update(status)
             if events.done():
                 await asyncio.sleep(STATUS_INTERVAL_S)
@@ -59,8 +60,6 @@ async def follow(coordinator: str, view: View, *, credentials: Credentials = NO_
                 if status.state not in FINAL:
                     raise
                 break  # the coordinator of a run that has ended leaves when all services have left
-            if status.state in FINAL:
-                export_until_s = min(export_until_s, time.monotonic() + LEARNER_EXPORT_S)
         view.update(status)
         return Followed(status=status, departures=config.departures, had_ended=had_ended)
     finally:
@@ -91,5 +90,7 @@ async def _show_events(client: AsyncClient, view: View) -> None:
             view.event(event)
 
 
-def _learner_is_here(status: pb.GetStatusResponse) -> bool:
-    return any(service.role == pb.SERVICE_ROLE_LEARNER and service.state not in _GONE for service in status.services)
+def _has_exported(status: pb.GetStatusResponse, export: ExportWait) -> bool:
+    """Whether the learner of a run that has ended has left, or has had its time."""
+    here = any(service.role == pb.SERVICE_ROLE_LEARNER and service.state not in _GONE for service in status.services)
+    return not here or export.is_over(status, now_s=time.monotonic())

@@ -27,6 +27,7 @@ from sluice.launch.commands import (
     service_command,
 )
 from sluice.launch.embedded_redis import ROOM_BYTES, EmbeddedRedis, new_password, start_redis
+from sluice.launch.export_wait import ExportWait
 from sluice.launch.frozen import FrozenWatch
 from sluice.launch.interrupts import Interrupts
 from sluice.launch.keeper import Keeper
@@ -41,8 +42,6 @@ from sluice.run_dir.full_disk import DiskWaits, NoRoom, prove_room
 from sluice.v1 import coordinator_pb2 as pb
 
 STATUS_INTERVAL_S = 1.0
-LEARNER_EXPORT_S = 120.0
-"""How long the learner may take to export the model after the run has ended."""
 FINAL = {
     pb.RUN_STATE_FINISHED: 0,
     pb.RUN_STATE_STOPPED: 0,
@@ -297,7 +296,7 @@ class LocalRun:
     async def _watch_status(self) -> tuple[int, str]:
         """Feeds the view once a second; returns when the run is over and the learner, which exports the model, has left."""
         assert self._client is not None
-        give_up_s = float("inf")
+        export = ExportWait(self._config)
         while True:
             with contextlib.suppress(SluiceError):  # the coordinator may be restarting; the keeper watches the restart
                 asked_s = time.monotonic()
@@ -307,9 +306,8 @@ class LocalRun:
                 self._frozen.services(ages_s, asked_s=asked_s)
                 self._view.update(self._status)
                 if self._status.state in FINAL:
-                    # Behind the run's end somebody waits only for room on a disk, and the model is not there yet.
-                    give_up_s = float("inf") if self._status.waits else min(give_up_s, asked_s + LEARNER_EXPORT_S)
-                    exporting = "learner" in self._keeper.known and asked_s < give_up_s
+                    is_over = export.is_over(self._status, now_s=asked_s)
+                    exporting = "learner" in self._keeper.known and not is_over
                     if not exporting or await self._keeper.left("learner", within_s=STATUS_INTERVAL_S):
                         self._status = await self._client.status()
                         return FINAL[self._status.state], self._status.reason

@@ -1,7 +1,7 @@
 """How a service joins a run: fetches the configuration, registers, heartbeats, registers again with a new coordinator.
 
-Waits: for the coordinator, at most `patience_s` in a row; then `Unavailable` ends the service, which the launcher
-restarts. A coordinator that was restarted answers `known = false`, and the service registers again by itself.
+Waits: for the coordinator, at most `patience_s` from the first call that failed; then `Unavailable` ends the service, which the
+launcher restarts. A coordinator that was restarted answers `known = false`, and the service registers again by itself.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from typing import TypeVar
 import grpc
 import structlog
 
+from sluice.clock import Clock, SystemClock
 from sluice.errors import DiskFull, Unavailable
 from sluice.rpc.channel import open_channel
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
@@ -42,6 +43,7 @@ class Registration:
     beat: Callable[[], pb.HeartbeatRequest]
     credentials: Credentials = field(default=NO_CREDENTIALS, repr=False)
     patience_s: float = 120.0
+    clock: Clock = field(default_factory=SystemClock)
     on_registered: Callable[[pb.RegisterResponse], Awaitable[None]] | None = None
     registered: pb.RegisterResponse | None = None
     run_ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -98,11 +100,10 @@ class Registration:
     async def patiently(self, call: Callable[[], Awaitable[T]], what: str) -> T:
         """Repeats `call` with jittered backoff while the coordinator cannot be reached, up to `patience_s`.
 
-        Raises DiskFull at once: that coordinator is there, and its caller decides what to do meanwhile.
+        The patience counts from the first failure: a call may take long before it fails, and this process may have stood
+        still meanwhile. Raises DiskFull at once: that coordinator is there, and its caller decides what to do meanwhile.
         """
-        loop = asyncio.get_running_loop()
-        give_up = loop.time() + self.patience_s
-        pause_s = 0.1
+        pause_s, give_up_s = 0.1, float("inf")
         while True:
             try:
                 return await call()
@@ -110,12 +111,13 @@ class Registration:
                 told = error_of(error, peer=f"coordinator {self.coordinator}")
                 if isinstance(told, DiskFull) or (error.code() not in _RETRYABLE and not _paced(error)):
                     raise told from error
-                if loop.time() > give_up:
+                give_up_s = min(give_up_s, self.clock.now() + self.patience_s)
+                if self.clock.now() >= give_up_s:
                     raise Unavailable(
                         f"{what}: the coordinator at {self.coordinator} did not answer for {self.patience_s:.0f} s"
                         f" ({error.details() or error.code().name})"
                     ) from error
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            await self.clock.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, 2.0)
 
     async def close(self) -> None:

@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 from blake3 import blake3
 
+from sluice.errors import DataError
+
 _FRAME = struct.Struct("<I")
 _NAME = re.compile(r"step-(\d+)\.")
 
@@ -54,13 +56,15 @@ def digest_of(payloads: Iterable[bytes]) -> str:
 
 
 def payloads_of(body: bytes) -> list[bytes]:
-    """The groups in the body of a batch file."""
+    """The groups in the body of a batch file. Raises DataError for a body that ends within a group."""
     payloads, position = [], 0
     while position < len(body):
-        (length,) = _FRAME.unpack_from(body, position)
-        position += _FRAME.size
-        payloads.append(body[position : position + length])
-        position += length
+        start = position + _FRAME.size
+        length = _FRAME.unpack_from(body, position)[0] if start <= len(body) else 0
+        position = start + length
+        if position > len(body):
+            raise DataError(f"batch file: ends within group {len(payloads)}; the file is damaged")
+        payloads.append(body[start:position])
     return payloads
 
 

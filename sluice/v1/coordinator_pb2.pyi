@@ -1562,6 +1562,8 @@ class GetBatchRequest(_message.Message):
     WAIT_S_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
     AS_STORED_FIELD_NUMBER: _builtins.int
+    UNUSABLE_DIGEST_FIELD_NUMBER: _builtins.int
+    UNUSABLE_WHY_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """0-based step that the batch is for."""
     wait_s: _builtins.float
@@ -1570,6 +1572,12 @@ class GetBatchRequest(_message.Message):
     """Fencing token from Register."""
     as_stored: _builtins.bool
     """Whether groups come as the stored bytes, over which the digest can be checked; false: as Group messages."""
+    unusable_digest: _builtins.str
+    """Digest of the batch that came for this step and cannot be trained; empty: none. Unless the step was committed, that batch is
+    set aside, and another one takes its place.
+    """
+    unusable_why: _builtins.str
+    """Why that batch cannot be trained: one line."""
     def __init__(
         self,
         *,
@@ -1577,10 +1585,12 @@ class GetBatchRequest(_message.Message):
         wait_s: _builtins.float = ...,
         fence: _builtins.int = ...,
         as_stored: _builtins.bool = ...,
+        unusable_digest: _builtins.str = ...,
+        unusable_why: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_stored", b"as_stored", "fence", b"fence", "step", b"step", "wait_s", b"wait_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_stored", b"as_stored", "fence", b"fence", "step", b"step", "unusable_digest", b"unusable_digest", "unusable_why", b"unusable_why", "wait_s", b"wait_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,6 +1,7 @@
 """The graders that reach outside of their process: programs under limits, a judge over HTTP, whole groups in workers."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -173,6 +174,7 @@ class Judge(BaseHTTPRequestHandler):
 
     asked: list[dict]
     barrier: threading.Barrier
+    over: threading.Event
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -188,11 +190,23 @@ class Judge(BaseHTTPRequestHandler):
         content = {"none": "I like it.", "together": "Score: 1", "bad": None}.get(
             wish, f"Score: 0.1\nno, Score: {wish}"
         )
+        if wish == "trickle":
+            self._trickle()
+            return
         raw = json.dumps({"choices": [{"message": {"content": content}}]} if wish != "odd" else {}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
         self.wfile.write(raw)
+
+    def _trickle(self):
+        """A reply that goes on as long as somebody listens, a byte at a time."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(1 << 20))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while not self.over.wait(0.05):
+                self.wfile.write(b" ")
 
     def log_message(self, *_):
         pass
@@ -200,16 +214,23 @@ class Judge(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def judge():
-    Judge.asked, Judge.barrier = [], threading.Barrier(16)
+    Judge.asked, Judge.barrier, Judge.over = [], threading.Barrier(16), threading.Event()
     with QuietServer(("127.0.0.1", 0), Judge) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/v1/"
+        Judge.over.set()
         server.shutdown()
         thread.join()
 
 
-async def judged(url, *texts, limit_s=10.0, **settings):
+async def judged(url, *texts, **how):
+    (outcomes,) = await judged_in_turn(url, texts, **how)
+    return outcomes
+
+
+async def judged_in_turn(url, *groups, limit_s=10.0, **settings):
+    """The outcomes of groups with a question each, one group after the other in one process."""
     chosen = {"url": url, "model": "m", "template": "{prompt}|{ground_truth}\n{completion}", **settings}
     limits = Limits(
         timeout_s=limit_s,
@@ -220,14 +241,17 @@ async def judged(url, *texts, limit_s=10.0, **settings):
         max_processes=256,
         network=True,
     )
-    job = Job(
-        verifier="services.reward.verifiers.judge",
-        settings=chosen,
-        question=question("2"),
-        completions=[Completion(text=text, finished=True) for text in texts],
-    )
+    jobs = [
+        Job(
+            verifier="services.reward.verifiers.judge",
+            settings=chosen,
+            question=question(f"{number}"),
+            completions=[Completion(text=text, finished=True) for text in texts],
+        )
+        for number, texts in enumerate(groups, 2)
+    ]
     async with GraderPool.open(workers=1, limits=limits) as pool:
-        return (await pool.grade(job)).outcomes
+        return [(await pool.grade(job)).outcomes for job in jobs]
 
 
 async def test_the_judges_last_score_counts_as_a_share_of_the_best(judge, monkeypatch):
@@ -247,6 +271,22 @@ async def test_what_the_judge_does_not_score_is_ungraded(judge):
     assert [one.status for one in outcomes] == ["error", "error", "error", "error", "error", "ok", "timeout"]
     said = ("no score in the reply", "HTTP 503", "not a chat completion", "has no text", "within 0 and 1")
     assert all(text in one.detail for text, one in zip(said, outcomes, strict=False))
+
+
+@pytest.mark.parametrize("lie", ["none", "odd", "bad", "7"])
+async def test_a_judge_that_gives_different_groups_no_score_makes_further_groups_wait(judge, lie):
+    first, second, third = await judged_in_turn(judge, [lie], [lie], ["1"])
+    assert [(one.status, one.busy) for one in first] == [("error", False)], "it may be this question's own fault"
+    assert [one.busy for one in (*second, *third)] == [True, True]
+    assert "2 different questions in a row" in third[0].detail
+    assert len(Judge.asked) == 2
+
+
+async def test_a_judge_whose_replies_trickle_is_late_and_then_makes_groups_wait(judge):
+    first, second = await judged_in_turn(judge, ["trickle"], ["1"], limit_s=30.0, timeout_s=0.5, open_after=2)
+    assert [one.busy for one in (*first, *second)] == [True, True]
+    assert "no answer from" in first[0].detail
+    assert len(Judge.asked) == 2
 
 
 async def test_a_judge_that_is_not_there_or_has_no_key_is_an_error(judge):

@@ -89,7 +89,13 @@ class LearnerSeat:
         await self._store.set_meta({"deaths": self._deaths.to_meta()})
         self._events.emit("warning", f"the learner died on batch {step} ({self._deaths.count} of {most} times)")
         if self._deaths.count >= most:
-            await self._assigner.set_aside(step, digest=digest, deaths=self._deaths.count)
+            why = f"the learner died {self._deaths.count} times on batch {step}"
+            await self._assigner.set_aside(step, digest=digest, why=why)
+
+    async def cannot_train(self, step: int, *, digest: str, why: str) -> None:
+        """Sets aside a batch that the learner has refused, unless its step was committed: no learner would train it."""
+        self._holds = None
+        await self._assigner.set_aside(step, digest=digest, why=f"the learner cannot train batch {step}: {why}")
 
     def leaves(self, incarnation: str) -> None:
         """The learner process ends as it should, so that its end is no death."""

@@ -14,6 +14,7 @@ from services.coordinator.api.group_listing import find_payload, find_row, group
 from services.coordinator.api.registrations import LARGEST_CAPACITY, check_registration
 from services.coordinator.api.run_parts import RunParts
 from services.coordinator.state.fleet import Member, Role, State
+from services.coordinator.storage.run_files import BatchFile
 from services.coordinator.wire.clients import as_sluice_errors
 from services.coordinator.wire.messages import statement_from
 from sluice import PROTOCOL_VERSION
@@ -23,7 +24,7 @@ from sluice.rpc import access
 from sluice.rpc.event_stream import PROCESS_KEY, SEQUENCE_KEY
 from sluice.rpc.gate import caller, name_of
 from sluice.rpc.policy_versions import version_from_proto
-from sluice.rpc.requests import duration_s, name
+from sluice.rpc.requests import duration_s, line, name
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc, learner_pb2
 
@@ -288,10 +289,17 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         parts = self._parts
         self._parts.learner.check(request.fence)
         wait_s = min(duration_s(request.wait_s, field="batch: wait_s", may_be_0=True), LONGEST_POLL_S)
+
+        async def find() -> BatchFile | str:
+            if request.unusable_digest:
+                digest = name(request.unusable_digest, field="batch: unusable_digest")
+                why = line(request.unusable_why, field="batch: unusable_why")
+                await parts.learner.cannot_train(request.step, digest=digest, why=why)
+                self._parts.learner.check(request.fence)
+            return await parts.learner.batch(request.step, wait_s=wait_s)
+
         try:
-            found = await self._patience.unless_full(
-                "GetBatch", lambda: parts.learner.batch(request.step, wait_s=wait_s)
-            )
+            found = await self._patience.unless_full("GetBatch", find)
         except DiskFull as full:
             found = str(full)
         self._parts.learner.check(request.fence)

@@ -61,6 +61,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
             admissions=conductor.admissions,
             evaluating=evaluator.under_way,
             disk=run.disk.now(),
+            failing=conductor.last_fault if conductor.fails else "",
         )
 
     async def reward_check() -> None:

@@ -3,7 +3,8 @@
  who waits   for what                                                         unblocked by
  `batch`     B groups, or fewer where a starving run may train fewer          verdicts, `close`, `wait_s`
  `batch`     groups in flight that no later batch could train in time         verdicts, `straggler_deadline_s`, `close`
-A batch that is asked for again is read back from the run directory, byte for byte.
+A batch that is asked for again is read back from the run directory, byte for byte. A batch that nobody can train is set aside:
+the learner died on it again and again, refuses it, or its file is damaged.
 """
 
 import asyncio
@@ -17,12 +18,12 @@ from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.records import Records
 from services.coordinator.storage.run_files import BatchFile
 from services.coordinator.storage.unbroken import unbroken
-from sluice.errors import DataError, NotReady
+from sluice.errors import DataError, NotFound, NotReady
 
 log = structlog.get_logger(__name__)
 
 POISON = "failed:poison"
-"""The term of groups on whose batch the learner died again and again."""
+"""The term of groups whose batch was set aside."""
 
 
 class Assigner:
@@ -44,7 +45,11 @@ class Assigner:
         give_up = self._clock.now() + wait_s
         async with self._one_at_a_time:
             if (record := await self._store.record("batch", step)) is not None:
-                return await self._recorded(step, record["digest"])
+                try:
+                    return await self._recorded(step, record["digest"])
+                except (DataError, NotFound) as damage:
+                    if not await self._give_up(step, record["digest"], why=str(damage), keep=False):
+                        raise
             if step < self._board.next_step:
                 raise NotReady(
                     f"batch {step} was trained, but neither Redis nor the run directory knows it any more: start the "
@@ -135,21 +140,26 @@ class Assigner:
             text = f"batch {step} goes with {have} of {need} groups: {self._board.verdicts} were judged (train_partial)"
             self._events.emit("starving", text, values={"missing_groups": float(need - have)})
 
-    async def set_aside(self, step: int, *, digest: str, deaths: int) -> bool:
-        """Ends the groups of batch `step`, on which the learner died so many times; the step gets another batch.
+    async def set_aside(self, step: int, *, digest: str, why: str) -> bool:
+        """Ends the groups of batch `step`, which cannot be trained; the step gets another batch.
 
         The batch's file is kept under another name. False when the batch was committed or set aside before.
         """
         async with self._one_at_a_time:
-            groups = self.assigned.get(step, [])
-            if not groups or self._board.next_step != step + 1:
-                return False
-            return await unbroken(self._set_aside(step, digest, deaths, groups))
+            return await self._give_up(step, digest, why=why, keep=True)
 
-    async def _set_aside(self, step: int, digest: str, deaths: int, groups: list[QueuedGroup]) -> bool:
-        await self._files.name_batch(step, digest)
-        kept = await self._files.keep_poison(step, digest)
-        fault = f"the learner died {deaths} times on batch {step}; the batch is kept in batches/{kept.name}"
+    async def _give_up(self, step: int, digest: str, *, why: str, keep: bool) -> bool:
+        groups, record = self.assigned.get(step, []), await self._store.record("batch", step)
+        if not groups or self._board.next_step != step + 1 or record is None or record["digest"] != digest:
+            return False
+        return await unbroken(self._set_aside(step, digest, why, groups, keep=keep))
+
+    async def _set_aside(self, step: int, digest: str, why: str, groups: list[QueuedGroup], *, keep: bool) -> bool:
+        fault = why
+        if keep:
+            await self._files.name_batch(step, digest)
+            kept = await self._files.keep_poison(step, digest)
+            fault = f"{why}; the batch is kept in batches/{kept.name}"
         rows = {group.group_id: queued_row(group, term=POISON, step=-1) | {"fault": fault} for group in groups}
         tokens = sum(group.tokens for group in groups)
         if not await self._store.set_aside(step, digest=digest, term=POISON, tokens=tokens, rows=rows):
@@ -157,8 +167,8 @@ class Assigner:
         del self.assigned[step]
         self._board.next_step = step
         self._board.verdicts = 0
-        text = f"batch {step} is set aside: {fault} (coordinator.max_batch_deaths); another batch takes its place"
-        log.warning("batch_set_aside", step=step, deaths=deaths, groups=len(groups), file=kept.name)
+        text = f"batch {step} is set aside: {fault}; another batch takes its place"
+        log.warning("batch_set_aside", step=step, groups=len(groups), reason=fault)
         self._events.emit("batch_set_aside", text, values={"step": float(step), "groups": float(len(groups))})
         self._board.changed.notify()
         return True

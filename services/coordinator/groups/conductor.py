@@ -1,7 +1,11 @@
 """Carries every group along its path: admission, generation, scoring, verdict, queue. The heart of the coordinator.
 
+Groups that fail one after the other have a common cause: then one group is tried at a time, TRY_AGAIN_S apart, until one ends
+well (run/failing.py ends a run in which none does).
+
  who waits              for what                                    unblocked by
  admitter               room, a rollout that may start the group    verdicts, assignments, weight pushes, registrations
+ admitter               the next try while groups fail              TRY_AGAIN_S
  a group's task         the group's samples, then its rewards       a rollout or reward, its loss, the deadlines
 Only a batch that would otherwise lose a group waits for the group's task (assignment.py).
 """
@@ -9,6 +13,7 @@ Only a batch that would otherwise lose a group waits for the group's task (assig
 import asyncio
 import time
 from collections.abc import Container
+from typing import Final
 
 import numpy as np
 
@@ -24,6 +29,10 @@ from services.coordinator.storage.prompt_places import note_place, place_before
 from services.coordinator.storage.records import Records
 from services.coordinator.storage.unbroken import unbroken
 from sluice.dapo.dynamic_sampling import Verdict, judge_scores
+
+FEWEST_FAILURES: Final = 16
+"""Groups that fail in a row before a common cause is assumed; at least two batches of them."""
+TRY_AGAIN_S: Final = 5.0
 
 
 class Conductor:
@@ -52,6 +61,10 @@ class Conductor:
         self.window = StepWindow(started_s=run.clock.now(), known_parts=run.progress.part_names)
         self.failures_in_a_row = 0
         """Groups that failed since the last group that was kept or filtered."""
+        self.last_fault = ""
+        """Why the last of them failed."""
+        self._try_from_s = run.clock.now()
+        """When the next group may be tried while groups fail."""
         self.last_progress_s = run.clock.now()
         """When a group last started or ended, for the stall watch."""
 
@@ -63,7 +76,7 @@ class Conductor:
             while True:
                 member = self._generation.start_on(self._admissions) if self._may_admit() else None
                 if member is None:
-                    await self._board.changed.wait()
+                    await self._board.changed.wait(self._until_try_s())
                     continue
                 group = await self._admit()
                 tasks.create_task(self._carry(group, member), name=group.group_id)
@@ -108,7 +121,18 @@ class Conductor:
             and self._is_needed()
             and self._queue_has_room()
             and bool(self._fleet.of(Role.REWARD))
+            and not (self.fails and (self._board.open or self._clock.now() < self._try_from_s))
         )
+
+    @property
+    def fails(self) -> bool:
+        """Whether so many groups have failed in a row that they have a common cause."""
+        return self.failures_in_a_row >= max(FEWEST_FAILURES, 2 * self._board.train_batch_size)
+
+    def _until_try_s(self) -> float | None:
+        """Seconds until the next try while groups fail; None where other changes are waited for."""
+        left_s = self._try_from_s - self._clock.now()
+        return left_s if self.fails and not self._board.open and left_s > 0 else None
 
     def _queue_has_room(self) -> bool:
         """Back-pressure, which spares the groups of the next batch, because only the next batch empties the queue."""
@@ -174,6 +198,7 @@ class Conductor:
 
     async def _fail(self, group: Group, failure: GroupFailed) -> None:
         self.failures_in_a_row += 1
+        self.last_fault, self._try_from_s = f"{failure.reason}: {failure.fault}", self._clock.now() + TRY_AGAIN_S
         group.fault = failure.fault
         await self.end(group, f"failed:{failure.reason}")
 

@@ -2,7 +2,7 @@
 evaluated. And every reason for a run's end: finished, stopped, starved, failed.
 
  who waits   for what            unblocked by
- `run`       the services        registrations; after launch.ready_timeout_s an error that names the missing roles
+ `run`       the services        registrations; after launch.ready_timeout_s without a role an error that names the role
  `run`       the last step       commits, `stop`, the watch that ends a run without services or with too many failures
 """
 
@@ -15,7 +15,9 @@ import structlog
 
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
+from services.coordinator.run.absences import Absences
 from services.coordinator.run.evaluation import Evaluator
+from services.coordinator.run.failing import FailureWatch
 from services.coordinator.run.starvation import StarvationWatch
 from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.fleet import Role, State
@@ -31,9 +33,6 @@ T = TypeVar("T")
 
 STOP_GRACE_S = 60.0
 """How long a stop waits for the step under way."""
-
-_LOOK_AGAIN_S = 5.0
-"""How often a wait for services looks at the disk."""
 
 
 class Lifecycle:
@@ -56,8 +55,8 @@ class Lifecycle:
         self._conductor, self._assigner, self._evaluator = conductor, assigner, evaluator
         self._check_reward, self._check_only = check_reward, check_only
         self._starvation = StarvationWatch(run, conductor=conductor)
-        self._missing_since_s: dict[str, float] = {}
-        """Since when each role has been without a ready service."""
+        self._failures = FailureWatch(run, conductor=conductor)
+        self._absences = Absences(run.clock)
         self._stopping = asyncio.Event()
         if run.progress.stop_requested:
             self._stopping.set()
@@ -116,19 +115,26 @@ class Lifecycle:
         await self._enter(RunState.RUNNING)
 
     async def _are_here(self, *roles: Role) -> None:
-        """Returns when every role has a ready service. Raises LaunchError with the missing roles."""
+        """Returns when every role has a ready service. Raises LaunchError with the roles that were missing for too long."""
         launch = self._config.launch
         # The machines of a learner may need this long to meet; the learner, not this function, names a missing machine.
         limit = launch.ready_timeout_s * (2 if launch.learner_nnodes > 1 else 1)
-        give_up = self._clock.now() + limit
+        absences = Absences(self._clock)
         while missing := self._missing(*roles):
             self._raise_if_stopped()
-            if self._disk.now():  # a service that registers may have to wait for room
-                give_up = self._clock.now() + limit
-            left = give_up - self._clock.now()
-            if left <= 0:
-                raise LaunchError(f"no {' and no '.join(missing)} became ready within {limit:.0f} s; see its log")
-            await self._fleet.changed.wait(min(left, _LOOK_AGAIN_S))
+            if late := absences.look(self._in_its_own_way(missing), limit_s=limit):
+                raise LaunchError(f"no {' and no '.join(late)} became ready within {limit:.0f} s; see its log")
+            await self._fleet.changed.wait(1.0)
+
+    def _in_its_own_way(self, missing: list[str]) -> list[str]:
+        """The missing roles that wait for nothing but themselves: neither for room on a full disk, as a service may have to
+        that registers, nor, as a rollout, for the weights of a learner that has not come yet."""
+        if self._disk.now():
+            return []
+        waits = self._fleet.learner is None and any(
+            member.state in (State.REGISTERED, State.SYNCING) for member in self._fleet.of(Role.ROLLOUT, state=None)
+        )
+        return [role for role in missing if not (waits and role == Role.ROLLOUT.value)]
 
     def _missing(self, *roles: Role) -> list[str]:
         """Roles without a ready process; a registered learner counts as ready."""
@@ -182,16 +188,11 @@ class Lifecycle:
     def _raise_if_stuck(self) -> None:
         if reason := self._starvation.look():
             raise _Ended(RunState.STARVED, reason)
-        if self._conductor.failures_in_a_row >= max(16, 2 * self._board.train_batch_size):
-            raise SluiceError(
-                f"{self._conductor.failures_in_a_row} groups failed in a row; see the coordinator's log for the reasons"
-            )
-        limit, now_s = self._config.coordinator.no_service_timeout_s, self._clock.now()
-        if self._disk.now():  # as above
-            self._missing_since_s.clear()
-        self._missing_since_s = {role: self._missing_since_s.get(role, now_s) for role in self._missing(*Role)}
-        gone = [role for role, since_s in self._missing_since_s.items() if now_s - since_s > limit]
-        if gone:
+        if reason := self._failures.look():
+            raise SluiceError(reason)
+        limit = self._config.coordinator.no_service_timeout_s
+        missing = [] if self._disk.now() else self._missing(*Role)
+        if gone := self._absences.look(missing, limit_s=limit):
             raise Expired(
                 f"no {' and no '.join(gone)} for {limit:.0f} s (coordinator.no_service_timeout_s){self._why()}"
             )

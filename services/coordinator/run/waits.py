@@ -53,6 +53,8 @@ class Situation:
     """The activity of an evaluation; empty without an evaluation."""
     disk: Sequence[DiskWait] = ()
     """The coordinator's writers that find no room."""
+    failing: str = ""
+    """Why groups fail one after the other; empty while they do not."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -196,6 +198,9 @@ def _why_closed(situation: Situation) -> tuple[str, str] | None:
         return None
     if situation.progress.admission != "open":
         return "asked", f"is {situation.progress.admission} by request; `sluice resume` opens it"
+    if situation.failing:
+        limit = f"coordinator.no_service_timeout_s is {settings.no_service_timeout_s:g}"
+        return "failing", f"tries one group at a time, because groups fail in a row: {situation.failing:.300} ({limit})"
     if not situation.fleet.of(Role.REWARD):
         return "reward", "is closed: no reward is ready"
     if board.queued_bytes >= settings.queue_max_bytes:

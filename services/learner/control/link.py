@@ -11,16 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
+
 from services.learner.batches.batch import Batch
 from services.learner.control.thread import ControlThread
 from services.learner.control.wire import batch_from_wire
 from services.learner.ports import NoBatch
 from sluice.errors import Fenced, NotReady
+from sluice.limits import NAME_CHARACTERS
 from sluice.lineage import Rollback
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.registration import CALL_TIMEOUT_S, Registration
 from sluice.v1 import coordinator_pb2 as pb
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -42,6 +47,17 @@ class _RawBatch:
     payloads: list[bytes]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Refused:
+    """A batch that cannot be trained, by its digest, and the reason; empty for none."""
+
+    digest: str = ""
+    why: str = ""
+
+
+_NOTHING = _Refused()
+
+
 class CoordinatorLink:
     """`Coordinator` of ports.py, and the learner's first question, before the model is loaded."""
 
@@ -52,15 +68,28 @@ class CoordinatorLink:
         self._thread, self._registration, self._show = thread, registration, show
         self._wake, self._registered = asyncio.Event(), asyncio.Condition()
         registration.on_registered = self._announce
+        self.vocabulary = 0
+        """The number of the model's token ids; to be set before `batch`."""
 
     def run_facts(self) -> tuple[str, str, Sequence[Rollback]]:
         """The run's configuration as YAML, its directory and its rollbacks, oldest first; waits for the coordinator."""
         return self._thread.call(self._run_facts())
 
     def batch(self, step: int) -> Batch | NoBatch:
-        """Coordinator.batch. Raises TransferError for a damaged batch, InvalidRequest for an untrainable one."""
-        found = self._thread.call(self._poll(step))
-        return batch_from_wire(found.header, found.payloads) if isinstance(found, _RawBatch) else found
+        """Coordinator.batch. A batch that cannot be trained is refused, so that another one takes its place.
+
+        Raises TransferError for a damaged batch, NotReady when the coordinator insists on one that cannot be trained.
+        """
+        refused = _NOTHING
+        while isinstance(found := self._thread.call(self._poll(step, refused)), _RawBatch):
+            if found.header.digest == refused.digest:
+                raise NotReady(f"batch {step} was committed before, and cannot be trained again: {refused.why}")
+            try:
+                return batch_from_wire(found.header, found.payloads, vocabulary=self.vocabulary)
+            except ValueError as error:
+                refused = _Refused(digest=found.header.digest, why=" ".join(str(error).split())[:NAME_CHARACTERS])
+                log.warning("batch_refused", step=step, digest=refused.digest[:12], reason=refused.why)
+        return found
 
     def commit_step(
         self, batch: Batch, *, version: PolicyVersion, weights_digest: str, metrics: Mapping[str, float]
@@ -102,9 +131,9 @@ class CoordinatorLink:
         rollbacks = [Rollback(to=rollback.to, lineage=rollback.lineage) for rollback in status.rollbacks]
         return config, status.run_dir, rollbacks
 
-    async def _poll(self, step: int) -> _RawBatch | NoBatch:
+    async def _poll(self, step: int, refused: _Refused) -> _RawBatch | NoBatch:
         """Batch `step`, or NoBatch after POLL_S or after `wake`."""
-        getting = asyncio.ensure_future(self._fenced(lambda fence: self._read_batch(step, fence), "GetBatch"))
+        getting = asyncio.ensure_future(self._fenced(lambda fence: self._read_batch(step, fence, refused), "GetBatch"))
         waking = asyncio.ensure_future(self._wake.wait())
         try:
             await asyncio.wait({getting, waking}, return_when=asyncio.FIRST_COMPLETED)
@@ -117,8 +146,15 @@ class CoordinatorLink:
                 task.cancel()
             await asyncio.gather(getting, waking, return_exceptions=True)
 
-    async def _read_batch(self, step: int, fence: int) -> _RawBatch | NoBatch:
-        request = pb.GetBatchRequest(step=step, wait_s=POLL_S, fence=fence, as_stored=True)
+    async def _read_batch(self, step: int, fence: int, refused: _Refused) -> _RawBatch | NoBatch:
+        request = pb.GetBatchRequest(
+            step=step,
+            wait_s=POLL_S,
+            fence=fence,
+            as_stored=True,
+            unusable_digest=refused.digest,
+            unusable_why=refused.why,
+        )
         header, payloads = pb.BatchHeader(), []
         async for response in self._registration.stub.GetBatch(request, timeout=POLL_S + TRANSFER_S):
             match response.WhichOneof("part"):

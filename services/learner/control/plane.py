@@ -15,7 +15,7 @@ from services.learner.control.wire import trained_to_wire
 from sluice.addresses import joined
 from sluice.clock import SystemClock
 from sluice.config.schema import Config
-from sluice.model_identity import ModelIdentity, model_identity
+from sluice.model_identity import ModelIdentity, model_identity, vocabulary_size
 from sluice.rpc.membership import Membership
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.server import RpcServer, make_server
@@ -59,6 +59,7 @@ class ControlPlane:
     ) -> None:
         """Serves and registers this learner. The publisher must hold a snapshot already."""
         self._record, self._identity = record, model_identity(config.model.path)
+        self.coordinator.vocabulary = vocabulary_size(config.model.path)
         metrics_port = None
         if config.network.metrics:
             metrics_port = self._exporter.serve(bind=self._options.bind, port=self._options.metrics_port)

@@ -16,8 +16,8 @@ _FINISHED = (common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH)
 _GRADED = (common_pb2.REWARD_STATUS_OK, common_pb2.REWARD_STATUS_UNPARSED)
 
 
-def batch_from_wire(header: coordinator_pb2.BatchHeader, payloads: Sequence[bytes]) -> Batch:
-    """A batch of stored groups.
+def batch_from_wire(header: coordinator_pb2.BatchHeader, payloads: Sequence[bytes], *, vocabulary: int) -> Batch:
+    """A batch of stored groups, whose token ids must be below `vocabulary`.
 
     Raises TransferError when the payloads do not have the assigned batch's digest; ValueError, with group and sample, when
     the batch could not be trained correctly.
@@ -30,7 +30,7 @@ def batch_from_wire(header: coordinator_pb2.BatchHeader, payloads: Sequence[byte
             "its file in the run directory or the connection is damaged"
         )
     stored = StoredGroups()
-    groups = tuple(_group(stored.unpack(payload)) for payload in payloads)
+    groups = tuple(_group(stored.unpack(payload), vocabulary=vocabulary) for payload in payloads)
     return Batch(step=header.step, digest=header.digest, groups=groups)
 
 
@@ -46,7 +46,7 @@ def trained_to_wire(batch: TrainedBatch) -> coordinator_pb2.TrainedStep:
     )
 
 
-def _group(message: common_pb2.Group) -> TrainGroup:
+def _group(message: common_pb2.Group, *, vocabulary: int) -> TrainGroup:
     if len(message.samples) != len(message.rewards):
         raise InvalidRequest(
             f"group {message.group_id}: {len(message.samples)} samples but {len(message.rewards)} rewards"
@@ -56,6 +56,7 @@ def _group(message: common_pb2.Group) -> TrainGroup:
     for sample, reward in zip(message.samples, message.rewards, strict=True):
         try:
             sequences.append(_sequence(prompt, sample, reward))
+            _check_ids(sequences[-1].token_ids, vocabulary=vocabulary)
         except ValueError as error:
             raise InvalidRequest(f"group {message.group_id}, sample {sample.index}: {error}") from error
     return TrainGroup(group_id=message.group_id, sequences=tuple(sequences))
@@ -75,6 +76,13 @@ def _sequence(prompt: np.ndarray, sample: common_pb2.Sample, reward: common_pb2.
         reward=reward.shaped_reward,
         truncated=sample.finish_reason == common_pb2.FINISH_REASON_LENGTH,
     )
+
+
+def _check_ids(token_ids: np.ndarray, *, vocabulary: int) -> None:
+    """Refuses ids that the embedding does not have: on a CUDA device they would end the process without a word."""
+    outside = token_ids[(token_ids < 0) | (token_ids >= vocabulary)]
+    if len(outside):
+        raise ValueError(f"token_ids: must be 0 to {vocabulary - 1}, the ids of the model, got {outside[0]}")
 
 
 def _versions(spans: Sequence[common_pb2.VersionSpan], *, tokens: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from services.learner.replay.recorded_steps import RecordedStep, batch_body, rec
 from services.learner.replay.step_comparison import Replayed
 from sluice.config.load import dump_config
 from sluice.errors import SluiceError
+from sluice.model_identity import vocabulary_size
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.service import exit_code
 from sluice.run_dir.batch_file import payloads_of
@@ -54,8 +55,9 @@ def _replay(ranks: Ranks, args: argparse.Namespace) -> None:
     config, worker, state = make_worker(ranks, facts=(text, str(args.scratch)))
     recorded = recorded_steps(args.run_dir)
     metrics: dict[str, float] = {}
+    vocabulary = vocabulary_size(config.model.path)
     for step in range(state.step, args.step + 1):
-        metrics = worker.train(_batch(args.run_dir, recorded[step]) if ranks.leads else None)
+        metrics = worker.train(_batch(args.run_dir, recorded[step], vocabulary) if ranks.leads else None)
     snapshot = worker.gather(PolicyVersion(lineage=recorded[args.step].lineage, number=worker.step))
     if snapshot is None:
         return
@@ -66,11 +68,11 @@ def _replay(ranks: Ranks, args: argparse.Namespace) -> None:
     args.result.write_text(json.dumps(asdict(outcome)))
 
 
-def _batch(run_dir: Path, recorded: RecordedStep) -> Batch:
+def _batch(run_dir: Path, recorded: RecordedStep, vocabulary: int) -> Batch:
     """The recorded batch, in the form in which the coordinator hands out a batch."""
     payloads = payloads_of(batch_body(run_dir, recorded))
     header = coordinator_pb2.BatchHeader(step=recorded.step, groups=len(payloads), digest=recorded.batch_digest)
-    return batch_from_wire(header, payloads)
+    return batch_from_wire(header, payloads, vocabulary=vocabulary)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 The judge is asked about the samples of a group at once. A reply without a score, a refused call and a slow call are an
 `error` or a `timeout`, never a wrong answer; the group is then graded again. A judge that is away or full (no connection,
-HTTP 429 or 5xx) is asked again within the sample's limit, then the judge's groups wait (remote.py). The API key comes from
-the environment of the reward service, never from the recipe.
+HTTP 429 or 5xx) is asked again within the sample's limit, then the judge's groups wait (remote.py); so they do when the judge
+answers nobody in time, or gives different questions no score. The API key comes from the environment of the reward service,
+never from the recipe.
 """
 
 import asyncio
@@ -109,17 +110,32 @@ async def grade(*, question: Question, text: str, finished: bool, settings: Sett
     """The judge's score as a share of `best_score`; `deadline_s` is monotonic.
 
     Raises RuntimeError for a refused call or a reply without a score, TimeoutError for a slow call, Busy for a judge that
-    is away.
+    is away or gives nobody a score.
     """
     message = settings.template.format(prompt=question.prompt_text, completion=text, ground_truth=question.ground_truth)
-    said = await patiently(
-        lambda limit_s: asyncio.get_running_loop().run_in_executor(_calls(), _ask, message, settings, limit_s),
+
+    async def ask(limit_s: float) -> Grade:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(limit_s):  # the call's own limit is one a read, and a reply may trickle
+                said = await loop.run_in_executor(_calls(), _ask, message, settings, limit_s)
+        except TimeoutError as error:
+            raise TimeoutError(str(error) or _slow(settings.url, limit_s)) from error
+        return _grade_of(said, settings)
+
+    return await patiently(
+        ask,
+        question=f"{question.prompt_text}\n{question.ground_truth}",
         breaker=_breaker(settings.url, settings.open_after, settings.pause_s),
         limit_s=settings.timeout_s,
         deadline_s=deadline_s,
         clock=_CLOCK,
         chance=_CHANCE,
     )
+
+
+def _grade_of(said: str, settings: Settings) -> Grade:
+    """The grade in a reply. Raises RuntimeError."""
     scores = re.findall(settings.score_pattern, said)
     if not scores:
         raise RuntimeError(f"judge: no score in the reply, which ends {said[-200:]!r}")
@@ -160,7 +176,7 @@ def _ask(message: str, settings: Settings, limit_s: float) -> str:
         raise RuntimeError(said) from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, TimeoutError):
-            raise TimeoutError(f"judge: no answer from {settings.url} within {limit_s:.3g} s") from error
+            raise TimeoutError(_slow(settings.url, limit_s)) from error
         raise Away(f"judge: {settings.url}: {error.reason}") from error
     except TimeoutError as error:  # while reading the reply
         raise TimeoutError(f"judge: {settings.url} did not end its reply within {limit_s:.3g} s") from error
@@ -169,6 +185,10 @@ def _ask(message: str, settings: Settings, limit_s: float) -> str:
     if len(raw) > _MAX_REPLY_BYTES:
         raise RuntimeError(f"judge: the reply must be <= {_MAX_REPLY_BYTES} bytes")
     return _content(raw)
+
+
+def _slow(url: str, limit_s: float) -> str:
+    return f"judge: no answer from {url} within {limit_s:.3g} s"
 
 
 @functools.cache

@@ -166,6 +166,19 @@ class FakeStore:
         await self.answers.wait()
         return dict(record)
 
+    async def set_aside(
+        self, step: int, *, digest: str, term: str, tokens: int, rows: Mapping[str, Mapping[str, Any]]
+    ) -> bool:
+        if self.batches.get(step, {}).get("digest") != digest:
+            return False
+        for group_id, row in rows.items():
+            assert self.state.pop(group_id) == "assigned"
+            self.rows_.append(dict(row))
+        del self.batches[step]
+        self.counters.update({"assigned": -len(rows), term: len(rows)})
+        self.counters.update({"tokens:assigned": -tokens, f"tokens:{term}": tokens})
+        return True
+
     async def commit(
         self, step: int, *, record: Mapping[str, Any], tokens: int, rows: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, Any]:

@@ -51,8 +51,22 @@ async def test_the_first_groups_in_admission_order_make_up_the_batch(scene: Scen
     assert scene.stage.board.next_step == 1
 
 
-async def test_a_batch_file_that_was_changed_is_not_handed_out(scene: Scene) -> None:
+async def test_a_batch_file_that_was_changed_is_not_handed_out_but_set_aside_for_another(scene: Scene) -> None:
     await scene.assigner.batch(0, wait_s=0)
+    path = scene.files.run_dir / "batches" / "step-000000.groups"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    batch = await scene.assigner.batch(0, wait_s=0)
+    assert isinstance(batch, BatchFile)
+    assert [payload.decode() for payload in batch.payloads] == [f"r-{i:07d}" for i in range(4, 8)]
+    faults = [row["fault"] for row in scene.stage.store.rows_ if row["term"] == "failed:poison"]
+    assert len(faults) == 4
+    assert all("is not what was assigned" in fault for fault in faults)
+    assert scene.closed
+
+
+async def test_a_batch_file_that_was_changed_after_its_commit_is_not_handed_out(scene: Scene) -> None:
+    await scene.assigner.batch(0, wait_s=0)
+    del scene.assigner.assigned[0]  # as its commit does
     path = scene.files.run_dir / "batches" / "step-000000.groups"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(DataError, match="not what was assigned"):

@@ -6,11 +6,11 @@ import pytest
 from services.learner.batches.batch import Batch
 from services.learner.control.wire import batch_from_wire
 from sluice.errors import InvalidRequest, TransferError
-from sluice.rpc.arrays import pack_floats
+from sluice.rpc.arrays import pack_floats, pack_ids
 from sluice.run_dir.batch_file import digest_of
 from sluice.run_dir.stored_group import StoredGroups
 from sluice.v1 import common_pb2, coordinator_pb2
-from tests.unit.learner.learner_cases import groups_to_wire, make_batch
+from tests.unit.learner.learner_cases import VOCABULARY, groups_to_wire, make_batch
 
 
 def _received(groups: list[common_pb2.Group], *, digest: str = "", announced: int = 2) -> Batch:
@@ -18,7 +18,19 @@ def _received(groups: list[common_pb2.Group], *, digest: str = "", announced: in
     stored = StoredGroups()
     payloads = [stored.pack(group.SerializeToString()) for group in groups]
     digest = digest or digest_of(payloads)
-    return batch_from_wire(coordinator_pb2.BatchHeader(step=3, groups=announced, digest=digest), payloads)
+    header = coordinator_pb2.BatchHeader(step=3, groups=announced, digest=digest)
+    return batch_from_wire(header, payloads, vocabulary=VOCABULARY)
+
+
+@pytest.mark.parametrize("where", ["prompt", "completion"])
+@pytest.mark.parametrize("odd", [-1, VOCABULARY, 999_999])
+def test_a_token_id_that_the_model_does_not_have_is_refused_with_group_and_sample(where: str, odd: int) -> None:
+    groups = _groups()
+    message = groups[1].prompt if where == "prompt" else groups[1].samples[1]
+    message.token_ids = pack_ids([odd]) + message.token_ids[4:]
+    said = rf"group {groups[1].group_id}, sample \d: token_ids: must be 0 to {VOCABULARY - 1}, .* got {odd}"
+    with pytest.raises(InvalidRequest, match=said):
+        _received(groups)
 
 
 def _groups() -> list[common_pb2.Group]:

@@ -35,11 +35,19 @@ def made(clock, *, open_after=3, pause_s=5.0):
     return Breaker(open_after=open_after, pause_s=pause_s, clock=clock, chance=Longest())
 
 
-async def ask(judge, breaker, *, within_s=10.0, step_s=0.25):
+async def ask(judge, breaker, *, within_s=10.0, step_s=0.25, question="1 + 1"):
     """What comes of one call while the clock runs."""
     clock = judge.clock
     call = asyncio.create_task(
-        patiently(judge, breaker=breaker, limit_s=8.0, deadline_s=clock.now() + within_s, clock=clock, chance=Longest())
+        patiently(
+            judge,
+            question=question,
+            breaker=breaker,
+            limit_s=8.0,
+            deadline_s=clock.now() + within_s,
+            clock=clock,
+            chance=Longest(),
+        )
     )
     await asyncio.sleep(0)
     while not call.done():
@@ -120,7 +128,7 @@ async def test_others_wait_for_the_probe_and_go_when_it_is_answered():
         await answered.wait()
 
     async def call():
-        await patiently(judge, breaker=breaker, limit_s=8, deadline_s=99.0, clock=clock, chance=Longest())
+        await patiently(judge, question="", breaker=breaker, limit_s=8, deadline_s=99.0, clock=clock, chance=Longest())
 
     calls = [asyncio.create_task(call()) for _ in range(4)]
     await clock.advance(0.0)
@@ -141,7 +149,7 @@ async def test_a_probe_that_is_cancelled_lets_others_find_out():
         await asyncio.Event().wait()
 
     probe = asyncio.create_task(
-        patiently(never, breaker=breaker, limit_s=8, deadline_s=99.0, clock=clock, chance=Longest())
+        patiently(never, question="", breaker=breaker, limit_s=8, deadline_s=99.0, clock=clock, chance=Longest())
     )
     await clock.advance(0.0)
     probe.cancel()
@@ -174,4 +182,48 @@ async def test_a_refusal_comes_from_somebody_who_is_there():
     with pytest.raises(RuntimeError):
         await ask(Judge(clock, Away("gone"), Away("gone"), RuntimeError("HTTP 401")), breaker)
     await ask(Judge(clock, Away("gone"), Away("gone")), breaker)
+    assert breaker.closed
+
+
+NONSENSE = RuntimeError("no score in the reply")
+
+
+async def test_one_question_that_is_refused_again_and_again_holds_up_no_other():
+    clock = ManualClock()
+    breaker = made(clock)
+    for _ in range(20):
+        with pytest.raises(RuntimeError, match="no score"):
+            await ask(Judge(clock, forever=NONSENSE), breaker)
+    assert breaker.closed
+
+
+async def test_a_server_that_refuses_different_questions_is_away_until_it_gives_a_good_answer():
+    clock = ManualClock()
+    breaker, judge = made(clock), Judge(clock, forever=NONSENSE)
+    with pytest.raises(RuntimeError, match="no score"):
+        await ask(judge, breaker, question="1 + 1")
+    with pytest.raises(Busy, match="no score"):
+        await ask(judge, breaker, question="2 + 2")
+    for pause_s in (5.0, 10.0, 20.0):
+        with pytest.raises(Busy, match=r"2 different questions in a row\); asked again"):
+            await ask(judge, breaker)
+        await clock.advance(pause_s)
+        with pytest.raises(Busy, match="no score"):
+            await ask(judge, breaker, question="1 + 1")
+    assert len(judge.asked) == 5
+    await clock.advance(40.0)
+    assert await ask(Judge(clock), breaker) == 8.0
+    assert breaker.closed
+    with pytest.raises(RuntimeError):
+        await ask(judge, breaker, question="3 + 3")
+    assert breaker.closed, "questions count from one again"
+
+
+async def test_good_answers_between_refusals_keep_it_closed():
+    clock = ManualClock()
+    breaker = made(clock)
+    for number in range(10):
+        with pytest.raises(RuntimeError):
+            await ask(Judge(clock, forever=NONSENSE), breaker, question=f"{number}")
+        await ask(Judge(clock), breaker)
     assert breaker.closed
