@@ -23,6 +23,7 @@ from services.learner.training.train_step import Trainer
 from sluice.config.schema import Config
 from sluice.lineage import FIRST, Rollback, lineage_from
 from sluice.policy_version import PolicyVersion
+from sluice.run_dir.private import make_private_folder
 from sluice.weights.snapshot import Snapshot
 
 log = structlog.get_logger(__name__)
@@ -120,7 +121,7 @@ def _keep(ranks: Ranks, folder: Path, batch: Batch) -> None:
         return
     path = folder / f"step-{batch.step}.npz"
     try:
-        folder.mkdir(exist_ok=True)
+        make_private_folder(folder)
         write_batch(batch, path)
     except OSError as error:  # a full disk must not end a run that the skipped update did not end
         log.error("nonfinite_batch_not_kept", path=str(path), error=str(error))

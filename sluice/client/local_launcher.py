@@ -15,6 +15,7 @@ from pathlib import Path
 from sluice.errors import ConfigError, Expired, LaunchError, NotReady
 from sluice.launch.child import armed, module_command
 from sluice.launch.processes import EXIT_BAD_USAGE, LOG_TAIL_LINES
+from sluice.run_dir.private import make_private_folder, open_private
 
 _MARGIN_S = 60.0
 """Time for the rest of the launcher's work: imports, the embedded Redis, the last files."""
@@ -33,11 +34,12 @@ class LocalLauncher:
         self._launch = config.launch
         self.run_dir = Path(run_dir or new_run_dir(config)).resolve()
         self._log_path = self.run_dir / "logs" / "launcher.log"
-        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (self.run_dir, self._log_path.parent):
+            make_private_folder(folder)
         sets = [part for override in overrides for part in ("--set", override)]
         up = ["up", "-c", os.fspath(recipe), "--plain", "--run-dir", os.fspath(self.run_dir), *sets]
         read_fd, write_fd = os.pipe()
-        with os.fdopen(read_fd, "rb", buffering=0) as ready, self._log_path.open("ab") as log:
+        with os.fdopen(read_fd, "rb", buffering=0) as ready, open_private(self._log_path, "ab") as log:
             try:
                 self._process = subprocess.Popen(
                     [*armed(signal.SIGTERM), *module_command("sluice.cli.main"), *up, "--ready-fd", str(write_fd)],

@@ -17,6 +17,7 @@ from pathlib import Path
 from sluice.errors import LaunchError
 from sluice.launch.processes import Child, start
 from sluice.run_dir.durable import make_folder, sync
+from sluice.run_dir.private import UMASK
 from sluice.socket_folder import FOLDERS, MAX_PATH_BYTES, socket_folder
 
 START_TIMEOUT_S = 30.0
@@ -84,6 +85,7 @@ async def start_redis(
         environ=dict(os.environ),
         pass_fds=held,
         said=_configuration(directory, socket, password),
+        umask=UMASK,
     )
     redis = EmbeddedRedis(child=child, url=f"unix://{socket}", socket_dir=socket_dir, password=password)
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.child import armed
+from sluice.run_dir.private import make_private_folder, open_private
 
 EXIT_BAD_USAGE = 2
 """The exit code of a process that was started or configured wrongly: starting the process again would not help."""
@@ -87,10 +88,12 @@ async def start(
     environ: Mapping[str, str],
     pass_fds: Sequence[int] = (),
     said: str = "",
+    umask: int = -1,
 ) -> Child:
     """Starts `command`; stdout and stderr are appended to `log_path`, or without a path go where the launcher's go.
 
     `said` is what the command reads on standard input, the way for a secret: it is in no file, argument or environment.
+    `umask` is for the files that the command makes; -1: as this process's.
 
     Raises LaunchError when the command cannot be started.
     """
@@ -99,8 +102,8 @@ async def start(
     with contextlib.ExitStack() as opened:
         log = None
         if log_path is not None:
-            log_path.parent.mkdir(parents=True, exist_ok=True)
-            log = opened.enter_context(log_path.open("ab"))
+            make_private_folder(log_path.parent)
+            log = opened.enter_context(open_private(log_path, "ab"))
         try:
             process = await asyncio.create_subprocess_exec(
                 *wrapped,
@@ -110,6 +113,7 @@ async def start(
                 env=dict(environ),
                 start_new_session=True,
                 pass_fds=pass_fds,
+                umask=umask,
             )
         except OSError as error:
             raise LaunchError(f"{name}: cannot start {command[0]}: {error}") from error

@@ -1,7 +1,8 @@
 """Writes that outlive a power failure: the file is on disk, and its name in the folder, before anything points to it.
 
 A rename alone keeps its place in the order of writes on no file system by promise: after a power failure the new name may
-hold an empty file, or be gone. So the bytes are synced, then the file gets its name, then the folder is synced.
+hold an empty file, or be gone. So the bytes are synced, then the file gets its name, then the folder is synced. New files and
+folders are private (private.py).
 """
 
 import json
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sluice.run_dir.private import make_private_folder, open_private
 from sluice.strict_json import finite
 
 
@@ -17,7 +19,7 @@ def write_synced(path: Path, pieces: Iterable[bytes]) -> None:
     """Writes a file whole or not at all, over one of the same name. Raises OSError, without a trace of the new file."""
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
+        with open_private(partial, "wb") as file:
             for piece in pieces:
                 file.write(piece)
             file.flush()
@@ -54,12 +56,11 @@ def sync_tree(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and its parents, as far as they are missing; their names are on disk."""
-    if path.is_dir():
-        return
-    make_folder(path.parent)
-    path.mkdir(exist_ok=True)
-    sync(path.parent)
+    """Makes a private folder and its parents, as far as they are missing; their names are on disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    make_private_folder(path)
+    for folder in missing:
+        sync(folder.parent)
 
 
 def append_line(path: Path, line: Mapping[str, Any], *, synced: bool = False) -> None:
@@ -72,7 +73,7 @@ def append_line(path: Path, line: Mapping[str, Any], *, synced: bool = False) ->
     except ValueError:
         text = _encode(finite(line))
     is_new = not path.exists()
-    with path.open("ab+") as file:
+    with open_private(path, "ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":

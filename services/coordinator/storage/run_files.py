@@ -33,6 +33,7 @@ from sluice.run_dir.batch_file import (
 )
 from sluice.run_dir.durable import append_line, name_synced, sync, write_synced
 from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
+from sluice.run_dir.private import make_private_folder
 
 T = TypeVar("T")
 
@@ -56,7 +57,7 @@ class RunFiles:
         self.follow: Callable[[Mapping[str, Any]], None] = lambda line: None
         """A callback for every written line of a step or an evaluation; must return at once."""
         for folder in ("batches", "ledger", "logs"):
-            (run_dir / folder).mkdir(parents=True, exist_ok=True)
+            make_private_folder(run_dir / folder)
 
     async def keep_config(self, text: str) -> None:
         """Writes RUN/config.yaml, the resolved configuration of the last start. `sluice up` has written the file already.
