@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --no-loadscope-reorder
 
-.PHONY: help setup typescript promtool demo demo-llm test chaos compose-test fuzz audit check static unit protos protos-release format bench bench-learner bench-system clean
+.PHONY: help setup typescript promtool demo demo-llm test chaos compose-test fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,9 @@ compose-test: setup ## containers for real: build, train, scale, kill, cut off (
 
 fuzz: setup      ## 10,000 malformed, oversized, replayed and reordered messages to every method of every service
 	SLUICE_FUZZ_MESSAGES=10000 $(PY) -m pytest -q -m integration tests/integration/test_security_fuzz.py $(ARGS)
+
+hashes: setup    ## requirements/hashes.lock anew, after a pinned version has changed (asks pypi.org)
+	@scripts/hashes.sh
 
 audit: setup     ## known vulnerabilities of the pinned dependencies (asks pypi.org and osv.dev)
 	@scripts/audit.sh
@@ -79,5 +82,5 @@ bench-system: setup ## coordinator against a bare relay, overlap, weight push, s
 	GRPC_ENABLE_FORK_SUPPORT=0 $(PY) -m benchmarks.run coordinator_relay overlap weight_push staleness_sweep reward_load recovery long_run
 
 clean:           ## remove .venv and everything made by tests and runs
-	rm -rf .venv .venv-audit build runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-audit .venv-hashes build runs .pytest_cache .ruff_cache .hypothesis
 	cd examples/reward-typescript && rm -rf dist node_modules src/generated

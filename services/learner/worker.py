@@ -23,6 +23,7 @@ from services.learner.training.train_step import Trainer
 from sluice.config.schema import Config
 from sluice.lineage import FIRST, Rollback, lineage_from
 from sluice.policy_version import PolicyVersion
+from sluice.run_dir.private import make_private_folder
 from sluice.weights.snapshot import Snapshot
 
 log = structlog.get_logger(__name__)
@@ -123,7 +124,7 @@ def _keep(ranks: Ranks, folder: Path, batch: Batch) -> None:
         return
     path = folder / f"step-{batch.step}.npz"
     try:
-        folder.mkdir(exist_ok=True)
+        make_private_folder(folder)
         write_batch(batch, path)
         for former in sorted(folder.glob("step-*.npz"), key=lambda kept: kept.stat().st_mtime_ns)[:-KEPT_NONFINITE]:
             former.unlink()

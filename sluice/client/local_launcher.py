@@ -16,6 +16,7 @@ from sluice.errors import ConfigError, Expired, LaunchError, NotReady
 from sluice.launch.child import armed, module_command
 from sluice.launch.logs import tail
 from sluice.launch.processes import EXIT_BAD_USAGE, opened_log
+from sluice.run_dir.private import make_private_folder
 
 _MARGIN_S = 60.0
 """Time for the rest of the launcher's work: imports, the embedded Redis, the last files."""
@@ -34,6 +35,7 @@ class LocalLauncher:
         self._launch = config.launch
         self.run_dir = Path(run_dir or new_run_dir(config)).resolve()
         self._log_path = self.run_dir / "logs" / "launcher.log"
+        make_private_folder(self.run_dir)
         log = opened_log("sluice up", self._log_path)
         sets = [part for override in overrides for part in ("--set", override)]
         up = ["up", "-c", os.fspath(recipe), "--plain", "--run-dir", os.fspath(self.run_dir), *sets]

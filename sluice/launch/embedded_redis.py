@@ -19,6 +19,7 @@ from sluice.errors import DiskFull, LaunchError
 from sluice.launch.processes import Child, start
 from sluice.run_dir.durable import make_folder, sync
 from sluice.run_dir.full_disk import NoRoom, is_full, prove_room
+from sluice.run_dir.private import UMASK
 from sluice.socket_folder import FOLDERS, MAX_PATH_BYTES, socket_folder
 
 START_TIMEOUT_S = 30.0
@@ -106,6 +107,7 @@ async def _started(
             environ=dict(os.environ),
             pass_fds=held,
             said=_configuration(directory, socket, password),
+            umask=UMASK,
         )
     except BaseException:
         shutil.rmtree(socket_dir, ignore_errors=True)

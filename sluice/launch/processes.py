@@ -17,6 +17,7 @@ from sluice.errors import ConfigError, DiskFull, LaunchError
 from sluice.launch.child import armed
 from sluice.launch.logs import tail
 from sluice.run_dir.full_disk import BLOCK_BYTES, is_full, located
+from sluice.run_dir.private import make_private_folder, open_private
 
 EXIT_BAD_USAGE = 2
 """The exit code of a process that was started or configured wrongly: starting the process again would not help."""
@@ -82,10 +83,12 @@ async def start(
     environ: Mapping[str, str],
     pass_fds: Sequence[int] = (),
     said: str = "",
+    umask: int = -1,
 ) -> Child:
     """Starts `command`; stdout and stderr are appended to `log_path`, or without a path go where the launcher's go.
 
     `said` is what the command reads on standard input, the way for a secret: it is in no file, argument or environment.
+    `umask` is for the files that the command makes; -1: as this process's.
 
     Raises LaunchError when the command cannot be started, DiskFull when there is no room for its log.
     """
@@ -104,6 +107,7 @@ async def start(
                 env=dict(environ),
                 start_new_session=True,
                 pass_fds=pass_fds,
+                umask=umask,
             )
         except OSError as error:
             raise LaunchError(f"{name}: cannot start {command[0]}: {error}") from error
@@ -113,8 +117,8 @@ async def start(
 def opened_log(name: str, path: Path) -> BinaryIO:
     """The log of a process, to append to. Raises DiskFull or LaunchError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("ab")
+        make_private_folder(path.parent)
+        return open_private(path, "ab")
     except OSError as error:
         cause = located(error, path.parent, BLOCK_BYTES)
         kind = DiskFull if is_full(error) else LaunchError

@@ -17,7 +17,7 @@ PATIENCE_S = 10.0
 
 async def lock_run_dir(run_dir: Path) -> int:
     """The descriptor that holds the lock of `run_dir` until closed. Raises LaunchError when the lock stays taken."""
-    descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     give_up = asyncio.get_running_loop().time() + PATIENCE_S
     while True:
         try:

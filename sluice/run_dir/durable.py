@@ -1,7 +1,8 @@
 """Writes that outlive a power failure: the file is on disk, and its name in the folder, before anything points to it.
 
 A rename alone keeps its place in the order of writes on no file system by promise: after a power failure the new name may
-hold an empty file, or be gone. So the bytes are synced, then the file gets its name, then the folder is synced.
+hold an empty file, or be gone. So the bytes are synced, then the file gets its name, then the folder is synced. New files and
+folders are private (private.py).
 """
 
 import contextlib
@@ -9,11 +10,11 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sluice.run_dir.full_disk import is_full, located
+from sluice.run_dir.private import make_private_folder, open_private
 from sluice.strict_json import finite
 
 
@@ -24,7 +25,7 @@ def write_synced(path: Path, pieces: Iterable[bytes]) -> None:
     """
     partial, pieces, size_bytes = path.with_name(path.name + ".partial"), iter(pieces), 0
     try:
-        with partial.open("wb", buffering=0) as file:
+        with open_private(partial, "wb", buffering=0) as file:
             for piece in pieces:
                 size_bytes += len(piece)
                 _write_whole(file, piece)
@@ -63,12 +64,11 @@ def sync_tree(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and its parents, as far as they are missing; their names are on disk."""
-    if path.is_dir():
-        return
-    make_folder(path.parent)
-    path.mkdir(exist_ok=True)
-    sync(path.parent)
+    """Makes a private folder and its parents, as far as they are missing; their names are on disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    make_private_folder(path)
+    for folder in missing:
+        sync(folder.parent)
 
 
 _appending = threading.Lock()
@@ -101,7 +101,7 @@ def append_lines(path: Path, lines: Iterable[Mapping[str, Any]], *, synced: bool
 
 def _append(path: Path, data: bytes, *, synced: bool) -> None:
     """Appends to a file, which after an error is as long as before."""
-    with path.open("ab+", buffering=0) as file:
+    with open_private(path, "ab+", buffering=0) as file:
         was_bytes = file.seek(0, os.SEEK_END)
         if was_bytes > 0:
             file.seek(-1, os.SEEK_END)
@@ -117,7 +117,7 @@ def _append(path: Path, data: bytes, *, synced: bool) -> None:
             raise
 
 
-def _write_whole(file: FileIO, data: bytes) -> None:
+def _write_whole(file: BinaryIO, data: bytes) -> None:
     """Writes all of `data`: one call may write a part, on a disk that is nearly full or for more than 2 GiB."""
     left = memoryview(data)
     while left:

@@ -6,23 +6,19 @@ reads (`http_sd_configs`).
 
 import contextlib
 import json
-import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from socketserver import TCPServer, ThreadingMixIn
 from threading import Thread
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
 
 from sluice.addresses import joined
 from sluice.errors import LaunchError
+from sluice.telemetry.bounded_http import BoundedServer, BoundedServerV6, QuietHandler
 from sluice.telemetry.catalogue import metric_of
 from sluice.telemetry.metric import prometheus_name
-
-_SILENT_S = 10.0
-"""A connection that says nothing for this long is closed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +64,8 @@ class Exporter:
     def serve(self, *, bind: str, port: int) -> int:
         """Starts the HTTP endpoint (port 0: any free one) and returns its port."""
         try:
-            kind = _ServerV6 if ":" in bind else _Server
-            server = make_server(bind, port, self._app(), server_class=kind, handler_class=_Handler)
+            kind = BoundedServerV6 if ":" in bind else BoundedServer
+            server = make_server(bind, port, self._app(), server_class=kind, handler_class=QuietHandler)
         except OSError as error:
             raise LaunchError(
                 f"metrics: cannot listen on {joined(bind, port)}: {error}; --metrics-port 0 takes any free port"
@@ -101,25 +97,3 @@ class Exporter:
 def _help(name: str) -> str:
     metric = metric_of(name)
     return f"{metric.meaning} [{metric.unit}]"
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-    def server_bind(self) -> None:
-        """As the base's, without asking the resolver for the machine's name: the answer may take long, and nobody needs it."""
-        TCPServer.server_bind(self)
-        host, port, *_ = self.server_address
-        self.server_name, self.server_port = str(host), int(port)
-        self.setup_environ()
-
-
-class _ServerV6(_Server):
-    address_family = socket.AF_INET6
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = _SILENT_S
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Logs nothing: a scrape is not worth a line."""

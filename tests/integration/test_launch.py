@@ -70,6 +70,18 @@ async def test_the_folders_of_the_embedded_redis_are_on_disk_when_it_answers(
     assert "appendonlydir" in disk.left()["run"]["redis"]
 
 
+async def test_what_an_embedded_redis_writes_is_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        redis = await start_redis(tmp_path / "redis", log_path=tmp_path / "logs" / "redis.log")
+    finally:
+        os.umask(before)
+    await redis.stop()
+    written = [path for top in ("redis", "logs") for path in (tmp_path / top, *(tmp_path / top).rglob("*"))]
+    assert any(path.suffix == ".aof" for path in written)
+    assert [path for path in written if path.stat().st_mode & 0o077] == []
+
+
 async def test_the_password_of_an_embedded_redis_is_asked_for_and_is_in_no_file_argument_or_environment(
     tmp_path: Path,
 ) -> None:

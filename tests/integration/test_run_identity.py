@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from services.coordinator.storage.identity import IDENTITY_FILE
+from services.coordinator.storage.identity import IDENTITY_FILE, identify
 from services.coordinator.storage.redis_store import Store
+from services.coordinator.storage.run_files import RunFiles
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.embedded_redis import EmbeddedRedis
 from sluice.v1 import coordinator_pb2 as pb
@@ -164,6 +165,21 @@ async def test_a_directory_without_its_identity_is_refused_where_redis_knows_ano
     assert await second.owner() == "b"
     await first.close()
     await second.close()
+
+
+async def test_a_copy_with_a_redis_of_its_own_keeps_its_keys_and_gets_other_names_elsewhere(
+    tmp_path: Path, redis_server: EmbeddedRedis
+) -> None:
+    store = Store(url=redis_server.url, run_id="run")
+    (tmp_path / "run").mkdir()
+    first = await identify(RunFiles(tmp_path / "run"), store, own_redis=True)
+    shutil.copytree(tmp_path / "run", tmp_path / "copied")
+    copy = await identify(RunFiles(tmp_path / "copied"), store, own_redis=True)
+    assert (copy.keys, copy.name) == (first.keys, first.name)
+    assert (copy.id, copy.unique) != (first.id, first.unique)
+    assert await identify(RunFiles(tmp_path / "copied"), store, own_redis=True) == copy
+    assert await identify(RunFiles(tmp_path / "run"), store, own_redis=True) == first
+    await store.close()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"id": 3}', "\ufffd"])

@@ -39,6 +39,7 @@ from sluice.run_dir.batch_file import (
 from sluice.run_dir.durable import append_line, append_lines, name_synced, sync, write_synced
 from sluice.run_dir.full_disk import DiskWaits, NoRoom
 from sluice.run_dir.ledger_parts import damage_skipped, open_parts, part_paths
+from sluice.run_dir.private import make_private_folder
 from sluice.run_dir.thinning import thin
 
 log = structlog.get_logger(__name__)
@@ -73,7 +74,7 @@ class RunFiles:
         self.follow: Callable[[Mapping[str, Any]], None] = lambda line: None
         """A callback for every written line of a step or an evaluation; must return at once."""
         for folder in ("batches", "ledger", "logs"):
-            (run_dir / folder).mkdir(parents=True, exist_ok=True)
+            make_private_folder(run_dir / folder)
 
     async def keep_config(self, text: str) -> None:
         """Writes RUN/config.yaml, the resolved configuration of the last start. `sluice up` has written the file already.

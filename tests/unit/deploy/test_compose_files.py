@@ -2,7 +2,9 @@
 
 import argparse
 import importlib
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,12 @@ import yaml
 from sluice.rpc.service_parser import ServiceParser, variable_of
 
 ROOT = Path(__file__).parents[3]
-FILES = ("docker-compose.yml", "docker-compose.gpu.yml", "deploy/docker-compose.metrics.yml")
+FILES = (
+    "docker-compose.yml",
+    "docker-compose.gpu.yml",
+    "deploy/docker-compose.metrics.yml",
+    "deploy/docker-compose.judges.yml",
+)
 TEXTS = [(ROOT / name).read_text() for name in FILES]
 ENV_EXAMPLE = (ROOT / ".env.example").read_text()
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
@@ -25,7 +32,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
-BASE, GPU, METRICS = (yaml.load(text, Loader=_Loader) for text in TEXTS)
+BASE, GPU, METRICS, JUDGES = (yaml.load(text, Loader=_Loader) for text in TEXTS)
 SERVICES: dict[str, Any] = BASE["services"]
 ONE_SHOTS = {"credentials", "prepare", "watch"}
 by_service = pytest.mark.parametrize("name", SERVICES)
@@ -79,6 +86,44 @@ def test_only_the_coordinator_is_published_on_loopback_and_redis_is_reached_by_i
     assert published == {"coordinator": ["127.0.0.1:${PUBLISHED_PORT:-18050}:18050"]}
     assert {name for name, service in SERVICES.items() if "store" in service["networks"]} == {"redis", "coordinator"}
     assert BASE["networks"]["store"] == {"internal": True}
+
+
+def test_rewards_reach_the_coordinator_alone_and_have_a_limit_of_memory() -> None:
+    reward = SERVICES["reward"]
+    assert reward["networks"] == ["graders"]
+    assert BASE["networks"]["graders"] == METRICS["networks"]["graders"] == {"internal": True}
+    beside = {name for name, service in SERVICES.items() if "graders" in service["networks"]}
+    assert beside == {"reward", "coordinator", "watch"}
+    assert reward["mem_limit"] == reward["memswap_limit"] == "${REWARD_MEMORY:-4g}"
+
+
+def test_the_override_for_judges_lets_rewards_out_and_nothing_else() -> None:
+    assert JUDGES == {"services": {"reward": {"networks": ["graders", "services"]}}}
+    assert not BASE["networks"]["services"].get("internal")
+
+
+def test_grafana_lets_nobody_in_without_a_password_and_has_no_known_one(tmp_path: Path) -> None:
+    grafana = METRICS["services"]["grafana"]
+    assert grafana["environment"]["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
+    assert grafana["environment"]["GF_SECURITY_ADMIN_PASSWORD"] == "${GRAFANA_PASSWORD:-}"
+    (tmp_path / "run.sh").write_text('#!/bin/sh\necho "$GF_SECURITY_ADMIN_PASSWORD"\n')
+    (tmp_path / "run.sh").chmod(0o700)
+    (script,) = grafana["command"]
+    for name, here in (("/var/lib/grafana/", f"{tmp_path}/"), ("/run.sh", f"{tmp_path}/run.sh"), ("$$", "$")):
+        script = script.replace(name, here)
+
+    def password(given: str) -> str:
+        environment = {"PATH": os.environ["PATH"], "GF_SECURITY_ADMIN_PASSWORD": given}
+        done = subprocess.run(
+            [*grafana["entrypoint"], script], env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    drawn = password("")
+    assert len(drawn) == 32
+    assert password("") == drawn, "it is drawn once"
+    assert (tmp_path / "admin-password").stat().st_mode & 0o077 == 0
+    assert password("mine") == "mine"
 
 
 @by_service
@@ -142,6 +187,7 @@ def test_the_gpu_file_reserves_devices_for_those_who_compute_and_builds_them_for
 
 
 def test_prometheus_is_on_the_network_of_those_it_reads_and_nothing_of_it_starts_unasked() -> None:
-    for service in METRICS["services"].values():
-        assert (service["profiles"], service["networks"]) == (["metrics"], ["services"])
+    reached = {"prometheus": ["services", "graders"], "grafana": ["services"]}
+    for name, service in METRICS["services"].items():
+        assert (service["profiles"], service["networks"]) == (["metrics"], reached[name])
         assert re.search(r":-[\w/]+:v?\d+\.\d+\.\d+\}$", service["image"])

@@ -1,0 +1,92 @@
+"""The HTTP server of the metrics endpoint, which asks callers for no credentials: few connections, and each for a short time.
+
+A new connection takes the place of the oldest one when there are too many, because an honest scrape takes milliseconds: so
+strangers that hold connections neither use up threads nor keep Prometheus out.
+"""
+
+import contextlib
+import socket
+import time
+from socketserver import TCPServer, ThreadingMixIn
+from threading import Lock
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+MOST_CONNECTIONS = 16
+"""Chosen: a Prometheus and its replica need two. At most as many threads again are still ending."""
+
+LIMIT_S = 10.0
+"""Limit of a connection from its first byte to its last; Prometheus itself waits no longer by default."""
+
+
+class BoundedServer(ThreadingMixIn, WSGIServer):
+    """A thread a connection, within both limits."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._lock = Lock()
+        self._since: dict[socket.socket, float] = {}
+        """Connections whose thread has not ended, oldest first."""
+        self._told: set[socket.socket] = set()
+        """Those among them that were cut off."""
+        super().__init__(*args, **kwargs)
+
+    def server_bind(self) -> None:
+        """As the base's, without asking the resolver for the machine's name: the answer may take long, and nobody needs it."""
+        TCPServer.server_bind(self)
+        host, port, *_ = self.server_address
+        self.server_name, self.server_port = str(host), int(port)
+        self.setup_environ()
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Makes room for the connection; False when so many threads are ending that there is none."""
+        with self._lock:
+            served = [held for held in self._since if held not in self._told]
+            self._cut(served[: max(0, len(served) + 1 - MOST_CONNECTIONS)])
+            if len(self._since) >= 2 * MOST_CONNECTIONS:
+                return False
+            self._since[request] = time.monotonic()
+            return True
+
+    def service_actions(self) -> None:
+        """Is called at least twice a second: cuts off who takes too long."""
+        with self._lock:
+            overdue = time.monotonic() - LIMIT_S
+            self._cut([held for held, since in self._since.items() if since < overdue and held not in self._told])
+
+    def shutdown_request(self, request: Any) -> None:
+        """Is called by a connection's thread at its end."""
+        with self._lock:
+            self._since.pop(request, None)
+            self._told.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A caller that went away or was cut off is not worth a line at the usual level."""
+        log.debug("scrape_broken", client=str(client_address), exc_info=True)
+
+    def _cut(self, connections: list[socket.socket]) -> None:
+        """Wakes their threads, which then end."""
+        for connection in connections:
+            self._told.add(connection)
+            with contextlib.suppress(OSError):  # the caller has hung up
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+class BoundedServerV6(BoundedServer):
+    """The same on IPv6."""
+
+    address_family = socket.AF_INET6
+
+
+class QuietHandler(WSGIRequestHandler):
+    """Answers one request a connection."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Logs nothing: a scrape is not worth a line."""
