@@ -12,7 +12,7 @@ from services.reward.answers import SENTENCE_END, Form, find
 from services.reward.ports import Grade, Question
 
 NAME: Final = "exact"
-VERSION: Final = "3"
+VERSION: Final = "2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
