@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         ended = run(options_from(ServiceOptions, args))
     except (SluiceError, ExceptionGroup) as failure:
-        return exit_code(failure)
+        return exit_code(failure, service="learner")
     if ended and args.ended_file is not None:
         args.ended_file.touch()
     return 0

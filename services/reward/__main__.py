@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         uvloop.run(serve(options_from(ServiceOptions, args)))
     except (SluiceError, ExceptionGroup) as failure:
-        return exit_code(failure)
+        return exit_code(failure, service="reward")
     except KeyboardInterrupt:
         return 130
     return 0

@@ -70,6 +70,12 @@ def last_marked(text: str) -> Marked | None:
     return Marked(answer=answer.strip(), rest=text[begin:]) if begin >= 0 else None
 
 
+def marked_line(text: str) -> str:
+    """What stands behind the last `Answer:` as it is written, with the markup that `find` takes off; empty without one."""
+    *_, last = None, *_LINE.finditer(after_thought(text)[-TAIL_CHARS:])
+    return "" if last is None else (last["below"] or last["answer"] or "").strip()
+
+
 def last_boxed(text: str) -> str | None:
     r"""The content of the last \boxed{}, braces balanced; None without a \boxed{}, or when the last one is never closed."""
     begin, answer = _boxed(text)

@@ -107,8 +107,8 @@ class Scorer:
         ]
         return ScoredGroup(
             rewards=[self._reward(sample, outcome) for sample, outcome in zip(samples, outcomes, strict=True)],
-            grader=grader_name(parts)[:NAME_CHARACTERS],
-            grader_version="+".join(one.version for one in graded)[:NAME_CHARACTERS],
+            grader=_sendable(grader_name(parts), NAME_CHARACTERS),
+            grader_version=_sendable("+".join(one.version for one in graded), NAME_CHARACTERS),
         )
 
     def _too_long(self, sample: SampleToScore) -> Outcome | None:
@@ -127,11 +127,11 @@ class Scorer:
             status=outcome.status,
             raw_score=grade.raw_score if grade else math.nan,
             acc=grade.acc if grade else math.nan,
-            extracted=grade.extracted[:TEXT_CHARACTERS] if grade else "",
+            extracted=_sendable(grade.extracted, TEXT_CHARACTERS) if grade else "",
             overlong_penalty=self._penalty(sample.response_tokens),
-            detail=outcome.detail[:TEXT_CHARACTERS],
+            detail=_sendable(outcome.detail, TEXT_CHARACTERS),
             busy=outcome.busy,
-            parts=grade.parts if grade else {},
+            parts={_sendable(name, len(name)): score for name, score in grade.parts.items()} if grade else {},
         )
 
     def _penalty(self, response_tokens: int) -> float:
@@ -143,6 +143,11 @@ class Scorer:
             buffer_len=self._overlong.buffer_len,
             penalty_factor=self._overlong.penalty_factor,
         )
+
+
+def _sendable(text: str, most: int) -> str:
+    """At most so many characters, and `?` for half of a surrogate pair, which a wire does not take: graders return anything."""
+    return text[:most].encode("utf-8", "replace").decode()
 
 
 def bounded(outcome: Outcome) -> Outcome:

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         uvloop.run(serve(options_from(Options, args, engine=args.engine)))
     except (SluiceError, ExceptionGroup) as failure:
-        return exit_code(failure)
+        return exit_code(failure, service="rollout")
     except KeyboardInterrupt:
         return 130
     return 0

@@ -93,6 +93,17 @@ def problems_of(error: ValidationError, origins: Origins) -> list[str]:
     return lines
 
 
+def wrong_types_of(error: ValidationError, origins: Origins) -> list[str]:
+    """The lines of `problems_of` about values that their keys do not take, for a tree that need not be whole."""
+    lines: list[str] = []
+    for details in _one_a_key(error.errors(include_url=False)):
+        if details["type"] not in ("missing", "value_error"):
+            for key, text in _texts(details):
+                origin = origins.of(key)
+                lines.append(f"{key}: {text}" if origin == key else f"{origin}: {key}: {text}")
+    return lines
+
+
 def nearest_key(key: str) -> str | None:
     """The key of the schema that an unknown dotted key most likely meant."""
     keys = schema_keys()

@@ -5,11 +5,15 @@ silence. Where a source is silent, verl's defaults hold, not Sluice's. verl_tabl
 """
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
+from sluice.config.problems import Origins, wrong_types_of
 from sluice.config.schema import Config
 from sluice.config.verl_rules import Ignore, Move, Only, Rule, Switched, Unset, reward_routes
 from sluice.config.verl_table import DEFAULTS, TABLE
@@ -17,9 +21,14 @@ from sluice.config.yaml_text import parse_yaml
 from sluice.errors import ConfigError
 
 _INTERPOLATION = re.compile(r"^\$\{(?:oc\.select:)?\s*([\w.]+)\s*(?:,\s*(.*?)\s*)?\}$")
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+_MOST_REFERENCES = 32
+"""References that are followed from one value; a value that refers to itself grows without end."""
 _SHELL = re.compile(r"\$(?:[A-Za-z_]\w*|[@*#?!$0-9]|\([^)]*\)?)|`[^`]*`?")
 """A shell's variable or command."""
 _MANDATORY = "???"
+_HYDRA_KEY = re.compile(r"([{,]\s*[\w.+-]+):(?=[^\s/])")
+"""A key of a mapping on hydra's command line, where no blank follows the colon."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +54,11 @@ def from_verl(source: Mapping[str, Any] | Sequence[str]) -> VerlTranslation:
     if work.moved.get("algorithm.rollout_correction.rollout_is", "none") != "none":
         work.fallbacks["algorithm.proximal"] = "recompute"
     work.place_function()
+    tree = _tree({**work.fallbacks, **work.moved})
+    work.refuse_wrong_types(tree)
     if work.refusals:
         raise ConfigError("\n".join(work.refusals))
-    return VerlTranslation(config_tree=_tree({**work.fallbacks, **work.moved}), notes=work.notes())
+    return VerlTranslation(config_tree=tree, notes=work.notes())
 
 
 def looks_like_verl(tree: Mapping[str, Any]) -> bool:
@@ -88,7 +99,10 @@ class _Translator:
         try:
             value = self._resolve(raw)
         except LookupError as error:
-            self.refusals.append(f"{key}: got {raw!r}, and {error}; write the value itself")
+            if isinstance(rule, Move) and rule.to == ("run.name",):
+                self._ignore(f"{key}={raw}", "a name that only a shell can know; run.name keeps its default")
+            else:
+                self.refusals.append(f"{key}: got {raw!r}, and {error}; write the value itself")
             return
         if isinstance(rule, Only):
             if value not in rule.values:
@@ -137,6 +151,16 @@ class _Translator:
             "its result has no `acc`, its score cut to [0, 1] is the accuracy that filter_groups looks at"
         )
 
+    def refuse_wrong_types(self, tree: Mapping[str, Any]) -> None:
+        """Refuses values that their keys of the schema do not take, each by the source's own key."""
+        origins = Origins(default="from-verl")
+        for target, key in self._origin.items():
+            origins.record(target.split("."), key)
+        try:
+            Config.model_validate_json(json.dumps(tree), strict=True)
+        except ValidationError as error:
+            self.refusals += wrong_types_of(error, origins)
+
     def notes(self) -> list[str]:
         """Remarks, then the ignored keys by reason."""
         if "run.total_steps" not in self.moved:
@@ -159,8 +183,11 @@ class _Translator:
         except Unset as unset:
             self._ignore(f"{key}={value}", str(unset))
             return
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             self.refusals.append(f"{key}: cannot be honoured, got {value!r}: {error}")
+            return
+        except TypeError:
+            self.refusals.append(f"{key}: cannot be honoured, got {value!r}: verl's own is of another type")
             return
         into = self.fallbacks if rule.fallback else self.moved
         for target in rule.to:
@@ -178,15 +205,18 @@ class _Translator:
         self._origin[target] = key
 
     def _resolve(self, value: Any) -> Any:
-        """Follows `${other.key}` and `${oc.select:other.key,default}`. Raises LookupError where the key does not exist."""
+        """Follows `${other.key}`, within a text too, and `${oc.select:other.key,default}`. Raises LookupError."""
         if isinstance(value, list):
             return [self._resolve(item) for item in value]
         seen: set[str] = set()
         while isinstance(value, str) and "${" in value:
             reference = _INTERPOLATION.match(value)
-            if reference is None or value in seen:
+            if value in seen or len(seen) > _MOST_REFERENCES:
                 raise LookupError("it is not a plain reference to another key")
             seen.add(value)
+            if reference is None:
+                value = _REFERENCE.sub(lambda match: str(self._given(match[1])), value)
+                continue
             key, default = reference.groups()
             if key not in self.settings and default is None:
                 raise LookupError(f"{key} is not given")
@@ -194,6 +224,11 @@ class _Translator:
         if isinstance(value, str) and (shell := _SHELL.search(value)):
             raise LookupError(f"{shell[0]} is for a shell, which has not put its value there")
         return value
+
+    def _given(self, key: str) -> Any:
+        if key not in self.settings:
+            raise LookupError(f"{key} is not given")
+        return self.settings[key]
 
 
 def _rule_of(key: str) -> tuple[str, Rule | None]:
@@ -223,15 +258,20 @@ def _from_tree(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def _from_list(assignments: Sequence[str]) -> Iterator[tuple[str, Any]]:
     for text in assignments:
         key, equals, value = text.strip().partition("=")
-        if not equals or not key:
+        if not key.strip("+~ ") or not (equals or key.startswith("~")):
             raise ConfigError(f"{text!r}: must be KEY=VALUE")
+        if key.startswith("~"):  # hydra's way to take a key out
+            yield key[1:].strip(), None
+            continue
         key = key.strip().lstrip("+")
-        try:
-            yield key, parse_yaml(value, where=key)
-        except ConfigError:
-            if not _SHELL.search(value):
-                raise
+        if _SHELL.search(value):
             yield key, value  # refused by name in its turn, unless the setting makes no difference
+            continue
+        parsed = parse_yaml(_HYDRA_KEY.sub(r"\1: ", value) if value.lstrip().startswith("{") else value, where=key)
+        if isinstance(parsed, Mapping) and parsed:
+            yield from _from_tree(parsed, f"{key}.")
+        else:
+            yield key, parsed
 
 
 def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class Exited(Protocol):
     def log_path(self) -> Path | None: ...
     def log_tail(self) -> str: ...
 
+    def last_words(self) -> str: ...
+
 
 class Keeper:
     """The processes of one run, each kept alive by a task. Use inside one event loop."""
@@ -97,6 +99,9 @@ class Keeper:
             restarts.popleft()
         how = child.killed or f"ended with {_how(code)}"
         if child.name not in self.known:
+            if code == EXIT_BAD_USAGE:
+                more = f" ({child.log_path.name} has more)" if child.log_path else ""
+                raise ConfigError(f"{child.last_words()}{more}")
             why = "while starting"
         elif code == EXIT_BAD_USAGE:
             why = "because it was started wrongly"

@@ -69,9 +69,10 @@ class Child:
         return "" if self.log_path is None else tail(self.log_path)
 
     def last_words(self) -> str:
-        """The child's own last message (a line `name: ...` and the lines after it), else the end of the child's log."""
+        """The child's own last message (a line `name: ...` or `role: ...`, and what follows), else the end of its log."""
         lines = self.log_tail().splitlines()
-        said = [number for number, line in enumerate(lines) if line.startswith(f"{self.name}: ")]
+        role = self.name.rstrip("0123456789").rstrip("-")
+        said = [number for number, line in enumerate(lines) if line.startswith((f"{self.name}: ", f"{role}: "))]
         return "\n".join(lines[said[-1] :]) if said else f"{self.name}: {self.log_path} ends:\n" + "\n".join(lines)
 
 

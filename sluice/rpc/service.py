@@ -6,6 +6,7 @@ Standard library alone, so that --help is instant.
 import argparse
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -107,8 +108,10 @@ def metrics_port(args: argparse.Namespace) -> int:
     return args.port + METRICS_PORT_OFFSET if args.port else 0
 
 
-def exit_code(failure: BaseException) -> int:
+def exit_code(failure: BaseException, *, service: str = "") -> int:
     """Logs what ended a service and returns its exit code: 2 for a bad configuration, 1 for anything else.
+
+    A named service says it as its last words too (`Child.last_words`), for the launcher to repeat.
 
     A failure that is not a SluiceError is a bug in Sluice and is raised again, with its traceback.
     """
@@ -119,6 +122,8 @@ def exit_code(failure: BaseException) -> int:
         raise failure
     for leaf in leaves:
         structlog.get_logger().error("failed", reason=str(leaf))
+    if service:
+        sys.stderr.write(f"{service}: {'; '.join(dict.fromkeys(map(str, leaves)))}\n")
     return 2 if any(isinstance(leaf, ValueError) for leaf in leaves) else 1
 
 

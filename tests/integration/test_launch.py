@@ -189,6 +189,16 @@ async def test_a_service_that_ends_to_be_started_again_uses_up_no_restart(
     assert said == ["coordinator has ended to be started again"] * 3
 
 
+async def test_a_service_that_is_configured_wrongly_ends_the_run_with_its_own_words(
+    make_keeper: Callable[..., Keeper],
+) -> None:
+    keeper = make_keeper()
+    code = "print('a line'); print('reward: reward.routes.a: no grader'); raise SystemExit(2)"
+    keeper.keep(command("reward-0", code))
+    with pytest.raises(ConfigError, match=r"^reward: reward\.routes\.a: no grader \(reward-0\.log has more\)$"):
+        await asyncio.wait_for(keeper.failed, 20)
+
+
 async def test_a_service_that_dies_before_it_was_registered_or_was_started_wrongly_is_not_restarted(
     make_keeper: Callable[..., Keeper],
 ) -> None:

@@ -18,6 +18,7 @@ from services.reward.sandbox.grader_handle import Limits
 from services.reward.sandbox.loading import Asked
 from services.reward.sandbox.pool import GraderPool
 from services.reward.verifiers import code
+from sluice.gold_answers import gold_forms
 from sluice.run_dir.full_disk import NoRoom
 from tests.quiet_server import QuietServer
 from tests.small_disk import disk_of, fill
@@ -83,6 +84,32 @@ def test_the_last_fenced_block_counts_and_without_one_it_is_unparsed():
     assert code.grade(question=question(SUMS), text=text, finished=True).acc == 1.0
     nothing = code.grade(question=question(SUMS), text=GOOD, finished=True)
     assert (nothing.raw_score, nothing.status) == (0.0, "unparsed")
+
+
+@pytest.mark.parametrize(
+    "ground_truth",
+    [
+        SUMS,
+        ADD,
+        json.dumps(SUMS),
+        json.dumps({"inputs": [["1", "2"], ""], "outputs": [["3", "é'\"\\\\"], "{x}\\n"]}),
+        json.dumps({"fn_name": "f", "inputs": [[1], [2]], "outputs": [[["a"]], None]}),
+        json.dumps({"fn_name": "f", "inputs": ["1", "2"], "outputs": ["[3]", "true"]}),
+        json.dumps({"fn_name": "f", "inputs": ["1"], "outputs": ["{'a': (1, 2)}"]}),
+        json.dumps([{"input": "1\n", "output": "2\n", "testtype": "stdin"}]),
+        json.dumps(
+            [{"input": "1", "output": "2", "testtype": "functional", "metadata": {"func_name": "f"}}],
+        ),
+    ],
+)
+def test_the_check_before_training_knows_a_program_that_passes(ground_truth):
+    graded = [
+        code.grade(question=question(ground_truth), text=text, finished=True) for text in gold_forms(ground_truth)
+    ]
+    assert [grade.acc for grade in graded] == [0.0] * (len(graded) - 1) + [1.0]
+    another = code.grade(question=question(json.dumps({"inputs": ["0"], "outputs": ["0"]})), text=gold_forms(SUMS)[-1],
+                         finished=True)  # fmt: skip
+    assert another.acc == 0.0
 
 
 @pytest.mark.parametrize(

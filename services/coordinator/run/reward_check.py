@@ -33,6 +33,7 @@ AGAIN_AFTER_S: Final = 2.0
 _FEWEST_SHUFFLED = 2
 """Fewest prompts, graded with another prompt's gold answer, that can refuse a grader: two prompts may share an answer by
 chance."""
+_VERDICTS_SHOWN = 2
 
 
 @dataclass(kw_only=True, slots=True)
@@ -162,7 +163,8 @@ def _refuse(prompt: PromptLike, *, gold: Sequence[Reward], garbage: Sequence[Rew
     if not any(result.graded and result.acc == 1 for result in gold):
         written = as_a_model_writes(prompt.ground_truth)
         as_written = "" if written == prompt.ground_truth else f", which a model writes as {written[:80]!r},"
-        said = "; ".join(f"{result.status} {result.extracted or result.detail!r}" for result in gold[:2])
+        verdicts = dict.fromkeys(f"{result.status} {(result.extracted or result.detail)[:200]!r}" for result in gold)
+        said = "; ".join([*verdicts][:_VERDICTS_SHOWN])
         raise ConfigError(
             f"reward check: {name} scores the gold answer {prompt.ground_truth[:80]!r}{as_written} of prompt "
             f"{prompt.text[:80]!r} as wrong ({said}); fix the data's ground_truth or route the data_source to "

@@ -4,7 +4,7 @@ The program is a fenced block of the completion (program_text.py); as in verl's 
 modules, such as `List` or `deque`, without importing them. The ground truth is JSON in the form of APPS and prime_code:
 `inputs` and `outputs` of equal length, and `fn_name` for function cases; or in LiveCodeBench's, a list of {`input`, `output`},
 with `metadata.func_name` for function cases. Without a function's name an input is the standard input and an output is the text
-to print, each also as a list of lines, a line also as a number. With the name an input is a list of arguments (or a text with
+to print, each also as a list of lines. With the name an input is a list of arguments (or a text with
 one JSON value a line) and an output is the value to return. case_outputs.py compares. A program that crashes passes no case.
 
 Every program runs in code_child.py, in a session of its own, under limits of CPU time, memory, file size and processes,
@@ -37,7 +37,7 @@ from services.reward.sandbox.shutting_in import PROMISES
 from sluice.run_dir.full_disk import check_room
 
 NAME: Final = "code"
-VERSION: Final = "3"
+VERSION: Final = "2"
 
 _CHILD = Path(__file__).parent.parent / "sandbox" / "code_child.py"
 _MAX_OUTPUT_BYTES = 1 << 20
@@ -276,13 +276,11 @@ def _from_list(cases: list[Any]) -> Any:
 
 
 def _texts(written: list[Any]) -> list[str]:
-    """Standard inputs or outputs, each a text or a list of lines; a number stands for its text. Raises ValueError."""
+    """Standard inputs or outputs, each a text or a list of lines. Raises ValueError."""
     return ["\n".join(map(_line, one)) if isinstance(one, list) else _line(one) for one in written]
 
 
 def _line(one: Any) -> str:
-    if isinstance(one, int | float) and not isinstance(one, bool):
-        return str(one)
     if not isinstance(one, str):
         raise ValueError(
             "ground_truth: inputs and outputs must be texts, or lists of lines, where there is no fn_name, "

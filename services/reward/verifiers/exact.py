@@ -1,18 +1,18 @@
 """Grades by equality of text: 1 when the answer is the ground truth, else 0.
 
 Blanks around the answer, runs of blanks, the way Unicode composes an accent (NFC), and behind `Answer:` the punctuation that
-ends the line do not count; everything else does.
+ends the line do not count, nor bold, italics and code around the answer unless the ground truth has them; everything else does.
 """
 
 import unicodedata
 from dataclasses import dataclass
 from typing import Final
 
-from services.reward.answers import SENTENCE_END, Form, find
+from services.reward.answers import SENTENCE_END, Form, find, marked_line
 from services.reward.ports import Grade, Question
 
 NAME: Final = "exact"
-VERSION: Final = "3"
+VERSION: Final = "2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +32,9 @@ def grade(*, question: Question, text: str, finished: bool, settings: Settings =
     found = find(text, settings.answer_in)
     if not found:
         return Grade(raw_score=0.0, acc=0.0, extracted="", status="unparsed")
-    readings = {found, found.rstrip(SENTENCE_END)} if found == find(text, "line") else {found}
+    readings = {found}
+    if found == find(text, "line"):
+        readings |= {found.rstrip(SENTENCE_END), marked_line(text)}  # the ground truth may have the markup: __init__
     right = _plain(question.ground_truth, settings) in {_plain(reading, settings) for reading in readings}
     return Grade(raw_score=float(right), acc=float(right), extracted=found)
 

@@ -26,7 +26,7 @@ def __getattr__(name: str) -> str:
     if name == "VERSION":
         import importlib.metadata
 
-        return f"{importlib.metadata.version('math-verify')}+digits.3"
+        return f"{importlib.metadata.version('math-verify')}+digits.2"
     raise AttributeError(name)
 
 

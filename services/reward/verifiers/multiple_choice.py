@@ -13,7 +13,7 @@ from services.reward.asserted_letter import alone, asserted, leading
 from services.reward.ports import Grade, Question
 
 NAME: Final = "multiple_choice"
-VERSION: Final = "3"
+VERSION: Final = "2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

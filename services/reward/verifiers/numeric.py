@@ -16,7 +16,7 @@ from services.reward.answers import SENTENCE_END, Form, find
 from services.reward.ports import Grade, Question
 
 NAME: Final = "numeric"
-VERSION: Final = "3"
+VERSION: Final = "2"
 
 _LONGEST = 200
 """Most characters of a number: a longer number is no answer, and the limit bounds the work of exact arithmetic."""

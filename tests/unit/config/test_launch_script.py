@@ -6,7 +6,7 @@ import pytest
 
 from sluice.cli.config import read_settings
 from sluice.cli.main import main
-from sluice.config.launch_script import settings_of
+from sluice.config.launch_script import looks_like_script, settings_of
 from sluice.config.verl import from_verl
 from sluice.errors import ConfigError
 
@@ -97,6 +97,27 @@ def test_a_script_is_read_as_it_stands() -> None:
         ("ARGS=''\nARGS+='data.seed=3 '", "$ARGS", "data.seed=3"),
         ('ARGS="\\\n data.seed=3 \\\n"', "$ARGS", "data.seed=3"),
         ('echo "with data.seed=4"\necho data.seed=4', "data.seed=3", "data.seed=3"),
+        ("N=8", "data.seed=${#N}", "data.seed=1"),
+        ("A=(1 2 3)", "data.seed=${A[1]}", "data.seed=2"),
+        ("A=(1 2 3)\ni=1", "data.seed=${A[$i]}", "data.seed=2"),
+        ("A=(1 2 3)", "data.seed=${A[7]:-3}", "data.seed=3"),
+        ("A=(1 2 3)", "data.seed=${#A[@]}", "data.seed=3"),
+        ("((X = 2 + 1))", "data.seed=$X", "data.seed=3"),
+        ("declare -a A=(data.seed=3)", '"${A[@]}"', "data.seed=3"),
+        ("declare -i -r X=3", "data.seed=$X", "data.seed=3"),
+        ("typeset X=3", "data.seed=$X", "data.seed=3"),
+        ("export -- X=3", "data.seed=$X", "data.seed=3"),
+        (': "${X:=3}"', "data.seed=$X", "data.seed=3"),
+        (": ${X:=3} ${Y:=$X}", "data.seed=$Y", "data.seed=3"),
+        ("X=3", "data.seed=${X:?must be set}", "data.seed=3"),
+        ("((X=2, Y=X+1))", "data.seed=$Y", "data.seed=3"),
+        ('let "X=1" "X+=2"', "data.seed=$X", "data.seed=3"),
+        ("if (( 1 )); then X=3; fi\nX=3", "data.seed=$X", "data.seed=3"),
+        ("for ((i=0; i<3; i++)); do echo $i; done", "data.seed=3", "data.seed=3"),
+        ("", "data.seed=$((2**3 << 1))", "data.seed=16"),
+        ("", "~data.seed", "~data.seed"),
+        ("", "~trainer.logger=console", "~trainer.logger=console"),
+        ("python3 prepare.py out.folder=x", "data.seed=3", "data.seed=3"),
         ("P=$(which python3)\n$P -m verl.trainer.main_ppo data.seed=3; exit 0", "x", None),
     ],
 )
@@ -147,6 +168,22 @@ def test_what_follows_the_settings_ends_nothing(end: str) -> None:
         ('[ -n "$1" ] && X=b', "$X"),
         ("test -d /data || X=b", "$X"),
         ("X=a; case $1 in b) X=b;; esac", "$X"),
+        ("X=1; ((X++))", "$X"),
+        ("read -r X < file", "$X"),
+        ("IFS=, read -ra X <<< a,b", "$X"),
+        ("printf -v X %s a", "$X"),
+        ("X=a; unset X", "$X"),
+        ("if true; then : ${X:=b}; fi", "$X"),
+        ("", "${X:?must be set}"),
+        ("X=a\nif true; then ((X=1)); fi", "$X"),
+        ("", "$((2**99))"),
+        ("", "$((1 << -1))"),
+        ("", "$((1 > 0 ? 8 : 4))"),
+        ("", "${A[0]}"),
+        ("A=(1)", "${A[x]}"),
+        ("A=(1)", "${A[i+2]:-0}"),
+        ("A=$(ls)", "${A[0]:-0}"),
+        ("", '"{a: $Q}"'),
     ],
 )
 def test_what_only_a_shell_can_know_is_refused_by_name_unless_it_makes_no_difference(before: str, value: str) -> None:
@@ -164,6 +201,11 @@ def test_what_only_a_shell_can_know_is_refused_by_name_unless_it_makes_no_differ
             "if true; then MORE=(a.b=1); fi\npython3 x data.seed=1 ${MORE[@]}",
             "run.sh: .*MORE.*: only a shell can know it",
         ),
+        (
+            'if true; then MORE=(a.b=1); fi\npython3 x data.seed=1 "${MORE[@]}"',
+            "run.sh: .*MORE.*: only a shell can know it",
+        ),
+        ('mapfile -t MORE < file\npython3 x data.seed=1 "${MORE[@]}"', "run.sh: .*MORE.*: only a shell can know it"),
         ("MORE=$(cat more)\npython3 x data.seed=1 $MORE", r"run.sh: \$\(cat more\): only a shell can know it"),
         ("python a.py data.seed=1\npython b.py data.seed=2\n", "run.sh: has 2 commands with settings of verl"),
     ],
@@ -191,6 +233,33 @@ def test_the_command_reads_a_script(
     assert "- /home/ann/more.parquet" in out
     assert "trainer.nnodes" in err
     assert isinstance(read_settings("data.seed: 1", where="f"), Mapping)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "srun -N 2 bash -c 'cd /x && python3 -m verl.trainer.main_ppo data.seed=3 trainer.nnodes=2'",
+        'docker exec box bash -lc "python3 -m verl.trainer.main_ppo data.seed=$X trainer.nnodes=2"',
+        'ssh host "python3 -m verl.trainer.main_ppo data.seed=3 trainer.nnodes=2"',
+        'CMD="python3 -m verl.trainer.main_ppo data.seed=3 trainer.nnodes=2"\n$CMD',
+        'CMD="python3 -m verl.trainer.main_ppo data.seed=3 trainer.nnodes=2"\neval "$CMD"',
+        'CMD=(python3 -m verl.trainer.main_ppo data.seed=3 trainer.nnodes=2)\n"${CMD[@]}"',
+        "uv run -m recipe.dapo.main_dapo data.seed=3 trainer.nnodes=2",
+        "accelerate launch -m verl.trainer.main_ppo data.seed=3 trainer.nnodes=2",
+    ],
+)
+def test_a_command_is_found_in_whatever_starts_it(script: str) -> None:
+    text = f"export X=3\n{script}\n"
+    assert read(text) == ["data.seed=3", "trainer.nnodes=2"]
+    assert looks_like_script(script)
+
+
+def test_a_file_of_settings_that_is_not_read_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    read("python3 -m verl.trainer.main_ppo --config-path=/mine --config-name my_trainer data.seed=3")
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == [
+        "--config-path=/mine",
+        "--config-name my_trainer",
+    ]
 
 
 @pytest.mark.parametrize("value", ["$HOME/x.parquet", "['$HOME/a', b]", "${VAR}", "`ls`", "$(ls)", "$@"])

@@ -429,6 +429,67 @@ def test_references_to_other_keys_are_followed() -> None:
     assert tree["rollout"] == {"n": 64}
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["data.train_batch_size='8'"], "data.train_batch_size: must be a whole number, got '8'"),
+        (["data.train_batch_size=[8]"], "data.train_batch_size: must be a whole number, got [8]"),
+        (["data.train_batch_size=-8"], "data.train_batch_size: must be > 0, got -8"),
+        (["data.shuffle=1"], "data.shuffle: must be true or false, got 1"),
+        (
+            ["actor_rollout_ref.actor.optim.lr=fast"],
+            "actor_rollout_ref.actor.optim.lr: learner.lr: must be a number, got 'fast'",
+        ),
+        (
+            ["actor_rollout_ref.actor.optim.betas=[0.9, 1.0]"],
+            "actor_rollout_ref.actor.optim.betas: learner.betas.1: must be < 1, got 1.0",
+        ),
+        (["data.train_files=5"], "data.train_files: cannot be honoured, got 5: verl's own is of another type"),
+        (
+            ["trainer.test_freq=often"],
+            "trainer.test_freq: cannot be honoured, got 'often': verl's own is of another type",
+        ),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_by_verls_key(settings: list[str], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_verl(["actor_rollout_ref.model.path=m", *settings])
+    assert str(caught.value).splitlines() == [line]
+
+
+def test_a_key_that_hydra_takes_out_is_not_given() -> None:
+    tree = from_verl(["data.seed=3", "~data.seed", "~trainer.logger", "~trainer.project_name=x"]).config_tree
+    assert "run" not in tree
+
+
+def test_a_mapping_on_the_command_line_is_its_keys() -> None:
+    for blank in ("", " "):
+        cfg = f"{{enable:{blank}True,len:{blank}128,penalty_factor:{blank}0.5}}"
+        tree = from_verl([f"+reward_model.reward_kwargs.overlong_buffer_cfg={cfg}"]).config_tree
+        assert tree["reward"]["overlong_buffer"] == {"enable": True, "len": 128, "penalty_factor": 0.5}
+
+
+@pytest.mark.parametrize("name", ["run-$(date +%F)", "${oc.env:USER}-run", "$NAME"])
+def test_a_name_that_only_a_shell_knows_is_left_at_the_default(name: str) -> None:
+    translation = from_verl([f"trainer.experiment_name={name}"])
+    assert "run" not in translation.config_tree
+    assert any("run.name keeps its default" in note for note in translation.notes)
+
+
+def test_references_within_a_text_are_followed() -> None:
+    tree = from_verl(
+        {
+            "trainer": {"project_name": "p", "experiment_name": "${trainer.project_name}-${data.train_batch_size}"},
+            "data": {"train_batch_size": 8, "train_files": ["${actor_rollout_ref.model.path}/a.parquet"]},
+            "actor_rollout_ref": {"model": {"path": "m"}},
+        }
+    ).config_tree
+    assert tree["run"]["name"] == "p-8"
+    assert tree["data"]["train_files"] == ["m/a.parquet"]
+    with pytest.raises(ConfigError, match=r"model\.path: got .* not a plain reference"):
+        from_verl({"actor_rollout_ref": {"model": {"path": "x${actor_rollout_ref.model.path}"}}})
+
+
 def test_a_reference_in_a_circle_is_refused() -> None:
     lines = refusals("data.train_batch_size=${data.gen_batch_size}", "data.gen_batch_size=${data.train_batch_size}")
     assert all("write the value itself" in line for line in lines)

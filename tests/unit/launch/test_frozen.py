@@ -28,6 +28,9 @@ class Process:
     def log_tail(self) -> str:
         return ""
 
+    def last_words(self) -> str:
+        return ""
+
     @property
     def alive(self) -> bool:
         return not self.killed

@@ -168,6 +168,14 @@ def test_exact_can_ignore_case():
     assert judged("exact", "Answer:  PARIS", "Paris", ignore_case=True)[0] == 1.0
 
 
+@pytest.mark.parametrize("gold", ["__init__", "`x`", "_a_", "5.", "C++"])
+def test_exact_knows_an_answer_whose_ground_truth_has_markup(gold):
+    assert judged("exact", f"So it is done.\nAnswer: {gold}", gold)[0] == 1.0
+    assert judged("exact", f"## Answer\n{gold}", gold)[0] == 1.0
+    assert judged("exact", f"<answer>{gold}</answer>", gold)[0] == 1.0
+    assert judged("exact", "Answer: init", "__init__")[0] == 0.0
+
+
 def test_gsm8k_gives_format_score_for_a_wrong_number_in_the_right_place():
     assert judged("gsm8k", "#### 4", "5", format_score=0.1) == (0.1, "4", "ok")
     assert judged("gsm8k", "4", "5", format_score=0.1) == (0.0, "", "unparsed")

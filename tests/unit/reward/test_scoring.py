@@ -35,6 +35,14 @@ async def test_raw_and_shaped_are_apart_and_results_keep_the_order_of_samples():
     assert (scored.grader, scored.grader_version) == ("mixadd3", "1")
 
 
+async def test_half_of_a_surrogate_pair_in_what_a_grader_returns_becomes_a_question_mark():
+    grade = Grade(raw_score=1.0, acc=1.0, extracted="a\ud83d", parts={"b\udcff": 0.5})
+    outcomes = {"ok": Outcome(status="ok", grade=grade), "bad": Outcome(status="error", detail="KeyError: '\ud83d'")}
+    scored = await scorer(InProcess(outcomes)).score(question=QUESTION, samples=[sample("ok"), sample("bad")])
+    good, bad = scored.rewards
+    assert (good.extracted, good.parts, bad.detail) == ("a?", {"b?": 0.5}, "KeyError: '?'")
+
+
 async def test_without_a_buffer_nothing_is_shaped():
     scored = await scorer().score(question=QUESTION, samples=[sample("#125", 10_000)])
     assert scored.rewards[0].overlong_penalty == 0.0
