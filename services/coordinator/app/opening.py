@@ -85,7 +85,7 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
     files, codec = await disk.write(RunFiles, options.run_dir, disk=disk), ZstdGroups()
     await files.keep_config(dump_config(config))
     records = Records(store=store, files=files, ledger=LedgerFiles(store=store, files=files), codec=codec)
-    rolled_back = await bring_in_line(records)
+    rolled_back = await disk.until(lambda: bring_in_line(records), folder=options.run_dir)
     meta = await store.meta()
     progress = await _restored_progress(store, meta)
     if options.reopen:
