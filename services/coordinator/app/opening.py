@@ -79,13 +79,13 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
     log.info("data", **facts)
     own = access_by_password(options.redis_password) if options.redis_password else None
     clock, events = SystemClock(), Events()
-    disk = DiskWaits(clock=clock, tell=partial(_tell_disk, events))
+    disk = DiskWaits(clock=clock, tell=partial(_tell_disk, events), folder=options.run_dir)
     store = Store(url=options.redis_url, run_id=run_id, access=own or redis_access(config.network), disk=disk)
     await store.open(most_queued_bytes=most_queued_bytes(config))
     files, codec = await disk.write(RunFiles, options.run_dir, disk=disk), ZstdGroups()
     await files.keep_config(dump_config(config))
     records = Records(store=store, files=files, ledger=LedgerFiles(store=store, files=files), codec=codec)
-    rolled_back = await disk.until(lambda: bring_in_line(records), folder=options.run_dir)
+    rolled_back = await disk.until(lambda: bring_in_line(records))
     meta = await store.meta()
     progress = await _restored_progress(store, meta)
     if options.reopen:
