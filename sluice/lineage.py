@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sluice.run_dir.durable import sync
+from sluice.run_dir.full_disk import BLOCK_BYTES, is_full, located
 
 FIRST = "a"
 
@@ -49,17 +50,23 @@ class LineageBook:
         self._path = path
 
     def mint(self) -> str:
-        """A name that no history of this run has; the name is on disk when `mint` returns. Raises OSError."""
+        """A name that no history of this run has; the name is on disk when `mint` returns. Raises OSError, NoRoom for a full
+        disk: then nobody gets the name."""
         is_new = not self._path.exists()
-        with self._path.open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # learner and coordinator may mint at the same time
-            file.seek(0)
-            fresh = _after(max((FIRST, *file.read().split()), key=_age))
-            file.write(f"\n{fresh}\n")  # a line torn by a kill stays alone
-            file.flush()
-            os.fsync(file.fileno())
-        if is_new:
-            sync(self._path.parent)
+        try:
+            with self._path.open("a+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # learner and coordinator may mint at the same time
+                file.seek(0)
+                fresh = _after(max((FIRST, *file.read().split()), key=_age))
+                file.write(f"\n{fresh}\n")  # a line torn by a kill stays alone
+                file.flush()
+                os.fsync(file.fileno())
+            if is_new:
+                sync(self._path.parent)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise located(error, self._path.parent, BLOCK_BYTES) from error
         return fresh
 
 

@@ -72,7 +72,9 @@ class LocalRun:
     ) -> None:
         self._config, self._run_dir, self._view, self._check_only = config, run_dir, view, check_only
         self._ready_fd = ready_fd
-        self._disk = DiskWaits(clock=SystemClock(), tell=lambda event, line: view.message(f"{event}: {line}"))
+        self._disk = DiskWaits(
+            clock=SystemClock(), tell=lambda event, line: view.message(f"{event}: {line}"), folder=run_dir
+        )
         self._interrupts = Interrupts()
         self._lock_fd: int | None = None
         self._redis: EmbeddedRedis | None = None
@@ -128,7 +130,7 @@ class LocalRun:
         """Starts Redis, the coordinator and the services; returns False without services when the run is finished already."""
         self._operator = load_credentials(credentials_folder(self._config, Role.OPERATOR), role=Role.OPERATOR)
         await self._disk.write(make_folder, self._run_dir)
-        self._lock_fd = await self._disk.until(lambda: lock_run_dir(self._run_dir), folder=self._run_dir)
+        self._lock_fd = await self._disk.until(lambda: lock_run_dir(self._run_dir))
         await self._disk.write(write_synced, self._run_dir / "config.yaml", [dump_config(self._config).encode()])
         small = keep_small(self._run_dir / "logs", most_bytes=self._config.run.file_max_bytes, clock=SystemClock())
         self._keeper.supervise("logs", small)
@@ -187,7 +189,7 @@ class LocalRun:
         return self._redis.url
 
     async def _start_coordinator(self, redis_url: str) -> None:
-        child, port = await self._disk.until(lambda: self._first_coordinator(redis_url), folder=self._run_dir)
+        child, port = await self._disk.until(lambda: self._first_coordinator(redis_url))
         self._coordinator = joined(self._config.network.advertise, port)
         # No retries: this launcher and its keeper must notice a silent coordinator themselves.
         self._client = AsyncClient(self._coordinator, credentials=self._operator, retry_reads=False)

@@ -12,7 +12,8 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from sluice import errors
-from sluice.errors import InvalidRequest, NotReady, SluiceError, Unavailable
+from sluice.errors import DiskFull, InvalidRequest, NotReady, SluiceError, Unavailable
+from sluice.run_dir.full_disk import is_full
 from sluice.v1 import common_pb2
 
 DETAILS_KEY = "grpc-status-details-bin"
@@ -56,9 +57,12 @@ class FailedCall(Protocol):
 
 
 def known(error: BaseException) -> SluiceError:
-    """The error as a SluiceError: InvalidRequest for any other ValueError, SluiceError (INTERNAL) for a bug."""
+    """The error as a SluiceError: DiskFull for a full disk, InvalidRequest for any other ValueError, SluiceError (INTERNAL)
+    for a bug."""
     if isinstance(error, SluiceError):
         return error
+    if isinstance(error, OSError) and is_full(error):
+        return DiskFull(str(error))
     message = str(error) or type(error).__name__
     return InvalidRequest(message) if isinstance(error, ValueError) else SluiceError(message)
 

@@ -63,10 +63,13 @@ class DiskWait:
 
 
 class DiskWaits:
-    """The writers of one process that wait for room. `tell` gets an event's name and one line, when a wait begins or ends."""
+    """The writers of one process that wait for room.
 
-    def __init__(self, *, clock: Clock, tell: Callable[[str, str], None] | None = None) -> None:
-        self._clock, self.tell = clock, tell or _log
+    `tell` gets an event's name and one line, when a wait begins or ends. `folder` is named where an error names none.
+    """
+
+    def __init__(self, *, clock: Clock, tell: Callable[[str, str], None] | None = None, folder: Path = Path()) -> None:
+        self._clock, self.tell, self._folder = clock, tell or _log, folder
         self._waiting: dict[Path, list[_Waiting]] = {}
         self._given_up = False
         self._pauses: set[asyncio.Future[None]] = set()
@@ -93,7 +96,7 @@ class DiskWaits:
         """`write` for a thread without an event loop."""
         return asyncio.run(self.write(write, *args, **kwargs))
 
-    async def until(self, attempt: Callable[[], Awaitable[T]], *, folder: Path = Path()) -> T:
+    async def until(self, attempt: Callable[[], Awaitable[T]], *, folder: Path | None = None) -> T:
         """The result of `attempt`, repeated while `attempt` raises what `is_full` knows.
 
         `folder` is named where the error itself names none. Raises DiskFull after `give_up`.
@@ -108,7 +111,7 @@ class DiskWaits:
                         raise
                     waiting.needed_bytes, waiting.code = needed_by(error), _code(error)
                     if pause_s == FIRST_PAUSE_S:
-                        stack.enter_context(self._noted(waiting, folder_of(error) or folder))
+                        stack.enter_context(self._noted(waiting, folder_of(error) or folder or self._folder))
                 await self._pause(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 

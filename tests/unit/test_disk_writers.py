@@ -16,7 +16,7 @@ WRITERS = {
     "services/coordinator/app/serving.py": NOT_THE_RUN,  # the ready pipe
     "services/coordinator/data_prep/distinct.py": ONE_LINE,
     "services/coordinator/loggers/to_tensorboard.py": LEFT_OUT,
-    "services/coordinator/recovery/rollback_files.py": WAITS,
+    "services/coordinator/recovery/rollback_files.py": WAITS,  # when the coordinator opens the run; a request is refused
     "services/coordinator/storage/run_files.py": WAITS,
     "services/learner/__main__.py": WAITS,
     "services/learner/base_folder.py": ONE_LINE,

@@ -11,7 +11,8 @@ import pytest
 import safetensors
 
 from sluice.errors import DiskFull, SluiceError, Unavailable
-from sluice.rpc.error_status import error_of, message_of, status_of, trailers_of
+from sluice.lineage import LineageBook
+from sluice.rpc.error_status import error_of, known, message_of, status_of, trailers_of
 from sluice.run_dir.durable import append_line, append_lines, write_synced
 from sluice.run_dir.full_disk import DiskWaits, NoRoom, check_room, folder_of, is_full, needed_by, prove_room
 from sluice.testing import ManualClock
@@ -136,6 +137,26 @@ def test_it_crosses_the_wire_as_unavailable_and_is_known_on_the_other_side() -> 
     assert type(error) is DiskFull
     assert "/a/b" in str(error)
     assert Failed().code().name == "UNAVAILABLE"
+
+
+def test_a_server_answers_a_write_without_room_as_one_to_try_again() -> None:
+    assert status_of(known(OSError(errno.ENOSPC, "x"))).name == "UNAVAILABLE"
+    assert status_of(known(OSError(errno.EIO, "x"))).name == "INTERNAL"
+
+
+def test_a_lineage_without_room_is_not_given_out_and_names_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    book = LineageBook(tmp_path / "lineages")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(NoRoom) as caught:
+            book.mint()
+    assert (caught.value.folder, caught.value.errno) == (tmp_path, errno.EDQUOT)
+    assert book.mint() == "c", "a name that may be on disk is not given out"
 
 
 def test_without_details_unavailable_is_no_full_disk() -> None:

@@ -139,7 +139,7 @@ class Rollbacks:
         account, live = await self._account(to)
         book = LineageBook(self._files.run_dir / LINEAGES_FILE)
         try:
-            lineage = await self._files.disk.write(book.mint)
+            lineage = await asyncio.to_thread(book.mint)
         except OSError as error:
             raise LaunchError(f"rollback: nothing has changed, {LINEAGES_FILE} cannot be written: {error}") from error
         facts = asdict(account) | {"number": len(self.made) + 1, "lineage": lineage, "time_s": time.time()}
@@ -244,11 +244,11 @@ async def bring_in_line(records: Records) -> list[Account]:
         decided = recorded
     try:
         for account in decided[len(recorded) :]:
-            await files.disk.write(rollback_files.give_up, files.run_dir, number=account.number, to=account.to)
+            await asyncio.to_thread(rollback_files.give_up, files.run_dir, number=account.number, to=account.to)
             await files.mark_rolled_back(since=account.to, fault=rollback_files.fault(account.to))
             await records.ledger.flush()
-            await files.disk.write(rollback_files.record, files.run_dir, asdict(account))
-        await files.disk.write(rollback_files.set_aside_late, files.run_dir, history(decided))
+            await asyncio.to_thread(rollback_files.record, files.run_dir, asdict(account))
+        await asyncio.to_thread(rollback_files.set_aside_late, files.run_dir, history(decided))
     except OSError as error:
         raise LaunchError(
             f"rollback: it is decided, but the files could not follow: {error}; mend that and start the run, which goes on "

@@ -16,6 +16,9 @@ from sluice.run_dir.full_disk import DiskWaits, check_room, prove_room
 
 T = TypeVar("T")
 
+LOOK_AGAIN_S = 2.0
+"""After how long without an answer the disk is looked at."""
+
 SPARE_BYTES = 1 << 20
 """What is left free beside a write. Chosen: above what other writers of a run put on the disk between a look and a write."""
 
@@ -42,21 +45,32 @@ class RedisDisk:
     async def written(self, send: Callable[[], Awaitable[T]], *, size_bytes: int) -> T:
         """The answer to `send`, which writes so much, once there is room. Raises Unavailable when Redis is away for another
         reason."""
-        needed, was_away = WRITTEN_A_BYTE * size_bytes + SPARE_BYTES, False
+        needed, in_doubt = WRITTEN_A_BYTE * size_bytes + SPARE_BYTES, False
 
         async def attempt() -> T:
-            nonlocal was_away
-            if self._folder is not None:
-                await asyncio.to_thread(prove_room if was_away else check_room, self._folder, needed)
-            try:
+            nonlocal in_doubt
+            if self._folder is None:
                 return await send()
-            except Unavailable:
-                was_away = self._folder is not None
-                if self._folder is not None:
-                    await asyncio.to_thread(prove_room, self._folder, needed)
-                raise
+            await asyncio.to_thread(prove_room if in_doubt else check_room, self._folder, needed)
+            in_doubt = True
+            return await self._watched(send, self._folder, needed)
 
         return await self.answered(attempt)
+
+    async def _watched(self, send: Callable[[], Awaitable[T]], folder: Path, needed: int) -> T:
+        """The answer to `send`. Raises NoRoom when Redis does not answer and there is no room: a quota shows only then, and a
+        Redis that ends at every write would get the write again and again."""
+        sending = asyncio.ensure_future(send())
+        try:
+            while not (await asyncio.wait([sending], timeout=LOOK_AGAIN_S))[0]:
+                await asyncio.to_thread(prove_room, folder, needed)
+            return sending.result()
+        except Unavailable:
+            await asyncio.to_thread(prove_room, folder, needed)
+            raise
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
 
     async def answered(self, ask: Callable[[], Awaitable[T]]) -> T:
         """The answer to `ask`, which is repeated while Redis refuses it for want of room."""
