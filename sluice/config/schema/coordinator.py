@@ -31,8 +31,8 @@ class CoordinatorConfig(Section):
     )
     no_service_timeout_s: PositiveFloat = Field(
         default=300.0,
-        description="longest time without any usable rollout, reward or learner, or without a group that ends well while groups "
-        "fail one after the other",
+        description="longest time without any usable rollout, reward or learner, or without a group that ends well while "
+        "groups fail one after the other",
     )
     stall_warning_s: PositiveFloat = Field(
         default=60.0,
