@@ -7,8 +7,8 @@ capacity that the member stated, as far as that is believed.
 
  who waits          for what                              unblocked by
  `fill`, `score`    a reward with room                    a finished call, a registration
- `fill`, `score`    a reward after RESOURCE_EXHAUSTED     jittered backoff, at most `coordinator.score_wait_s`; no attempt
-                                                          is lost
+ `fill`, `score`    a reward after RESOURCE_EXHAUSTED     jittered backoff, at most `coordinator.score_wait_s` from the
+                                                          first one; no attempt is lost
  `fill`, `score`    the scores                            the reward, its loss, the caller's limit a call
 """
 
@@ -118,7 +118,7 @@ class Grading:
             TooLarge: no reward takes a request of this size.
             SluiceError: the error of the last try.
         """
-        begun_s, pause_s = self._clock.now(), FIRST_PAUSE_S
+        pushed_back_s, pause_s = float("inf"), FIRST_PAUSE_S
         while True:
             member = await self._with_room(tries)
             taken_by(member.service_id)
@@ -130,7 +130,8 @@ class Grading:
                 return rewards
             except Overloaded as error:
                 tries.avoid.add(member.service_id)
-                waited_s = self._clock.now() - begun_s
+                pushed_back_s = min(pushed_back_s, self._clock.now())
+                waited_s = self._clock.now() - pushed_back_s
                 if waited_s + pause_s > self._config.coordinator.score_wait_s:
                     raise Overloaded(
                         f"{error}; for {waited_s:.0f} s (coordinator.score_wait_s is {self._config.coordinator.score_wait_s:g})"

@@ -124,8 +124,7 @@ class Fleet:
         if member.incarnation in self._replaced:
             raise Fenced(f"{member.service_id}: a newer process runs under this id; end this one or give it another id")
         if not member.service_id:
-            # The id comes from the process: a count would start again with the coordinator, and ids would collide.
-            member.service_id = f"{member.role.value}-{member.incarnation[:8]}"
+            self._name(member)
         replaced = self.members.get(member.service_id)
         if replaced is not None and replaced.role is not member.role:
             raise InvalidRequest(
@@ -147,6 +146,21 @@ class Fleet:
         self.members[member.service_id] = member
         self.notify_all()
         return replaced
+
+    def _name(self, member: Member) -> None:
+        """Names a process that states no name, and gives it the record of the former process at its address, which has ended.
+
+        The name comes from the process: a count would start again with the coordinator, and names would collide.
+        """
+        member.service_id = _name_of(member)
+        for former in self.of(member.role, state=None) + self.of(member.role, state=State.LOST):
+            is_same = former.address == member.address and former.service_id == _name_of(former)
+            if not is_same or former.incarnation == member.incarnation:
+                continue
+            member.health = former.health
+            self._blame_for_its_end(former, successor=member)
+            if former.state is not State.LOST:
+                self.lose(former, "another process serves at its address")
 
     def _blame_for_its_end(self, member: Member, *, successor: Member) -> None:
         """Counts the end of a process that nobody has noticed, because its successor was faster: a service that comes and
@@ -340,3 +354,8 @@ class Fleet:
         """The largest capacity that is believed: a member that claims more than its peers would win every placement."""
         stated = sorted(member.capacity for member in self.of(role))
         return BELIEVED_TIMES * stated[(len(stated) - 1) // 3] if len(stated) > 1 else float("inf")
+
+
+def _name_of(member: Member) -> str:
+    """The name that a process without one gets."""
+    return f"{member.role.value}-{member.incarnation[:8]}"

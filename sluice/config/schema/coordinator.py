@@ -30,7 +30,9 @@ class CoordinatorConfig(Section):
         "its place; 0: never. At most launch.max_restarts, or the run ends before",
     )
     no_service_timeout_s: PositiveFloat = Field(
-        default=300.0, description="longest time without any usable rollout or reward"
+        default=300.0,
+        description="longest time without any usable rollout, reward or learner, or without a group that ends well while "
+        "groups fail one after the other",
     )
     stall_warning_s: PositiveFloat = Field(
         default=60.0,

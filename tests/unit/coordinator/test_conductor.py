@@ -378,6 +378,32 @@ async def test_a_reward_that_always_pushes_back_holds_up_no_group_while_another_
         assert len(stage.board.queued) == 8
 
 
+async def test_a_group_that_waited_long_for_a_reward_has_the_whole_time_of_back_pressure() -> None:
+    gate = asyncio.Semaphore(0)
+    stage = Stage(
+        make_config(coordinator__score_wait_s=60.0),
+        rollouts=FakeRollouts(gate=gate),
+        rewards=LyingRewards(lies={"reward-0": Overloaded("busy")}),
+    )
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    async with running(stage):
+        await settle()
+        stage.fleet.lose(stage.fleet.members["reward-0"], "killed")
+        for _ in range(8):
+            gate.release()
+        await settle()
+        stage.clock.skip(1000.0)  # without any reward
+        stage.add_member(Role.REWARD, "reward-0")
+        for _ in range(40):
+            await settle()
+            await stage.clock.advance(1.0)
+        assert stage.store.counters["failed:reward_overloaded"] == 0
+        for _ in range(40):
+            await settle()
+            await stage.clock.advance(1.0)
+        assert stage.store.counters["failed:reward_overloaded"] > 0
+
+
 async def test_a_sample_that_could_not_be_graded_is_a_failure_never_a_zero() -> None:
     stage = Stage(make_config(), rewards=FakeRewards(status="timeout"))
     stage.add_member(Role.ROLLOUT, "rollout-0", version=0)

@@ -1,6 +1,7 @@
 """Who is registered: replacement, loss, and coming back."""
 
 import asyncio
+import dataclasses
 
 import pytest
 
@@ -158,6 +159,30 @@ def test_a_service_that_comes_and_goes_is_found_out_although_its_successors_are_
     assert flapping.pauses
     assert (flapping.state, [flapping.reason]) == (State.QUARANTINED, told)
     assert "3 of its last 3 answers failed, this one because its process ended without a word" in flapping.reason
+
+
+def nameless(incarnation: str, *, address: str) -> Member:
+    return dataclasses.replace(member(incarnation, service_id=""), address=address, gone=asyncio.Event())
+
+
+def test_a_service_without_a_name_that_comes_and_goes_at_one_address_keeps_its_record() -> None:
+    fleet = Fleet()
+    for number in range(4):
+        fleet.register(nameless(f"{number}-life", address="10.0.0.4:18051"))
+    fleet.register(nameless("another", address="10.0.0.5:18051"))
+    states = {found.service_id: found.state for found in fleet.members.values()}
+    former = dict.fromkeys((f"rollout-{number}-life" for number in range(3)), State.LOST)
+    assert states == former | {"rollout-3-life": State.QUARANTINED, "rollout-another": State.REGISTERED}
+    assert all(fleet.members[name].gone.is_set() for name in former)
+
+
+def test_a_service_without_a_name_that_was_lost_has_its_record_when_it_comes_again_at_its_address() -> None:
+    fleet = Fleet()
+    for number in range(3):
+        fleet.register(nameless(f"{number}-life", address="10.0.0.4:18051"))
+        fleet.lose_if_unreachable(fleet.members[f"rollout-{number}-life"], Unavailable("reset"), now_s=0.0)
+    fleet.register(nameless("3-life", address="10.0.0.4:18051"))
+    assert fleet.members["rollout-3-life"].pauses
 
 
 def test_a_process_that_said_that_it_leaves_or_was_lost_before_is_not_blamed_for_its_end_again() -> None:
