@@ -113,13 +113,18 @@ class Lifecycle:
         await self._enter(RunState.RUNNING)
 
     async def _are_here(self, *roles: Role) -> None:
-        """Returns when every role has a ready service. Raises LaunchError with the missing roles."""
+        """Returns when every role has a ready service. Raises LaunchError with the missing roles.
+
+        The limit runs from the end of a repair, which takes minutes in a long run and keeps the learner waiting.
+        """
         launch = self._config.launch
         # The machines of a learner may need this long to meet; the learner, not this function, names a missing machine.
         limit = launch.ready_timeout_s * (2 if launch.learner_nnodes > 1 else 1)
         give_up = self._clock.now() + limit
         while missing := self._missing(*roles):
             self._raise_if_stopped()
+            if self._progress.repairing:
+                give_up = self._clock.now() + limit
             left = give_up - self._clock.now()
             if left <= 0:
                 raise LaunchError(f"no {' and no '.join(missing)} became ready within {limit:.0f} s; see its log")

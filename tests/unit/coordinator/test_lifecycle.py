@@ -1,10 +1,12 @@
 """The limit on a role without a service runs from when the role lost its last service, not from the last progress."""
 
+import asyncio
+
 import pytest
 
 from services.coordinator.run.lifecycle import Lifecycle
 from services.coordinator.state.fleet import Role, State
-from sluice.errors import Expired, Unavailable
+from sluice.errors import Expired, LaunchError, Unavailable
 from tests.unit.coordinator.fakes import Stage, make_config
 
 LIMIT_S = 12.0
@@ -70,6 +72,26 @@ def test_a_learner_that_dies_again_and_again_is_never_quarantined(stage: Stage) 
         stage.fleet.set_state(stage.add_member(Role.LEARNER, "learner"), State.READY)
     assert stage.fleet.learner is not None
     assert not stage.fleet.learner.pauses
+
+
+async def test_a_repair_of_any_length_does_not_use_up_the_time_that_services_have_to_come(
+    stage: Stage, lifecycle: Lifecycle
+) -> None:
+    limit_s = stage.config.launch.ready_timeout_s
+    stage.fleet.lose(stage.fleet.members["learner"], "restarted")
+    stage.progress.repairing = True
+    waiting = asyncio.ensure_future(lifecycle._are_here(*Role))
+    for _ in range(5):
+        await asyncio.sleep(0)
+        stage.clock.skip(limit_s - 1)
+        stage.fleet.changed.notify()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    stage.progress.repairing = False
+    stage.clock.skip(limit_s + 1)
+    stage.fleet.changed.notify()
+    with pytest.raises(LaunchError, match="no learner became ready"):
+        await asyncio.wait_for(waiting, 5)
 
 
 def test_members_that_are_quarantined_are_named_with_the_reason(stage: Stage, lifecycle: Lifecycle) -> None:
