@@ -80,25 +80,17 @@ async def test_a_lying_rollout_and_a_lying_reward_lose_work_and_never_the_run(
     await _end_trained(serve, cast, _two((SlowRollout, LyingReward), model))
 
 
-@pytest.mark.parametrize("pair", [(LyingRollout, RefusingRollout), (LyingReward, RefusingReward)])
-async def test_liars_lose_no_evaluation_either(
-    serve: Serve, cast: Cast, model: Path, pair: tuple[type[Liar], type[Liar]]
-) -> None:
-    await _end_trained(serve, cast, _two(pair, model), data__val_files=["mixadd3:fresh"])
-
-
 def _two(pair: tuple[type[Liar], type[Liar]], model: Path) -> list[Liar]:
     return [kind(service_id=f"liar-{place}", model=model, capacity=2**31 - 1) for place, kind in enumerate(pair)]
 
 
-async def _end_trained(serve: Serve, cast: Cast, liars: list[Liar], **more: Any) -> None:
+async def _end_trained(serve: Serve, cast: Cast, liars: list[Liar]) -> None:
     changes: dict[str, Any] = {
         "run__total_steps": STEPS,
         "coordinator__heartbeat_interval_s": 0.05,
         "launch__check_reward": False,
     }
     changes |= {"coordinator__generate_timeout_s": 1.0, "coordinator__score_timeout_s": 1.0}
-    changes |= {"data__val_files": []} | more
     async with serve(**changes) as run, asyncio.TaskGroup() as lives:
         for each in (cast.reward, cast.rollout):
             await each.register(run)

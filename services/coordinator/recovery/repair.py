@@ -82,7 +82,11 @@ class Repair:
                 raise Unavailable("register: the run is being rolled back; call again")
             await self._check(stated)
             if not self._done:
-                await unbroken(self._repair(stated))
+                self._progress.repairing = True
+                try:
+                    await unbroken(self._repair(stated))
+                finally:
+                    self._progress.repairing = False
 
     async def close(self) -> None:
         """Hears no learner from now on; waits for a repair under way."""

@@ -159,7 +159,7 @@ class Evaluator:
         temperature: float,
         name: str,
     ) -> tuple[list[Sample], list[Reward]]:
-        limit = self._config.eval.timeout_s
+        limit = min(self._config.eval.timeout_s, self._config.coordinator.generate_timeout_s)
         request_id = f"eval-{version.lineage}{version.number}-{name}"
         async with room:
             try:
@@ -191,7 +191,7 @@ class Evaluator:
                     group_id=group_id,
                     prompt=prompt,
                     samples=samples,
-                    timeout_s=self._config.eval.timeout_s,
+                    timeout_s=min(self._config.eval.timeout_s, self._config.coordinator.score_timeout_s),
                     tries=self._grading.tries(every=True),
                 )
             except Unavailable as error:

@@ -128,8 +128,9 @@ class Lifecycle:
 
     def _in_its_own_way(self, missing: list[str]) -> list[str]:
         """The missing roles that wait for nothing but themselves: neither for room on a full disk, as a service may have to
-        that registers, nor, as a rollout, for the weights of a learner that has not come yet."""
-        if self._disk.now():
+        that registers, nor for the repair of a long run, nor, as a rollout, for the weights of a learner that has not come
+        yet."""
+        if self._disk.now() or self._progress.repairing:
             return []
         waits = self._fleet.learner is None and any(
             member.state in (State.REGISTERED, State.SYNCING) for member in self._fleet.of(Role.ROLLOUT, state=None)

@@ -7,6 +7,7 @@ when a weight push to it fails, and for a pause when its answers fail (health.py
 
 import asyncio
 import enum
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,6 +16,9 @@ from services.coordinator.state.health import LONGEST_PAUSE_S, Health
 from services.coordinator.state.signal import Signal
 from sluice.errors import Fenced, InvalidRequest, SluiceError, Unavailable
 from sluice.policy_version import PolicyVersion
+
+REPLACED_KEPT: Final = 1024
+"""Replaced processes that are known: two that replace each other for ever need one."""
 
 BELIEVED_TIMES: Final = 4
 """How many times the capacity of its peers, at the lowest third, a member is believed to have when work is placed."""
@@ -113,7 +117,7 @@ class Fleet:
         self.roster = Signal()
         """Signals changes of members, their states and the learner's version. Pushes wait for this signal, not for groups."""
         self._listens_since_s = float("-inf")
-        self._replaced: set[str] = set()
+        self._replaced: deque[str] = deque(maxlen=REPLACED_KEPT)
         self._expected: dict[str, float] = {}
 
     def register(self, member: Member) -> Member | None:
@@ -138,7 +142,7 @@ class Fleet:
             if replaced.incarnation == member.incarnation:
                 member.barred = replaced.barred
             else:
-                self._replaced.add(replaced.incarnation)
+                self._replaced.append(replaced.incarnation)
         if member.barred or member.pauses:
             member.state, member.reason = State.QUARANTINED, member.barred or member.health.why
         elif member.role is Role.REWARD:

@@ -57,6 +57,8 @@ class Progress:
     scale: dict[str, int] = field(default_factory=dict)
     part_names: list[str] = field(default_factory=list)
     """The named components of scores that have a metric (step_metrics.py)."""
+    repairing: bool = False
+    """Whether a repair is under way: the learner is there and not registered yet."""
     lay_still: bool = False
     """Whether the run was opened again and does not train yet."""
 

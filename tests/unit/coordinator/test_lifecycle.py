@@ -155,6 +155,17 @@ async def test_a_service_that_dies_late_in_a_start_has_the_whole_limit_to_come_b
     await waiting
 
 
+async def test_a_repair_of_any_length_does_not_use_up_the_time_that_services_have_to_come(starting: Stage) -> None:
+    starting.progress.repairing = True
+    waiting = asyncio.create_task(made_of(starting)._are_here(*Role))
+    await looks(starting, 5 * READY_S)
+    assert not waiting.done()
+    starting.progress.repairing = False
+    await looks(starting, READY_S + 2)
+    with pytest.raises(LaunchError, match="no learner became ready"):
+        await waiting
+
+
 async def test_a_rollout_that_waited_for_the_weights_of_a_late_learner_has_a_limit_of_its_own(starting: Stage) -> None:
     waiting = asyncio.create_task(made_of(starting)._are_here(*Role))
     starting.add_member(Role.ROLLOUT, "rollout-0")
