@@ -32,6 +32,10 @@ from tests.small_disk import disk_of, fill
 pytestmark = [pytest.mark.integration, pytest.mark.needs("tmpfs"), pytest.mark.timeout(120)]
 
 
+UNDER_WAY_BYTES = 256 << 10
+"""Room for what is on its way to Redis when the disk fills up: nobody starts the Redis of these tests again."""
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of 24 MiB."""
@@ -69,7 +73,7 @@ async def test_a_run_on_a_full_disk_waits_by_name_and_ends_trained_when_there_is
         await cast.learner.train(run, range(1))
 
         batch = await cast.learner.batch(run, 1)
-        ballast = fill(small_disk)
+        ballast = fill(small_disk, leave_bytes=UNDER_WAY_BYTES)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await cast.learner.commit(run, 1, batch)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -82,10 +86,11 @@ async def test_a_run_on_a_full_disk_waits_by_name_and_ends_trained_when_there_is
         await has_room(run)
         await cast.learner.commit(run, 1, batch)
 
-        ballast = fill(small_disk)
+        ballast = fill(small_disk, leave_bytes=UNDER_WAY_BYTES)
         (not_ready,) = await cast.learner.batch(run, 2)
         assert f"the disk under {small_disk}" in not_ready.not_ready.reason
         assert not not_ready.not_ready.ended
+        fill(small_disk)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await run.stub.SubmitPrompts(
                 pb.SubmitPromptsRequest(prompts=[pb.UserPrompt(data_source="x", prompt="1+1=")]), timeout=5
