@@ -27,17 +27,30 @@ _TRAINS = re.compile(r"\+{0,2}(?:data|actor_rollout_ref)\.")
 _PLAIN_SETTING = re.compile(r"[+~]{0,2}[A-Za-z_]\w*=")
 _SPEAKERS = frozenset({"echo", "printf", "log"})
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
-_BRACED = re.compile(r"([A-Za-z_]\w*|[@*#?$!0-9-])(\[[^\]]*\])?(?:(:?[-=+])(.*))?", re.DOTALL)
+_BRACED = re.compile(r"([A-Za-z_]\w*|[@*#?$!0-9-])(\[[^\]]*\])?(?:(:?[-=+?])(.*))?", re.DOTALL)
 _LENGTH = re.compile(r"#([A-Za-z_]\w*)(?:\[[@*]\])?")
 _LET = re.compile(r"\s*([A-Za-z_]\w*)\s*([-+*/%]?)=(?!=)(.*)", re.DOTALL)
 _COMMAND_OF_A_SHELL = re.compile(r"-[a-z]*c")
+_OPTION = re.compile(r"[-+][A-Za-z]+|--")
 _CONFIG_FILE = re.compile(r"(?:--config-(?:name|path|dir)|-c[npd])(?:=.*)?", re.DOTALL)
 _LARGEST_EXPONENT = 64
 _OPENING = frozenset({"if", "for", "while", "until", "case", "{"})
 _CLOSING = frozenset({"fi", "done", "esac", "}"})
 _WORDS_BEFORE = frozenset(
-    {"function", "then", "do", "else", "elif", "export", "declare", "local", "readonly", "exec", "nohup", "time"}
+    {
+        "function",
+        "then",
+        "do",
+        "else",
+        "elif",
+        "exec",
+        "nohup",
+        "time",
+        *("export", "declare", "typeset", "local", "readonly"),
+    }
 )
+_SETS_VARIABLES = frozenset({"read", "mapfile", "readarray", "printf", "getopts", "unset"})
+"""Commands whose arguments may be variables that they change."""
 _HERE_DOCUMENT = re.compile(r"<<-?[ \t]*(['\"]?)(\w+)\1[^\n]*\n(?:.*?\n)?[ \t]*\2[ \t]*(?=\n|\Z)", re.DOTALL)
 _YAML = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*(?:- |['\"+\w.-]+[ \t]*:(?:\s|\Z))")
 _WHOLE_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)(?:\[[@*]\])?\}?")
@@ -113,12 +126,17 @@ class _Reader:
                     self._forget(words[1:2])
                     words = []
                 words = words[1:]
+                while words and _OPTION.fullmatch(words[0]):
+                    words = words[1:]
             if words and words[0] == "let":
                 self._let([self._unquoted(word) for word in words[1:]], perhaps=perhaps or self._depth > 0)
                 continue
             while words and (match := _ASSIGNMENT.fullmatch(words[0])) and not _SETTING.match(words[0]):
                 self._assign(match[1], match[3], more=bool(match[2]), perhaps=perhaps or self._depth > 0)
                 words = words[1:]
+            if words and words[0] in _SETS_VARIABLES:
+                last = 3 if words[0] == "printf" else len(words)  # printf -v NAME
+                self._forget([word for word in words[1:last] if word.isidentifier()])
             if words:
                 expanded = [one for word in words for one in self._words(word)]
                 if script := self._script_within(expanded):
@@ -159,6 +177,7 @@ class _Reader:
     def _forget(self, names: Sequence[str]) -> None:
         for name in names:
             self._values[name] = None
+            self._arrays.pop(name, None)
 
     def _settings_among(self, words: Sequence[str]) -> list[str]:
         """The settings among a command's words, and what may hold more; behind the first setting `seed=1` is one too."""
@@ -200,7 +219,7 @@ class _Reader:
         if bare in ("$@", "${@}", "$*", "${@:1}", "${*}"):
             return []
         if array := re.fullmatch(r"\$\{(\w+)\[[@*]\]\}", bare):
-            return list(self._arrays.get(array[1], [raw]))
+            return list(self._arrays.get(array[1], [bare]))
         value = self._expanded(raw)
         if re.fullmatch(r"\$\{?\w+\}?", raw) and self._is_known(
             raw.strip("${}")
@@ -274,7 +293,14 @@ class _Reader:
         if sign[-1] == "+":
             is_set = value if sign[0] == ":" else value is not None
             return self._substituted(without_quotes(default)) if is_set else ""
-        return self._substituted(without_quotes(default)) if value is None or (sign[0] == ":" and not value) else value
+        if value is not None and (value or sign[0] != ":"):
+            return value
+        if sign[-1] == "?":
+            return written
+        value = self._substituted(without_quotes(default))
+        if sign[-1] == "=":
+            self._values[name] = None if self._depth else value
+        return value
 
     def _item(self, name: str, place: int) -> str | None:
         """An item of an array, empty behind its end; None where the array is not known. A variable is its own first item."""
