@@ -205,6 +205,10 @@ def test_what_only_a_shell_can_know_is_refused_by_name_unless_it_makes_no_differ
             'if true; then MORE=(a.b=1); fi\npython3 x data.seed=1 "${MORE[@]}"',
             "run.sh: .*MORE.*: only a shell can know it",
         ),
+        (
+            "MORE=(a.b=1); read -ra MORE < f\npython3 x data.seed=1 ${MORE[@]}",
+            "run.sh: .*MORE.*: only a shell can know it",
+        ),
         ('mapfile -t MORE < file\npython3 x data.seed=1 "${MORE[@]}"', "run.sh: .*MORE.*: only a shell can know it"),
         ("MORE=$(cat more)\npython3 x data.seed=1 $MORE", r"run.sh: \$\(cat more\): only a shell can know it"),
         ("python a.py data.seed=1\npython b.py data.seed=2\n", "run.sh: has 2 commands with settings of verl"),
