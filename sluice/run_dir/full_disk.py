@@ -19,6 +19,7 @@ import structlog
 
 from sluice.clock import Clock
 from sluice.errors import DiskFull
+from sluice.run_dir.private import open_private
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -220,9 +221,7 @@ def no_room_line(folder: Path, needed_bytes: int, *, code: int = errno.ENOSPC) -
 
 def free_bytes(folder: Path) -> int:
     """Bytes that this user may still write under `folder`, but for quotas. Blocking; raises OSError."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    facts = os.statvfs(folder)
+    facts = os.statvfs(_existing(folder))
     return (facts.f_bfree if os.geteuid() == 0 else facts.f_bavail) * facts.f_frsize
 
 
@@ -235,9 +234,9 @@ def check_room(folder: Path, needed_bytes: int) -> None:
 def prove_room(folder: Path, needed_bytes: int) -> None:
     """Raises NoRoom unless so much can really be written: writes a file and removes it. Blocking; raises OSError."""
     check_room(folder, needed_bytes)
-    probe = folder / f".room-{os.getpid()}"
+    probe = _existing(folder) / f".room-{os.getpid()}"
     try:
-        with probe.open("wb", buffering=0) as file:
+        with open_private(probe, "wb", buffering=0) as file:
             left = memoryview(os.urandom(needed_bytes))  # zeros take no room where files are compressed
             while left:
                 left = left[file.write(left) :]
@@ -248,6 +247,13 @@ def prove_room(folder: Path, needed_bytes: int) -> None:
         raise NoRoom(folder, needed_bytes, code=error.errno or errno.ENOSPC) from None
     finally:
         probe.unlink(missing_ok=True)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above that is there: both are on one disk."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
 
 
 def _log(event: str, line: str) -> None:

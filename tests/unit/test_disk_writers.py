@@ -17,6 +17,9 @@ WRITERS = {
     "services/coordinator/data_prep/distinct.py": ONE_LINE,
     "services/coordinator/loggers/to_tensorboard.py": LEFT_OUT,
     "services/coordinator/recovery/rollback_files.py": WAITS,  # when the coordinator opens the run; a request is refused
+    "services/coordinator/storage/identity.py": WAITS,
+    "services/coordinator/storage/ledger_writer.py": WAITS,
+    "services/coordinator/storage/prompt_places.py": LEFT_OUT,
     "services/coordinator/storage/run_files.py": WAITS,
     "services/learner/__main__.py": WAITS,
     "services/learner/base_folder.py": ONE_LINE,
@@ -42,6 +45,7 @@ WRITERS = {
     "sluice/cli/config.py": ONE_LINE,
     "sluice/cli/demo_llm.py": ONE_LINE,
     "sluice/cli/up.py": ONE_LINE,
+    "sluice/client/local_launcher.py": ONE_LINE,
     "sluice/launch/embedded_redis.py": WAITS,
     "sluice/launch/learner_node.py": NOT_THE_RUN,
     "sluice/launch/local.py": WAITS,
@@ -53,6 +57,8 @@ WRITERS = {
     "sluice/rpc/tokens.py": ONE_LINE,
     "sluice/run_dir/durable.py": WAITS,
     "sluice/run_dir/full_disk.py": WAITS,
+    "sluice/run_dir/private.py": WAITS,
+    "sluice/run_dir/thinning.py": LEFT_OUT,
     "sluice/weights/files.py": TRIED_AGAIN,  # the push
 }
 
@@ -70,7 +76,16 @@ _CALLS = {
         "savefig",
         "save",
     ),
-    *("write_synced", "append_line", "append_lines", "name_synced", "serialize_file", "save_file", "save_pretrained"),
+    *(
+        "write_synced",
+        "append_line",
+        "append_lines",
+        "name_synced",
+        "make_folder",
+        "make_private_folder",
+        "open_private",
+    ),
+    *("serialize_file", "save_file", "save_pretrained"),
     *("savez", "savez_compressed", "copy", "copy2", "copytree", "move", "save_shards", "write_table", "write_batch"),
     *("NamedTemporaryFile", "TemporaryDirectory", "SummaryWriter"),
 }

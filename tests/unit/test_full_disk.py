@@ -13,6 +13,7 @@ import safetensors
 from sluice.errors import DiskFull, SluiceError, Unavailable
 from sluice.lineage import LineageBook
 from sluice.rpc.error_status import error_of, known, message_of, status_of, trailers_of
+from sluice.run_dir import durable, full_disk
 from sluice.run_dir.durable import append_line, append_lines, write_synced
 from sluice.run_dir.full_disk import DiskWaits, NoRoom, check_room, folder_of, is_full, needed_by, prove_room
 from sluice.testing import ManualClock
@@ -176,17 +177,13 @@ def test_without_details_unavailable_is_no_full_disk() -> None:
 
 
 class Small:
-    """A disk that takes so many bytes more, of any file that is opened without a buffer."""
+    """A disk that takes so many bytes more."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
         self.free_bytes = free_bytes
-        real = Path.open
-
-        def opened(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-            file = real(path, mode, *args, **kwargs)
-            return _Counted(file, self) if set(mode) & set("wa") else file
-
-        monkeypatch.setattr(Path, "open", opened)
+        real = durable.open_private
+        for module in (durable, full_disk):
+            monkeypatch.setattr(module, "open_private", lambda *args, **kwargs: _Counted(real(*args, **kwargs), self))
 
 
 class _Counted:
@@ -236,6 +233,7 @@ def test_a_file_without_room_names_its_whole_size(tmp_path: Path, monkeypatch: p
 def test_room_is_checked_by_numbers_and_proven_by_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_room(tmp_path / "not" / "there", 1)
     prove_room(tmp_path, 10_000)
+    prove_room(tmp_path / "not" / "there", 10_000)
     with pytest.raises(NoRoom, match="is full"):
         check_room(tmp_path, 1 << 60)
     Small(monkeypatch, free_bytes=3_000)
