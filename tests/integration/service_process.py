@@ -1,6 +1,7 @@
 """Processes of services under test, each ended with everything it started."""
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -28,7 +29,8 @@ async def running(*command: str, environ: Mapping[str, str] | None = None, **pip
     finally:
         if process.returncode is None:
             for each in (*psutil.Process(process.pid).children(recursive=True), process):
-                each.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself since it was listed
+                    each.kill()
         async with asyncio.timeout(END_S):
             await process.communicate()
 
