@@ -1,5 +1,6 @@
 """One rank's part of a run. Every method is collective: all ranks call a method together; the leader's arguments count."""
 
+import contextlib
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -129,7 +130,8 @@ def _keep(ranks: Ranks, folder: Path, batch: Batch) -> None:
         for former in sorted(folder.glob("step-*.npz"), key=lambda kept: kept.stat().st_mtime_ns)[:-KEPT_NONFINITE]:
             former.unlink()
     except OSError as error:  # a full disk must not end a run that the skipped update did not end
-        path.unlink(missing_ok=True)  # a part of it
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)  # a part of it
         log.error("nonfinite_batch_not_kept", path=str(path), error=str(error))
         return
     log.warning("nonfinite_batch_kept", path=str(path))

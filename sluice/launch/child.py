@@ -1,4 +1,4 @@
-"""python child.py PARENT SIGNAL COMMAND...: becomes COMMAND, and gets SIGNAL (a number) when process PARENT dies.
+"""python child.py PARENT SIGNAL UMASK COMMAND...: becomes COMMAND, and gets SIGNAL (a number) when process PARENT dies.
 
 So even `kill -9` of a launcher leaves no process behind. Linux only: elsewhere this program only becomes COMMAND.
 """
@@ -10,12 +10,13 @@ import sys
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 
 
-def armed(signum: int) -> list[str]:
+def armed(signum: int, *, umask: int = -1) -> list[str]:
     """The words to put before a command, so that the command's process gets `signum` when this process dies.
 
+    `umask` is for the files that the command makes; -1: as this process's.
     This file is run by its path and without site-packages: it needs the standard library alone and costs 10 ms.
     """
-    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(signum))]
+    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(signum)), str(umask)]
 
 
 def module_command(module: str, *flags: str) -> list[str]:
@@ -37,8 +38,11 @@ def hide() -> None:
 
 
 def main() -> None:
-    """Arms the parent-death signal, then replaces this process."""
-    parent, signum, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    """Sets the umask, arms the parent-death signal, then replaces this process."""
+    parent, signum, umask = map(int, sys.argv[1:4])
+    command = sys.argv[4:]
+    if umask >= 0:
+        os.umask(umask)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum)
         if os.getppid() != parent:

@@ -94,7 +94,7 @@ async def start(
     Raises LaunchError when the command cannot be started, DiskFull when there is no room for its log.
     """
     started_s = time.monotonic()
-    wrapped = [*armed(signal.SIGTERM), *command]
+    wrapped = [*armed(signal.SIGTERM, umask=umask), *command]
     with contextlib.ExitStack() as opened:
         log = None
         if log_path is not None:
@@ -108,7 +108,6 @@ async def start(
                 env=dict(environ),
                 start_new_session=True,
                 pass_fds=pass_fds,
-                umask=umask,
             )
         except OSError as error:
             raise LaunchError(f"{name}: cannot start {command[0]}: {error}") from error

@@ -149,7 +149,8 @@ def test_a_stranger_that_changes_the_addresses_in_the_store_spoils_one_epoch_and
     stranger = dist.TCPStore("127.0.0.1", opened.store_port, None, is_master=False, timeout=timedelta(seconds=3.0))
     for name in seen(stranger, count=1):
         stranger.set(name, how(stranger.get(name)))
-    with pytest.raises(TransferError, match="a stranger has changed an address"):
+    # The end that reads a changed address says so; the other one then waits in vain for an address of that end.
+    with pytest.raises(TransferError, match=r"a stranger has changed an address|could not join over gloo"):
         join_opened(receiver, opened, "spoilt", timeout_s=1.0)
     assert push(sender, receiver, 2).manifest.version.number == 2
 
