@@ -7,7 +7,6 @@ who waits      for what                             unblocked by
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -57,7 +56,8 @@ class Trial:
         self.run_dir = run_dir
         self.output_path = run_dir.parent / f"{run_dir.name}.out"
         self.host, self.port = host, free_port()
-        self._command = [*prefix, sys.executable, "-m", "sluice.cli.main", "up", "-c", str(recipe), "--plain"]
+        self._prefix = list(prefix)
+        self._command = [*self._prefix, sys.executable, "-m", "sluice.cli.main", "up", "-c", str(recipe), "--plain"]
         self._command += ["--run-dir", str(run_dir), "--set", f"network.coordinator_port={self.port}"]
         self._command += [part for override in overrides for part in ("--set", override)]
         self._by_hand, self._beside = beside, list[subprocess.Popen[bytes]]()
@@ -171,7 +171,7 @@ class Trial:
         alive = [process for process in self.witness.seen.values() if is_alive(process)]
         there = sorted(self.witness.addresses | {f"{self.host}:{self.port}"})
         return [f"left behind: {_state_of(process)}" for process in alive] + [
-            f"left behind: a server at {address}" for address in there if is_served(address)
+            f"left behind: a server at {address}" for address in there if is_served(address, asked_by=self._prefix)
         ]
 
     def whereabouts(self) -> str:
@@ -205,14 +205,15 @@ class Trial:
         return [(line["step"], line["time_s"]) for line in steps if line["kind"] == "step"]
 
 
-def is_served(address: str) -> bool:
-    """Whether somebody takes connections there."""
+def is_served(address: str, *, asked_by: Sequence[str] = ()) -> bool:
+    """Whether somebody takes connections there, as a process sees it that is started by the words `asked_by`.
+
+    From outside the cables (links.py) a gateway may answer for every address that it does not know.
+    """
+    connect = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1.0)"
     host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
+    asked = [*asked_by, sys.executable, "-I", "-S", "-c", connect, host, port]
+    return subprocess.run(asked, check=False, capture_output=True, timeout=30.0).returncode == 0
 
 
 def _state_of(process: psutil.Process) -> str:
