@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     from services.coordinator.app.serving import serve
     from sluice.config.load import load_config
     from sluice.errors import SluiceError
-    from sluice.launch.child import hide
+    from sluice.process.child import hide
     from sluice.rpc.access import Role
     from sluice.rpc.credentials import load_credentials
     from sluice.telemetry.logs import configure_logs

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from services.learner.app import run
     from sluice.errors import SluiceError
-    from sluice.launch.child import hide
+    from sluice.process.child import hide
     from sluice.telemetry.logs import configure_logs
 
     hide()

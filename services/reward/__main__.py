@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from services.reward.app import serve
     from sluice.errors import SluiceError
-    from sluice.launch.child import hide
+    from sluice.process.child import hide
     from sluice.telemetry.logs import configure_logs
 
     hide()

@@ -15,7 +15,7 @@ from typing import Any
 from sluice.cli.config import load_runnable
 from sluice.cli.up import add_demo_flags, cache_dir, demo_overrides, find_recipe, run_here
 from sluice.errors import LaunchError
-from sluice.launch.child import module_command
+from sluice.process.child import module_command
 from sluice.tasks import sums
 
 RECIPE = "sums-smollm2.yaml"

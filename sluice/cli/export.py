@@ -5,7 +5,7 @@ import subprocess
 from typing import Any
 
 from sluice.flags import add_export_flags
-from sluice.launch.child import module_command
+from sluice.process.child import module_command
 
 
 def add_parser(commands: Any) -> None:

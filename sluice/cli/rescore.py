@@ -7,7 +7,7 @@ from typing import Any
 
 from sluice.errors import LaunchError
 from sluice.flags import add_rescore_flags
-from sluice.launch.child import module_command
+from sluice.process.child import module_command
 
 
 def add_parser(commands: Any) -> None:

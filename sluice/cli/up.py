@@ -13,7 +13,7 @@ from typing import Any
 from sluice.cli.closing import report
 from sluice.cli.config import load_runnable, print_derived
 from sluice.errors import ConfigError, LaunchError
-from sluice.launch.child import module_command
+from sluice.process.child import module_command
 
 DEMO_RECIPE = "cpu-demo.yaml"
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sluice.errors import ConfigError, Expired, LaunchError, NotReady
-from sluice.launch.child import armed, module_command
-from sluice.launch.logs import tail
-from sluice.launch.processes import EXIT_BAD_USAGE, opened_log
+from sluice.process import exit_codes
+from sluice.process.child import armed, module_command
+from sluice.process.output import opened_log, tail
 from sluice.run_dir.private import make_private_folder
 
 _MARGIN_S = 60.0
@@ -86,7 +86,7 @@ class LocalLauncher:
             )
         if address := os.read(read_fd, 1024).decode():
             return address
-        kind = ConfigError if self._process.wait() == EXIT_BAD_USAGE else LaunchError
+        kind = ConfigError if self._process.wait() == exit_codes.BAD_USAGE else LaunchError
         raise kind(f"sluice up ended with code {self._process.returncode}; its log ends:\n{tail(self._log_path)}")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sluice.config.schema import Config
-from sluice.launch.child import module_command
+from sluice.process.child import module_command
 from sluice.rpc.access import Role
 
 REDIS_PASSWORD = "SLUICE_REDIS_PASSWORD"

@@ -23,7 +23,8 @@ from sluice.config.schema import LaunchConfig
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Command
 from sluice.launch.embedded_redis import ROOM_BYTES
-from sluice.launch.processes import EXIT_AGAIN, EXIT_BAD_USAGE, Child, start
+from sluice.launch.processes import Child, start
+from sluice.process import exit_codes
 from sluice.run_dir.full_disk import DiskWaits, NoRoom, prove_room
 
 QUICK_DEATH_S = 60.0
@@ -99,11 +100,11 @@ class Keeper:
             restarts.popleft()
         how = child.killed or f"ended with {_how(code)}"
         if child.name not in self.known:
-            if code == EXIT_BAD_USAGE:
+            if code == exit_codes.BAD_USAGE:
                 more = f" ({child.log_path.name} has more)" if child.log_path else ""
                 raise ConfigError(f"{child.last_words()}{more}")
             why = "while starting"
-        elif code == EXIT_BAD_USAGE:
+        elif code == exit_codes.BAD_USAGE:
             why = "because it was started wrongly"
         elif len(restarts) >= limit:
             why = f"once more after {limit} restarts in {window_s:g} s (launch.max_restarts, launch.restart_window_s)"
@@ -111,7 +112,7 @@ class Keeper:
             restarts.append(now)
             self._say(f"{child.name} {how}; restart {len(restarts)} of {limit}")
             return
-        kind = ConfigError if code == EXIT_BAD_USAGE else LaunchError
+        kind = ConfigError if code == exit_codes.BAD_USAGE else LaunchError
         raise kind(f"{child.name} {how} {why}; {child.log_path} ends:\n{child.log_tail()}")
 
     async def died(self, child: Child, code: int) -> None:
@@ -120,7 +121,7 @@ class Keeper:
         A death while the disk is full is not counted, and no fault of the service.
         """
         full = await asyncio.to_thread(self._no_room)
-        if full is None or code == EXIT_BAD_USAGE:
+        if full is None or code == exit_codes.BAD_USAGE:
             self.judge(child, code)
             await self._clock.sleep(self._pause_s(child))
             return
@@ -195,7 +196,7 @@ class Keeper:
             code = await child.process.wait()
             if code == 0 and await self._is_over():
                 return  # a service also ends with code 0 when the run has ended or somebody has sent SIGTERM
-            if code == EXIT_AGAIN:
+            if code == exit_codes.AGAIN:
                 self._say(f"{child.name} has ended to be started again")
                 continue
             await self.died(child, code)

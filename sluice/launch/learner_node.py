@@ -13,9 +13,8 @@ from pathlib import Path
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import learner_command, service_environ
 from sluice.launch.interrupts import Interrupts
-from sluice.launch.processes import EXIT_BAD_USAGE, EXIT_NOT_JOINED, Child, start
-
-EXIT_INTERRUPTED = 130
+from sluice.launch.processes import Child, start
+from sluice.process import exit_codes
 
 
 async def stay(arguments: Sequence[str], *, grace_s: float, say: Callable[[str], None]) -> int:
@@ -31,12 +30,12 @@ async def stay(arguments: Sequence[str], *, grace_s: float, say: Callable[[str],
             child = await start(command.name, command.argv, log_path=None, environ=command.environ)
             code = await _exit_code(child, interrupts, grace_s=grace_s, say=say)
             if interrupts.first.is_set():
-                return EXIT_INTERRUPTED
+                return exit_codes.INTERRUPTED
             if ended.exists():
                 return 0
-            if code == EXIT_BAD_USAGE:
+            if code == exit_codes.BAD_USAGE:
                 raise ConfigError("the learner refused to start on this machine: see above")
-            if code == EXIT_NOT_JOINED:
+            if code == exit_codes.NOT_JOINED:
                 raise LaunchError("the learner's machines did not meet: see above")
             say(f"the learner's ranks here ended with code {code} before the run did: joining again")
 

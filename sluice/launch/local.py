@@ -32,9 +32,10 @@ from sluice.launch.frozen import FrozenWatch
 from sluice.launch.interrupts import Interrupts
 from sluice.launch.keeper import Keeper
 from sluice.launch.logs import keep_small
-from sluice.launch.processes import EXIT_BAD_USAGE, Child, read_ready, start
+from sluice.launch.processes import Child, read_ready, start
 from sluice.launch.run_lock import lock_run_dir
 from sluice.launch.view import View
+from sluice.process import exit_codes
 from sluice.rpc.access import Role
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, load_credentials
 from sluice.run_dir.durable import make_folder, write_synced
@@ -48,7 +49,6 @@ FINAL = {
     pb.RUN_STATE_FAILED: 1,
     pb.RUN_STATE_STARVED: 3,
 }
-EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +100,7 @@ class LocalRun:
             try:
                 code, message = await self._start_and_watch()
             except SluiceError as error:
-                code, message = (EXIT_BAD_USAGE if isinstance(error, ValueError) else 1), str(error)
+                code, message = (exit_codes.BAD_USAGE if isinstance(error, ValueError) else 1), str(error)
             finally:
                 await asyncio.shield(self._stop())
         return Outcome(exit_code=code, status=self._status, message=message, wall_s=time.monotonic() - started)
@@ -115,7 +115,7 @@ class LocalRun:
             if failed.done():
                 await failed
             if not starting.done():
-                return EXIT_INTERRUPTED, "interrupted"
+                return exit_codes.INTERRUPTED, "interrupted"
             if starting.result():
                 return await self._until_over(interrupted)
             return 0, f"{self._run_dir} is finished; raise run.total_steps to train on, or give another --run-dir"
@@ -280,7 +280,7 @@ class LocalRun:
                 return watching.result()
             self._view.message("interrupted: stopping (again to stop at once)")
             await self._stop_in_order(watching)
-            return EXIT_INTERRUPTED, "interrupted"
+            return exit_codes.INTERRUPTED, "interrupted"
         finally:
             for task in (watching, events):
                 task.cancel()

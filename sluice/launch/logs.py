@@ -1,4 +1,4 @@
-"""The logs of a run's processes: kept under a size, and read from the end.
+"""The logs of a run's processes, kept under a size.
 
 A process writes into its log through a descriptor that it holds for life, so a log cannot be renamed under it: the log is
 copied to NAME.log.1, over the one before, and emptied. What a process writes between the two is lost: less than a millisecond
@@ -12,12 +12,10 @@ import sys
 from pathlib import Path
 
 from sluice.clock import Clock
+from sluice.process.output import former_of
 
-TAIL_LINES = 15
 LOOK_EVERY_S = 30.0
 """How often a log may be found too large: a process that writes 1 MB/s is over by 30 MB then."""
-
-_TAIL_BYTES = 64 << 10
 
 
 async def keep_small(folder: Path, *, most_bytes: int, clock: Clock) -> None:
@@ -49,25 +47,3 @@ def turn_over(path: Path, *, most_bytes: int) -> None:
         partial.unlink(missing_ok=True)
         raise
     os.truncate(path, 0)  # the processes append, so they go on at the new end
-
-
-def former_of(path: Path) -> Path:
-    """Where the older part of a log is."""
-    return path.with_name(path.name + ".1")
-
-
-def tail(path: Path, lines: int = TAIL_LINES) -> str:
-    """The last lines of a log, for an error message; of its former part too where the log has just been turned over."""
-    found = _last_lines(path, lines)
-    if len(found) < lines:
-        found = _last_lines(former_of(path), lines - len(found)) + found
-    return "\n".join(found)
-
-
-def _last_lines(path: Path, lines: int) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()[-lines:]
-    except FileNotFoundError:
-        return []

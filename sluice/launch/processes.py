@@ -11,22 +11,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from sluice.errors import ConfigError, DiskFull, LaunchError
-from sluice.launch.child import armed
-from sluice.launch.logs import tail
-from sluice.run_dir.full_disk import BLOCK_BYTES, is_full, located
-from sluice.run_dir.private import make_private_folder, open_private
-
-EXIT_BAD_USAGE = 2
-"""The exit code of a process that was started or configured wrongly: starting the process again would not help."""
-
-EXIT_NOT_JOINED = 4
-"""The exit code of one machine of the learner when the other machines did not join in time."""
-
-EXIT_AGAIN = 75
-"""The exit code of a process that ends on purpose, to be started again at once: not counted as a restart."""
+from sluice.errors import ConfigError, LaunchError
+from sluice.process import exit_codes
+from sluice.process.child import armed
+from sluice.process.output import opened_log, tail
 
 
 @dataclass(kw_only=True, slots=True)
@@ -114,17 +103,6 @@ async def start(
     return Child(name=name, process=process, log_path=log_path, started_s=started_s)
 
 
-def opened_log(name: str, path: Path) -> BinaryIO:
-    """The log of a process, to append to. Raises DiskFull or LaunchError."""
-    try:
-        make_private_folder(path.parent)
-        return open_private(path, "ab")
-    except OSError as error:
-        cause = located(error, path.parent, BLOCK_BYTES)
-        kind = DiskFull if is_full(error) else LaunchError
-        raise kind(f"{name}: its log {path} cannot be opened: {cause}") from cause
-
-
 @contextlib.contextmanager
 def _holding(text: str) -> Iterator[int]:
     """The reading end of a pipe that holds `text`, which must fit into a pipe (4 KiB everywhere), and then ends."""
@@ -141,7 +119,7 @@ def _holding(text: str) -> Iterator[int]:
 async def read_ready(read_fd: int, child: Child, *, timeout_s: float) -> str:
     """What the child writes to its ready pipe.
 
-    Raises LaunchError with the child's log when the child dies or stays silent, ConfigError when it ends with EXIT_BAD_USAGE.
+    Raises LaunchError with the child's log when the child dies or stays silent, ConfigError when it ends with BAD_USAGE.
     """
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -158,7 +136,7 @@ async def read_ready(read_fd: int, child: Child, *, timeout_s: float) -> str:
         transport.close()
     if not text:
         code = await child.process.wait()
-        raise (ConfigError if code == EXIT_BAD_USAGE else LaunchError)(child.last_words())
+        raise (ConfigError if code == exit_codes.BAD_USAGE else LaunchError)(child.last_words())
     return text.decode()
 
 

@@ -71,7 +71,7 @@ def _role(process: psutil.Process) -> Victim | None:
             return None  # also a process that has not become its service yet
         module = words[words.index("-m") + 1]
         if module == "services.learner":
-            return _RANKS[process.environ()["RANK"]]
+            return _RANKS[process.environ().get("RANK", "0")]  # a rank alone has no number
         return _MODULES.get(module)
     except _GONE:
         return None

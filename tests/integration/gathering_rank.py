@@ -1,6 +1,6 @@
-"""One rank that publishes a tiny model both ways, with the learner's buckets and by whole tensors. Started by torchrun.
+"""One rank that publishes a tiny model both ways, with the learner's buckets and by whole tensors.
 
-usage: gathering_rank.py MODEL OUT; the leader writes what was found to OUT.
+arguments: MODEL OUT; the leader writes what was found to OUT.
 """
 
 import json
@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from services.learner.distributed.ending import end_process
 from services.learner.distributed.ranks import Ranks, join_ranks
 from services.learner.policy.forward import Policy
 from services.learner.policy.lora import plain_name
@@ -116,7 +115,3 @@ def _refusal(config: Config, ranks: Ranks) -> str:
     except SluiceError as refused:
         return str(refused)
     return "published"
-
-
-if __name__ == "__main__":
-    end_process(main)

@@ -1,11 +1,9 @@
-"""One rank of a learner under test: trains what a list of jobs says. Started by torchrun, see `on_ranks`.
+"""One rank of a learner under test: trains what a list of jobs says. See `on_ranks`.
 
-usage: learner_rank.py MODEL OUT JOBS_JSON; job i's figures go to OUT/i.npz.
+arguments: MODEL OUT JOBS_JSON; job i's figures go to OUT/i.npz.
 """
 
 import json
-import os
-import subprocess
 import sys
 import threading
 from concurrent.futures import Future
@@ -20,29 +18,20 @@ from services.learner.batches.batch import Batch
 from services.learner.batches.batch_sharing import share_batch
 from services.learner.checkpoint import training_state as checkpoint
 from services.learner.checkpoint.writer import CheckpointWriter
-from services.learner.distributed.ending import end_process
 from services.learner.distributed.ranks import Command, Ranks, join_ranks
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
 from services.learner.snapshot.pack import SnapshotPacker
 from services.learner.training.train_step import Trainer
 from sluice.policy_version import PolicyVersion
+from tests.forked import run_ranks
 from tests.unit.learner.learner_cases import make_batch, make_config, poisoned
-
-ROOT = Path(__file__).parents[2]
 
 
 def on_ranks(model: Path, out: Path, jobs: list[dict[str, Any]], *, ranks: int) -> list[dict[str, np.ndarray]]:
     """Runs the jobs on `ranks` processes and returns what rank 0 wrote of each; `out` is made."""
     out.mkdir()
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node", str(ranks)]
-    worker = [sys.executable, __file__, str(model), str(out), json.dumps(jobs)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *torchrun, *worker],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(main, str(model), str(out), json.dumps(jobs), ranks=ranks, log=out / "ranks.log")
     return [dict(np.load(out / f"{index}.npz")) for index in range(len(jobs))]
 
 
@@ -120,7 +109,3 @@ def main() -> None:
         if ranks.leads:
             np.savez(out / f"{index}.npz", **found)  # pyright: ignore[reportArgumentType]
     ranks.leave()
-
-
-if __name__ == "__main__":
-    end_process(main)

@@ -15,8 +15,8 @@ from services.coordinator.storage.redis_store import Store
 from services.coordinator.storage.run_files import RunFiles
 from sluice.errors import Unavailable
 from sluice.launch.embedded_redis import EmbeddedRedis
-from sluice.launch.processes import EXIT_AGAIN
 from sluice.lineage import LineageBook
+from sluice.process import exit_codes
 from sluice.report.group_page import group_page
 from sluice.report.group_texts import Texts, texts_on_disk
 from sluice.report.ledger_page import account_of_files
@@ -98,7 +98,7 @@ async def test_a_run_goes_on_from_the_checkpoint_under_a_new_lineage_and_the_led
         made = await roll_back(run, 2)
         assert made.lineage == "b"
         assert made.groups == preview.groups
-        assert await ended(run) == EXIT_AGAIN
+        assert await ended(run) == exit_codes.AGAIN
     assert sorted(steps(scene.run_dir / "checkpoints")) == [2]
     assert (scene.run_dir / "checkpoints" / "rolled-back-1" / "step-4" / STATE).exists()
     assert [path.name for path in (scene.run_dir / "batches").glob("*.groups")] == []
@@ -179,7 +179,7 @@ async def test_a_rollback_that_was_killed_in_any_place_has_happened_whole_or_not
             else:
                 patched.setattr(rollback_files, broken, _fails(getattr(rollback_files, broken)))
             await refusal_of(roll_back(run, 2))
-            assert await ended(run) == EXIT_AGAIN
+            assert await ended(run) == exit_codes.AGAIN
         assert scene.told == []
     async with scene.serve() as run:
         status = await run.status()

@@ -18,8 +18,9 @@ from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Command
 from sluice.launch.embedded_redis import find_server, new_password, start_redis
 from sluice.launch.keeper import Keeper
-from sluice.launch.processes import EXIT_AGAIN, read_ready, start
+from sluice.launch.processes import read_ready, start
 from sluice.launch.run_lock import lock_run_dir
+from sluice.process import exit_codes
 from sluice.testing import assert_eventually, assert_eventually_blocking
 from tests.power_failure import Disk
 
@@ -179,9 +180,8 @@ async def test_a_service_that_ends_to_be_started_again_uses_up_no_restart(
     keeper = make_keeper(max_restarts=0, say=said.append)
     keeper.known.add("coordinator")
     log = tmp_path / "ran"
-    code = (
-        f"import sys; file = open({str(log)!r}, 'a'); file.write('x'); sys.exit({EXIT_AGAIN} if file.tell() < 4 else 7)"
-    )
+    again = f"sys.exit({exit_codes.AGAIN} if file.tell() < 4 else 7)"
+    code = f"import sys; file = open({str(log)!r}, 'a'); file.write('x'); {again}"
     keeper.keep(command("coordinator", code))
     with pytest.raises(LaunchError, match="once more after 0 restarts"):
         async with asyncio.timeout(20):

@@ -1,9 +1,11 @@
 """Folders that a run writes while it trains, at its end and from its checkpoints: the same version, the same bytes."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from services.learner.checkpoint import export_checkpoint
 from sluice.config.load import dump_config
 from sluice.testing.fakes import serving
 from tests.integration.service_process import ALONE, ENVIRON, ROOT, TWO_RANKS, exit_code, learner
@@ -29,11 +32,11 @@ async def test_a_checkpoint_of_two_ranks_is_exported_as_the_model_that_the_run_i
     assert newest.stdout.startswith(f"{target}: version a3, bfloat16, ")
     _assert_same_files(target, run_dir / "model")
 
-    older = _sluice_export(run_dir, "--checkpoint", "step-2", "--to", str(tmp_path / "older"))
+    older = _export(run_dir, "--checkpoint", "step-2", "--to", str(tmp_path / "older"))
     assert older.returncode == 0, older.stderr
     _assert_same_files(tmp_path / "older", run_dir / "exports" / "step-2")
 
-    full = _sluice_export(run_dir, "--dtype", "float32", "--to", str(tmp_path / "full"))
+    full = _export(run_dir, "--dtype", "float32", "--to", str(tmp_path / "full"))
     assert full.returncode == 0, full.stderr
     ours, theirs = (AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path / "full", target))
     assert (ours.dtype, theirs.dtype) == (torch.float32, torch.bfloat16)
@@ -48,7 +51,7 @@ async def test_a_checkpoint_of_two_ranks_is_exported_as_the_model_that_the_run_i
 @pytest.mark.parametrize("pushed", ["merged", "adapter"])
 async def test_adapters_are_exported_merged_whatever_rollouts_are_sent(tmp_path: Path, pushed: str) -> None:
     run_dir = await _run_of_three_steps(tmp_path, ALONE, model={"lora_rank": 2}, weights={"lora": pushed})
-    exported = _sluice_export(run_dir)
+    exported = _export(run_dir)
     assert exported.returncode == 0, exported.stderr
     _assert_same_files(run_dir / "exports" / "step-3", run_dir / "model")
     trained, base = (AutoModelForCausalLM.from_pretrained(path) for path in (run_dir / "model", tmp_path / "base"))
@@ -58,24 +61,24 @@ async def test_adapters_are_exported_merged_whatever_rollouts_are_sent(tmp_path:
 
 
 def _check_refusals(run_dir: Path, target: Path, tmp_path: Path) -> None:
-    again = _sluice_export(run_dir)
+    again = _export(run_dir)
     assert (again.returncode, f"{target} exists" in again.stderr) == (2, True)
-    assert _sluice_export(run_dir, "--force").returncode == 0
+    assert _export(run_dir, "--force").returncode == 0
     _assert_same_files(target, run_dir / "model")
 
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")
-    over = _sluice_export(run_dir, "--to", str(mine), "--force")
+    over = _export(run_dir, "--to", str(mine), "--force")
     assert (over.returncode, "is not a model" in over.stderr) == (2, True)
     assert (mine / "thesis.tex").exists()
 
-    unknown = _sluice_export(run_dir, "--checkpoint", "step-7", "--to", str(tmp_path / "none"))
+    unknown = _export(run_dir, "--checkpoint", "step-7", "--to", str(tmp_path / "none"))
     assert (unknown.returncode, "has step-2, step-3" in unknown.stderr) == (1, True)
-    nowhere = _sluice_export(tmp_path / "nowhere")
+    nowhere = _export(tmp_path / "nowhere")
     assert (nowhere.returncode, "must be the directory of a run" in nowhere.stderr) == (2, True)
     shutil.rmtree(run_dir / "checkpoints")
-    empty = _sluice_export(run_dir, "--to", str(tmp_path / "none"))
+    empty = _export(run_dir, "--to", str(tmp_path / "none"))
     assert (empty.returncode, "holds no checkpoint that verifies" in empty.stderr) == (1, True)
     assert not (tmp_path / "none").exists()
 
@@ -89,6 +92,13 @@ async def _run_of_three_steps(tmp_path: Path, how: tuple[str, ...], **sections: 
     async with serving(fake) as address, learner(address, *how) as process:
         assert await exit_code(process) == 0
     return fake.run_dir
+
+
+def _export(run_dir: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
+    """`sluice export` without the seconds of a process's imports."""
+    with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
+        code = export_checkpoint.main([str(run_dir), *flags])
+    return subprocess.CompletedProcess(flags, code, output.getvalue(), errors.getvalue())
 
 
 def _sluice_export(run_dir: Path, *flags: str) -> "subprocess.CompletedProcess[str]":

@@ -1,30 +1,20 @@
 """A snapshot has the same bytes however many ranks hold the weights, and however they travel."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.forked import run_ranks
+from tests.integration import gathering_rank
 from tests.unit.learner.learner_cases import write_tiny_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
-ROOT = Path(__file__).parents[2]
-RANK = Path(__file__).with_name("gathering_rank.py")
-
 
 def _publish(model: Path, out: Path, *, ranks: int) -> dict[str, Any]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node"]
-    done = subprocess.run(
-        [*([*torchrun, str(ranks)] if ranks > 1 else []), sys.executable, str(RANK), str(model), str(out)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(gathering_rank.main, str(model), str(out), ranks=ranks, log=out.with_suffix(".log"))
     return json.loads(out.read_text())
 
 

@@ -126,7 +126,7 @@ async def test_a_frozen_rank_is_killed_with_its_torchrun_and_the_learner_registe
 ) -> None:
     fake, address = coordinator
     await fake.allow(ready=0)
-    argv = [sys.executable, "-m", "services.learner.distributed.node", "--", *flags(address)]
+    argv = [sys.executable, "-m", "services.learner.distributed.node", "--nproc-per-node", "2", "--", *flags(address)]
     launch, said = LaunchConfig(frozen_timeout_s=2.0, grace_s=5.0), list[str]()
     keeper = Keeper(launch=launch, log_dir=tmp_path, say=said.append, is_over=_no)
     watch = FrozenWatch(launch=launch, keeper=keeper, clock=SystemClock())
@@ -135,11 +135,11 @@ async def test_a_frozen_rank_is_killed_with_its_torchrun_and_the_learner_registe
         await fake.until(lambda: len(fake.registrations) == 1)
         keeper.known.add("learner")
         keeper.supervise("watch", _listen(fake, watch))
-        (rank,) = _ranks_of(keeper)
+        (rank,) = (found for found in _ranks_of(keeper) if found.environ()["RANK"] == "0")
         rank.suspend()
         await fake.until(lambda: len(fake.registrations) == 2)
         assert not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE
-        assert len(_ranks_of(keeper)) == 1
+        assert len(_ranks_of(keeper)) == 2
         assert not keeper.failed.done()
     finally:
         await keeper.stop(last="", at_once=asyncio.Event())

@@ -1,11 +1,10 @@
 """Both ends of a weight transfer as processes, which can be told to signal themselves in the middle of one.
 
-They are forked from a server that has imported torch and nothing more, so that one starts in milliseconds. Orders and
+They are forked (tests/forked.py), so that one starts in milliseconds. Orders and
 answers are JSON on a pipe; an end whose pipe closes leaves.
 """
 
 import json
-import multiprocessing
 import os
 import signal
 import uuid
@@ -27,6 +26,7 @@ from sluice.weights.manifest import new_digest
 from sluice.weights.receiver import Received, WeightReceiver
 from sluice.weights.sender import OpenedTransfer, WeightSender
 from sluice.weights.wire import manifest_from_proto, manifest_to_proto
+from tests.forked import FORKED
 from tests.integration.weight_cases import random_snapshot, rendezvous
 
 Backend = Literal["gloo", "nccl", "file"]
@@ -36,9 +36,6 @@ OPERATION_S = 2.0
 
 ANSWER_S = 30.0
 """How long a test waits for an end at most: every deadline inside it, on a machine that is busy with other things."""
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
 
 
 class Fault:
@@ -84,8 +81,8 @@ class Process:
     """An end in a process of its own."""
 
     def __init__(self, main: Callable[[Connection], None]) -> None:
-        self._pipe, theirs = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=main, args=(theirs,), daemon=True)
+        self._pipe, theirs = FORKED.Pipe()
+        self._process = FORKED.Process(target=main, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
 

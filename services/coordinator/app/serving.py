@@ -20,7 +20,7 @@ from services.coordinator.state.progress import RunState
 from sluice.addresses import joined
 from sluice.config.schema import Config
 from sluice.errors import LaunchError
-from sluice.launch.processes import EXIT_AGAIN
+from sluice.process import exit_codes
 from sluice.rpc.server import make_server, stop_on_signals
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import coordinator_pb2_grpc
@@ -116,4 +116,4 @@ async def _until_over(parts: RunParts, stop: asyncio.Event, exporter: Exporter, 
             task.cancel()
         await asyncio.gather(life, stopped, rollback_requested, *background, return_exceptions=True)
     await parts.roll_back()
-    return EXIT_AGAIN
+    return exit_codes.AGAIN

@@ -1,4 +1,4 @@
-"""The learner's ranks of one machine, under torchrun.
+"""The learner's ranks of one machine: several under torchrun; a rank alone takes the place of this process.
 
 `python -m services.learner.distributed.node ... -- FLAGS OF services.learner`
 
@@ -21,8 +21,8 @@ import uuid
 from services.learner.distributed.interface import interface_towards
 from sluice.addresses import joined, loopback, loopback_interface
 from sluice.errors import Expired, SluiceError
-from sluice.launch.child import armed, module_command
-from sluice.launch.processes import EXIT_BAD_USAGE, EXIT_NOT_JOINED
+from sluice.process import exit_codes
+from sluice.process.child import armed, module_command
 from sluice.rpc.service import exit_code
 from sluice.rpc.service_parser import ServiceParser
 
@@ -30,8 +30,13 @@ GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs this machine's ranks; returns 0, 1, EXIT_BAD_USAGE, EXIT_NOT_JOINED, or 128 + the signal that ended it."""
+    """Runs this machine's ranks; returns 0, 1, BAD_USAGE, NOT_JOINED, or 128 + the signal that ended it."""
     args = _parser().parse_args(argv)
+    if GLOO_INTERFACE not in os.environ and args.nnodes == 1:
+        os.environ[GLOO_INTERFACE] = loopback_interface()
+    if args.nnodes == args.nproc_per_node == 1:  # torchrun would cost seconds of imports and watch over nobody's peer
+        os.environ.pop("RANK", None)
+        os.execv(sys.executable, _rank(args))
     from torch.distributed import DistNetworkError, DistStoreError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -42,17 +47,15 @@ def main(argv: list[str] | None = None) -> int:
     configure_logs(service="learner")
     try:
         if GLOO_INTERFACE not in os.environ:
-            os.environ[GLOO_INTERFACE] = (
-                interface_towards(args.rdzv_endpoint) if args.nnodes > 1 else loopback_interface()
-            )
+            os.environ[GLOO_INTERFACE] = interface_towards(args.rdzv_endpoint)
         run(parse_args(_torchrun_arguments(args)))
     except SluiceError as error:
         return exit_code(error)
     except (DistNetworkError, DistStoreError) as error:
         exit_code(Expired(_not_joined(args, str(error).splitlines()[0])))
-        return EXIT_NOT_JOINED
+        return exit_codes.NOT_JOINED
     except ChildFailedError as error:
-        return EXIT_BAD_USAGE if error.get_first_failure()[1].exitcode == EXIT_BAD_USAGE else 1
+        return exit_codes.BAD_USAGE if error.get_first_failure()[1].exitcode == exit_codes.BAD_USAGE else 1
     except SignalException as error:
         return 128 + error.sigval
     return 0
@@ -84,9 +87,12 @@ def _torchrun_arguments(args: argparse.Namespace) -> list[str]:
         meet += ["--node-rank", str(args.node_rank), "--rdzv-conf", f"timeout={max(1, round(args.timeout_s))}"]
     # A rank that outlived a killed torchrun would go on in the old round while a new rank takes its place. Each rank is in
     # a session of its own, and a frozen rank would not hear SIGTERM.
-    rank = [*module_command(args.module, "-u"), *args.arguments]
     sizes = ["--nnodes", str(args.nnodes), "--nproc-per-node", str(args.nproc_per_node)]
-    return [*meet, *sizes, "--no-python", *armed(signal.SIGKILL), *rank]
+    return [*meet, *sizes, "--no-python", *armed(signal.SIGKILL), *_rank(args)]
+
+
+def _rank(args: argparse.Namespace) -> list[str]:
+    return [*module_command(args.module, "-u"), *args.arguments]
 
 
 def _not_joined(args: argparse.Namespace, cause: str) -> str:

@@ -19,8 +19,8 @@ from services.learner.replay.step_comparison import Replayed, compare
 from sluice.config.schema import Config
 from sluice.errors import ConfigError, SluiceError
 from sluice.flags import add_replay_flags
-from sluice.launch.child import armed
 from sluice.launch.commands import learner_command, service_environ
+from sluice.process.child import armed
 from sluice.telemetry.logs import configure_logs
 
 

@@ -20,7 +20,7 @@ import structlog
 from services.reward.ports import Completion, Grade, Job, Outcome
 from services.reward.sandbox.frames import Frame, encode, receive
 from sluice.clock import Clock
-from sluice.launch.child import module_command
+from sluice.process.child import module_command
 
 log = structlog.get_logger(__name__)
 

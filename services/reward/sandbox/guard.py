@@ -18,7 +18,7 @@ from pathlib import Path
 
 from services.reward.sandbox import isolation
 from services.reward.sandbox.small_root import make_read_only, show_own_processes
-from sluice.launch.child import hide
+from sluice.process.child import hide
 
 _SOCKETS = (
     "/run/docker.sock",

@@ -8,7 +8,7 @@ import structlog
 
 from services.reward.verifiers import code
 from sluice.errors import ConfigError, LaunchError
-from sluice.launch.child import module_command
+from sluice.process.child import module_command
 
 log = structlog.get_logger(__name__)
 

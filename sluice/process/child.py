@@ -46,7 +46,7 @@ def main() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum)
         if os.getppid() != parent:
-            sys.exit("sluice.launch.child: the launcher is already gone")
+            sys.exit("sluice.process.child: the launcher is already gone")
     os.execvp(command[0], command)
 
 

@@ -1,0 +1,1 @@
+"""What every process that starts another one needs: how a child begins, what it writes, how it ends."""

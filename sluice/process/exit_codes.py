@@ -1,0 +1,13 @@
+"""Exit codes that one process of Sluice reads of another."""
+
+BAD_USAGE = 2
+"""The process was started or configured wrongly: starting the process again would not help."""
+
+NOT_JOINED = 4
+"""One machine of the learner: the other machines did not join in time."""
+
+AGAIN = 75
+"""The process ends on purpose, to be started again at once: not counted as a restart."""
+
+INTERRUPTED = 130
+"""A signal from the keyboard, or SIGTERM, ended the command."""
