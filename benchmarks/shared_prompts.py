@@ -25,14 +25,13 @@ from services.learner.training.train_step import Trainer
 from sluice.config.schema import Config
 
 SHAPES = (
-    (44, 21, 8, 16, 1.8),
-    (512, 512, 16, 1, 1.0),
-    (200, 8000, 16, 1, 0.95),
+    (44, 21, 8, 16, 3, 1.8),
+    (512, 512, 16, 1, 3, 1.0),
+    (200, 8000, 16, 1, 1, 0.95),
 )
-"""Prompt tokens, longest answer, samples of a group, groups, and the ratio to reach; .95 is 1 within the noise of a run."""
+"""Prompt tokens, longest answer, samples of a group, groups, measured rounds, and the ratio to reach; .95 is 1 in noise."""
 
 BUDGET = 16384
-ROUNDS = 3
 
 
 def run() -> list[Row]:
@@ -48,12 +47,14 @@ def run() -> list[Row]:
     return rows
 
 
-def _measure(path: Path, ranks: Ranks, prompt: int, answer: int, n: int, groups: int, target: float) -> list[Row]:
+def _measure(
+    path: Path, ranks: Ranks, prompt: int, answer: int, n: int, groups: int, rounds: int, target: float
+) -> list[Row]:
     batch = _batch(prompt=prompt, answer=answer, n=n, groups=groups)
     trainers = {kind: _trainer(path, ranks, batch, kind) for kind in ("auto", "never")}
     rates: dict[str, list[float]] = {kind: [] for kind in trainers}
     saved = 0.0
-    for index in range(ROUNDS + 1):
+    for index in range(rounds + 1):
         for kind, trainer in trainers.items():
             trainer.step = 0
             metrics = trainer.train(batch)

@@ -91,7 +91,9 @@ def _pieces(
         while (parts := fill(longest_first, sizes=own, bins=count, most=room)) is None:
             count += 1
         pieces += [
-            Piece(group=index, sequences=tuple(part), tokens=prompt + sum(own[s] for s in part)) for part in parts if part
+            Piece(group=index, sequences=tuple(part), tokens=prompt + sum(own[s] for s in part))
+            for part in parts
+            if part
         ]
     return pieces
 

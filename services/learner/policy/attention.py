@@ -60,7 +60,7 @@ def packed_attention(
     if unknown or attention_mask is not None:
         what = f"the keyword {unknown[0]}" if unknown else "a mask of its own"
         raise ConfigError(f"{type(module).__name__} gives attention {what}, which packed attention does not know")
-    flat = [states[0].transpose(0, 1) for states in (query, key, value)]  # [N, heads, D]
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [N, heads, D]
     plain = s_aux is None and softcap is None
     if (
         plain
@@ -68,10 +68,10 @@ def packed_attention(
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[-1] == value.shape[-1]
     ):
-        return _flash(layout, *flat, scaling=scaling, window=sliding_window)[None], None
+        return _flash(layout, q, k, v, scaling=scaling, window=sliding_window)[None], None
     kernel = _plain if plain else partial(explicit_attention, sinks=s_aux, softcap=softcap)
     kernel = partial(kernel, scaling=scaling, window=sliding_window)
-    return torch.cat([block.attend(*flat, kernel) for block in layout.blocks])[None], None
+    return torch.cat([block.attend(q, k, v, kernel) for block in layout.blocks])[None], None
 
 
 def _flash(

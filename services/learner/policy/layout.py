@@ -13,7 +13,6 @@ sequences of a block, L tokens of the block's longest sequence.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -54,49 +53,6 @@ class AttentionBlock:
     def _before(self, states: Tensor) -> Tensor:
         """[B, heads, P, D]: the prompt's states, the same memory for each sequence."""
         return states[self.prompt].transpose(0, 1).expand(self.sequences, -1, -1, -1)
-
-
-class PackedLayout(Protocol):
-    """What attention and policy ask of a layout."""
-
-    @property
-    def longest(self) -> int:
-        """Queries of the longest sequence."""
-        ...
-
-    @property
-    def longest_keys(self) -> int:
-        """Keys of the longest sequence."""
-        ...
-
-    @property
-    def boundaries(self) -> Tensor:
-        """int32[S + 1]: where the queries of each sequence start, and the end."""
-        ...
-
-    @property
-    def key_boundaries(self) -> Tensor:
-        """int32[S + 1]: the same for keys, after `keys`."""
-        ...
-
-    def keys(self, states: Tensor) -> Tensor:
-        """[N, K, D] -> the keys (or values) of all sequences end to end, those of a shared prompt once a sequence."""
-        ...
-
-    @property
-    def blocks(self) -> tuple[AttentionBlock, ...]:
-        """The blocks in packed order; together they cover all N tokens."""
-        ...
-
-    @property
-    def rectangle(self) -> AttentionBlock:
-        """All sequences in one block, a row each."""
-        ...
-
-    @property
-    def sequence_ids(self) -> Tensor:
-        """int32[N]: which sequence each packed token belongs to."""
-        ...
 
 
 class Layout:
@@ -210,18 +166,17 @@ class SharedLayout:
     @cached_property
     def _key_places(self) -> Tensor:
         """int64: packed index of every key of `keys`."""
+        groups = range(len(self._prompts))
+        of_group = [*groups, *np.repeat(groups, [len(each) for each in self._completions]).tolist()]
         starts = _starts(self._lengths)
-        prompts = np.concatenate(
-            [
-                np.arange(len(self._prompts)),
-                np.repeat(np.arange(len(self._prompts)), [len(c) for c in self._completions]),
-            ]
-        )
-        parts = [
-            np.concatenate([np.arange(starts[prompt], starts[prompt] + before), np.arange(start, start + length)])
-            for start, length, prompt, before in zip(starts, self._lengths, prompts, self._before, strict=True)
-        ]
-        return _ids(np.concatenate(parts), self._device)
+        before = starts[of_group] - np.cumsum(self._before) + self._before  # so that a count from here is a place
+        prompts = np.repeat(before, self._before) + np.arange(self._before.sum())
+        parts = np.split(prompts, np.cumsum(self._before)[:-1])
+        own = np.split(np.arange(self._lengths.sum()), starts[1:])
+        return _ids(np.concatenate([part for pair in zip(parts, own, strict=True) for part in pair]), self._device)
+
+
+PackedLayout = Layout | SharedLayout
 
 
 def _blocks(

@@ -108,7 +108,7 @@ def _whole(sequences: Sequence[TrainSequence], device: torch.device) -> _Tokens:
 def _shared(sequences: Sequence[TrainSequence], groups: Sequence[int], device: torch.device) -> _Tokens:
     """The prompt of each group, then the completions; a prompt's last token predicts the first token of each completion."""
     place = np.concatenate([[0], np.cumsum(np.diff(groups) != 0)])
-    heads = [sequences[first] for first in np.flatnonzero(np.diff(place, prepend=-1))]
+    heads = [sequences[first] for first in np.flatnonzero(np.diff(place, prepend=-1)).tolist()]
     prompts = np.array([s.prompt_tokens for s in heads])
     own = np.array([s.completion_tokens - 1 for s in sequences])
     own_starts = prompts.sum() + np.cumsum(own) - own

@@ -211,12 +211,12 @@ def _sequences(causal_lm: PreTrainedModel, long: int | None, *, seed: int) -> li
 
 
 def _grouped(sequences: Sequence[TrainSequence]) -> tuple[list[TrainSequence], list[int]]:
-    """Groups of three from random sequences, and the number of each one's group: half of each sequence is the prompt.
+    """Groups of three from the longest random sequences, and the number of each one's group: half of each is the prompt.
 
     The samples are the whole rest, most of the rest in another order, and one token.
     """
     samples, groups = [], []
-    for number, sequence in enumerate(sequences):
+    for number, sequence in enumerate(sequences[:-2]):
         prompt, rest = np.split(sequence.token_ids, [len(sequence.token_ids) // 2])
         for completion in (rest, rest[::-1][: 1 + 3 * len(rest) // 4], rest[-1:]):
             blank = np.zeros(len(completion), np.float32)

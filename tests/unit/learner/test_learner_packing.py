@@ -1,6 +1,7 @@
 """Packing, and the forward pass over packed sequences against one sequence at a time."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from services.learner.batches.batch import TrainSequence
 from services.learner.policy import attention
 from services.learner.policy.forward import Policy
 from services.learner.policy.head import Head
+from services.learner.policy.layout import SharedLayout
 from services.learner.policy.packing import Packed, pack
 from tests.reference_dapo import reference_logprobs
 from tests.unit.learner.learner_cases import make_batch, write_tiny_model
@@ -170,3 +172,20 @@ def test_a_sliding_window_hides_the_same_tokens_as_in_the_stock_model(tmp_path: 
     in_turn = sorted(groups, key=lambda group: -group.sequences[0].prompt_tokens)
     samples = [s for group in in_turn for s in sorted(group.sequences, key=lambda s: -s.input_tokens)]
     assert torch.allclose(shared, _one_by_one(stock, samples), atol=2e-5)
+
+
+def test_the_keys_and_boundaries_that_a_variable_length_kernel_gets_are_those_of_the_blocks() -> None:
+    layout = SharedLayout(np.array([5, 3]), [np.array([4, 1, 0]), np.array([2])], CPU)
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 15, 8, dtype=torch.float64)
+    blocks, _ = attention.packed_attention(torch.nn.Identity(), query, key, value, None, layout=layout)
+    q, k, v = query[0], *(layout.keys(states[0].transpose(0, 1)).transpose(0, 1) for states in (key, value))
+    parts = []
+    for (start, stop), (first, last) in zip(
+        pairwise(layout.boundaries.tolist()), pairwise(layout.key_boundaries.tolist()), strict=True
+    ):
+        seen = torch.ones(stop - start, last - first, dtype=torch.bool).tril(last - first - (stop - start))
+        scores = (q[:, start:stop] @ k[:, first:last].mT / 8**0.5).masked_fill(~seen, -torch.inf)
+        parts.append(scores.softmax(-1) @ v[:, first:last])
+    assert torch.allclose(blocks[0], torch.cat(parts, 1).transpose(0, 1))
+    assert layout.longest_keys == max(b - a for a, b in pairwise(layout.key_boundaries.tolist()))
