@@ -40,7 +40,7 @@ def run() -> list[Row]:
     ranks = join_ranks()
     batch = _batch()
     with tempfile.TemporaryDirectory() as folder:
-        path = _write_model(Path(folder))
+        path = write_model(Path(folder))
         config = Config.model_validate(
             {
                 "model": {"path": str(path), "dtype": "float32"},
@@ -90,11 +90,11 @@ def run() -> list[Row]:
     ]
 
 
-def _write_model(folder: Path) -> Path:
+def write_model(folder: Path, *, positions: int = 2048) -> Path:
     """A Qwen3 of about 4 million parameters: large enough that matrix products, not dispatch, take the time."""
     config = Qwen3Config(
         vocab_size=VOCABULARY, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
-        head_dim=64, intermediate_size=768, max_position_embeddings=2048, tie_word_embeddings=True,
+        head_dim=64, intermediate_size=768, max_position_embeddings=positions, tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -107,11 +107,12 @@ def _batch() -> Batch:
     for index in range(GROUPS):
         prompt = rng.integers(0, VOCABULARY, PROMPT)
         lengths = np.clip(rng.lognormal(np.log(LIMIT / 4), 0.9, SAMPLES).astype(int), 4, LIMIT)
-        groups.append(TrainGroup(group_id=f"g{index}", sequences=tuple(_sequence(rng, prompt, n) for n in lengths)))
+        groups.append(TrainGroup(group_id=f"g{index}", sequences=tuple(sequence(rng, prompt, n) for n in lengths)))
     return Batch(step=0, digest="benchmark", groups=tuple(groups))
 
 
-def _sequence(rng: np.random.Generator, prompt: np.ndarray, length: int) -> TrainSequence:
+def sequence(rng: np.random.Generator, prompt: np.ndarray, length: int) -> TrainSequence:
+    """A random completion of a prompt."""
     return TrainSequence(
         token_ids=np.concatenate([prompt, rng.integers(0, VOCABULARY, length)]).astype(np.int32),
         prompt_tokens=len(prompt),

@@ -69,6 +69,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         Panel("Groups by how they end", _terms("groups")),
         Panel("Tokens by how they end", [*_terms("tokens"), "ledger/lost_tokens"]),
         Panel("Tokens in the loss", ("learner/trained_tokens",)),
+        Panel("Prompt tokens not computed again", ("learner/prompt_tokens_saved",)),
     ),
     "Staleness and off-policy": (
         Panel("Age trained", ("staleness/age_mean_steps", "staleness/age_max_steps", "staleness/bound_steps")),

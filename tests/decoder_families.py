@@ -25,6 +25,7 @@ CONTEXT = 128
 LARGEST = 100_000_000
 
 PACKED = "trains it packed"
+UNSHARED = "trains it packed, but computes a group's prompt for each sample"
 ROWS = "trains it one sequence a row"
 OTHERWISE = "refuses it: its log-probabilities differ in both layouts"
 _REFUSALS = {
@@ -205,7 +206,9 @@ def outcome(family: str) -> str:
     verdict = compare(random_model(model_config, seed=0), head)
     if not verdict.passes:
         return OTHERWISE
-    return ROWS if verdict.needs_rows else PACKED
+    if verdict.needs_rows:
+        return ROWS
+    return PACKED if verdict.can_share else UNSHARED
 
 
 def one_only(error: ConfigError) -> str:
@@ -218,7 +221,7 @@ def one_only(error: ConfigError) -> str:
 
 def table() -> str:
     """The table of docs/models.md."""
-    found: dict[str, list[str]] = {row: [] for row in (PACKED, ROWS, *_REFUSALS, OTHERWISE)}
+    found: dict[str, list[str]] = {row: [] for row in (PACKED, UNSHARED, ROWS, *_REFUSALS, OTHERWISE)}
     for family in FAMILIES:
         found[outcome(family)].append(f"`{family}`")
     lines = [f"| {row} | {len(names)} | {', '.join(names)} |" for row, names in found.items() if names]

@@ -87,6 +87,10 @@ class Worker:
         with self._watch.over(f"command {command.name} before step", self.step):
             return self.ranks.command(command)
 
+    def allow_sharing(self, allowed: bool) -> None:
+        """Trainer.allow_sharing."""
+        self._trainer.allow_sharing(allowed)
+
     def train(self, batch: Batch | None) -> dict[str, float]:
         """Trains one step on the leader's batch."""
         with self._watch.over("training of step", self.step):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from services.learner.distributed.ranks import Ranks, join_ranks
-from services.learner.policy.attention import Layout, packed_attention
+from services.learner.policy.attention import packed_attention
+from services.learner.policy.layout import Layout, SharedLayout
 from tests.integration.learner_rank import run_job
 from tests.unit.learner.learner_cases import write_tiny_model
 
@@ -26,14 +27,18 @@ def alone() -> Iterator[Ranks]:
     ranks.leave()
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("kv_heads", [2, 4])
 @pytest.mark.parametrize("window", [None, 9])
-def test_flash_attention_and_its_gradients_equal_the_blocks_in_float32(window: int | None, kv_heads: int) -> None:
+def test_flash_attention_and_its_gradients_equal_the_blocks_in_float32(
+    window: int | None, kv_heads: int, shared: bool
+) -> None:
     torch.manual_seed(0)
     heads = (4, kv_heads, kv_heads)
     half = [torch.randn(1, n, LENGTHS.sum(), 32, device="cuda", dtype=torch.bfloat16).requires_grad_() for n in heads]
     whole = [states.detach().float().requires_grad_() for states in half]
-    layout = Layout(LENGTHS, torch.device("cuda"))
+    cuda = torch.device("cuda")
+    layout = SharedLayout(LENGTHS[:2], [LENGTHS[2:4], LENGTHS[4:]], cuda) if shared else Layout(LENGTHS, cuda)
     flash, blocks = (
         packed_attention(torch.nn.Identity(), *states, None, sliding_window=window, layout=layout)[0]
         for states in (half, whole)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, LlamaConfig
 from services.learner.policy import proof
 from services.learner.policy.head import Head
 from services.learner.policy.model_config import count_parameters, prepare, read_model_config
-from services.learner.policy.proof import Verdict, compare, prove, refusal_of
+from services.learner.policy.proof import Forms, Verdict, compare, prove, refusal_of
 from services.learner.policy.reduced_model import random_model, reduced_config
 from sluice.errors import ConfigError
 from tests.decoder_families import tiny_config
@@ -55,7 +55,7 @@ class _Follower(_OneRank):
         return self.heard
 
 
-def _prove(model: Path, ranks: Any, **learner: Any) -> bool:
+def _prove(model: Path, ranks: Any, **learner: Any) -> Forms:
     config = make_config(model, learner=learner)
     model_config = read_model_config(config)
     parameters = count_parameters(model_config, path=str(model))
@@ -64,14 +64,15 @@ def _prove(model: Path, ranks: Any, **learner: Any) -> bool:
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_right_model_passes_packed(tmp_path: Path, checkpointed: bool) -> None:
-    assert not _prove(write_tiny_model(tmp_path), _OneRank(), gradient_checkpointing=checkpointed)
+    found = _prove(write_tiny_model(tmp_path), _OneRank(), gradient_checkpointing=checkpointed)
+    assert found == Forms(rows=False, shares=True)
 
 
 def test_a_large_model_is_proved_by_a_copy_without_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tiny_model(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     monkeypatch.setattr(proof, "SMALL_PARAMETERS", 0)
-    assert not _prove(tmp_path, _OneRank())
+    assert not _prove(tmp_path, _OneRank()).rows
 
 
 def test_a_state_that_runs_on_needs_one_sequence_a_row() -> None:
@@ -84,7 +85,9 @@ def test_a_state_that_runs_on_needs_one_sequence_a_row() -> None:
 @pytest.mark.parametrize("family", ["gpt_oss", "gemma2"])
 def test_sinks_and_caps_go_through_the_packed_attention(family: str) -> None:
     head = _head(cap=30.0) if family == "gemma2" else _head()
-    assert _verdict(family, head).packed < 1e-4
+    verdict = _verdict(family, head)
+    assert verdict.packed < 1e-4
+    assert verdict.shared < 1e-4
 
 
 def test_logits_that_are_changed_in_a_way_not_known_are_found() -> None:
@@ -115,8 +118,8 @@ def test_router_jitter_is_off() -> None:
 def test_every_rank_refuses_what_the_leader_refuses(tmp_path: Path) -> None:
     write_tiny_model(tmp_path)
     with pytest.raises(ConfigError, match="differs by 2 nats"):
-        _prove(tmp_path, _Follower(["differs by 2 nats", "", ""]))
-    assert _prove(tmp_path, _Follower(["", "rows", "differs"]))
+        _prove(tmp_path, _Follower(["differs by 2 nats", "", "", ""]))
+    assert _prove(tmp_path, _Follower(["", "rows", "differs", ""])) == Forms(rows=True, shares=False)
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,7 @@ LAYOUTS = {
     "1x16": {"max_tokens_per_micro_batch": 10_000},
     "4x4": {"max_tokens_per_micro_batch": 80},
     "16x1": {"max_tokens_per_micro_batch": 1},
+    "plain": {"max_tokens_per_micro_batch": 80, "share_prompts": "never"},
 }
 
 
@@ -232,6 +233,7 @@ def _assert_one_gradient(learner_model: Path, found: list[Figures]) -> None:
         for layout, figures in zip(LAYOUTS, found[index * len(LAYOUTS) :], strict=False):
             error = np.linalg.norm(_gradient(figures) - padded) / np.linalg.norm(padded)
             assert error < 1e-6, (mode, layout, error)
+            assert bool(figures["metric/learner/prompt_tokens_saved"]) == (layout in ("1x16", "4x4")), layout
 
 
 def test_the_gradient_does_not_depend_on_micro_batches_or_packing(calm_model_path: Path, alone: Ranks) -> None:

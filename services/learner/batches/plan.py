@@ -6,9 +6,11 @@ divisible by anything: a rank with too little work gets empty micro-batches, bec
 Letters: S sequences of a batch, R ranks.
 """
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from services.learner.batches.bins import fill
+from services.learner.batches.shared_plan import share_prompts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +21,9 @@ class MiniBatch:
     """Indices into the batch's sequences; whole groups, in batch order."""
     micro_batches: tuple[tuple[tuple[int, ...], ...], ...]
     """[R][M]: micro-batch m of rank r as indices into the batch's sequences, longest first; may be empty."""
+    saved_tokens: int = 0
+    """Prompt tokens that are not computed again because the samples of a group share them; then a micro-batch has its
+    sequences group by group, longest prompt first, and longest first in a group."""
 
 
 def plan_step(
@@ -30,12 +35,14 @@ def plan_step(
     ranks: int,
     max_tokens: int,
     rows: bool = False,
+    prompts: Sequence[int] | None = None,
 ) -> tuple[MiniBatch, ...]:
     """Cuts a batch into mini-batches of `groups_per_mini_batch` groups; the last is smaller when groups do not divide.
 
     lengths, trained: [S], input tokens of each sequence, and whether the sequence is in the loss; a sequence outside the
     loss stays in `sequences` but is in no micro-batch. `max_tokens` is the budget of one micro-batch on one rank. With `rows`
-    a micro-batch is padded to its longest sequence, and the padding counts.
+    a micro-batch is padded to its longest sequence, and the padding counts. With `prompts`, [S] tokens of each sequence's
+    prompt, a mini-batch computes a group's prompt once a micro-batch where that saves enough.
     """
     starts = [0]
     for size in group_sizes:
@@ -45,9 +52,17 @@ def plan_step(
         last = min(first + groups_per_mini_batch, len(group_sizes))
         sequences = tuple(range(starts[first], starts[last]))
         work = [s for s in sequences if trained[s]]
-        cut = _cut_rows if rows else _spread
-        micro_batches = cut(work, lengths=lengths, ranks=ranks, max_tokens=max_tokens)
-        mini_batches.append(MiniBatch(sequences=sequences, micro_batches=micro_batches))
+        shared = None
+        if prompts is not None:
+            groups = [[s for s in range(starts[g], starts[g + 1]) if trained[s]] for g in range(first, last)]
+            shared = share_prompts(groups, lengths=lengths, prompts=prompts, ranks=ranks, max_tokens=max_tokens)
+        if shared is None:
+            cut = _cut_rows if rows else _spread
+            micro_batches = cut(work, lengths=lengths, ranks=ranks, max_tokens=max_tokens)
+            mini_batches.append(MiniBatch(sequences=sequences, micro_batches=micro_batches))
+        else:
+            micro_batches, saved_tokens = shared
+            mini_batches.append(MiniBatch(sequences=sequences, micro_batches=micro_batches, saved_tokens=saved_tokens))
     return tuple(mini_batches)
 
 
@@ -58,7 +73,7 @@ def _spread(
     longest_first = _longest_first(sequences, lengths)
     total = sum(lengths[s] for s in sequences)
     rounds = -(-total // (ranks * max_tokens))
-    while (bins := _fill(longest_first, lengths=lengths, bins=rounds * ranks, max_tokens=max_tokens)) is None:
+    while (bins := fill(longest_first, sizes=lengths, bins=rounds * ranks, most=max_tokens)) is None:
         rounds += 1
     bins.sort(key=lambda one: -sum(lengths[s] for s in one))
     return tuple(tuple(tuple(bins[r * ranks + rank]) for r in range(rounds)) for rank in range(ranks))
@@ -82,23 +97,3 @@ def _cut_rows(
 
 def _longest_first(sequences: Sequence[int], lengths: Sequence[int]) -> list[int]:
     return sorted(sequences, key=lambda s: (-lengths[s], s))
-
-
-def _fill(
-    longest_first: Sequence[int], *, lengths: Sequence[int], bins: int, max_tokens: int
-) -> list[list[int]] | None:
-    """Longest processing time first into the least loaded bin (Graham 1969); None when a bin exceeds the budget.
-
-    A sequence over the budget may fill a bin alone: the longest sequences come first and find empty bins.
-    """
-    filled: list[list[int]] = [[] for _ in range(bins)]
-    loads = [(0, index) for index in range(bins)]
-    for sequence in longest_first:
-        if not loads:
-            return None
-        load, index = loads[0]
-        if load and load + lengths[sequence] > max_tokens:
-            return None
-        filled[index].append(sequence)
-        heapq.heapreplace(loads, (load + lengths[sequence], index))
-    return filled

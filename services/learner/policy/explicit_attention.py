@@ -3,7 +3,8 @@
 Queries come in chunks, and a chunk's scores are computed again in the backward pass, so that scores of all pairs of tokens
 never exist at once. Several times slower than a fast kernel.
 
-Letters: B sequences, H heads, K key-value heads, L tokens, C queries of a chunk, D head size.
+Letters: B sequences, H heads, K key-value heads, Q queries, L keys, C queries of a chunk, D head size. The last query stands
+at the last key.
 """
 
 import torch
@@ -24,7 +25,7 @@ def explicit_attention(
     sinks: Tensor | None,
     softcap: float | None,
 ) -> Tensor:
-    """q [B, H, L, D], k and v [B, K, L, D] -> [B, H, L, D], in the dtype of q; softmax in float32.
+    """q [B, H, Q, D], k and v [B, K, L, D] -> [B, H, Q, D], in the dtype of q; softmax in float32.
 
     sinks: [H], a score that takes its share of each head's softmax and has no value (GPT-OSS). softcap: scores become
     softcap * tanh(score / softcap) before the mask (Gemma 2). A `window` of w hides all but the w newest keys.
@@ -32,20 +33,22 @@ def explicit_attention(
     repeats = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    before = k.shape[2] - q.shape[2]
     parts = []
     for start in range(0, q.shape[2], CHUNK_QUERIES):
         stop = min(start + CHUNK_QUERIES, q.shape[2])
-        oldest = 0 if window is None else max(0, start + 1 - window)
-        hidden = _hidden(start, stop, oldest=oldest, window=window, device=q.device)
-        chunk = (q[:, :, start:stop], k[:, :, oldest:stop], v[:, :, oldest:stop], hidden, scale, sinks, softcap)
+        oldest = 0 if window is None else max(0, before + start + 1 - window)
+        keys = slice(oldest, before + stop)
+        hidden = ~visible(stop - start, before + stop - oldest, window=window, device=q.device)
+        chunk = (q[:, :, start:stop], k[:, :, keys], v[:, :, keys], hidden, scale, sinks, softcap)
         parts.append(checkpoint(_chunk, *chunk, use_reentrant=False))
     return torch.cat(parts, 2)
 
 
-def _hidden(start: int, stop: int, *, oldest: int, window: int | None, device: torch.device) -> Tensor:
-    """bool[C, keys]: the keys, counted from `oldest`, that the queries `start` to `stop` do not see."""
-    age = torch.arange(start, stop, device=device)[:, None] - torch.arange(oldest, stop, device=device)[None]
-    return (age < 0) if window is None else (age < 0) | (age >= window)
+def visible(queries: int, keys: int, *, window: int | None, device: torch.device) -> Tensor:
+    """bool[queries, keys]: the keys that each query sees, which are the query's own position and the window - 1 before."""
+    everything = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return everything if window is None else everything.triu(keys - queries + 1 - window)
 
 
 def _chunk(

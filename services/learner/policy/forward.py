@@ -37,11 +37,15 @@ class Policy(nn.Module):
     Computes as in evaluation, without any dropout: a log-probability has one value.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel, head: Head, *, rows: bool = False) -> None:
-        """rows: lay out one sequence a row, padded on the right, for a model that has to have its own attention."""
+    def __init__(self, causal_lm: PreTrainedModel, head: Head, *, rows: bool = False, shares: bool = False) -> None:
+        """rows: lay out one sequence a row, padded on the right, for a model that has to have its own attention.
+
+        shares: whether the samples of a group may share the group's prompt.
+        """
         super().__init__()
         self.causal_lm = causal_lm
         self.rows = rows
+        self.shares = shares
         self._head = head
         _as_in_evaluation(causal_lm)
 

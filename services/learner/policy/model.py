@@ -31,12 +31,12 @@ def load_policy(config: Config, ranks: Ranks) -> Policy:
     model_config = read_model_config(config)
     parameters = count_parameters(model_config, path=path)
     head = make_head(config, model_config)
-    rows = prove(config, model_config, head=head, parameters=parameters, ranks=ranks)
-    causal_lm = load_weights(path, model_config, attention=None if rows else attention.NAME)
+    found = prove(config, model_config, head=head, parameters=parameters, ranks=ranks)
+    causal_lm = load_weights(path, model_config, attention=None if found.rows else attention.NAME)
     lora.attach(causal_lm, config)
     if config.learner.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-    return shard(Policy(causal_lm, head, rows=rows), ranks, config=config)
+    return shard(Policy(causal_lm, head, rows=found.rows, shares=found.shares), ranks, config=config)
 
 
 def make_head(config: Config, model_config: PreTrainedConfig) -> Head:

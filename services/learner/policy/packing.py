@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from services.learner.batches.batch import TrainSequence
-from services.learner.policy.attention import Layout
+from services.learner.policy.layout import Layout, PackedLayout, SharedLayout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,7 @@ class Packed:
     """int64[1, N]."""
     position_ids: Tensor
     """int64[1, N], from 0 in every sequence."""
-    layout: Layout
+    layout: PackedLayout
     """The layout of all N tokens, for the attention."""
     predictors: Tensor
     """int64[M]: packed index of the token whose hidden state predicts the target."""
@@ -51,16 +51,18 @@ def pack(
     advantages: Sequence[float],
     weights: Sequence[float],
     device: torch.device,
+    groups: Sequence[int] | None = None,
 ) -> Packed:
     """Packs sequences that come longest first, with one advantage and one weight each. No sequences give a dummy.
 
-    The dummy has one input token and no target: its loss is an empty sum, yet every FSDP hook runs.
+    With `groups`, the number of each sequence's group, a group's prompt is laid out once; the sequences then come group by
+    group, longest prompt first, and longest first in a group. The dummy has one input token and no target: its loss is an
+    empty sum, yet every FSDP hook runs.
     """
     if not sequences:
         return _dummy(device)
-    lengths = np.array([s.input_tokens for s in sequences])
     completions = np.array([s.completion_tokens for s in sequences])
-    ends = np.cumsum(lengths)
+    tokens = _whole(sequences, device) if groups is None else _shared(sequences, groups, device)
     per_token = (
         np.concatenate([s.rollout_logprobs for s in sequences]),
         step - np.concatenate([s.versions for s in sequences]),
@@ -69,11 +71,10 @@ def pack(
     )
     rollout, ages, advantage, weight = (torch.from_numpy(values).to(device) for values in per_token)
     return Packed(
-        input_ids=_ids(np.concatenate([s.token_ids[:-1] for s in sequences]), device)[None],
-        position_ids=_ids(_ranges(lengths), device)[None],
-        layout=Layout(lengths, device),
-        # The last T input tokens of a sequence predict the sequence's T completion tokens.
-        predictors=_ids(np.repeat(ends - completions, completions) + _ranges(completions), device),
+        input_ids=_ids(tokens.ids, device)[None],
+        position_ids=_ids(tokens.positions, device)[None],
+        layout=tokens.layout,
+        predictors=_ids(tokens.predictors, device),
         targets=_ids(np.concatenate([s.token_ids[s.prompt_tokens :] for s in sequences]), device),
         sequence=_ids(np.repeat(np.arange(len(sequences)), completions), device),
         sequences=len(sequences),
@@ -81,6 +82,46 @@ def pack(
         ages=ages,
         advantages=advantage,
         weights=weight,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tokens:
+    """The N packed tokens; each array int[N], but `predictors` int[M]."""
+
+    ids: np.ndarray
+    positions: np.ndarray
+    predictors: np.ndarray
+    layout: PackedLayout
+
+
+def _whole(sequences: Sequence[TrainSequence], device: torch.device) -> _Tokens:
+    """Prompt and completion of each sequence end to end."""
+    lengths = np.array([s.input_tokens for s in sequences])
+    completions = np.array([s.completion_tokens for s in sequences])
+    # The last T input tokens of a sequence predict the sequence's T completion tokens.
+    predictors = np.repeat(np.cumsum(lengths) - completions, completions) + _ranges(completions)
+    ids = np.concatenate([s.token_ids[:-1] for s in sequences])
+    return _Tokens(ids=ids, positions=_ranges(lengths), predictors=predictors, layout=Layout(lengths, device))
+
+
+def _shared(sequences: Sequence[TrainSequence], groups: Sequence[int], device: torch.device) -> _Tokens:
+    """The prompt of each group, then the completions; a prompt's last token predicts the first token of each completion."""
+    place = np.concatenate([[0], np.cumsum(np.diff(groups) != 0)])
+    heads = [sequences[first] for first in np.flatnonzero(np.diff(place, prepend=-1)).tolist()]
+    prompts = np.array([s.prompt_tokens for s in heads])
+    own = np.array([s.completion_tokens - 1 for s in sequences])
+    own_starts = prompts.sum() + np.cumsum(own) - own
+    predictors = [
+        np.concatenate([[last], np.arange(start, start + count)])
+        for last, start, count in zip((np.cumsum(prompts) - 1)[place], own_starts, own, strict=True)
+    ]
+    ids = [s.token_ids[: s.prompt_tokens] for s in heads] + [s.token_ids[s.prompt_tokens : -1] for s in sequences]
+    return _Tokens(
+        ids=np.concatenate(ids),
+        positions=np.concatenate([_ranges(prompts), np.repeat(prompts[place], own) + _ranges(own)]),
+        predictors=np.concatenate(predictors),
+        layout=SharedLayout(prompts, [own[place == group] for group in range(len(prompts))], device),
     )
 
 

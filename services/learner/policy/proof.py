@@ -4,7 +4,8 @@ A few random sequences of unequal length go one at a time through the stock mode
 the policy, by the learner's own functions and called as the trainer calls it. In float32 the log-probabilities have to
 agree. A model that agrees only with one sequence a row (a recurrent or convolutional state runs on from one packed sequence
 into the next, or the model has an attention of its own) is trained that way, and the log says what that costs. A model that
-agrees in neither way is refused.
+agrees in neither way is refused. Where the packed form agrees, so must the form in which samples share a group's prompt, or
+the form is not used.
 
 Rank 0 proves for all ranks, because all have to lay out a step alike. The others wait for its verdict in a collective.
 """
@@ -13,8 +14,8 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import structlog
@@ -59,6 +60,8 @@ class Verdict:
     """Largest difference of a log-probability in nats, all sequences packed into one; NaN: it cannot be computed."""
     rows: float
     """The same with one sequence a row; NaN: not tried, or it cannot be computed."""
+    shared: float = math.nan
+    """The same, packed, with the prompt of each group laid out once; NaN: not tried, or it cannot be computed."""
     reason: str = ""
     """Why the packed form cannot be computed; empty where it can."""
 
@@ -73,17 +76,32 @@ class Verdict:
         return not self.packed <= TOLERANCE_NATS and self.rows <= TOLERANCE_NATS
 
     @property
+    def can_share(self) -> bool:
+        """Whether samples can share a group's prompt."""
+        return self.shared <= TOLERANCE_NATS
+
+    @property
     def in_words(self) -> str:
         """What is wrong with the packed form."""
         return f"cannot be packed ({self.reason})" if self.reason else f"differs by {self.packed:.2g} nats when packed"
 
 
-def prove(config: Config, model_config: PreTrainedConfig, *, head: Head, parameters: int, ranks: Ranks) -> bool:
-    """Whether the model of `model.path` has to be laid out one sequence a row. Collective.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forms:
+    """How a proved model may be laid out."""
+
+    rows: bool
+    """It has to be one sequence a row."""
+    shares: bool
+    """The samples of a group may share the group's prompt."""
+
+
+def prove(config: Config, model_config: PreTrainedConfig, *, head: Head, parameters: int, ranks: Ranks) -> Forms:
+    """How the model of `model.path` is laid out. Collective.
 
     head: as the policy has it; parameters: their number. Raises ConfigError, on every rank.
     """
-    texts = [""] * 3
+    texts = [""] * 4
     if ranks.leads:
         started = time.perf_counter()
         name = architecture(model_config)
@@ -93,10 +111,16 @@ def prove(config: Config, model_config: PreTrainedConfig, *, head: Head, paramet
             texts[0] = str(error)
         else:
             refusal = "" if verdict.passes else refusal_of(verdict, name=name, path=config.model.path)
-            texts = [refusal, "rows" if verdict.needs_rows else "", verdict.in_words]
+            texts = [refusal, "rows" * verdict.needs_rows, verdict.in_words, "shares" * verdict.can_share]
             nats = verdict.rows if verdict.needs_rows else verdict.packed
-            log.info("model_proved", architecture=name, largest_difference_nats=nats, s=time.perf_counter() - started)
-    refusal, rows, packed = ranks.share_texts(texts)
+            log.info(
+                "model_proved",
+                architecture=name,
+                largest_difference_nats=nats,
+                shares_prompts=verdict.can_share,
+                s=time.perf_counter() - started,
+            )
+    refusal, rows, packed, shares = ranks.share_texts(texts)
     if refusal:
         raise ConfigError(refusal)
     if rows and ranks.leads:
@@ -106,7 +130,7 @@ def prove(config: Config, model_config: PreTrainedConfig, *, head: Head, paramet
             why=packed,
             cost="every micro-batch is padded to its longest sequence, and learner.max_tokens_per_micro_batch counts padding",
         )
-    return bool(rows)
+    return Forms(rows=bool(rows), shares=bool(shares))
 
 
 def refusal_of(verdict: Verdict, *, name: str, path: str) -> str:
@@ -125,12 +149,12 @@ def compare(causal_lm: PreTrainedModel, head: Head, *, checkpointed: bool = Fals
     """
     if checkpointed:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-    packed, reason = _difference(causal_lm, head, long=long, rows=False)
-    rows = math.nan
-    if not packed <= TOLERANCE_NATS:
-        rows, why = _difference(causal_lm, head, long=long, rows=True)
-        reason = reason or why
-    return Verdict(packed=packed, rows=rows, reason=reason)
+    packed, reason = _difference(causal_lm, head, long=long, form="packed")
+    if packed <= TOLERANCE_NATS:
+        shared, _ = _difference(causal_lm, head, long=long, form="shared")
+        return Verdict(packed=packed, rows=math.nan, shared=shared)
+    rows, why = _difference(causal_lm, head, long=long, form="rows")
+    return Verdict(packed=packed, rows=rows, reason=reason or why)
 
 
 def _prove_folder(
@@ -186,15 +210,42 @@ def _sequences(causal_lm: PreTrainedModel, long: int | None, *, seed: int) -> li
     ]
 
 
-def _difference(causal_lm: PreTrainedModel, head: Head, *, long: int | None, rows: bool) -> tuple[float, str]:
+def _grouped(sequences: Sequence[TrainSequence]) -> tuple[list[TrainSequence], list[int]]:
+    """Groups of three from the longest random sequences, and the number of each one's group: half of each is the prompt.
+
+    The samples are the whole rest, most of the rest in another order, and one token.
+    """
+    samples, groups = [], []
+    for number, sequence in enumerate(sequences[:-2]):
+        prompt, rest = np.split(sequence.token_ids, [len(sequence.token_ids) // 2])
+        for completion in (rest, rest[::-1][: 1 + 3 * len(rest) // 4], rest[-1:]):
+            blank = np.zeros(len(completion), np.float32)
+            samples.append(
+                replace(
+                    sequence,
+                    token_ids=np.concatenate([prompt, completion]),
+                    prompt_tokens=len(prompt),
+                    rollout_logprobs=blank,
+                    versions=blank.astype(np.int32),
+                )
+            )
+            groups.append(number)
+    return samples, groups
+
+
+def _difference(
+    causal_lm: PreTrainedModel, head: Head, *, long: int | None, form: Literal["packed", "shared", "rows"]
+) -> tuple[float, str]:
     """The smaller difference of two draws of tokens in nats and no reason, or NaN and the reason why there is none."""
     found = []
     try:
         for seed in range(DRAWS):
-            sequences = _sequences(causal_lm, long, seed=seed)
+            sequences, groups = _sequences(causal_lm, long, seed=seed), None
+            if form == "shared":
+                sequences, groups = _grouped(sequences)
             truth = _one_at_a_time(causal_lm, sequences, temperature=head.temperature)
-            set_attention(causal_lm, rows=rows)
-            found.append(_largest(Policy(causal_lm, head, rows=rows), sequences, truth))
+            set_attention(causal_lm, rows=form == "rows")
+            found.append(_largest(Policy(causal_lm, head, rows=form == "rows"), sequences, groups, truth))
             if found[-1] <= TOLERANCE_NATS:
                 break
     except Exception as error:  # noqa: BLE001 - a model may stumble over such a call in any way; the refusal quotes it
@@ -210,15 +261,16 @@ def _one_at_a_time(causal_lm: PreTrainedModel, sequences: Sequence[TrainSequence
     parts = []
     for sequence in sequences:
         ids = torch.from_numpy(sequence.token_ids.astype(np.int64)).to(causal_lm.device)
-        logits = causal_lm(input_ids=ids[None, :-1], use_cache=False).logits[0].float() / temperature
-        parts.append(torch.log_softmax(logits, -1).gather(-1, ids[1:, None])[:, 0])
+        logits = causal_lm(input_ids=ids[None, :-1], use_cache=False).logits[0, sequence.prompt_tokens - 1 :].float()
+        targets = ids[sequence.prompt_tokens :, None]
+        parts.append(torch.log_softmax(logits / temperature, -1).gather(-1, targets)[:, 0])
     return torch.cat(parts)
 
 
-def _largest(policy: Policy, sequences: list[TrainSequence], truth: Tensor) -> float:
+def _largest(policy: Policy, sequences: list[TrainSequence], groups: list[int] | None, truth: Tensor) -> float:
     """The largest difference in nats of the two calls that the trainer makes: with a loss, and without."""
     ones = [1.0] * len(sequences)
-    packed = pack(sequences, step=0, advantages=ones, weights=ones, device=truth.device)
+    packed = pack(sequences, step=0, advantages=ones, weights=ones, device=truth.device, groups=groups)
     _, trained, _ = policy(packed, _AnyLoss())
     _, scored, _ = policy(packed, None)
     return float(torch.maximum((trained - truth).abs(), (scored - truth).abs()).max())

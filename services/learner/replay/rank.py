@@ -57,6 +57,7 @@ def _replay(ranks: Ranks, args: argparse.Namespace) -> None:
     metrics: dict[str, float] = {}
     vocabulary = vocabulary_size(config.model.path)
     for step in range(state.step, args.step + 1):
+        worker.allow_sharing(recorded[step].metrics.get("learner/prompt_tokens_saved", 0) > 0)
         metrics = worker.train(_batch(args.run_dir, recorded[step], vocabulary) if ranks.leads else None)
     snapshot = worker.gather(PolicyVersion(lineage=recorded[args.step].lineage, number=worker.step))
     if snapshot is None:

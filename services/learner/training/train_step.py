@@ -9,7 +9,7 @@ Letters: S sequences of the batch, M trained tokens of one micro-batch.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ from services.learner.policy.forward import Policy
 from services.learner.policy.optimizer import learning_rate
 from services.learner.policy.packing import Packed, pack
 from services.learner.training.objective import Objective
+from services.learner.training.sharing import PromptSharing
 from services.learner.training.tally import Tally
 from sluice.config.schema import Config
 from sluice.dapo.aggregation import token_weights
@@ -56,6 +57,12 @@ class Trainer:
         self._ranks = ranks
         self._on_skip = on_skip
         self._skipped_in_a_row = 0
+        self._may_share = policy.shares and config.learner.share_prompts == "auto"
+        self._sharing = PromptSharing(active=self._may_share, dtype=getattr(torch, config.model.dtype), ranks=ranks)
+
+    def allow_sharing(self, allowed: bool) -> None:
+        """Whether the next steps may share prompts where the configuration and the model allow it: a replay knows."""
+        self._sharing.active = allowed and self._may_share
 
     def train(self, batch: Batch) -> dict[str, float]:
         """Trains on batch `step`, all ranks together; returns the metrics of the step, the same on every rank.
@@ -67,7 +74,8 @@ class Trainer:
         lr = self._set_learning_rate()
         work = self._work(batch)
         try:
-            updates = self._updates(batch, work)
+            plan = self._plan(batch, work)
+            updates = self._updates(batch, work, plan)
         except torch.OutOfMemoryError as error:
             raise SluiceError(
                 f"step {self.step}: rank {self._ranks.rank} ran out of device memory; lower "
@@ -75,7 +83,8 @@ class Trainer:
                 f"learner.gradient_checkpointing or learner.cpu_offload: {error}"
             ) from error
         self.step += 1
-        metrics = self._metrics(updates, work) | {"loss/lr": lr}
+        saved = sum(mini_batch.saved_tokens for mini_batch in plan)
+        metrics = self._metrics(updates, work) | {"loss/lr": lr, "learner/prompt_tokens_saved": saved}
         return metrics | _speed(work, time.perf_counter() - started)
 
     def _set_learning_rate(self) -> float:
@@ -97,11 +106,22 @@ class Trainer:
         sequences = batch.sequences
         return _Work(
             sequences=sequences,
+            groups=np.repeat(np.arange(len(batch.groups)), batch.group_sizes).tolist(),
             advantages=advantages(batch.groups, norm_by_std=algorithm.norm_adv_by_std_in_grpo).tolist(),
             trained=[not (algorithm.overlong_filtering and s.truncated) for s in sequences],
         )
 
     def _plan(self, batch: Batch, work: "_Work") -> tuple[MiniBatch, ...]:
+        plan = self._cut(batch, work)
+        sharing = [s for mini_batch in plan if mini_batch.saved_tokens for s in mini_batch.sequences]
+        longest = max((work.sequences[s].input_tokens for s in sharing), default=0)
+        if not self._sharing.is_checked(longest):
+            self._sharing.settle(longest, *self._in_both_forms(plan, work))
+            if not self._sharing.active:
+                return self._cut(batch, work)
+        return plan
+
+    def _cut(self, batch: Batch, work: "_Work") -> tuple[MiniBatch, ...]:
         return plan_step(
             group_sizes=batch.group_sizes,
             lengths=[s.input_tokens for s in work.sequences],
@@ -110,10 +130,32 @@ class Trainer:
             ranks=self._ranks.size,
             max_tokens=self._config.learner.max_tokens_per_micro_batch,
             rows=self.policy.rows,
+            prompts=[s.prompt_tokens for s in work.sequences] if self._sharing.active else None,
         )
 
-    def _updates(self, batch: Batch, work: "_Work") -> list["_Update"]:
-        plan = self._plan(batch, work)
+    def _in_both_forms(self, plan: tuple[MiniBatch, ...], work: "_Work") -> tuple[Tensor, Tensor]:
+        """float32[M] nats of the group with this rank's longest sequence: plain, and with a shared prompt. Collective."""
+        mine = [
+            s
+            for mini_batch in plan
+            if mini_batch.saved_tokens
+            for micro_batch in mini_batch.micro_batches[self._ranks.rank]
+            for s in micro_batch
+        ]
+        longest = max(mine, key=lambda s: work.sequences[s].input_tokens, default=None)
+        members = [s for s in mine if longest is not None and work.groups[s] == work.groups[longest]]
+        members.sort(key=lambda s: -work.sequences[s].input_tokens)
+        budget = self._config.learner.max_tokens_per_micro_batch
+        fits = np.cumsum([work.sequences[s].input_tokens for s in members]) <= budget
+        members = members[: max(1, int(fits.sum()))]
+        ones = dict.fromkeys(members, 1.0)
+        plain, shared = (
+            self.policy(self._pack(members, work, weights=ones, shared=shared), None)[1] for shared in (False, True)
+        )
+        self._fsdp.reshard()  # without a backward pass, which would free the gathered weights
+        return plain, shared
+
+    def _updates(self, batch: Batch, work: "_Work", plan: tuple[MiniBatch, ...]) -> list["_Update"]:
         proximal = [self._proximal(mini_batch, work) for mini_batch in plan]  # before any weight changes
         updates = []
         for mini_batch, known in zip(plan, proximal, strict=True):
@@ -149,13 +191,17 @@ class Trainer:
         """This rank's micro-batches on its device, one at a time."""
         weights = self._weights(mini_batch, work)
         for members in mini_batch.micro_batches[self._ranks.rank]:
-            yield pack(
-                [work.sequences[s] for s in members],
-                step=self.step,
-                advantages=[work.advantages[s] for s in members],
-                weights=[weights[s] for s in members],
-                device=self._ranks.device,
-            )
+            yield self._pack(members, work, weights=weights, shared=mini_batch.saved_tokens > 0)
+
+    def _pack(self, members: Sequence[int], work: "_Work", *, weights: Mapping[int, float], shared: bool) -> Packed:
+        return pack(
+            [work.sequences[s] for s in members],
+            step=self.step,
+            advantages=[work.advantages[s] for s in members],
+            weights=[weights[s] for s in members],
+            device=self._ranks.device,
+            groups=[work.groups[s] for s in members] if shared else None,
+        )
 
     def _gather_until_last(self, *, last: bool) -> None:
         """Without `reshard_after_forward`, weights stay gathered and gradients local up to an update's last micro-batch."""
@@ -244,6 +290,8 @@ class _Work:
     """A step's work as flat lists: the batch's sequences, their advantages, and which sequences are in the loss."""
 
     sequences: list[TrainSequence]
+    groups: list[int]
+    """[S]: the number of each sequence's group."""
     advantages: list[float]
     """[S]."""
     trained: list[bool]

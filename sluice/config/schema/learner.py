@@ -36,6 +36,11 @@ class LearnerConfig(Section):
     max_tokens_per_micro_batch: PositiveInt = Field(
         default=32768, description="tokens of a micro-batch on a rank: the knob for memory"
     )
+    share_prompts: Literal["auto", "never"] = Field(
+        default="auto",
+        description="auto computes the prompt of a group once for the samples of a micro-batch, where the model allows it "
+        "and it saves an eighth of the tokens; never computes it for each sample",
+    )
     logprob_chunk_tokens: PositiveInt = Field(default=1024, description="tokens whose logits exist at once")
     gradient_checkpointing: bool = Field(
         default=False, description="compute activations again in the backward pass to save memory"

@@ -71,6 +71,15 @@ LEARNER: tuple[Metric, ...] = (
         "0 means that everything was masked: check `algorithm.overlong_filtering`",
     ),
     entry(
+        "learner/prompt_tokens_saved",
+        "tokens",
+        "learner",
+        "prompt tokens that this step did not compute again, because the samples of a group share the group's prompt",
+        "(n - 1) x prompt tokens x groups, a little less where a group is cut",
+        "0: `learner.share_prompts` is never, the model does not allow it (`model_proved` in the learner's log), prompts are "
+        "short beside answers, or the forms were found to differ (`prompts_not_shared` in the log)",
+    ),
+    entry(
         "learner/updates",
         "updates",
         "learner",

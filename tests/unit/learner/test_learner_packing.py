@@ -1,6 +1,7 @@
 """Packing, and the forward pass over packed sequences against one sequence at a time."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from services.learner.batches.batch import TrainSequence
 from services.learner.policy import attention
 from services.learner.policy.forward import Policy
 from services.learner.policy.head import Head
+from services.learner.policy.layout import SharedLayout
 from services.learner.policy.packing import Packed, pack
 from tests.reference_dapo import reference_logprobs
 from tests.unit.learner.learner_cases import make_batch, write_tiny_model
@@ -24,6 +26,14 @@ def _packed(sequences: list[TrainSequence]) -> Packed:
     sequences = sorted(sequences, key=lambda s: -s.input_tokens)
     ones = [1.0] * len(sequences)
     return pack(sequences, step=2, advantages=ones, weights=ones, device=CPU)
+
+
+def _shared(groups: list[list[TrainSequence]]) -> Packed:
+    groups = sorted(groups, key=lambda group: -group[0].prompt_tokens)
+    members = [s for group in groups for s in sorted(group, key=lambda s: -s.input_tokens)]
+    numbers = [number for number, group in enumerate(groups) for _ in group]
+    ones = [1.0] * len(members)
+    return pack(members, step=2, advantages=ones, weights=ones, device=CPU, groups=numbers)
 
 
 def _tiny_sequence(token_ids: list[int], prompt_tokens: int) -> TrainSequence:
@@ -46,6 +56,17 @@ def test_two_sequences_are_laid_end_to_end_and_only_completions_are_targets() ->
     assert packed.targets.tolist() == [7, 0, 0, 9, 0]
     assert packed.rollout_logprobs.tolist() == [0, -1, -2, 0, -1]
     assert packed.ages.tolist() == [1] * 5
+
+
+def test_a_shared_prompt_is_laid_out_once_and_predicts_the_first_token_of_each_completion() -> None:
+    packed = _shared(
+        [[_tiny_sequence([5, 6, 7, 1, 0], 2), _tiny_sequence([5, 6, 9], 2)], [_tiny_sequence([8, 3, 0], 1)]]
+    )
+    assert packed.input_ids.tolist() == [[5, 6, 8, 7, 1, 3]]
+    assert packed.position_ids.tolist() == [[0, 1, 0, 2, 3, 1]]
+    assert packed.predictors.tolist() == [1, 3, 4, 1, 2, 5]
+    assert packed.targets.tolist() == [7, 1, 0, 9, 3, 0]
+    assert packed.sequence.tolist() == [0, 0, 0, 1, 2, 2]
 
 
 def test_targets_come_from_lengths_and_not_from_token_values() -> None:
@@ -109,6 +130,24 @@ def test_packed_logprobs_and_their_gradients_equal_those_of_one_sequence_at_a_ti
         assert torch.allclose(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4 * float(theirs.grad.abs().max())), name
 
 
+def test_shared_prompts_change_neither_logprobs_nor_gradients(tmp_path: Path) -> None:
+    model_path = write_tiny_model(tmp_path, initializer_range=0.1)  # so calm that float32 keeps seven digits
+    batch = make_batch(groups=5)
+    found = []
+    for shared in (False, True):
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            model_path, dtype=torch.float32, attn_implementation=attention.NAME
+        )
+        packed = _shared([list(group.sequences) for group in batch.groups]) if shared else _packed(batch.sequences)
+        loss, logprobs, _ = Policy(causal_lm, _head())(packed, _Sines())
+        loss.backward()
+        in_turn = torch.argsort(packed.targets * 1000 + packed.rollout_logprobs * 100)
+        found.append((logprobs[in_turn], torch.cat([p.grad.flatten() for p in causal_lm.parameters()])))
+    (plain, gradient), (shared, other) = found
+    assert torch.allclose(plain, shared, atol=1e-6)
+    assert (gradient - other).norm() <= 1e-6 * gradient.norm()
+
+
 def test_the_entropy_of_a_uniform_distribution_is_the_logarithm_of_the_vocabulary(model_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation=attention.NAME)
     with torch.no_grad():
@@ -128,3 +167,25 @@ def test_a_sliding_window_hides_the_same_tokens_as_in_the_stock_model(tmp_path: 
     sequences = sorted(make_batch(groups=4).sequences, key=lambda s: -s.input_tokens)
     _, logprobs, _ = Policy(packing, _head())(_packed(sequences), None)
     assert torch.allclose(logprobs, _one_by_one(stock, sequences), atol=2e-5)
+    groups = make_batch(groups=4).groups
+    _, shared, _ = Policy(packing, _head())(_shared([list(group.sequences) for group in groups]), None)
+    in_turn = sorted(groups, key=lambda group: -group.sequences[0].prompt_tokens)
+    samples = [s for group in in_turn for s in sorted(group.sequences, key=lambda s: -s.input_tokens)]
+    assert torch.allclose(shared, _one_by_one(stock, samples), atol=2e-5)
+
+
+def test_the_keys_and_boundaries_that_a_variable_length_kernel_gets_are_those_of_the_blocks() -> None:
+    layout = SharedLayout(np.array([5, 3]), [np.array([4, 1, 0]), np.array([2])], CPU)
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 15, 8, dtype=torch.float64)
+    blocks, _ = attention.packed_attention(torch.nn.Identity(), query, key, value, None, layout=layout)
+    q, k, v = query[0], *(layout.keys(states[0].transpose(0, 1)).transpose(0, 1) for states in (key, value))
+    parts = []
+    for (start, stop), (first, last) in zip(
+        pairwise(layout.boundaries.tolist()), pairwise(layout.key_boundaries.tolist()), strict=True
+    ):
+        seen = torch.ones(stop - start, last - first, dtype=torch.bool).tril(last - first - (stop - start))
+        scores = (q[:, start:stop] @ k[:, first:last].mT / 8**0.5).masked_fill(~seen, -torch.inf)
+        parts.append(scores.softmax(-1) @ v[:, first:last])
+    assert torch.allclose(blocks[0], torch.cat(parts, 1).transpose(0, 1))
+    assert layout.longest_keys == max(b - a for a, b in pairwise(layout.key_boundaries.tolist()))

@@ -1,6 +1,6 @@
 """Planning of mini-batches and micro-batches."""
 
-from itertools import chain
+from itertools import chain, groupby
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,8 +25,18 @@ def _cases(draw: st.DrawFn) -> dict:
     }
 
 
+@st.composite
+def _sharing_cases(draw: st.DrawFn) -> dict:
+    case = draw(_cases()) | {"rows": False}
+    n = case["group_sizes"][0]
+    prompts = [draw(LENGTHS) for _ in case["group_sizes"]]
+    case["prompts"] = [prompts[index // n] for index in range(len(case["lengths"]))]
+    case["lengths"] = [prompt + own - 1 for prompt, own in zip(case["prompts"], case["lengths"], strict=True)]
+    return case
+
+
 @settings(max_examples=200, deadline=None)
-@given(case=_cases())
+@given(case=_cases() | _sharing_cases())
 def test_every_trained_sequence_is_planned_exactly_once_and_every_rank_has_as_many_micro_batches(case: dict) -> None:
     plan = plan_step(**case)
     assert list(chain(*(mini.sequences for mini in plan))) == list(range(len(case["lengths"])))
@@ -46,8 +56,51 @@ def test_the_token_budget_holds_except_for_a_sequence_alone(case: dict) -> None:
         assert tokens <= case["max_tokens"] or len(micro) == 1
 
 
+@settings(max_examples=200, deadline=None)
+@given(case=_sharing_cases())
+def test_a_shared_prompt_counts_once_a_micro_batch_in_the_budget_and_in_the_tokens_saved(case: dict) -> None:
+    n, prompts, lengths = case["group_sizes"][0], case["prompts"], case["lengths"]
+    for mini in plan_step(**case):
+        if not mini.saved_tokens:
+            continue
+        computed = 0
+        for micro in chain(*mini.micro_batches):
+            groups = [s // n for s in micro]
+            assert sorted(set(groups), key=groups.index) == [group for group, _ in groupby(groups)]
+            own = {s: lengths[s] - prompts[s] for s in micro}
+            tokens = sum(own.values()) + sum(prompts[group * n] for group in set(groups))
+            assert tokens <= case["max_tokens"] or sum(size > 0 for size in own.values()) <= 1
+            heads = [prompts[group * n] for group, _ in groupby(groups)]
+            assert heads == sorted(heads, reverse=True)
+            for _, members in groupby(micro, key=lambda s: s // n):
+                sizes = [own[s] for s in members]
+                assert sizes == sorted(sizes, reverse=True)
+            computed += tokens
+        assert mini.saved_tokens == sum(lengths[s] for s in mini.sequences if case["trained"][s]) - computed
+
+
+def test_a_group_stays_together_where_it_fits_and_is_cut_where_a_rank_would_be_idle() -> None:
+    case = {
+        "group_sizes": [4],
+        "lengths": [13] * 4,
+        "trained": [True] * 4,
+        "groups_per_mini_batch": 1,
+        "max_tokens": 64,
+    }
+    (alone,) = plan_step(**case, prompts=[10] * 4, ranks=1)
+    assert (alone.micro_batches, alone.saved_tokens) == ((((0, 1, 2, 3),),), 30)
+    (two,) = plan_step(**case, prompts=[10] * 4, ranks=2)
+    assert (two.micro_batches, two.saved_tokens) == ((((0, 2),), ((1, 3),)), 20)
+
+
+def test_prompts_that_are_short_beside_the_answers_are_not_shared() -> None:
+    case = {"group_sizes": [4], "lengths": [101] * 4, "trained": [True] * 4, "groups_per_mini_batch": 1}
+    (mini,) = plan_step(**case, prompts=[2] * 4, ranks=1, max_tokens=1000)
+    assert mini.saved_tokens == 0
+
+
 @settings(max_examples=100, deadline=None)
-@given(case=_cases())
+@given(case=_cases() | _sharing_cases())
 def test_the_same_input_gives_the_same_plan(case: dict) -> None:
     assert plan_step(**case) == plan_step(**case)
 
