@@ -31,7 +31,7 @@ class Snapshot:
 
 
 class Packer:
-    """Fills the buffer of one version. Use once: `put` every tensor, in any order, then `seal`."""
+    """Fills the buffer of one version. Use once: `put` every tensor, in any order, or fill its `room`; then `seal`."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -40,16 +40,26 @@ class Packer:
 
     def put(self, name: str, data: np.ndarray) -> None:
         """Copies one contiguous tensor of any numpy dtype. Raises ValueError for a wrong, repeated or resized tensor."""
-        spec = self._missing.get(name)
-        if spec is None:
-            raise ValueError(f"{name}: not in the layout, or put twice")
+        spec = self._spec(name)
         if data.nbytes != spec.size_bytes:
             raise ValueError(
                 f"{name}: must have {spec.size_bytes} bytes ({spec.dtype} {spec.shape}), got {data.nbytes}"
             )
+        room = self.room(name)
         if spec.size_bytes:
-            self._buffer[spec.offset_bytes : spec.offset_bytes + spec.size_bytes] = data.reshape(-1).view(np.uint8)
+            room[:] = data.reshape(-1).view(np.uint8)
+
+    def room(self, name: str) -> np.ndarray:
+        """uint8[size_bytes], zeros: the place of a tensor, to be filled before `seal` instead of a `put`."""
+        spec = self._spec(name)
         del self._missing[name]
+        return self._buffer[spec.offset_bytes : spec.offset_bytes + spec.size_bytes]
+
+    def _spec(self, name: str) -> TensorSpec:
+        spec = self._missing.get(name)
+        if spec is None:
+            raise ValueError(f"{name}: not in the layout, or put twice")
+        return spec
 
     def seal(self, version: PolicyVersion) -> Snapshot:
         """Digests the buffer and hands the buffer over. Raises ValueError when a tensor is missing."""

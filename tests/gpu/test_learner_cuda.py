@@ -12,6 +12,7 @@ from services.learner.distributed.ranks import Ranks, join_ranks
 from services.learner.policy.attention import packed_attention
 from services.learner.policy.layout import Layout, SharedLayout
 from tests.integration.learner_rank import run_job
+from tests.integration.loading_ranks import assert_same_bits
 from tests.unit.learner.learner_cases import write_tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(180)]
@@ -63,3 +64,12 @@ def test_offloaded_shards_train_the_same_weights(tmp_path: Path, alone: Ranks, d
 
     on_device, offloaded = weights(), weights(cpu_offload=True)
     assert np.allclose(on_device, offloaded, rtol=2e-2 if dtype == "bfloat16" else 1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("cpu_offload", [False, True])
+def test_a_model_is_loaded_in_shards_with_the_bits_and_on_the_device_of_one_loaded_whole(
+    tmp_path: Path, alone: Ranks, cpu_offload: bool
+) -> None:
+    assert_same_bits(
+        write_tiny_model(tmp_path), {"learner": {"cpu_offload": cpu_offload}, "model": {"lora_rank": 3}}, alone
+    )

@@ -1,7 +1,8 @@
 """A checkpoint's weights as the snapshot that the run published, read in one process and without an optimizer.
 
 Reads all shards straight into the wanted type, with the learner's rounding, so the bytes equal the published bytes. With
-LoRA the snapshot holds only the adapters, float32. Peak memory is twice the snapshot.
+LoRA the snapshot holds only the adapters, float32. Peak memory is the snapshot, which is filled in place, and one shard of a
+tensor as stored.
 """
 
 import warnings
@@ -22,7 +23,6 @@ from sluice.errors import ConfigError, NotFound
 from sluice.policy_version import PolicyVersion
 from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Packer, Snapshot
-from sluice.weights.tensors import as_bytes
 
 _PREFIX = "causal_lm."
 """Prefix of the model's own parameters in forward.Policy."""
@@ -43,7 +43,9 @@ def read_snapshot(path: Path, config: Config) -> Snapshot:
         adapters = config.model.lora_rank > 0
         wanted = saved if adapters else _parameters(config, saved, path)
         dtype = "float32" if adapters else config.model.dtype
-        tensors = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, shape in wanted.items()}
+        named = [(plain_name(name), dtype, tuple(shape)) for name, shape in wanted.items()]
+        packer = Packer(plan(named, bucket_bytes=config.weights.bucket_bytes))
+        tensors = {name: _room(packer, plain_name(name), shape, dtype=dtype) for name, shape in wanted.items()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is intended
             load_shards(
@@ -54,11 +56,12 @@ def read_snapshot(path: Path, config: Config) -> Snapshot:
         raise NotFound(
             f"{path}: cannot be read; if its run goes on it may have been removed, try again: {error}"
         ) from error
-    named = [(plain_name(name), dtype, tuple(shape)) for name, shape in wanted.items()]
-    packer = Packer(plan(named, bucket_bytes=config.weights.bucket_bytes))
-    for name, tensor in tensors.items():
-        packer.put(plain_name(name), as_bytes(tensor))
     return packer.seal(PolicyVersion(lineage=state.lineage, number=state.step))
+
+
+def _room(packer: Packer, name: str, shape: torch.Size, *, dtype: str) -> torch.Tensor:
+    """The tensor's place in the snapshot, to be filled."""
+    return torch.from_numpy(packer.room(name)).view(getattr(torch, dtype)).view(shape)
 
 
 def _parameters(config: Config, saved: Mapping[str, torch.Size], path: Path) -> dict[str, torch.Size]:

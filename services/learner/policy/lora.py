@@ -4,13 +4,15 @@ PEFT injects the adapters into the model; the module tree stays the same. B star
 snapshot/pack.py and sluice.weights push and merge adapters.
 """
 
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import safetensors
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sluice.config.schema import Config
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 _PEFT_PREFIX = "base_model.model."
 """Prefix of every name in PEFT's own files."""
 
+_ADAPTER = "default"
+"""PEFT's name for the only adapter."""
+
 
 def attach(causal_lm: PreTrainedModel, config: Config) -> None:
     """Freezes the model and adds adapters, the same on every rank; does nothing when `model.lora_rank` is 0.
@@ -42,9 +47,30 @@ def attach(causal_lm: PreTrainedModel, config: Config) -> None:
         inject_adapter_in_model(_peft_config(config, _layers(causal_lm, config)), causal_lm)
 
 
+def draw(causal_lm: PreTrainedModel, config: Config, *, put: Callable[[nn.Parameter, Tensor], None]) -> None:
+    """Hands to `put` every adapter matrix and its first values, float32, as `attach` gives them to a model with memory.
+
+    Of a model without memory PEFT throws the values away. PEFT 0.21 makes both matrices as torch.nn.Linear does, then
+    draws A again and sets B to zero (`LoraLayer.update_layer`, `reset_lora_parameters`), layer after layer; so does this
+    function, one layer at a time.
+    """
+    if not config.model.lora_rank:
+        return
+    from peft.tuners.lora import LoraLayer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        for layer in causal_lm.modules():
+            if isinstance(layer, LoraLayer):
+                a, b = (part[_ADAPTER].get_parameter("weight") for part in (layer.lora_A, layer.lora_B))
+                a_values, b_values = (nn.Linear(each.shape[1], each.shape[0], bias=False).weight for each in (a, b))
+                put(a, nn.init.kaiming_uniform_(a_values, a=math.sqrt(5)))
+                put(b, nn.init.zeros_(b_values))
+
+
 def plain_name(parameter: str) -> str:
     """A parameter's name without PEFT's additions: the base model's name, or an adapter name of sluice.weights.adapters."""
-    return parameter.replace(".base_layer.", ".").replace(".default.", ".")
+    return parameter.replace(".base_layer.", ".").replace(f".{_ADAPTER}.", ".")
 
 
 def whole_model(snapshot: Snapshot, config: Config) -> Snapshot:

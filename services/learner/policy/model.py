@@ -1,42 +1,73 @@
 """The policy, loaded from a Hugging Face folder and sharded with FSDP2.
 
 Master weights and AdamW's moments are float32; layers compute in `model.dtype`, gradients are summed in float32.
-Every rank reads the folder and holds the whole float32 model on the host until it is sharded.
+Each rank reads its own slices of the files (sharded_loading.py). Only a folder that transformers has to convert is loaded
+whole by every rank, which then holds up to the whole float32 model on the host until it is sharded.
 """
 
+from pathlib import Path
+
+import structlog
 import torch
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
 from services.learner.distributed.ranks import Ranks
-from services.learner.policy import attention, lora
+from services.learner.policy import attention, lora, sharded_loading
 from services.learner.policy.forward import Policy
 from services.learner.policy.head import Head
 from services.learner.policy.model_config import (
-    count_parameters,
+    empty_model,
     load_weights,
     logit_cap,
     logit_factor,
     read_model_config,
 )
 from services.learner.policy.proof import prove
+from services.learner.policy.stored_model import StoredModel, locate_on_all
 from sluice.config.schema import Config
+
+log = structlog.get_logger(__name__)
 
 
 def load_policy(config: Config, ranks: Ranks) -> Policy:
-    """Version 0: the weights of `model.path`, proved, then sharded over all ranks, on their device. Raises ConfigError."""
+    """Version 0: the weights of `model.path`, proved and sharded over all ranks, on their device. Collective.
+
+    Raises ConfigError on every rank, for faults of the folder before anything large is read.
+    """
     disable_progress_bar()
     path = config.model.path
     model_config = read_model_config(config)
-    parameters = count_parameters(model_config, path=path)
+    empty = empty_model(model_config, path=path)
+    parameters = sum(parameter.numel() for parameter in empty.parameters())
+    stored = locate_on_all(Path(path), empty, ranks)
     head = make_head(config, model_config)
     found = prove(config, model_config, head=head, parameters=parameters, ranks=ranks)
-    causal_lm = load_weights(path, model_config, attention=None if found.rows else attention.NAME)
+    how = None if found.rows else attention.NAME
+    whole = _must_be_whole(stored, ranks, parameters=parameters)
+    if whole:
+        causal_lm = load_weights(path, model_config, attention=how)
+    else:
+        causal_lm = sharded_loading.build(model_config, path=path, attention=how)
     lora.attach(causal_lm, config)
     if config.learner.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-    return shard(Policy(causal_lm, head, rows=found.rows, shares=found.shares), ranks, config=config)
+    policy = shard(Policy(causal_lm, head, rows=found.rows, shares=found.shares), ranks, config=config)
+    if not whole:
+        sharded_loading.fill(policy, stored, config=config, ranks=ranks)
+    return policy
+
+
+def _must_be_whole(stored: StoredModel, ranks: Ranks, *, parameters: int) -> bool:
+    """Whether transformers has to load the model, whole on every rank; the log says why and what it costs. Collective."""
+    why = stored.whole_because
+    if not why and not sharded_loading.twins_agree(stored, ranks):
+        why = "the head, which config.json ties to the embedding, is stored with other values"
+    if why and ranks.leads:
+        cost = f"every rank holds up to the whole float32 model, {4e-9 * parameters:.1f} GB on the host, until it is sharded"
+        log.warning("model_loaded_whole", why=why, cost=cost)
+    return bool(why)
 
 
 def make_head(config: Config, model_config: PreTrainedConfig) -> Head:

@@ -3,6 +3,7 @@
 Refuses models that cannot be trained here, with one line: no decoder layers to shard, or a head that is more than a matrix.
 """
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -48,16 +49,25 @@ def prepare(model_config: PreTrainedConfig, *, max_model_len: int) -> None:
 
 def count_parameters(model_config: PreTrainedConfig, *, path: str) -> int:
     """Parameters of the model, built without memory. Raises ConfigError, with the architecture, unless it can be trained."""
-    name = architecture(model_config)
+    return sum(parameter.numel() for parameter in empty_model(model_config, path=path).parameters())
+
+
+def empty_model(model_config: PreTrainedConfig, *, path: str, attention: str | None = "eager") -> PreTrainedModel:
+    """The float32 model on the meta device, without memory; attention: None for the model's own choice.
+
+    Raises ConfigError, with the architecture, unless the model can be trained.
+    """
     try:
         with torch.device("meta"):
-            causal_lm = AutoModelForCausalLM.from_config(model_config, attn_implementation="eager")
+            causal_lm = AutoModelForCausalLM.from_config(
+                copy.deepcopy(model_config), dtype=torch.float32, attn_implementation=attention
+            )
     except Exception as error:  # whatever transformers raises for a model that it cannot build as a causal model
         raise ConfigError(
-            f"model.path: {path} ({name}) is no causal model of transformers: {one_line(error)}"
+            f"model.path: {path} ({architecture(model_config)}) is no causal model of transformers: {one_line(error)}"
         ) from error
     check_parts(causal_lm, path=path)
-    return sum(parameter.numel() for parameter in causal_lm.parameters())
+    return causal_lm
 
 
 def load_weights(path: str, model_config: PreTrainedConfig, *, attention: str | None) -> PreTrainedModel:

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from services.learner.checkpoint.export import export_model, export_version
+from services.learner.policy.stored_model import locate
 from sluice.errors import SluiceError
 from sluice.policy_version import PolicyVersion
 from sluice.weights.manifest import plan
@@ -71,6 +72,7 @@ def test_weights_beyond_the_limit_of_a_file_are_split_as_transformers_splits_the
     assert len(shards) > 2
     assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
     assert all(path.stat().st_size < 8_000 + 4_000 for path in shards)  # the header comes on top
+    assert not locate(tmp_path / "model", model).whole_because, "a learner reads slices of it"
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     ids = torch.arange(12)[None]
     assert torch.equal(reloaded(ids).logits, model(ids).logits)
