@@ -26,6 +26,7 @@ from services.learner.distributed.ranks import Ranks
 from services.learner.policy.forward import Policy
 from services.learner.policy.optimizer import learning_rate
 from services.learner.policy.packing import Packed, pack
+from services.learner.training.device_use import DeviceUse
 from services.learner.training.objective import Objective
 from services.learner.training.tally import Tally
 from sluice.config.schema import Config
@@ -56,6 +57,7 @@ class Trainer:
         self._ranks = ranks
         self._on_skip = on_skip
         self._skipped_in_a_row = 0
+        self._use = DeviceUse(policy.causal_lm, config=config, ranks=ranks)
 
     def train(self, batch: Batch) -> dict[str, float]:
         """Trains on batch `step`, all ranks together; returns the metrics of the step, the same on every rank.
@@ -64,6 +66,7 @@ class Trainer:
         """
         assert batch.step == self.step, f"holds version {self.step}, was given batch {batch.step}"
         started = time.perf_counter()
+        self._use.begin()
         lr = self._set_learning_rate()
         work = self._work(batch)
         try:
@@ -76,7 +79,8 @@ class Trainer:
             ) from error
         self.step += 1
         metrics = self._metrics(updates, work) | {"loss/lr": lr}
-        return metrics | _speed(work, time.perf_counter() - started)
+        elapsed_s = time.perf_counter() - started
+        return metrics | _speed(work, elapsed_s) | self._use.metrics(work.trained_lengths, elapsed_s=elapsed_s)
 
     def _set_learning_rate(self) -> float:
         learner = self._config.learner
@@ -248,6 +252,11 @@ class _Work:
     """[S]."""
     trained: list[bool]
     """[S]: whether the sequence is in the loss."""
+
+    @property
+    def trained_lengths(self) -> list[int]:
+        """Input tokens of each sequence in the loss."""
+        return [s.input_tokens for s, trained in zip(self.sequences, self.trained, strict=True) if trained]
 
     def trained_tokens(self, sequence: int) -> int:
         return self.sequences[sequence].completion_tokens if self.trained[sequence] else 0
