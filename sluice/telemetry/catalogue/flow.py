@@ -75,8 +75,8 @@ FLOW: tuple[Metric, ...] = (
         "rollout/kv_use",
         "fraction",
         "coordinator",
-        "largest share of a KV cache in use during the step, over all rollouts; on a rollout's endpoint its own, since its "
-        "last heartbeat",
+        "largest share of a KV cache in use during the step, over all rollouts; left out of a step without a heartbeat of a "
+        "rollout (`coordinator.heartbeat_interval_s`); on a rollout's endpoint its own, since its last heartbeat",
         "< 0.95",
         "at 1 samples wait or are put back, see `rollout/preemptions`; far below: a larger `rollout.max_num_seqs` or "
         "fewer rollouts would do",

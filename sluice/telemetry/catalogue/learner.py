@@ -68,7 +68,7 @@ LEARNER: tuple[Metric, ...] = (
         "learner",
         "model FLOPs of the step (docs/learner.md) / train_s / peak FLOP/s of all ranks' devices; left out where the peak is "
         "not known: set `learner.peak_flops`",
-        "0.2 to 0.5 on GPUs, lower for small models and short sequences",
+        "0.1 to 0.4 on GPUs for models of some billions, lower for small models and short sequences",
         "a larger `learner.max_tokens_per_micro_batch`; fewer ranks; compare `learner/hfu`, and `learner/tokens_per_s` with "
         "other runs of the model",
     ),
