@@ -111,6 +111,16 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         Panel("Generated tokens/s", ("rollout/generated_tokens_per_s",)),
         Panel("Generated tokens/s by rollout", ("rollout/generated_tokens",)),
         Panel("Trained tokens/s", ("learner/tokens_per_s",)),
+        Panel("Share of the learner's peak FLOP/s", ("learner/mfu", "learner/hfu")),
+        Panel("Memory of a learner's rank", ("learner/peak_memory_bytes",)),
+        Panel("Fullest KV cache", ("rollout/kv_use",)),
+        Panel("Preempted samples", ("rollout/preemptions",)),
+        Panel(
+            "KV cache in use by rollout",
+            ("rollout/kv_use",),
+            (Query(expr='sluice_rollout_kv_use{service="rollout"}', legend="{{instance}}"),),
+        ),
+        Panel("Preempted samples/s by rollout", ("rollout/preempted_samples",)),
         Panel("Queue", ("queue/groups", "queue/in_flight_groups")),
     ),
     "Rewards": (

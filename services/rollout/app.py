@@ -204,11 +204,14 @@ class _Service:
         )
 
     def _beat(self) -> coordinator_pb2.HeartbeatRequest:
-        self._metrics.refresh(self._loop)
+        kv_use = self._loop.take_kv_use()
+        self._metrics.refresh(self._loop, kv_use=kv_use)
         return coordinator_pb2.HeartbeatRequest(
             running=self._loop.running,
             version=self._version_message(),
             generated_tokens=self._loop.engine.generated_tokens,
+            kv_use=kv_use,
+            preemptions=self._loop.engine.preemptions,
         )
 
     def _version_message(self) -> common_pb2.PolicyVersion | None:

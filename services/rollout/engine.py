@@ -114,6 +114,10 @@ class Engine(Protocol):
     """The version of the weights in use; None before the first `load_weights`."""
     generated_tokens: int
     """Tokens generated since the engine was made."""
+    kv_use: float | None
+    """The share of the KV cache in use after the newest step, 0 to 1; None for an engine without a bounded cache."""
+    preemptions: int
+    """Samples put back since the engine was made because the KV cache was full; they are computed again later."""
 
     @property
     def running(self) -> Mapping[str, RunningSample]:

@@ -63,6 +63,7 @@ class EngineLoop:
         """The manifest of the weights in use; None before the first push."""
         self.last_stall_ms = 0.0
         """How long the newest push kept the engine from generating."""
+        self._most_kv_use: float | None = None
         self._max_samples = max_samples
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -95,6 +96,11 @@ class EngineLoop:
         """How long the engine has been at its present step or change of weights; 0 while the engine is idle."""
         begun_s = self._begun_s
         return 0.0 if begun_s is None else time.monotonic() - begun_s
+
+    def take_kv_use(self) -> float | None:
+        """The largest share of the KV cache in use since the last call; None where the engine has no bounded cache."""
+        most, self._most_kv_use = self._most_kv_use, None  # a step that ends in between may go uncounted
+        return self.engine.kv_use if most is None else most
 
     async def generate(self, requests: Sequence[SampleRequest]) -> AsyncGenerator[Event]:
         """Draws the samples; yields each sample when the sample finishes, in any order, and progress in between.
@@ -254,6 +260,8 @@ class EngineLoop:
                 self._switch_if_due()
             self._begun_s = now_s = time.monotonic()
             self._deliver(self.engine.step())
+            if (use := self.engine.kv_use) is not None:
+                self._most_kv_use = max(self._most_kv_use or 0.0, use)
             self._switch_if_due()
             if now_s > report_at:
                 report_at = now_s + PROGRESS_INTERVAL_S

@@ -13,10 +13,15 @@ class RolloutMetrics:
         self._version = exporter.gauge("rollout/version").labels(**labels)
         self._stall = exporter.gauge("rollout/stall_ms").labels(**labels)
         self._tokens = exporter.counter("rollout/generated_tokens").labels(**labels)
-        self._counted_tokens = 0
+        self._preempted = exporter.counter("rollout/preempted_samples").labels(**labels)
+        self._kv_use = exporter.gauge("rollout/kv_use").labels(**labels)
+        self._counted_tokens = self._counted_preemptions = 0
 
-    def refresh(self, loop: EngineLoop) -> None:
-        """Takes the loop's present values."""
+    def refresh(self, loop: EngineLoop, *, kv_use: float | None) -> None:
+        """Takes the loop's present values, and the largest `kv_use` since the last time; an engine without has 0."""
+        self._kv_use.set(kv_use or 0.0)
+        self._preempted.inc(loop.engine.preemptions - self._counted_preemptions)
+        self._counted_preemptions = loop.engine.preemptions
         self._running.set(loop.running)
         self._version.set(-1 if loop.version is None else loop.version.number)
         self._stall.set(loop.last_stall_ms)

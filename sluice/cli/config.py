@@ -19,6 +19,10 @@ def add_parser(commands: Any) -> None:
         "check", help="check a recipe, print what follows from it", description="Checks a recipe without running it."
     )
     _add_recipe_flags(check)
+    check.add_argument(
+        "--gpu-memory", metavar="SIZE", help="memory of one GPU, such as 80GB: refuse a recipe that cannot fit"
+    )
+    check.add_argument("--gpus", type=int, metavar="N", help="GPUs that the run may have, with --gpu-memory")
     check.set_defaults(run=_check)
     verl = verbs.add_parser(
         "from-verl",
@@ -48,9 +52,50 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    gpu_bytes = _gpu_bytes(args)
     config = load_runnable(args.config, overrides=args.overrides)
+    refused = print_sizes(config, gpu_bytes=gpu_bytes, gpus=args.gpus)
     print_derived(config)
+    if refused:
+        from sluice.errors import ConfigError
+
+        raise ConfigError("\n".join(refused))
     return 0
+
+
+def _gpu_bytes(args: argparse.Namespace) -> int | None:
+    """The memory of a GPU in bytes, if it is given. Raises ConfigError."""
+    from sluice.errors import ConfigError
+    from sluice.sizing.parts import parse_bytes
+
+    if args.gpus is not None and (args.gpus < 1 or args.gpu_memory is None):
+        raise ConfigError(f"--gpus: must be >= 1 and come with --gpu-memory, got {args.gpus}")
+    if args.gpu_memory is None:
+        return None
+    try:
+        return parse_bytes(args.gpu_memory)
+    except ValueError as error:
+        raise ConfigError(f"--gpu-memory: {error}") from error
+
+
+def print_sizes(config: Any, *, gpu_bytes: int | None, gpus: int | None) -> list[str]:
+    """Prints memory, disk and network that the recipe needs; returns what cannot fit, a line each."""
+    from sluice.sizing.model_shape import Uncounted, read_shape
+    from sluice.sizing.report import page
+    from sluice.sizing.verdict import cautions, refusals
+
+    try:
+        shape = read_shape(config.model.path)
+    except Uncounted as reason:
+        print(f"memory is not counted: model.path: {reason}\n")
+        return []
+    print(*page(shape, config, gpu_bytes=gpu_bytes), "", sep="\n")
+    if gpu_bytes is None:
+        print("note: with --gpu-memory SIZE (and --gpus N) a recipe that cannot fit is refused")
+        return []
+    for caution in cautions(shape, config, gpu_bytes=gpu_bytes, gpus=gpus):
+        print(f"note: {caution}")
+    return list(refusals(shape, config, gpu_bytes=gpu_bytes, gpus=gpus))
 
 
 def load_runnable(path: Path | None, *, overrides: Sequence[str]) -> Any:

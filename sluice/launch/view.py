@@ -233,8 +233,21 @@ def _facts(status: pb.GetStatusResponse) -> Columns:
             "tokens/s": quantity(_metric(status, "rollout/generated_tokens_per_s")),
             "s/step": number(_metric(status, "step/wall_s"), 2),
         },
+        **_devices(status),
     }
     return Columns([_block(title, rows) for title, rows in blocks.items()], padding=(0, 3))
+
+
+def _devices(status: pb.GetStatusResponse) -> dict[str, dict[str, str]]:
+    """How full learner and rollouts are; empty for a run without these figures."""
+    names = ("learner/mfu", "learner/peak_memory_bytes", "rollout/kv_use", "rollout/preemptions")
+    mfu, memory_bytes, kv_use, preemptions = (_metric(status, name) for name in names)
+    blocks = {
+        "learner": {"MFU": fraction(mfu), "memory": quantity(memory_bytes)},
+        "KV cache": {"in use": fraction(kv_use), "preempted": number(preemptions)},
+    }
+    known = {"learner": (mfu, memory_bytes), "KV cache": (kv_use, preemptions)}
+    return {name: rows for name, rows in blocks.items() if not all(map(math.isnan, known[name]))}
 
 
 def _ledger(ledger: pb.Ledger) -> Text:

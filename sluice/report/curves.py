@@ -1,8 +1,9 @@
 """Draws RUN/curves.png: how the run learned, and whether the run was healthy.
 
 Nine panels over the steps trained: accuracy, rewards, dynamic sampling, and how far generation and training drifted
-apart. Step k stands at k + 1, the number of steps trained after step k; an evaluation of version v stands at v. Thin
-lines are the values, thick lines a centred moving mean. docs/metrics.md has the healthy ranges.
+apart; a run that has figures of its devices has a fourth row for them. Step k stands at k + 1, the number of steps trained
+after step k; an evaluation of version v stands at v. Thin lines are the values, thick lines a centred moving mean.
+docs/metrics.md has the healthy ranges.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from sluice.report.metrics import Row, RunMetrics, column, read_metrics
 from sluice.run_dir.full_disk import is_full, located
@@ -118,6 +119,29 @@ _STEP_PANELS = (
     ),
 )
 
+_DEVICE_PANELS = (
+    _Panel(
+        title="Use of the devices",
+        unit="%",
+        lines=(
+            ("learner/mfu", "learner, of its peak FLOP/s (MFU)", BLUE),
+            ("learner/hfu", "with recomputation (HFU)", GREY),
+            ("rollout/kv_use", "fullest KV cache", ORANGE),
+        ),
+    ),
+    _Panel(
+        title="Memory of a learner's rank",
+        unit="bytes",
+        lines=(("learner/peak_memory_bytes", "peak in training", BLUE),),
+    ),
+    _Panel(
+        title="Preemptions",
+        unit="samples a step",
+        lines=(("rollout/preemptions", "put back: KV cache full", RED),),
+    ),
+)
+"""Drawn where a run has any of their figures; a run made before they were measured has none."""
+
 
 def draw_curves(run_dir: Path) -> Path:
     """Writes RUN/curves.png from RUN/metrics.jsonl (and the bound in RUN/config.yaml) and returns its path.
@@ -141,11 +165,13 @@ def draw_curves(run_dir: Path) -> Path:
 
 def curves(metrics: RunMetrics, *, title: str, max_staleness: int | None) -> Figure:
     """The sheet; a panel without data says that there is no data."""
-    figure = Figure(figsize=(13.5, 9.2), dpi=130, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
-    sheet = figure.subplots(3, 3)
+    panels = _STEP_PANELS + (_DEVICE_PANELS if _measured(metrics, _DEVICE_PANELS) else ())
+    rows = (1 + len(panels)) // 3
+    figure = Figure(figsize=(13.5, 9.2 * rows / 3), dpi=130, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
+    sheet = figure.subplots(rows, 3)
     accuracy, *others = sheet.flat
     _draw_accuracy(accuracy, metrics.evaluations)
-    for axes, panel in zip(others, _STEP_PANELS, strict=True):
+    for axes, panel in zip(others, panels, strict=True):
         _draw_panel(axes, panel, metrics.steps)
         if panel.title == _AGE_TITLE and max_staleness is not None:
             _draw_bound(axes, max_staleness)
@@ -154,6 +180,11 @@ def curves(metrics: RunMetrics, *, title: str, max_staleness: int | None) -> Fig
     headline = "   ".join((title, *_changes(metrics.evaluations)))
     figure.suptitle(headline, x=0.012, ha="left", fontsize=13, fontweight="bold")
     return figure
+
+
+def _measured(metrics: RunMetrics, panels: Sequence[_Panel]) -> bool:
+    names = {name for panel in panels for name, *_ in panel.lines}
+    return any(not names.isdisjoint(row) for row in metrics.steps)
 
 
 def _draw_accuracy(axes: Axes, evaluations: Sequence[Row]) -> None:
@@ -199,6 +230,8 @@ def _finish(axes: Axes, *, title: str, unit: str, scale: Scale) -> None:
         axes.text(0.5, 0.5, "no data", ha="center", va="center", color=GREY, transform=axes.transAxes)
         return
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if unit == "bytes":
+        axes.yaxis.set_major_formatter(EngFormatter(places=1))
     if unit == "%":
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     if scale == "log":

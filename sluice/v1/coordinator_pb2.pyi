@@ -1497,6 +1497,8 @@ class HeartbeatRequest(_message.Message):
     GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     WAITS_FOR_FIELD_NUMBER: _builtins.int
+    KV_USE_FIELD_NUMBER: _builtins.int
+    PREEMPTIONS_FIELD_NUMBER: _builtins.int
     service_id: _builtins.str
     incarnation: _builtins.str
     running: _builtins.int
@@ -1507,6 +1509,12 @@ class HeartbeatRequest(_message.Message):
     """Whether the service is leaving."""
     waits_for: _builtins.str
     """What the service waits for that its callers cannot see, for people: room on its disk. Empty: nothing."""
+    kv_use: _builtins.float
+    """Largest share of its KV cache, 0 to 1, that a rollout's engine had in use since the heartbeat before; absent where the
+    engine has no bounded cache.
+    """
+    preemptions: _builtins.int
+    """Samples that a rollout's engine put back since start because its KV cache was full, and computed again later."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """Weights in use."""
@@ -1521,12 +1529,16 @@ class HeartbeatRequest(_message.Message):
         generated_tokens: _builtins.int = ...,
         draining: _builtins.bool = ...,
         waits_for: _builtins.str = ...,
+        kv_use: _builtins.float | None = ...,
+        preemptions: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_use", b"_kv_use", "kv_use", b"kv_use", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "generated_tokens", b"generated_tokens", "incarnation", b"incarnation", "running", b"running", "service_id", b"service_id", "version", b"version", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_use", b"_kv_use", "draining", b"draining", "generated_tokens", b"generated_tokens", "incarnation", b"incarnation", "kv_use", b"kv_use", "preemptions", b"preemptions", "running", b"running", "service_id", b"service_id", "version", b"version", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__kv_use: _TypeAlias = _typing.Literal["kv_use"]  # noqa: Y015
+    _WhichOneofArgType__kv_use: _TypeAlias = _typing.Literal["_kv_use", b"_kv_use"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_use) -> _WhichOneofReturnType__kv_use | None: ...
 
 Global___HeartbeatRequest: _TypeAlias = HeartbeatRequest  # noqa: Y015
 

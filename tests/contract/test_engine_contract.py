@@ -41,7 +41,7 @@ def loaded_engine(request: pytest.FixtureRequest, model_path: Path) -> Iterator[
             tensor_parallel_size=1,
             gpu_memory_utilization=0.5,
             enforce_eager=False,
-            kv_cache_bytes=64 << 20,
+            kv_cache_bytes=4 << 20,  # 56 blocks of 32 tokens: full when most of CAPACITY samples need a second block
         )
     yield engine
     engine.close()
@@ -186,9 +186,10 @@ def test_spans_are_exact_to_the_token_when_weights_switch_mid_generation(
     old, new = load(model_path), perturbed(load(model_path), seed=1)
     engine.add(long := request("s", temperature=1.0, max_tokens=60, seed=_seed_that_does_not_stop(engine, 60)))
     until_tokens(engine, "s", 20)
-    changed = snapshot(new, 1)
+    changed, preemptions = snapshot(new, 1), engine.preemptions
     engine.load_weights(changed.manifest, changed.buffer, recompute_kv=recompute_kv)
     sample = finish(engine)["s"]
+    assert engine.preemptions == preemptions  # the cache had room
     tokens = sample.token_ids.tolist()
     assert sample.spans == (
         Span(version=PolicyVersion(lineage="a", number=0), start=0, end=20),
@@ -309,6 +310,22 @@ def test_more_requests_than_fit_all_finish_with_their_own_prompts(engine: Engine
         expected = logprobs(model, prompts[sample.sample_id], sample.token_ids.tolist())
         np.testing.assert_allclose(sample.logprobs, expected, atol=TOLERANCE_NATS, rtol=0)
     assert engine.generated_tokens - before == sum(len(sample.token_ids) for sample in samples)
+
+
+def test_a_full_kv_cache_is_seen_and_what_it_puts_back_is_counted_and_finishes(engine: Engine) -> None:
+    if engine.kv_use is None:  # a cache that grows is never full
+        assert engine.preemptions == 0
+        return
+    seed = _seed_that_does_not_stop(engine, 40)
+    before, most = engine.preemptions, 0.0
+    for index in range(CAPACITY):
+        engine.add(request(f"s{index}", seed=seed, max_tokens=60))
+    while engine.running:
+        engine.step()
+        most = max(most, engine.kv_use)
+    assert 0.9 < most <= 1.0
+    assert engine.preemptions > before
+    assert engine.kv_use == 0.0
 
 
 class _Unclosed:

@@ -31,7 +31,7 @@ def read(run_dir: Path, name: str) -> list[dict]:
 
 
 def test_a_short_run_learns_closes_its_ledger_and_leaves_nothing_behind(start_run) -> None:
-    run = start_run(*SHORT)
+    run = start_run(*SHORT, "learner.peak_flops=1e12")
     assert run.wait(timeout_s=300) == 0, run.output()
     summary = json.loads((run.run_dir / "summary.json").read_text())
     assert summary["steps"] == 6
@@ -51,6 +51,9 @@ def test_a_short_run_learns_closes_its_ledger_and_leaves_nothing_behind(start_ru
     assert [line["step"] for line in steps] == list(range(6))
     assert steps[0]["mismatch/abs_diff_max"] < 1e-3, "version 0 on both sides: kernels alone"
     assert all(line["staleness/age_max_steps"] <= 1 for line in steps)
+    assert all(0 < line["learner/mfu"] < 1 and line["learner/peak_memory_bytes"] > 100e6 for line in steps)
+    seen = [line["rollout/kv_use"] for line in steps if "rollout/kv_use" in line]  # a short step may see no heartbeat
+    assert 0 < max(seen) <= 1
     evaluated = [line["version"] for line in read(run.run_dir, "metrics.jsonl") if line["kind"] == "eval"]
     assert (evaluated[0], evaluated[-1]) == (0, 6)
 

@@ -45,6 +45,9 @@ async def test_two_ranks_train_three_steps_commit_each_and_export_a_model_that_t
     warned_of = set().union(*(metrics_in(rule["expr"]) for rule in rules()))
     assert {metric.name for metric in warned_of if metric.source == "learner"} <= set(fake.commits[0].metrics)
     assert fake.commits[0].metrics["learner/updates"] == 2
+    for commit in fake.commits:  # a rank that has loaded torch and a model, and hardly more
+        assert 100e6 < commit.metrics["learner/peak_memory_bytes"] < 5e9
+        assert "learner/mfu" not in commit.metrics  # a CPU has no peak in the table
     assert [Path(commit.path).name for commit in fake.checkpoints] == ["step-2", "step-3"]
     assert fake.registrations[0].version == common_pb2.PolicyVersion(lineage="a", number=0)
     exported = AutoModelForCausalLM.from_pretrained(fake.run_dir / "model")

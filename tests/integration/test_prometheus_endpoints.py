@@ -80,6 +80,8 @@ async def until(address: str, condition: Callable[[str], bool], *, path: str = "
 async def test_the_coordinator_exports_all_that_rules_and_dashboard_ask_of_it(serve: Any, cast: Cast) -> None:
     async with serve() as (run, address):
         await cast.register(run)
+        who = {"service_id": cast.rollout.service_id, "incarnation": cast.rollout.incarnation}
+        await run.stub.Heartbeat(pb.HeartbeatRequest(**who, kv_use=0.5, preemptions=2), timeout=5)
         await cast.learner.train(run, range(2))
         await until(address, lambda text: 'sluice_run_trained_steps{service="coordinator"} 2.0' in text)
         found = await scrape(address)

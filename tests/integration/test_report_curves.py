@@ -50,6 +50,13 @@ def test_every_panel_has_a_title_and_a_unit():
     assert [axes.get_xlabel() for axes in figure.axes[-3:]] == ["steps trained"] * 3
 
 
+def test_figures_of_the_devices_have_a_row_of_their_own_where_a_run_has_them():
+    steps = tuple({"step": float(k), "learner/peak_memory_bytes": 2e9, "rollout/kv_use": 0.5} for k in range(3))
+    figure = curves(RunMetrics(steps=steps, evaluations=(), torn_lines=0), title="run", max_staleness=None)
+    assert list(panels(figure)) == [*TITLES, "Use of the devices", "Memory of a learner's rank", "Preemptions"]
+    np.testing.assert_array_equal(panels(figure)["Use of the devices"].lines[0].get_ydata(), 0.5)
+
+
 def test_steps_stand_where_they_end_and_evaluations_at_their_version():
     sheet = panels(curves(some_metrics(), title="run", max_staleness=2))
     np.testing.assert_array_equal(sheet["Entropy"].lines[0].get_xdata(), np.arange(1, 41))

@@ -13,6 +13,7 @@ from services.coordinator.run.commits import Commits
 from services.coordinator.run.evaluation import Evaluator
 from services.coordinator.run.lifecycle import Lifecycle
 from services.coordinator.run.stall import StallWatch
+from services.coordinator.state.cache_use import CacheUse
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.records import Records
 from services.coordinator.storage.redis_store import Store
@@ -45,6 +46,7 @@ class RunParts:
     rollbacks: Rollbacks
     learner: LearnerSeat
     repair: Repair
+    cache_use: CacheUse
     launchers: int = 0
     """Launchers that watch events now; a launcher starts and ends services for `Scale`."""
 

@@ -279,6 +279,10 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             waits_for=request.waits_for,
             now_s=self._parts.run.clock.now(),
         )
+        member = self._parts.run.fleet.members.get(request.service_id)
+        if known and member is not None and member.role is Role.ROLLOUT:
+            kv_use = request.kv_use if request.HasField("kv_use") else None
+            self._parts.cache_use.add(member, kv_use=kv_use, preemptions=request.preemptions)
         if request.draining:
             self._parts.learner.leaves(request.incarnation)
         return pb.HeartbeatResponse(known=known, run_ended=self._parts.run.progress.state.final)

@@ -17,6 +17,7 @@ from services.coordinator.run.lifecycle import Lifecycle
 from services.coordinator.run.reward_check import check_reward
 from services.coordinator.run.stall import StallWatch
 from services.coordinator.run.waits import Situation
+from services.coordinator.state.cache_use import CacheUse
 from services.coordinator.state.push_times import PushTimes
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.weights.prober import Prober
@@ -35,7 +36,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
     """All parts, wired, and without any group yet: resuming.py puts the groups of Redis back."""
     run, records, meta = opened.run, opened.records, opened.meta
     clients = Clients(options.credentials, vocabulary=vocabulary_size(run.config.model.path))
-    push_times = PushTimes()
+    push_times, cache_use = PushTimes(), CacheUse()
     grading = Grading(config=run.config, fleet=run.fleet, rewards=clients, clock=run.clock)
     conductor = Conductor(
         run,
@@ -80,7 +81,13 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
         assigner=assigner,
         push=WeightPush(run, clients, times=push_times, prober=_prober(run, clients, opened.data)),
         commits=Commits(
-            run, records, conductor=conductor, assigner=assigner, push_times=push_times, rollbacks=rollbacks
+            run,
+            records,
+            conductor=conductor,
+            assigner=assigner,
+            push_times=push_times,
+            cache_use=cache_use,
+            rollbacks=rollbacks,
         ),
         evaluator=evaluator,
         lifecycle=Lifecycle(
@@ -104,6 +111,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
             meta=meta,
         ),
         repair=repair,
+        cache_use=cache_use,
     )
 
 

@@ -15,6 +15,7 @@ from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.groups.step_metrics import StepWindow, queue_metrics
 from services.coordinator.recovery.rollback import Rollbacks
+from services.coordinator.state.cache_use import CacheUse
 from services.coordinator.state.group import QueuedGroup
 from services.coordinator.state.ledger import count, ledger_metrics
 from services.coordinator.state.ledger_row import queued_row
@@ -43,12 +44,14 @@ class Commits:
         conductor: Conductor,
         assigner: Assigner,
         push_times: PushTimes,
+        cache_use: CacheUse,
         rollbacks: Rollbacks,
     ) -> None:
         self._fleet, self._board, self._events = run.fleet, run.board, run.events
         self._progress, self._clock = run.progress, run.clock
         self._store, self._files, self._records = records.store, records.files, records
-        self._conductor, self._assigner, self._push_times = conductor, assigner, push_times
+        self._conductor, self._assigner = conductor, assigner
+        self._push_times, self._cache_use = push_times, cache_use
         self._rollbacks = rollbacks
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
@@ -132,7 +135,8 @@ class Commits:
         """Writes the step's line and an example group for people, with the digests for a replay; returns the metrics."""
         window = self._conductor.window.metrics(now_s=self._clock.now(), step=step, trained=trained)
         booked = ledger_metrics(count(await self._store.counters(), self._board))
-        values = {**window, **queue_metrics(self._board), **self._push_times.metrics(), **booked, **metrics}
+        since = self._push_times.metrics() | self._cache_use.metrics()
+        values = {**window, **queue_metrics(self._board), **since, **booked, **metrics}
         names = json.dumps(self._progress.part_names)
         await self._store.set_meta({"train_ended_s": str(time.time()), "part_names": names})
         line = {"kind": "step", "step": step, "time_s": time.time(), **made, **values}
@@ -146,6 +150,7 @@ class Commits:
         now = self._clock.now()
         self._conductor.window = StepWindow(started_s=now, known_parts=self._progress.part_names)
         self._push_times.clear()
+        self._cache_use.clear()
         self._progress.metrics.update(values)
         self._progress.trained_steps = step + 1
         self._progress.last_commit_s = now

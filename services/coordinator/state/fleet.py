@@ -79,6 +79,8 @@ class Member:
     """Whether the rollout lets running samples end before new weights, and so gets no new group."""
     running: int = 0
     """Running samples or groups, as the member's heartbeats report."""
+    preemptions: int | None = None
+    """A rollout's preempted samples since its start, as its newest heartbeat reports; None before one."""
     outstanding: int = 0
     """Samples (rollout) or groups (reward) that this coordinator has given to the member and not got back."""
     weights: asyncio.Lock = field(default_factory=asyncio.Lock)

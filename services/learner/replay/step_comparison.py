@@ -15,6 +15,9 @@ _ROOMS = ("learner/", "loss/", "mismatch/")
 _TIMED = ("_s", "_ms")
 """Endings of the names of times and rates, which no replay repeats."""
 
+_OF_THE_MACHINE = frozenset({"learner/mfu", "learner/hfu", "learner/peak_memory_bytes"})
+"""Figures that depend on the machine and on what else the process holds."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replayed:
@@ -56,7 +59,7 @@ def compare(recorded: RecordedStep, replayed: Replayed, *, run_ranks: int) -> Co
 
 def _names(recorded: RecordedStep, replayed: Replayed) -> list[str]:
     names = {name for name in recorded.metrics if name.startswith(_ROOMS)} | replayed.metrics.keys()
-    return sorted(name for name in names if not name.endswith(_TIMED))
+    return sorted(name for name in names if not name.endswith(_TIMED) and name not in _OF_THE_MACHINE)
 
 
 def _notes(replayed: Replayed, *, run_ranks: int) -> Iterator[str]:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 
 import numpy as np
 import structlog
@@ -26,6 +27,7 @@ from services.learner.distributed.ranks import Ranks
 from services.learner.policy.forward import Policy
 from services.learner.policy.optimizer import learning_rate
 from services.learner.policy.packing import Packed, pack
+from services.learner.training.device_use import DeviceUse
 from services.learner.training.objective import Objective
 from services.learner.training.sharing import PromptSharing
 from services.learner.training.tally import Tally
@@ -57,6 +59,7 @@ class Trainer:
         self._ranks = ranks
         self._on_skip = on_skip
         self._skipped_in_a_row = 0
+        self._use = DeviceUse(policy.causal_lm, config=config, ranks=ranks)
         self._may_share = policy.shares and config.learner.share_prompts == "auto"
         self._sharing = PromptSharing(active=self._may_share, dtype=getattr(torch, config.model.dtype), ranks=ranks)
 
@@ -71,6 +74,7 @@ class Trainer:
         """
         assert batch.step == self.step, f"holds version {self.step}, was given batch {batch.step}"
         started = time.perf_counter()
+        self._use.begin()
         lr = self._set_learning_rate()
         work = self._work(batch)
         try:
@@ -83,9 +87,11 @@ class Trainer:
                 f"learner.gradient_checkpointing or learner.cpu_offload: {error}"
             ) from error
         self.step += 1
-        saved = sum(mini_batch.saved_tokens for mini_batch in plan)
-        metrics = self._metrics(updates, work) | {"loss/lr": lr, "learner/prompt_tokens_saved": saved}
-        return metrics | _speed(work, time.perf_counter() - started)
+        elapsed_s = time.perf_counter() - started
+        shared = _shared_prompts(plan, work)
+        use = self._use.metrics(work.trained_lengths, not_computed=shared, elapsed_s=elapsed_s)
+        metrics = self._metrics(updates, work) | {"loss/lr": lr, "learner/prompt_tokens_saved": sum(shared)}
+        return metrics | _speed(work, elapsed_s) | use
 
     def _set_learning_rate(self) -> float:
         learner = self._config.learner
@@ -297,6 +303,11 @@ class _Work:
     trained: list[bool]
     """[S]: whether the sequence is in the loss."""
 
+    @property
+    def trained_lengths(self) -> list[int]:
+        """Input tokens of each sequence in the loss."""
+        return [s.input_tokens for s, trained in zip(self.sequences, self.trained, strict=True) if trained]
+
     def trained_tokens(self, sequence: int) -> int:
         return self.sequences[sequence].completion_tokens if self.trained[sequence] else 0
 
@@ -315,6 +326,17 @@ class _Update:
     def skipped(self) -> bool:
         """Whether loss or gradient was not finite, so that nothing was changed."""
         return self.norm is not None and not math.isfinite(self.norm)
+
+
+def _shared_prompts(plan: Sequence[MiniBatch], work: _Work) -> list[int]:
+    """The tokens of each prompt that was not computed again, over all ranks."""
+    found = []
+    for mini_batch in plan:
+        for micro_batch in chain(*mini_batch.micro_batches) if mini_batch.saved_tokens else ():
+            for _, members in groupby(micro_batch, key=lambda s: work.groups[s]):
+                _, *others = members
+                found += [work.sequences[s].prompt_tokens for s in others]
+    return found
 
 
 def _speed(work: _Work, elapsed_s: float) -> dict[str, float]:

@@ -51,6 +51,8 @@ class TransformersEngine:
         self.capacity = max_num_seqs
         self.version: PolicyVersion | None = None
         self.generated_tokens = 0
+        self.kv_use: float | None = None  # the cache grows with its samples
+        self.preemptions = 0
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model_config = AutoConfig.from_pretrained(model.path)
         fix_rope(model_config.get_text_config(), max_model_len=max_model_len)

@@ -18,7 +18,8 @@ import torch
 import vllm
 from vllm import EngineArgs, SamplingParams
 from vllm.usage.usage_lib import UsageContext
-from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine import FinishReason as VllmFinishReason
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor import Executor
@@ -68,6 +69,10 @@ class VllmEngine:
         self.capacity = max_num_seqs
         self.version: PolicyVersion | None = None
         self.generated_tokens = 0
+        self.kv_use: float | None = 0.0
+        self.preemptions = 0
+        self._recomputed: set[str] = set()
+        """Samples whose KV is computed again because weights changed, which vLLM calls a preemption too."""
         self._running: dict[str, RunningSample] = {}
         self._backlog: deque[SampleRequest] = deque()
         """Requests without room in the core, so that the core's own waiting queue stays short."""
@@ -97,7 +102,8 @@ class VllmEngine:
             **resources,
         )
         config = args.create_engine_config(UsageContext.ENGINE_CONTEXT)
-        self._core = InprocClient(config, Executor.get_class(config), log_stats=False)
+        # The scheduler's figures come with every step's outputs; nothing is printed.
+        self._core = InprocClient(config, Executor.get_class(config), log_stats=True)
 
     @property
     def running(self) -> Mapping[str, RunningSample]:
@@ -111,7 +117,9 @@ class VllmEngine:
         finished: list[FinishedSample] = []
         while self._backlog and len(self._running) - len(self._backlog) < self.capacity:
             self._core.add_request(self._core_request(self._backlog.popleft()))
-        for output in self._core.get_output().outputs:
+        outputs = self._core.get_output()
+        self._note_cache(outputs)
+        for output in outputs.outputs:
             sample = self._running[output.request_id]
             if output.new_token_ids:
                 assert output.new_logprobs is not None
@@ -120,6 +128,7 @@ class VllmEngine:
                 self.generated_tokens += len(output.new_token_ids)
             if output.finish_reason is not None:
                 del self._running[output.request_id]
+                self._recomputed.discard(output.request_id)
                 finished.append(sample.finish(_REASONS.get(output.finish_reason, FinishReason.ERROR)))
         return finished
 
@@ -127,6 +136,7 @@ class VllmEngine:
         known = {sample_id for sample_id in sample_ids if sample_id in self._running}
         self._backlog = deque(request for request in self._backlog if request.sample_id not in known)
         self._core.abort_requests(list(known))
+        self._recomputed -= known
         return [self._running.pop(sample_id).finish(FinishReason.ABORT) for sample_id in known]
 
     def load_weights(self, manifest: Manifest, buffer: np.ndarray, *, recompute_kv: bool) -> None:
@@ -141,12 +151,29 @@ class VllmEngine:
             sample.switch(manifest.version)
         self._restart_unstarted()
         if recompute_kv:
+            scheduler = self._core.engine_core.scheduler
+            assert isinstance(scheduler, Scheduler)
+            self._recomputed |= {request.request_id for request in scheduler.running}
             self._core.reset_prefix_cache(reset_running_requests=True)
 
     def close(self) -> None:
         self._running.clear()
         self._backlog.clear()
         self._core.shutdown()
+
+    def _note_cache(self, outputs: EngineCoreOutputs) -> None:
+        """Takes the scheduler's figures of one step."""
+        if outputs.scheduler_stats is not None:
+            self.kv_use = outputs.scheduler_stats.kv_cache_usage
+        self.preemptions += sum(self._preemptions_of(output) for output in outputs.outputs)
+
+    def _preemptions_of(self, output: EngineCoreOutput) -> int:
+        """How often the sample was put back since its last output, for want of room in the cache."""
+        count = sum(event.type == EngineCoreEventType.PREEMPTED for event in output.events or ())
+        if count and output.request_id in self._recomputed:
+            self._recomputed.discard(output.request_id)
+            return count - 1
+        return count
 
     def _restart_unstarted(self) -> None:
         """Gives requests without a token the new version's salt; with the old salt they could hit the old version's cache."""

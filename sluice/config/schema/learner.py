@@ -69,6 +69,11 @@ class LearnerConfig(Section):
     resume: PathText = Field(default="auto", description="auto | never | path of a checkpoint")
     max_skipped_updates: PositiveInt = Field(default=5, description="non-finite updates in a row before the run stops")
     threads: PositiveInt = Field(default=1, description="OMP threads a rank on a CPU")
+    peak_flops: NonNegativeFloat = Field(
+        default=0.0,
+        description="peak FLOP/s of one device, for `learner/mfu`; 0: by the device's name (dense bfloat16), and no figure "
+        "for a device that is not known, such as a CPU",
+    )
     step_timeout_s: PositiveFloat = Field(
         default=1800.0,
         description="limit of training a step, of gathering its weights and of copying a checkpoint (twice that the first "

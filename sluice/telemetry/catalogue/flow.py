@@ -72,6 +72,25 @@ FLOW: tuple[Metric, ...] = (
         "a step down: a rollout was lost or quarantined (see the services); a slow decline: responses grow longer",
     ),
     entry(
+        "rollout/kv_use",
+        "fraction",
+        "coordinator",
+        "largest share of a KV cache in use during the step, over all rollouts; left out of a step without a heartbeat of a "
+        "rollout (`coordinator.heartbeat_interval_s`); on a rollout's endpoint its own, since its last heartbeat",
+        "< 0.95",
+        "at 1 samples wait or are put back, see `rollout/preemptions`; far below: a larger `rollout.max_num_seqs` or "
+        "fewer rollouts would do",
+    ),
+    entry(
+        "rollout/preemptions",
+        "samples",
+        "coordinator",
+        "samples put back during the step because a KV cache was full, over all rollouts; they are computed again",
+        "0",
+        "lower `rollout.max_num_seqs`, raise `rollout.gpu_memory_utilization` (on a CPU `rollout.kv_cache_bytes`) or "
+        "`rollout.tensor_parallel_size`; `sluice config check` counts how many sequences fit",
+    ),
+    entry(
         "step/wall_s",
         "s",
         "coordinator",

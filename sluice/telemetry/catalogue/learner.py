@@ -63,6 +63,34 @@ LEARNER: tuple[Metric, ...] = (
         "(`learner.max_tokens_per_micro_batch`)",
     ),
     entry(
+        "learner/mfu",
+        "fraction",
+        "learner",
+        "model FLOPs of the step (docs/learner.md) / train_s / peak FLOP/s of all ranks' devices; left out where the peak is "
+        "not known: set `learner.peak_flops`",
+        "0.1 to 0.4 on GPUs for models of some billions, lower for small models and short sequences",
+        "a larger `learner.max_tokens_per_micro_batch`; fewer ranks; compare `learner/hfu`, and `learner/tokens_per_s` with "
+        "other runs of the model",
+    ),
+    entry(
+        "learner/hfu",
+        "fraction",
+        "learner",
+        "as `learner/mfu`, with what `learner.gradient_checkpointing` or `algorithm.proximal` compute a second time; left "
+        "out where nothing is",
+        "above `learner/mfu`",
+        "the difference is what recomputation costs: without `learner.gradient_checkpointing` where memory permits",
+    ),
+    entry(
+        "learner/peak_memory_bytes",
+        "bytes",
+        "learner",
+        "most memory that a rank held while it trained the step: on CUDA bytes of tensors, on a CPU the process's resident set",
+        "some GB below the device's memory",
+        "near the limit: lower `learner.max_tokens_per_micro_batch` or set `learner.gradient_checkpointing`; "
+        "`sluice config check` says what the memory is made of",
+    ),
+    entry(
         "learner/trained_tokens",
         "tokens",
         "learner",

@@ -128,6 +128,15 @@ LIVE: tuple[Metric, ...] = (
         "see `rollout/running_samples`",
         kind="counter",
     ),
+    entry(
+        "rollout/preempted_samples",
+        "samples",
+        "rollout",
+        "samples put back since the process started because the KV cache was full",
+        "does not rise",
+        "as for `rollout/preemptions`",
+        kind="counter",
+    ),
     *(
         entry(
             f"reward/{status}",

@@ -68,6 +68,17 @@ def picture(status, *, width=100, notes=()):
 # --- the panel ---
 
 
+def test_how_full_the_devices_are_is_shown_where_it_is_known():
+    assert "KV cache" not in picture(mid_run())
+    status = mid_run()
+    for name, value in {"rollout/kv_use": 0.87, "rollout/preemptions": 3, "learner/peak_memory_bytes": 61.2e9}.items():
+        status.metrics[name] = value
+    text = picture(status, width=140)
+    assert "KV cache" in text
+    assert ".87" in text
+    assert "61.2G" in text
+
+
 def test_a_run_that_just_starts_shows_dashes_and_no_invented_numbers():
     text = picture(starting())
     for part in ("starting", "step 0/100", "eta –", "– → –", "–/–"):

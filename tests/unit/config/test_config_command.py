@@ -1,6 +1,7 @@
 """`sluice config show | check | from-verl`."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,69 @@ def test_check_says_when_a_micro_batch_is_shorter_than_the_longest_sequence(
         assert main(["config", "check", "-c", str(recipe), *(f"--set={override}" for override in overrides)]) == 0
         out = capsys.readouterr().out
         assert ("note: learner.max_tokens_per_micro_batch: 999 is below the longest sequence" in out) == said
+
+
+QWEN = {
+    "model_type": "qwen2",
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture
+def sized(recipe: Path, tmp_path: Path) -> list[str]:
+    """The command for a recipe whose model has a config.json and no weights."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(QWEN))
+    return ["config", "check", "-c", str(recipe), "--set", f"model.path={tmp_path / 'model'}"]
+
+
+def test_check_counts_memory_disk_and_network_from_config_json(
+    sized: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*sized, "--set", "launch.learner_nproc_per_node=8"]) == 0
+    out = capsys.readouterr().out
+    assert "qwen2, 7,615,616,512 parameters" in out
+    for said in ("learner, each of 8 ranks", "rollout, its GPU", "host memory", "disk", "network", "most: activations"):
+        assert said in out
+    assert "KV cache: 57,344 bytes a token on each GPU" in out  # 2 x 28 layers x 4 heads x 128 x 2 bytes
+    assert max(map(len, out.splitlines())) < 200
+
+
+def test_check_refuses_what_cannot_fit_the_gpus_in_one_line(
+    sized: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--gpu-memory", "80GB", "--gpus", "16", "--set", "launch.learner_nproc_per_node=8"]
+    assert main([*sized, *flags]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("sluice: --gpu-memory: a rank of the learner needs ")
+    assert line.endswith("lower it: learner.gradient_checkpointing, learner.max_tokens_per_micro_batch")
+    assert "together" in captured.out
+    assert main([*sized, *flags, "--set", "learner.gradient_checkpointing=true"]) == 0
+    assert "of 80 GB" in capsys.readouterr().out
+
+
+def test_check_says_that_a_model_is_not_counted(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", "-c", str(recipe)]) == 0
+    assert capsys.readouterr().out.startswith("memory is not counted: model.path: m has no config.json\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--gpu-memory", "big"], "sluice: --gpu-memory: must be a size such as 80GB or 80GiB, got 'big'"),
+        (["--gpus", "8"], "sluice: --gpus: must be >= 1 and come with --gpu-memory, got 8"),
+        (["--gpus", "0", "--gpu-memory", "1GB"], "sluice: --gpus: must be >= 1 and come with --gpu-memory, got 0"),
+    ],
+)
+def test_check_refuses_flags_that_make_no_sense(
+    sized: list[str], flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*sized, *flags]) == 2
+    assert capsys.readouterr().err.strip() == said

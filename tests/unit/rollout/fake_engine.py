@@ -20,6 +20,8 @@ class FakeEngine:
     def __init__(self) -> None:
         self.version: PolicyVersion | None = None
         self.generated_tokens = 0
+        self.kv_use: float | None = None
+        self.preemptions = 0
         self.closed = False
         self.broken: Exception | None = None
         self.gate = threading.Event()

@@ -1,0 +1,77 @@
+"""Whether a recipe's learner and rollouts fit GPUs of a known size; what cannot fit is one line with the way out."""
+
+from collections.abc import Iterator
+
+from sluice.config.schema import Config
+from sluice.sizing.learner import rank_memory, ranks_of
+from sluice.sizing.model_shape import ModelShape
+from sluice.sizing.parts import Estimate, gigabytes
+from sluice.sizing.rollout import gpu_memory, kv_cache
+
+LEFT_FREE_BYTES = 3_000_000_000
+"""Chosen: what a CUDA context, NCCL's buffers, CUDA graphs and fragments of the allocator take of a GPU; none is counted."""
+
+
+def gpus_needed(config: Config) -> int:
+    """GPUs that the recipe's ranks and rollouts have to themselves."""
+    return ranks_of(config) + config.launch.rollout_replicas * config.rollout.tensor_parallel_size
+
+
+def refusals(shape: ModelShape, config: Config, *, gpu_bytes: int, gpus: int | None) -> Iterator[str]:
+    """What cannot fit, a line each; nothing where everything may fit."""
+    rank, rollout = rank_memory(shape, config), gpu_memory(shape, config)
+    if gpus is not None and gpus < ranks_of(config):
+        yield (
+            f"--gpus: must be >= {ranks_of(config)}, the ranks of the learner (launch.learner_nproc_per_node x "
+            f"launch.learner_nnodes), got {gpus}; a rank has a GPU of its own"
+        )
+    if rank.total_bytes > gpu_bytes:
+        yield _too_much("a rank of the learner", rank, gpu_bytes)
+    if config.rollout.engine != "vllm":
+        return
+    share = config.rollout.gpu_memory_utilization
+    if rollout.total_bytes > share * gpu_bytes:
+        room = f"{gigabytes(share * gpu_bytes)}, rollout.gpu_memory_utilization of a GPU"
+        yield _too_much("a GPU of a rollout", rollout, share * gpu_bytes, room=room)
+    elif (fit := kv_cache(shape, config, gpu_bytes=gpu_bytes)).sequences is not None and (fit.sequences or 0) < 1:
+        yield (
+            f"--gpu-memory: the KV cache has room for {gigabytes(max(0, fit.room_bytes or 0))}, and one sequence of "
+            f"{fit.sequence_tokens:,} tokens needs {gigabytes(fit.sequence_bytes)}; raise rollout.tensor_parallel_size, "
+            "or lower data.max_response_length"
+        )
+    if gpus is not None and gpus < gpus_needed(config) and rank.total_bytes + share * gpu_bytes > gpu_bytes:
+        yield (
+            f"--gpus: must be >= {gpus_needed(config)}, the learner's ranks ({ranks_of(config)}) and launch.rollout_replicas x "
+            f"rollout.tensor_parallel_size ({config.launch.rollout_replicas} x {config.rollout.tensor_parallel_size}), got "
+            f"{gpus}; a rank and a rollout do not fit one GPU together ({gigabytes(rank.total_bytes)} + {share:g} x "
+            f"{gigabytes(gpu_bytes)})"
+        )
+
+
+def cautions(shape: ModelShape, config: Config, *, gpu_bytes: int, gpus: int | None) -> Iterator[str]:
+    """What may fit and is close, for people."""
+    total = rank_memory(shape, config).total_bytes
+    if gpu_bytes - LEFT_FREE_BYTES < total <= gpu_bytes:
+        yield (
+            f"a rank of the learner leaves {gigabytes(gpu_bytes - total)} of its GPU; a CUDA context, NCCL and the "
+            f"allocator are not counted, so leave {gigabytes(LEFT_FREE_BYTES)}"
+        )
+    if gpus is not None and ranks_of(config) <= gpus < gpus_needed(config):
+        yield f"{gpus_needed(config)} GPUs are needed to give every rank and rollout its own, --gpus is {gpus}"
+    if config.rollout.engine != "vllm":
+        return
+    cache = kv_cache(shape, config, gpu_bytes=gpu_bytes)
+    if cache.sequences is not None and 1 <= cache.sequences < config.rollout.max_num_seqs:
+        yield (
+            f"rollout.max_num_seqs is {config.rollout.max_num_seqs}, and {int(cache.sequences)} sequences of full length "
+            "fit the KV cache; when more grow long, vLLM preempts some and computes them again (rollout/preemptions)"
+        )
+
+
+def _too_much(who: str, estimate: Estimate, limit_bytes: float, *, room: str = "") -> str:
+    most = estimate.largest
+    knob = f"; lower it: {most.knob}" if most.knob else ""
+    return (
+        f"--gpu-memory: {who} needs {gigabytes(estimate.total_bytes)} and has {room or gigabytes(limit_bytes)}; most of it: "
+        f"{most.name}, {gigabytes(most.size_bytes)}{knob}"
+    )
