@@ -51,7 +51,12 @@ def _terms(unit: str) -> list[str]:
 
 ROWS: Mapping[str, Sequence[Panel]] = {
     "Training": (
-        Panel("Accuracy on held-out prompts", ("eval/avg_at_n", "eval/pass_at_n", "eval/greedy")),
+        Panel("Accuracy on held-out prompts", ("eval/avg_at_n", "eval/pass_at_n", "eval/maj_at_n", "eval/greedy")),
+        Panel(
+            "Intervals on held-out prompts",
+            [f"eval/{m}_at_n_{end}" for m in ("avg", "pass", "maj") for end in ("low", "high")],
+        ),
+        Panel("Evaluation sets", ("eval/set/*",)),
         Panel("Accuracy of generated samples", ("reward/generated_acc",)),
         Panel("Steps trained", ("run/trained_steps",)),
         Panel("Loss", ("loss/policy",)),

@@ -12,3 +12,7 @@ class PolicyVersion:
 
     def __str__(self) -> str:
         return f"{self.lineage}{self.number}"
+
+
+OWN_WEIGHTS = PolicyVersion(lineage="a", number=0)
+"""The weights of the model's folder: the base model of a run, or what is evaluated without a run."""

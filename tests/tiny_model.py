@@ -87,6 +87,22 @@ def logprobs(
 
 
 @torch.no_grad()
+def nucleus_logprobs(
+    model: PreTrainedModel, prompt: Sequence[int], completion: Sequence[int], *, top_p: float
+) -> np.ndarray:
+    """float32[T] nats of every completion token within the nucleus of mass `top_p`, token by token; -inf outside of it."""
+    logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].double()
+    found = []
+    for row, token in zip(logits.softmax(-1).tolist(), completion, strict=True):
+        kept: dict[int, float] = {}
+        for candidate in sorted(range(len(row)), key=lambda index: -row[index]):
+            if sum(kept.values()) < top_p:
+                kept[candidate] = row[candidate]
+        found.append(np.log(kept[token] / sum(kept.values())) if token in kept else -np.inf)
+    return np.array(found, np.float32)
+
+
+@torch.no_grad()
 def greedy(model: PreTrainedModel, prompt: Sequence[int], *, max_tokens: int) -> list[int]:
     """The greedy completion, end token included, one plain forward pass a token."""
     tokens = [*prompt]

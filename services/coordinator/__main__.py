@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--own-redis", action="store_true", help="shut Redis down when the run has ended")
     parser.add_argument("--idle", action="store_true", help="serve the API of a run that lies still")
     parser.add_argument("--check", action="store_true", help="check data, tokenizer and reward, then end")
+    parser.add_argument("--evaluate", action="store_true", help="evaluate the model's own weights, then end")
     add_credentials_flag(parser)
     parser.add_argument("--log-format", choices=["console", "json"], default="console", help="default: %(default)s")
     args = parser.parse_args(argv)
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             metrics_port=metrics_port(args),
             ready_fd=args.ready_fd,
             check_only=args.check,
+            evaluate_only=args.evaluate,
             reopen=args.reopen,
             idle=args.idle,
             credentials=load_credentials(args.credentials, role=Role.COORDINATOR),

@@ -12,6 +12,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--engine", choices=("vllm", "transformers"), default="", help="instead of the configuration's rollout.engine"
     )
+    parser.add_argument(
+        "--own-weights",
+        action="store_true",
+        help="serve the model folder's weights, for an evaluation without a learner",
+    )
     args = parser.parse_args(argv)
 
     import uvloop
@@ -24,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     hide()
     configure_logs(service="rollout", fmt=args.log_format)
     try:
-        uvloop.run(serve(options_from(Options, args, engine=args.engine)))
+        uvloop.run(serve(options_from(Options, args, engine=args.engine, own_weights=args.own_weights)))
     except (SluiceError, ExceptionGroup) as failure:
         return exit_code(failure, service="rollout")
     except KeyboardInterrupt:

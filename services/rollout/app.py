@@ -23,6 +23,7 @@ from sluice.clock import SystemClock
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.errors import ConfigError
+from sluice.policy_version import OWN_WEIGHTS
 from sluice.rpc.membership import Membership
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.server import RpcServer, make_server
@@ -51,6 +52,8 @@ class Options(ServiceOptions):
 
     engine: str
     """"vllm" or "transformers"; empty: the configuration's engine."""
+    own_weights: bool
+    """Serve the weights of the model's folder: an evaluation without a learner."""
 
 
 async def serve(options: Options) -> None:
@@ -118,6 +121,8 @@ class _Service:
         sys.setswitchinterval(THREAD_SWITCH_S)
         self._model = model
         self._loop = EngineLoop(engine, max_samples=WAITING_FACTOR * engine.capacity)
+        if self._options.own_weights:
+            self._loop.serve_own(OWN_WEIGHTS)
         self._loop.start()
         server = self._make_server(config)
         try:
@@ -201,6 +206,7 @@ class _Service:
             capacity=engine.capacity,
             max_model_len=engine.max_model_len,
             version=self._version_message(),
+            own_weights=self._options.own_weights,
         )
 
     def _beat(self) -> coordinator_pb2.HeartbeatRequest:

@@ -38,9 +38,12 @@ class SampleRequest:
     seed: int
     """The seed of this sample alone, >= 0."""
     temperature: float
-    """Divides the logits; 0 is greedy. No truncation or penalty exists."""
+    """Divides the logits; 0 is greedy. No penalty exists, and no truncation but `top_p`."""
     max_tokens: int
     """Longest completion, end token included."""
+    top_p: float = 1.0
+    """Nucleus mass in (0, 1]: tokens come from the fewest most likely ones that together have this mass. Below 1 in
+    evaluations alone; greedy samples do not depend on it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +63,8 @@ class FinishedSample:
     token_ids: np.ndarray = field(repr=False)
     """int32[T]."""
     logprobs: np.ndarray = field(repr=False)
-    """float32[T], nats: log-softmax of logits / temperature (greedy: of the logits) at the sampled tokens."""
+    """float32[T], nats: log-softmax of logits / temperature (greedy: of the logits) at the sampled tokens, within the nucleus
+    where `top_p` is below 1."""
     spans: tuple[Span, ...]
     """The spans cover [0, T) without gaps, oldest first; empty when T is 0."""
     finish_reason: FinishReason

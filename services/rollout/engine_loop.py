@@ -82,6 +82,11 @@ class EngineLoop:
         context = contextvars.copy_context()  # carries the log lines' bound keys into the thread
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="engine", daemon=True)
 
+    def serve_own(self, version: PolicyVersion) -> None:
+        """Serves the weights that the engine has loaded with the model, as `version`; before `start`."""
+        self.engine.version = version
+        self.weights = Manifest(version=version, tensors=(), total_bytes=0, bucket_bytes=1, digest="")
+
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()

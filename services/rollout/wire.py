@@ -36,7 +36,7 @@ def sample_requests(
         bool((prompt >= 0).all() and (prompt < vocab_size).all()),
         f"prompt_token_ids: must be in [0, {vocab_size}), got {prompt.min()} to {prompt.max()}",
     )
-    _check_sampling(request.sampling, prompt_tokens=prompt.size, max_model_len=max_model_len)
+    _check_sampling(request, prompt_tokens=prompt.size, max_model_len=max_model_len)
     specs = {spec.index: spec for spec in request.samples}
     _require(
         0 < len(request.samples) <= MAX_SAMPLES_PER_REQUEST,
@@ -54,6 +54,7 @@ def sample_requests(
                 seed=spec.seed,
                 temperature=request.sampling.temperature,
                 max_tokens=request.sampling.max_tokens,
+                top_p=request.sampling.top_p,
             ),
         )
         for spec in request.samples
@@ -79,11 +80,16 @@ def sample_to_proto(
     )
 
 
-def _check_sampling(sampling: common_pb2.SamplingParams, *, prompt_tokens: int, max_model_len: int) -> None:
+def _check_sampling(request: rollout_pb2.GenerateRequest, *, prompt_tokens: int, max_model_len: int) -> None:
+    sampling = request.sampling
     _require(
-        sampling.top_p == 1 and sampling.top_k == -1,
+        not request.evaluation or 0 < sampling.top_p <= 1,
+        f"sampling.top_p: must be > 0 and <= 1, got {sampling.top_p:g}",
+    )
+    _require(
+        (sampling.top_p == 1 or request.evaluation) and sampling.top_k == -1,
         f"sampling: must be neutral (top_p 1, top_k -1), got top_p {sampling.top_p:g}, top_k {sampling.top_k}; "
-        "truncation changes the distribution whose log-probabilities training uses",
+        "truncation changes the distribution whose log-probabilities training uses; an evaluation may lower top_p",
     )
     _require(
         sampling.temperature == 0 or sampling.temperature >= MIN_TEMPERATURE,

@@ -31,9 +31,6 @@ def add_parser(commands: Any) -> None:
         "save a checkpoint at the next step boundary",
         lambda client, _: client.save_checkpoint().path,
     )
-    evaluate = add_verb(commands, "evaluate", "evaluate the newest version on held-out prompts", _evaluate)
-    evaluate.add_argument("--prompts", type=int, default=0, metavar="N", help="prompts (default: eval.prompts)")
-    evaluate.add_argument("-n", type=int, default=0, help="samples a prompt (default: eval.n)")
     scale = add_verb(commands, "scale", "have the launcher run this many replicas", _scale)
     scale.add_argument("role", choices=["rollout", "reward"])
     scale.add_argument("replicas", type=int)
@@ -106,12 +103,6 @@ def _stop(client: Any, args: argparse.Namespace) -> str:
 
 def _drain(client: Any, args: argparse.Namespace) -> str:
     return str(client.drain(timeout_s=args.timeout_s))
-
-
-def _evaluate(client: Any, args: argparse.Namespace) -> str:
-    from sluice.launch.view import evaluation_line
-
-    return evaluation_line(client.evaluate(prompts=args.prompts, n=args.n))
 
 
 def _scale(client: Any, args: argparse.Namespace) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from sluice import __version__
 
 VERBS = (
-    *("up", "demo_llm", "watch", "learner_node", "control", "groups", "rollback", "ledger", "export", "replay"),
-    *("rescore", "conformance", "config", "data", "certs"),
+    *("up", "demo_llm", "watch", "learner_node", "control", "evaluate", "groups", "rollback", "ledger", "export"),
+    *("replay", "rescore", "conformance", "config", "data", "certs"),
 )
 """Modules of this package, in the order of `sluice --help`; some have several verbs."""
 

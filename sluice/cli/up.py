@@ -90,9 +90,11 @@ def _check(config: Any) -> int:
     import asyncio
     import tempfile
 
+    from sluice.config.evaluation_sets import check_files
     from sluice.launch.local import LocalRun
     from sluice.launch.view import make_view
 
+    check_files(config)
     with tempfile.TemporaryDirectory(prefix="sluice-dry-run-") as folder:
         run_dir = Path(folder) / "dry-run"
         view = make_view(sys.stdout, plain=True)
@@ -120,13 +122,18 @@ def run_demo(args: argparse.Namespace) -> int:
 def demo_overrides(args: argparse.Namespace, *, model: Path) -> list[str]:
     """A demo's flags as overrides of its recipe; `--set` wins over the model and the seed."""
     overrides = [f"model.path={json.dumps(str(model))}", f"run.seed={args.seed}", *args.overrides]
-    overrides += replica_overrides(args)
-    if importlib.util.find_spec("vllm") is None:
-        print("vLLM is not installed: rollouts use the transformers engine", file=sys.stderr)
-        overrides.append("rollout.engine=transformers")
+    overrides += [*replica_overrides(args), *engine_overrides()]
     if args.steps is not None:
         overrides.append(f"run.total_steps={args.steps}")
     return overrides
+
+
+def engine_overrides() -> list[str]:
+    """The engine that there is where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is not None:
+        return []
+    print("vLLM is not installed: rollouts use the transformers engine", file=sys.stderr)
+    return ["rollout.engine=transformers"]
 
 
 def find_recipe(name: str) -> Path:
@@ -179,12 +186,14 @@ def run_here(config: Any, args: argparse.Namespace) -> int:
     """Runs a checked recipe on this machine, reports, and returns the exit code."""
     import asyncio
 
+    from sluice.config.evaluation_sets import check_files
     from sluice.launch.local import LocalRun
     from sluice.launch.view import make_view
     from sluice.model_identity import model_identity
     from sluice.run_dir.naming import new_run_dir
     from sluice.telemetry.full_disk_stream import FullDiskStream
 
+    check_files(config)
     model_identity(config.model.path)
     run_dir = (args.run_dir or new_run_dir(config)).resolve()
     view = make_view(sys.stdout, plain=args.plain)

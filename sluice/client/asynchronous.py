@@ -129,9 +129,11 @@ class AsyncClient:
         """Client.save_checkpoint."""
         return await self._do(calls.save_checkpoint())
 
-    async def evaluate(self, *, prompts: int = 0, n: int = 0) -> pb.Evaluation:
+    async def evaluate(
+        self, set_name: str = "", *, prompts: int = 0, n: int = 0, timeout_s: float = calls.LONG_CALL_TIMEOUT_S
+    ) -> pb.Evaluation:
         """Client.evaluate."""
-        return await self._do(calls.evaluate(prompts, n))
+        return await self._do(calls.evaluate(prompts, n, set_name, timeout_s=timeout_s))
 
     async def rollback(self, to: int, *, preview: bool = False) -> pb.RollbackResponse:
         """Client.rollback."""

@@ -137,9 +137,14 @@ class Client:
         """A checkpoint at the next step boundary: its `path` and `version`."""
         return self._do(calls.save_checkpoint())
 
-    def evaluate(self, *, prompts: int = 0, n: int = 0) -> pb.Evaluation:
-        """Accuracy on held-out prompts under one version; 0 takes the configured numbers."""
-        return self._do(calls.evaluate(prompts, n))
+    def evaluate(
+        self, set_name: str = "", *, prompts: int = 0, n: int = 0, timeout_s: float = calls.LONG_CALL_TIMEOUT_S
+    ) -> pb.Evaluation:
+        """Accuracy on held-out prompts under one version; 0 takes the configured numbers.
+
+        `set_name` is a set of eval.sets; empty for data.val_files, or for the first set of a run without val_files.
+        """
+        return self._do(calls.evaluate(prompts, n, set_name, timeout_s=timeout_s))
 
     def rollback(self, to: int, *, preview: bool = False) -> pb.RollbackResponse:
         """Goes back to the checkpoint of version `to`; with `preview` only says what would be given up."""

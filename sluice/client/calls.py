@@ -132,12 +132,12 @@ def save_checkpoint() -> Call[pb.SaveCheckpointResponse]:
     return Call(method="SaveCheckpoint", request=request, read=_itself, timeout_s=LONG_CALL_TIMEOUT_S)
 
 
-def evaluate(prompts: int, n: int) -> Call[pb.Evaluation]:
+def evaluate(prompts: int, n: int, set_name: str, *, timeout_s: float) -> Call[pb.Evaluation]:
     """Evaluate."""
-    request = pb.EvaluateRequest(prompts=prompts, n=n)
-    return Call(
-        method="Evaluate", request=request, read=lambda answer: answer.evaluation, timeout_s=LONG_CALL_TIMEOUT_S
-    )
+    if not 0 < timeout_s < 1e6:
+        raise InvalidRequest(f"evaluate: timeout_s must be more than 0 and less than 1e6, got {timeout_s:g}")
+    request = pb.EvaluateRequest(prompts=prompts, n=n, set=set_name)
+    return Call(method="Evaluate", request=request, read=lambda answer: answer.evaluation, timeout_s=timeout_s)
 
 
 def rollback(to: int, *, preview: bool) -> Call[pb.RollbackResponse]:

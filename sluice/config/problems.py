@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from sluice.config.kinds import kind_in_words, takes_several_types
 from sluice.config.schema import Config
+from sluice.config.schema.eval import EvalSetConfig
 from sluice.config.schema.reward import GraderConfig
 
 _Place = tuple[int | str, ...]
@@ -45,6 +46,9 @@ _RULES = {
     "string_too_long": "must have at most {max_length} characters",
 }
 """The rule behind each of pydantic's error types; pydantic's own words stand for any other error type."""
+
+_NAMED = {"reward.routes.": GraderConfig, "eval.sets.": EvalSetConfig}
+"""Mappings whose keys are names of the recipe's own, and what stands below a name."""
 
 _SEVERAL_TYPES = "several_types"
 """Stands in the place of pydantic's error type where a key takes values of several types."""
@@ -199,8 +203,8 @@ def _dotted(name: str) -> str | None:
 
 
 def _unknown(key: str) -> str:
-    if key.startswith("reward.routes."):
-        known = [*GraderConfig.model_fields]
+    if below := next((kind for section, kind in _NAMED.items() if key.startswith(section)), None):
+        known = [*below.model_fields]
         near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
         return f"is not a known key; {f'did you mean {near[0]}?' if near else 'known here are ' + ', '.join(known)}"
     near = nearest_key(key)

@@ -107,6 +107,12 @@ def eval_temperature(value: Any) -> float:
     return value
 
 
+def eval_greedy(value: Any) -> bool:
+    if value:
+        raise Unset("both sampled and greedy completions are evaluated")
+    return True
+
+
 def resume(value: Any) -> str:
     if value not in ("auto", "disable"):
         raise ValueError("set it to auto or disable, and learner.resume to the checkpoint's path in the new recipe")

@@ -17,6 +17,7 @@ from sluice.config.verl_rules import (
     correction_level,
     dtype,
     engine,
+    eval_greedy,
     eval_temperature,
     files,
     loss_mode,
@@ -43,7 +44,7 @@ _NO_PARTS = "this part of verl has no counterpart"
 _NEVER_CUT = "prompts longer than data.max_prompt_length are skipped and counted, never truncated"
 _TEXT_ONLY = "prompts are text; verl's columns data_source and prompt are read, others are not"
 _OBSERVE = "metrics, events and samples are always written to the run directory and exported to Prometheus"
-_EVAL_SAMPLING = "evaluation draws from the whole distribution; expect other numbers where verl restricts it"
+_EVAL_TOP_K = "evaluation restricts samples by eval.top_p alone; expect other numbers where verl sets a top_k above 0"
 _NEUTRAL = "behaviour log-probabilities must be those of the whole distribution; set top_p to 1 and top_k to -1"
 _ONE_LOSS = "Sluice has no such reweighting; set it to false"
 _PLAIN_MODEL = "a model is one ordinary Hugging Face folder; put what it needs into the folder and leave this unset"
@@ -140,11 +141,11 @@ _ROLLOUT: dict[str, Rule] = {
     "gpu_memory_utilization": move("rollout.gpu_memory_utilization"),
     "enforce_eager": move("rollout.enforce_eager"),
     "max_num_seqs": move("rollout.max_num_seqs"),
-    "val_kwargs.n": move("eval.n"),
+    "val_kwargs.n": Move(to=("eval.n", "eval.small_n")),
     "val_kwargs.temperature": move("eval.temperature", eval_temperature),
-    "val_kwargs.top_p": Ignore(why=_EVAL_SAMPLING),
-    "val_kwargs.top_k": Ignore(why=_EVAL_SAMPLING),
-    "val_kwargs.do_sample": Ignore(why="both sampled and greedy completions are evaluated"),
+    "val_kwargs.top_p": move("eval.top_p"),
+    "val_kwargs.top_k": Ignore(why=_EVAL_TOP_K),
+    "val_kwargs.do_sample": move("eval.greedy", eval_greedy),
     "top_p": Only(values=(1,), why=_NEUTRAL),
     "top_k": Only(values=(-1, 0), why=_NEUTRAL),
     "do_sample": Only(values=(True,), why="training samples; set it to true"),
@@ -386,7 +387,7 @@ _TRAINER: dict[str, Rule] = {
     "experiment_name": move("run.name", run_name),
     "resume_mode": move("learner.resume", resume),
     "max_actor_ckpt_to_keep": move("learner.keep_checkpoints"),
-    "val_only": Only(values=(False,), why="a run trains; evaluate a running one with `sluice evaluate`"),
+    "val_only": Only(values=(False,), why="a run trains; evaluate a model folder with `sluice evaluate --model`"),
     "resume_from_path": Only(values=(None, False), why="set learner.resume to the checkpoint's path in the new recipe"),
     "total_epochs": Ignore(why="the length of a run is run.total_steps, set by trainer.total_training_steps"),
     "project_name": Ignore(why="runs are told apart by run.name"),

@@ -34,6 +34,7 @@ def coordinator_command(
     port: int,
     ready_fd: int | None,
     check_only: bool = False,
+    evaluate_only: bool = False,
     idle: bool = False,
 ) -> Command:
     """The coordinator on `port`; the coordinator writes its port to `ready_fd`. `redis_password`: of the run's own Redis.
@@ -47,15 +48,20 @@ def coordinator_command(
     if port != config.network.coordinator_port:  # on a free port the port + 1000 may belong to another process
         argv += ["--metrics-port", "0"]
     argv += ["--redis-password-stdin"] if redis_password else []
-    argv += ["--stay", *(["--check"] if check_only else [])]
+    argv += ["--stay", *(["--check"] if check_only else []), *(["--evaluate"] if evaluate_only else [])]
     argv += ["--ready-fd", str(ready_fd), "--idle" if idle else "--reopen"] if ready_fd is not None else []
     return Command(
         name="coordinator", argv=argv, environ=_environ(config, Role.COORDINATOR, threads=1), said=redis_password
     )
 
 
-def service_command(config: Config, role: str, *, index: int, coordinator: str, run_id: str) -> Command:
-    """A reward, a rollout or the learner (the first machine of a learner on several machines)."""
+def service_command(
+    config: Config, role: str, *, index: int, coordinator: str, run_id: str, evaluate_only: bool = False
+) -> Command:
+    """A reward, a rollout or the learner (the first machine of a learner on several machines).
+
+    With `evaluate_only` a rollout serves the model folder's weights.
+    """
     common = ["--coordinator", coordinator, "--bind", config.network.bind, "--advertise", config.network.advertise]
     common += ["--port", "0", "--metrics-port", "0"]
     if role == "learner":
@@ -66,6 +72,7 @@ def service_command(config: Config, role: str, *, index: int, coordinator: str, 
         return learner_command([*ranks, "--", *common], environ=environ)
     name, threads = f"{role}-{index}", config.rollout.threads if role == "rollout" else 1
     argv = [*module_command(f"services.{role}"), "--service-id", name, *common]
+    argv += ["--own-weights"] if evaluate_only and role == "rollout" else []
     return Command(name=name, argv=argv, environ=_environ(config, Role(role), threads=threads))
 
 

@@ -62,15 +62,24 @@ class Outcome:
 
 
 class LocalRun:
-    """One run on this machine. `check_only` starts only the services that check data, tokenizer and reward, then ends.
+    """One run on this machine. `check_only` starts only the services that check data, tokenizer and reward, then ends;
+    `evaluate_only` no learner: the model folder's weights are evaluated on every evaluation set.
 
     The coordinator's address goes to `ready_fd` when the coordinator answers, unless the run is finished already.
     """
 
     def __init__(
-        self, *, config: Config, run_dir: Path, view: View, check_only: bool = False, ready_fd: int | None = None
+        self,
+        *,
+        config: Config,
+        run_dir: Path,
+        view: View,
+        check_only: bool = False,
+        evaluate_only: bool = False,
+        ready_fd: int | None = None,
     ) -> None:
         self._config, self._run_dir, self._view, self._check_only = config, run_dir, view, check_only
+        self._evaluate_only = evaluate_only
         self._ready_fd = ready_fd
         self._disk = DiskWaits(
             clock=SystemClock(), tell=lambda event, line: view.message(f"{event}: {line}"), folder=run_dir
@@ -146,7 +155,8 @@ class LocalRun:
         launch = self._config.launch
         # A check needs one reward service. Without replicas here, the check asks the service that will grade the run.
         wanted = {"reward": min(1, launch.reward_replicas) if self._check_only else launch.reward_replicas}
-        wanted |= {} if self._check_only else {"rollout": launch.rollout_replicas, "learner": 1}
+        wanted |= {} if self._check_only else {"rollout": launch.rollout_replicas}
+        wanted |= {} if self._check_only or self._evaluate_only else {"learner": 1}
         for role, replicas in wanted.items():
             if not replicas:
                 self._view.message(
@@ -155,7 +165,7 @@ class LocalRun:
                 )
             for index in range(replicas):
                 self._keeper.keep(self._service(role, index))
-        for node_rank in range(1, 1 if self._check_only else launch.learner_nnodes):
+        for node_rank in range(1, launch.learner_nnodes if "learner" in wanted else 1):
             line = learner_node_line(self._config, node_rank=node_rank, run_id=self._run_dir.name)
             self._view.message(
                 f"the learner waits {launch.ready_timeout_s:.0f} s for its machine {node_rank}: run there"
@@ -165,7 +175,14 @@ class LocalRun:
 
     def _service(self, role: str, index: int) -> Command:
         run_id = self._run_dir.name
-        return service_command(self._config, role, index=index, coordinator=self._coordinator, run_id=run_id)
+        return service_command(
+            self._config,
+            role,
+            index=index,
+            coordinator=self._coordinator,
+            run_id=run_id,
+            evaluate_only=self._evaluate_only,
+        )
 
     async def _start_redis(self) -> str:
         """Starts the run's own Redis and has the server kept alive on one socket; returns the server's URL."""
@@ -202,6 +219,7 @@ class LocalRun:
             port=port,
             ready_fd=None,
             check_only=self._check_only,
+            evaluate_only=self._evaluate_only,
         )
         self._keeper.keep(again, running=child)
         probe = self._frozen.probe(lambda: self._keeper.child(child.name), self._client.answers, ready=child)
@@ -218,6 +236,7 @@ class LocalRun:
             port=self._config.network.coordinator_port,
             ready_fd=write_fd,
             check_only=self._check_only,
+            evaluate_only=self._evaluate_only,
         )
         try:
             child = await start(

@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sluice.report.evaluations import by_set, headline, within
 from sluice.report.figures import duration, fraction, number, printable, quantity
 from sluice.telemetry.full_disk_stream import FullDiskStream
 from sluice.v1 import coordinator_pb2 as pb
@@ -30,6 +31,7 @@ _SHOWN_ELSEWHERE = frozenset({_STEP_EVENT, "evaluated", "weights_pushed", "run_s
 _NOTES_KEPT = 4
 _SERVICES_SHOWN = 12
 _WAITS_SHOWN = 8
+_SETS_SHOWN = 4
 
 _WAIT_SHOWN_S = 5.0
 """Shorter waits are normal and are not shown."""
@@ -156,7 +158,7 @@ def step_line(status: pb.GetStatusResponse) -> str:
     return "  ".join(
         (
             f"step {status.step}/{status.total_steps}",
-            f"acc(held-out) {_change([evaluation.avg_at_n for evaluation in status.evaluations], arrow='→')}",
+            f"acc(held-out) {_change([evaluation.avg_at_n for evaluation in headline(status.evaluations)], arrow='→')}",
             f"pass {fraction(_metric(status, 'reward/generated_acc'))}",
             f"accept {fraction(_metric(status, 'sampling/acceptance'))}",
             f"queue {number(_metric(status, 'queue/groups'))}",
@@ -171,8 +173,10 @@ def evaluation_line(evaluation: pb.Evaluation) -> str:
     """One evaluation, on one line."""
     n = evaluation.n
     return (
-        f"evaluated v{evaluation.version.number}  avg@{n} {fraction(evaluation.avg_at_n)}"
-        f"  pass@{n} {fraction(evaluation.pass_at_n)}  greedy {fraction(evaluation.greedy)}"
+        f"evaluated v{evaluation.version.number}{f'  {evaluation.set}' if evaluation.set else ''}"
+        f"  avg@{n} {within(evaluation.avg_at_n, evaluation, 'avg_interval')}  pass@{n} {fraction(evaluation.pass_at_n)}"
+        f"{f'  maj@{n} {fraction(evaluation.maj_at_n)}' if evaluation.HasField('maj_at_n') else ''}"
+        f"  greedy {fraction(evaluation.greedy)}"
         f"  {evaluation.prompts} prompts in {duration(evaluation.wall_s)}"
         f"{f'  {evaluation.ungraded} samples not graded' if evaluation.ungraded else ''}"
     )
@@ -214,11 +218,13 @@ def _progress(status: pb.GetStatusResponse) -> Table:
 
 
 def _facts(status: pb.GetStatusResponse) -> Columns:
-    n = status.evaluations[-1].n if status.evaluations else "n"
+    evaluations = headline(status.evaluations)
+    n = evaluations[-1].n if evaluations else "n"
     blocks = {
         "held-out": {
-            f"avg@{n}": _change([evaluation.avg_at_n for evaluation in status.evaluations]),
-            "greedy": _change([evaluation.greedy for evaluation in status.evaluations]),
+            f"avg@{n}": _change([evaluation.avg_at_n for evaluation in evaluations]),
+            "greedy": _change([evaluation.greedy for evaluation in evaluations]),
+            **_named_sets(status.evaluations),
         },
         "groups": {
             "pass rate": fraction(_metric(status, "reward/generated_acc")),
@@ -248,6 +254,12 @@ def _devices(status: pb.GetStatusResponse) -> dict[str, dict[str, str]]:
     }
     known = {"learner": (mfu, memory_bytes), "KV cache": (kv_use, preemptions)}
     return {name: rows for name, rows in blocks.items() if not all(map(math.isnan, known[name]))}
+
+
+def _named_sets(evaluations: Sequence[pb.Evaluation]) -> dict[str, str]:
+    """The first accuracies and the last of the first few sets of eval.sets."""
+    named = [(name, ones) for name, ones in by_set(evaluations).items() if name]
+    return {printable(name): _change([one.avg_at_n for one in ones]) for name, ones in named[:_SETS_SHOWN]}
 
 
 def _ledger(ledger: pb.Ledger) -> Text:

@@ -2,8 +2,8 @@
 
 Nine panels over the steps trained: accuracy, rewards, dynamic sampling, and how far generation and training drifted
 apart; a run that has figures of its devices has a fourth row for them. Step k stands at k + 1, the number of steps trained
-after step k; an evaluation of version v stands at v. Thin lines are the values, thick lines a centred moving mean.
-docs/metrics.md has the healthy ranges.
+after step k; an evaluation of version v stands at v, its 95 % interval as a band. Thin lines are the values, thick lines a
+centred moving mean. docs/metrics.md has the healthy ranges.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,8 @@ CURVES_BYTES = 500_000
 """About the size of the picture. Measured: 320 kB and 460 kB for the demos."""
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2563eb", "#ea7317", "#16a34a", "#dc2626", "#9ca3af"
+
+_SET_COLOURS = (GREEN, RED, "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#a16207", "#475569")
 
 Scale = Literal["from_zero", "free", "log"]
 
@@ -170,7 +172,7 @@ def curves(metrics: RunMetrics, *, title: str, max_staleness: int | None) -> Fig
     figure = Figure(figsize=(13.5, 9.2 * rows / 3), dpi=130, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
     sheet = figure.subplots(rows, 3)
     accuracy, *others = sheet.flat
-    _draw_accuracy(accuracy, metrics.evaluations)
+    _draw_accuracy(accuracy, metrics)
     for axes, panel in zip(others, panels, strict=True):
         _draw_panel(axes, panel, metrics.steps)
         if panel.title == _AGE_TITLE and max_staleness is not None:
@@ -187,7 +189,8 @@ def _measured(metrics: RunMetrics, panels: Sequence[_Panel]) -> bool:
     return any(not names.isdisjoint(row) for row in metrics.steps)
 
 
-def _draw_accuracy(axes: Axes, evaluations: Sequence[Row]) -> None:
+def _draw_accuracy(axes: Axes, metrics: RunMetrics) -> None:
+    evaluations, (average, _) = metrics.evaluations, _ACCURACIES[0]
     versions = column(evaluations, "version")
     for (name, label), colour in zip(_ACCURACIES, (BLUE, ORANGE), strict=True):
         values = column(evaluations, name)
@@ -196,8 +199,21 @@ def _draw_accuracy(axes: Axes, evaluations: Sequence[Row]) -> None:
             axes.plot(versions[there], values[there], color=colour, marker="o", markersize=3.5, lw=1.8, label=label)
             before = values[there][0]
             axes.axhline(before, color=colour, lw=1, ls=(0, (4, 3)), alpha=0.6, label=f"{label} before: {before:.0%}")
+    _draw_interval(axes, evaluations, average, colour=BLUE)
+    for place, (name, rows) in enumerate(metrics.sets.items()):
+        colour = _SET_COLOURS[place % len(_SET_COLOURS)]
+        axes.plot(
+            column(rows, "version"), column(rows, average), color=colour, marker="s", markersize=3, lw=1.4, label=name
+        )
+        _draw_interval(axes, rows, average, colour=colour)
     _finish(axes, title="Held-out accuracy", unit="%", scale="from_zero")
     axes.set_ylim(0, 1.02)
+
+
+def _draw_interval(axes: Axes, rows: Sequence[Row], name: str, *, colour: str) -> None:
+    low, high = column(rows, f"{name}_low"), column(rows, f"{name}_high")
+    if (there := np.isfinite(low) & np.isfinite(high)).any():
+        axes.fill_between(column(rows, "version")[there], low[there], high[there], color=colour, alpha=0.15, lw=0)
 
 
 def _draw_panel(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:

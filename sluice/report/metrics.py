@@ -1,7 +1,8 @@
 """Reads RUN/metrics.jsonl into columns.
 
 One JSON object a line: `{"kind": "step", "step": k, "time_s": ..., NAME: value, ...}` for every trained step and
-`{"kind": "eval", "version": v, "time_s": ..., NAME: value, ...}` for every evaluation. The line of a step also has
+`{"kind": "eval", "version": v, "time_s": ..., NAME: value, ...}` for every evaluation, with `set` for one of a named set. The
+line of a step also has
 `lineage`, `weights_digest` and `batch_digest`: texts, not columns. A learner that was restored trains some steps again;
 the later line of a step (or of an evaluated version) replaces the earlier line, so the columns show the surviving history.
 `{"kind": "rollback", "to": c, "lineage": l, ...}` gives up steps from c on and versions behind c of lineages before l: the
@@ -10,7 +11,7 @@ lines of these steps and versions do not count. Lines of an unknown kind are ign
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,9 @@ class RunMetrics:
     steps: tuple[Row, ...]
     """One row a trained step; `step` is 0-based."""
     evaluations: tuple[Row, ...]
-    """One row an evaluated version; `version` is its number."""
+    """One row an evaluated version of the default set; `version` is its number."""
+    sets: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    """Likewise of each set of eval.sets."""
     torn_lines: int
     """Lines lost to a killed writer."""
 
@@ -51,9 +54,15 @@ def read_metrics(run_dir: Path) -> RunMetrics:
     path = run_dir / METRICS_FILE
     lines = read_json_lines(path)
     objects = surviving(lines.objects)
+    evaluated: dict[str, list[JsonObject]] = {"": []}
+    for line in objects:
+        if line.get("kind") == "eval":
+            evaluated.setdefault(str(line.get("set", "")), []).append(line)
+    sets = {name: _latest(path, ones, kind="eval", key="version") for name, ones in evaluated.items()}
     return RunMetrics(
         steps=_latest(path, objects, kind="step", key="step"),
-        evaluations=_latest(path, objects, kind="eval", key="version"),
+        evaluations=sets.pop(""),
+        sets=sets,
         torn_lines=lines.torn_lines,
     )
 

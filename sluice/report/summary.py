@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sluice.report.evaluations import by_set, change, headline
 from sluice.report.figures import ABSENT, duration, fraction, number, quantity
 from sluice.report.metrics import column, read_metrics
 from sluice.run_dir.durable import write_synced
@@ -34,16 +35,19 @@ def build_summary(
     `steps` counts trained steps and `versions` the versions that these steps made (version 0 is the base model). `wall_s`
     runs from the start of the run, `train_wall_s` from the first admitted group. `staleness` has the maximum and the mean
     over trained groups of the age of the group's oldest token, in steps. `accuracy.before` is the first evaluation and
-    `accuracy.after` the last, both null unless there are two. `departures` are the settings that depart from exact DAPO.
+    `accuracy.after` the last, null unless there are two: of the default set, or of the first set where there is no default
+    one, which `accuracy.set` names. `accuracy.sets` has the same for each set of eval.sets. `departures` are the settings
+    that depart from exact DAPO.
     """
-    evaluations = status.evaluations
+    named = {name: ones for name, ones in by_set(status.evaluations).items() if name}
     return {
         "steps": status.step,
         "wall_s": wall_s,
         "train_wall_s": status.train_wall_s,
         "accuracy": {
-            "before": _accuracy(evaluations[0]) if evaluations else _accuracy(None),
-            "after": _accuracy(evaluations[-1]) if len(evaluations) > 1 else _accuracy(None),
+            "set": shown[0].set if (shown := headline(status.evaluations)) else "",
+            **change(shown),
+            "sets": {name: change(ones) for name, ones in named.items()},
         },
         "tokens": _tokens(status.ledger),
         "groups": _groups(status.ledger),
@@ -81,17 +85,32 @@ def _outcome(status: pb.GetStatusResponse) -> Text:
 
 
 def _lines(summary: JsonObject) -> list[tuple[str, Text]]:
-    before, after = summary["accuracy"]["before"], summary["accuracy"]["after"]
     staleness, tokens, groups = summary["staleness"], summary["tokens"], summary["groups"]
     wall, train_wall = duration(summary["wall_s"]), duration(summary["train_wall_s"])
     return [
-        (f"held-out avg@{after['n'] or before['n'] or 'n'}", _change(before["avg"], after["avg"])),
-        ("held-out greedy", _change(before["greedy"], after["greedy"])),
+        *_accuracy_lines(summary["accuracy"]),
         ("steps", Text(f"{summary['steps']} in {train_wall} ({wall} with start and evaluation)")),
         ("tokens", Text(_tokens_line(tokens))),
         ("age", Text(f"{number(_float(staleness['mean']), 2)} mean, {number(_float(staleness['max']))} max, in steps")),
         ("algorithm", Text(_algorithm(summary["departures"]))),
         ("groups", _ledger_line(groups)),
+    ]
+
+
+def _accuracy_lines(accuracy: JsonObject) -> list[tuple[str, Text]]:
+    """avg@n and greedy of the set that stands for the run, then avg@n of the other sets."""
+    before, after, of = accuracy["before"], accuracy["after"], accuracy["set"] or "held-out"
+    others = {name: one for name, one in accuracy["sets"].items() if name != accuracy["set"]}
+    return [
+        (f"{of} avg@{after['n'] or before['n'] or 'n'}", _change(before["avg"], after["avg"], after["avg_interval"])),
+        (f"{of} greedy", _change(before["greedy"], after["greedy"])),
+        *(
+            (
+                f"{name} avg@{one['before']['n']}",
+                _change(one["before"]["avg"], one["after"]["avg"], one["after"]["avg_interval"]),
+            )
+            for name, one in others.items()
+        ),
     ]
 
 
@@ -124,23 +143,24 @@ def _ledger_line(groups: JsonObject) -> Text:
     return Text.assemble(counts, "; ", verdict)
 
 
-def _change(before: float | None, after: float | None) -> Text:
-    return Text.assemble(fraction(_float(before)), " → ", (fraction(_float(after)), "bold"))
+def _change(before: float | None, after: float | None, interval: Sequence[float] | None = None) -> Text:
+    within = f" [{fraction(interval[0])}, {fraction(interval[1])}]" if interval else ""
+    return Text.assemble(fraction(_float(before)), " → ", (fraction(_float(after)), "bold"), within)
 
 
 def _files(run_dir: Path) -> list[str]:
-    promised = ("model", "curves.png", SUMMARY_FILE, "samples.jsonl", "metrics.jsonl", "config.yaml", "ledger", "logs")
+    promised = (
+        "model",
+        "curves.png",
+        SUMMARY_FILE,
+        "samples.jsonl",
+        "metrics.jsonl",
+        "evaluations",
+        "config.yaml",
+        "ledger",
+        "logs",
+    )
     return [name for name in promised if (run_dir / name).exists()]
-
-
-def _accuracy(evaluation: pb.Evaluation | None) -> JsonObject:
-    if evaluation is None:
-        return {"greedy": None, "avg": None, "n": None}
-    return {
-        "greedy": _finite(evaluation.greedy),
-        "avg": _finite(evaluation.avg_at_n),
-        "n": evaluation.n,
-    }
 
 
 def _groups(ledger: pb.Ledger) -> JsonObject:

@@ -140,7 +140,7 @@ Global___VersionSpan: _TypeAlias = VersionSpan  # noqa: Y015
 
 @_typing.final
 class SamplingParams(_message.Message):
-    """How tokens are drawn. Training requires neutral sampling (top_p 1, top_k -1)."""
+    """How tokens are drawn. Training requires neutral sampling (top_p 1, top_k -1); an evaluation may lower top_p."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -151,7 +151,7 @@ class SamplingParams(_message.Message):
     temperature: _builtins.float
     """Divides the logits, > 0; 0 means greedy (evaluation only)."""
     top_p: _builtins.float
-    """Nucleus mass in (0, 1]; 1 is neutral."""
+    """Nucleus mass in (0, 1]; 1 is neutral. Tokens are drawn from the fewest most likely ones that together have this mass."""
     top_k: _builtins.int
     """Number of candidates kept; -1 is neutral."""
     max_tokens: _builtins.int

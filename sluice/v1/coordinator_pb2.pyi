@@ -293,6 +293,30 @@ class Ledger(_message.Message):
 Global___Ledger: _TypeAlias = Ledger  # noqa: Y015
 
 @_typing.final
+class Interval(_message.Message):
+    """A 95 % confidence interval: percentiles of a bootstrap over prompts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    low: _builtins.float
+    high: _builtins.float
+    def __init__(
+        self,
+        *,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Interval: _TypeAlias = Interval  # noqa: Y015
+
+@_typing.final
 class Evaluation(_message.Message):
     """Result of one evaluation."""
 
@@ -307,6 +331,13 @@ class Evaluation(_message.Message):
     MEAN_RESPONSE_TOKENS_FIELD_NUMBER: _builtins.int
     WALL_S_FIELD_NUMBER: _builtins.int
     UNGRADED_FIELD_NUMBER: _builtins.int
+    SET_FIELD_NUMBER: _builtins.int
+    MAJ_AT_N_FIELD_NUMBER: _builtins.int
+    AVG_INTERVAL_FIELD_NUMBER: _builtins.int
+    PASS_INTERVAL_FIELD_NUMBER: _builtins.int
+    MAJ_INTERVAL_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
     avg_at_n: _builtins.float
     """Mean accuracy over prompts and samples (DAPO's avg@n)."""
     pass_at_n: _builtins.float
@@ -323,9 +354,29 @@ class Evaluation(_message.Message):
     """How long it took."""
     ungraded: _builtins.int
     """Samples that could not be graded, greedy ones included; the accuracies are those of the others."""
+    set: _builtins.str
+    """The set of eval.sets; empty for the default set (data.val_files)."""
+    maj_at_n: _builtins.float
+    """Share of prompts whose most frequent answer is right; absent where the graders name no answers."""
+    temperature: _builtins.float
+    """Temperature of the n samples; 0 where it was not recorded."""
+    top_p: _builtins.float
+    """Nucleus mass of the n samples; 0 where it was not recorded."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The pinned version."""
+
+    @_builtins.property
+    def avg_interval(self) -> Global___Interval:
+        """Interval of avg_at_n; absent with fewer than two prompts."""
+
+    @_builtins.property
+    def pass_interval(self) -> Global___Interval:
+        """Interval of pass_at_n; absent with fewer than two prompts."""
+
+    @_builtins.property
+    def maj_interval(self) -> Global___Interval:
+        """Interval of maj_at_n; absent with fewer than two prompts, or without maj_at_n."""
 
     def __init__(
         self,
@@ -339,12 +390,21 @@ class Evaluation(_message.Message):
         mean_response_tokens: _builtins.float = ...,
         wall_s: _builtins.float = ...,
         ungraded: _builtins.int = ...,
+        set: _builtins.str = ...,
+        maj_at_n: _builtins.float | None = ...,
+        avg_interval: Global___Interval | None = ...,
+        pass_interval: Global___Interval | None = ...,
+        maj_interval: Global___Interval | None = ...,
+        temperature: _builtins.float = ...,
+        top_p: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_maj_at_n", b"_maj_at_n", "avg_interval", b"avg_interval", "maj_at_n", b"maj_at_n", "maj_interval", b"maj_interval", "pass_interval", b"pass_interval", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avg_at_n", b"avg_at_n", "greedy", b"greedy", "mean_response_tokens", b"mean_response_tokens", "n", b"n", "pass_at_n", b"pass_at_n", "prompts", b"prompts", "ungraded", b"ungraded", "version", b"version", "wall_s", b"wall_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maj_at_n", b"_maj_at_n", "avg_at_n", b"avg_at_n", "avg_interval", b"avg_interval", "greedy", b"greedy", "maj_at_n", b"maj_at_n", "maj_interval", b"maj_interval", "mean_response_tokens", b"mean_response_tokens", "n", b"n", "pass_at_n", b"pass_at_n", "pass_interval", b"pass_interval", "prompts", b"prompts", "set", b"set", "temperature", b"temperature", "top_p", b"top_p", "ungraded", b"ungraded", "version", b"version", "wall_s", b"wall_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__maj_at_n: _TypeAlias = _typing.Literal["maj_at_n"]  # noqa: Y015
+    _WhichOneofArgType__maj_at_n: _TypeAlias = _typing.Literal["_maj_at_n", b"_maj_at_n"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maj_at_n) -> _WhichOneofReturnType__maj_at_n | None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 
@@ -452,6 +512,7 @@ class GetStatusResponse(_message.Message):
     RUN_DIR_FIELD_NUMBER: _builtins.int
     WAITS_FIELD_NUMBER: _builtins.int
     ROLLBACKS_FIELD_NUMBER: _builtins.int
+    EVALUATION_SETS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     state: Global___RunState.ValueType
     reason: _builtins.str
@@ -478,7 +539,7 @@ class GetStatusResponse(_message.Message):
 
     @_builtins.property
     def evaluations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evaluation]:
-        """Evaluations so far, oldest first: the first one and the newest 199. metrics.jsonl has the others too."""
+        """Evaluations so far, oldest first: the first of each set and the newest, 200 in all. metrics.jsonl has the others too."""
 
     @_builtins.property
     def scale(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
@@ -491,6 +552,10 @@ class GetStatusResponse(_message.Message):
     @_builtins.property
     def rollbacks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolledBack]:
         """Every rollback of the run, oldest first."""
+
+    @_builtins.property
+    def evaluation_sets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The evaluation sets of the run; an empty name stands for the default set (data.val_files)."""
 
     def __init__(
         self,
@@ -510,10 +575,11 @@ class GetStatusResponse(_message.Message):
         run_dir: _builtins.str = ...,
         waits: _abc.Iterable[Global___Wait] | None = ...,
         rollbacks: _abc.Iterable[Global___RolledBack] | None = ...,
+        evaluation_sets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "ledger", b"ledger", "metrics", b"metrics", "reason", b"reason", "rollbacks", b"rollbacks", "run_dir", b"run_dir", "run_id", b"run_id", "scale", b"scale", "services", b"services", "state", b"state", "step", b"step", "total_steps", b"total_steps", "train_wall_s", b"train_wall_s", "version", b"version", "waits", b"waits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation_sets", b"evaluation_sets", "evaluations", b"evaluations", "ledger", b"ledger", "metrics", b"metrics", "reason", b"reason", "rollbacks", b"rollbacks", "run_dir", b"run_dir", "run_id", b"run_id", "scale", b"scale", "services", b"services", "state", b"state", "step", b"step", "total_steps", b"total_steps", "train_wall_s", b"train_wall_s", "version", b"version", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1016,19 +1082,23 @@ class EvaluateRequest(_message.Message):
 
     PROMPTS_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
+    SET_FIELD_NUMBER: _builtins.int
     prompts: _builtins.int
     """Prompts to use; 0 for the configured number."""
     n: _builtins.int
     """Samples a prompt; 0 for the configured number."""
+    set: _builtins.str
+    """A set of eval.sets; empty for the default set (data.val_files), or the first set of a run without a default set."""
     def __init__(
         self,
         *,
         prompts: _builtins.int = ...,
         n: _builtins.int = ...,
+        set: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["n", b"n", "prompts", b"prompts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["n", b"n", "prompts", b"prompts", "set", b"set"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1348,6 +1418,7 @@ class RegisterRequest(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
     TRAINED_FIELD_NUMBER: _builtins.int
+    OWN_WEIGHTS_FIELD_NUMBER: _builtins.int
     role: Global___ServiceRole.ValueType
     service_id: _builtins.str
     """Chosen by the service, stable over its restarts; empty: the coordinator gives the service an id."""
@@ -1369,6 +1440,8 @@ class RegisterRequest(_message.Message):
     """Unique to this process, so that a restart under the same id is noticed."""
     metrics_address: _builtins.str
     """host:port of its Prometheus endpoint."""
+    own_weights: _builtins.bool
+    """Whether the rollout serves its model folder's weights, for an evaluation without a learner."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The learner's newest version, or the weights that a rollout already has."""
@@ -1395,10 +1468,11 @@ class RegisterRequest(_message.Message):
         incarnation: _builtins.str = ...,
         metrics_address: _builtins.str = ...,
         trained: _abc.Iterable[Global___TrainedStep] | None = ...,
+        own_weights: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "engine", b"engine", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "metrics_address", b"metrics_address", "model_hash", b"model_hash", "protocol_version", b"protocol_version", "role", b"role", "service_id", b"service_id", "tokenizer_hash", b"tokenizer_hash", "trained", b"trained", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "engine", b"engine", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "metrics_address", b"metrics_address", "model_hash", b"model_hash", "own_weights", b"own_weights", "protocol_version", b"protocol_version", "role", b"role", "service_id", b"service_id", "tokenizer_hash", b"tokenizer_hash", "trained", b"trained", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

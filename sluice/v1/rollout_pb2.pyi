@@ -54,10 +54,13 @@ class GenerateRequest(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     REQUIRED_VERSION_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique per attempt; Abort takes this id."""
     prompt_token_ids: _builtins.bytes
     """int32[P] prompt token ids, little-endian."""
+    evaluation: _builtins.bool
+    """Whether the samples measure the policy and are never trained; only then may sampling.top_p be below 1."""
     @_builtins.property
     def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___SampleSpec]:
         """Which samples of the group to draw; at least one."""
@@ -76,10 +79,11 @@ class GenerateRequest(_message.Message):
         samples: _abc.Iterable[Global___SampleSpec] | None = ...,
         sampling: _common_pb2.SamplingParams | None = ...,
         required_version: _common_pb2.PolicyVersion | None = ...,
+        evaluation: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["required_version", b"required_version", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "required_version", b"required_version", "samples", b"samples", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "required_version", b"required_version", "samples", b"samples", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

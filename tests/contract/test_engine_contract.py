@@ -59,10 +59,21 @@ def engine(loaded_engine: Engine, model_path: Path) -> Iterator[Engine]:
 
 
 def request(
-    sample_id: str, *, seed: int = 0, temperature: float = 1.0, max_tokens: int = 24, prompt: tuple[int, ...] = PROMPT
+    sample_id: str,
+    *,
+    seed: int = 0,
+    temperature: float = 1.0,
+    max_tokens: int = 24,
+    prompt: tuple[int, ...] = PROMPT,
+    top_p: float = 1.0,
 ) -> SampleRequest:
     return SampleRequest(
-        sample_id=sample_id, prompt_token_ids=prompt, seed=seed, temperature=temperature, max_tokens=max_tokens
+        sample_id=sample_id,
+        prompt_token_ids=prompt,
+        seed=seed,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        top_p=top_p,
     )
 
 
@@ -97,6 +108,25 @@ def test_logprobs_are_those_of_the_distribution_that_was_sampled_from(
         assert sample.token_ids.dtype == np.int32
         expected = logprobs(model, PROMPT, sample.token_ids.tolist(), temperature=temperature or 1.0)
         np.testing.assert_allclose(sample.logprobs, expected, atol=TOLERANCE_NATS, rtol=0)
+
+
+def test_top_p_draws_within_the_nucleus_and_leaves_samples_beside_it_alone(engine: Engine, model_path: Path) -> None:
+    from tests.tiny_model import greedy, load, nucleus_logprobs
+
+    model = load(model_path)
+    alone = draw(engine, *(request(f"s{seed}", seed=seed) for seed in range(4)))
+    cut = [request(f"p{seed}", seed=seed, top_p=0.7) for seed in range(12)]
+    almost_greedy = request("g", top_p=1e-6, seed=3)
+    *beside, likeliest = draw(engine, *(request(f"s{seed}", seed=seed) for seed in range(4)), *cut, almost_greedy)
+    for sample, with_others in zip(alone, beside, strict=False):
+        np.testing.assert_array_equal(sample.token_ids, with_others.token_ids)
+        np.testing.assert_allclose(sample.logprobs, with_others.logprobs, atol=TOLERANCE_NATS)
+    for sample in beside[4:]:
+        expected = nucleus_logprobs(model, PROMPT, sample.token_ids.tolist(), top_p=0.7)
+        np.testing.assert_allclose(sample.logprobs, expected, atol=TOLERANCE_NATS, rtol=0)
+    assert len({sample.token_ids.tobytes() for sample in beside[4:]}) > 6
+    assert likeliest.token_ids.tolist() == greedy(model, PROMPT, max_tokens=24)
+    np.testing.assert_allclose(likeliest.logprobs, 0, atol=TOLERANCE_NATS)
 
 
 def test_samples_of_one_prompt_differ_whatever_the_model_folder_recommends(engine: Engine) -> None:

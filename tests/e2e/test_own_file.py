@@ -1,10 +1,12 @@
-"""The recipe of demo-llm takes a user's own file as docs/demo-llm.md says: one line a row, its data source unheard of."""
+"""The recipe of demo-llm takes a user's own file as docs/demo-llm.md says: one line a row, its data source unheard of; and a
+model is evaluated on such a file without a run."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.tiny_model import write_tiny_model
@@ -22,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def dry_run(model: Path, file: Path, *rows: tuple[str, str]) -> subprocess.CompletedProcess[str]:
+def write(file: Path, *rows: tuple[str, str]) -> None:
     lines = [
         {
             "data_source": "times",
@@ -32,6 +34,10 @@ def dry_run(model: Path, file: Path, *rows: tuple[str, str]) -> subprocess.Compl
         for question, truth in rows
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def dry_run(model: Path, file: Path, *rows: tuple[str, str]) -> subprocess.CompletedProcess[str]:
+    write(file, *rows)
     settings = [f"model.path={model}", f"data.train_files=[{file}]", "data.max_prompt_length=64"]
     settings.append("network.coordinator_port=0")
     command = [sys.executable, "-m", "sluice.cli.main", "up", "-c", str(ROOT / "recipes" / "sums-smollm2.yaml")]
@@ -50,3 +56,21 @@ def test_a_file_whose_answers_are_no_numbers_is_refused_before_anything_trains(m
     done = dry_run(model, tmp_path / "my.jsonl", ("capital of france", "paris"), ("capital of spain", "madrid"))
     assert done.returncode in (1, 2)
     assert "route the data_source to another grader with reward.routes" in done.stderr
+
+
+def test_a_model_is_evaluated_on_a_file_without_a_run_and_without_a_learner(model: Path, tmp_path: Path) -> None:
+    write(tmp_path / "my.jsonl", ("3 times 4", "12"), ("5 times 6", "30"), ("7 times 8", "56"))
+    command = [sys.executable, "-m", "sluice.cli.main", "evaluate", "--model", str(model), "--top-p", "0.7", "-n", "4"]
+    command += ["--data", str(tmp_path / "my.jsonl"), "-c", str(ROOT / "recipes" / "sums-smollm2.yaml")]
+    command += ["--json", str(tmp_path / "r.json"), "--parquet", str(tmp_path / "r.parquet")]
+    command += ["--run-dir", str(tmp_path / "kept"), "--set", "rollout.engine=transformers"]
+    command += ["--set", "data.max_prompt_length=64", "--set", "launch.check_reward=false"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [one] = json.loads((tmp_path / "r.json").read_text())["evaluations"]
+    assert (one["set"], one["prompts"], one["n"], one["top_p"], one["ungraded"]) == ("default", 3, 4, 0.7, 0)
+    assert 0 <= one["avg_interval"][0] <= one["avg"] <= one["avg_interval"][1] <= 1
+    assert done.stdout.splitlines()[1].split()[:3] == ["default", "3", "4"]
+    rows = pq.read_table(tmp_path / "r.parquet").to_pylist()
+    assert [(row["prompt"], row["n"], row["graded"]) for row in rows] == [(0, 4, 4), (1, 4, 4), (2, 4, 4)]
+    assert "learner" not in " ".join(path.name for path in (tmp_path / "kept" / "logs").iterdir())

@@ -60,6 +60,8 @@ class BrokenRollout(FakeRollout):
     def check_request(self, request: rollout_pb2.GenerateRequest) -> None:
         if self.broken == "greedy_is_served" and request.sampling.temperature == 0:
             raise InvalidRequest("temperature: must be > 0")
+        if self.broken == "an_evaluation_may_lower_top_p" and request.sampling.top_p != 1:
+            raise InvalidRequest("sampling: must be neutral")
         if self.broken != "requests_that_cannot_be_served_are_refused":
             super().check_request(request)
 

@@ -79,10 +79,16 @@ def serve(model: Path, tmp_path: Path, redis_server: EmbeddedRedis) -> Serve:
     """Starts a coordinator of the one run of this test; again after it has ended, it goes on with that run."""
 
     def start(
-        *, reopen: bool = False, stay: bool = False, port: int = 0, credentials: Path | None = None, **changes: Any
+        *,
+        reopen: bool = False,
+        stay: bool = False,
+        evaluate_only: bool = False,
+        port: int = 0,
+        credentials: Path | None = None,
+        **changes: Any,
     ) -> AbstractAsyncContextManager[Coordinator]:
-        config, how = small_config(model, **changes), {"reopen": reopen, "stay": stay, "port": port}
-        return coordinator(config, tmp_path / "run", redis_server.url, credentials=credentials, **how)
+        config, how = small_config(model, **changes), {"reopen": reopen, "stay": stay, "evaluate_only": evaluate_only}
+        return coordinator(config, tmp_path / "run", redis_server.url, port=port, credentials=credentials, **how)
 
     return start
 

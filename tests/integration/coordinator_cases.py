@@ -74,6 +74,7 @@ async def coordinator(
     reopen: bool = False,
     idle: bool = False,
     stay: bool = False,
+    evaluate_only: bool = False,
     port: int = 0,
     credentials: Path | None = None,
 ) -> AsyncIterator[Coordinator]:
@@ -90,6 +91,7 @@ async def coordinator(
         reopen=reopen,
         idle=idle,
         stay=stay,
+        evaluate_only=evaluate_only,
         credentials=load_credentials(credentials and credentials / "coordinator"),
     )
     task = asyncio.create_task(serve(config, options))

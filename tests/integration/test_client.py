@@ -261,6 +261,15 @@ async def test_the_verbs_print_what_the_client_gives(
         assert await sluice_says("drain", "--timeout-s", "20") == (0, "draining", "")
         assert await sluice_says("resume") == (0, "running", "")
         assert (await sluice_says("evaluate", "--prompts", "2", "-n", "1"))[1].startswith("evaluated v0  avg@1 1.0")
+        evaluation = tmp_path / "evaluation.json"
+        assert (await sluice_says("evaluate", "default", "--prompts", "2", "-n", "1", "--json", str(evaluation)))[
+            0
+        ] == 0
+        [one] = json.loads(evaluation.read_text())["evaluations"]
+        assert (one["set"], one["prompts"], one["avg"], one["avg_interval"]) == ("default", 2, 1.0, [1.0, 1.0])
+        code, _, error = await sluice_says("evaluate", "gone")
+        assert code == 2
+        assert "'gone' is no evaluation set of this run; it has default" in error
         assert await sluice_says("checkpoint") == (0, "step-0", "")
         prompts = tmp_path / "prompts.jsonl"
         prompts.write_text('{"data_source": "mine", "prompt": "1+1=", "ground_truth": "2"}\n\n')

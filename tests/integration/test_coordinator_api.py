@@ -22,8 +22,8 @@ from sluice.rpc.credentials import load_credentials
 from sluice.rpc.tokens import make_tokens
 from sluice.run_dir.batch_file import batch_path
 from sluice.testing.fakes import FakeLearner, FakeRollout, FakeService, digest, serving
+from sluice.v1 import common_pb2, coordinator_pb2_grpc
 from sluice.v1 import coordinator_pb2 as pb
-from sluice.v1 import coordinator_pb2_grpc
 from tests.integration.coordinator_cases import Cast, Coordinator, Serve
 
 pytestmark = pytest.mark.integration
@@ -563,6 +563,59 @@ async def test_events_are_streamed_and_config_scale_evaluate_and_checkpoint_answ
         await run.until(lambda _: any(event.kind == "step_trained" for event in events))
         assert [event.sequence for event in events] == sorted({event.sequence for event in events})
         watching.cancel()
+
+
+async def test_evaluation_sets_are_evaluated_apart_from_the_default_one(
+    serve: Serve, cast: Cast, tmp_path: Path
+) -> None:
+    trained = tmp_path / "trained.jsonl"
+    row = {"data_source": "s", "prompt": "1+1=", "reward_model": {"ground_truth": "2"}}
+    rows = [row | {"prompt": f"{number}+1="} for number in range(1, 4)]
+    trained.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(one | {"data_source": "t"}) + "\n" for one in rows[2:]))
+    own = {"files": [str(tmp_path / "set.jsonl")], "n": 3, "top_p": 0.7, "every_steps": 1, "greedy": False}
+    async with serve(stay=True, data__train_files=[str(trained)], eval__sets={"own": own}) as run:
+        await cast.register(run)
+        status = await run.until(lambda status: len(status.evaluations) == 2)
+        assert list(status.evaluation_sets) == ["", "own"]
+        assert [(made.set, made.n, made.prompts, made.HasField("avg_interval")) for made in status.evaluations] == [
+            ("", 2, 3, True),
+            ("own", 3, 1, False),
+        ]
+        await cast.learner.train(run, range(1))
+        status = await run.until(lambda status: len(status.evaluations) == 3)
+        assert (status.evaluations[2].set, status.evaluations[2].version.number) == ("own", 1)
+        assert status.metrics["eval/set/own/avg_at_n"] == pytest.approx(1 / 3)
+        again = await run.stub.Evaluate(pb.EvaluateRequest(set="own", n=1), timeout=15)
+        assert (again.evaluation.set, again.evaluation.n, again.evaluation.avg_at_n) == ("own", 1, 1.0)
+        unknown = run.stub.Evaluate(pb.EvaluateRequest(set="gone"), timeout=15)
+        assert await code_of(unknown) is grpc.StatusCode.INVALID_ARGUMENT
+        await cast.learner.train(run, range(1, 3))
+        status = await run.until(state_is(pb.RUN_STATE_FINISHED))
+        warned = [event.message async for event in run.stub.WatchEvents(pb.WatchEventsRequest(process="?"), timeout=5)]
+        assert any(
+            "1 of the 1 prompts of the evaluation set own are in data.train_files too" in text for text in warned
+        )
+    names = sorted(path.name for path in (tmp_path / "run" / "evaluations").iterdir())
+    assert names[:2] == ["a-000000-own.parquet", "a-000000.parquet"]
+    assert pq.read_table(tmp_path / "run" / "evaluations" / names[1]).num_rows == 3
+    ids = [request for request in cast.rollout.generated if request.startswith("eval-")]
+    assert not any("own" in request and "greedy" in request for request in ids)
+
+
+async def test_an_evaluation_without_a_learner_takes_rollouts_that_serve_their_own_weights(
+    serve: Serve, cast: Cast
+) -> None:
+    async with serve(evaluate_only=True, stay=True) as run:
+        await cast.reward.register(run)
+        assert await code_of(cast.rollout.register(run)) is grpc.StatusCode.FAILED_PRECONDITION
+        base = common_pb2.PolicyVersion(lineage="a")
+        cast.rollout.held = common_pb2.WeightManifest(version=base)
+        cast.rollout.engine.apply(base)
+        await cast.rollout.register(run, own_weights=True)
+        status = await run.until(state_is(pb.RUN_STATE_FINISHED))
+        assert [(made.version.number, made.avg_at_n, made.prompts) for made in status.evaluations] == [(0, 0.5, 3)]
+        assert status.ledger.admitted == 0
 
 
 async def test_health_and_reflection_answer(serve: Serve) -> None:

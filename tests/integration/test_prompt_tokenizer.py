@@ -19,7 +19,7 @@ import sys
 from services.coordinator.prompts import PromptStream
 from sluice.config.load import load_config
 overrides = [f"model.path={sys.argv[1]}", "data.template=none", "data.train_files=['mixadd3:train']"]
-stream = PromptStream.open(load_config(None, overrides=overrides), split="train")
+stream = PromptStream.open(load_config(None, overrides=overrides), files=["mixadd3:train"])
 stream.next(0)
 sys.exit("torch" in sys.modules or "vllm" in sys.modules)
 """

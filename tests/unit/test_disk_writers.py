@@ -17,6 +17,7 @@ WRITERS = {
     "services/coordinator/data_prep/distinct.py": ONE_LINE,
     "services/coordinator/loggers/to_tensorboard.py": LEFT_OUT,
     "services/coordinator/recovery/rollback_files.py": WAITS,  # when the coordinator opens the run; a request is refused
+    "services/coordinator/storage/evaluation_files.py": WAITS,
     "services/coordinator/storage/identity.py": WAITS,
     "services/coordinator/storage/ledger_writer.py": WAITS,
     "services/coordinator/storage/prompt_places.py": LEFT_OUT,
@@ -44,6 +45,7 @@ WRITERS = {
     "services/rollout/adapters/vllm_engine.py": NOT_THE_RUN,
     "sluice/cli/config.py": ONE_LINE,
     "sluice/cli/demo_llm.py": ONE_LINE,
+    "sluice/cli/model_evaluation.py": ONE_LINE,
     "sluice/cli/up.py": ONE_LINE,
     "sluice/client/local_launcher.py": ONE_LINE,
     "sluice/launch/embedded_redis.py": WAITS,

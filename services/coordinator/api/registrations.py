@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from sluice.errors import InvalidRequest
+from sluice.errors import InvalidRequest, NotReady
 from sluice.rpc.requests import line, name
 from sluice.v1 import coordinator_pb2 as pb
 
@@ -30,3 +30,18 @@ def check_registration(request: pb.RegisterRequest) -> None:
         name(step.weights_digest, field="register: trained.weights_digest", may_be_empty=True)
         for group_id in step.group_ids:
             name(group_id, field="register: trained.group_ids")
+
+
+def serves_own_weights(request: pb.RegisterRequest, *, wanted: bool) -> bool:
+    """Whether a rollout serves its model folder's weights. Raises NotReady unless that is what is `wanted` here."""
+    if request.own_weights and not wanted:
+        raise NotReady(
+            f"register: {request.service_id} serves its folder's own weights, here a learner pushes weights",
+            fix="start it without --own-weights",
+        )
+    if wanted and not request.own_weights:
+        raise NotReady(
+            f"register: {request.service_id} waits for weights, here is an evaluation without a learner",
+            fix="start it with --own-weights",
+        )
+    return wanted

@@ -41,6 +41,8 @@ class RunParts:
     push: WeightPush
     commits: Commits
     evaluator: Evaluator
+    evaluates_only: bool
+    """Whether rollouts serve the model folder's own weights, because there is no learner."""
     lifecycle: Lifecycle
     stall: StallWatch
     rollbacks: Rollbacks

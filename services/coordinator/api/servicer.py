@@ -11,7 +11,7 @@ import structlog
 from services.coordinator.api import status_wire
 from services.coordinator.api.disk_patience import DiskPatience
 from services.coordinator.api.group_listing import find_payload, find_row, group_lines, line_of
-from services.coordinator.api.registrations import LARGEST_CAPACITY, check_registration
+from services.coordinator.api.registrations import LARGEST_CAPACITY, check_registration, serves_own_weights
 from services.coordinator.api.run_parts import RunParts
 from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.storage.run_files import BatchFile
@@ -20,6 +20,7 @@ from services.coordinator.wire.messages import statement_from
 from sluice import PROTOCOL_VERSION
 from sluice.config.load import dump_config
 from sluice.errors import DiskFull, Expired, Forbidden, InvalidRequest, NotReady
+from sluice.policy_version import OWN_WEIGHTS
 from sluice.rpc import access
 from sluice.rpc.event_stream import PROCESS_KEY, SEQUENCE_KEY
 from sluice.rpc.gate import caller, name_of
@@ -152,9 +153,9 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 f"evaluate: prompts must be >= 0 and n 0 to {MOST_SAMPLES_A_PROMPT}, got {request.prompts} and {request.n}",
                 fix="0 takes the configured number",
             )
-        result = await self._parts.evaluator.evaluate(prompts=request.prompts, n=request.n)
-        await self._parts.lifecycle.record_evaluation(result, full=False)
-        return pb.EvaluateResponse(evaluation=status_wire.evaluation(result))
+        evaluated = await self._parts.evaluator.evaluate(request.set, prompts=request.prompts, n=request.n)
+        await self._parts.lifecycle.record_evaluation(evaluated, full=False)
+        return pb.EvaluateResponse(evaluation=status_wire.evaluation(evaluated.result))
 
     async def SubmitPrompts(
         self, request: pb.SubmitPromptsRequest, context: grpc.aio.ServicerContext
@@ -215,6 +216,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         if (caller_role := caller()) is not None and caller_role.value != role.value:
             raise Forbidden(f"register: the caller is a {caller_role}, it may not join as a {role.value}")
         self._check_model(request, role)
+        own_weights = role is Role.ROLLOUT and serves_own_weights(request, wanted=parts.evaluates_only)
         if role is Role.LEARNER:
             await parts.learner.hear(statement_from(request))
         member = Member(
@@ -226,6 +228,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             last_beat_s=run.clock.now(),
             metrics_address=request.metrics_address,
             engine=request.engine,
+            own_weights=own_weights,
+            version=OWN_WEIGHTS if own_weights else None,
         )
         replaced = run.fleet.register(member)
         run.fleet.has_come(name_of(caller_role, context))

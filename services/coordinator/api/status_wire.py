@@ -6,7 +6,7 @@ from services.coordinator.api.group_listing import GroupLine
 from services.coordinator.api.run_parts import RunParts
 from services.coordinator.groups.step_metrics import queue_metrics
 from services.coordinator.recovery.rollback import Account
-from services.coordinator.state.evaluation_result import EvaluationResult
+from services.coordinator.state.evaluation_result import EvaluationResult, Interval
 from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.state.ledger import LedgerCounts, count, ledger_metrics
 from services.coordinator.state.progress import Progress, RunState
@@ -68,6 +68,7 @@ async def status(parts: RunParts) -> pb.GetStatusResponse:
             pb.RolledBack(to=made.to, lineage=made.lineage, reached=made.reached, time_s=made.time_s)
             for made in parts.rollbacks.made
         ],
+        evaluation_sets=[settings.name for settings in parts.evaluator.sets],
     )
 
 
@@ -112,12 +113,23 @@ def evaluation(result: EvaluationResult) -> pb.Evaluation:
         avg_at_n=result.avg_at_n,
         pass_at_n=result.pass_at_n,
         greedy=math.nan if result.greedy is None else result.greedy,
+        set=result.set,
+        maj_at_n=result.maj_at_n,
+        avg_interval=_interval(result.avg_interval),
+        pass_interval=_interval(result.pass_interval),
+        maj_interval=_interval(result.maj_interval),
+        temperature=result.temperature,
+        top_p=result.top_p,
         n=result.n,
         prompts=result.prompts,
         mean_response_tokens=result.mean_response_tokens,
         wall_s=result.wall_s,
         ungraded=result.ungraded,
     )
+
+
+def _interval(ends: Interval | None) -> pb.Interval | None:
+    return None if ends is None else pb.Interval(low=ends[0], high=ends[1])
 
 
 def rollback(account: Account) -> pb.RollbackResponse:

@@ -1,6 +1,6 @@
 """Opens a run: its data, Redis, the run directory, and the progress that Redis and the files record."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,10 +11,10 @@ from services.coordinator.loggers.all_loggers import Loggers, open_loggers
 from services.coordinator.prompts import PromptStream
 from services.coordinator.prompts.feed import PromptFeed
 from services.coordinator.recovery.rollback import Account, bring_in_line, history, surviving_evaluations
+from services.coordinator.run.evaluation import HeldOut
 from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Fleet, Member
-from services.coordinator.state.group import PromptLike
 from services.coordinator.state.progress import Progress
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.identity import Identity, identify
@@ -27,10 +27,12 @@ from services.coordinator.storage.run_files import RunFiles
 from services.coordinator.wire.messages import ZstdGroups
 from sluice.clock import SystemClock
 from sluice.config.derived import most_queued_bytes
+from sluice.config.evaluation_sets import EvaluationSet, evaluation_sets
 from sluice.config.load import dump_config
 from sluice.config.schema import Config
+from sluice.errors import DataError
 from sluice.model_identity import ModelIdentity, model_identity
-from sluice.policy_version import PolicyVersion
+from sluice.policy_version import OWN_WEIGHTS, PolicyVersion
 from sluice.run_dir.full_disk import DiskWaits
 
 log = structlog.get_logger(__name__)
@@ -41,9 +43,11 @@ class Data:
     """The prompts of a run."""
 
     training: PromptStream
-    feed: PromptFeed
-    """Prompts of `training`, and prompts that users submit."""
-    held_out: Sequence[PromptLike]
+    """In an evaluation without a learner the prompts of the first set, with which the reward is checked."""
+    held_out: Sequence[HeldOut]
+    """The evaluation sets, the default set first."""
+    overlaps: Sequence[str]
+    """A line for each set whose prompts are among those that are trained."""
     facts: Mapping[str, object]
     """Facts about the training data, for people."""
     unusable: Sequence[str]
@@ -59,6 +63,8 @@ class OpenedRun:
     store: Store
     codec: ZstdGroups
     data: Data
+    feed: PromptFeed
+    """Prompts of the training data, and prompts that users submit."""
     identity: ModelIdentity
     loggers: Loggers
     rolled_back: Sequence[Account]
@@ -70,14 +76,8 @@ class OpenedRun:
 async def open_run(config: Config, options: Options) -> OpenedRun:
     """Opens a run. Raises ConfigError or LaunchError when data, model, Redis or files cannot be used."""
     model = model_identity(config.model.path)
-    training = PromptStream.open(config, split="train")
-    held_out = PromptStream.open(config, split="val") if config.data.val_files else None
-    if options.check_only:
-        for stream in (training, held_out):
-            if stream is not None:
-                stream.look_at_every_row()
-    facts = training.describe()
-    log.info("data", **facts)
+    data = _data(config, options)
+    log.info("data", **data.facts)
     clock, events = SystemClock(), Events()
     disk = DiskWaits(clock=clock, tell=partial(_tell_disk, events), folder=options.run_dir)
     files = await disk.write(RunFiles, options.run_dir, most_bytes=config.run.file_max_bytes, disk=disk)
@@ -92,6 +92,8 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
     if options.reopen:
         progress.reopen(total_steps=config.run.total_steps)
         await store.set_meta(progress.to_meta())
+    if options.evaluate_only:
+        progress.version = OWN_WEIGHTS
     progress.evaluations = surviving_evaluations(progress, history(rolled_back), run_dir=options.run_dir)
     loggers = open_loggers(
         config, run_dir=options.run_dir, run_id=identity.unique, trained_steps=progress.trained_steps
@@ -121,18 +123,51 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
         records=records,
         store=store,
         codec=codec,
-        data=Data(
-            training=training,
-            feed=PromptFeed(data=training, files=files, max_prompt_tokens=config.data.max_prompt_length),
-            held_out=held_out.take(config.eval.prompts) if held_out else [],
-            facts=facts,
-            unusable=[reason for stream in (training, held_out) if stream for reason in stream.unusable.values()],
-        ),
+        data=data,
+        feed=PromptFeed(data=data.training, files=files, max_prompt_tokens=config.data.max_prompt_length),
         identity=model,
         loggers=loggers,
         rolled_back=rolled_back,
         meta=meta,
     )
+
+
+def _data(config: Config, options: Options) -> Data:
+    """Reads the data. Raises ConfigError for data that cannot be used."""
+    training = None if options.evaluate_only else PromptStream.open(config, files=config.data.train_files)
+    sets = evaluation_sets(config)
+    streams = {one: PromptStream.open(config, files=one.files, held_out=True) for one in sets}
+    if options.check_only:
+        for stream in filter(None, (training, *streams.values())):
+            stream.look_at_every_row()
+    held_out = [HeldOut(settings=one, prompts=stream.take(one.prompts)) for one, stream in streams.items()]
+    for one in held_out:
+        if one.settings.name and not one.prompts:
+            raise DataError(f"eval.sets.{one.settings.name}: none of its prompts can be used, the log says why")
+    if options.evaluate_only and not any(one.prompts for one in held_out):
+        raise DataError("evaluation: there are no prompts in data.val_files and eval.sets")
+    overlaps = [] if training is None else list(_overlaps(training, streams))
+    for line in overlaps:
+        log.warning("evaluation_overlap", reason=line)
+    first = training or next(iter(streams.values()))
+    everything = [stream for stream in (training, *streams.values()) if stream is not None]
+    return Data(
+        training=first,
+        held_out=[one for one in held_out if one.prompts],
+        overlaps=overlaps,
+        facts=first.describe(),
+        unusable=[reason for stream in everything for reason in stream.unusable.values()],
+    )
+
+
+def _overlaps(training: PromptStream, streams: Mapping[EvaluationSet, PromptStream]) -> Iterator[str]:
+    """A line for each set of which prompts are trained."""
+    for one, stream in streams.items():
+        if shared := training.shared_with(stream):
+            yield (
+                f"{shared} of the {len(stream.taken)} prompts of the evaluation set {one.label} are in data.train_files too: "
+                "its accuracy is that of prompts that were trained; take them out of one of the two"
+            )
 
 
 async def _take_over(config: Config, options: Options, files: RunFiles) -> tuple[Identity, Store]:

@@ -18,6 +18,8 @@ class Options:
     ready_fd: int | None
     check_only: bool = False
     """End after the reward check."""
+    evaluate_only: bool = False
+    """Evaluate the weights of the model's folder on every evaluation set, then end: there is no learner."""
     reopen: bool = False
     """Continue a run that was stopped or has failed."""
     idle: bool = False

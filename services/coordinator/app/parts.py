@@ -43,14 +43,14 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
         records,
         rollouts=clients,
         grading=grading,
-        prompts=opened.data.feed,
+        prompts=opened.feed,
         cursor=meta.get("cursor", ""),
         admissions=int(meta.get("admissions", 0)),
     )
     assigner = Assigner(run, records)
     rollbacks = Rollbacks(run, records, assigner=assigner, made=opened.rolled_back, idle=options.idle)
     repair = Repair(run, records, conductor=conductor, assigner=assigner)
-    evaluator = Evaluator(run, rollouts=clients, grading=grading, prompts=opened.data.held_out)
+    evaluator = Evaluator(run, rollouts=clients, grading=grading, sets=opened.data.held_out)
 
     def situation() -> Situation:
         return Situation(
@@ -76,7 +76,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
         identity=opened.identity,
         loggers=opened.loggers,
         clients=clients,
-        prompts=opened.data.feed,
+        prompts=opened.feed,
         conductor=conductor,
         assigner=assigner,
         push=WeightPush(run, clients, times=push_times, prober=_prober(run, clients, opened.data)),
@@ -90,6 +90,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
             rollbacks=rollbacks,
         ),
         evaluator=evaluator,
+        evaluates_only=options.evaluate_only,
         lifecycle=Lifecycle(
             run,
             records,
@@ -98,6 +99,8 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
             evaluator=evaluator,
             check_reward=reward_check,
             check_only=options.check_only,
+            evaluate_only=options.evaluate_only,
+            warnings=opened.data.overlaps,
         ),
         stall=StallWatch(run, conductor=conductor, situation=situation),
         rollbacks=rollbacks,

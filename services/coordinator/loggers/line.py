@@ -21,8 +21,9 @@ class Line:
 def line_of(record: Mapping[str, Any]) -> Line:
     """The metrics of a `step` or `eval` line, without texts (digests, lineage) and without values that are not finite."""
     place = record["step"] + 1 if record["kind"] == "step" else record["version"]
+    prefix = f"eval/set/{record['set']}/" if record.get("set") else ""  # of a named evaluation set
     values = {
-        name: float(value)
+        prefix + name.removeprefix("eval/") if prefix else name: float(value)
         for name, value in record.items()
         if "/" in name and isinstance(value, int | float) and math.isfinite(value)
     }

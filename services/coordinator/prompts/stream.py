@@ -5,12 +5,12 @@ gives the same prompt in every process. Prompts longer than `data.max_prompt_len
 truncated; so are rows that cannot become a prompt (`Unusable`), which the log names once.
 """
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import structlog
 
 from services.coordinator.prompts.order import row_index
+from services.coordinator.prompts.questions import question_key
 from services.coordinator.prompts.render import Prompt, Renderer, Unusable, load_tokenizer
 from services.coordinator.prompts.rows import PromptRow, PromptSource, parse_submitted
 from services.coordinator.prompts.sources import open_source
@@ -39,23 +39,25 @@ class PromptStream:
         self._looked_at = False
         self.kept_for_the_check: dict[tuple[str, bool], list[Prompt]] = {}
         """Prompts of each data source that a look at every row has kept for the check of the graders."""
+        self.taken: list[bytes] = []
+        """The questions of the prompts that `take` has returned (questions.py)."""
         self.too_long = 0
         """How often this process skipped a prompt because of its length."""
         self.unusable: dict[str, str] = {}
         """Prompt id -> place and reason of a row that this process skipped because it cannot become a prompt."""
 
     @classmethod
-    def open(cls, config: Config, *, split: Literal["train", "val"]) -> "PromptStream":
-        """The prompts of `data.train_files` or, in the stored order, of `data.val_files`; reading may take seconds.
+    def open(cls, config: Config, *, files: Sequence[str], held_out: bool = False) -> "PromptStream":
+        """The prompts of `files` (as data.train_files names them), held-out ones in the stored order; reading may take seconds.
 
         Raises:
             DataError: a data set is missing, empty or malformed.
             ConfigError: the model has no tokenizer, or lacks the chat template that the configuration asks for.
         """
-        data, held_out = config.data, split == "val"
+        data = config.data
         seed = _HELD_OUT_SEED if held_out else config.run.seed
         return cls(
-            open_source(data.val_files if held_out else data.train_files, seed=seed, held_out=held_out),
+            open_source(files, seed=seed, held_out=held_out),
             renderer=Renderer(load_tokenizer(config.model.path), template=data.template),
             seed=seed,
             shuffle=data.shuffle and not held_out,
@@ -87,10 +89,22 @@ class PromptStream:
         for position in range(self._source.size or n + _MOST_SKIPS_IN_A_ROW):
             if len(prompts) == n:
                 break
-            prompt = self._fitting(self._row(position))
-            if prompt is not None:
+            row = self._row(position)
+            if (prompt := self._fitting(row)) is not None:
                 prompts.append(prompt)
+                self.taken.append(question_key(row))
         return prompts
+
+    def shared_with(self, held_out: "PromptStream") -> int:
+        """How many of the prompts that were taken from `held_out` are rows here.
+
+        Looks at every row of files. An endless source holds prompts out by itself: 0.
+        """
+        wanted = set(held_out.taken)
+        here = {
+            key for index in range(self._source.size or 0) if (key := question_key(self._source.row(index))) in wanted
+        }
+        return sum(key in here for key in held_out.taken)
 
     def look_at_every_row(self) -> None:
         """Renders every row of a finite source, so that the counts of `describe` are those of the whole data."""

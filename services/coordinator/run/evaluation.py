@@ -6,76 +6,105 @@ Waits: for a rollout on the newest version, then for the samples, together at mo
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import blake3
-import numpy as np
 import structlog
 
 from services.coordinator.groups.grading import Grading
-from services.coordinator.state.evaluation_result import EvaluationResult, accuracies
+from services.coordinator.state.evaluation_result import EvaluationResult
+from services.coordinator.state.evaluation_scores import PromptOutcome, accuracies, outcome
 from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import PromptLike, Reward, Sample
 from services.coordinator.state.ports import RolloutClient, Sampling
 from services.coordinator.state.run_context import RunContext
+from sluice.config.evaluation_sets import EvaluationSet
 from sluice.errors import Expired, InvalidRequest, NotReady, SluiceError, Unavailable, first_error
 from sluice.policy_version import PolicyVersion
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOut:
+    """One evaluation set, and its prompts."""
+
+    settings: EvaluationSet
+    prompts: Sequence[PromptLike]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """An evaluation's result, and what became of each prompt."""
+
+    result: EvaluationResult
+    outcomes: Sequence[PromptOutcome]
+
+
 class Evaluator:
     """Runs one evaluation at a time."""
 
-    def __init__(
-        self, run: RunContext, *, rollouts: RolloutClient, grading: Grading, prompts: Sequence[PromptLike]
-    ) -> None:
-        """`prompts` are all held-out prompts; there may be none."""
+    def __init__(self, run: RunContext, *, rollouts: RolloutClient, grading: Grading, sets: Sequence[HeldOut]) -> None:
+        """`sets` are all evaluation sets, the default set first; there may be none."""
         self._config, self._fleet, self._progress, self._clock = run.config, run.fleet, run.progress, run.clock
-        self._rollouts, self._grading, self._prompts = rollouts, grading, prompts
+        self._rollouts, self._grading = rollouts, grading
+        self._sets = {held_out.settings.name: held_out for held_out in sets}
         self._one_at_a_time = asyncio.Lock()
         self.under_way = ""
         """The present evaluation's activity, for people; empty without an evaluation."""
 
     @property
-    def possible(self) -> bool:
-        """Whether there are held-out prompts at all."""
-        return bool(self._prompts)
+    def sets(self) -> list[EvaluationSet]:
+        """The sets that can be evaluated, the default set first; empty without held-out prompts."""
+        return [held_out.settings for held_out in self._sets.values()]
 
-    async def evaluate(self, *, prompts: int = 0, n: int = 0) -> EvaluationResult:
-        """avg@n, pass@n and greedy accuracy of the newest version. Raises NotReady, Expired or the failure of a call."""
-        if not self._prompts:
-            raise NotReady("evaluation: data.val_files is empty", fix="name held-out prompts there")
-        settings = self._config.eval
-        chosen = self._prompts[: prompts or settings.prompts]
+    async def evaluate(self, name: str = "", *, prompts: int = 0, n: int = 0) -> Evaluated:
+        """The accuracies of the newest version on a set; an empty name stands for the default set, or the first without one.
+
+        Raises NotReady, InvalidRequest for an unknown name, Expired or the failure of a call.
+        """
+        held_out = self._set_of(name)
+        settings, timeout_s = held_out.settings, self._config.eval.timeout_s
+        chosen = held_out.prompts[: prompts or settings.prompts]
         async with self._one_at_a_time:
             started = self._clock.now()
             try:
-                async with asyncio.timeout(settings.timeout_s):
+                async with asyncio.timeout(timeout_s):
                     failed: list[str] = []
                     while True:
                         try:
-                            return await self._attempt(chosen, n or settings.n, started, avoid=failed)
+                            return await self._attempt(settings, chosen, n or settings.n, started, avoid=failed)
                         except _RolloutFailed as failure:
                             self._blame(failure, failed)
             except TimeoutError:
                 raise Expired(
-                    f"evaluation: not done after eval.timeout_s = {settings.timeout_s:.0f} s (it waits for a rollout that "
+                    f"evaluation: not done after eval.timeout_s = {timeout_s:.0f} s (it waits for a rollout that "
                     "holds the newest version, then for its samples and a reward)"
                 ) from None
             finally:
                 self.under_way = ""
 
+    def _set_of(self, name: str) -> HeldOut:
+        if not self._sets:
+            raise NotReady("evaluation: data.val_files and eval.sets are empty", fix="name held-out prompts there")
+        if name in self._sets:
+            return self._sets[name]
+        if name:
+            known = ", ".join(settings.label for settings in self.sets)
+            raise InvalidRequest(f"evaluation: {name!r:.60} is no evaluation set of this run; it has {known}")
+        return next(iter(self._sets.values()))
+
     async def _attempt(
-        self, prompts: Sequence[PromptLike], n: int, started: float, *, avoid: Collection[str]
-    ) -> EvaluationResult:
+        self, settings: EvaluationSet, prompts: Sequence[PromptLike], n: int, started: float, *, avoid: Collection[str]
+    ) -> Evaluated:
         """A whole evaluation on one rollout, because all samples need one version. Raises _RolloutFailed."""
         self.under_way = "waits for a rollout that holds the newest version"
         member = await self._pin(avoid)
-        self.under_way = f"runs on {member.service_id}"
+        self.under_way = f"runs on {member.service_id}" + (f", set {settings.name}" if settings.name else "")
         try:
             # A task of its own: where a child fails, a TaskGroup of Python 3.11 leaves its task marked as cancelled, and
             # `eval.timeout_s` would cancel the run instead of ending the next attempt.
-            return await asyncio.create_task(self._run(member, prompts, n, started))
+            return await asyncio.create_task(self._run(member, settings, prompts, n, started))
         except BaseExceptionGroup as failures:
             error = first_error(failures)
             if isinstance(error, _RolloutFailed):
@@ -117,69 +146,76 @@ class Evaluator:
                 return member
             await self._fleet.changed.wait()
 
-    async def _run(self, member: Member, prompts: Sequence[PromptLike], n: int, started: float) -> EvaluationResult:
+    async def _run(
+        self, member: Member, settings: EvaluationSet, prompts: Sequence[PromptLike], n: int, started: float
+    ) -> Evaluated:
         version = member.version
         assert version is not None
-        settings = self._config.eval
-        room = asyncio.Semaphore(max(1, member.capacity // n))
+        drawn = Sampling(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=self._config.data.max_response_length,
+            evaluation=True,
+        )
+        best = replace(drawn, temperature=0.0, top_p=1.0)
+        pinned = _Pinned(member=member, version=version, room=asyncio.Semaphore(max(1, member.capacity // n)))
+        of = f"{settings.name}-" if settings.name else ""
         async with asyncio.TaskGroup() as tasks:
             sampled = [
-                tasks.create_task(self._score(room, member, version, prompt, n, settings.temperature, f"{position}"))
+                tasks.create_task(self._score(pinned, drawn, prompt, n, f"{of}{position}"))
                 for position, prompt in enumerate(prompts)
             ]
             greedy = [
-                tasks.create_task(self._score(room, member, version, prompt, 1, 0.0, f"{position}-greedy"))
+                tasks.create_task(self._score(pinned, best, prompt, 1, f"{of}{position}-greedy"))
                 for position, prompt in enumerate(prompts)
                 if settings.greedy
             ]
-        accs, best = (np.array([_accs(task.result()[1]) for task in drawn]) for drawn in (sampled, greedy))
-        if np.isnan(accs).all():
-            raise SluiceError(f"evaluation: none of the {accs.size} samples could be graded: {_why_not(sampled)}")
-        avg_at_n, pass_at_n = accuracies(accs)
-        lengths = [len(sample.token_ids) for task in sampled for sample in task.result()[0]]
-        return EvaluationResult(
+        of_best = [task.result()[1] for task in greedy] or [[] for _ in prompts]
+        outcomes = [
+            outcome(position, prompt, *task.result(), greedy=rewards)
+            for position, (prompt, task, rewards) in enumerate(zip(prompts, sampled, of_best, strict=True))
+        ]
+        if not any(one.graded for one in outcomes):
+            raise SluiceError(
+                f"evaluation: none of the {len(prompts) * n} samples could be graded: {_why_not(sampled)}"
+            )
+        result = EvaluationResult(
             version=version,
-            avg_at_n=avg_at_n,
-            pass_at_n=pass_at_n,
-            greedy=None if np.isnan(best).all() else accuracies(best)[0],
             n=n,
             prompts=len(prompts),
-            mean_response_tokens=float(np.mean(lengths)),
+            mean_response_tokens=sum(one.tokens for one in outcomes) / (len(prompts) * n),
             wall_s=self._clock.now() - started,
-            ungraded=int(np.isnan(accs).sum() + np.isnan(best).sum()),
+            set=settings.name,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            **await asyncio.to_thread(accuracies, outcomes),
         )
+        return Evaluated(result=result, outcomes=outcomes)
 
     async def _score(
-        self,
-        room: asyncio.Semaphore,
-        member: Member,
-        version: PolicyVersion,
-        prompt: PromptLike,
-        n: int,
-        temperature: float,
-        name: str,
+        self, pinned: "_Pinned", sampling: Sampling, prompt: PromptLike, n: int, name: str
     ) -> tuple[list[Sample], list[Reward]]:
         limit = min(self._config.eval.timeout_s, self._config.coordinator.generate_timeout_s)
-        request_id = f"eval-{version.lineage}{version.number}-{name}"
-        async with room:
+        request_id = f"eval-{pinned.version.lineage}{pinned.version.number}-{name}"
+        async with pinned.room:
             try:
                 samples: Mapping[int, Sample] = {
                     sample.index: sample
                     async for sample in self._rollouts.generate(
-                        member,
+                        pinned.member,
                         request_id=request_id,
                         prompt=prompt,
                         seeds={index: _seed(prompt.prompt_id, index) for index in range(n)},
-                        sampling=Sampling(temperature=temperature, max_tokens=self._config.data.max_response_length),
+                        sampling=sampling,
                         timeout_s=limit,
-                        required_version=version,
+                        required_version=pinned.version,
                     )
                 }
             except SluiceError as error:
                 raise _RolloutFailed(error) from error
         ordered = [samples[index] for index in sorted(samples)]
         if len(ordered) != n:
-            short = SluiceError(f"evaluation: {member.service_id} returned {len(ordered)} of {n} samples")
+            short = SluiceError(f"evaluation: {pinned.member.service_id} returned {len(ordered)} of {n} samples")
             raise _RolloutFailed(short)
         return ordered, await self._grade(request_id, prompt, ordered)
 
@@ -198,6 +234,16 @@ class Evaluator:
                 log.warning("evaluation_scoring_failed", group_id=group_id, reason=str(error))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pinned:
+    """The rollout of an evaluation, and the version to which the rollout is pinned."""
+
+    member: Member
+    version: PolicyVersion
+    room: asyncio.Semaphore
+    """A place for every prompt that the rollout takes at once."""
+
+
 class _RolloutFailed(Exception):
     """The rollout of an evaluation failed, and not a reward."""
 
@@ -210,11 +256,6 @@ class _RolloutFailed(Exception):
 def _holds(member: Member, newest: PolicyVersion | None) -> bool:
     """Compares numbers, because a restored learner may still be behind the rollouts."""
     return newest is not None and member.version is not None and member.version.number >= newest.number
-
-
-def _accs(rewards: Sequence[Reward]) -> list[float]:
-    """Accuracies, NaN for a sample that could not be graded: which is neither right nor wrong."""
-    return [reward.acc if reward.graded else float("nan") for reward in rewards]
 
 
 def _why_not(tasks: "Sequence[asyncio.Task[tuple[list[Sample], list[Reward]]]]") -> str:

@@ -8,7 +8,7 @@ evaluated. And every reason for a run's end: finished, stopped, starved, failed.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -16,15 +16,15 @@ import structlog
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.run.absences import Absences
-from services.coordinator.run.evaluation import Evaluator
+from services.coordinator.run.evaluation import Evaluated, Evaluator
 from services.coordinator.run.failing import FailureWatch
 from services.coordinator.run.starvation import StarvationWatch
-from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.fleet import Role, State
 from services.coordinator.state.ports import Forgot
 from services.coordinator.state.progress import RunState
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.records import Records
+from sluice.config.evaluation_sets import EvaluationSet
 from sluice.errors import Expired, Fenced, LaunchError, SluiceError, first_error
 
 log = structlog.get_logger(__name__)
@@ -48,12 +48,16 @@ class Lifecycle:
         evaluator: Evaluator,
         check_reward: Callable[[], Coroutine[Any, Any, None]],
         check_only: bool = False,
+        evaluate_only: bool = False,
+        warnings: Sequence[str] = (),
     ) -> None:
+        """`warnings` are told once services are here, when somebody listens."""
         self._config, self._clock, self._fleet, self._board = run.config, run.clock, run.fleet, run.board
         self._progress, self._events, self._disk = run.progress, run.events, run.disk
         self._store, self._files, self._ledger = records.store, records.files, records.ledger
         self._conductor, self._assigner, self._evaluator = conductor, assigner, evaluator
-        self._check_reward, self._check_only = check_reward, check_only
+        self._check_reward, self._check_only, self._evaluate_only = check_reward, check_only, evaluate_only
+        self._warnings = list(warnings)
         self._starvation = StarvationWatch(run, conductor=conductor)
         self._failures = FailureWatch(run, conductor=conductor)
         self._absences = Absences(run.clock)
@@ -101,18 +105,28 @@ class Lifecycle:
         starting = self._progress.state is RunState.STARTING
         if self._check_only or (starting and self._config.launch.check_reward):
             await self._are_here(Role.REWARD)  # before a rollout has loaded a large model
+            self._warn()
             await self._unless_stopped(self._check_reward())
         if self._check_only:
             raise _Ended(RunState.FINISHED, "")
-        await self._are_here(*Role)
+        await self._are_here(*(role for role in Role if role is not Role.LEARNER or not self._evaluate_only))
+        self._warn()
+        if self._evaluate_only:
+            await self._unless_stopped(self._evaluate(full=True, needed=True))
+            raise _Ended(RunState.FINISHED, "")
         if self._progress.state is not RunState.STARTING:  # the run was running, by Redis or by the learner's statement
             self._progress.go_on(now_s=time.time())
             await self.save()
             return  # a restarted coordinator continues the run
-        if self._evaluator.possible:
+        if self._evaluator.sets:
             await self._unless_stopped(self._evaluate(full=True, needed=True))
         self._progress.train_started_s = time.time()
         await self._enter(RunState.RUNNING)
+
+    def _warn(self) -> None:
+        for warning in self._warnings:
+            self._events.emit("warning", warning)
+        self._warnings.clear()
 
     async def _are_here(self, *roles: Role) -> None:
         """Returns when every role has a ready service. Raises LaunchError with the roles that were missing for too long."""
@@ -151,23 +165,25 @@ class Lifecycle:
                 while self._progress.trained_steps < self._config.run.total_steps:
                     self._raise_if_stopped()
                     self._raise_if_stuck()
-                    if self._evaluation_is_due(evaluated):
-                        evaluated = self._progress.trained_steps
-                        tasks.create_task(self._evaluate(full=False, needed=False), name="evaluation")
+                    if due := self._due(evaluated):
+                        tasks.create_task(self._evaluate(due, full=False, needed=False), name="evaluation")
+                    evaluated = self._progress.trained_steps
                     if self._ledger.is_due:
                         tasks.create_task(self._ledger.flush(), name="ledger")
                     await self._board.changed.wait(1.0)
             finally:
                 conducting.cancel()
 
-    def _evaluation_is_due(self, evaluated: int) -> bool:
-        every, done = self._config.eval.every_steps, self._progress.trained_steps
-        return (
-            self._evaluator.possible
-            and every > 0
-            and done // every > evaluated // every
-            and done < self._config.run.total_steps
-        )
+    def _due(self, before: int) -> list[EvaluationSet]:
+        """The sets to evaluate since so many steps were trained."""
+        done = self._progress.trained_steps
+        if done >= self._config.run.total_steps:
+            return []
+        return [
+            one
+            for one in self._evaluator.sets
+            if one.every_steps and done // one.every_steps > before // one.every_steps
+        ]
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which a stop of the run breaks off."""
@@ -205,44 +221,45 @@ class Lifecycle:
 
     async def _finish(self) -> RunState:
         await self._enter(RunState.FINISHING)
-        if self._evaluator.possible:
+        if self._evaluator.sets:
             await self._unless_stopped(self._evaluate(full=True, needed=False))
         return RunState.FINISHED
 
-    async def _evaluate(self, *, full: bool, needed: bool) -> None:
-        """Evaluates. Where the evaluation is `needed`, a failed one fails the run: before the first step, when a fault of the
-        recipe costs nothing yet. Later it is a warning, and the reason that a trained run shows after a failed last one."""
-        settings = self._config.eval
-        try:
-            result = (
-                await self._evaluator.evaluate()
-                if full
-                else await self._evaluator.evaluate(prompts=settings.small_prompts, n=settings.small_n)
-            )
-        except SluiceError as error:
-            if needed:
-                raise
-            self._events.emit("warning", f"evaluation skipped: {error}")
-            if full:
-                self._progress.reason = f"every step is trained; the last evaluation failed: {error}"
-            return
-        await self.record_evaluation(result, full=full)
+    async def _evaluate(self, sets: Sequence[EvaluationSet] = (), *, full: bool, needed: bool) -> None:
+        """Evaluates the sets, or all of them. Where the evaluation is `needed`, a failed one fails the run: before the first
+        step, when a fault of the recipe costs nothing yet. Later it is a warning, and the reason that a trained run shows after
+        a failed last one."""
+        for one in sets or self._evaluator.sets:
+            size = {} if full else {"prompts": one.small_prompts, "n": one.small_n}
+            try:
+                evaluated = await self._evaluator.evaluate(one.name, **size)
+            except SluiceError as error:
+                if needed:
+                    raise
+                of = f" of {one.name}" if one.name else ""
+                self._events.emit("warning", f"evaluation{of} skipped: {error}")
+                if full:
+                    self._progress.reason = f"every step is trained; the last evaluation{of} failed: {error}"
+                continue
+            await self.record_evaluation(evaluated, full=full)
 
-    async def record_evaluation(self, result: EvaluationResult, *, full: bool) -> None:
-        """Records an evaluation in metrics.jsonl, progress, Redis and the event stream.
+    async def record_evaluation(self, evaluated: Evaluated, *, full: bool) -> None:
+        """Records an evaluation in RUN/evaluations, metrics.jsonl, progress, Redis and the event stream.
 
-        After a kill in between, the repeated evaluation's line takes the place of the first.
+        After a kill in between, the repeated evaluation's file and line take the places of the first.
         """
+        result = evaluated.result
+        await self._files.keep_evaluation(result, [one.to_row() for one in evaluated.outcomes])
         await self._files.append_metrics({"kind": "eval", "time_s": time.time(), "full": full} | result.to_line())
         self._progress.evaluated(result)
         await self.save()
-        values = {"eval/avg_at_n": result.avg_at_n, "eval/pass_at_n": result.pass_at_n}
-        values |= {} if result.greedy is None else {"eval/greedy": result.greedy}
+        values = result.metrics()
         self._progress.metrics.update(values)
         self._events.emit(
             "evaluated",
             str(result),
             values=values | {"version": float(result.version.number), "n": float(result.n)},
+            labels={"set": result.set} if result.set else {},
         )
 
     async def _close_books(self, state: RunState) -> None:

@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from sluice.policy_version import PolicyVersion
+
+Interval = tuple[float, float]
+"""The ends of a 95 % confidence interval."""
+
+_MEASURES = {"avg_at_n": "avg_interval", "pass_at_n": "pass_interval", "maj_at_n": "maj_interval", "greedy": ""}
+"""Measure -> its interval."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,16 +28,49 @@ class EvaluationResult:
     wall_s: float
     ungraded: int = 0
     """Samples that could not be graded, greedy ones included; the accuracies are those of the others."""
+    set: str = ""
+    """Empty for the default set."""
+    maj_at_n: float | None = None
+    """None where the graders name no answers."""
+    avg_interval: Interval | None = None
+    """None with fewer than two prompts."""
+    pass_interval: Interval | None = None
+    maj_interval: Interval | None = None
+    temperature: float = 0.0
+    """0 where it was not recorded."""
+    top_p: float = 0.0
+    """0 where it was not recorded."""
 
     def __str__(self) -> str:
         """One line for people."""
+        of = f"{self.set}, " if self.set else ""
+        within = f" [{self.avg_interval[0]:.3f}, {self.avg_interval[1]:.3f}]" if self.avg_interval else ""
+        majority = "" if self.maj_at_n is None else f", maj@{self.n} {self.maj_at_n:.3f}"
         greedy = "" if self.greedy is None else f", greedy {self.greedy:.3f}"
         ungraded = f", {self.ungraded} samples not graded" if self.ungraded else ""
-        return f"version {self.version.number}: avg@{self.n} {self.avg_at_n:.3f}{greedy}{ungraded}"
+        return (
+            f"{of}version {self.version.number}: avg@{self.n} {self.avg_at_n:.3f}{within}{majority}{greedy}{ungraded}"
+        )
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """Accuracies and ends of intervals by catalogue name without `eval/`, those that there are."""
+        found: dict[str, float] = {}
+        for name, interval in _MEASURES.items():
+            if (value := getattr(self, name)) is not None:
+                found[name] = value
+            if interval and (ends := getattr(self, interval)) is not None:
+                found[f"{name}_low"], found[f"{name}_high"] = ends
+        return found
+
+    def metrics(self) -> dict[str, float]:
+        """The measures by catalogue name: `eval/NAME`, of a named set `eval/set/SET/NAME`."""
+        prefix = f"eval/set/{self.set}/" if self.set else "eval/"
+        return {f"{prefix}{name}": value for name, value in self.measures.items()}
 
     def to_line(self) -> dict[str, Any]:
         """The result's line in metrics.jsonl."""
-        scores = {"eval/avg_at_n": self.avg_at_n, "eval/pass_at_n": self.pass_at_n, "eval/greedy": self.greedy}
+        scores = {f"eval/{name}": None for name in ("avg_at_n", "pass_at_n", "greedy")}
         size = {"n": self.n, "prompts": self.prompts, "ungraded": self.ungraded}
         return {
             "version": self.version.number,
@@ -42,11 +79,15 @@ class EvaluationResult:
             "mean_response_tokens": self.mean_response_tokens,
             **size,
             **scores,
+            **{f"eval/{name}": value for name, value in self.measures.items()},
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            **({"set": self.set} if self.set else {}),
         }
 
     @staticmethod
     def from_line(line: Mapping[str, Any]) -> "EvaluationResult":
-        """The inverse of `to_line`."""
+        """The inverse of `to_line`; also of a line that an older version of Sluice wrote."""
         return EvaluationResult(
             version=PolicyVersion(lineage=line["lineage"], number=line["version"]),
             avg_at_n=line["eval/avg_at_n"],
@@ -57,14 +98,19 @@ class EvaluationResult:
             mean_response_tokens=line["mean_response_tokens"],
             wall_s=line["wall_s"],
             ungraded=line.get("ungraded", 0),
+            set=line.get("set", ""),
+            maj_at_n=line.get("eval/maj_at_n"),
+            temperature=line.get("temperature", 0.0),
+            top_p=line.get("top_p", 0.0),
+            **{
+                field: (line[f"eval/{name}_low"], line[f"eval/{name}_high"])
+                for name, field in _MEASURES.items()
+                if field and f"eval/{name}_low" in line
+            },
         )
 
-
-def accuracies(accs: np.ndarray) -> tuple[float, float]:
-    """(avg@n, pass@n) of `accs` [prompts, n] float64, NaN for a sample that could not be graded; at least one must be graded.
-
-    Each prompt counts once, however many of its samples were graded; a prompt without any is left out.
-    """
-    graded = accs[~np.isnan(accs).all(axis=1)]
-    assert len(graded), "a sample must be graded"
-    return float(np.nanmean(graded, axis=1).mean()), float((np.nanmax(graded, axis=1) > 0).mean())
+    @staticmethod
+    def from_dict(entry: Mapping[str, Any]) -> "EvaluationResult":
+        """The inverse of dataclasses.asdict, after JSON."""
+        intervals = {name: tuple(entry[name]) for name in filter(None, _MEASURES.values()) if entry.get(name)}
+        return EvaluationResult(**{**entry, **intervals, "version": PolicyVersion(**entry["version"])})

@@ -1,7 +1,8 @@
 """The registered services, their states and their load. Pure bookkeeping: no sockets; time comes in as an argument.
 
 REGISTERED -> SYNCING -> READY -> (DRAINING | QUARANTINED | LOST); a lost service that comes back registers anew.
-Rollouts become READY only through `applied` of the weight push; rewards are READY when registered. A member is QUARANTINED
+Rollouts become READY only through `applied` of the weight push; rewards are READY when registered, and so are rollouts that
+serve their folder's weights for an evaluation without a learner. A member is QUARANTINED
 when a weight push to it fails, and for a pause when its answers fail (health.py).
 """
 
@@ -85,6 +86,8 @@ class Member:
     """Samples (rollout) or groups (reward) that this coordinator has given to the member and not got back."""
     weights: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a weight push, and by an evaluation to pin the version."""
+    own_weights: bool = False
+    """Whether the rollout serves its model folder's weights, and nobody pushes others."""
     barred: str = ""
     """Why this process gets no work for good; empty for a process that may get work."""
     waits_for: str = ""
@@ -147,7 +150,7 @@ class Fleet:
                 self._replaced.append(replaced.incarnation)
         if member.barred or member.pauses:
             member.state, member.reason = State.QUARANTINED, member.barred or member.health.why
-        elif member.role is Role.REWARD:
+        elif member.role is Role.REWARD or member.own_weights:
             member.state = State.READY
         self.members[member.service_id] = member
         self.notify_all()
@@ -274,7 +277,7 @@ class Fleet:
         for member in self.members.values():
             if not member.health.end_pause(now_s=now_s) or member.state is not State.QUARANTINED or member.barred:
                 continue
-            if member.role is Role.REWARD:
+            if member.role is Role.REWARD or member.own_weights:
                 self.set_state(member, State.READY)
             else:
                 self.roster.notify()  # the weight push makes the rollout READY, with the newest version

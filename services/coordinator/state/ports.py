@@ -12,10 +12,16 @@ from sluice.policy_version import PolicyVersion
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How tokens are drawn; neutral but for the temperature."""
+    """How tokens are drawn; neutral but for the temperature, and for `top_p` in evaluations."""
 
     temperature: float
     max_tokens: int
+    top_p: float = 1.0
+    evaluation: bool = False
+    """Whether the samples measure the policy and are never trained; only then may `top_p` be below 1."""
+
+    def __post_init__(self) -> None:
+        assert self.evaluation or self.top_p == 1.0, "training draws from the whole distribution"
 
 
 class WrongAnswer(SluiceError):

@@ -3,7 +3,7 @@
 import enum
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,7 +29,17 @@ class RunState(enum.Enum):
 
 
 KEPT_EVALUATIONS = 200
-"""How many evaluations memory, Redis and GetStatus keep: the first one and the newest. RUN/metrics.jsonl has the others."""
+"""How many evaluations memory, Redis and GetStatus keep: the first of each set and the newest. RUN/metrics.jsonl has the
+others."""
+
+
+def later_ones(sets: Sequence[str]) -> Iterator[int]:
+    """The places of evaluations that are not the first of their set, oldest first."""
+    seen: set[str] = set()
+    for place, name in enumerate(sets):
+        if name in seen:
+            yield place
+        seen.add(name)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,7 +63,7 @@ class Progress:
     stop_reason: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     evaluations: list[EvaluationResult] = field(default_factory=list)
-    """The first and the newest ones, oldest first."""
+    """The first of each set and the newest ones, oldest first."""
     scale: dict[str, int] = field(default_factory=dict)
     part_names: list[str] = field(default_factory=list)
     """The named components of scores that have a metric (step_metrics.py)."""
@@ -95,10 +105,10 @@ class Progress:
             self.train_ended_s, self.lay_still = now_s, False
 
     def evaluated(self, result: EvaluationResult) -> None:
-        """Adds an evaluation; of more than KEPT_EVALUATIONS the second goes."""
+        """Adds an evaluation; of more than KEPT_EVALUATIONS the oldest goes that is not the first of its set."""
         self.evaluations.append(result)
         if len(self.evaluations) > KEPT_EVALUATIONS:
-            del self.evaluations[1]
+            del self.evaluations[next(later_ones([kept.set for kept in self.evaluations]))]
 
     def remember(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Takes evaluations and the time of the start from the lines of metrics.jsonl, after Redis has forgotten the run."""
@@ -137,10 +147,7 @@ class Progress:
             admission=meta.get("admission", "open"),
             stop_requested=bool(meta.get("stop")),
             stop_reason=meta.get("stop", ""),
-            evaluations=[
-                EvaluationResult(**(entry | {"version": PolicyVersion(**entry["version"])}))
-                for entry in json.loads(meta.get("evaluations", "[]"))
-            ],
+            evaluations=[EvaluationResult.from_dict(entry) for entry in json.loads(meta.get("evaluations", "[]"))],
             scale=json.loads(meta.get("scale", "{}")),
             part_names=json.loads(meta.get("part_names", "[]")),
         )

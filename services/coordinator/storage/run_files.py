@@ -6,6 +6,7 @@ RUN/metrics.jsonl             a line a step and a line an evaluation; thinned (s
 RUN/samples.jsonl             a group of each step, for reading; thinned likewise
 RUN/prompt_places.json        how far the prompts were at the newest checkpoints (prompt_places.py)
 RUN/ledger/part-*.parquet     a row for every group that ended (ledger_writer.py)
+RUN/evaluations/*.parquet     a file an evaluation, a row for every prompt (evaluation_files.py)
 """
 
 import asyncio
@@ -20,7 +21,8 @@ from typing import Any, BinaryIO, TypeVar
 import blake3
 import structlog
 
-from services.coordinator.storage import ledger_writer
+from services.coordinator.state.evaluation_result import EvaluationResult
+from services.coordinator.storage import evaluation_files, ledger_writer
 from sluice.clock import SystemClock
 from sluice.config.schema.run import FILE_BYTES
 from sluice.errors import DiskFull, NotFound
@@ -186,6 +188,11 @@ class RunFiles:
         """Appends a line of a step or an evaluation to RUN/metrics.jsonl; on disk, because Redis's record follows."""
         await self.disk.write(self._append_thinned, METRICS_FILE, line)
         self.follow(line)
+
+    async def keep_evaluation(self, result: EvaluationResult, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes an evaluation's file to RUN/evaluations, in place of a former one of its set and version; of too many files,
+        or too large ones, the oldest go."""
+        await self.disk.write(evaluation_files.keep, self.run_dir, result, rows, most_bytes=self._most_bytes)
 
     async def append_sample(self, line: Mapping[str, Any]) -> None:
         """Appends a group for people to RUN/samples.jsonl."""

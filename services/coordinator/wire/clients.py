@@ -75,8 +75,9 @@ class Clients:
             prompt_token_ids=pack_ids(prompt.token_ids),
             samples=[rollout_pb2.SampleSpec(index=index, seed=seed) for index, seed in seeds.items()],
             sampling=common_pb2.SamplingParams(
-                temperature=sampling.temperature, top_p=1.0, top_k=-1, max_tokens=sampling.max_tokens
+                temperature=sampling.temperature, top_p=sampling.top_p, top_k=-1, max_tokens=sampling.max_tokens
             ),
+            evaluation=sampling.evaluation,
             required_version=None if required_version is None else version_to_proto(required_version),
         )
         asked = AskedSamples(

@@ -219,14 +219,29 @@ def _stack(upper: torch.Tensor, lower: torch.Tensor, *, dim: int) -> torch.Tenso
 def _sample(logits: torch.Tensor, rows: Sequence[_Row]) -> tuple[list[int], list[float]]:
     """Draws one token a row by exponential races (the same as Gumbel-max) on the row's own generator.
 
-    Returns ids and logprobs in nats under softmax(logits / temperature); greedy rows report softmax(logits).
+    Returns ids and logprobs in nats under softmax(logits / temperature), within the nucleus where `top_p` is below 1; greedy
+    rows report softmax(logits).
     """
     temperatures = torch.tensor([row.sample.request.temperature for row in rows], device=logits.device)
     greedy = temperatures == 0
     logprobs = torch.log_softmax(logits / temperatures.masked_fill(greedy, 1.0)[:, None], dim=-1)
+    masses = torch.tensor([row.sample.request.top_p for row in rows], device=logits.device)
+    if bool((cut := (masses < 1.0) & ~greedy).any()):
+        logprobs[cut] = _nucleus(logprobs[cut], masses[cut])
     noise = torch.ones_like(logprobs)
     for index, row in enumerate(rows):
         if row.sample.request.temperature:
             noise[index].exponential_(generator=row.noise)
     chosen = (logprobs - noise.log()).argmax(dim=-1)
     return chosen.tolist(), logprobs.gather(1, chosen[:, None])[:, 0].tolist()
+
+
+def _nucleus(logprobs: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
+    """[B, V] nats within the nucleus of each row's mass [B]: the most likely tokens before whose end the mass is not reached.
+
+    Holtzman et al. 2020 (arXiv:1904.09751), section 3.1. The likeliest token always stays; others get -inf.
+    """
+    ordered, places = logprobs.sort(dim=-1, descending=True)
+    mass_before = ordered.exp().cumsum(dim=-1) - ordered.exp()
+    ordered = ordered.masked_fill(mass_before >= masses[:, None], -torch.inf)
+    return torch.log_softmax(torch.empty_like(ordered).scatter_(1, places, ordered), dim=-1)

@@ -193,6 +193,7 @@ class VllmEngine:
             mm_features=None,
             sampling_params=SamplingParams(
                 temperature=request.temperature,
+                top_p=request.top_p,
                 seed=request.seed,
                 max_tokens=request.max_tokens,
                 stop_token_ids=self._end_token_ids,

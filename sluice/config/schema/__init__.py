@@ -8,7 +8,7 @@ from sluice.config.schema.algorithm import AlgorithmConfig, FilterGroupsConfig, 
 from sluice.config.schema.config import PAYLOAD_BYTES_A_TOKEN, Config
 from sluice.config.schema.coordinator import CoordinatorConfig
 from sluice.config.schema.data import DataConfig
-from sluice.config.schema.eval import EvalConfig
+from sluice.config.schema.eval import EvalConfig, EvalSetConfig
 from sluice.config.schema.launch import LaunchConfig
 from sluice.config.schema.learner import LearnerConfig
 from sluice.config.schema.model import ModelConfig
@@ -26,6 +26,7 @@ __all__ = [
     "CoordinatorConfig",
     "DataConfig",
     "EvalConfig",
+    "EvalSetConfig",
     "FilterGroupsConfig",
     "GraderConfig",
     "GraderList",

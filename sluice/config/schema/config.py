@@ -80,6 +80,7 @@ class Config(Section):
     def problems(self) -> Iterator[str]:
         """Refuses combinations across sections; a section's own refusals stand in the section's file."""
         yield from self._problems_of_sizes()
+        yield from self._problems_of_sets()
         yield from self._problems_of_policies()
         yield from self._problems_of_bytes()
 
@@ -105,6 +106,13 @@ class Config(Section):
                 f"algorithm.min_group_size: must be 0 (off) or from 2 to rollout.n ({self.rollout.n}), got {least}; "
                 "a group of one has no advantage"
             )
+
+    def _problems_of_sets(self) -> Iterator[str]:
+        # A reasoning-gym task holds out an eighth of its prompts by itself.
+        trained = {name for name in self.data.train_files if not name.startswith("reasoning-gym:")}
+        for name, one in self.eval.sets.items():
+            if shared := sorted(trained & set(one.files)):
+                yield f"eval.sets.{name}.files: must not share files with data.train_files, both name {shared}"
 
     def _problems_of_policies(self) -> Iterator[str]:
         algorithm = self.algorithm

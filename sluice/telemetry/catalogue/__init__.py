@@ -27,4 +27,8 @@ _BY_NAME = {metric.name: metric for metric in CATALOGUE}
 
 def metric_of(name: str) -> Metric:
     """The entry of a metric, or of the pattern that matches its name. Raises KeyError for a name without an entry."""
-    return _BY_NAME.get(f"{name.rpartition('/')[0]}/*") or _BY_NAME[name]
+    above = name
+    while above := above.rpartition("/")[0]:
+        if (pattern := _BY_NAME.get(f"{above}/*")) is not None:
+            return pattern
+    return _BY_NAME[name]

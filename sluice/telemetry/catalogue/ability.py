@@ -7,8 +7,8 @@ ABILITY: tuple[Metric, ...] = (
         "eval/avg_at_n",
         "fraction",
         "coordinator",
-        "accuracy over held-out prompts and n samples each at temperature 1",
-        "rises; the standard error at 256 prompts is 1.5 to 3 points",
+        "accuracy over held-out prompts and n samples each, at `eval.temperature` and `eval.top_p`",
+        "rises; `eval/avg_at_n_low` and `eval/avg_at_n_high` say by how much it may be off",
         "flat: look at `sampling/acceptance` (no signal), then `loss/clip_fraction_*` and `learner.lr`; "
         "falling: look at `mismatch/k3_nats` and `loss/entropy_nats`; `learner.resume` takes an earlier checkpoint",
     ),
@@ -20,6 +20,35 @@ ABILITY: tuple[Metric, ...] = (
         "rises or holds",
         "falling while `eval/avg_at_n` rises: the policy narrows to what the policy already solved; watch "
         "`loss/entropy_nats`, raise `algorithm.clip_ratio_high`, add harder prompts",
+    ),
+    entry(
+        "eval/maj_at_n",
+        "fraction",
+        "coordinator",
+        "share of held-out prompts whose most frequent answer among the n samples is right (docs/evaluation.md); absent where "
+        "graders name no answers",
+        "rises, above `eval/avg_at_n`",
+        "below `eval/avg_at_n`: wrong answers agree with each other; read samples, the grader may miss a form of the answer",
+    ),
+    *(
+        entry(
+            f"eval/{measure}_at_n_{end}",
+            "fraction",
+            "coordinator",
+            f"{end} end of the 95 % interval of `eval/{measure}_at_n`, a bootstrap over prompts",
+            f"near `eval/{measure}_at_n`",
+            "too wide to tell versions apart: more prompts (`eval.prompts`) narrow it, more samples hardly do",
+        )
+        for measure in ("avg", "pass", "maj")
+        for end in ("low", "high")
+    ),
+    entry(
+        "eval/set/*",
+        "fraction",
+        "coordinator",
+        "the measures of one set of `eval.sets`: behind the star come the set's name, a slash and the measure",
+        "as of the measure",
+        "as of the measure",
     ),
     entry(
         "eval/greedy",

@@ -105,6 +105,21 @@ async def greedy_is_served(server: RolloutServer) -> None:
 
 
 @SUITE.check
+async def an_evaluation_may_lower_top_p(server: RolloutServer) -> None:
+    """top_p 0.7 of an evaluation brings samples whose logprobs are finite and <= 0; top_p 0 and 1.5 are INVALID_ARGUMENT"""
+
+    def sampling(top_p: float) -> common_pb2.SamplingParams:
+        return common_pb2.SamplingParams(temperature=1.0, top_p=top_p, top_k=-1, max_tokens=_SOME_TOKENS)
+
+    for sample in await server.generate(server.request(n=2, sampling=sampling(0.7), evaluation=True)):
+        logprobs = unpack_floats(sample.logprobs)
+        require(bool(np.isfinite(logprobs).all() and (logprobs <= LARGEST_LOGPROB).all()), f"logprobs {logprobs}")
+    for top_p in (0.0, 1.5):
+        call = server.generate(server.request(sampling=sampling(top_p), evaluation=True))
+        await check_refusal(call, grpc.StatusCode.INVALID_ARGUMENT, f"top_p {top_p:g} of an evaluation")
+
+
+@SUITE.check
 async def generated_tokens_are_counted(server: RolloutServer) -> None:
     """GetInfo's generated_tokens grows by the tokens of a request, at least"""
     before = (await server.info()).generated_tokens

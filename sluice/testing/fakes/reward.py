@@ -56,6 +56,7 @@ class FakeReward(FakeService, reward_pb2_grpc.RewardServiceServicer):
             status=common.REWARD_STATUS_OK,
             raw_score=raw,
             acc=acc,
+            extracted="right" if acc else "wrong",
             shaped_reward=raw,
             grader="fake",
             grader_version="1",

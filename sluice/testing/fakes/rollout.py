@@ -122,7 +122,9 @@ class FakeRollout(FakeService, rollout_pb2_grpc.RolloutServiceServicer):
             "prompt_token_ids: must be ids": bool(len(ids)) and bool((ids >= 0).all()),
             "samples: must have an index each": 0 < len(indices) == len(request.samples),
             "samples: seeds must be >= 0": all(spec.seed >= 0 for spec in request.samples),
-            "sampling: must be neutral": (sampling.top_p, sampling.top_k) == (1, -1) and sampling.temperature >= 0,
+            "sampling: must be neutral": (sampling.top_p == 1 or request.evaluation) and sampling.top_k == -1,
+            "top_p: must be > 0 and <= 1": 0 < sampling.top_p <= 1,
+            "temperature: must be >= 0": sampling.temperature >= 0,
             "max_tokens: must fit": 0 < sampling.max_tokens <= self.max_model_len - len(ids),
         }
         for rule, held in holds.items():

@@ -362,3 +362,26 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch: pytest.MonkeyPatc
     assert config.learner.resume == "/home/ann/step-3"
     assert config.reward.routes["mine"][0].grader == "/home/ann/graders/mine.py:score"
     assert parse_config(dump_config(config), where="dump") == config
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        ("{aime: {files: [a.parquet], top_p: 0}}", "eval.sets.aime.top_p: must be > 0, got 0"),
+        ("{aime: {files: [a.parquet], top_p: 1.5}}", "eval.sets.aime.top_p: must be <= 1, got 1.5"),
+        ("{aime: {files: [a.parquet], n: 0}}", "eval.sets.aime.n: must be > 0, got 0"),
+        ("{aime: {files: [a.parquet], n: 5000}}", "eval.sets.aime.n: must be <= 4096, got 5000"),
+        ("{aime: {files: []}}", "eval.sets.aime.files: must have at least 1 items, got []"),
+        ("{aime: {}}", "eval.sets.aime.files: must be given"),
+        ("{aime: {files: [a.parquet], topp: 0.7}}", "eval.sets.aime.topp: is not a known key; did you mean top_p?"),
+        ("{AIME-24: {files: [a.parquet]}}", "got 'AIME-24'"),
+        ("{default: {files: [a.parquet]}}", "got 'default'"),
+        ("{aime: {files: [a.jsonl]}}", "eval.sets.aime.files: must not share files with data.train_files"),
+        ("[a.parquet]", "eval.sets: must be a mapping, got ['a.parquet']"),
+        ("{" + ", ".join(f"s{i}: {{files: [a]}}" for i in range(17)) + "}", "eval.sets: must be at most 16, got 17"),
+        ("{aime: {files: [a]}, aime: {files: [b]}}", "the key 'aime' stands twice"),
+    ],
+)
+def test_an_evaluation_set_that_cannot_be_is_one_line(recipe: Path, sets: str, said: str) -> None:
+    [line] = problems(recipe, f"eval.sets={sets}")
+    assert said in line

@@ -121,7 +121,7 @@ GOLDEN = {
         "checkpoint_every_steps": 5,
         "resume": "auto",
     },
-    "eval": {"temperature": 1.0, "n": 1, "every_steps": 5},
+    "eval": {"temperature": 1.0, "top_p": 0.7, "n": 1, "small_n": 1, "every_steps": 5},
 }
 
 
@@ -396,6 +396,8 @@ def test_two_settings_for_one_thing_must_agree() -> None:
         ("trainer.total_training_steps=300", "run", {"total_steps": 300}),
         ("trainer.experiment_name='my run: 1'", "run", {"name": "my-run-1"}),
         ("trainer.test_freq=-1", "eval", {"every_steps": 0}),
+        (f"{ROLLOUT}.val_kwargs.n=32", "eval", {"n": 32, "small_n": 32}),
+        (f"{ROLLOUT}.val_kwargs.do_sample=False", "eval", {"greedy": True}),
         ("trainer.resume_mode=disable", "learner", {"resume": "never"}),
         (f"{ROLLOUT}.name=hf", "rollout", {"engine": "transformers"}),
         (f"{ROLLOUT}.enforce_eager=True", "rollout", {"enforce_eager": True}),

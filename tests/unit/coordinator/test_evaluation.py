@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from services.coordinator.groups.grading import Grading
-from services.coordinator.run.evaluation import Evaluator
-from services.coordinator.state.evaluation_result import EvaluationResult, accuracies
+from services.coordinator.run.evaluation import Evaluated, Evaluator, HeldOut
+from services.coordinator.state.evaluation_result import EvaluationResult
+from services.coordinator.state.evaluation_scores import by_prompt
 from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import Reward, Sample
 from services.coordinator.state.ports import WrongAnswer
+from sluice.config.evaluation_sets import evaluation_sets
 from sluice.errors import Expired, InvalidRequest, Overloaded, SluiceError, Unavailable
 from sluice.run_dir.durable import append_line
 from tests.unit.coordinator.fakes import FakePrompt, FakeRewards, FakeRollouts, Stage, make_config
@@ -57,6 +59,19 @@ async def evaluate(
     fleet: int = 1,
     timeout_s: float = 60.0,
 ) -> EvaluationResult:
+    return (await evaluated(acc, n=n, rollouts=rollouts, fleet=fleet, timeout_s=timeout_s)).result
+
+
+async def evaluated(
+    acc: dict[str, list[float]],
+    *,
+    n: int = 4,
+    rollouts: FakeRollouts | None = None,
+    fleet: int = 1,
+    timeout_s: float = 60.0,
+    name: str = "",
+    **settings: Any,
+) -> Evaluated:
     stage = Stage(
         make_config(eval__timeout_s=timeout_s), rewards=PartlyAway(acc=acc), rollouts=rollouts or FakeRollouts()
     )
@@ -65,8 +80,10 @@ async def evaluate(
     stage.progress.version = stage.fleet.of(Role.ROLLOUT)[0].version
     grading = Grading(config=stage.config, fleet=stage.fleet, rewards=stage.rewards, clock=stage.clock)
     prompts = [FakePrompt(prompt_id=name) for name in acc]
-    evaluator = Evaluator(stage.run, rollouts=stage.rollouts, grading=grading, prompts=prompts)
-    return await evaluator.evaluate(prompts=len(prompts), n=n)
+    config = make_config(**(settings or {"data__val_files": ["mixadd3:fresh"]}))
+    sets = [HeldOut(settings=one, prompts=prompts) for one in evaluation_sets(config)]
+    evaluator = Evaluator(stage.run, rollouts=stage.rollouts, grading=grading, sets=sets)
+    return await evaluator.evaluate(name, prompts=len(prompts), n=n)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +97,8 @@ async def evaluate(
     ],
 )
 def test_accuracies_are_those_of_the_graded_samples(accs: list[list[float]], avg: float, passed: float) -> None:
-    assert accuracies(np.array(accs)) == pytest.approx((avg, passed))
+    means, passes = by_prompt(np.array(accs))
+    assert (means.mean(), passes.mean()) == pytest.approx((avg, passed))
 
 
 async def test_a_sample_without_a_grade_is_counted_and_is_in_no_accuracy() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from sluice.config.evaluation_sets import evaluation_sets
 from sluice.config.load import load_config
 from tests.unit.docs.pages import ROOT
 
@@ -47,7 +48,6 @@ SCRIPT = {
         "checkpoint_every_steps": 5,
         "resume": "auto",
     },
-    "eval": {"every_steps": 5, "prompts": 30, "n": 32, "small_prompts": 30, "small_n": 32, "temperature": 1.0},
     "coordinator": {"max_staleness": 0},
 }
 """What all three scripts set, or leave at verl's default."""
@@ -87,7 +87,7 @@ def test_the_7b_recipe_has_the_values_of_its_script_where_it_differs_from_the_32
     assert small.learner == full.learner.model_copy(update=changed)
     assert small.rollout == full.rollout.model_copy(update={"tensor_parallel_size": 1})
     assert small.reward == full.reward
-    assert small.eval == full.eval.model_copy(update={"every_steps": 10})
+    assert small.eval.model_copy(update={"sets": full.eval.sets}) == full.eval
 
 
 def test_every_reproduction_has_a_row_in_the_table() -> None:
@@ -111,3 +111,10 @@ def test_the_variants_differ_in_what_their_names_say() -> None:
     assert [c.rollout.gpu_memory_utilization for c in (full, no_filter, early)] == [0.8, 0.7, 0.8]
     assert not no_filter.exact_dapo
     assert not early.exact_dapo
+
+
+@pytest.mark.parametrize(("path", "every"), [*((path, 5) for path in REPRODUCTIONS), (SMALL, 10)])
+def test_aime_is_evaluated_as_published_32_samples_at_top_p_07(path: Path, every: int) -> None:
+    [aime] = evaluation_sets(load_config(path))
+    assert (aime.name, aime.prompts, aime.n, aime.temperature, aime.top_p) == ("aime_2024", 30, 32, 1.0, 0.7)
+    assert (aime.small_prompts, aime.small_n, aime.every_steps) == (30, 32, every)

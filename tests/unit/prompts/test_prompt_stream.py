@@ -96,7 +96,7 @@ def test_a_configuration_opens_both_sides(tmp_path: Path) -> None:
     base = [f"model.path={tmp_path}", "data.template=none"]
     files = ["data.train_files=[mixadd3:train]", "data.val_files=[mixadd3:held_out]"]
     first, second = (load_config(None, overrides=[*base, *files, f"run.seed={seed}"]) for seed in (1, 2))
-    train = [PromptStream.open(config, split="train").next(0)[0].text for config in (first, second)]
-    val = [PromptStream.open(config, split="val").take(5) for config in (first, second)]
+    train = [PromptStream.open(config, files=config.data.train_files).next(0)[0].text for config in (first, second)]
+    val = [PromptStream.open(config, files=config.data.val_files, held_out=True).take(5) for config in (first, second)]
     assert train[0] != train[1]
     assert [p.text for p in val[0]] == [p.text for p in val[1]], "evaluation does not depend on the run's seed"

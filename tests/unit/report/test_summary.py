@@ -39,6 +39,11 @@ def finished_run(**changes):
     return status
 
 
+def nothing_but(**figures):
+    keys = ("greedy", "avg", "n", "avg_interval", "pass", "pass_interval", "maj", "maj_interval")
+    return dict.fromkeys(keys) | figures
+
+
 def write_ages(run_dir):
     rows = [
         {"kind": "step", "step": k, "staleness/age_mean_steps": mean, "staleness/age_max_steps": largest}
@@ -58,8 +63,10 @@ def test_the_summary_has_exactly_the_keys_of_the_contract(tmp_path):
         "wall_s": 95.25,
         "train_wall_s": 71.5,
         "accuracy": {
-            "before": {"greedy": 0.72, "avg": 0.2, "n": 8},
-            "after": {"greedy": 0.97, "avg": 0.85, "n": 8},
+            "set": "",
+            "before": nothing_but(greedy=0.72, avg=0.2, n=8, **{"pass": 0.0}),
+            "after": nothing_but(greedy=0.97, avg=0.85, n=8, **{"pass": 0.0}),
+            "sets": {},
         },
         "tokens": {
             "generated": 1_102_000,
@@ -95,16 +102,32 @@ def test_the_summary_has_exactly_the_keys_of_the_contract(tmp_path):
 
 def test_what_does_not_exist_is_null_and_never_zero(tmp_path):
     summary = summarise(tmp_path, pb.GetStatusResponse(state=pb.RUN_STATE_FAILED))
-    nothing = {"greedy": None, "avg": None, "n": None}
-    assert summary["accuracy"] == {"before": nothing, "after": nothing}
+    assert summary["accuracy"] == {"set": "", "before": nothing_but(), "after": nothing_but(), "sets": {}}
     assert summary["staleness"] == {"max": None, "mean": None}
 
 
 def test_one_evaluation_is_a_before_without_an_after(tmp_path):
     status = pb.GetStatusResponse(evaluations=[pb.Evaluation(avg_at_n=0.2, greedy=math.nan, n=8)])
     accuracy = summarise(tmp_path, status)["accuracy"]
-    assert accuracy["before"] == {"greedy": None, "avg": 0.2, "n": 8}
+    assert accuracy["before"] == nothing_but(avg=0.2, n=8, **{"pass": 0.0})
     assert accuracy["after"]["avg"] is None
+
+
+def test_named_sets_stand_apart_from_the_default_one_and_for_the_run_where_there_is_none(tmp_path):
+    def own(avg, **facts):
+        within = pb.Interval(low=avg - 0.1, high=avg + 0.1)
+        return pb.Evaluation(set="aime_2024", avg_at_n=avg, n=32, avg_interval=within, greedy=math.nan, **facts)
+
+    status = finished_run(evaluations=[own(0.25), own(0.5, maj_at_n=0.75)])
+    accuracy = summarise(tmp_path, status)["accuracy"]
+    assert accuracy["after"]["avg"] == 0.85
+    after = accuracy["sets"]["aime_2024"]["after"]
+    assert (after["avg"], after["avg_interval"], after["maj"], after["greedy"]) == (0.5, [0.4, 0.6], 0.75, None)
+    assert "aime_2024 avg@32" in closing_table(tmp_path, status)
+    assert ".25 → .50 [.40, .60]" in closing_table(tmp_path, status)
+    alone = pb.GetStatusResponse(evaluations=[own(0.25), own(0.5)])
+    accuracy = summarise(tmp_path, alone)["accuracy"]
+    assert (accuracy["set"], accuracy["before"]["avg"]) == ("aime_2024", 0.25)
 
 
 def test_the_file_holds_the_summary_and_replaces_an_older_one_whole(tmp_path):

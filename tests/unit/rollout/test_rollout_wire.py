@@ -57,6 +57,14 @@ def test_a_request_that_cannot_be_served_is_refused_by_field(changes: dict[str, 
         sample_requests(generate(**changes), vocab_size=64, max_model_len=13)
 
 
+@pytest.mark.parametrize("top_p", [0.0, -0.1, 1.1, float("nan")])
+def test_an_evaluation_may_lower_top_p_within_its_range(top_p: float) -> None:
+    asked = generate(sampling=sampling(top_p=0.7), evaluation=True)
+    assert {one.top_p for _, one in sample_requests(asked, vocab_size=64, max_model_len=13).values()} == {0.7}
+    with pytest.raises(InvalidRequest, match=r"top_p: must be > 0 and <= 1"):
+        sample_requests(generate(sampling=sampling(top_p=top_p), evaluation=True), vocab_size=64, max_model_len=13)
+
+
 def test_greedy_is_allowed() -> None:
     assert sample_requests(generate(sampling=sampling(temperature=0)), vocab_size=64, max_model_len=13)
 
