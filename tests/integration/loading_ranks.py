@@ -6,6 +6,7 @@ usage: loading_ranks.py FOLDER CASES_JSON. Processes are forked after the import
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -75,6 +76,9 @@ def _rank(folder: Path, cases: list[dict[str, Any]], *, rank: int, size: int) ->
     for case in cases:
         assert_same_bits(Path(case["path"]), case["config"], ranks)
     _assert_one_fault_for_all(folder, ranks)
+    store.add("done", 1)
+    while store.add("done", 0) < size:  # a rank that ends closes its sockets, which another may still read
+        time.sleep(0.01)
     dist.destroy_process_group()
 
 

@@ -79,7 +79,8 @@ def test_two_and_four_ranks_have_the_same_bits_and_refuse_together(folder: Path)
     script = Path(__file__).with_name("loading_ranks.py")
     done = subprocess.run(
         [sys.executable, str(script), str(folder), json.dumps(_cases(folder))],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        # Without threads of transformers, which a fork would lose.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_DEACTIVATE_ASYNC_LOAD": "1"},
         cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
