@@ -80,7 +80,7 @@ def _gpu_bytes(args: argparse.Namespace) -> int | None:
 
 def print_sizes(config: Any, *, gpu_bytes: int | None, gpus: int | None) -> list[str]:
     """Prints memory, disk and network that the recipe needs; returns what cannot fit, a line each."""
-    from sluice.sizing.model_shape import Uncounted, read_shape
+    from sluice.sizing.config_json import Uncounted, read_shape
     from sluice.sizing.report import page
     from sluice.sizing.verdict import cautions, refusals
 
