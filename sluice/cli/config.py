@@ -91,10 +91,10 @@ def print_sizes(config: Any, *, gpu_bytes: int | None, gpus: int | None) -> list
         return []
     print(*page(shape, config, gpu_bytes=gpu_bytes), "", sep="\n")
     if gpu_bytes is None:
-        print("note: with --gpu-memory SIZE (and --gpus N) a recipe that cannot fit is refused")
+        print("note: with --gpu-memory SIZE (and --gpus N) a recipe that cannot fit is refused\n")
         return []
     for caution in cautions(shape, config, gpu_bytes=gpu_bytes, gpus=gpus):
-        print(f"note: {caution}")
+        print(f"note: {caution}\n")
     return list(refusals(shape, config, gpu_bytes=gpu_bytes, gpus=gpus))
 
 
