@@ -80,7 +80,7 @@ def _gpu_bytes(args: argparse.Namespace) -> int | None:
 
 def print_sizes(config: Any, *, gpu_bytes: int | None, gpus: int | None) -> list[str]:
     """Prints memory, disk and network that the recipe needs; returns what cannot fit, a line each."""
-    from sluice.sizing.model_shape import Uncounted, read_shape
+    from sluice.sizing.config_json import Uncounted, read_shape
     from sluice.sizing.report import page
     from sluice.sizing.verdict import cautions, refusals
 
@@ -91,10 +91,10 @@ def print_sizes(config: Any, *, gpu_bytes: int | None, gpus: int | None) -> list
         return []
     print(*page(shape, config, gpu_bytes=gpu_bytes), "", sep="\n")
     if gpu_bytes is None:
-        print("note: with --gpu-memory SIZE (and --gpus N) a recipe that cannot fit is refused")
+        print("note: with --gpu-memory SIZE (and --gpus N) a recipe that cannot fit is refused\n")
         return []
     for caution in cautions(shape, config, gpu_bytes=gpu_bytes, gpus=gpus):
-        print(f"note: {caution}")
+        print(f"note: {caution}\n")
     return list(refusals(shape, config, gpu_bytes=gpu_bytes, gpus=gpus))
 
 

@@ -1,4 +1,4 @@
-"""What the learner does only on a CUDA device: flash attention over packed sequences, and offloaded shards."""
+"""What the learner does only on a CUDA device: flash attention over packed sequences, offloaded shards, peaks of memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +11,8 @@ import torch
 from services.learner.distributed.ranks import Ranks, join_ranks
 from services.learner.policy.attention import packed_attention
 from services.learner.policy.layout import Layout, SharedLayout
+from services.learner.training.device_peak import peak_flops
+from services.learner.training.peak_memory import PeakMemory
 from tests.integration.learner_rank import run_job
 from tests.integration.loading_ranks import assert_same_bits
 from tests.unit.learner.learner_cases import write_tiny_model
@@ -73,3 +75,20 @@ def test_a_model_is_loaded_in_shards_with_the_bits_and_on_the_device_of_one_load
     assert_same_bits(
         write_tiny_model(tmp_path), {"learner": {"cpu_offload": cpu_offload}, "model": {"lora_rank": 3}}, alone
     )
+
+
+def test_peak_memory_is_that_of_tensors_since_the_reset_and_the_device_has_a_peak() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    memory = PeakMemory(device)
+    memory.reset()
+    before = memory.read_bytes()
+    large = torch.empty(64 << 20, dtype=torch.uint8, device=device)
+    most = memory.read_bytes()
+    del large
+    memory.reset()
+    assert before is not None
+    assert most is not None
+    assert most - before >= 64 << 20
+    assert memory.read_bytes() == torch.cuda.memory_allocated(device) <= before
+    name = torch.cuda.get_device_name(device)
+    assert peak_flops(name), f"{name} is not in the table, so its runs have no learner/mfu"

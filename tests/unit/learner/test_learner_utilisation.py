@@ -10,7 +10,7 @@ from services.learner.training.peak_memory import PeakMemory
 from services.learner.training.utilisation import ModelCosts, StepFlops, costs_of, step_flops, utilisation
 from sluice.config.load import load_config
 from sluice.config.schema import Config
-from sluice.sizing.model_shape import shape_of
+from sluice.sizing.config_json import shape_of
 from tests.unit.sizing.families import TINY, tiny
 
 COSTS = ModelCosts(token=600.0, forward=200.0, layers_forward=150.0, width=10, windows=(None, None))

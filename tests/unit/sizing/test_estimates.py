@@ -5,11 +5,11 @@ import pytest
 from sluice.config.load import load_config
 from sluice.config.schema import Config
 from sluice.sizing import learner, rollout, storage
+from sluice.sizing.config_json import shape_of
 from sluice.sizing.learner import Work
-from sluice.sizing.model_shape import shape_of
 from sluice.sizing.parts import Estimate, gigabytes, parse_bytes
 from sluice.sizing.verdict import cautions, refusals
-from tests.unit.sizing.test_model_shape import LLAMA
+from tests.unit.sizing.test_config_json import LLAMA
 
 SHAPE = shape_of(LLAMA)
 WORK = Work(tokens=10, targets=6, several=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sluice.sizing.model_shape import Uncounted, read_shape, shape_of
+from sluice.sizing.config_json import Uncounted, read_shape, shape_of
 from tests.unit.sizing.families import TINY, tiny
 
 LLAMA = {
