@@ -1,4 +1,4 @@
-"""One rank of a learner under test: trains what a list of jobs says. See `on_ranks`.
+"""One rank of a learner under test: trains what a list of jobs says. See `on_ranks`; under torchrun a program.
 
 arguments: MODEL OUT JOBS_JSON; job i's figures go to OUT/i.npz.
 """
@@ -18,6 +18,7 @@ from services.learner.batches.batch import Batch
 from services.learner.batches.batch_sharing import share_batch
 from services.learner.checkpoint import training_state as checkpoint
 from services.learner.checkpoint.writer import CheckpointWriter
+from services.learner.distributed.ending import end_process
 from services.learner.distributed.ranks import Command, Ranks, join_ranks
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
@@ -109,3 +110,7 @@ def main() -> None:
         if ranks.leads:
             np.savez(out / f"{index}.npz", **found)  # pyright: ignore[reportArgumentType]
     ranks.leave()
+
+
+if __name__ == "__main__":
+    end_process(main)
