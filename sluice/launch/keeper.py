@@ -13,7 +13,7 @@ holds a LaunchError with the end of the service's log. What dies while the disk 
 import asyncio
 import signal
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,10 +62,13 @@ class Keeper:
         log_dir: Path,
         say: Callable[[str], None],
         is_over: Callable[[], Awaitable[bool]],
+        registered: Callable[[], Awaitable[Collection[str]]] | None = None,
         clock: Clock | None = None,
         disk: DiskWaits | None = None,
     ) -> None:
         self._launch, self._log_dir, self._say, self._is_over = launch, log_dir, say, is_over
+        self._registered = registered
+        """The services that the coordinator lists now: one may register and die before anybody has put it into `known`."""
         self._clock = clock or SystemClock()
         self._disk = disk or DiskWaits(clock=self._clock)
         self._quick_deaths: Counter[str] = Counter()
@@ -120,6 +123,8 @@ class Keeper:
 
         A death while the disk is full is not counted, and no fault of the service.
         """
+        if child.name not in self.known and self._registered is not None:
+            self.known.update(await self._registered())
         full = await asyncio.to_thread(self._no_room)
         if full is None or code == exit_codes.BAD_USAGE:
             self.judge(child, code)

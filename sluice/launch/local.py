@@ -101,6 +101,7 @@ class LocalRun:
             log_dir=self._run_dir / "logs",
             say=self._view.message,
             is_over=self._is_over,
+            registered=self._registered,
             disk=self._disk,
         )
         self._frozen = FrozenWatch(launch=self._config.launch, keeper=self._keeper, clock=SystemClock())
@@ -344,6 +345,15 @@ class LocalRun:
                     return True
             await asyncio.sleep(2 * STATUS_INTERVAL_S)
         return False
+
+    async def _registered(self) -> set[str]:
+        """The services that the coordinator lists now; none while the coordinator does not answer."""
+        if self._client is None:
+            return set()
+        try:
+            return {service.service_id for service in (await self._client.status()).services}
+        except SluiceError:
+            return set()
 
     async def _watch_events(self) -> None:
         """Feeds the view and starts or ends processes for `scale`; outlives restarts of the coordinator."""

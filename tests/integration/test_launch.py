@@ -239,6 +239,23 @@ async def test_a_learner_that_leaves_is_started_again_unless_the_run_is_over(
         keeper.failed.exception()
 
 
+async def test_a_service_that_dies_right_after_it_has_registered_is_started_again(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    async def registered() -> set[str]:
+        return {"learner"}
+
+    launch = LaunchConfig(max_restarts=1, grace_s=5.0)
+    keeper = Keeper(
+        launch=launch, log_dir=tmp_path, say=said.append, is_over=lambda: answer(False), registered=registered
+    )
+    keeper.keep(command("learner", "raise SystemExit(1)"))
+    with pytest.raises(LaunchError, match="once more after 1 restarts"):
+        await keeper.failed
+    assert said == ["learner ended with code 1; restart 1 of 1"]
+    await keeper.stop(last="", at_once=asyncio.Event())
+
+
 async def test_a_second_signal_kills_what_does_not_hear(tmp_path: Path) -> None:
     deaf = python("import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(1000)")
     child = await start("deaf", deaf, log_path=tmp_path / "deaf.log", environ=dict(os.environ))

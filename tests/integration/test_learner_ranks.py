@@ -6,9 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM
 
 from services.learner.distributed.ranks import Ranks
+from services.learner.policy.model import load_policy
+from services.learner.policy.optimizer import make_optimizer
+from services.learner.training import sharing
+from services.learner.training.train_step import Trainer
 from tests.integration.learner_rank import on_ranks, run_job
 from tests.reference_dapo import (
     ReferenceVariant,
@@ -306,3 +311,29 @@ def test_bfloat16_layers_give_float32_gradients_close_to_those_of_float32_layers
     assert all(ours[name].dtype == np.float32 for name in ours if name.startswith("grad/"))
     error = np.linalg.norm(_gradient(ours) - _gradient(theirs)) / np.linalg.norm(_gradient(theirs))
     assert 1e-4 < error < 0.1
+
+
+def _trainer(learner_model: Path, ranks: Ranks) -> Trainer:
+    config = make_config(learner_model)
+    policy = load_policy(config, ranks)
+    return Trainer(policy=policy, optimizer=make_optimizer(policy, config), config=config, ranks=ranks)
+
+
+def test_a_step_is_laid_out_with_whole_sequences_where_a_replay_asks_for_it(learner_model: Path, alone: Ranks) -> None:
+    trainer = _trainer(learner_model, alone)
+    saved = []
+    for step, allowed in enumerate((False, True)):
+        trainer.allow_sharing(allowed)
+        saved.append(trainer.train(make_batch(step=step))["learner/prompt_tokens_saved"])
+    assert saved[0] == 0 < saved[1]
+
+
+def test_prompts_are_shared_no_more_once_the_two_forms_differ(
+    learner_model: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = _trainer(learner_model, alone)
+    monkeypatch.setattr(sharing, "FLOAT32_NATS", -1.0)
+    with capture_logs() as logs:
+        assert trainer.train(make_batch())["learner/prompt_tokens_saved"] == 0
+    assert [log["event"] for log in logs] == ["prompts_not_shared"]
+    assert trainer.train(make_batch(step=1))["learner/prompt_tokens_saved"] == 0
