@@ -31,7 +31,9 @@ def _hang(how: str) -> None:
         time.sleep(FOR_EVER_S)
     else:
         Path(how, "hanging").touch()
+        end_s = time.monotonic() + FOR_EVER_S
         while not Path(how, "go").exists():
+            assert time.monotonic() < end_s, f"there is no {how}/go"
             time.sleep(0.01)
 
 

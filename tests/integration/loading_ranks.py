@@ -77,7 +77,9 @@ def _rank(folder: Path, cases: list[dict[str, Any]], *, rank: int, size: int) ->
         assert_same_bits(Path(case["path"]), case["config"], ranks)
     _assert_one_fault_for_all(folder, ranks)
     store.add("done", 1)
+    end_s = time.monotonic() + 60.0
     while store.add("done", 0) < size:  # a rank that ends closes its sockets, which another may still read
+        assert time.monotonic() < end_s, "another rank has not come to its end"
         time.sleep(0.01)
     dist.destroy_process_group()
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from services.learner.batches.bins import fill
 
 MIN_SAVING = 8 / 7
-"""Tokens without sharing over tokens with sharing from which prompts are shared. Chosen: completions then attend through a
-mask, which costs a CPU's attention up to twice the time; benchmarks/shared_prompts.py has the figures."""
-
+"""Tokens without sharing over tokens with sharing from which prompts are shared. Chosen, not
+measured: completions attend through a mask, with which a CPU's kernels also compute the pairs of tokens that it hides."""
 
 _CUTS = (1, 2, 4, 8)
 """Pieces of a group that are tried: more than one where whole groups would leave ranks idle."""

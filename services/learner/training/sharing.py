@@ -17,7 +17,8 @@ FLOAT32_NATS = 1e-3
 """Largest difference of one log-probability in float32, as in the proof at load."""
 
 HALF_NATS = 0.05
-"""Mean difference in half precision, where two orders of summing give .01 nats and a wrong position .1 nats and more."""
+"""Mean difference in half precision. Measured in bfloat16 on a CPU with two small models: .002 and .006 nats between the
+forms, .4 and 1.5 with wrong positions."""
 
 
 class PromptSharing:
