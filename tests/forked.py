@@ -1,10 +1,13 @@
 """Processes forked from a server that has made the imports, so that one starts in milliseconds instead of seven seconds."""
 
+import asyncio
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from services.learner.distributed.ending import end_process
@@ -12,7 +15,7 @@ from sluice.addresses import loopback_interface
 from tests.free_port import free_port
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["services.learner.app", "sluice.weights.receiver", "sluice.weights.sender"])
+FORKED.set_forkserver_preload(["tests.forked_imports"])
 
 _RANKS_END_S = 200.0
 _OTHERS_END_S = 20.0
@@ -48,3 +51,99 @@ def _rank(main: Callable[[], None], words: tuple[str, ...], rank: int, ranks: in
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     end_process(main)
+
+
+class ForkedProcess:
+    """What a test asks of a process, in the words of asyncio.subprocess. Several ranks end as the first that failed."""
+
+    def __init__(self, started: list[multiprocessing.process.BaseProcess], output: asyncio.StreamReader) -> None:
+        self._started, self.stderr = started, output
+
+    @property
+    def returncode(self) -> int | None:
+        """That of the first rank that failed, else 0; None while one runs."""
+        codes = [process.exitcode for process in self._started]
+        return next((code for code in codes if code), None if None in codes else 0)
+
+    async def wait(self) -> int:
+        """The exit code, when all have ended."""
+        for process in self._started:
+            await _readable(process.sentinel)
+            process.join()
+        assert self.returncode is not None
+        return self.returncode
+
+    async def communicate(self) -> tuple[bytes, bytes]:
+        """Output and errors; both are in the second."""
+        output = await self.stderr.read()
+        await self.wait()
+        return b"", output
+
+    def send_signal(self, number: int) -> None:
+        """To every rank."""
+        for process in self._started:
+            assert process.pid is not None
+            os.kill(process.pid, number)
+
+
+@asynccontextmanager
+async def forked(
+    main: Callable[[list[str]], int | None],
+    *words: str,
+    ranks: int = 1,
+    environ: Mapping[str, str] | None = None,
+    piped: bool = False,
+) -> AsyncIterator[ForkedProcess]:
+    """Processes that run `main(words)` with `environ` besides this process's environment, killed in the end if they still run.
+
+    What they write can be read as it comes where it is `piped`, else it is printed in the end.
+    """
+    reading, writing = FORKED.Pipe(duplex=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1")), "WORLD_SIZE": str(ranks)}
+    started = []
+    for rank in range(ranks):
+        mine = {"RANK": str(rank), "LOCAL_RANK": str(rank)} | place if ranks > 1 else {}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **mine, **(environ or {})}
+        started.append(FORKED.Process(target=_program, args=(main, [*words], environment, writing)))
+        started[-1].start()
+    writing.close()
+    output = await _reader(reading)
+    unread = None if piped else asyncio.ensure_future(output.read())
+    try:
+        yield ForkedProcess(started, output)
+    finally:
+        for each in started:
+            each.kill()
+            each.join()
+        if unread is not None:
+            print((await unread).decode(errors="replace"))
+
+
+def _program(
+    main: Callable[[list[str]], int | None], words: list[str], environ: Mapping[str, str], output: Connection
+) -> None:
+    """What the interpreter would make of `python -m`."""
+    os.environ.clear()
+    os.environ |= environ
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    output.close()
+    end_process(lambda: main(words))
+
+
+async def _reader(reading: Connection) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    pipe = os.fdopen(os.dup(reading.fileno()), "rb")
+    reading.close()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    return reader
+
+
+async def _readable(descriptor: int) -> None:
+    """Returns when the process is over whose sentinel that is."""
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)

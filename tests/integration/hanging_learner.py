@@ -1,4 +1,4 @@
-"""One rank of the real learner that hangs in the training of a step. Started in place of `-m services.learner`.
+"""One rank of the real learner that hangs in the training of a step. Run in place of `services.learner.__main__`.
 
 Environment: HANG_AT the step, HANG_RANK the rank, HANG_HOW `sleep` (Python goes on beside it), `lock` (it holds Python's
 lock) or a folder: then it makes `hanging` in it and goes on once there is a file `go`.
@@ -9,7 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from services.learner.__main__ import main
+from services.learner import __main__ as learner
 from services.learner.batches.batch import Batch
 from services.learner.distributed.ending import end_process
 from services.learner.training.train_step import Trainer
@@ -37,6 +37,11 @@ def _hang(how: str) -> None:
             time.sleep(0.01)
 
 
-if __name__ == "__main__":
+def main(argv: list[str] | None = None) -> int:
+    """The learner's."""
     Trainer.train = _hang_then_train  # type: ignore[method-assign]
+    return learner.main(argv)
+
+
+if __name__ == "__main__":
     end_process(main)

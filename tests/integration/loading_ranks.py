@@ -1,87 +1,33 @@
-"""Ranks that load models both ways and compare every bit. Started once for all numbers of ranks, see `main`.
-
-usage: loading_ranks.py FOLDER CASES_JSON. Processes are forked after the imports, because importing takes longer than all else.
-"""
+"""One rank that loads models both ways and compares every bit. Arguments: the models' folder and the cases as JSON."""
 
 import json
-import os
 import sys
-import time
-import traceback
-from collections.abc import Callable, Mapping
-from datetime import timedelta
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from services.learner.distributed.ranks import Ranks
+from services.learner.distributed.ranks import Ranks, join_ranks
 from services.learner.policy import attention, lora, model, sharded_loading
 from services.learner.policy.forward import Policy
 from services.learner.policy.model_config import load_weights, read_model_config
-from services.learner.policy.proof import compare
 from sluice.config.schema import Config
 from sluice.errors import ConfigError
 from tests.unit.learner.learner_cases import make_config
 
 
 def main() -> None:
-    """Every case on two ranks, then on four; ends with 1 when a rank has failed."""
+    """Every case; raises AssertionError where a bit or a refusal differs."""
     folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
-    torch.set_num_threads(1)
-    _import_all(cases)
-    for size in (2, 4):
-        ranks = [_fork(partial(_rank, folder, cases, rank=rank, size=size)) for rank in range(size)]
-        ends = [os.waitpid(rank, 0)[1] for rank in ranks]
-        if any(ends):
-            sys.exit(1)
-
-
-def _import_all(cases: list[dict[str, Any]]) -> None:
-    """What a first load imports, once for all ranks."""
-    for case in cases:
-        config = make_config(Path(case["path"]), **case["config"])
-        model_config = read_model_config(config)
-        head = model.make_head(config, model_config)
-        causal_lm = load_weights(config.model.path, model_config, attention="eager")
-        lora.attach(causal_lm, config)
-        compare(causal_lm, head)
-
-
-def _fork(work: Callable[[], None]) -> int:
-    """The new process, which ends with 1 when `work` fails."""
-    if child := os.fork():
-        return child
-    code = 1
-    try:
-        work()
-        code = 0
-    except Exception:  # noqa: BLE001 - the test shows what it was
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def _rank(folder: Path, cases: list[dict[str, Any]], *, rank: int, size: int) -> None:
-    store = dist.FileStore(str(folder / f"store-{size}"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
-    mesh = init_device_mesh("cpu", (size,))
-    ranks = Ranks(rank=rank, size=size, device=torch.device("cpu"), mesh=mesh, backend="gloo")
+    ranks = join_ranks()
     for case in cases:
         assert_same_bits(Path(case["path"]), case["config"], ranks)
     _assert_one_fault_for_all(folder, ranks)
-    store.add("done", 1)
-    end_s = time.monotonic() + 60.0
-    while store.add("done", 0) < size:  # a rank that ends closes its sockets, which another may still read
-        assert time.monotonic() < end_s, "another rank has not come to its end"
-        time.sleep(0.01)
-    dist.destroy_process_group()
+    ranks.leave()
 
 
 def assert_same_bits(path: Path, sections: Mapping[str, Any], ranks: Ranks) -> None:
@@ -135,7 +81,3 @@ def _assert_one_fault_for_all(folder: Path, ranks: Ranks) -> None:
             raise AssertionError("no error")
     assert said.startswith(f"model.path: {folder / 'cut' / 'model.safetensors'} is cut short or no safetensors file: ")
     assert ranks.hear_all(said) == [said] * ranks.size
-
-
-if __name__ == "__main__":
-    main()

@@ -4,19 +4,21 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from services.learner import __main__ as learner_program
+from tests.forked import ForkedProcess, forked
+
 Process = asyncio.subprocess.Process
 
 ROOT = Path(__file__).parents[2]
 ENVIRON = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-ALONE = ("-m", "services.learner")
-TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 END_S = 30.0
 
 
@@ -36,10 +38,20 @@ async def running(*command: str, environ: Mapping[str, str] | None = None, **pip
 
 
 def learner(
-    coordinator: str, *how: str, environ: Mapping[str, str] | None = None, **pipes: Any
-) -> AbstractAsyncContextManager[Process]:
-    """A learner, or what `how` makes of it."""
-    return running(sys.executable, *(how or ALONE), *flags(coordinator), environ=environ, **pipes)
+    coordinator: str,
+    *words: str,
+    main: Callable[[list[str]], int | None] = learner_program.main,
+    ranks: int = 1,
+    environ: Mapping[str, str] | None = None,
+    piped: bool = False,
+) -> AbstractAsyncContextManager[ForkedProcess]:
+    """A learner, forked from a process that has made its imports."""
+    return forked(main, *flags(coordinator), *words, ranks=ranks, environ=environ, piped=piped)
+
+
+def learner_under_torchrun(coordinator: str, *script: str, **how: Any) -> AbstractAsyncContextManager[Process]:
+    """Two ranks of `script`, the learner where it is empty, as somebody would start them by hand."""
+    return running(sys.executable, *TORCHRUN, *(script or ("-m", "services.learner")), *flags(coordinator), **how)
 
 
 def flags(coordinator: str) -> tuple[str, ...]:
@@ -47,7 +59,7 @@ def flags(coordinator: str) -> tuple[str, ...]:
     return ("--coordinator", coordinator, "--port", "0", "--metrics-port", "0")
 
 
-async def exit_code(process: Process, *, within_s: float = 120.0) -> int:
+async def exit_code(process: Process | ForkedProcess, *, within_s: float = 120.0) -> int:
     """Waits for the end; what the process writes meanwhile has to fit into its pipes."""
     async with asyncio.timeout(within_s):
         return await process.wait()

@@ -17,7 +17,8 @@ from services.learner.checkpoint import training_state as checkpoint
 from sluice.errors import DiskFull
 from sluice.testing.fakes import FakeCoordinator, serving
 from sluice.v1 import coordinator_pb2 as pb
-from tests.integration.service_process import ALONE, exit_code, learner
+from tests.forked import ForkedProcess
+from tests.integration.service_process import exit_code, learner
 from tests.integration.tiny_run import tiny_coordinator
 from tests.small_disk import disk_of, fill
 
@@ -36,8 +37,7 @@ async def test_a_full_disk_keeps_the_old_checkpoint_and_the_run_and_the_next_sav
 ) -> None:
     settings = {"mini_batch_size": 3, "checkpoint_every_steps": 1, "keep_checkpoints": 1, "lr": 1e-2}
     fake = tiny_coordinator(tmp_path, run_dir=small_disk.parent, ready=1, learner=settings)
-    how = (*ALONE, "--log-format", "json")
-    async with serving(fake) as address, learner(address, *how, stderr=asyncio.subprocess.PIPE) as process:
+    async with serving(fake) as address, learner(address, "--log-format", "json", piped=True) as process:
         await fake.until(lambda: len(fake.checkpoints) == 1)
         written = sum(path.stat().st_size for path in (small_disk / "step-1").iterdir())
 
@@ -101,9 +101,8 @@ def _leave_free(disk: Path, free_bytes: int) -> None:
     filler.write_bytes(bytes(max(0, facts.f_bavail * facts.f_frsize - free_bytes)))
 
 
-async def _logged(process: asyncio.subprocess.Process, event: str) -> dict[str, str]:
+async def _logged(process: ForkedProcess, event: str) -> dict[str, str]:
     """The next log line of that event."""
-    assert process.stderr is not None
     async with asyncio.timeout(60):
         while line := await process.stderr.readline():
             found = json.loads(line) if line.startswith(b"{") else {}

@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM
 from services.learner.checkpoint import export_checkpoint
 from sluice.config.load import dump_config
 from sluice.testing.fakes import serving
-from tests.integration.service_process import ALONE, ENVIRON, ROOT, TWO_RANKS, exit_code, learner
+from tests.integration.service_process import ENVIRON, ROOT, exit_code, learner
 from tests.integration.tiny_run import tiny_coordinator
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 
 async def test_a_checkpoint_of_two_ranks_is_exported_as_the_model_that_the_run_itself_wrote(tmp_path: Path) -> None:
-    run_dir = await _run_of_three_steps(tmp_path, (*TWO_RANKS, *ALONE))
+    run_dir = await _run_of_three_steps(tmp_path, ranks=2)
     assert [path.name for path in (run_dir / "exports").iterdir()] == ["step-2"]
 
     newest = _sluice_export(run_dir)
@@ -50,7 +50,7 @@ async def test_a_checkpoint_of_two_ranks_is_exported_as_the_model_that_the_run_i
 
 @pytest.mark.parametrize("pushed", ["merged", "adapter"])
 async def test_adapters_are_exported_merged_whatever_rollouts_are_sent(tmp_path: Path, pushed: str) -> None:
-    run_dir = await _run_of_three_steps(tmp_path, ALONE, model={"lora_rank": 2}, weights={"lora": pushed})
+    run_dir = await _run_of_three_steps(tmp_path, ranks=1, model={"lora_rank": 2}, weights={"lora": pushed})
     exported = _export(run_dir)
     assert exported.returncode == 0, exported.stderr
     _assert_same_files(run_dir / "exports" / "step-3", run_dir / "model")
@@ -83,13 +83,13 @@ def _check_refusals(run_dir: Path, target: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-async def _run_of_three_steps(tmp_path: Path, how: tuple[str, ...], **sections: dict[str, Any]) -> Path:
+async def _run_of_three_steps(tmp_path: Path, *, ranks: int, **sections: dict[str, Any]) -> Path:
     """The directory of a run that has ended."""
     settings = {"mini_batch_size": 3, "checkpoint_every_steps": 2, "export_every_steps": 2, "lr": 1e-2}
     facts = {"model": {"dtype": "bfloat16"} | sections.pop("model", {}), "learner": settings}
     fake = tiny_coordinator(tmp_path, ready=3, end=3, **facts, **sections)
     (fake.run_dir / "config.yaml").write_text(dump_config(fake.config))
-    async with serving(fake) as address, learner(address, *how) as process:
+    async with serving(fake) as address, learner(address, ranks=ranks) as process:
         assert await exit_code(process) == 0
     return fake.run_dir
 

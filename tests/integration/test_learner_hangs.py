@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import psutil
@@ -18,12 +17,14 @@ from sluice.launch.frozen import FrozenWatch
 from sluice.launch.keeper import Keeper
 from sluice.testing import assert_eventually
 from sluice.testing.fakes import FakeCoordinator, serving
-from tests.integration.service_process import ALONE, ENVIRON, TWO_RANKS, flags, learner
+from tests.forked import ForkedProcess
+from tests.integration import hanging_learner
+from tests.integration.service_process import ENVIRON, Process, flags, learner, learner_under_torchrun
 from tests.integration.tiny_run import tiny_coordinator
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
-HANGING = str(Path(__file__).with_name("hanging_learner.py"))
+PIPE = asyncio.subprocess.PIPE
 LIMIT_S = 2.0
 
 
@@ -35,11 +36,7 @@ async def coordinator(tmp_path: Path) -> AsyncIterator[tuple[FakeCoordinator, st
         yield fake, address
 
 
-def _learner(address: str, *how: str, **hang: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
-    return learner(address, *how, environ=hang, stderr=asyncio.subprocess.PIPE)
-
-
-async def _end(process: asyncio.subprocess.Process) -> tuple[int, str]:
+async def _end(process: Process | ForkedProcess) -> tuple[int, str]:
     async with asyncio.timeout(60):
         _, errors = await process.communicate()
     assert process.returncode is not None
@@ -50,7 +47,9 @@ async def test_a_rank_that_hangs_while_its_heartbeats_go_on_ends_all_ranks_by_na
     coordinator: tuple[FakeCoordinator, str],
 ) -> None:
     fake, address = coordinator
-    async with _learner(address, *TWO_RANKS, HANGING, HANG_AT="1", HANG_RANK="1", HANG_HOW="sleep") as torchrun:
+    hang = {"HANG_AT": "1", "HANG_RANK": "1", "HANG_HOW": "sleep"}
+    script = str(Path(hanging_learner.__file__))
+    async with learner_under_torchrun(address, script, environ=hang, stderr=PIPE) as torchrun:
         await fake.until(lambda: len(fake.commits) == 1)
         started = time.monotonic()
         code, errors = await _end(torchrun)
@@ -68,7 +67,7 @@ async def test_a_leader_whose_follower_is_frozen_between_two_steps_ends_by_name(
 ) -> None:
     fake, address = coordinator
     await fake.allow(ready=1, end=10)
-    async with _learner(address, *TWO_RANKS, *ALONE) as torchrun:
+    async with learner_under_torchrun(address, stderr=PIPE) as torchrun:
         assert torchrun.stderr is not None
         await fake.until(lambda: len(fake.commits) == 1)
         follower = next(
@@ -92,7 +91,8 @@ async def test_a_hang_that_holds_pythons_lock_is_ended_too_and_the_first_step_ge
     coordinator: tuple[FakeCoordinator, str],
 ) -> None:
     fake, address = coordinator
-    async with _learner(address, HANGING, HANG_AT="0", HANG_RANK="0", HANG_HOW="lock") as process:
+    hang = {"HANG_AT": "0", "HANG_RANK": "0", "HANG_HOW": "lock"}
+    async with learner(address, main=hanging_learner.main, environ=hang, piped=True) as process:
         await fake.until(lambda: len(fake.registrations) == 1)
         code, errors = await _end(process)
     assert code == 1
@@ -107,10 +107,11 @@ async def test_a_learner_that_wakes_up_after_another_took_over_ends_and_commits_
     fake, address = coordinator
     patient = fake.config.learner.model_copy(update={"step_timeout_s": 600.0})
     fake.config = fake.config.model_copy(update={"learner": patient})
-    async with _learner(address, HANGING, HANG_AT="0", HANG_RANK="0", HANG_HOW=str(tmp_path)) as zombie:
+    hang = {"HANG_AT": "0", "HANG_RANK": "0", "HANG_HOW": str(tmp_path)}
+    async with learner(address, main=hanging_learner.main, environ=hang, piped=True) as zombie:
         await assert_eventually((tmp_path / "hanging").exists, within_s=60)
         zombie.send_signal(signal.SIGSTOP)
-        async with _learner(address, *ALONE) as successor:
+        async with learner(address, piped=True) as successor:
             await fake.until(lambda: len(fake.commits) == 2)
             assert (await _end(successor))[0] == 0
         (tmp_path / "go").touch()

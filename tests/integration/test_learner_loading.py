@@ -1,9 +1,6 @@
 """A model that is loaded in shards has every bit of one that each rank loads whole, however many ranks there are."""
 
 import json
-import os
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,13 @@ from services.learner.distributed.ranks import Ranks
 from services.learner.policy import proof, sharded_loading
 from services.learner.policy.model import load_policy
 from services.learner.policy.model_config import load_weights
+from tests.forked import run_ranks
+from tests.integration import loading_ranks
 from tests.integration.loading_ranks import assert_same_bits
 from tests.unit.learner.learner_cases import make_config, write_tiny_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
-ROOT = Path(__file__).parents[2]
 LORA = {"run": {"seed": 5}, "model": {"lora_rank": 3, "lora_alpha": 12.0}}
 
 
@@ -75,12 +73,6 @@ def test_the_model_of_the_proof_is_gone_before_the_real_one_is_built(
     assert proved
 
 
-def test_two_and_four_ranks_have_the_same_bits_and_refuse_together(folder: Path) -> None:
-    script = Path(__file__).with_name("loading_ranks.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder), json.dumps(_cases(folder))],
-        # Without threads of transformers, which a fork would lose.
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_DEACTIVATE_ASYNC_LOAD": "1"},
-        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_several_ranks_have_the_same_bits_and_refuse_together(folder: Path, ranks: int, tmp_path: Path) -> None:
+    run_ranks(loading_ranks.main, str(folder), json.dumps(_cases(folder)), ranks=ranks, log=tmp_path / "log")

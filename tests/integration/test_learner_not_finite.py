@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sluice.testing.fakes import serving
-from tests.integration.service_process import ALONE, learner
+from tests.integration.service_process import learner
 from tests.integration.tiny_run import tiny_coordinator
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -21,7 +21,7 @@ async def test_weights_that_are_not_finite_are_neither_committed_nor_saved_and_e
     fake = tiny_coordinator(tmp_path, ready=1, learner=settings)
     async with (
         serving(fake) as address,
-        learner(address, *ALONE, "--log-format", "json", stderr=asyncio.subprocess.PIPE) as process,
+        learner(address, "--log-format", "json", piped=True) as process,
         asyncio.timeout(60),
     ):
         _, stderr = await process.communicate()

@@ -15,7 +15,7 @@ from sluice.telemetry.catalogue import NAMES
 from sluice.testing.fakes import FakeCoordinator
 from sluice.v1 import common_pb2, coordinator_pb2, learner_pb2_grpc
 from sluice.v1 import learner_pb2 as pb
-from tests.integration.service_process import ALONE, TWO_RANKS, exit_code, learner
+from tests.integration.service_process import exit_code, learner, learner_under_torchrun
 from tests.integration.tiny_run import serving_a_tiny_run
 from tests.promql import metrics_in, rules
 
@@ -33,7 +33,7 @@ async def test_two_ranks_train_three_steps_commit_each_and_export_a_model_that_t
 ) -> None:
     fake, address = coordinator
     fake.ready, fake.end = 3, 3
-    async with learner(address, *TWO_RANKS, *ALONE) as process:
+    async with learner(address, ranks=2) as process:
         await fake.until(lambda: len(fake.commits) == 3)
         assert await exit_code(process) == 0
     assert [(commit.step, commit.version.lineage, commit.version.number) for commit in fake.commits] == [
@@ -128,7 +128,7 @@ async def test_two_ranks_that_are_told_to_stop_leave_a_checkpoint_within_the_gra
 ) -> None:
     fake, address = coordinator
     fake.ready = 1
-    async with learner(address, *TWO_RANKS, *ALONE) as process:
+    async with learner_under_torchrun(address) as process:
         await fake.until(lambda: len(fake.commits) == 1)
         process.send_signal(signal.SIGTERM)
         await fake.until(lambda: len(fake.checkpoints) == 1, timeout_s=15)

@@ -18,7 +18,7 @@ from sluice.config.load import dump_config
 from sluice.run_dir.batch_file import batch_path
 from sluice.run_dir.stored_group import StoredGroups
 from sluice.testing.fakes import FakeCoordinator
-from tests.integration.service_process import ALONE, ENVIRON, ROOT, TWO_RANKS, exit_code, learner
+from tests.integration.service_process import ENVIRON, ROOT, exit_code, learner
 from tests.integration.tiny_run import serving_a_tiny_run
 from tests.unit.learner.learner_cases import groups_to_wire, make_batch
 
@@ -44,7 +44,7 @@ def test_a_step_trained_again_from_the_checkpoint_before_it_has_the_recorded_fig
 ) -> None:
     RunFiles(copy).drop_batches_before(3)  # as a coordinator does once step-3 is the oldest checkpoint
     before = _content(copy)
-    done = _replay(copy, "--step", "4", "--out", str(tmp_path / "out"))
+    done = _sluice_replay(copy, "--step", "4", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     first, *table, weights, last = done.stdout.splitlines()
     assert first == f"step 4 of {copy}: batches 3 to 4 from step-3, ranks: 1"
@@ -91,9 +91,9 @@ def test_a_batch_with_one_other_byte_is_refused_by_its_digest(copy: Path) -> Non
     body[len(body) // 2] ^= 1
     path.write_bytes(body)
     for step in ("3", "4"):
-        code, output, errors = _refused(copy, "--step", step)
-        assert (code, output) == (1, "")
-        assert f"batch 3: {path} is not what was trained" in errors
+        done = _replay(copy, "--step", step)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"batch 3: {path} is not what was trained" in done.stderr
 
 
 def test_what_cannot_be_replayed_is_said_in_one_line_that_names_what_can(copy: Path, tmp_path: Path) -> None:
@@ -104,21 +104,20 @@ def test_what_cannot_be_replayed_is_said_in_one_line_that_names_what_can(copy: P
         ("--step", "3", "--out", str(tmp_path)): (2, f"--out: {tmp_path} exists", ""),
     }
     for flags, (code, *said) in refusals.items():
-        found, output, errors = _refused(copy, *flags)
-        assert (found, output, errors.count("\n")) == (code, "", 1), errors
-        assert all(part in errors for part in said), errors
+        done = _replay(copy, *flags)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1), done.stderr
+        assert all(part in done.stderr for part in said), done.stderr
     done = _replay(tmp_path / "nowhere", "--step", "3")
     assert (done.returncode, "must be the directory of a run" in done.stderr, done.stderr.count("\n")) == (2, True, 1)
 
 
 async def _trained_run(folder: Path, *, ranks: int) -> Path:
     """The directory of a run that has ended, with what a coordinator leaves in it."""
-    how = (*TWO_RANKS, *ALONE) if ranks == 2 else ALONE
     async with serving_a_tiny_run(folder, checkpoint_every_steps=3, keep_checkpoints=2) as (fake, address):
         launch = fake.config.launch.model_copy(update={"learner_nproc_per_node": ranks})
         fake.config = fake.config.model_copy(update={"launch": launch})
         fake.ready = fake.end = STEPS
-        async with learner(address, *how) as process:
+        async with learner(address, ranks=ranks) as process:
             assert await exit_code(process) == 0
         await _record(fake)
     return fake.run_dir
@@ -138,14 +137,14 @@ async def _record(fake: FakeCoordinator) -> None:
         await files.append("metrics.jsonl", {"kind": "step", "step": commit.step, **made, **commit.metrics})
 
 
-def _refused(run_dir: Path, *flags: str) -> tuple[int, str, str]:
-    """Exit code and output of `sluice replay` where no rank has to start, without the seconds of a process's imports."""
+def _replay(run_dir: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
+    """`sluice replay` without the seconds of its own imports; its ranks are processes."""
     with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
         code = replay.main([str(run_dir), *flags])
-    return code, output.getvalue(), errors.getvalue()
+    return subprocess.CompletedProcess(flags, code, output.getvalue(), errors.getvalue())
 
 
-def _replay(run_dir: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
+def _sluice_replay(run_dir: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "sluice.cli.main", "replay", str(run_dir), *flags]
     return subprocess.run(command, env=ENVIRON, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
 

@@ -1,5 +1,7 @@
 """Rollouts that die and come back at random, for many epochs, while new versions appear: the sender stays as it was."""
 
+import ctypes
+import gc
 import os
 import random
 import threading
@@ -87,6 +89,8 @@ class Fleet:
             if thread.name.startswith("weights-") and thread not in live:
                 thread.join(ANSWER_S)
                 assert not thread.is_alive()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what nobody holds any more counts for nothing, wherever in the heap it lay
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return Footprint(
             threads=sum(thread.name.startswith("weights-") for thread in threading.enumerate()),
