@@ -32,7 +32,7 @@ test: setup typescript promtool static ## every test but chaos and compose; the 
 	$(PY) -m pytest $(PARALLEL) -m "not chaos and not compose" $(ARGS)
 
 chaos: setup     ## kill, freeze and cut off everything, beside liars too, over seeded runs (ARGS="--runs 16", ARGS="--seed 7 -k processes")
-	$(PY) -m pytest -v -p no:randomly -m chaos tests/chaos $(ARGS)
+	$(PY) -m pytest -v -p no:randomly -m chaos tests/chaos tests/e2e $(ARGS)
 
 compose-test: setup ## containers for real: build, train, scale, kill, cut off (needs Docker and Compose v2; minutes)
 	$(PY) -m pytest -v -s -m compose tests/compose $(ARGS)

@@ -18,7 +18,7 @@ from tests.e2e.test_whole_run import GROUPS, TINY, read, steps_trained, until
 from tests.free_port import free_port
 from tests.two_machines import SecondMachine, second_machine
 
-pytestmark = [pytest.mark.e2e, pytest.mark.needs("machines"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.chaos, pytest.mark.needs("machines"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture

@@ -72,6 +72,7 @@ def test_a_short_run_learns_closes_its_ledger_and_leaves_nothing_behind(start_ru
     assert run.left_behind() == []
 
 
+@pytest.mark.chaos
 def test_services_that_are_killed_are_started_again_and_no_group_is_lost(start_run) -> None:
     run = start_run("run.total_steps=10", *TINY)
     until(run, lambda: steps_trained(run) >= 2)
