@@ -175,6 +175,9 @@ def test_check_says_when_a_micro_batch_is_shorter_than_the_longest_sequence(
         assert main(["config", "check", "-c", str(recipe), *(f"--set={override}" for override in overrides)]) == 0
         out = capsys.readouterr().out
         assert ("note: learner.max_tokens_per_micro_batch: 999 is below the longest sequence" in out) == said
+    together = [*overrides, "launch.learner_nproc_per_node=2", "learner.context_parallel_size=2"]
+    assert main(["config", "check", "-c", str(recipe), *(f"--set={override}" for override in together)]) == 0
+    assert "below the longest sequence" not in capsys.readouterr().out
 
 
 QWEN = {
