@@ -69,6 +69,8 @@ def rank_memory(
     peak = max(moments, key=lambda parts: sum(part.size_bytes for part in parts))
     ranks = ranks_of(config)
     title = f"learner, each of {ranks} ranks" if ranks > 1 else "learner, its rank"
+    if (context := config.learner.context_parallel_size) > 1:
+        title += f", {context} of them a micro-batch"
     return Estimate(title=title, parts=kept((*memory.states(), *peak)))
 
 
@@ -177,7 +179,8 @@ class _Rank:
         checkpointing = self._config.learner.gradient_checkpointing
         a_layer = activations.checkpointed_bytes(shape, element=b) * len(shape.layers)
         a_token = (a_layer if checkpointing else self._layers_bytes()) + activations.model_bytes(shape, element=b)
-        less = "learner.max_tokens_per_micro_batch"
+        fits = tokens <= self._config.learner.max_tokens_per_micro_batch
+        less = "learner.max_tokens_per_micro_batch" if fits else "learner.context_parallel_size"
         every = () if self._config.learner.reshard_after_forward else (self._gathered_layers(),)
         return (
             self._gradients(there=self._work.several),

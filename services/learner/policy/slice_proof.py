@@ -24,7 +24,9 @@ log = structlog.get_logger(__name__)
 
 def refuse_shape(config: Config, model_config: PreTrainedConfig) -> None:
     """Raises ConfigError for a model whose configuration shows that it cannot be computed in slices."""
-    if refusal := refusal_of_shape(config, model_config.get_text_config().to_dict()):
+    text = model_config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)  # some families have another name for it in config.json
+    if refusal := refusal_of_shape(config, text.to_dict() | {"num_attention_heads": heads}):
         raise ConfigError(refusal)
 
 
