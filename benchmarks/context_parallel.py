@@ -28,6 +28,8 @@ from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
 from services.learner.training.train_step import Trainer
 from sluice.config.schema import Config
+from sluice.sizing.config_json import read_shape
+from sluice.sizing.learner import Work, rank_memory
 
 RANKS = (1, 2, 4)
 TARGETS = {2: 0.55, 4: 0.3}
@@ -38,6 +40,9 @@ VOCABULARY = 2048
 ALIKE = 1e-4
 """Relative difference of loss and gradient norm; sums over 8,000 tokens in float32."""
 
+APART = 0.15
+"""Largest relative difference of what `sluice config check` counts, as in benchmarks/sizing.py."""
+
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
 """glibc raises both by itself up to 32 MiB when large blocks are freed; then the heap keeps what tensors gave back."""
 
@@ -47,12 +52,23 @@ def run() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         model = _write_model(Path(folder) / "model")
         found = {ranks: _measure(model, Path(folder) / f"{ranks}.json", ranks) for ranks in RANKS}
+        predicted = {ranks: _predicted_bytes(model, ranks) for ranks in RANKS}
     rows = []
     for ranks, figures in found.items():
         for name in ("loss", "norm"):
             assert abs(figures[name] / found[1][name] - 1) < ALIKE, f"{ranks} ranks have another {name}"
         what = f"one sequence of {TOKENS:,} tokens, {ranks} rank{'s'[: ranks - 1]}"
         rows.append(Row(what=f"{what}: memory a rank", value=figures["bytes"] / 1e6, unit="MB", target="", met=True))
+        apart = predicted[ranks] / figures["bytes"] - 1
+        rows.append(
+            Row(
+                what=f"{what}: as sluice config check counts it / measured - 1",
+                value=100 * apart,
+                unit="%",
+                target=f"within {100 * APART:g}",
+                met=abs(apart) <= APART,
+            )
+        )
         if ranks > 1:
             share, target = figures["bytes"] / found[1]["bytes"], TARGETS[ranks]
             rows.append(
@@ -65,6 +81,13 @@ def run() -> list[Row]:
                 )
             )
     return rows
+
+
+def _predicted_bytes(model: Path, ranks: int) -> int:
+    """What `sluice config check` counts for a rank's slice of the sequence."""
+    tokens = -(-(TOKENS - 1) // ranks)
+    work = Work(tokens=tokens, targets=min(tokens, TOKENS - PROMPT), several=False)
+    return rank_memory(read_shape(model), _config(model, ranks), work=work, packed_kernel=False).total_bytes
 
 
 def _measure(model: Path, out: Path, ranks: int) -> dict[str, float]:
