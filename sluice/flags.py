@@ -15,6 +15,12 @@ def add_replay_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", type=int, metavar="N", help="ranks on this machine (default: as many as the run had)"
     )
+    parser.add_argument(
+        "--context-parallel-size",
+        type=int,
+        metavar="C",
+        help="ranks that compute a micro-batch together (default: as the run, or as near to it as the ranks allow)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep version K + 1 here, as a Hugging Face folder")
 
 

@@ -101,8 +101,10 @@ def print_sizes(config: Any, *, gpu_bytes: int | None, gpus: int | None) -> list
 def load_runnable(path: Path | None, *, overrides: Sequence[str]) -> Any:
     """The recipe with the environment and the overrides, after looking for every file and package that the recipe names.
 
-    Runs no code of the recipe's graders. Raises ConfigError for a grader, a module or a package that is not there.
+    Runs no code of the recipe's graders. Raises ConfigError for a grader, a module or a package that is not there, and for
+    a model that `learner.context_parallel_size` cannot cut.
     """
+    from sluice.config.context_parallel import check_context_parallel
     from sluice.config.graders import check_graders
     from sluice.config.load import load_config
     from sluice.config.loggers import check_loggers
@@ -111,6 +113,7 @@ def load_runnable(path: Path | None, *, overrides: Sequence[str]) -> Any:
     if config.launch.reward_replicas:  # a reward service on another machine has files of its own
         check_graders(config)
     check_loggers(config)
+    check_context_parallel(config)
     return config
 
 

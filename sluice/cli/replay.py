@@ -23,6 +23,7 @@ def add_parser(commands: Any) -> None:
 
 def _replay(args: argparse.Namespace) -> int:
     flags = {"--step": args.step, "--ranks": args.ranks, "--out": args.out}
+    flags["--context-parallel-size"] = args.context_parallel_size
     argv = [*module_command("services.learner.replay"), str(args.run_dir)]
     argv += [f"{flag}={value}" for flag, value in flags.items() if value is not None]
     return subprocess.run(argv, check=False).returncode

@@ -1,5 +1,7 @@
 """The numbers that follow from a configuration: sequences a step, updates a step, the largest age and so on."""
 
+from collections.abc import Iterator
+
 from sluice.config.schema import Config
 
 
@@ -10,14 +12,29 @@ def derived_table(config: Config) -> list[tuple[str, str, str]]:
 
 def notes(config: Config) -> list[str]:
     """What is permitted and yet seldom meant, for people to read before a run starts."""
-    longest, room = longest_sequence_tokens(config), config.learner.max_tokens_per_micro_batch
-    if room >= longest:
-        return []
-    return [
-        f"learner.max_tokens_per_micro_batch: {room} is below the longest sequence, data.max_prompt_length + "
-        f"data.max_response_length = {longest} tokens; a longer sequence is a micro-batch of its own, so memory must do for "
-        f"{longest} tokens all the same"
-    ]
+    return [*_notes_of_budget(config), *_notes_of_context(config)]
+
+
+def _notes_of_budget(config: Config) -> Iterator[str]:
+    longest, context = longest_sequence_tokens(config), config.learner.context_parallel_size
+    room = config.learner.max_tokens_per_micro_batch * context
+    if room < longest:
+        times = f" x learner.context_parallel_size ({context}) = {room}" if context > 1 else ""
+        yield (
+            f"learner.max_tokens_per_micro_batch: {config.learner.max_tokens_per_micro_batch}{times} is below the longest "
+            f"sequence, data.max_prompt_length + data.max_response_length = {longest} tokens; a longer sequence is a "
+            f"micro-batch of its own, so memory must do for {longest} tokens all the same; learner.context_parallel_size "
+            "cuts it up"
+        )
+
+
+def _notes_of_context(config: Config) -> Iterator[str]:
+    here, context = config.launch.learner_nproc_per_node, config.learner.context_parallel_size
+    if here % context:
+        yield (
+            f"learner.context_parallel_size: {context} does not divide the {here} ranks of a machine "
+            "(launch.learner_nproc_per_node), so ranks of different machines exchange their tokens in every layer"
+        )
 
 
 def updates_per_step(config: Config) -> int:

@@ -141,6 +141,12 @@ def bypass(value: Any) -> str:
     return "rollout"
 
 
+def context_size(value: Any) -> int:
+    if value == 1:
+        raise Unset("one rank computes a micro-batch")
+    return value
+
+
 def correction_level(*levels: str) -> Callable[[Any], str]:
     """`null` is `none`; anything else must be one of `levels`."""
 

@@ -14,6 +14,7 @@ from sluice.config.verl_rules import (
     Rule,
     Switched,
     bypass,
+    context_size,
     correction_level,
     dtype,
     engine,
@@ -33,6 +34,11 @@ from sluice.config.verl_rules import (
 
 _KL = "DAPO has no KL term and no reference model is loaded; set it to 0 or false"
 _FSDP = "the learner shards with FSDP2 and plans memory by learner.max_tokens_per_micro_batch alone"
+_CONTEXT = ("learner.context_parallel_size", "launch.learner_nproc_per_node")
+_RANKS = (
+    "the learner gets the fewest ranks that this takes (launch.learner_nproc_per_node); raise them to the GPUs that train, "
+    "a multiple of it"
+)
 _MICRO = "micro-batches are planned by tokens (learner.max_tokens_per_micro_batch) and always packed"
 _LOGPROBS = (
     "rollouts always return the log-probabilities they sampled with; algorithm.proximal says what the ratio is to"
@@ -125,7 +131,9 @@ _ACTOR: dict[str, Rule] = {
     "rollout_n": Ignore(why="taken from rollout.n"),
     "calculate_entropy": Ignore(why=_OBSERVE),
     "calculate_sum_pi_squared": Ignore(why=_OBSERVE),
-    **{key: Ignore(why=_FSDP) for key in ("strategy", "ulysses_sequence_parallel_size", "fsdp_config.*", "megatron.*")},
+    "ulysses_sequence_parallel_size": Move(to=_CONTEXT, convert=context_size, note=_RANKS),
+    "fsdp_config.ulysses_sequence_parallel_size": Move(to=_CONTEXT, convert=context_size, note=_RANKS, fallback=True),
+    **{key: Ignore(why=_FSDP) for key in ("strategy", "fsdp_config.*", "megatron.*")},
     **{key: Ignore(why=_FSDP) for key in ("use_torch_compile", "use_fused_kernels", "use_prefix_grouper")},
     **{key: Ignore(why=_FSDP) for key in ("entropy_checkpointing", "pad_to_length", "pad_to_length_bucket")},
     **{key: Ignore(why=_FSDP) for key in ("entropy_from_logits_with_chunking", "entropy_from_logits_chunk_size")},

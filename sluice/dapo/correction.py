@@ -8,6 +8,7 @@ weight or mask. A masked token has loss zero and stays in every denominator, so 
 Letters: T packed tokens, S sequences of a micro-batch.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -19,17 +20,25 @@ Level = Literal["token", "sequence", "geometric"]
 """Whose ratio: the token's own, its sequence's product, or its sequence's geometric mean."""
 
 
-def broadcast_log_ratio(log_ratio: Tensor, *, level: Level, sequence: Tensor, sequences: int) -> Tensor:
+def broadcast_log_ratio(
+    log_ratio: Tensor,
+    *,
+    level: Level,
+    sequence: Tensor,
+    sequences: int,
+    add_up: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> Tensor:
     """[T] nats: the log-ratio at `level` of every token, clamped to +-MAX_LOG_RATIO after it is summed.
 
     log_ratio: [T] nats, not clamped, because a sequence with one huge ratio would get another sum.
-    sequence: [T] int64, the index in [0, sequences) of each token's sequence.
+    sequence: [T] int64, the index in [0, sequences) of each token's sequence. add_up: takes [S] sums over the tokens here
+    to those over all tokens, where other processes have other tokens of the same sequences.
     """
     if level == "token":
         return clamped(log_ratio)
-    sums = log_ratio.new_zeros(sequences).index_add(0, sequence, log_ratio)
+    sums = add_up(log_ratio.new_zeros(sequences).index_add(0, sequence, log_ratio))
     if level == "geometric":
-        counts = log_ratio.new_zeros(sequences).index_add(0, sequence, torch.ones_like(log_ratio))
+        counts = add_up(log_ratio.new_zeros(sequences).index_add(0, sequence, torch.ones_like(log_ratio)))
         sums = sums / counts.clamp(min=1)
     return clamped(sums)[sequence]
 

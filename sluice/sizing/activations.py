@@ -7,29 +7,36 @@ they keep a float32 copy of their input. Rotary embeddings keep nothing of a tok
 Letters: T tokens of a micro-batch, D hidden size, I feed-forward width, b bytes of an element.
 """
 
+import math
+
 from sluice.sizing.model_shape import Experts, Layer, ModelShape
 
 _FLOAT32 = 4
 
 
-def layer_bytes(shape: ModelShape, layer: Layer, *, element: int, packed_kernel: bool) -> int:
-    """Bytes a token that one layer keeps. `element` is b; see `attention_bytes` for `packed_kernel`."""
+def layer_bytes(shape: ModelShape, layer: Layer, *, element: int, packed_kernel: bool, context: int = 1) -> int:
+    """Bytes a token that one layer keeps. `element` is b; see `attention_bytes` for the others."""
     hidden = shape.hidden
     before = 2 * (_norm_bytes(shape, hidden, element) + element * hidden)  # the norms' results feed linear layers
     behind = _norm_bytes(shape, hidden, element) * (shape.norms - 2)
     feed = element * 4 * shape.intermediate if layer.experts is None else _expert_bytes(layer.experts, element)
-    return before + behind + attention_bytes(shape, element=element, packed_kernel=packed_kernel) + feed
+    return (
+        before + behind + attention_bytes(shape, element=element, packed_kernel=packed_kernel, context=context) + feed
+    )
 
 
-def attention_bytes(shape: ModelShape, *, element: int, packed_kernel: bool) -> int:
+def attention_bytes(shape: ModelShape, *, element: int, packed_kernel: bool, context: int = 1) -> int:
     """Bytes a token that attention keeps: queries, keys, values, the result and its log-sum-exp.
 
     packed_kernel: flash attention over packed sequences (CUDA, half precision). Elsewhere sequences are put into padded
     blocks, and the result is copied once more on its way back; the padding, at most a fifth, is not counted.
+    context: `learner.context_parallel_size`; attention then has some heads of all slices instead of all heads of one, and
+    key-value heads are repeated until they divide.
     """
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    queries, keys = shape.heads * shape.head_dim, math.lcm(shape.kv_heads, context) * shape.head_dim
     results = 1 if packed_kernel else 2
-    normed = _norm_bytes(shape, queries + keys, element) if shape.qk_norm else 0
+    own_keys = shape.kv_heads * shape.head_dim
+    normed = _norm_bytes(shape, queries + own_keys, element) if shape.qk_norm else 0
     return element * (queries + 2 * keys + results * queries) + _FLOAT32 * shape.heads + normed
 
 

@@ -29,7 +29,7 @@ _STATE_KNOB = "more ranks, learner.cpu_offload, model.lora_rank"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """The size of a rank's largest micro-batch."""
+    """The size of a rank's largest micro-batch, or of its slice of one with context parallelism."""
 
     tokens: int
     """T."""
@@ -41,7 +41,7 @@ class Work:
 
 def ranks_of(config: Config) -> int:
     """R."""
-    return config.launch.learner_nproc_per_node * config.launch.learner_nnodes
+    return config.learner_ranks
 
 
 def largest_work(config: Config) -> Work:
@@ -49,9 +49,10 @@ def largest_work(config: Config) -> Work:
     longest = longest_sequence_tokens(config) - 1  # the last token is only predicted
     of_update = config.mini_batch_size * config.rollout.n * longest
     a_rank = -(-of_update // ranks_of(config))
-    budget = config.learner.max_tokens_per_micro_batch
-    tokens = max(longest, min(budget, a_rank))
-    share = config.data.max_response_length / longest
+    budget, context = config.learner.max_tokens_per_micro_batch, config.learner.context_parallel_size
+    tokens = max(-(-longest // context), min(budget, a_rank))
+    # A slice may have completion tokens alone.
+    share = config.data.max_response_length / longest if context == 1 else 1.0
     return Work(tokens=tokens, targets=min(tokens, round(tokens * share)), several=a_rank > budget)
 
 
@@ -68,6 +69,8 @@ def rank_memory(
     peak = max(moments, key=lambda parts: sum(part.size_bytes for part in parts))
     ranks = ranks_of(config)
     title = f"learner, each of {ranks} ranks" if ranks > 1 else "learner, its rank"
+    if (context := config.learner.context_parallel_size) > 1:
+        title += f", {context} of them a micro-batch"
     return Estimate(title=title, parts=kept((*memory.states(), *peak)))
 
 
@@ -94,6 +97,7 @@ class _Rank:
     def __init__(self, shape: ModelShape, config: Config, work: Work, packed_kernel: bool | None) -> None:
         self._shape, self._config, self._work = shape, config, work
         self._ranks = ranks_of(config)
+        self._context = config.learner.context_parallel_size
         self._element = BYTES[config.model.dtype]
         self._packed = config.model.dtype == "bfloat16" if packed_kernel is None else packed_kernel
         self._whole = not config.model.lora_rank
@@ -175,7 +179,8 @@ class _Rank:
         checkpointing = self._config.learner.gradient_checkpointing
         a_layer = activations.checkpointed_bytes(shape, element=b) * len(shape.layers)
         a_token = (a_layer if checkpointing else self._layers_bytes()) + activations.model_bytes(shape, element=b)
-        less = "learner.max_tokens_per_micro_batch"
+        fits = tokens <= self._config.learner.max_tokens_per_micro_batch
+        less = "learner.max_tokens_per_micro_batch" if fits else "learner.context_parallel_size"
         every = () if self._config.learner.reshard_after_forward else (self._gathered_layers(),)
         return (
             self._gradients(there=self._work.several),
@@ -219,12 +224,16 @@ class _Rank:
 
     def _layers_bytes(self) -> int:
         return sum(
-            activations.layer_bytes(self._shape, layer, element=self._element, packed_kernel=self._packed)
+            activations.layer_bytes(
+                self._shape, layer, element=self._element, packed_kernel=self._packed, context=self._context
+            )
             for layer in self._shape.layers
         )
 
     def _layer_bytes(self) -> int:
         return max(
-            activations.layer_bytes(self._shape, layer, element=self._element, packed_kernel=self._packed)
+            activations.layer_bytes(
+                self._shape, layer, element=self._element, packed_kernel=self._packed, context=self._context
+            )
             for layer in self._shape.layers
         )

@@ -20,7 +20,7 @@ from sluice.run_dir.stored_group import StoredGroups
 from sluice.testing.fakes import FakeCoordinator
 from tests.integration.service_process import ENVIRON, ROOT, exit_code, learner
 from tests.integration.tiny_run import serving_a_tiny_run
-from tests.unit.learner.learner_cases import groups_to_wire, make_batch
+from tests.unit.learner.learner_cases import groups_to_wire, make_batch, write_tiny_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -64,13 +64,16 @@ def test_without_a_checkpoint_before_it_a_step_is_trained_again_from_the_base_mo
     assert done.stdout.endswith("\nsame\n")
 
 
-def test_two_ranks_are_repeated_by_two_and_one_rank_says_why_its_weights_do_not_count(tmp_path: Path) -> None:
+def test_two_ranks_of_a_micro_batch_are_repeated_and_say_why_weights_do_not_count_when_each_has_its_own(
+    tmp_path: Path,
+) -> None:
     run_dir = asyncio.run(_trained_run(tmp_path, ranks=2))
-    two, one = _replay(run_dir, "--step", "3"), _replay(run_dir, "--step", "3", "--ranks", "1")
-    assert (two.returncode, two.stdout.splitlines()[-1]) == (0, "same"), two.stderr
-    assert "batch 3 from step-3, ranks: 2" in two.stdout
-    assert "weights are not compared: sums over 1 ranks round otherwise than over the run's 2" in one.stdout
-    assert "the weights" not in one.stdout.splitlines()[-1]
+    together, apart = (_replay(run_dir, "--step", "3", *flags) for flags in ((), ("--context-parallel-size", "1")))
+    assert (together.returncode, together.stdout.splitlines()[-1]) == (0, "same"), together.stderr
+    assert "batch 3 from step-3, ranks: 2, 2 a micro-batch\n" in together.stdout
+    assert "batch 3 from step-3, ranks: 2\n" in apart.stdout
+    assert "weights are not compared: sums of 1 ranks a micro-batch round otherwise than of the run's 2" in apart.stdout
+    assert "the weights" not in apart.stdout.splitlines()[-1]
 
 
 def test_another_recorded_loss_and_digest_are_told_and_are_exit_code_1(copy: Path) -> None:
@@ -101,6 +104,7 @@ def test_what_cannot_be_replayed_is_said_in_one_line_that_names_what_can(copy: P
         ("--step", "7"): (1, "step 7: ", "steps that can be replayed: 0 to 4"),
         ("--step", "-1"): (2, "--step: must be >= 0, got -1", ""),
         ("--step", "3", "--ranks", "0"): (2, "--ranks: must be >= 1, got 0", ""),
+        ("--step", "3", "--context-parallel-size", "2"): (2, "must be >= 1 and divide the 1 ranks, got 2", ""),
         ("--step", "3", "--out", str(tmp_path)): (2, f"--out: {tmp_path} exists", ""),
     }
     for flags, (code, *said) in refusals.items():
@@ -115,7 +119,9 @@ async def _trained_run(folder: Path, *, ranks: int) -> Path:
     """The directory of a run that has ended, with what a coordinator leaves in it."""
     async with serving_a_tiny_run(folder, checkpoint_every_steps=3, keep_checkpoints=2) as (fake, address):
         launch = fake.config.launch.model_copy(update={"learner_nproc_per_node": ranks})
-        fake.config = fake.config.model_copy(update={"launch": launch})
+        learner_config = fake.config.learner.model_copy(update={"context_parallel_size": ranks})
+        fake.config = fake.config.model_copy(update={"launch": launch, "learner": learner_config})
+        write_tiny_model(folder / "base", heads=2)  # heads that two ranks divide
         fake.ready = fake.end = STEPS
         async with learner(address, ranks=ranks) as process:
             assert await exit_code(process) == 0

@@ -24,6 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from services.learner.policy.explicit_attention import explicit_attention, visible
 from services.learner.policy.layout import PackedLayout
+from services.learner.policy.slices import Slice
 from sluice.errors import ConfigError
 
 NAME = "sluice_packed"
@@ -49,18 +50,23 @@ def packed_attention(
     s_aux: Tensor | None = None,
     softcap: float | None = None,
     layout: PackedLayout,
+    part: Slice | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H, D]; the signature that transformers calls.
 
     With a `sliding_window` of w a token sees itself and the w - 1 tokens before. `s_aux` and `softcap` as in
-    `explicit_attention`. Raises ConfigError for a mask of the model's own, and for a keyword that is not known here.
+    `explicit_attention`. With a `part` the states are those of this rank's slice. Raises ConfigError for a mask of the
+    model's own, and for a keyword that is not known here.
     """
     unknown = [name for name, given in others.items() if given is not None and name not in _NO_CHANGE]
     if unknown or attention_mask is not None:
         what = f"the keyword {unknown[0]}" if unknown else "a mask of its own"
         raise ConfigError(f"{type(module).__name__} gives attention {what}, which packed attention does not know")
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [N, heads, D]
+    if part is not None:
+        q, k, v = part.to_heads(q, k, v)
+        s_aux = None if s_aux is None else part.of_heads(s_aux)
     plain = s_aux is None and softcap is None
     if (
         plain
@@ -68,10 +74,12 @@ def packed_attention(
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[-1] == value.shape[-1]
     ):
-        return _flash(layout, q, k, v, scaling=scaling, window=sliding_window)[None], None
-    kernel = _plain if plain else partial(explicit_attention, sinks=s_aux, softcap=softcap)
-    kernel = partial(kernel, scaling=scaling, window=sliding_window)
-    return torch.cat([block.attend(q, k, v, kernel) for block in layout.blocks])[None], None
+        out = _flash(layout, q, k, v, scaling=scaling, window=sliding_window)
+    else:
+        kernel = _plain if plain else partial(explicit_attention, sinks=s_aux, softcap=softcap)
+        kernel = partial(kernel, scaling=scaling, window=sliding_window)
+        out = torch.cat([block.attend(q, k, v, kernel) for block in layout.blocks])
+    return (out if part is None else part.to_tokens(out))[None], None
 
 
 def _flash(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from services.learner.distributed.context import ALONE, ContextGroup
 from services.learner.policy.head import Head
 from services.learner.policy.packing import Packed
 
@@ -37,15 +38,25 @@ class Policy(nn.Module):
     Computes as in evaluation, without any dropout: a log-probability has one value.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel, head: Head, *, rows: bool = False, shares: bool = False) -> None:
+    def __init__(
+        self,
+        causal_lm: PreTrainedModel,
+        head: Head,
+        *,
+        rows: bool = False,
+        shares: bool = False,
+        context: ContextGroup = ALONE,
+    ) -> None:
         """rows: lay out one sequence a row, padded on the right, for a model that has to have its own attention.
 
-        shares: whether the samples of a group may share the group's prompt.
+        shares: whether the samples of a group may share the group's prompt. context: the ranks that compute a micro-batch
+        together; each calls the policy with its slice (`sliced`), all at once.
         """
         super().__init__()
         self.causal_lm = causal_lm
         self.rows = rows
         self.shares = shares
+        self.context = context
         self._head = head
         _as_in_evaluation(causal_lm)
 
@@ -72,6 +83,7 @@ class Policy(nn.Module):
             input_ids=packed.input_ids,
             position_ids=packed.position_ids,
             layout=layout,
+            part=packed.part,
             seq_idx=layout.sequence_ids[None],
             cu_seq_lens_q=layout.boundaries,
             cu_seq_lens_k=layout.boundaries,

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from transformers import PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
+from services.learner.distributed.context import join_context
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy import attention, lora, sharded_loading
 from services.learner.policy.forward import Policy
@@ -25,6 +26,7 @@ from services.learner.policy.model_config import (
     read_model_config,
 )
 from services.learner.policy.proof import prove
+from services.learner.policy.slice_proof import prove_slices, refuse_shape
 from services.learner.policy.stored_model import StoredModel, locate_on_all
 from sluice.config.schema import Config
 
@@ -39,11 +41,14 @@ def load_policy(config: Config, ranks: Ranks) -> Policy:
     disable_progress_bar()
     path = config.model.path
     model_config = read_model_config(config)
+    refuse_shape(config, model_config)
+    context = join_context(ranks, size=config.learner.context_parallel_size)
     empty = empty_model(model_config, path=path)
     parameters = sum(parameter.numel() for parameter in empty.parameters())
     stored = locate_on_all(Path(path), empty, ranks)
     head = make_head(config, model_config)
     found = prove(config, model_config, head=head, parameters=parameters, ranks=ranks)
+    prove_slices(config, model_config, head=head, forms=found, ranks=ranks, context=context)
     how = None if found.rows else attention.NAME
     whole = _must_be_whole(stored, ranks, parameters=parameters)
     if whole:
@@ -53,7 +58,8 @@ def load_policy(config: Config, ranks: Ranks) -> Policy:
     lora.attach(causal_lm, config)
     if config.learner.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-    policy = shard(Policy(causal_lm, head, rows=found.rows, shares=found.shares), ranks, config=config)
+    policy = Policy(causal_lm, head, rows=found.rows, shares=found.shares, context=context)
+    policy = shard(policy, ranks, config=config)
     if not whole:
         sharded_loading.fill(policy, stored, config=config, ranks=ranks)
     return policy

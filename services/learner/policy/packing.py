@@ -1,19 +1,23 @@
 """Sequences laid end to end without padding, and the arrays that the loss needs.
 
-The linear layers see exactly the real tokens; `attention` keeps tokens from looking across sequences.
+The linear layers see exactly the real tokens; `attention` keeps tokens from looking across sequences. With context
+parallelism each rank of a group has a slice of the row (slices.py).
 
 Letters: N packed input tokens, M completion tokens (targets), S sequences.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from services.learner.batches.batch import TrainSequence
+from services.learner.distributed.context import ContextGroup
 from services.learner.policy.layout import Layout, PackedLayout, SharedLayout
+from services.learner.policy.slices import Slice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +46,17 @@ class Packed:
     """float32[M]."""
     weights: Tensor
     """float32[M]: the token's factor in the mini-batch's loss."""
+    part: Slice | None = None
+    """The slice of the row that this rank has: then N and M count the slice's tokens and targets, and `layout` and
+    `sequences` are of the whole row. None: this rank has the whole row."""
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """Sums over the whole row of sums over the tokens here. Collective where the row is sliced."""
+        return values if self.part is None else self.part.context.add_up(values)
+
+    def whole(self, values: Tensor) -> Tensor:
+        """float32[M] values of the targets here -> those of all targets of the row. Collective where it is sliced."""
+        return values if self.part is None else self.part.whole(values)
 
 
 def pack(
@@ -82,6 +97,35 @@ def pack(
         ages=ages,
         advantages=advantage,
         weights=weight,
+    )
+
+
+_OF_TARGETS = ("targets", "sequence", "rollout_logprobs", "ages", "advantages", "weights")
+
+
+def sliced(packed: Packed, context: ContextGroup) -> Packed:
+    """This rank's slice of a micro-batch that every rank of the group has; a group of one has the whole.
+
+    Everything that looks from one token to another (positions, targets, layout) was made for the whole row before.
+    """
+    if context.size == 1:
+        return packed
+    tokens = packed.input_ids.shape[1]
+    width = -(-tokens // context.size)
+    first = context.rank * width
+    predictors = packed.predictors - first
+    here = ((predictors >= 0) & (predictors < width)).nonzero()[:, 0]
+
+    def cut(values: Tensor) -> Tensor:
+        return pad(values, (0, width * context.size - tokens))[:, first : first + width]
+
+    return replace(
+        packed,
+        input_ids=cut(packed.input_ids),
+        position_ids=cut(packed.position_ids),
+        predictors=predictors[here],
+        part=Slice(context=context, tokens=tokens, here=here, targets=len(predictors)),
+        **{name: getattr(packed, name)[here] for name in _OF_TARGETS},
     )
 
 

@@ -24,12 +24,13 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from services.learner.batches.batch import TrainSequence
+from services.learner.distributed.context import ALONE, ContextGroup
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy import attention
 from services.learner.policy.forward import Policy
 from services.learner.policy.head import Head
 from services.learner.policy.model_config import architecture, config_parts, load_weights, one_line
-from services.learner.policy.packing import pack
+from services.learner.policy.packing import pack, sliced
 from services.learner.policy.reduced_model import limits_that_bite, random_model, reduced_config
 from sluice.config.schema import Config
 from sluice.errors import ConfigError
@@ -149,25 +150,33 @@ def compare(causal_lm: PreTrainedModel, head: Head, *, checkpointed: bool = Fals
     """
     if checkpointed:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-    packed, reason = _difference(causal_lm, head, long=long, form="packed")
+    packed, reason = difference(causal_lm, head, long=long, form="packed")
     if packed <= TOLERANCE_NATS:
-        shared, _ = _difference(causal_lm, head, long=long, form="shared")
+        shared, _ = difference(causal_lm, head, long=long, form="shared")
         return Verdict(packed=packed, rows=math.nan, shared=shared)
-    rows, why = _difference(causal_lm, head, long=long, form="rows")
+    rows, why = difference(causal_lm, head, long=long, form="rows")
     return Verdict(packed=packed, rows=rows, reason=reason or why)
 
 
 def _prove_folder(
     config: Config, model_config: PreTrainedConfig, *, head: Head, parameters: int, device: torch.device
 ) -> Verdict:
+    causal_lm = model_to_prove(config, model_config, small=parameters > SMALL_PARAMETERS, device=device)
+    checkpointed = config.learner.gradient_checkpointing
+    return compare(causal_lm, head, checkpointed=checkpointed, long=_beyond_original(model_config))
+
+
+def model_to_prove(
+    config: Config, model_config: PreTrainedConfig, *, small: bool, device: torch.device
+) -> PreTrainedModel:
+    """The model of `model.path` with windows shorter than the sequences; `small`: a small copy, if there can be one."""
     short = copy.deepcopy(model_config)
     for part in config_parts(short):
         limits_that_bite(part)
-    causal_lm: Any = None if parameters <= SMALL_PARAMETERS else _small_copy(short, seed=config.run.seed)
+    causal_lm: Any = _small_copy(short, seed=config.run.seed) if small else None
     if causal_lm is None:
         causal_lm = load_weights(config.model.path, short, attention="eager")
-    checkpointed = config.learner.gradient_checkpointing
-    return compare(causal_lm.to(device), head, checkpointed=checkpointed, long=_beyond_original(short))
+    return causal_lm.to(device)
 
 
 def _small_copy(model_config: PreTrainedConfig, *, seed: int) -> PreTrainedModel | None:
@@ -233,10 +242,18 @@ def _grouped(sequences: Sequence[TrainSequence]) -> tuple[list[TrainSequence], l
     return samples, groups
 
 
-def _difference(
-    causal_lm: PreTrainedModel, head: Head, *, long: int | None, form: Literal["packed", "shared", "rows"]
+def difference(
+    causal_lm: PreTrainedModel,
+    head: Head,
+    *,
+    long: int | None,
+    form: Literal["packed", "shared", "rows"],
+    context: ContextGroup = ALONE,
 ) -> tuple[float, str]:
-    """The smaller difference of two draws of tokens in nats and no reason, or NaN and the reason why there is none."""
+    """The smaller difference of two draws of tokens in nats and no reason, or NaN and the reason why there is none.
+
+    Collective in a `context` of several ranks, all of which compute their slices and get the same difference.
+    """
     found = []
     try:
         for seed in range(DRAWS):
@@ -245,7 +262,8 @@ def _difference(
                 sequences, groups = _grouped(sequences)
             truth = _one_at_a_time(causal_lm, sequences, temperature=head.temperature)
             set_attention(causal_lm, rows=form == "rows")
-            found.append(_largest(Policy(causal_lm, head, rows=form == "rows"), sequences, groups, truth))
+            policy = Policy(causal_lm, head, rows=form == "rows", context=context)
+            found.append(_largest(policy, sequences, groups, truth))
             if found[-1] <= TOLERANCE_NATS:
                 break
     except Exception as error:  # noqa: BLE001 - a model may stumble over such a call in any way; the refusal quotes it
@@ -270,9 +288,11 @@ def _one_at_a_time(causal_lm: PreTrainedModel, sequences: Sequence[TrainSequence
 def _largest(policy: Policy, sequences: list[TrainSequence], groups: list[int] | None, truth: Tensor) -> float:
     """The largest difference in nats of the two calls that the trainer makes: with a loss, and without."""
     ones = [1.0] * len(sequences)
-    packed = pack(sequences, step=0, advantages=ones, weights=ones, device=truth.device, groups=groups)
+    whole = pack(sequences, step=0, advantages=ones, weights=ones, device=truth.device, groups=groups)
+    packed = sliced(whole, policy.context)
     _, trained, _ = policy(packed, _AnyLoss())
     _, scored, _ = policy(packed, None)
+    trained, scored = packed.whole(trained), packed.whole(scored)
     return float(torch.maximum((trained - truth).abs(), (scored - truth).abs()).max())
 
 

@@ -6,6 +6,7 @@ Waits: for the ranks, as long as the ranks train; a signal ends the ranks.
 
 import argparse
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -42,22 +43,24 @@ def main(argv: list[str] | None = None) -> int:
 def _replay(args: argparse.Namespace) -> int:
     run_dir: Path = args.run_dir.resolve()
     config = read_config(run_dir)
-    run_ranks = config.launch.learner_nnodes * config.launch.learner_nproc_per_node
-    ranks = run_ranks if args.ranks is None else args.ranks
-    _check(args, ranks=ranks)
+    ranks = config.learner_ranks if args.ranks is None else args.ranks
+    context = _context(args, config, ranks=ranks)
+    _check(args, ranks=ranks, context=context)
     recorded = recorded_steps(run_dir)
     start = starting_point(run_dir, args.step, recorded=recorded)
     for step in range(start.first, args.step + 1):
         batch_body(run_dir, recorded[step])
     batches = f"batch {args.step}" if start.first == args.step else f"batches {start.first} to {args.step}"
-    print(f"step {args.step} of {run_dir}: {batches} from {start}, ranks: {ranks}", flush=True)
+    together = f", {context} a micro-batch" if context > 1 else ""
+    print(f"step {args.step} of {run_dir}: {batches} from {start}, ranks: {ranks}{together}", flush=True)
     with tempfile.TemporaryDirectory(prefix="sluice-replay-") as scratch:
         result = Path(scratch) / "result.json"
-        code = _train(args, config, start, ranks=ranks, result=result)
+        code = _train(args, config, start, ranks=ranks, context=context, result=result)
         if code:
             return code
         replayed = Replayed(**json.loads(result.read_text()))
-    comparison = compare(recorded[args.step], replayed, run_ranks=run_ranks)
+    run_context = config.learner.context_parallel_size
+    comparison = compare(recorded[args.step], replayed, run_ranks=config.learner_ranks, run_context=run_context)
     print("\n".join([*comparison.table, *comparison.notes]))
     if args.out is not None:
         print(f"weights: {args.out}")
@@ -65,20 +68,31 @@ def _replay(args: argparse.Namespace) -> int:
     return 1 if comparison.differs else 0
 
 
-def _check(args: argparse.Namespace, *, ranks: int) -> None:
+def _context(args: argparse.Namespace, config: Config, *, ranks: int) -> int:
+    """The ranks of a context group: as asked for, else the run's number, or as much of it as divides the ranks."""
+    if args.context_parallel_size is not None:
+        return args.context_parallel_size
+    return math.gcd(config.learner.context_parallel_size, ranks)
+
+
+def _check(args: argparse.Namespace, *, ranks: int, context: int) -> None:
     """Raises ConfigError for flags that cannot be served."""
     if args.step < 0:
         raise ConfigError(f"--step: must be >= 0, got {args.step}")
     if ranks < 1:
         raise ConfigError(f"--ranks: must be >= 1, got {ranks}")
+    if context < 1 or ranks % context:
+        raise ConfigError(f"--context-parallel-size: must be >= 1 and divide the {ranks} ranks, got {context}")
     if args.out is not None and args.out.exists():
         raise ConfigError(f"--out: {args.out} exists; name a folder that does not exist")
 
 
-def _train(args: argparse.Namespace, config: Config, start: StartingPoint, *, ranks: int, result: Path) -> int:
+def _train(
+    args: argparse.Namespace, config: Config, start: StartingPoint, *, ranks: int, context: int, result: Path
+) -> int:
     """Runs the ranks, whose output goes to this terminal; returns their exit code."""
     flags = [str(args.run_dir.resolve()), "--step", str(args.step), "--resume", str(start.checkpoint or "never")]
-    flags += ["--scratch", str(result.parent), "--result", str(result)]
+    flags += ["--scratch", str(result.parent), "--result", str(result), "--context-parallel-size", str(context)]
     flags += [] if args.out is None else ["--out", str(args.out.resolve())]
     node = ["--nproc-per-node", str(ranks), "--module", "services.learner.replay.rank", "--", *flags]
     command = learner_command(node, environ=service_environ(threads=config.learner.threads))

@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", required=True, help="as `learner.resume`: never or a checkpoint")
     parser.add_argument("--scratch", type=Path, required=True, help="folder that stands for the run's")
     parser.add_argument("--result", type=Path, required=True, help="where rank 0 writes what came of it")
+    parser.add_argument("--context-parallel-size", type=int, required=True, help="as `learner.context_parallel_size`")
     parser.add_argument("--out", type=Path, help="where rank 0 writes the weights")
     args = parser.parse_args(argv)
     configure_logs(service="replay", level="warning")
@@ -50,8 +51,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _replay(ranks: Ranks, args: argparse.Namespace) -> None:
     config = read_config(args.run_dir)
-    learner = config.learner.model_copy(update={"resume": args.resume})
-    text = dump_config(config.model_copy(update={"learner": learner}))
+    context = args.context_parallel_size
+    learner = config.learner.model_copy(update={"resume": args.resume, "context_parallel_size": context})
+    launch = config.launch.model_copy(update={"learner_nproc_per_node": ranks.size, "learner_nnodes": 1})
+    text = dump_config(config.model_copy(update={"learner": learner, "launch": launch}))
     config, worker, state = make_worker(ranks, facts=(text, str(args.scratch)))
     recorded = recorded_steps(args.run_dir)
     metrics: dict[str, float] = {}
@@ -65,7 +68,7 @@ def _replay(ranks: Ranks, args: argparse.Namespace) -> None:
     if args.out is not None:
         export_version(snapshot, config=config, target=args.out)
     digest, device = snapshot.manifest.digest, ranks.device.type
-    outcome = Replayed(metrics=metrics, weights_digest=digest, ranks=ranks.size, device=device)
+    outcome = Replayed(metrics=metrics, weights_digest=digest, ranks=ranks.size, device=device, context=context)
     args.result.write_text(json.dumps(asdict(outcome)))
 
 

@@ -28,6 +28,8 @@ class Replayed:
     ranks: int
     device: str
     """cpu or cuda."""
+    context: int = 1
+    """Ranks of a context group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +42,8 @@ class Comparison:
     notes: list[str]
 
 
-def compare(recorded: RecordedStep, replayed: Replayed, *, run_ranks: int) -> Comparison:
-    """The loss decides; so does the digest of the weights on a CPU with as many ranks as the run had."""
+def compare(recorded: RecordedStep, replayed: Replayed, *, run_ranks: int, run_context: int = 1) -> Comparison:
+    """The loss decides; so does the digest of the weights on a CPU with as many ranks, and groups of them, as the run had."""
     ours, theirs = replayed.metrics, recorded.metrics
     rows = [("metric", "recorded", "replayed", "difference")]
     for name in _names(recorded, replayed):
@@ -50,7 +52,7 @@ def compare(recorded: RecordedStep, replayed: Replayed, *, run_ranks: int) -> Co
     same_weights = replayed.weights_digest == recorded.weights_digest
     digests = (recorded.weights_digest[:12], replayed.weights_digest[:12])
     rows.append(("weights", *digests, "0" if same_weights else "other bytes"))
-    notes = list(_notes(replayed, run_ranks=run_ranks))
+    notes = list(_notes(replayed, run_ranks=run_ranks, run_context=run_context))
     differs = [] if _close(theirs.get(LOSS), ours.get(LOSS)) else [f"{LOSS} by more than {TOLERANCE:g} of it"]
     if not same_weights and not notes:
         differs.append("the weights")
@@ -62,12 +64,17 @@ def _names(recorded: RecordedStep, replayed: Replayed) -> list[str]:
     return sorted(name for name in names if not name.endswith(_TIMED) and name not in _OF_THE_MACHINE)
 
 
-def _notes(replayed: Replayed, *, run_ranks: int) -> Iterator[str]:
+def _notes(replayed: Replayed, *, run_ranks: int, run_context: int) -> Iterator[str]:
     """Why different weights do not count as a difference."""
     if replayed.device != "cpu":
         yield f"weights are not compared on {replayed.device}: its arithmetic does not repeat itself to the bit"
     if replayed.ranks != run_ranks:
         yield f"weights are not compared: sums over {replayed.ranks} ranks round otherwise than over the run's {run_ranks}"
+    elif replayed.context != run_context:
+        yield (
+            f"weights are not compared: sums of {replayed.context} ranks a micro-batch round otherwise than of the run's "
+            f"{run_context}"
+        )
 
 
 def _close(before: float | None, after: float | None) -> bool:

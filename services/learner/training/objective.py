@@ -123,5 +123,9 @@ class Objective:
 
     def _spread(self, log_ratio: Tensor, level: Level) -> Tensor:
         return broadcast_log_ratio(
-            log_ratio, level=level, sequence=self._packed.sequence, sequences=self._packed.sequences
+            log_ratio,
+            level=level,
+            sequence=self._packed.sequence,
+            sequences=self._packed.sequences,
+            add_up=self._packed.add_up,
         )

@@ -1,7 +1,9 @@
 """One training step: a batch of groups -> several optimizer updates (DAPO, arXiv:2503.14476, algorithm 1, lines 9-11).
 
 The loss has one denominator for the whole mini-batch, over all micro-batches and ranks, so the gradient does not depend on
-how the planner cut the mini-batch. An update with a loss or gradient that is not finite on any rank is skipped on all ranks.
+how the planner cut the mini-batch. The ranks of a context group (distributed/context.py) plan as one rank, and each packs
+the group's micro-batches and computes its slices of them. An update with a loss or gradient that is not finite on any rank is
+skipped on all ranks.
 With `proximal: recompute` the step's first weights compute all log-probabilities again before the first update.
 
 Letters: S sequences of the batch, M trained tokens of one micro-batch.
@@ -26,7 +28,7 @@ from services.learner.batches.plan import MiniBatch, plan_step
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy.forward import Policy
 from services.learner.policy.optimizer import learning_rate
-from services.learner.policy.packing import Packed, pack
+from services.learner.policy.packing import Packed, pack, sliced
 from services.learner.training.device_use import DeviceUse
 from services.learner.training.objective import Objective
 from services.learner.training.sharing import PromptSharing
@@ -57,6 +59,8 @@ class Trainer:
         self.step = 0
         self._config = config
         self._ranks = ranks
+        self._context = policy.context
+        self._budget_tokens = config.learner.max_tokens_per_micro_batch * policy.context.size
         self._on_skip = on_skip
         self._skipped_in_a_row = 0
         self._use = DeviceUse(policy.causal_lm, config=config, ranks=ranks)
@@ -84,7 +88,8 @@ class Trainer:
             raise SluiceError(
                 f"step {self.step}: rank {self._ranks.rank} ran out of device memory; lower "
                 f"learner.max_tokens_per_micro_batch (now {self._config.learner.max_tokens_per_micro_batch}), or set "
-                f"learner.gradient_checkpointing or learner.cpu_offload: {error}"
+                "learner.gradient_checkpointing, learner.cpu_offload or, for long sequences, "
+                f"learner.context_parallel_size: {error}"
             ) from error
         self.step += 1
         elapsed_s = time.perf_counter() - started
@@ -133,8 +138,8 @@ class Trainer:
             lengths=[s.input_tokens for s in work.sequences],
             trained=work.trained,
             groups_per_mini_batch=self._config.mini_batch_size,
-            ranks=self._ranks.size,
-            max_tokens=self._config.learner.max_tokens_per_micro_batch,
+            ranks=self._context.data_ranks,
+            max_tokens=self._budget_tokens,
             rows=self.policy.rows,
             prompts=[s.prompt_tokens for s in work.sequences] if self._sharing.active else None,
         )
@@ -145,19 +150,17 @@ class Trainer:
             s
             for mini_batch in plan
             if mini_batch.saved_tokens
-            for micro_batch in mini_batch.micro_batches[self._ranks.rank]
+            for micro_batch in mini_batch.micro_batches[self._context.data_rank]
             for s in micro_batch
         ]
         longest = max(mine, key=lambda s: work.sequences[s].input_tokens, default=None)
         members = [s for s in mine if longest is not None and work.groups[s] == work.groups[longest]]
         members.sort(key=lambda s: -work.sequences[s].input_tokens)
-        budget = self._config.learner.max_tokens_per_micro_batch
-        fits = np.cumsum([work.sequences[s].input_tokens for s in members]) <= budget
+        fits = np.cumsum([work.sequences[s].input_tokens for s in members]) <= self._budget_tokens
         members = members[: max(1, int(fits.sum()))]
         ones = dict.fromkeys(members, 1.0)
-        plain, shared = (
-            self.policy(self._pack(members, work, weights=ones, shared=shared), None)[1] for shared in (False, True)
-        )
+        forms = [self._pack(members, work, weights=ones, shared=shared) for shared in (False, True)]
+        plain, shared = (packed.whole(self.policy(packed, None)[1]) for packed in forms)
         self._fsdp.reshard()  # without a backward pass, which would free the gathered weights
         return plain, shared
 
@@ -177,7 +180,7 @@ class Trainer:
         With `proximal: rollout` a None for each micro-batch: the ratio then needs no such log-probabilities.
         """
         if self._config.algorithm.proximal == "rollout":
-            return [None] * len(mini_batch.micro_batches[self._ranks.rank])
+            return [None] * len(mini_batch.micro_batches[self._context.data_rank])
         scores = [self.policy(packed, None) for packed in self._packed(mini_batch, work)]
         self._fsdp.reshard()  # without a backward pass, which would free the gathered weights
         return [logprobs for _, logprobs, _ in scores]
@@ -196,11 +199,11 @@ class Trainer:
     def _packed(self, mini_batch: MiniBatch, work: "_Work") -> Iterator[Packed]:
         """This rank's micro-batches on its device, one at a time."""
         weights = self._weights(mini_batch, work)
-        for members in mini_batch.micro_batches[self._ranks.rank]:
+        for members in mini_batch.micro_batches[self._context.data_rank]:
             yield self._pack(members, work, weights=weights, shared=mini_batch.saved_tokens > 0)
 
     def _pack(self, members: Sequence[int], work: "_Work", *, weights: Mapping[int, float], shared: bool) -> Packed:
-        return pack(
+        packed = pack(
             [work.sequences[s] for s in members],
             step=self.step,
             advantages=[work.advantages[s] for s in members],
@@ -208,6 +211,7 @@ class Trainer:
             device=self._ranks.device,
             groups=[work.groups[s] for s in members] if shared else None,
         )
+        return sliced(packed, self._context)
 
     def _gather_until_last(self, *, last: bool) -> None:
         """Without `reshard_after_forward`, weights stay gathered and gradients local up to an update's last micro-batch."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from sluice.config.divisors import divisors
 from sluice.config.exact_dapo import departures
 from sluice.config.schema.algorithm import AlgorithmConfig
 from sluice.config.schema.coordinator import CoordinatorConfig
@@ -52,6 +53,11 @@ class Config(Section):
         return self.learner.mini_batch_size or self.data.train_batch_size
 
     @property
+    def learner_ranks(self) -> int:
+        """Ranks of the learner on all of its machines."""
+        return self.launch.learner_nnodes * self.launch.learner_nproc_per_node
+
+    @property
     def partial_after(self) -> int | None:
         """Verdicts on one batch after which the batch is trained although the batch is not full; None: never."""
         filters = self.algorithm.filter_groups
@@ -100,6 +106,12 @@ class Config(Section):
             yield (
                 f"learner.mini_batch_size: must be <= data.train_batch_size ({data.train_batch_size}), "
                 f"got {self.mini_batch_size}"
+            )
+        if self.learner_ranks % (size := self.learner.context_parallel_size):
+            choices = ", ".join(map(str, divisors(self.learner_ranks)))
+            yield (
+                "learner.context_parallel_size: must divide the learner's ranks (launch.learner_nproc_per_node x "
+                f"launch.learner_nnodes = {self.learner_ranks}), got {size}; it may be {choices}"
             )
         if (least := self.algorithm.min_group_size) and not 2 <= least <= self.rollout.n:
             yield (

@@ -36,6 +36,12 @@ class LearnerConfig(Section):
     max_tokens_per_micro_batch: PositiveInt = Field(
         default=32768, description="tokens of a micro-batch on a rank: the knob for memory"
     )
+    context_parallel_size: PositiveInt = Field(
+        default=1,
+        description="ranks that compute a micro-batch together, each a slice of its tokens, so that a micro-batch has room for "
+        "so many times max_tokens_per_micro_batch and a longer sequence fits; must divide the ranks and the model's "
+        "attention heads (verl's ulysses_sequence_parallel_size)",
+    )
     share_prompts: Literal["auto", "never"] = Field(
         default="auto",
         description="auto computes the prompt of a group once for the samples of a micro-batch, where the model allows it "

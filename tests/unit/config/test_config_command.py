@@ -175,6 +175,9 @@ def test_check_says_when_a_micro_batch_is_shorter_than_the_longest_sequence(
         assert main(["config", "check", "-c", str(recipe), *(f"--set={override}" for override in overrides)]) == 0
         out = capsys.readouterr().out
         assert ("note: learner.max_tokens_per_micro_batch: 999 is below the longest sequence" in out) == said
+    together = [*overrides, "launch.learner_nproc_per_node=2", "learner.context_parallel_size=2"]
+    assert main(["config", "check", "-c", str(recipe), *(f"--set={override}" for override in together)]) == 0
+    assert "below the longest sequence" not in capsys.readouterr().out
 
 
 QWEN = {
@@ -241,3 +244,35 @@ def test_check_refuses_flags_that_make_no_sense(
 ) -> None:
     assert main([*sized, *flags]) == 2
     assert capsys.readouterr().err.strip() == said
+
+
+@pytest.mark.parametrize("command", [["config", "check"], ["up", "--dry-run"]])
+def test_heads_and_layers_that_context_parallelism_cannot_cut_are_refused_before_anything_starts(
+    command: list[str], sized: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refusal(ranks: int, size: int) -> str:
+        sets = [f"launch.learner_nproc_per_node={ranks}", f"learner.context_parallel_size={size}"]
+        assert main([*command, *sized[2:], *(f"--set={each}" for each in sets)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line.partition("learner.context_parallel_size: ")[2]
+
+    model = tmp_path / "model"
+    heads = f"must divide the 28 attention heads of {model}, got 8; with 8 ranks of the learner: 1, 2, 4"
+    assert refusal(8, 8) == heads
+    ranks = (
+        "must divide the learner's ranks (launch.learner_nproc_per_node x launch.learner_nnodes = 6), got 4; it may be "
+    )
+    assert refusal(6, 4) == f"{ranks}1, 2, 3, 6"
+    (model / "config.json").write_text(json.dumps(QWEN | {"layer_types": ["conv", "full_attention"] * 14}))
+    assert refusal(8, 4).startswith(f"must be 1 for {model}, got 4; its layers of kind conv mix tokens otherwise")
+
+
+def test_check_takes_heads_that_divide_and_says_when_groups_span_machines(
+    sized: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*sized, "--set=launch.learner_nproc_per_node=4", "--set=learner.context_parallel_size=4"]) == 0
+    assert "note: learner.context_parallel_size" not in capsys.readouterr().out
+    two = ["launch.learner_nproc_per_node=2", "launch.learner_nnodes=2", "launch.learner_rdzv_endpoint=10.0.0.1:1"]
+    two += ["network.advertise=10.0.0.1", "learner.context_parallel_size=4"]
+    assert main([*sized, *(f"--set={each}" for each in two)]) == 0
+    assert "note: learner.context_parallel_size: 4 does not divide the 2 ranks of a machine" in capsys.readouterr().out

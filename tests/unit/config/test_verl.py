@@ -112,6 +112,7 @@ GOLDEN = {
     "reward": {"overlong_buffer": {"enable": True, "len": 4096, "penalty_factor": 1.0}},
     "learner": {
         "max_tokens_per_micro_batch": 22528,
+        "context_parallel_size": 8,
         "gradient_checkpointing": True,
         "lr": 1e-6,
         "warmup_steps": 10,
@@ -122,6 +123,7 @@ GOLDEN = {
         "resume": "auto",
     },
     "eval": {"temperature": 1.0, "top_p": 0.7, "n": 1, "small_n": 1, "every_steps": 5},
+    "launch": {"learner_nproc_per_node": 8},
 }
 
 
@@ -173,13 +175,21 @@ def test_what_is_ignored_is_said_with_a_reason() -> None:
     notes = "\n".join(from_verl(DAPO_SCRIPT).notes)
     for key in (
         "trainer.nnodes",
-        f"{ACTOR}.ulysses_sequence_parallel_size",
         f"{ACTOR}.fsdp_config.*",
         "data.truncation",
     ):
         assert key in notes
     assert "run.total_steps: is not set" in notes
     assert "eval.n" in notes
+    assert f"{ACTOR}.ulysses_sequence_parallel_size: the learner gets the fewest ranks that this takes" in notes
+
+
+def test_sequence_parallelism_is_context_parallelism_by_either_key_and_one_is_the_default() -> None:
+    engine = f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size"
+    assert translated(f"{engine}=4")["learner"]["context_parallel_size"] == 4
+    both = translated(f"{ACTOR}.ulysses_sequence_parallel_size=2", f"{engine}=1")
+    assert (both["learner"]["context_parallel_size"], both["launch"]) == (2, {"learner_nproc_per_node": 2})
+    assert "context_parallel_size" not in translated(f"{ACTOR}.ulysses_sequence_parallel_size=1")["learner"]
 
 
 def test_every_setting_is_translated_ignored_or_checked() -> None:
@@ -238,7 +248,13 @@ def test_all_refusals_come_at_once() -> None:
     assert lines[1].endswith(f"did you mean {ACTOR}.ppo_mini_batch_size?")
 
 
-@pytest.mark.parametrize("key", [key for key, rule in TABLE.items() if isinstance(rule, Move)])
+SECTION_IGNORED = f"{ACTOR}.fsdp_config."
+"""Its other keys are ignored, so a typo there is ignored too, and said."""
+
+
+@pytest.mark.parametrize(
+    "key", [key for key, rule in TABLE.items() if isinstance(rule, Move) and not key.startswith(SECTION_IGNORED)]
+)
 def test_a_typo_in_any_translated_key_is_refused_with_a_hint(key: str) -> None:
     (line,) = refusals(f"{key}x=1")
     assert line.startswith(f"{key}x: is not a key of verl")

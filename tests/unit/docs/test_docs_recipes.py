@@ -38,6 +38,7 @@ SCRIPT = {
     "learner": {
         "mini_batch_size": 32,
         "max_tokens_per_micro_batch": 22528,
+        "context_parallel_size": 8,
         "gradient_checkpointing": True,
         "lr": 1e-6,
         "warmup_steps": 10,
@@ -84,6 +85,7 @@ def test_the_7b_recipe_has_the_values_of_its_script_where_it_differs_from_the_32
     assert (small.run.total_steps, small.data.max_response_length) == (200, 8192)
     assert small.data.model_copy(update={"max_response_length": 20480}) == full.data
     changed = {"max_tokens_per_micro_batch": 20480, "checkpoint_every_steps": 10, "step_timeout_s": 10800.0}
+    changed["context_parallel_size"] = 4
     assert small.learner == full.learner.model_copy(update=changed)
     assert small.rollout == full.rollout.model_copy(update={"tensor_parallel_size": 1})
     assert small.reward == full.reward

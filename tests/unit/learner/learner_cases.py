@@ -19,14 +19,14 @@ VOCABULARY = 40
 
 
 def write_tiny_model(
-    path: Path, *, seed: int = 0, tied: bool = True, kv_heads: int = 1, initializer_range: float = 0.3
+    path: Path, *, seed: int = 0, tied: bool = True, heads: int = 3, kv_heads: int = 1, initializer_range: float = 0.3
 ) -> Path:
     """A random model with weights large enough that its distributions are far from uniform."""
     config = Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=24,
         num_hidden_layers=2,
-        num_attention_heads=3,
+        num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=8,
         intermediate_size=32,

@@ -10,11 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from services.learner.batches.batch import TrainSequence
+from services.learner.distributed.context import ContextGroup
 from services.learner.policy import attention
 from services.learner.policy.forward import Policy
 from services.learner.policy.head import Head
 from services.learner.policy.layout import SharedLayout
-from services.learner.policy.packing import Packed, pack
+from services.learner.policy.packing import Packed, pack, sliced
 from tests.reference_dapo import reference_logprobs
 from tests.unit.learner.learner_cases import make_batch, write_tiny_model
 
@@ -67,6 +68,28 @@ def test_a_shared_prompt_is_laid_out_once_and_predicts_the_first_token_of_each_c
     assert packed.predictors.tolist() == [1, 3, 4, 1, 2, 5]
     assert packed.targets.tolist() == [7, 1, 0, 9, 3, 0]
     assert packed.sequence.tolist() == [0, 0, 0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("size", [2, 3, 64])
+def test_slices_of_a_row_have_each_token_and_each_target_once_beside_its_predictor(size: int) -> None:
+    groups = [list(group.sequences) for group in make_batch(groups=3).groups]
+    for row in (_shared(groups), _packed([s for group in groups for s in group])):
+        slices = [
+            sliced(row, ContextGroup(rank=rank, size=size, data_rank=0, data_ranks=1, group=None))
+            for rank in range(size)
+        ]
+        tokens = row.input_ids.shape[1]
+        assert len({one.input_ids.shape for one in slices}) == 1
+        for name in ("input_ids", "position_ids"):
+            joined = torch.cat([getattr(one, name) for one in slices], 1)
+            assert torch.equal(joined[:, :tokens], getattr(row, name)), name
+            assert not joined[:, tokens:].any()
+        places = torch.cat([one.part.here for one in slices if one.part])
+        assert torch.equal(places.sort()[0], torch.arange(len(row.targets)))
+        for name in ("targets", "sequence", "weights", "ages", "rollout_logprobs", "advantages"):
+            assert torch.equal(torch.cat([getattr(one, name) for one in slices]), getattr(row, name)[places]), name
+        read = torch.cat([one.input_ids[0, one.predictors] for one in slices])
+        assert torch.equal(read, row.input_ids[0, row.predictors[places]])
 
 
 def test_targets_come_from_lengths_and_not_from_token_values() -> None:

@@ -122,8 +122,10 @@ def _recorded(**metrics: float) -> RecordedStep:
     return RecordedStep(step=3, lineage="a", weights_digest="w" * 64, batch_digest="b", metrics=metrics)
 
 
-def _replayed(*, weights: str = "w" * 64, ranks: int = 1, device: str = "cpu", **metrics: float) -> Replayed:
-    return Replayed(metrics=metrics, weights_digest=weights, ranks=ranks, device=device)
+def _replayed(
+    *, weights: str = "w" * 64, ranks: int = 1, context: int = 1, device: str = "cpu", **metrics: float
+) -> Replayed:
+    return Replayed(metrics=metrics, weights_digest=weights, ranks=ranks, device=device, context=context)
 
 
 @pytest.mark.parametrize(("apart", "same"), [(0.0, True), (5e-7, True), (2e-6, False), (math.nan, False)])
@@ -138,7 +140,7 @@ def test_other_weights_count_on_a_cpu_with_the_runs_ranks_and_are_explained_else
     other: dict[str, Any] = {"weights": "x" * 64, "loss/policy": 0.5}
     here = compare(recorded, _replayed(**other), run_ranks=1)
     assert (here.differs, here.notes) == (["the weights"], [])
-    for elsewhere in ({"device": "cuda"}, {"ranks": 2}):
+    for elsewhere in ({"device": "cuda"}, {"ranks": 2}, {"context": 2}):
         found = compare(recorded, _replayed(**other, **elsewhere), run_ranks=1)
         assert found.differs == []
         assert found.notes[0].startswith("weights are not compared")

@@ -4,7 +4,7 @@ import pytest
 
 from sluice.config.load import load_config
 from sluice.config.schema import Config
-from sluice.sizing import learner, rollout, storage
+from sluice.sizing import activations, learner, rollout, storage
 from sluice.sizing.config_json import shape_of
 from sluice.sizing.learner import Work
 from sluice.sizing.parts import Estimate, gigabytes, parse_bytes
@@ -12,6 +12,7 @@ from sluice.sizing.verdict import cautions, refusals
 from tests.unit.sizing.test_config_json import LLAMA
 
 SHAPE = shape_of(LLAMA)
+TWO_TOGETHER = ["launch.learner_nproc_per_node=2", "learner.context_parallel_size=2"]
 WORK = Work(tokens=10, targets=6, several=True)
 
 
@@ -39,6 +40,13 @@ def test_a_rank_in_bfloat16_on_two_ranks_peaks_in_the_backward_pass() -> None:
         2 * 2 * 592,  # a layer's weights and the buffer in which they arrive
         2 * 800 + 2 * 592 + 4 * 592,  # the head's gradient; the layer's, and its float32 copy
     ]
+
+
+def test_key_value_heads_are_repeated_until_ranks_that_compute_together_divide_them() -> None:
+    alone, two, four = (
+        activations.attention_bytes(SHAPE, element=2, packed_kernel=True, context=ranks) for ranks in (1, 2, 4)
+    )
+    assert (two - alone, four - alone) == (2 * 2 * 4, 3 * 2 * 2 * 4)  # one head of 4 becomes two and four
 
 
 def test_a_rank_with_a_large_vocabulary_peaks_at_its_head() -> None:
@@ -84,6 +92,11 @@ def test_lora_trains_adapters_and_offload_moves_the_states_to_the_host() -> None
             Work(tokens=116, targets=80, several=False),
         ),
         (["learner.max_tokens_per_micro_batch=5"], Work(tokens=29, targets=20, several=True)),  # one whole sequence
+        (  # half of one, which may have completion tokens alone
+            ["learner.max_tokens_per_micro_batch=5", *TWO_TOGETHER],
+            Work(tokens=15, targets=15, several=True),
+        ),
+        (["learner.max_tokens_per_micro_batch=100", *TWO_TOGETHER], Work(tokens=100, targets=100, several=True)),
     ],
 )
 def test_a_micro_batch_has_the_budget_or_what_there_is_or_one_sequence(overrides: list[str], expected: Work) -> None:
