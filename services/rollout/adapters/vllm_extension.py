@@ -15,6 +15,7 @@ import numpy as np
 from vllm.model_executor.layers import utils as layer_utils
 from vllm.model_executor.layers.attention import MLAAttention
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.platforms import current_platform
 
 from sluice.weights import files
@@ -43,7 +44,19 @@ def _pack_experts_and_keep(experts: CPUUnquantizedExperts, layer: "torch.nn.Modu
     setattr(layer, _PLAIN_EXPERTS, (experts, plain))
 
 
+_rotate = RotaryEmbedding.forward_cpu
+
+
+def _rotate_every_head(
+    self: RotaryEmbedding, positions: "torch.Tensor", query: "torch.Tensor", key: "torch.Tensor | None" = None
+) -> "tuple[torch.Tensor, torch.Tensor | None]":
+    """vLLM 0.32's operator for CPUs takes queries of [tokens, heads, size] (DeepSeek's) for queries of one head."""
+    rotate = _rotate if query.ndim == 2 else RotaryEmbedding.forward_native
+    return rotate(self, positions, query, key)
+
+
 if current_platform.is_cpu():
+    RotaryEmbedding.forward_cpu = _rotate_every_head  # type: ignore[method-assign]
     layer_utils.dispatch_cpu_unquantized_gemm = _pack_and_keep
     CPUUnquantizedExperts.process_weights_after_loading = _pack_experts_and_keep  # type: ignore[method-assign]
 
