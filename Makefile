@@ -76,8 +76,8 @@ format: setup    ## format and fix what can be fixed
 bench: setup     ## every benchmark; prints a table, writes benchmarks/results/*.json
 	$(PY) -m benchmarks.run $(ARGS)
 
-bench-learner: setup ## the learner's: loss and head, packing, shared prompts, loading, predicted memory, and the race against TRL (about an hour on 2 idle cores)
-	$(PY) -m benchmarks.run learner_loss learner_packing shared_prompts load_in_shards sizing
+bench-learner: setup ## the learner's: loss and head, packing, shared prompts, loading, mixtures of experts, predicted memory, and the race against TRL (about an hour on 2 idle cores)
+	$(PY) -m benchmarks.run learner_loss learner_packing shared_prompts load_in_shards mixtures sizing
 	$(PY) -m benchmarks.vs_trl
 
 bench-system: setup ## coordinator against a bare relay, overlap, weight push, staleness, reward under load, recovery, a long run (about an hour and a half on 2 idle cores)

@@ -14,9 +14,13 @@ from blake3 import blake3
 
 from sluice.errors import ConfigError, TransferError
 from sluice.weights.adapters import adapters_among
+from sluice.weights.further_layers import is_further
 from sluice.weights.manifest import Manifest
 
 _TIED_HEAD = "lm_head.weight"
+
+_COMPUTED = "rotary_emb.inv_freq"
+"""The end of a name that old files have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +48,8 @@ def read_model(path: Path) -> ModelFacts:
         raise ConfigError(f"model.path: must be a Hugging Face model folder, but {path} has no config.json")
     config = _read_json(path / "config.json")
     text_config = config.get("text_config", config)
-    tensors = _tensor_shapes(path)
+    layers = text_config.get("num_hidden_layers")
+    tensors = {name: shape for name, shape in _tensor_shapes(path).items() if not _is_unused(name, layers)}
     if config.get("tie_word_embeddings", text_config.get("tie_word_embeddings", False)):
         tensors.pop(_TIED_HEAD, None)
     return ModelFacts(
@@ -56,6 +61,11 @@ def read_model(path: Path) -> ModelFacts:
         tokenizer_hash=_hash(path / "tokenizer.json"),
         tensors=tensors,
     )
+
+
+def _is_unused(tensor: str, layers: object) -> bool:
+    """Whether no engine takes a tensor of the files: layers behind the last, and what models compute by themselves today."""
+    return tensor.endswith(_COMPUTED) or (isinstance(layers, int) and is_further(tensor, layers=layers))
 
 
 def check_tensors(manifest: Manifest, expected: Mapping[str, tuple[int, ...]]) -> None:

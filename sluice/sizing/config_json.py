@@ -31,7 +31,8 @@ class _Family:
     """Biases of attention: none, of q, k and v, or of all four where `attention_bias` says so."""
     mlp_bias: bool = False
     """Whether `mlp_bias` is a key."""
-    qk_norm: bool = False
+    qk_norm: Literal["", "head", "all"] = ""
+    """Whether queries and keys are normalised: each head by itself, or all heads together."""
     norms: Literal[2, 4] = 2
     float32_norms: bool = False
     fused: bool = False
@@ -50,11 +51,14 @@ _FAMILIES: Mapping[str, _Family] = {
     "llama": _Family(bias="key", mlp_bias=True),
     "mistral": _Family(kv_heads=8),
     "qwen2": _Family(bias="qkv", kv_heads=32),
-    "qwen3": _Family(bias="key", qk_norm=True, head_dim=128, kv_heads=32),
-    "gemma3_text": _Family(bias="key", qk_norm=True, norms=4, float32_norms=True, head_dim=256, kv_heads=4, tied=True),
+    "qwen3": _Family(bias="key", qk_norm="head", head_dim=128, kv_heads=32),
+    "gemma3_text": _Family(
+        bias="key", qk_norm="head", norms=4, float32_norms=True, head_dim=256, kv_heads=4, tied=True
+    ),
     "phi3": _Family(fused=True),
-    "qwen3_moe": _Family(bias="key", qk_norm=True, kv_heads=4, experts=("num_experts", "moe_intermediate_size", 8)),
+    "qwen3_moe": _Family(bias="key", qk_norm="head", kv_heads=4, experts=("num_experts", "moe_intermediate_size", 8)),
     "mixtral": _Family(kv_heads=8, experts=("num_local_experts", "intermediate_size", 2)),
+    "olmoe": _Family(bias="key", qk_norm="all", experts=("num_experts", "intermediate_size", 8)),
 }
 
 COUNTED = tuple(_FAMILIES)
@@ -101,7 +105,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         head_dim=_size(config, "head_dim", family.head_dim or hidden // heads),
         tied=_flag(config, "tie_word_embeddings", default=family.tied),
         layers=_layers(config, family),
-        qk_norm=family.qk_norm,
+        qk_norm=bool(family.qk_norm),
         norms=family.norms,
         float32_norms=family.float32_norms,
     )
@@ -117,7 +121,8 @@ def _layers(config: Mapping[str, Any], family: _Family) -> tuple[Layer, ...]:
     head_dim = _size(config, "head_dim", family.head_dim or hidden // heads)
     attention = _attention(config, family, head_dim=head_dim)
     dense = _feed_forward(config, family)
-    norms = family.norms * hidden + (2 * head_dim if family.qk_norm else 0)
+    normed = heads + _kv_heads(config, family, heads=heads) if family.qk_norm == "all" else 2
+    norms = family.norms * hidden + (normed * head_dim if family.qk_norm else 0)
     plain = Layer(linears=(*attention, *dense), experts=None, norm_parameters=norms)
     if family.experts is None:
         return (plain,) * _layer_count(config)

@@ -22,15 +22,11 @@ def push_bytes(shape: ModelShape, config: Config) -> int:
 
 
 def loading_memory(shape: ModelShape, config: Config) -> Estimate:
-    """Memory of one of the learner's machines at its start: its ranks' shards in float32, of a model with experts the whole.
-
-    Experts are stored one by one and computed together, so every rank converts the whole model (docs/models.md).
-    """
+    """Memory of one of the learner's machines at its start: its ranks' shards in float32."""
     here = config.launch.learner_nproc_per_node
-    whole = any(layer.experts for layer in shape.layers)
     part = Part(
-        name=f"{here} x the model in float32" if whole else f"{here} of {ranks_of(config)} shards in float32",
-        size_bytes=_FLOAT32 * shape.parameters * here // (1 if whole else ranks_of(config)),
+        name=f"{here} of {ranks_of(config)} shards in float32",
+        size_bytes=_FLOAT32 * shape.parameters * here // ranks_of(config),
         knob="launch.learner_nproc_per_node, on more machines",
     )
     return Estimate(title="host memory, each machine of the learner, at its start", parts=(part,))

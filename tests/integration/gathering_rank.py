@@ -1,18 +1,23 @@
 """One rank that publishes a tiny model both ways, with the learner's buckets and by whole tensors.
 
-arguments: MODEL OUT; the leader writes what was found to OUT.
+arguments: MODEL MIXTURE OUT; the leader writes what was found to OUT. MIXTURE has experts, which are published as transformers
+itself saves them.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
 
 from services.learner.distributed.ranks import Ranks, join_ranks
 from services.learner.policy.forward import Policy
@@ -38,12 +43,13 @@ SMALL_BUCKET_BYTES = 2048
 def main() -> None:
     """Every case, then weights that are not finite on the last rank alone."""
     torch.set_num_threads(1)
-    model, out = Path(sys.argv[1]), Path(sys.argv[2])
+    model, mixture, out = map(Path, sys.argv[1:])
     ranks = join_ranks()
     found: dict[str, Any] = {"digests": []}
     for dtype in ("float32", "bfloat16"):
         for lora in (None, "merged", "adapter"):
-            found["digests"].append([dtype, lora, *_both_ways(_config(model, dtype, lora), ranks)])
+            found["digests"].append([dtype, lora, *_both_ways(_config(model, dtype, lora), ranks, _plain_digest)])
+        found["digests"].append([dtype, "experts", *_both_ways(_config(mixture, dtype, None), ranks, _saved_digest)])
     found["refusals"] = ranks.hear_all(_refusal(_config(model, "bfloat16", None), ranks)) if ranks.size > 1 else []
     if ranks.leads:
         out.write_text(json.dumps(found))
@@ -57,14 +63,14 @@ def _config(model: Path, dtype: str, lora: str | None) -> Config:
     return make_config(model, model={"path": str(model)} | sections.pop("model"), **sections)
 
 
-def _both_ways(config: Config, ranks: Ranks) -> tuple[str, str]:
-    """The digests of the learner's way and of the plain one ("" on followers)."""
+def _both_ways(config: Config, ranks: Ranks, other: Callable[[Policy, Config], str]) -> tuple[str, str]:
+    """The digests of the learner's way and of the `other` one ("" on followers)."""
     policy = load_policy(config, ranks)
     _shake(policy)
     with mock.patch.object(gathering, "BUCKET_BYTES", SMALL_BUCKET_BYTES):
         packer = SnapshotPacker(policy=policy, config=config, ranks=ranks)
     snapshots = [packer.gather(VERSION) for _ in range(2)]
-    plain = _plain_digest(policy, config)
+    plain = other(policy, config)
     assert (snapshots[0] is not None) == ranks.leads
     digests = {snapshot.manifest.digest for snapshot in snapshots if snapshot is not None}
     return "".join(digests), plain if ranks.leads else ""
@@ -94,6 +100,24 @@ def _plain_digest(policy: Policy, config: Config) -> str:
     packer = Packer(plan([(name, dtype, tuple(t.shape)) for name, t in tensors.items()], bucket_bytes=64))
     for name, tensor in tensors.items():
         packer.put(name, as_bytes(tensor.to(getattr(torch, dtype))))
+    return packer.seal(VERSION).manifest.digest
+
+
+def _saved_digest(policy: Policy, config: Config) -> str:
+    """By transformers' own save_pretrained, which writes on rank 0 alone."""
+    dtype = config.model.dtype
+    stock = AutoModelForCausalLM.from_pretrained(config.model.path)
+    with torch.no_grad():
+        for name, parameter in policy.causal_lm.named_parameters():
+            stock.get_parameter(name).copy_(_whole(parameter))
+    if dist.get_rank():
+        return ""
+    with TemporaryDirectory() as folder:
+        stock.to(getattr(torch, dtype)).save_pretrained(folder)
+        tensors = load_file(Path(folder) / "model.safetensors")
+    packer = Packer(plan([(name, dtype, tuple(t.shape)) for name, t in tensors.items()], bucket_bytes=64))
+    for name, tensor in tensors.items():
+        packer.put(name, as_bytes(tensor))
     return packer.seal(VERSION).manifest.digest
 
 

@@ -16,6 +16,7 @@ from services.learner.policy.model_config import load_weights
 from tests.forked import run_ranks
 from tests.integration import loading_ranks
 from tests.integration.loading_ranks import assert_same_bits
+from tests.mixture_models import write_mixture
 from tests.unit.learner.learner_cases import make_config, write_tiny_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
@@ -32,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     untied.to(torch.bfloat16).save_pretrained(root / "files", max_shard_size="6KB")
     assert len(list((root / "files").glob("*.safetensors"))) > 2
     tied.to(torch.float16).base_model.save_pretrained(root / "trunk")  # names without the base model's prefix
+    write_mixture(root / "experts", "deepseek_v3", layers=2)  # 6 experts; a bias that nobody trains
     write_tiny_model(root / "cut")
     whole = (root / "cut" / "model.safetensors").read_bytes()
     (root / "cut" / "model.safetensors").write_bytes(whole[:-1])
@@ -44,6 +46,7 @@ def _cases(folder: Path) -> list[dict[str, Any]]:
         "untied": {"learner": {"cpu_offload": True}},
         "files": LORA,
         "trunk": {"learner": {"gradient_checkpointing": True}},
+        "experts": LORA,
     }
     return [{"path": str(folder / name), "config": config} for name, config in sections.items()]
 

@@ -75,7 +75,9 @@ def export_model(snapshot: Snapshot, *, base: Path, target: Path, shard_bytes: i
 def _write_config(snapshot: Snapshot, *, base: Path, target: Path) -> None:
     config = json.loads((base / "config.json").read_text())
     config.pop("torch_dtype", None)  # the name of `dtype` before transformers 4.56
-    config["dtype"] = snapshot.manifest.tensors[0].dtype
+    tensors = snapshot.manifest.tensors
+    # Of a matrix: constants of a router stay float32.
+    config["dtype"] = next((spec.dtype for spec in tensors if len(spec.shape) > 1), tensors[0].dtype)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

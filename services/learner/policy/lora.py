@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _PEFT_PREFIX = "base_model.model."
 """Prefix of every name in PEFT's own files."""
 
+_WITHOUT_EXPERTS = "; experts get no adapters, train them without model.lora_rank"
+
 _ADAPTER = "default"
 """PEFT's name for the only adapter."""
 
@@ -44,7 +46,9 @@ def attach(causal_lm: PreTrainedModel, config: Config) -> None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        inject_adapter_in_model(_peft_config(config, _layers(causal_lm, config)), causal_lm)
+        # Of a mixture of experts PEFT would take names of dense layers for those that experts had in transformers 4.
+        root = nn.ModuleDict({"causal_lm": causal_lm}) if _has_experts(causal_lm) else causal_lm
+        inject_adapter_in_model(_peft_config(config, _layers(causal_lm, config)), root)
 
 
 def draw(causal_lm: PreTrainedModel, config: Config, *, put: Callable[[nn.Parameter, Tensor], None]) -> None:
@@ -66,6 +70,11 @@ def draw(causal_lm: PreTrainedModel, config: Config, *, put: Callable[[nn.Parame
                 a_values, b_values = (nn.Linear(each.shape[1], each.shape[0], bias=False).weight for each in (a, b))
                 put(a, nn.init.kaiming_uniform_(a_values, a=math.sqrt(5)))
                 put(b, nn.init.zeros_(b_values))
+
+
+def _has_experts(causal_lm: PreTrainedModel) -> bool:
+    """Whether a parameter stacks the matrices of experts, as transformers does."""
+    return any(parameter.ndim == 3 and ".experts." in name for name, parameter in causal_lm.named_parameters())
 
 
 def plain_name(parameter: str) -> str:
@@ -149,6 +158,6 @@ def _layers(causal_lm: PreTrainedModel, config: Config) -> list[str]:
         kinds = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise ConfigError(
             f"model.target_modules: must be all-linear or name linear layers of {config.model.path} ({kinds}), got "
-            f"{missing[0] if missing else 'an empty list'}"
+            f"{missing[0] if missing else 'an empty list'}{_WITHOUT_EXPERTS if _has_experts(causal_lm) else ''}"
         )
     return sorted({name for found in chosen.values() for name in found})

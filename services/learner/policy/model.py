@@ -1,8 +1,8 @@
 """The policy, loaded from a Hugging Face folder and sharded with FSDP2.
 
 Master weights and AdamW's moments are float32; layers compute in `model.dtype`, gradients are summed in float32.
-Each rank reads its own slices of the files (sharded_loading.py). Only a folder that transformers has to convert is loaded
-whole by every rank, which then holds up to the whole float32 model on the host until it is sharded.
+Each rank reads its own slices of the files (sharded_loading.py), experts too. Only a folder that transformers has to convert is
+loaded whole by every rank, which then holds up to the whole float32 model on the host until it is sharded.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 import torch
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from services.learner.distributed.context import join_context
@@ -29,6 +29,8 @@ from services.learner.policy.proof import prove
 from services.learner.policy.slice_proof import prove_slices, refuse_shape
 from services.learner.policy.stored_model import StoredModel, locate_on_all
 from sluice.config.schema import Config
+from sluice.errors import ConfigError
+from sluice.weights.adapters import adapters_among
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +58,7 @@ def load_policy(config: Config, ranks: Ranks) -> Policy:
     else:
         causal_lm = sharded_loading.build(model_config, path=path, attention=how)
     lora.attach(causal_lm, config)
+    _refuse_renamed_adapters(causal_lm, stored)
     if config.learner.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
     policy = Policy(causal_lm, head, rows=found.rows, shares=found.shares, context=context)
@@ -63,6 +66,16 @@ def load_policy(config: Config, ranks: Ranks) -> Policy:
     if not whole:
         sharded_loading.fill(policy, stored, config=config, ranks=ranks)
     return policy
+
+
+def _refuse_renamed_adapters(causal_lm: PreTrainedModel, stored: StoredModel) -> None:
+    """Raises ConfigError for an adapter of a layer that the files have under another name, by which it would be merged."""
+    for weight in adapters_among(lora.plain_name(name) for name, _ in causal_lm.named_parameters()):
+        if (sources := stored.tensors.get(weight)) and (name := sources[0].part.name) != weight:
+            raise ConfigError(
+                f"model.target_modules: must not name {weight.removesuffix('.weight')}, which the files of model.path call "
+                f"{name}: adapters are pushed under the names of the files; name other layers, or train without model.lora_rank"
+            )
 
 
 def _must_be_whole(stored: StoredModel, ranks: Ranks, *, parameters: int) -> bool:

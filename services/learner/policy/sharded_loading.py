@@ -22,7 +22,7 @@ from services.learner.distributed.ranks import Ranks
 from services.learner.policy import lora
 from services.learner.policy.forward import Policy
 from services.learner.policy.model_config import empty_model, one_line
-from services.learner.policy.stored_model import StoredModel
+from services.learner.policy.stored_model import Source, StoredModel
 from services.learner.policy.weight_files import StoredTensor
 from sluice.config.schema import Config
 from sluice.errors import ConfigError
@@ -75,12 +75,18 @@ def fill(policy: Policy, stored: StoredModel, *, config: Config, ranks: Ranks) -
     for name, buffer in buffers:
         owner, leaf = _place(policy.causal_lm, name)
         if buffer.is_meta:
-            buffer = _whole(stored.tensors[lora.plain_name(name)]).to(ranks.device, buffer.dtype)
+            [source] = stored.tensors[lora.plain_name(name)]
+            buffer = _whole(source.tensor).to(ranks.device, buffer.dtype)
         setattr(owner, leaf, buffer)
     shards = {lora.plain_name(name): _rows_of(each, ranks) for name, each in policy.causal_lm.named_parameters()}
     drawn = {name for adapter in adapters_among(shards).values() for name in (adapter.a, adapter.b)}
     assert shards.keys() <= stored.tensors.keys() | drawn
-    parts = [(stored.tensors[name], *shard) for name, shard in shards.items() if name in stored.tensors]
+    parts = [
+        (source.tensor, *found)
+        for name, shard in shards.items()
+        for source in stored.tensors.get(name, ())
+        if (found := _share_of(source, *shard)) is not None
+    ]
     progress = _Progress(sum(len(rows) * tensor.row_bytes for tensor, _, rows in parts), shown=ranks.leads)
     for tensor, first, rows in parts:
         try:
@@ -100,6 +106,18 @@ def _rows_of(parameter: Tensor, ranks: Ranks) -> tuple[int, Tensor]:
     """The first row of this rank's shard, and the shard; FSDP2 cuts the first dimension into equal parts, the last shorter."""
     assert isinstance(parameter, DTensor)
     return min(ranks.rank * -(-len(parameter) // ranks.size), len(parameter)), parameter.to_local()
+
+
+def _share_of(source: Source, first: int, rows: Tensor) -> tuple[int, Tensor] | None:
+    """The first row to read of a stored tensor, and where its rows go in this rank's rows of a parameter, from `first` on.
+
+    None for a whole expert that another rank holds.
+    """
+    if source.part.expert is None:
+        return first, rows
+    if not first <= source.part.expert < first + len(rows):
+        return None
+    return 0, source.part.of(rows, first=first)
 
 
 def _put(parameter: Tensor, values: Tensor, ranks: Ranks) -> None:

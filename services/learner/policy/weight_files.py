@@ -39,6 +39,11 @@ class StoredTensor:
         return ITEM_BYTES[self.dtype] * math.prod(self.shape[1:])
 
 
+def has_safetensors(folder: Path) -> bool:
+    """Whether a folder has such a file or an index, by their usual names."""
+    return any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+
+
 def stored_tensors(folder: Path) -> list[StoredTensor]:
     """All tensors of a folder that has such a file or an index. Raises ConfigError, which names file and tensor."""
     single = folder / SAFE_WEIGHTS_NAME

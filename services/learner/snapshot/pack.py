@@ -1,6 +1,7 @@
 """The policy's weights as one immutable packed snapshot per version.
 
-All ranks gather in one fixed order (gather.py); rank 0 packs. Nothing is sent from here: the gather is over before the
+All ranks gather in one fixed order (gather.py); rank 0 packs, under the names and in the shapes of the model's own files
+(sluice/weights/file_form.py). Nothing is sent from here: the gather is over before the
 first byte leaves, so a slow receiver can never stand between two collectives of the ranks. LoRA adapters are merged into
 their layers or, with `weights.lora: adapter`, packed alone. Weights that are not finite are never published.
 """
@@ -10,6 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,11 +20,13 @@ from torch.distributed.tensor import DTensor
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy.forward import Policy
 from services.learner.policy.lora import plain_name
+from services.learner.policy.stored_model import published_form
 from services.learner.snapshot.gather import Gatherer, NotFinite, Wanted
 from sluice.config.schema import Config
 from sluice.errors import SluiceError
 from sluice.policy_version import PolicyVersion
 from sluice.weights.adapters import adapters_among, pushes_adapters, scale_of
+from sluice.weights.file_form import FileForm, FilePart
 from sluice.weights.manifest import Layout, plan
 from sluice.weights.merging import merge
 from sluice.weights.snapshot import Packer, Snapshot
@@ -36,13 +40,16 @@ class SnapshotPacker:
         """Raises AssertionError, before the first gather, unless all ranks have the same tensors."""
         self._ranks = ranks
         self._bucket_bytes = config.weights.bucket_bytes
+        causal_lm = policy.causal_lm
+        form, untrained = published_form(Path(config.model.path), causal_lm)
+        constants = {stored: causal_lm.get_buffer(name).float() for name, stored in untrained.items()}
         # Deduplicated: a tied head appears once, under the embedding's name.
-        parameters = {plain_name(name): p for name, p in policy.causal_lm.named_parameters()}
+        parameters = {plain_name(name): p for name, p in causal_lm.named_parameters()}
         adapters = adapters_among(parameters)
         matrices = {name for adapter in adapters.values() for name in (adapter.a, adapter.b)}
-        self._adapters = self._part({name: parameters[name] for name in matrices}, dtype="float32")
+        self._adapters = self._part({name: parameters[name] for name in matrices}, dtype="float32", form=FileForm())
         rest = {name: p for name, p in parameters.items() if name not in matrices}
-        self._model = self._part(rest, dtype=config.model.dtype, merged=adapters)
+        self._model = self._part(rest, dtype=config.model.dtype, form=form, merged=adapters, constants=constants)
         self._merged = adapters
         """Adapters by the name of the weight into which each adapter is merged."""
         self._scale = scale_of(config) if adapters else 1.0
@@ -89,16 +96,31 @@ class SnapshotPacker:
         def put(name: str, tensor: Tensor) -> None:
             assert packer is not None
             with self._timed("pack"):
-                packer.put(name, as_bytes(prepared(name, tensor)))
+                whole = prepared(name, tensor)
+                for each in part.files[name]:
+                    packer.put(each.name, as_bytes(each.of(whole)))
 
         part.gatherer.gather(put)
+        for name, constant in part.constants.items():
+            if packer is not None:
+                packer.put(name, as_bytes(constant))
         with self._timed("digest"):
             return packer.seal(version) if packer is not None else None
 
-    def _part(self, parameters: Mapping[str, Tensor], *, dtype: str, merged: Collection[str] = ()) -> "_Part":
+    def _part(
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        dtype: str,
+        form: FileForm,
+        merged: Collection[str] = (),
+        constants: Mapping[str, Tensor] | None = None,
+    ) -> "_Part":
         """A part of `parameters`: the weights in `merged`, which get adapters, travel in float32, the others in `dtype`."""
         names = sorted(parameters)
-        named = [(name, dtype, tuple(parameters[name].shape)) for name in names]
+        files = {name: form.parts_of(name, parameters[name].shape) for name in names}
+        named = [(each.name, dtype, each.shape) for name in names for each in files[name]]
+        named += [(name, "float32", tuple(constant.shape)) for name, constant in (constants or {}).items()]
         nothing = Layout(tensors=(), total_bytes=0, bucket_bytes=self._bucket_bytes)
         wanted = [
             Wanted(
@@ -112,6 +134,8 @@ class SnapshotPacker:
             layout=plan(named, bucket_bytes=self._bucket_bytes) if named else nothing,
             dtype=getattr(torch, dtype),
             gatherer=Gatherer(wanted, ranks=self._ranks, timed=self._timed),
+            files=files,
+            constants=constants or {},
         )
 
     @contextlib.contextmanager
@@ -130,6 +154,10 @@ class _Part:
     layout: Layout
     dtype: torch.dtype
     gatherer: Gatherer
+    files: Mapping[str, tuple[FilePart, ...]]
+    """The tensors that each parameter is in the files."""
+    constants: Mapping[str, Tensor]
+    """Tensors that files have and nobody trains (the bias by which DeepSeek-V3 balances its experts), by the file's name."""
 
 
 def _sharded(parameter: Tensor) -> DTensor:

@@ -24,6 +24,7 @@ from services.rollout.model_files import ModelFacts
 from sluice.errors import ConfigError
 from sluice.policy_version import PolicyVersion
 from sluice.rope import fix_rope
+from sluice.weights.file_form import find_form
 from sluice.weights.manifest import Manifest
 from sluice.weights.tensors import named_tensors
 
@@ -61,6 +62,7 @@ class TransformersEngine:
         ).eval()
         self._model.to(self._device)  # type: ignore[arg-type]
         _layers(DynamicCache(config=self._model.config))
+        self._places = _places(self._model, model)
         self._end_token_ids = model.end_token_ids
         self._running: dict[str, RunningSample] = {}
         self._waiting: deque[_Row] = deque()
@@ -108,9 +110,8 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def load_weights(self, manifest: Manifest, buffer: np.ndarray, *, recompute_kv: bool) -> None:
-        parameters = dict(self._model.named_parameters())
         for name, tensor in named_tensors(manifest, buffer):
-            parameters[name].copy_(tensor)
+            self._places[name].copy_(tensor)
         self.version = manifest.version
         for sample in self._running.values():
             sample.switch(manifest.version)
@@ -196,6 +197,14 @@ class _Batch:
             input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
         )
         return output.logits[:, -1].float()
+
+
+def _places(causal_lm: PreTrainedModel, folder: ModelFacts) -> dict[str, torch.Tensor]:
+    """A view of each pushed tensor's place in the model, by the name in the folder's files: transformers joins experts."""
+    own = dict(causal_lm.named_parameters(remove_duplicate=False)) | dict(causal_lm.named_buffers())
+    form = find_form(causal_lm, own, folder.tensors)
+    parts = ((part.name, part.of(own[name].detach())) for name, found in form.parts.items() for part in found)
+    return {name: tensor.detach() for name, tensor in own.items()} | dict(parts)
 
 
 def _layers(cache: DynamicCache) -> list[Any]:

@@ -79,7 +79,12 @@ class VllmEngine:
         self._end_token_ids = sorted(model.end_token_ids)
         self._tensor_parallel_size = tensor_parallel_size
         resources: dict[str, Any] = (
-            {"gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager}
+            {
+                "gpu_memory_utilization": gpu_memory_utilization,
+                "enforce_eager": enforce_eager,
+                # The other kernels keep experts in an order of their own, into which new weights cannot be loaded.
+                "moe_backend": "triton",
+            }
             if torch.cuda.is_available()
             else _cpu_arguments(max(max_model_len, max_num_seqs), kv_cache_bytes)
         )

@@ -138,10 +138,23 @@ def test_what_transformers_has_to_convert_is_left_to_it(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "bin" / "pytorch_model.bin")
     (tmp_path / "bin" / "model.safetensors").unlink()
     assert _located(tmp_path / "bin").whole_because == "the weights are in .bin files"
-    model_config = tiny_config("qwen3_moe")
-    experts: PreTrainedModel = AutoModelForCausalLM.from_config(model_config)
-    experts.save_pretrained(tmp_path / "experts")
-    assert "transformers computes tensors of the model from " in _located(tmp_path / "experts").whole_because
+
+
+def test_experts_that_do_not_make_up_the_model_are_refused_by_tensor(tmp_path: Path) -> None:
+    experts: PreTrainedModel = AutoModelForCausalLM.from_config(tiny_config("qwen3_moe"))
+    experts.save_pretrained(tmp_path)
+    file, name = tmp_path / "model.safetensors", "model.layers.2.mlp.experts.7.up_proj.weight"
+    assert not _located(tmp_path).whole_because
+    _rewrite(file, lambda tensors: tensors.update({name: tensors[name][1:]}))
+    with pytest.raises(
+        ConfigError, match=rf"has {name} with shape \(15, 32\) and 15 more tensors for model\.layers\.2"
+    ):
+        _located(tmp_path)
+    _rewrite(file, lambda tensors: tensors.pop(name))
+    with pytest.raises(
+        ConfigError, match=r"and 14 more tensors for model\.layers\.2\.mlp\.experts\.gate_up_proj, of which"
+    ):
+        _located(tmp_path)
 
 
 def test_a_large_model_says_how_far_it_is_and_a_small_one_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "olmoe": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 10}),
 }
 
 
