@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -19,6 +20,8 @@ from services.learner.distributed.ranks import Ranks
 from services.learner.policy.forward import Policy
 from services.learner.policy.lora import plain_name
 from services.learner.snapshot.gather import Gatherer, NotFinite, Wanted
+from services.learner.snapshot.host_buffers import HostBuffers
+from sluice.accelerator import SideCopies, settle
 from sluice.config.schema import Config
 from sluice.errors import SluiceError
 from sluice.policy_version import PolicyVersion
@@ -26,7 +29,6 @@ from sluice.weights.adapters import adapters_among, pushes_adapters, scale_of
 from sluice.weights.manifest import Layout, plan
 from sluice.weights.merging import merge
 from sluice.weights.snapshot import Packer, Snapshot
-from sluice.weights.tensors import as_bytes
 
 
 class SnapshotPacker:
@@ -35,6 +37,8 @@ class SnapshotPacker:
     def __init__(self, *, policy: Policy, config: Config, ranks: Ranks) -> None:
         """Raises AssertionError, before the first gather, unless all ranks have the same tensors."""
         self._ranks = ranks
+        self._copies = SideCopies(ranks.device)
+        """The snapshot's way to the host, beside the gathering of the next tensors."""
         self._bucket_bytes = config.weights.bucket_bytes
         # Deduplicated: a tied head appears once, under the embedding's name.
         parameters = {plain_name(name): p for name, p in policy.causal_lm.named_parameters()}
@@ -84,14 +88,19 @@ class SnapshotPacker:
     def _pack(
         self, part: "_Part", version: PolicyVersion, prepared: Callable[[str, Tensor], Tensor]
     ) -> Snapshot | None:
-        packer = Packer(part.layout) if self._ranks.leads else None
+        threads = blake3.AUTO if self._ranks.device.type == "cuda" else 1
+        packer = Packer(part.layout, part.buffers.take(), digest_threads=threads) if self._ranks.leads else None
 
         def put(name: str, tensor: Tensor) -> None:
             assert packer is not None
             with self._timed("pack"):
-                packer.put(name, as_bytes(prepared(name, tensor)))
+                self._copies.copy(packer.room(name), prepared(name, tensor))
 
-        part.gatherer.gather(put)
+        try:
+            part.gatherer.gather(put)
+        finally:
+            with self._timed("pack"):
+                self._copies.finish()
         with self._timed("digest"):
             return packer.seal(version) if packer is not None else None
 
@@ -108,8 +117,10 @@ class SnapshotPacker:
             )
             for name in names
         ]
+        layout = plan(named, bucket_bytes=self._bucket_bytes) if named else nothing
         return _Part(
-            layout=plan(named, bucket_bytes=self._bucket_bytes) if named else nothing,
+            layout=layout,
+            buffers=HostBuffers(layout.total_bytes, device=self._ranks.device),
             dtype=getattr(torch, dtype),
             gatherer=Gatherer(wanted, ranks=self._ranks, timed=self._timed),
         )
@@ -119,6 +130,7 @@ class SnapshotPacker:
         started = time.perf_counter()
         try:
             yield
+            settle(self._ranks.device)  # a CUDA device has only been told what to do
         finally:
             self.phases_ms[phase] += 1e3 * (time.perf_counter() - started)
 
@@ -130,6 +142,7 @@ class _Part:
     layout: Layout
     dtype: torch.dtype
     gatherer: Gatherer
+    buffers: HostBuffers
 
 
 def _sharded(parameter: Tensor) -> DTensor:
