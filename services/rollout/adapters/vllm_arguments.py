@@ -1,6 +1,6 @@
 """vLLM's engine arguments that depend on the device: memory of the KV cache, tokens of a step, batches in flight.
 
-CUDA's half has not been run; what it hands to vLLM is checked on a CPU (tests/contract/test_engine_async.py).
+CUDA's half has not been run; what it hands to vLLM is checked on a CPU (tests/contract/test_engine_arguments.py).
 """
 
 from typing import Any

@@ -2,7 +2,8 @@
 
 The core is driven directly, without vLLM's front end: token ids go in and come out, the scheduler checks end tokens, and
 one token's bookkeeping here is two list appends (measured: 1.2 x the tokens/s of `LLMEngine.step`). Generation pauses
-whenever nobody calls `step`, so weights change between two steps without any pause protocol.
+whenever nobody calls `step`, so weights change between two steps without any pause protocol. On CUDA a step is scheduled
+while the former one computes; its tokens are taken before weights change, and belong to the version that computed them.
 Import this module only after `set_environment`. Tested with vLLM 0.32.
 """
 
