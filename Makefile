@@ -7,12 +7,12 @@ unexport PYTHONDONTWRITEBYTECODE
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --no-loadscope-reorder
 
-.PHONY: help setup typescript promtool demo demo-llm test chaos compose-test fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
+.PHONY: help setup typescript promtool demo demo-llm test test-oldest chaos compose-test fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-setup:           ## make .venv (ACCEL=cpu|cuda|none)
+setup:           ## make .venv (ACCEL=cpu|cuda|cuda12|none)
 	@scripts/setup.sh
 
 typescript:      ## build examples/reward-typescript, where node is
@@ -30,6 +30,9 @@ demo-llm: setup  ## teach a real model, SmolLM2-135M, to add: 93 MB more to fetc
 
 test: setup typescript promtool static ## every test but chaos and compose; the last lines name what this machine lacks
 	$(PY) -m pytest $(PARALLEL) -m "not chaos and not compose" $(ARGS)
+
+test-oldest:     ## the learner's and the transformers engine's tests with Python 3.12, torch 2.11, transformers 5.17 (PYTHON=...)
+	@scripts/oldest.sh $(ARGS)
 
 chaos: setup     ## kill, freeze and cut off everything, beside liars too, over seeded runs (ARGS="--runs 16", ARGS="--seed 7 -k processes")
 	$(PY) -m pytest -v -p no:randomly -m chaos tests/chaos tests/e2e $(ARGS)
@@ -84,5 +87,5 @@ bench-system: setup ## coordinator against a bare relay, overlap, weight push, s
 	GRPC_ENABLE_FORK_SUPPORT=0 $(PY) -m benchmarks.run coordinator_relay overlap weight_push staleness_sweep reward_load recovery long_run
 
 clean:           ## remove .venv and everything made by tests and runs
-	rm -rf .venv .venv-audit .venv-hashes build runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-audit .venv-hashes .venv-oldest build runs .pytest_cache .ruff_cache .hypothesis
 	cd examples/reward-typescript && rm -rf dist node_modules src/generated

@@ -132,7 +132,7 @@ def _sluice(
     hidden: Any, weight: Any, targets: Any, advantages: Any, behaviour: Any, chunk_tokens: int | None = None
 ) -> Callable[[], Any]:
     from services.learner.policy.head import Head
-    from sluice.config.schema import LearnerConfig
+    from sluice.config.derived import LOGPROB_CHUNK_TOKENS
     from sluice.dapo.loss import dapo_token_loss
 
     def chunk_loss(logprobs: Any, where: slice) -> Any:
@@ -141,7 +141,7 @@ def _sluice(
         )
         return token.loss.sum() / len(targets)
 
-    head = Head(temperature=1.0, chunk_tokens=chunk_tokens or LearnerConfig().logprob_chunk_tokens, float32=False)
+    head = Head(temperature=1.0, chunk_tokens=chunk_tokens or LOGPROB_CHUNK_TOKENS["cpu"], float32=False)
     return lambda: head.loss(hidden, weight, targets, chunk_loss)[0]
 
 

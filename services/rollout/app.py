@@ -119,6 +119,9 @@ class _Service:
         engine = make_engine(config, model, kind=self._options.engine or config.rollout.engine)
         log.info("engine_ready", engine=engine.name, max_model_len=engine.max_model_len, capacity=engine.capacity)
         sys.setswitchinterval(THREAD_SWITCH_S)
+        from sluice.accelerator import identity  # torch is imported after an engine's environment is set
+
+        self._device = identity()
         self._model = model
         self._loop = EngineLoop(engine, max_samples=WAITING_FACTOR * engine.capacity)
         if self._options.own_weights:
@@ -203,6 +206,7 @@ class _Service:
             model_hash=self._model.model_hash,
             tokenizer_hash=self._model.tokenizer_hash,
             engine=engine.name,
+            device=self._device,
             capacity=engine.capacity,
             max_model_len=engine.max_model_len,
             version=self._version_message(),

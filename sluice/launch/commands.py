@@ -68,7 +68,7 @@ def service_command(
         ranks = ["--nproc-per-node", str(config.launch.learner_nproc_per_node)]
         if config.launch.learner_nnodes > 1:
             ranks += _meeting(config, node_rank=0, run_id=run_id)
-        environ = _environ(config, Role.LEARNER, threads=config.learner.threads)
+        environ = _environ(config, Role.LEARNER, threads=config.learner.threads or 1)
         return learner_command([*ranks, "--", *common], environ=environ)
     name, threads = f"{role}-{index}", config.rollout.threads if role == "rollout" else 1
     argv = [*module_command(f"services.{role}"), "--service-id", name, *common]

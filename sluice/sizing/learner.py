@@ -14,7 +14,7 @@ Letters: R ranks, T tokens of a micro-batch, V vocabulary, D hidden size, C toke
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sluice.config.derived import longest_sequence_tokens
+from sluice.config.derived import logprob_chunk_tokens, longest_sequence_tokens
 from sluice.config.schema import Config
 from sluice.sizing import activations
 from sluice.sizing.model_shape import ModelShape
@@ -121,7 +121,8 @@ class _Rank:
     def at_head(self) -> tuple[Part, ...]:
         """While the last chunk of the head is computed: logits, log-softmax, and the head's whole gradient in float32."""
         learner, b = self._config.learner, self._element
-        chunk = min(learner.logprob_chunk_tokens, self._work.targets) * self._shape.vocabulary
+        tokens = min(logprob_chunk_tokens(self._config, device_type="cuda"), self._work.targets)
+        chunk = tokens * self._shape.vocabulary
         in_float32 = learner.fp32_lm_head and b < _FLOAT32
         vocabulary_matrix = self._shape.embedding
         gradient = _FLOAT32 * vocabulary_matrix * (1 + in_float32) if self._whole else 0
@@ -132,7 +133,7 @@ class _Rank:
             *self._kept(),
             Part(name="the head's hidden states and gradient", size_bytes=states + gradient, knob="model.lora_rank"),
             Part(
-                name=f"logits of {min(learner.logprob_chunk_tokens, self._work.targets):,} tokens x vocabulary",
+                name=f"logits of {tokens:,} tokens x vocabulary",
                 size_bytes=logits,
                 knob="learner.logprob_chunk_tokens",
             ),

@@ -19,7 +19,7 @@ def page(shape: ModelShape, config: Config, *, gpu_bytes: int | None) -> list[st
     lines = [f"memory, counted from config.json: {shape.model_type}, {shape.parameters:,} parameters{active}"]
     lines += ["", *_table(rank_memory(shape, config), limit_bytes=gpu_bytes)]
     if config.rollout.engine == "vllm":
-        share = None if gpu_bytes is None else round(config.rollout.gpu_memory_utilization * gpu_bytes)
+        share = None if gpu_bytes is None else _without_cache(config, gpu_bytes)
         lines += ["", *_table(gpu_memory(shape, config), limit_bytes=share), *_cache(shape, config, gpu_bytes)]
     for estimate in (
         loading_memory(shape, config),
@@ -30,6 +30,13 @@ def page(shape: ModelShape, config: Config, *, gpu_bytes: int | None) -> list[st
         lines += ["", *_table(estimate, limit_bytes=None)]
     lines += ["", *_wire(shape, config)]
     return lines
+
+
+def _without_cache(config: Config, gpu_bytes: int) -> int:
+    """What a rollout has of a GPU for all but a KV cache of fixed size."""
+    if (cache := config.rollout.kv_cache_bytes) is not None:
+        return max(0, gpu_bytes - cache)
+    return round(config.rollout.gpu_memory_utilization * gpu_bytes)
 
 
 def _table(estimate: Estimate, *, limit_bytes: int | None) -> Iterator[str]:

@@ -13,8 +13,8 @@ from sluice.sizing.learner import BYTES
 from sluice.sizing.model_shape import ModelShape
 from sluice.sizing.parts import Estimate, Part
 
-STEP_TOKENS = 2048
-"""Prompt tokens that one engine step of vLLM takes by default (`max_num_batched_tokens`)."""
+STEP_TOKENS = 16_384
+"""Prompt tokens that one engine step of vLLM takes on a GPU of 70 GB and more (`max_num_batched_tokens`); on others half."""
 
 _FLOAT32 = 4
 
@@ -67,11 +67,18 @@ def gpu_memory(shape: ModelShape, config: Config) -> Estimate:
     )
 
 
+def most_bytes(shape: ModelShape, config: Config, *, gpu_bytes: int) -> int:
+    """What one rollout takes of a GPU that has `gpu_bytes`."""
+    if (cache := config.rollout.kv_cache_bytes) is not None:
+        return gpu_memory(shape, config).total_bytes + cache
+    return round(config.rollout.gpu_memory_utilization * gpu_bytes)
+
+
 def kv_cache(shape: ModelShape, config: Config, *, gpu_bytes: int | None) -> KvCache:
-    """The KV cache of one GPU that has `gpu_bytes`, of which vLLM takes `rollout.gpu_memory_utilization`."""
+    """The KV cache of one GPU that has `gpu_bytes`: `rollout.kv_cache_bytes`, or what `gpu_memory_utilization` leaves."""
     parallel, b = config.rollout.tensor_parallel_size, BYTES[config.model.dtype]
-    room = None
-    if gpu_bytes is not None:
+    room = config.rollout.kv_cache_bytes
+    if room is None and gpu_bytes is not None:
         room = round(gpu_bytes * config.rollout.gpu_memory_utilization) - gpu_memory(shape, config).total_bytes
     return KvCache(
         bytes_a_token=b * shape.kv_elements_a_token(parallel),

@@ -6,7 +6,7 @@ from sluice.config.schema import Config
 from sluice.sizing.learner import rank_memory, ranks_of
 from sluice.sizing.model_shape import ModelShape
 from sluice.sizing.parts import Estimate, gigabytes
-from sluice.sizing.rollout import gpu_memory, kv_cache
+from sluice.sizing.rollout import gpu_memory, kv_cache, most_bytes
 
 LEFT_FREE_BYTES = 3_000_000_000
 """Chosen: what a CUDA context, NCCL's buffers, CUDA graphs and fragments of the allocator take of a GPU; none is counted."""
@@ -29,22 +29,23 @@ def refusals(shape: ModelShape, config: Config, *, gpu_bytes: int, gpus: int | N
         yield _too_much("a rank of the learner", rank, gpu_bytes)
     if config.rollout.engine != "vllm":
         return
-    share = config.rollout.gpu_memory_utilization
-    if rollout.total_bytes > share * gpu_bytes:
-        room = f"{gigabytes(share * gpu_bytes)}, rollout.gpu_memory_utilization of a GPU"
-        yield _too_much("a GPU of a rollout", rollout, share * gpu_bytes, room=room)
+    takes, cache = most_bytes(shape, config, gpu_bytes=gpu_bytes), config.rollout.kv_cache_bytes
+    share = takes if cache is None else gpu_bytes - cache
+    if rollout.total_bytes > share:
+        what = "rollout.gpu_memory_utilization of a GPU" if cache is None else "a GPU without rollout.kv_cache_bytes"
+        yield _too_much("a GPU of a rollout", rollout, share, room=f"{gigabytes(max(0, share))}, {what}")
     elif (fit := kv_cache(shape, config, gpu_bytes=gpu_bytes)).sequences is not None and (fit.sequences or 0) < 1:
         yield (
             f"--gpu-memory: the KV cache has room for {gigabytes(max(0, fit.room_bytes or 0))}, and one sequence of "
             f"{fit.sequence_tokens:,} tokens needs {gigabytes(fit.sequence_bytes)}; raise rollout.tensor_parallel_size, "
             "or lower data.max_response_length"
         )
-    if gpus is not None and gpus < gpus_needed(config) and rank.total_bytes + share * gpu_bytes > gpu_bytes:
+    if gpus is not None and gpus < gpus_needed(config) and rank.total_bytes + takes > gpu_bytes:
         yield (
             f"--gpus: must be >= {gpus_needed(config)}, the learner's ranks ({ranks_of(config)}) and launch.rollout_replicas x "
             f"rollout.tensor_parallel_size ({config.launch.rollout_replicas} x {config.rollout.tensor_parallel_size}), got "
-            f"{gpus}; a rank and a rollout do not fit one GPU together ({gigabytes(rank.total_bytes)} + {share:g} x "
-            f"{gigabytes(gpu_bytes)})"
+            f"{gpus}; a rank and a rollout do not fit one GPU together ({gigabytes(rank.total_bytes)} + "
+            f"{gigabytes(takes)} of {gigabytes(gpu_bytes)})"
         )
 
 

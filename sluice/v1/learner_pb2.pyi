@@ -73,21 +73,25 @@ class OpenTransferRequest(_message.Message):
     ROLLOUT_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    RECEIVER_DEVICE_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
     epoch: _builtins.str
     """A new epoch makes a new transfer group; a known epoch reuses the epoch's group."""
     timeout_s: _builtins.float
     """Limit of the join and of every transfer operation."""
+    receiver_device: _builtins.str
+    """The receiver's RegisterRequest.device, by which weights.backend auto chooses; empty: not told."""
     def __init__(
         self,
         *,
         rollout_id: _builtins.str = ...,
         epoch: _builtins.str = ...,
         timeout_s: _builtins.float = ...,
+        receiver_device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "rollout_id", b"rollout_id", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "receiver_device", b"receiver_device", "rollout_id", b"rollout_id", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -101,11 +101,14 @@ def buckets(total_bytes: int, bucket_bytes: int) -> Iterator[slice]:
         yield slice(start, min(start + bucket_bytes, total_bytes))
 
 
-def new_digest(tensors: Sequence[TensorSpec]) -> blake3:
-    """A hasher that has hashed the header; the caller feeds the packed buffer, in order and in pieces of any length."""
+def new_digest(tensors: Sequence[TensorSpec], *, threads: int = 1) -> blake3:
+    """A hasher that has hashed the header; the caller feeds the packed buffer, in order and in pieces of any length.
+
+    `threads` compute it, blake3.AUTO for as many as there are cores.
+    """
     header = json.dumps([[spec.name, spec.dtype, list(spec.shape)] for spec in tensors], separators=(",", ":"))
     encoded = header.encode()
-    return blake3(len(encoded).to_bytes(8, "little") + encoded)
+    return blake3(len(encoded).to_bytes(8, "little") + encoded, max_threads=threads)
 
 
 def _size_bytes(name: str, dtype: str, shape: Sequence[int]) -> int:

@@ -21,6 +21,7 @@ from typing import Literal
 
 import structlog
 
+from sluice.accelerator import CPU, backend_between
 from sluice.errors import DiskFull, NotReady, Overloaded, TransferError, Unavailable
 from sluice.run_dir.full_disk import is_full
 from sluice.weights import files
@@ -60,17 +61,19 @@ class WeightSender:
     def __init__(
         self,
         *,
-        backend: Literal["gloo", "nccl", "file"],
+        backend: Literal["auto", "gloo", "nccl", "file"],
         host: str,
+        device: str = CPU,
         bind: str = "127.0.0.1",
         port: int = 0,
         directory: Path | None = None,
     ) -> None:
-        """`directory` takes the files of `file` transfers. Raises OSError when the store cannot listen."""
+        """`directory` takes the files of `file` transfers. `auto` is gloo or nccl for each receiver, by its device and
+        this process's `device` (sluice/accelerator.py). Raises OSError when the store cannot listen."""
         if backend == "file" and directory is None:
             raise ValueError("weights.backend=file needs a directory that rollouts can read")
-        self._backend: Literal["gloo", "nccl", "file"] = backend
-        self._host = host
+        self._backend: Literal["auto", "gloo", "nccl", "file"] = backend
+        self._host, self._device = host, device
         self._directory = directory
         self._store = TransferStore(bind=bind, port=port) if backend != "file" else None
         self._lock = threading.Lock()
@@ -101,9 +104,10 @@ class WeightSender:
             for rollout_id in idle:
                 self._retire(rollout_id)
 
-    def open(self, *, rollout_id: str, epoch: str, timeout_s: float) -> OpenedTransfer:
+    def open(self, *, rollout_id: str, epoch: str, timeout_s: float, receiver_device: str = "") -> OpenedTransfer:
         """Begins sending the newest snapshot to one receiver; returns at once (`file`: when the file is written).
 
+        An epoch keeps the backend with which it began.
         Raises NotReady when nothing is published yet or the epoch has ended or is busy (then open a fresh one),
         Overloaded at MAX_LINKS, Unavailable when the disk refuses the file.
         """
@@ -120,13 +124,14 @@ class WeightSender:
             link = self._links.get(rollout_id)
             new_epoch = link is None or link.epoch != epoch
             if new_epoch:
-                link = self._start_link(self._backend, rollout_id, epoch, timeout_s)
+                chosen = backend_between(self._device, receiver_device) if self._backend == "auto" else self._backend
+                link = self._start_link(chosen, rollout_id, epoch, timeout_s)
             assert link is not None
             link.opened_at = self._published
             link.send(snapshot)
         return OpenedTransfer(
             manifest=snapshot.manifest,
-            backend=self._backend,
+            backend=link.backend,
             store_host=self._host,
             store_port=link.rendezvous.port,
             secret=link.rendezvous.secret,
@@ -203,7 +208,7 @@ class _Link:
         self.busy = False
         """Whether this epoch has a snapshot to send."""
         self.thread = threading.Thread(target=self._run, name=f"weights-{rollout_id}", daemon=True)
-        self._backend: Collective = backend
+        self.backend: Collective = backend
         self._inbox: queue.Queue[Snapshot | None] = queue.Queue(maxsize=1)
         self._ended = threading.Event()
         self._log = log.bind(rollout_id=rollout_id, epoch=self.epoch)
@@ -229,7 +234,7 @@ class _Link:
     def _run(self) -> None:
         group: TransferGroup | None = None
         try:
-            group = join(self.rendezvous, backend=self._backend)
+            group = join(self.rendezvous, backend=self.backend)
             while not self._ended.is_set() and (snapshot := self._inbox.get()) is not None:
                 self._send_buckets(group, snapshot)
                 self.busy = not self._inbox.empty()

@@ -33,9 +33,12 @@ class Snapshot:
 class Packer:
     """Fills the buffer of one version. Use once: `put` every tensor, in any order, or fill its `room`; then `seal`."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._buffer = np.zeros(layout.total_bytes, np.uint8)
+    def __init__(self, layout: Layout, buffer: np.ndarray | None = None, *, digest_threads: int = 1) -> None:
+        """`buffer`: uint8[total_bytes] to fill, whose gaps between tensors are zero; without one a new one is made.
+        `digest_threads`: threads that digest; blake3.AUTO takes all cores. The digest does not depend on them."""
+        self._layout, self._digest_threads = layout, digest_threads
+        self._buffer = np.zeros(layout.total_bytes, np.uint8) if buffer is None else buffer
+        assert self._buffer.shape == (layout.total_bytes,)
         self._missing = {spec.name: spec for spec in layout.tensors}
 
     def put(self, name: str, data: np.ndarray) -> None:
@@ -50,7 +53,7 @@ class Packer:
             room[:] = data.reshape(-1).view(np.uint8)
 
     def room(self, name: str) -> np.ndarray:
-        """uint8[size_bytes], zeros: the place of a tensor, to be filled before `seal` instead of a `put`."""
+        """uint8[size_bytes]: the place of a tensor, to be filled whole before `seal` instead of a `put`."""
         spec = self._spec(name)
         del self._missing[name]
         return self._buffer[spec.offset_bytes : spec.offset_bytes + spec.size_bytes]
@@ -65,7 +68,7 @@ class Packer:
         """Digests the buffer and hands the buffer over. Raises ValueError when a tensor is missing."""
         if self._missing:
             raise ValueError(f"{version}: {len(self._missing)} tensors were never put, first {min(self._missing)}")
-        hasher = new_digest(self._layout.tensors)
+        hasher = new_digest(self._layout.tensors, threads=self._digest_threads)
         hasher.update(self._buffer.data)
         manifest = Manifest(
             version=version,

@@ -338,6 +338,7 @@ async def test_a_learner_that_is_replaced_in_the_middle_of_a_push_does_not_cost_
         await run.until(lambda _: cast.learner.transfers == 1)
         await second.register(run)
         await run.until(lambda _: cast.rollout.applied == [0])
+    assert second.receiver_devices == {"cpu"}  # what the rollout has said of itself
 
 
 async def test_an_evaluation_is_repeated_on_another_rollout_when_its_rollout_dies(

@@ -56,6 +56,7 @@ async def test_it_registers_what_it_serves_registers_again_when_forgotten_and_le
         request = coordinator.registrations[0]
         assert request.role == pb.SERVICE_ROLE_ROLLOUT
         assert request.engine.startswith(engine)
+        assert request.device == "cpu"
         assert (request.capacity, request.max_model_len) == (32, 48)
         assert len(request.model_hash) == len(request.tokenizer_hash) == 64
         assert not request.HasField("version")

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from sluice.errors import Expired, NotReady, TransferError
+from sluice.weights import sender as sender_module
+from sluice.weights.backends import Collective, Rendezvous, TransferGroup
 from sluice.weights.receiver import Received, WeightReceiver
 from sluice.weights.sender import WeightSender
 from tests.integration.weight_cases import join_opened, random_snapshot, rendezvous
@@ -143,3 +145,37 @@ def _join_threads(name: str) -> None:
 
 def _threads_named(name: str) -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == name]
+
+
+def test_auto_takes_nccl_between_two_gpus_and_gloo_on_one_and_with_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined, opened = dict[str, str](), threading.Event()
+
+    def join(where: Rendezvous, *, backend: Collective) -> TransferGroup:
+        joined[where.epoch] = backend
+        assert opened.wait(5.0)
+        raise TransferError("made-up devices")
+
+    monkeypatch.setattr(sender_module, "join", join)
+    mine = "GPU-00000000-0000-0000-0000-00000000000a"
+    for own, theirs, backend in (
+        (mine, "GPU-00000000-0000-0000-0000-00000000000b", "nccl"),
+        (mine, mine, "gloo"),
+        (mine, "cpu", "gloo"),
+        (mine, "", "gloo"),  # a rollout that does not tell
+        ("cpu", mine, "gloo"),
+        ("cpu", "cpu", "gloo"),
+    ):
+        sender = WeightSender(backend="auto", host="127.0.0.1", device=own)
+        sender.publish(random_snapshot(0))
+        opened.clear()
+        told = sender.open(rollout_id="r", epoch=f"{own}.{theirs}", timeout_s=1.0, receiver_device=theirs)
+        opened.set()
+        _join_threads("weights-r")
+        assert told.backend == joined[f"{own}.{theirs}"] == backend
+        sender.close()
+    opened.clear()
+    asked = WeightSender(backend="nccl", host="127.0.0.1", device=mine)
+    asked.publish(random_snapshot(0))
+    assert asked.open(rollout_id="r", epoch="e", timeout_s=1.0, receiver_device=mine).backend == "nccl"
+    opened.set()
+    asked.close()

@@ -228,6 +228,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             last_beat_s=run.clock.now(),
             metrics_address=request.metrics_address,
             engine=request.engine,
+            device=request.device,
             own_weights=own_weights,
             version=OWN_WEIGHTS if own_weights else None,
         )

@@ -67,6 +67,8 @@ class Member:
     """host:port of the member's Prometheus endpoint; empty without an endpoint."""
     engine: str = ""
     """A rollout's engine: implementation, version and device."""
+    device: str = ""
+    """The identity of the device that takes a rollout's weights (sluice/accelerator.py); empty: not told."""
     state: State = State.REGISTERED
     reason: str = ""
     """Why the member is quarantined or lost."""

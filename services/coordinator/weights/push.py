@@ -149,7 +149,12 @@ class WeightPush:
     async def _open(self, member: Member, learner: Member, epoch: str) -> learner_pb2.OpenTransferResponse:
         with as_sluice_errors(learner):
             return await self._clients.learner(learner).OpenTransfer(
-                learner_pb2.OpenTransferRequest(rollout_id=member.service_id, epoch=epoch, timeout_s=self._timeout_s),
+                learner_pb2.OpenTransferRequest(
+                    rollout_id=member.service_id,
+                    epoch=epoch,
+                    timeout_s=self._timeout_s,
+                    receiver_device=member.device,
+                ),
                 timeout=self._timeout_s,
             )
 

@@ -39,6 +39,10 @@ WRITE_LIMIT_S = 1800.0
 
 _CLOSE_LIMIT_S = 30.0
 
+_STAGES_AGAIN = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+"""Whether torch's stager can copy more than once. That of torch 2.11 ends with its first copy, so that every checkpoint takes
+fresh host memory there."""
+
 _COPY_AHEAD_BYTES = 10_000_000
 """torch's default."""
 
@@ -72,6 +76,8 @@ class CheckpointWriter:
             return done
         started = time.perf_counter()
         staged = self._stager.stage(tensors)
+        if not _STAGES_AGAIN:
+            self._stager = DefaultStager(_staging(cuda=self._ranks.device.type == "cuda"))
         assert isinstance(staged, dict)
         log.debug("checkpoint_staged", step=state.step, stall_s=time.perf_counter() - started)
         self._under_way = in_background("checkpoint", self._write, staged, state)

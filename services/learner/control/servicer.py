@@ -44,11 +44,13 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         rollout_id = name(request.rollout_id, field="open transfer: rollout_id")
         epoch = name(request.epoch, field="open transfer: epoch")
         timeout_s = duration_s(request.timeout_s, field="open transfer: timeout_s")
+        device = name(request.receiver_device, field="open transfer: receiver_device", may_be_empty=True)
         opened = await asyncio.to_thread(  # `file` writes the snapshot first
             self._publisher.sender.open,
             rollout_id=rollout_id,
             epoch=epoch,
             timeout_s=timeout_s,
+            receiver_device=device,
         )
         return pb.OpenTransferResponse(
             manifest=manifest_to_proto(opened.manifest),

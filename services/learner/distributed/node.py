@@ -18,6 +18,7 @@ import signal
 import sys
 import uuid
 
+from services.learner.distributed.environment import prepare_allocator
 from services.learner.distributed.interface import interface_towards
 from sluice.addresses import joined, loopback, loopback_interface
 from sluice.errors import Expired, SluiceError
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if GLOO_INTERFACE not in os.environ and args.nnodes == 1:
         os.environ[GLOO_INTERFACE] = loopback_interface()
+    prepare_allocator()
     if args.nnodes == args.nproc_per_node == 1:  # torchrun would cost seconds of imports and watch over nobody's peer
         os.environ.pop("RANK", None)
         os.execv(sys.executable, _rank(args))

@@ -13,6 +13,7 @@ Letters: N packed tokens, H heads, K key-value heads, D head size, B sequences o
 longest sequence (L > Q where sequences share a prompt).
 """
 
+import inspect
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,9 @@ from sluice.errors import ConfigError
 
 NAME = "sluice_packed"
 """`attn_implementation` of every model the learner loads."""
+
+_ASKS_FOR_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Whether torch wants to be told that heads share keys and values; torch 2.11 finds it from their shapes."""
 
 _NO_CHANGE = frozenset(
     {"dropout", "is_causal", "position_ids", "cache_position", "position_embeddings", "past_key_values", "use_cache"}
@@ -86,12 +90,13 @@ def _flash(
     layout: PackedLayout, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, window: int | None
 ) -> Tensor:
     """[N, heads, D] -> [N, H, D]."""
+    grouped: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if _ASKS_FOR_GQA else {}
     out = varlen_attn(
         query, layout.keys(key), layout.keys(value),
         layout.boundaries, layout.key_boundaries, layout.longest, layout.longest_keys,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )  # fmt: skip
     assert isinstance(out, Tensor)
     return out

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from services.learner.policy.products import add_product, product
+
 ChunkLoss = Callable[[Tensor, slice], Tensor]
 """float32[C] log-probabilities (with gradient) and their places among the M targets -> a part of the loss, a scalar."""
 
@@ -64,7 +66,7 @@ class Head:
 
         At most two [C, V] buffers exist, three with a cap.
         """
-        logits = (hidden @ weight.T).float()
+        logits = product(hidden, weight.T)
         bent = None if self._cap is None else torch.tanh(logits.mul_(self._factor / self._cap))
         if bent is not None:
             torch.mul(bent, self._cap or 1.0, out=logits)
@@ -107,7 +109,7 @@ class _FusedLoss(torch.autograd.Function):
             if hidden_gradient is not None:
                 torch.mm(gradient, right, out=hidden_gradient[where])
             if weight_gradient is not None:
-                _add_product(weight_gradient, gradient, left[where])
+                add_product(weight_gradient, gradient.T, left[where])
             del probabilities, bent, gradient  # before the next chunk's logits are made
         ctx.save_for_backward(
             None if hidden_gradient is None else hidden_gradient.to(hidden.dtype),
@@ -132,14 +134,6 @@ def _slopes(logprobs: Tensor, where: slice, chunk_loss: ChunkLoss) -> tuple[Tens
         part = chunk_loss(leaf, where)
         (slopes,) = torch.autograd.grad(part, leaf)
     return part.detach(), slopes
-
-
-def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
-    """total [V, D] float32 += gradient.T [V, C] @ hidden [C, D]."""
-    if gradient.dtype == total.dtype:
-        total.addmm_(gradient.T, hidden)
-    else:
-        total += gradient.T @ hidden
 
 
 def _empty(hidden: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from services.learner.policy.model_config import (
 from services.learner.policy.proof import prove
 from services.learner.policy.slice_proof import prove_slices, refuse_shape
 from services.learner.policy.stored_model import StoredModel, locate_on_all
+from sluice.config.derived import logprob_chunk_tokens
 from sluice.config.schema import Config
 from sluice.errors import ConfigError
 from sluice.weights.adapters import adapters_among
@@ -48,7 +49,7 @@ def load_policy(config: Config, ranks: Ranks) -> Policy:
     empty = empty_model(model_config, path=path)
     parameters = sum(parameter.numel() for parameter in empty.parameters())
     stored = locate_on_all(Path(path), empty, ranks)
-    head = make_head(config, model_config)
+    head = make_head(config, model_config, device_type=ranks.device.type)
     found = prove(config, model_config, head=head, parameters=parameters, ranks=ranks)
     prove_slices(config, model_config, head=head, forms=found, ranks=ranks, context=context)
     how = None if found.rows else attention.NAME
@@ -89,11 +90,11 @@ def _must_be_whole(stored: StoredModel, ranks: Ranks, *, parameters: int) -> boo
     return bool(why)
 
 
-def make_head(config: Config, model_config: PreTrainedConfig) -> Head:
+def make_head(config: Config, model_config: PreTrainedConfig, *, device_type: str = "cpu") -> Head:
     """The head of a run, with what the model does to its logits."""
     return Head(
         temperature=config.rollout.temperature,
-        chunk_tokens=config.learner.logprob_chunk_tokens,
+        chunk_tokens=logprob_chunk_tokens(config, device_type=device_type),
         float32=config.learner.fp32_lm_head,
         factor=logit_factor(model_config),
         cap=logit_cap(model_config),

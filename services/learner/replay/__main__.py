@@ -95,7 +95,7 @@ def _train(
     flags += ["--scratch", str(result.parent), "--result", str(result), "--context-parallel-size", str(context)]
     flags += [] if args.out is None else ["--out", str(args.out.resolve())]
     node = ["--nproc-per-node", str(ranks), "--module", "services.learner.replay.rank", "--", *flags]
-    command = learner_command(node, environ=service_environ(threads=config.learner.threads))
+    command = learner_command(node, environ=service_environ(threads=config.learner.threads or 1))
     ranks_end_with_this = armed(signal.SIGTERM)
     return subprocess.run([*ranks_end_with_this, *command.argv], env=command.environ, check=False).returncode
 

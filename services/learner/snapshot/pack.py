@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -22,6 +23,8 @@ from services.learner.policy.forward import Policy
 from services.learner.policy.lora import plain_name
 from services.learner.policy.stored_model import published_form
 from services.learner.snapshot.gather import Gatherer, NotFinite, Wanted
+from services.learner.snapshot.host_buffers import HostBuffers
+from sluice.accelerator import SideCopies, settle
 from sluice.config.schema import Config
 from sluice.errors import SluiceError
 from sluice.policy_version import PolicyVersion
@@ -30,7 +33,6 @@ from sluice.weights.file_form import FileForm, FilePart
 from sluice.weights.manifest import Layout, plan
 from sluice.weights.merging import merge
 from sluice.weights.snapshot import Packer, Snapshot
-from sluice.weights.tensors import as_bytes
 
 
 class SnapshotPacker:
@@ -39,6 +41,8 @@ class SnapshotPacker:
     def __init__(self, *, policy: Policy, config: Config, ranks: Ranks) -> None:
         """Raises AssertionError, before the first gather, unless all ranks have the same tensors."""
         self._ranks = ranks
+        self._copies = SideCopies(ranks.device)
+        """The snapshot's way to the host, beside the gathering of the next tensors."""
         self._bucket_bytes = config.weights.bucket_bytes
         causal_lm = policy.causal_lm
         form, untrained = published_form(Path(config.model.path), causal_lm)
@@ -91,19 +95,24 @@ class SnapshotPacker:
     def _pack(
         self, part: "_Part", version: PolicyVersion, prepared: Callable[[str, Tensor], Tensor]
     ) -> Snapshot | None:
-        packer = Packer(part.layout) if self._ranks.leads else None
+        threads = blake3.AUTO if self._ranks.device.type == "cuda" else 1
+        packer = Packer(part.layout, part.buffers.take(), digest_threads=threads) if self._ranks.leads else None
 
         def put(name: str, tensor: Tensor) -> None:
             assert packer is not None
             with self._timed("pack"):
                 whole = prepared(name, tensor)
                 for each in part.files[name]:
-                    packer.put(each.name, as_bytes(each.of(whole)))
+                    self._copies.copy(packer.room(each.name), each.of(whole))
 
-        part.gatherer.gather(put)
-        for name, constant in part.constants.items():
-            if packer is not None:
-                packer.put(name, as_bytes(constant))
+        try:
+            part.gatherer.gather(put)
+            for name, constant in part.constants.items():
+                if packer is not None:
+                    self._copies.copy(packer.room(name), constant)
+        finally:
+            with self._timed("pack"):
+                self._copies.finish()
         with self._timed("digest"):
             return packer.seal(version) if packer is not None else None
 
@@ -130,8 +139,10 @@ class SnapshotPacker:
             )
             for name in names
         ]
+        layout = plan(named, bucket_bytes=self._bucket_bytes) if named else nothing
         return _Part(
-            layout=plan(named, bucket_bytes=self._bucket_bytes) if named else nothing,
+            layout=layout,
+            buffers=HostBuffers(layout.total_bytes, device=self._ranks.device),
             dtype=getattr(torch, dtype),
             gatherer=Gatherer(wanted, ranks=self._ranks, timed=self._timed),
             files=files,
@@ -143,6 +154,7 @@ class SnapshotPacker:
         started = time.perf_counter()
         try:
             yield
+            settle(self._ranks.device)  # a CUDA device has only been told what to do
         finally:
             self.phases_ms[phase] += 1e3 * (time.perf_counter() - started)
 
@@ -158,6 +170,7 @@ class _Part:
     """The tensors that each parameter is in the files."""
     constants: Mapping[str, Tensor]
     """Tensors that files have and nobody trains (the bias by which DeepSeek-V3 balances its experts), by the file's name."""
+    buffers: HostBuffers
 
 
 def _sharded(parameter: Tensor) -> DTensor:

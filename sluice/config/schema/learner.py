@@ -47,7 +47,9 @@ class LearnerConfig(Section):
         description="auto computes the prompt of a group once for the samples of a micro-batch, where the model allows it "
         "and it saves an eighth of the tokens; never computes it for each sample",
     )
-    logprob_chunk_tokens: PositiveInt = Field(default=1024, description="tokens whose logits exist at once")
+    logprob_chunk_tokens: PositiveInt | None = Field(
+        default=None, description="tokens whose logits exist at once; default 1024 on a CPU, 4096 on CUDA"
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="compute activations again in the backward pass to save memory"
     )
@@ -74,7 +76,10 @@ class LearnerConfig(Section):
     )
     resume: PathText = Field(default="auto", description="auto | never | path of a checkpoint")
     max_skipped_updates: PositiveInt = Field(default=5, description="non-finite updates in a row before the run stops")
-    threads: PositiveInt = Field(default=1, description="OMP threads a rank on a CPU")
+    threads: PositiveInt | None = Field(
+        default=None,
+        description="CPU threads a rank; default 1, with cpu_offload on CUDA the machine's cores shared out over its ranks",
+    )
     peak_flops: NonNegativeFloat = Field(
         default=0.0,
         description="peak FLOP/s of one device, for `learner/mfu`; 0: by the device's name (dense bfloat16), and no figure "

@@ -15,9 +15,13 @@ class RolloutConfig(Section):
     engine: Literal["vllm", "transformers"] = Field(default="vllm", description="inference engine")
     tensor_parallel_size: PositiveInt = Field(default=1, description="devices one vLLM engine is spread over")
     max_num_seqs: PositiveInt = Field(default=256, description="samples an engine runs at once")
-    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="CUDA only")
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="CUDA only, without kv_cache_bytes")
     enforce_eager: bool = Field(default=False, description="run the model without CUDA graphs; a CPU has none")
-    kv_cache_bytes: PositiveInt | None = Field(default=128 << 20, description="KV cache of a CPU engine in bytes")
+    kv_cache_bytes: PositiveInt | None = Field(
+        default=None,
+        description="bytes of the KV cache on each device; default 128 MiB on a CPU, on CUDA what gpu_memory_utilization "
+        "leaves. Set it where a learner shares the GPU",
+    )
     threads: PositiveInt = Field(default=1, description="OMP threads of a CPU engine")
     step_timeout_s: PositiveFloat = Field(
         default=120.0,

@@ -11,7 +11,7 @@ class WeightsConfig(Section):
     """Weight push."""
 
     backend: Literal["auto", "nccl", "gloo", "file"] = Field(
-        default="auto", description="auto: nccl on CUDA, else gloo"
+        default="auto", description="auto: nccl between two GPUs, gloo on one GPU and with a CPU"
     )
     bucket_bytes: PositiveInt = Field(default=1 << 20, description="bytes a transfer operation")
     timeout_s: PositiveFloat = Field(default=10.0, description="limit of a join and of every transfer operation")

@@ -87,7 +87,7 @@ FLOW: tuple[Metric, ...] = (
         "coordinator",
         "samples put back during the step because a KV cache was full, over all rollouts; they are computed again",
         "0",
-        "lower `rollout.max_num_seqs`, raise `rollout.gpu_memory_utilization` (on a CPU `rollout.kv_cache_bytes`) or "
+        "lower `rollout.max_num_seqs`, raise `rollout.kv_cache_bytes` (without it on CUDA `rollout.gpu_memory_utilization`) or "
         "`rollout.tensor_parallel_size`; `sluice config check` counts how many sequences fit",
     ),
     entry(

@@ -36,6 +36,8 @@ class FakeLearner(FakeService, learner_pb2_grpc.LearnerServiceServicer):
         """Whether it asks for stored groups, as the real learner does, or for Group messages, as a script may."""
         self._stored = StoredGroups()
         self.transfers = 0
+        self.receiver_devices: set[str] = set()
+        """The devices for which transfers were opened."""
         self.may_open = asyncio.Event()
         """While cleared, OpenTransfer hangs."""
         self.may_open.set()
@@ -108,6 +110,7 @@ class FakeLearner(FakeService, learner_pb2_grpc.LearnerServiceServicer):
         self, request: learner_pb2.OpenTransferRequest, context: Any
     ) -> learner_pb2.OpenTransferResponse:
         self.transfers += 1
+        self.receiver_devices.add(request.receiver_device)
         await self.may_open.wait()
         manifest = common.WeightManifest(version=self.holds(), digest=digest(self.version))
         return learner_pb2.OpenTransferResponse(manifest=manifest, backend="file", file_path=BY_NAME, new_epoch=True)

@@ -39,6 +39,7 @@ class FakeRollout(FakeService, rollout_pb2_grpc.RolloutServiceServicer):
 
     service_name = "sluice.v1.RolloutService"
     role = pb.SERVICE_ROLE_ROLLOUT
+    device = "cpu"
 
     def __init__(self, *, service_id: str = "rollout-0", engine: TimedEngine | None = None, **standing: Any) -> None:
         super().__init__(service_id=service_id, **standing)

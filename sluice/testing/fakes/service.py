@@ -83,6 +83,8 @@ class FakeService(Server):
     """A service that joins a run. `model` is the folder whose identity it states."""
 
     role: ClassVar["pb.ServiceRole.ValueType"]
+    device: ClassVar[str] = ""
+    """The device that a registration states."""
 
     def __init__(
         self, *, service_id: str, model: Path | None = None, capacity: int = 64, max_model_len: int = 128
@@ -113,6 +115,7 @@ class FakeService(Server):
             model_hash=identity.model_hash,
             tokenizer_hash=identity.tokenizer_hash,
             engine="fake",
+            device=self.device,
             capacity=self.capacity,
             max_model_len=self.max_model_len,
             version=self.holds(),

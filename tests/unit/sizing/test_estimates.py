@@ -105,12 +105,16 @@ def test_a_micro_batch_has_the_budget_or_what_there_is_or_one_sequence(overrides
 
 def test_a_rollout_shares_its_weights_out_and_gives_the_rest_to_the_cache() -> None:
     config = recipe("rollout.tensor_parallel_size=2", "rollout.max_num_seqs=10")
-    used = 2 * 700 + 2 * 4 * 10 * 100 + 2048 * 2 * (4 * 8 + 3 * 8)
+    used = 2 * 700 + 2 * 4 * 10 * 100 + 16_384 * 2 * (4 * 8 + 3 * 8)
     assert rollout.gpu_memory(SHAPE, config).total_bytes == used
-    cache = rollout.kv_cache(SHAPE, config, gpu_bytes=1_000_000)
+    cache = rollout.kv_cache(SHAPE, config, gpu_bytes=10_000_000)
     assert (cache.bytes_a_token, cache.sequence_bytes) == (2 * 8, 30 * 16)
-    assert cache.room_bytes == 850_000 - used
-    assert cache.sequences == pytest.approx((850_000 - used) / 480)
+    assert cache.room_bytes == 8_500_000 - used
+    assert cache.sequences == pytest.approx((8_500_000 - used) / 480)
+    assert rollout.most_bytes(SHAPE, config, gpu_bytes=10_000_000) == 8_500_000
+    fixed = recipe("rollout.tensor_parallel_size=2", "rollout.max_num_seqs=10", "rollout.kv_cache_bytes=960")
+    assert rollout.kv_cache(SHAPE, fixed, gpu_bytes=None).sequences == 2.0
+    assert rollout.most_bytes(SHAPE, fixed, gpu_bytes=10_000_000) == used + 960
 
 
 def test_host_disk_and_network() -> None:
@@ -129,8 +133,8 @@ def test_host_disk_and_network() -> None:
 
 
 def test_what_fits_is_not_refused_and_what_cannot_fit_is_with_the_way_out() -> None:
-    config = recipe("rollout.max_num_seqs=10", "model.dtype=float32")
-    need = max(learner.rank_memory(SHAPE, config).total_bytes, rollout.gpu_memory(SHAPE, config).total_bytes / 0.85)
+    config = recipe("rollout.max_num_seqs=10", "model.dtype=float32", "rollout.gpu_memory_utilization=1")
+    need = max(learner.rank_memory(SHAPE, config).total_bytes, rollout.gpu_memory(SHAPE, config).total_bytes)
     assert list(refusals(SHAPE, config, gpu_bytes=round(need) + 5000, gpus=2)) == []
     [line] = refusals(SHAPE, config, gpu_bytes=round(need) + 5000, gpus=1)
     assert line.startswith("--gpus: must be >= 2, the learner's ranks (1) and launch.rollout_replicas x ")
