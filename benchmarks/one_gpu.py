@@ -26,9 +26,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault(
+    "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
+)  # otherwise looking for a device spoils it for forked processes
 import torch
 
-from benchmarks.gpu_parts import PARTS, Part
+from benchmarks.gpu_parts import MODEL, PARTS, Part
 from benchmarks.gpu_parts.context import Context, Figure, figures_in
 from benchmarks.report import RESULTS
 
@@ -43,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(f"{part.name:<16} {part.limit_s:>4g} s  {part.what}" for part in PARTS))
         return 0
     ends_s = time.monotonic() + 60 * args.minutes
-    chosen = [part for part in PARTS if not args.only or part.name in args.only]
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("one_gpu: torch finds no CUDA device; --device cpu runs the same code at its smallest", file=sys.stderr)
+        return 2
+    chosen = [part for part in PARTS if not args.only or part.name in args.only or part is MODEL]
     done: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="sluice-one-gpu-") as folder:
         context = Context(device=args.device, folder=Path(folder))

@@ -25,7 +25,11 @@ class Part:
         return self.cuda_only if device != "cuda" else ""
 
 
+MODEL = Part(name="model", what="writes the random model that most others use", limit_s=60, run=learner.write_model)
+"""Runs whatever else is chosen."""
+
 PARTS = (
+    MODEL,
     Part(name="ceilings", what="versions; products and copies alone, which the others are compared with", limit_s=60,
          run=ceilings.run),
     Part(name="attention", what="variable-length attention at 20k tokens against float32, forward and backward", limit_s=40,

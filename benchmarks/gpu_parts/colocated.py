@@ -37,7 +37,6 @@ TIMEOUT_S = 30.0
 
 def run(context: Context) -> Iterator[Figure]:
     """Times of push and stall, the mismatch at age 0, and what both hold of the device."""
-    written_model(context)
     here, there = multiprocessing.Pipe()
     rollout = multiprocessing.get_context("fork").Process(target=_rollout, args=(context, there))
     rollout.start()  # before this process touches the device
@@ -53,7 +52,7 @@ def run(context: Context) -> Iterator[Figure]:
 
 
 def _learner(context: Context, rollout: Connection) -> Iterator[Figure]:
-    prompt, answer, n = (8, 6, 4) if context.small else (256, 256, 16)
+    prompt, answer, n = (8, 6, 4) if context.small else (256, 128, 16)
     config = configuration(context, learner={"gradient_checkpointing": True, "lr": 1e-6})
     ranks = join_ranks()
     policy = load_policy(config, ranks)

@@ -1,6 +1,6 @@
 """The learner on a random model of Qwen3-1.7B's shape: rates, shares of the measured product, memory.
 
-One update a step. Models are written once a call, to the call's folder.
+One update a step.
 """
 
 import time
@@ -84,14 +84,17 @@ def configuration(
     )
 
 
+def write_model(context: Context) -> Iterator[Figure]:
+    """Writes the random model's folder. A part of its own: it is drawn on the device, which others fork before they touch."""
+    with torch.device(context.device):
+        model = AutoModelForCausalLM.from_config(_shape(context), dtype=getattr(torch, context.dtype))
+    model.save_pretrained(written_model(context))
+    yield Figure(what="parameters", value=float(sum(p.numel() for p in model.parameters())), unit="")
+
+
 def written_model(context: Context) -> Path:
-    """The folder of the random model; made by the first part that asks."""
-    path = context.folder / "model"
-    if not (path / "config.json").is_file():
-        with torch.device(context.device):
-            model = AutoModelForCausalLM.from_config(_shape(context), dtype=getattr(torch, context.dtype))
-        model.save_pretrained(path)
-    return path
+    """The folder of the random model."""
+    return context.folder / "model"
 
 
 def _shape(context: Context) -> Qwen3Config:

@@ -14,7 +14,7 @@ _COUNT = re.compile(r"(\d+) (passed|failed|errors?|deselected)")
 
 def run(context: Context) -> Iterator[Figure]:
     """How many tests passed and failed; the log has the rest. Raises CalledProcessError when one failed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print(done.stdout)
     for count, what in _COUNT.findall(done.stdout.strip().splitlines()[-1]):
