@@ -9,7 +9,7 @@ import re
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
-def is_further(tensor: str, *, layers: int) -> bool:
+def is_further(tensor: str, *, layers: float) -> bool:
     """Whether a tensor of a folder's files belongs to a layer behind the `layers` layers of config.json."""
     found = _LAYER.search(tensor)
     return found is not None and int(found[1]) >= layers

@@ -1,12 +1,14 @@
 """A model folder as a weight snapshot for a rollout to read, made without torch."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 
 from sluice.errors import ConfigError
 from sluice.policy_version import PolicyVersion
+from sluice.weights.further_layers import is_further
 from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Packer, Snapshot
 
@@ -26,13 +28,15 @@ def read_model_snapshot(folder: Path, version: PolicyVersion) -> Snapshot:
     except ImportError as error:
         raise ConfigError("--model: needs safetensors, which comes with sluice-rl[rollout]") from error
     try:
-        tied = json.loads((folder / "config.json").read_text()).get("tie_word_embeddings", False)
+        config = json.loads((folder / "config.json").read_text())
+        layers = config.get("num_hidden_layers", math.inf)
         entries = dict(
             entry
             for file in sorted(folder.glob("*.safetensors"))
             for entry in safetensors.deserialize(file.read_bytes())
+            if not is_further(entry[0], layers=layers)
         )
-        if tied:
+        if config.get("tie_word_embeddings", False):
             entries.pop(_TIED_HEAD, None)
         named = [(name, _DTYPES[entry["dtype"]], entry["shape"]) for name, entry in entries.items()]
         packer = Packer(plan(named, bucket_bytes=BUCKET_BYTES))

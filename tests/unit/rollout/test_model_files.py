@@ -38,6 +38,15 @@ def test_limits_hashes_and_tensors_are_read(tmp_path: Path) -> None:
     assert model.tokenizer_hash == ""
 
 
+def test_what_no_engine_takes_is_not_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    further = {"model.layers.2.eh_proj.weight": [8], "model.layers.1.self_attn.rotary_emb.inv_freq": [4]}
+    monkeypatch.setattr(
+        "tests.unit.rollout.test_model_files.SHAPES", SHAPES | further | {"model.layers.1.a.weight": [8]}
+    )
+    found = read_model(write_model(tmp_path, config={"num_hidden_layers": 2})).tensors
+    assert found.keys() == {"embed.weight", "norm.weight", "model.layers.1.a.weight"}
+
+
 def test_an_untied_head_is_one_of_the_tensors(tmp_path: Path) -> None:
     assert "lm_head.weight" in read_model(write_model(tmp_path, config={"tie_word_embeddings": False})).tensors
 
