@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from services.coordinator.state.group import group_id_of
+from services.coordinator.storage.redis_scripts import RedisScripts
 from services.coordinator.storage.redis_store import Store
 from sluice.errors import Unavailable
 from sluice.launch.embedded_redis import EmbeddedRedis
@@ -155,21 +156,21 @@ async def test_a_run_goes_on_from_any_moment_that_redis_goes_back_to(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, learner_restarts: bool
 ) -> None:
     """The end of each script is such a moment. Files and learner remember everything; or the learner, since step 2."""
-    moments, run_script = [await scene.remember()], Store._run
+    moments, run_script = [await scene.remember()], RedisScripts.run
 
-    async def remembered(self: Store, *args: Any) -> Any:
+    async def remembered(self: RedisScripts, *args: Any) -> Any:
         answer = await run_script(self, *args)
         moments.append(await scene.remember())
         return answer
 
-    monkeypatch.setattr(Store, "_run", remembered)
+    monkeypatch.setattr(RedisScripts, "run", remembered)
     async with scene.serve() as run:
         await scene.register(run)
         await scene.learner.train(run, range(2))
         saved = pb.CommitCheckpointRequest(version=version(2), path="step-2", fence=scene.learner.fence)
         await run.stub.CommitCheckpoint(saved, timeout=5)
         await scene.learner.train(run, range(2, 4))
-    monkeypatch.setattr(Store, "_run", run_script)
+    monkeypatch.setattr(RedisScripts, "run", run_script)
     kept, trained = await asyncio.to_thread(shutil.copytree, scene.run_dir, tmp_path / "kept"), scene.learner.trained
     for place in range(4):
         await asyncio.to_thread(shutil.rmtree, scene.run_dir)

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from services.coordinator.recovery.rollback_files import recorded as recorded_rollbacks
-from services.coordinator.storage.redis_store import Store
+from services.coordinator.storage.redis_scripts import RedisScripts
 from services.learner.checkpoint.folders import newest_that_verifies
 from sluice.launch.embedded_redis import EmbeddedRedis
 from sluice.lineage import Rollback, lineage_from
@@ -54,14 +54,14 @@ class Moments:
         self.all: list[Moment] = []
         self._disk, self._run = disk, run
         disk.after_sync = self.note
-        send = Store._together
+        send = RedisScripts._together
 
-        async def noted(store: Store, together: Any) -> Any:
+        async def noted(store: RedisScripts, together: Any) -> Any:
             answers = await send(store, together)
             self.note()
             return answers
 
-        monkeypatch.setattr(Store, "_together", noted)
+        monkeypatch.setattr(RedisScripts, "_together", noted)
 
     def note(self) -> None:
         """Redis first: a file that was synced meanwhile may only be newer."""

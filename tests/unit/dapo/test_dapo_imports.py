@@ -6,7 +6,7 @@ from pathlib import Path
 import sluice.dapo
 
 ROOM = Path(sluice.dapo.__file__).parent
-PURE = {"dataclasses", "enum", "typing", "numpy"}
+PURE = {"collections", "dataclasses", "enum", "typing", "numpy"}
 WITH_TORCH = {"loss.py": {"torch"}, "correction.py": {"torch", "sluice"}}
 
 
