@@ -13,15 +13,6 @@ from benchmarks.vs_trl.records import accuracies, moments
 Cost = Literal["seconds", "completions", "cpu_seconds"]
 COSTS: tuple[Cost, ...] = ("seconds", "completions", "cpu_seconds")
 
-LEVELS: tuple[tuple[Literal["avg", "greedy"], float], ...] = (
-    ("avg", 0.5),
-    ("avg", 0.6),
-    ("avg", 0.7),
-    ("avg", 0.8),
-    ("avg", 0.9),
-    ("greedy", 0.9),
-)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:

@@ -1,34 +1,77 @@
 """Reads the accuracy of saved weights, the same way for both sides, off the clock.
 
-python -m benchmarks.vs_trl.evaluate RUN SPLIT ...: every folder of RUN/weights that has no reading yet. Plain
-transformers, one thread. All weights are read with the same random draws, so that two are compared on equal luck.
+python -m benchmarks.vs_trl.evaluate RUN SPLIT ...: every folder of RUN/weights that has no reading yet. The task `demo` is read
+by plain transformers on one thread, with the same random draws for all weights, so that two are compared on equal luck. The
+task `sums` is read by `sluice evaluate`, on its file of held-out rows whatever the split, and its weights are removed then:
+each folder has half a gigabyte.
 
 Letters: R rows going on, V vocabulary.
 """
 
 import argparse
+import json
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from benchmarks.vs_trl.records import Accuracy, accuracies, add_accuracy, saved_batches, weights_dir
-from benchmarks.vs_trl.terms import reward
-from sluice.tasks import mixadd3
+from benchmarks.vs_trl.tasks import TASKS, Demo, Sums
+from sluice.cli.demo_llm import RECIPE
+from sluice.cli.up import find_recipe
+from sluice.tasks import mixadd3, sums
+
+_SUMS_PROMPTS = 64
+"""A minute of one thread for each folder; the standard error of avg@4 is then about .04."""
 
 
-def evaluate_run(run: Path, *, split: str, prompts: int, samples: int, max_response_tokens: int) -> None:
+def evaluate_run(run: Path, *, task: str, split: mixadd3.Split, prompts: int, max_response_tokens: int) -> None:
     """Reads all weights of a run that were not read on this split yet; a line each."""
     done = accuracies(run, split)
+    if task == Sums.name:
+        for batches in saved_batches(run):
+            if batches not in done:
+                _keep(run, split, Accuracy(batches=batches, **_by_sluice(weights_dir(run, batches))))
+                _remove(weights_dir(run, batches))
+        return
     texts = [mixadd3.prompt_at(seed=0, index=index, split=split) for index in range(prompts)]
     for batches in saved_batches(run):
         if batches not in done:
             avg, greedy = accuracy(
-                weights_dir(run, batches), texts, samples=samples, max_response_tokens=max_response_tokens
+                weights_dir(run, batches), texts, samples=Demo.samples, max_response_tokens=max_response_tokens
             )
-            add_accuracy(run, split, Accuracy(batches=batches, avg=avg, greedy=greedy))
-            print(f"{run.name}: batch {batches}, {split}: avg@{samples} {avg:.3f}, greedy {greedy:.3f}", flush=True)
+            _keep(run, split, Accuracy(batches=batches, avg=avg, greedy=greedy))
+
+
+def _keep(run: Path, split: str, read: Accuracy) -> None:
+    add_accuracy(run, split, read)
+    print(f"{run.name}: batch {read.batches}, {split}: avg {read.avg:.3f}, greedy {read.greedy:.3f}", flush=True)
+
+
+def _by_sluice(weights: Path) -> dict[str, float]:
+    """`avg` and `greedy` of a folder, by the recipe's grader. Raises CalledProcessError."""
+    with tempfile.TemporaryDirectory(prefix="vs-trl-evaluation-") as folder:
+        data, found = Path(folder) / "held_out.jsonl", Path(folder) / "found.json"
+        data.write_text(sums.json_lines("held_out"))
+        recipe = find_recipe(RECIPE)
+        command = [sys.executable, "-m", "sluice.cli.main", "evaluate", "--model", str(weights), "-c", str(recipe)]
+        command += ["--data", str(data), "--prompts", str(_SUMS_PROMPTS)]
+        command += ["-n", str(Sums.samples), "--json", str(found)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        (read,) = json.loads(found.read_text())["evaluations"]
+    return {"avg": read["avg"], "greedy": read["greedy"]}
+
+
+def _remove(weights: Path) -> None:
+    """The base model is a link."""
+    if weights.is_symlink():
+        weights.unlink()
+    else:
+        shutil.rmtree(weights)
 
 
 def accuracy(folder: Path, prompts: Sequence[str], *, samples: int, max_response_tokens: int) -> tuple[float, float]:
@@ -54,9 +97,9 @@ def _right(model: Any, prompts: Sequence[str], limit: int, *, greedy: bool) -> f
     for _, group in groupby(sorted(prompts, key=len), key=len):
         same_length = list(group)
         for prompt, ids in zip(same_length, _complete(model, same_length, limit, draws, greedy=greedy), strict=True):
-            total += reward(
-                prompt,
-                "".join(mixadd3.VOCABULARY[token] for token in ids if token != _EOS),
+            total += TASKS[Demo.name].reward(
+                completion="".join(mixadd3.VOCABULARY[token] for token in ids if token != _EOS),
+                answer=mixadd3.answer(prompt),
                 finished=ids[-1] == _EOS,
             )
     return total
@@ -99,15 +142,15 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("splits", nargs="+", choices=mixadd3.SPLITS)
     parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--max-response-tokens", type=int, required=True)
     args = parser.parse_args()
     for split in args.splits:
         evaluate_run(
             args.run,
+            task=args.task,
             split=split,
             prompts=args.prompts,
-            samples=args.samples,
             max_response_tokens=args.max_response_tokens,
         )
     return 0

@@ -17,7 +17,7 @@ _LABELS = {
 }
 
 
-def draw(sides: Mapping[str, Sequence[Curve]], path: Path, *, title: str) -> None:
+def draw(sides: Mapping[str, Sequence[Curve]], path: Path, *, title: str, samples: int) -> None:
     """Writes the picture; thin lines are runs, thick ones the medians of each side."""
     figure = Figure(figsize=(13.5, 4.6), dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.08))
     panels = figure.subplots(1, len(COSTS), sharey=True)
@@ -31,8 +31,8 @@ def draw(sides: Mapping[str, Sequence[Curve]], path: Path, *, title: str) -> Non
         axes.set_xlim(left=0)
         axes.grid(visible=True, color="#e5e7eb", lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("held-out accuracy, avg@8 at temperature 1, %", fontsize=10)
-    panels[0].set_ylim(0.2, 1.0)
+    panels[0].set_ylabel(f"held-out accuracy, avg@{samples} at temperature 1, %", fontsize=10)
+    panels[0].set_ylim(0.0, 1.0)
     panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     panels[0].legend(loc="lower right", fontsize=9, frameon=False)
     figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")

@@ -23,7 +23,7 @@ from benchmarks.vs_trl.trl_side import trl_run
 
 _TUNING_SEED = 0
 TUNING_SPLIT, RACE_SPLIT = "held_out", "fresh"
-_EVALUATIONS_AT_ONCE = 2
+_EVALUATIONS_AT_ONCE = {"demo": 2, "sums": 1}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,13 +80,13 @@ def probe(plan: Plan) -> dict[str, float]:
 
 
 def tune(plan: Plan, layout: Layout) -> dict[float, float]:
-    """The mean of avg@8 over the whole run for each learning rate: it rewards learning early and ending high."""
+    """The mean of avg@n over the whole run for each learning rate: it rewards learning early and ending high."""
     runs = {lr: _race_trl(plan, layout, lr, seed=_TUNING_SEED) for lr in plan.lrs}
     _evaluate(plan, list(runs.values()), TUNING_SPLIT)
     scores = {lr: float(np.mean(curve(run, TUNING_SPLIT).avg)) for lr, run in runs.items()}
     for lr, score in scores.items():
         final = curve(runs[lr], TUNING_SPLIT).avg[-1]
-        print(f"TRL, lr {lr:g}: avg@8 {score:.3f} over the run, {final:.3f} at its end", flush=True)
+        print(f"TRL, lr {lr:g}: avg@n {score:.3f} over the run, {final:.3f} at its end", flush=True)
     return scores
 
 
@@ -143,9 +143,16 @@ def _evaluate(plan: Plan, runs: Sequence[Path], split: str) -> None:
 
     def evaluate(run: Path) -> None:
         command = [sys.executable, "-m", "benchmarks.vs_trl.evaluate", str(run), split]
-        command += ["--prompts", str(plan.eval_prompts), "--max-response-tokens", str(plan.terms.max_response_tokens)]
+        command += [
+            "--task",
+            plan.terms.task,
+            "--prompts",
+            str(plan.eval_prompts),
+            "--max-response-tokens",
+            str(plan.terms.max_response_tokens),
+        ]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
-    with ThreadPoolExecutor(_EVALUATIONS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_EVALUATIONS_AT_ONCE[plan.terms.task]) as pool:
         for _ in pool.map(evaluate, runs):
             pass

@@ -1,11 +1,9 @@
-"""What both sides agree to, taken from the demo's recipe. Standard library alone: TRL's environment imports it too."""
+"""What both sides agree to, taken from a recipe. Standard library alone: TRL's environment imports it too."""
 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from sluice.tasks import mixadd3
 
 if TYPE_CHECKING:
     from sluice.config.schema import Config
@@ -15,6 +13,8 @@ if TYPE_CHECKING:
 class Terms:
     """The terms of the race. A batch is what is generated and graded between two looks at new weights."""
 
+    task: str
+    """Its name in tasks.py."""
     base: str
     """Folder of the base model."""
     groups_per_batch: int
@@ -55,7 +55,7 @@ class Terms:
         return min(1.0, (update // self.updates_per_batch + 1) / max(1, self.warmup_batches))
 
 
-def terms_of(config: "Config", *, save_every_batches: int) -> Terms:
+def terms_of(config: "Config", *, task: str, save_every_batches: int) -> Terms:
     """Reads the terms off a recipe.
 
     Raises ValueError where TRL has no counterpart for what the recipe asks.
@@ -71,6 +71,7 @@ def terms_of(config: "Config", *, save_every_batches: int) -> Terms:
             "reward.overlong_buffer: must be enabled with penalty_factor 1, the only soft punishment TRL ships"
         )
     return Terms(
+        task=task,
         base=config.model.path,
         groups_per_batch=data.train_batch_size,
         groups_per_update=config.mini_batch_size,
@@ -99,9 +100,3 @@ def read_terms(path: Path) -> Terms:
     """The inverse of `write_terms`."""
     fields = json.loads(path.read_text())
     return Terms(**fields | {"betas": tuple(fields["betas"])})
-
-
-def reward(prompt: str, completion: str, *, finished: bool) -> float:
-    """Raw score of one completion, 0 or 1: what Sluice's grader of mixadd3 gives."""
-    right, _ = mixadd3.verify(ground_truth=mixadd3.answer(prompt), completion=completion, finished=finished)
-    return float(right)

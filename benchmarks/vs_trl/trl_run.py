@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.vs_trl.records import Moment, add_moment, weights_dir
-from benchmarks.vs_trl.terms import Terms, read_terms, reward
+from benchmarks.vs_trl.tasks import TASKS, Row, Task
+from benchmarks.vs_trl.terms import Terms, read_terms
 from sluice.dapo.overlong import overlong_penalty
 from sluice.tasks import mixadd3
 
@@ -47,15 +48,13 @@ def train(terms: Terms, *, run: Path, seed: int, threads: int) -> None:
     torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(terms.base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(terms.base)
-    prompts = [
-        mixadd3.prompt_at(seed=seed, index=index, split="train")
-        for index in range(terms.batches * terms.groups_per_batch)
-    ]
-    _check_tokens(tokenizer, prompts)
+    task = TASKS[terms.task]
+    rows = task.rows(seed=seed, count=terms.batches * terms.groups_per_batch)
+    _check_tokens(tokenizer, rows)
     overlong = get_soft_overlong_punishment(terms.max_response_tokens, terms.overlong_buffer_tokens)
     _check_overlong(overlong, terms)
     clock = _Clock()
-    accuracy = _AccuracyReward(tokenizer)
+    accuracy = _AccuracyReward(task, model, tokenizer)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=terms.lr, betas=terms.betas, weight_decay=terms.weight_decay, fused=True
     )
@@ -64,7 +63,7 @@ def train(terms: Terms, *, run: Path, seed: int, threads: int) -> None:
         processing_class=tokenizer,
         reward_funcs=[accuracy, overlong],
         args=_grpo_config(terms, run=run, seed=seed),
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        train_dataset=Dataset.from_list([{"prompt": row.prompt, "answer": row.answer} for row in rows]),
         optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, terms.lr_factor)),
     )
     trainer.remove_callback(PrinterCallback)
@@ -142,18 +141,24 @@ class _AccuracyReward:
 
     __name__ = "accuracy"
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._eos = tokenizer.eos_token_id
+    def __init__(self, task: Task, model: Any, tokenizer: Any) -> None:
+        ends = model.generation_config.eos_token_id
+        self._task = task
+        self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         self.completions = self.tokens = 0
 
     def __call__(
-        self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any
+        self, completions: list[Any], completion_ids: list[list[int]], answer: list[str], **_: Any
     ) -> list[float]:
         self.completions += len(completions)
         self.tokens += sum(len(ids) for ids in completion_ids)
         return [
-            reward(prompt, completion, finished=ids[-1] == self._eos)
-            for prompt, completion, ids in zip(prompts, completions, completion_ids, strict=True)
+            self._task.reward(
+                completion=completion if isinstance(completion, str) else completion[0]["content"],
+                answer=right,
+                finished=ids[-1] in self._ends,
+            )
+            for completion, right, ids in zip(completions, answer, completion_ids, strict=True)
         ]
 
 
@@ -182,14 +187,19 @@ def _recorder(terms: Terms, run: Path, clock: _Clock, counted: _AccuracyReward, 
             )
             if batches % terms.save_every_batches == 0 or state.global_step == state.max_steps:
                 trainer.model.save_pretrained(weights_dir(run, batches))
+                trainer.processing_class.save_pretrained(weights_dir(run, batches))
                 print(f"trl: batch {batches}, {reading[0]:.1f} s, {counted.completions} completions", flush=True)
             clock.stop_since(reading)
 
     return Recorder()
 
 
-def _check_tokens(tokenizer: Any, prompts: list[str]) -> None:
-    """Prompts must be the same tokens on both sides: one a character, nothing added."""
+def _check_tokens(tokenizer: Any, rows: list[Row]) -> None:
+    """Texts must be the same tokens on both sides: one a character, nothing added. Chats are rendered by the model's own
+    template on both sides."""
+    prompts = [row.prompt for row in rows if isinstance(row.prompt, str)]
+    if not prompts:
+        return
     ids = {token: index for index, token in enumerate(mixadd3.VOCABULARY)}
     for prompt, found in zip(prompts, tokenizer(prompts)["input_ids"], strict=True):
         assert found == [ids[character] for character in prompt], f"{prompt!r} became {found}"

@@ -8,14 +8,15 @@ import pytest
 
 from benchmarks.vs_trl.crossings import Curve, curve, first_at, median_curve
 from benchmarks.vs_trl.records import Accuracy, Moment, add_accuracy, add_moment, saved_batches, weights_dir
-from benchmarks.vs_trl.terms import Terms, read_terms, reward, terms_of, write_terms
+from benchmarks.vs_trl.tasks import TASKS, Task
+from benchmarks.vs_trl.terms import Terms, read_terms, terms_of, write_terms
 from sluice.config.load import load_config
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "cpu-demo.yaml"
 
 
 def demo_terms(*overrides: str) -> Terms:
-    return terms_of(load_config(RECIPE, overrides=overrides), save_every_batches=4)
+    return terms_of(load_config(RECIPE, overrides=overrides), task="demo", save_every_batches=4)
 
 
 def test_the_terms_are_those_of_the_demo_recipe():
@@ -60,9 +61,21 @@ def test_a_recipe_that_trl_cannot_follow_is_refused(override: str, key: str):
 
 
 def test_a_completion_is_right_only_when_the_sum_follows_the_last_mark_and_it_ended():
-    assert reward("67+58=", "7+8+0=15;6+5+1=12#125", finished=True) == 1
-    assert reward("67+58=", "7+8+0=15;6+5+1=12#125", finished=False) == 0
-    assert reward("67+58=", "#125#124", finished=True) == 0
+    reward = TASKS["demo"].reward
+    assert reward(answer="125", completion="7+8+0=15;6+5+1=12#125", finished=True) == 1
+    assert reward(answer="125", completion="7+8+0=15;6+5+1=12#125", finished=False) == 0
+    assert reward(answer="125", completion="#125#124", finished=True) == 0
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_the_rows_of_a_seed_are_always_the_same_and_their_answers_are_graded_right(task: Task):
+    rows = task.rows(seed=3, count=1500)
+    assert rows == task.rows(seed=3, count=1500)
+    assert rows != task.rows(seed=4, count=1500)
+    for row in rows[:20]:
+        right = "#" * (task.name == "demo") + row.answer
+        assert task.reward(completion=right, answer=row.answer, finished=True) == 1
+        assert task.reward(completion=right + "1", answer=row.answer, finished=True) == 0
 
 
 def test_a_level_is_reached_at_the_first_value_at_or_above_it():
