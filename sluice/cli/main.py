@@ -4,6 +4,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from sluice import __version__
 
@@ -16,9 +17,7 @@ VERBS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns its exit code: 0, 1, 2, 3 or 130 (docs/delivery.md)."""
-    parser = argparse.ArgumentParser(
-        prog="sluice", description="DAPO training of language models as an asynchronous service system."
-    )
+    parser = _Parser(prog="sluice", description="DAPO training of language models as an asynchronous service system.")
     parser.add_argument("--version", action="version", version=f"sluice {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -35,6 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
         return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes flags as they are written: what begins like one, `--n` like `--no-greedy`, is refused. So do its commands."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
 
 
 if __name__ == "__main__":

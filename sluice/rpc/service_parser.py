@@ -19,7 +19,7 @@ class ServiceParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, environ: Mapping[str, str] | None = None, **how: Any) -> None:
         self._environ = os.environ if environ is None else environ
-        super().__init__(*args, **how)
+        super().__init__(*args, allow_abbrev=False, **how)
 
     def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
         """Adds a flag; the flag's help names the flag's variable."""

@@ -94,6 +94,12 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     assert said in line
 
 
+def test_a_flag_is_not_taken_for_another_that_begins_like_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        sluice.cli.main.main(["evaluate", "--n", "4"])  # --no-greedy
+    assert "unrecognized arguments: --n" in capsys.readouterr().err
+
+
 def test_a_set_whose_file_is_gone_is_named(model: Path) -> None:
     (model.parent / "val.jsonl").unlink()
     with pytest.raises(ConfigError, match=r"eval\.sets\.one\.files: no such file"):
