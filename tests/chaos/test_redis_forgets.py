@@ -1,7 +1,9 @@
 """Redis is killed and comes back without its newest writes, or with none: the run goes on, and says what it repaired."""
 
 import json
+import shutil
 import signal
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from services.coordinator.storage.identity import IDENTITY_FILE
 from services.coordinator.wire.messages import ZstdGroups
 from sluice.launch.embedded_redis import find_server
 from sluice.run_dir.batch_file import payloads_of
+from sluice.testing import assert_eventually_blocking
 from tests.chaos.plan import Victim
 from tests.chaos.trial import Trial
 from tests.chaos.victims import send
@@ -53,9 +56,19 @@ def groups_in_files(run_dir: Path) -> set[str]:
     return batches | {row["group_id"] for row in pq.read_table(run_dir / "ledger").to_pylist()}
 
 
-def socket_of(trial: Trial) -> str:
-    """From the title that the server gives its process."""
-    return trial.process(Victim.REDIS).cmdline()[0].partition("unixsocket:")[2].strip()
+def kept_by(trial: Trial, scratch: Path) -> Memory:
+    """What the embedded Redis has on disk, read by another server from a copy: its own lets in nobody without its password."""
+    folder, socket = scratch / "copy", str(scratch / "copy.sock")
+    shutil.copytree(trial.run_dir / "redis", folder)
+    command = [find_server(), "--port", "0", "--unixsocket", socket, "--dir", str(folder), "--save", ""]
+    with subprocess.Popen([*command, "--appendonly", "yes"], stdout=subprocess.DEVNULL) as server:
+        try:
+            assert_eventually_blocking(lambda: answers(socket), within_s=20)
+            return Memory.of(trial, socket)
+        finally:
+            server.kill()
+            server.wait()
+            shutil.rmtree(folder)
 
 
 def check(trial: Trial, *, before: Memory, after: Memory, in_files: set[str]) -> None:
@@ -75,7 +88,7 @@ def check(trial: Trial, *, before: Memory, after: Memory, in_files: set[str]) ->
         assert rows[group["group_id"]]["prompt_id"] == group["prompt_id"]
 
 
-def test_the_embedded_redis_loses_the_end_of_its_append_only_file(start_trial) -> None:
+def test_the_embedded_redis_loses_the_end_of_its_append_only_file(start_trial, tmp_path: Path) -> None:
     with start_trial(f"run.total_steps={STEPS}", forgetful=True) as trial:
         trial.until(lambda: trial.steps() >= STRUCK_AFTER - 2, what=f"step {STRUCK_AFTER - 2}")
         (file,) = (trial.run_dir / "redis" / "appendonlydir").glob("*.incr.aof")
@@ -84,15 +97,14 @@ def test_the_embedded_redis_loses_the_end_of_its_append_only_file(start_trial) -
         stopped = [trial.process(Victim.COORDINATOR), psutil.Process(trial.launcher.pid)]
         for process in stopped:
             send(process, signal.SIGSTOP)
-        socket = socket_of(trial)
-        before, in_files = Memory.of(trial, socket), groups_in_files(trial.run_dir)
+        before, in_files = kept_by(trial, tmp_path), groups_in_files(trial.run_dir)
         server = trial.process(Victim.REDIS)
         send(server, signal.SIGKILL)
         with file.open("r+b") as opened:
             opened.truncate(kept_bytes)
+        after = kept_by(trial, tmp_path)
         send(stopped[1], signal.SIGCONT)
         trial.until(lambda: trial.process(Victim.REDIS) != server, what="another Redis")
-        after = Memory.of(trial, socket)
         send(stopped[0], signal.SIGCONT)
         trial.finish()
     check(trial, before=before, after=after, in_files=in_files)
