@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import platform
+import select
 import signal
 import sys
 import tempfile
@@ -35,7 +36,6 @@ from benchmarks.gpu_parts import MODEL, PARTS, Part
 from benchmarks.gpu_parts.context import Context, Figure, figures_in
 from benchmarks.report import RESULTS
 
-POLL_S = 0.02
 TAIL_LINES = 15
 
 
@@ -106,21 +106,19 @@ def _in_a_process(part: Part, context: Context, log: Path, found: Path, *, limit
     child = os.fork()
     if child == 0:
         _be(part, context, log, found)
-    ends_s = time.monotonic() + limit_s
-    state = "timed out"
+    watched = os.pidfd_open(child)
     try:
-        while time.monotonic() < ends_s:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                state, child = "done" if status == 0 else "failed", -child
-                break
-            time.sleep(POLL_S)
+        ended, _, _ = select.select([watched], [], [], limit_s)
     finally:
+        os.close(watched)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(abs(child), signal.SIGKILL)  # its own children too
-        if child > 0:
-            os.waitpid(child, 0)
-    return state
+            os.killpg(child, signal.SIGKILL)  # its own children too, and itself where it has not ended
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)  # it may not have a group of its own yet
+        _, status = os.waitpid(child, 0)
+    if not ended:
+        return "timed out"
+    return "done" if status == 0 else "failed"
 
 
 def _be(part: Part, context: Context, log: Path, found: Path) -> None:
