@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+import pytest
+
 from services.coordinator.app.options import Options
 from services.coordinator.app.serving import serve
 from sluice.config.schema import Config
@@ -127,3 +130,15 @@ class Cast:
     async def register(self, to: Coordinator) -> None:
         for service in (self.reward, self.rollout, self.learner):
             await service.register(to)
+
+
+def state_is(state: "pb.RunState.ValueType") -> Callable[[pb.GetStatusResponse], bool]:
+    """A condition on the run's state."""
+    return lambda status: status.state == state
+
+
+async def code_of(call: Any) -> grpc.StatusCode:
+    """The code with which a call is refused."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code()
