@@ -30,11 +30,20 @@ async def running(*command: str, environ: Mapping[str, str] | None = None, **pip
         yield process
     finally:
         if process.returncode is None:
-            for each in (*psutil.Process(process.pid).children(recursive=True), process):
+            for each in _with_descendants(process):
                 with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself since it was listed
                     each.kill()
         async with asyncio.timeout(END_S):
             await process.communicate()
+
+
+def _with_descendants(process: Process) -> list[psutil.Process]:
+    """A process after all that descend from it; none when it was reaped, which a thread of asyncio does before it tells."""
+    try:
+        started = psutil.Process(process.pid)
+        return [*started.children(recursive=True), started]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def learner(
