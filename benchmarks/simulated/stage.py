@@ -16,7 +16,7 @@ from benchmarks.simulated.model import write_model
 from benchmarks.vs_trl.cpu_time import tree_cpu_seconds
 from sluice.config.load import dump_config
 from sluice.config.schema import Config
-from sluice.launch.commands import coordinator_command
+from sluice.launch.commands import Command, coordinator_command
 from sluice.launch.embedded_redis import start_redis
 from sluice.launch.processes import Child, read_ready, start
 
@@ -55,7 +55,7 @@ class Stage:
         await asyncio.to_thread(_write_config, run_dir, config)
         read_fd, write_fd = os.pipe()
         command = coordinator_command(config, run_dir=run_dir, redis_url=self.redis_url, port=0, ready_fd=write_fd)
-        async with self._conduct(command.argv, command.environ, read_fd, write_fd):
+        async with self._conduct(command, read_fd, write_fd):
             yield
 
     @contextlib.asynccontextmanager
@@ -64,17 +64,13 @@ class Stage:
         read_fd, write_fd = os.pipe()
         command = [sys.executable, "-m", "benchmarks.simulated.relay", "--redis-url", self.redis_url]
         command += ["--ready-fd", str(write_fd), *flags]
-        async with self._conduct(command, dict(os.environ), read_fd, write_fd):
+        async with self._conduct(Command(name="relay", argv=command, environ={}), read_fd, write_fd):
             yield
 
     @contextlib.asynccontextmanager
-    async def _conduct(
-        self, command: Sequence[str], environ: dict[str, str], read_fd: int, write_fd: int
-    ) -> AsyncIterator[None]:
+    async def _conduct(self, command: Command, read_fd: int, write_fd: int) -> AsyncIterator[None]:
         with _cores(conductor=True):
-            child = await start(
-                "conductor", command, log_path=self.folder / "conductor.log", environ=environ, pass_fds=[write_fd]
-            )
+            child = await start(command, log_path=self.folder / "conductor.log", pass_fds=[write_fd])
         os.close(write_fd)
         try:
             self.address = f"127.0.0.1:{await read_ready(read_fd, child, timeout_s=READY_S)}"
@@ -101,7 +97,7 @@ class Stage:
 
     @contextlib.asynccontextmanager
     async def _beside(self, name: str, command: Sequence[str]) -> AsyncIterator[None]:
-        child = await start(name, command, log_path=self.folder / f"{name}.log", environ=dict(os.environ))
+        child = await start(Command(name=name, argv=command, environ={}), log_path=self.folder / f"{name}.log")
         try:
             yield
         finally:

@@ -23,7 +23,7 @@ def evaluate_model(args: argparse.Namespace) -> int:
     """Evaluates, prints a table, writes the files that were asked for; returns the exit code. Raises ConfigError."""
     import asyncio
 
-    from sluice.launch.local import LocalRun
+    from sluice.launch.run import Run
     from sluice.launch.view import make_view
 
     config = evaluation_config(args)
@@ -35,7 +35,7 @@ def evaluate_model(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="sluice-evaluate-") as scratch:
         run_dir = (args.run_dir or Path(scratch) / "evaluation").resolve()
         view = make_view(sys.stderr, plain=True)
-        outcome = asyncio.run(LocalRun(config=config, run_dir=run_dir, view=view, evaluate_only=True).run())
+        outcome = asyncio.run(Run(config=config, run_dir=run_dir, view=view, evaluate_only=True).run())
         if outcome.message or outcome.exit_code or outcome.status is None:
             print(f"sluice: {outcome.message}", file=sys.stderr)
             return outcome.exit_code

@@ -1,4 +1,4 @@
-"""`sluice up`: a whole run on this machine. `sluice demo`: the same for the demo task, base model included."""
+"""`sluice up`: a whole run, on this machine or on a cluster. `sluice demo`: the same for the demo task, base model included."""
 
 import argparse
 import errno
@@ -20,7 +20,11 @@ DEMO_RECIPE = "cpu-demo.yaml"
 
 def add_parser(commands: Any) -> None:
     """Adds `up` and `demo`."""
-    up = commands.add_parser("up", help="run a recipe on this machine", description="Runs a recipe on this machine.")
+    up = commands.add_parser(
+        "up",
+        help="run a recipe",
+        description="Runs a recipe, on this machine or with its services placed by Ray or Slurm.",
+    )
     up.add_argument("-c", "--config", type=Path, required=True, help="recipe (YAML)")
     up.add_argument("--dry-run", action="store_true", help="check the recipe, print the derived numbers and end")
     add_run_flags(up)
@@ -53,6 +57,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of every command that runs a recipe."""
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override")
     parser.add_argument("--run-dir", type=Path, default=None, help="run directory; an existing one is resumed")
+    parser.add_argument(
+        "--on", choices=["local", "ray", "slurm"], help="what places the services (default: the recipe's launch.engine)"
+    )
     parser.add_argument("--rollout-replicas", type=int, default=None, metavar="N", help="rollout services")
     parser.add_argument("--reward-replicas", type=int, default=None, metavar="N", help="reward services")
     parser.add_argument("--learner-nproc-per-node", type=int, default=None, metavar="N", help="learner ranks a machine")
@@ -91,14 +98,14 @@ def _check(config: Any) -> int:
     import tempfile
 
     from sluice.config.evaluation_sets import check_files
-    from sluice.launch.local import LocalRun
+    from sluice.launch.run import Run
     from sluice.launch.view import make_view
 
     check_files(config)
     with tempfile.TemporaryDirectory(prefix="sluice-dry-run-") as folder:
         run_dir = Path(folder) / "dry-run"
         view = make_view(sys.stdout, plain=True)
-        outcome = asyncio.run(LocalRun(config=config, run_dir=run_dir, view=view, check_only=True).run())
+        outcome = asyncio.run(Run(config=config, run_dir=run_dir, view=view, check_only=True).run())
         if outcome.exit_code:
             print(f"sluice: {outcome.message}", file=sys.stderr)
             return outcome.exit_code
@@ -173,6 +180,7 @@ def demo_base_dir() -> Path:
 def replica_overrides(args: argparse.Namespace) -> list[str]:
     """The overrides that the flags for numbers of processes stand for."""
     flags = {
+        "launch.engine": args.on,
         "launch.rollout_replicas": args.rollout_replicas,
         "launch.reward_replicas": args.reward_replicas,
         "launch.learner_nproc_per_node": args.learner_nproc_per_node,
@@ -187,7 +195,8 @@ def run_here(config: Any, args: argparse.Namespace) -> int:
     import asyncio
 
     from sluice.config.evaluation_sets import check_files
-    from sluice.launch.local import LocalRun
+    from sluice.launch.engines.choice import engine_of
+    from sluice.launch.run import Run
     from sluice.launch.view import make_view
     from sluice.model_identity import model_identity
     from sluice.run_dir.naming import new_run_dir
@@ -199,7 +208,7 @@ def run_here(config: Any, args: argparse.Namespace) -> int:
     view = make_view(sys.stdout, plain=args.plain)
     view.message(f"run directory {run_dir}")
     try:
-        run = LocalRun(config=config, run_dir=run_dir, view=view, ready_fd=args.ready_fd)
+        run = Run(config=config, run_dir=run_dir, view=view, ready_fd=args.ready_fd, engine=engine_of(config.launch))
         outcome = asyncio.run(run.run())
     finally:
         view.close()

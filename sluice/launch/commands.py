@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,15 +14,27 @@ REDIS_PASSWORD = "SLUICE_REDIS_PASSWORD"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """What a process takes of the node that it is placed on."""
+
+    cpus: int = 1
+    gpus: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
     """One process to start."""
 
     name: str
     """The service id: `rollout-0`, `learner` ..."""
     argv: Sequence[str]
-    environ: dict[str, str]
+    environ: Mapping[str, str]
+    """What the process gets beside the environment of the machine that it runs on."""
     said: str = field(default="", repr=False)
     """What the process reads on standard input: a secret."""
+    needs: Needs = field(default_factory=Needs)
+    here: bool = False
+    """Whether the process stays on the launcher's machine, whatever places the others."""
 
 
 def coordinator_command(
@@ -51,7 +63,11 @@ def coordinator_command(
     argv += ["--stay", *(["--check"] if check_only else []), *(["--evaluate"] if evaluate_only else [])]
     argv += ["--ready-fd", str(ready_fd), "--idle" if idle else "--reopen"] if ready_fd is not None else []
     return Command(
-        name="coordinator", argv=argv, environ=_environ(config, Role.COORDINATOR, threads=1), said=redis_password
+        name="coordinator",
+        argv=argv,
+        environ=_environ(config, Role.COORDINATOR, threads=1),
+        said=redis_password,
+        here=True,
     )
 
 
@@ -76,7 +92,7 @@ def service_command(
     return Command(name=name, argv=argv, environ=_environ(config, Role(role), threads=threads))
 
 
-def learner_command(arguments: Sequence[str], *, environ: dict[str, str]) -> Command:
+def learner_command(arguments: Sequence[str], *, environ: Mapping[str, str]) -> Command:
     """The learner's ranks on one machine; `arguments` go to services.learner.distributed.node."""
     argv = [*module_command("services.learner.distributed.node"), *arguments]
     return Command(name="learner", argv=argv, environ=environ)
@@ -111,8 +127,8 @@ def _environ(config: Config, role: Role, *, threads: int) -> dict[str, str]:
 
 
 def service_environ(*, threads: int) -> dict[str, str]:
-    """This process's environment without the Redis password, and with the thread counts that the configuration gives."""
-    return {name: value for name, value in os.environ.items() if name != REDIS_PASSWORD} | {
+    """What every process of a run gets beside its machine's environment: thread counts as the configuration gives them."""
+    return {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
@@ -120,3 +136,8 @@ def service_environ(*, threads: int) -> dict[str, str]:
         # No process forks without exec, and gRPC's fork support would log a warning for each process started.
         "GRPC_ENABLE_FORK_SUPPORT": "0",
     }
+
+
+def inherited() -> dict[str, str]:
+    """This process's environment without the Redis password: what a process that it starts here inherits."""
+    return {name: value for name, value in os.environ.items() if name != REDIS_PASSWORD}

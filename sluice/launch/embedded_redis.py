@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sluice.errors import DiskFull, LaunchError
+from sluice.launch.commands import Command
 from sluice.launch.processes import Child, start
 from sluice.run_dir.durable import make_folder, sync
 from sluice.run_dir.full_disk import NoRoom, is_full, prove_room
@@ -100,15 +101,10 @@ async def _started(
     socket_dir.mkdir(mode=0o700, exist_ok=True)  # a start that failed has removed it
     socket = socket_dir / SOCKET
     try:
-        child = await start(
-            "redis",
-            [server, "-"],
-            log_path=log_path,
-            environ=dict(os.environ),
-            pass_fds=held,
-            said=_configuration(directory, socket, password),
-            umask=UMASK,
+        command = Command(
+            name="redis", argv=[server, "-"], environ={}, said=_configuration(directory, socket, password), here=True
         )
+        child = await start(command, log_path=log_path, pass_fds=held, umask=UMASK)
     except BaseException:
         shutil.rmtree(socket_dir, ignore_errors=True)
         raise

@@ -15,7 +15,7 @@ from sluice.client.watching import PATIENCE_S
 from sluice.config.load import parse_config
 from sluice.errors import Expired, SluiceError, Unavailable
 from sluice.launch.export_wait import ExportWait
-from sluice.launch.local import FINAL, STATUS_INTERVAL_S
+from sluice.launch.run import FINAL, STATUS_INTERVAL_S
 from sluice.launch.view import View
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.v1 import coordinator_pb2 as pb

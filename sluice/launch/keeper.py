@@ -1,19 +1,22 @@
-"""Keeps the services of a run alive on this machine.
+"""Keeps the services of a run alive, wherever the engine places each (engines/port.py).
 
  who waits            for what                                     unblocked by
  a service's keeper   the exit of its process                      the exit, or `stop`
  a service's keeper   a pause, before a service that dies again    the clock
                       and again is started
  a service's keeper   room on the disk of the run                  whoever frees space
+ a service's keeper   a place for a service                        the engine; `launch.place_timeout_s` fails the run
 A service that dies is started again, up to `launch.max_restarts` times within `launch.restart_window_s`. A service that
 dies before its first registration, or that ends with code 2 because it was started wrongly, fails the run: `failed` then
-holds a LaunchError with the end of the service's log. What dies while the disk is full is started again without being counted.
+holds a LaunchError with the end of the service's log. What dies while the disk is full or is
+lost with its node is started again without being counted.
 """
 
 import asyncio
 import signal
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +26,8 @@ from sluice.config.schema import LaunchConfig
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Command
 from sluice.launch.embedded_redis import ROOM_BYTES
-from sluice.launch.processes import Child, start
+from sluice.launch.engines.local import LocalEngine
+from sluice.launch.engines.port import Engine, Task
 from sluice.process import exit_codes
 from sluice.run_dir.full_disk import DiskWaits, NoRoom, prove_room
 
@@ -52,6 +56,16 @@ class Exited(Protocol):
     def last_words(self) -> str: ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoPlace:
+    """A service that the engine has no place for yet."""
+
+    since_s: float
+    """By the keeper's clock."""
+    why: str
+    """In the engine's words, `no node has 2 free GPUs`."""
+
+
 class Keeper:
     """The processes of one run, each kept alive by a task. Use inside one event loop."""
 
@@ -65,17 +79,22 @@ class Keeper:
         registered: Callable[[], Awaitable[Collection[str]]] | None = None,
         clock: Clock | None = None,
         disk: DiskWaits | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self._launch, self._log_dir, self._say, self._is_over = launch, log_dir, say, is_over
         self._registered = registered
         """The services that the coordinator lists now: one may register and die before anybody has put it into `known`."""
         self._clock = clock or SystemClock()
+        self._here = LocalEngine()
+        self._engine = engine or self._here
+        self.no_place: dict[str, NoPlace] = {}
+        """The services that wait for a place now."""
         self._disk = disk or DiskWaits(clock=self._clock)
         self._quick_deaths: Counter[str] = Counter()
         """How often in a row each service has died soon after its start."""
         self._restarts: dict[str, deque[float]] = {}
         """The times of each service's restarts within the restart window."""
-        self._children: dict[str, Child] = {}
+        self._children: dict[str, Task] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self.ending = False
         self.known: set[str] = set()
@@ -83,7 +102,7 @@ class Keeper:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets an exception when the run cannot go on."""
 
-    def keep(self, command: Command, *, running: Child | None = None, requested: bool = False) -> None:
+    def keep(self, command: Command, *, running: Task | None = None, requested: bool = False) -> None:
         """Has a service kept alive. A `requested` service was asked for during the run, which goes on without the service."""
         work = self._keep_requested(command) if requested else self._keep_alive(command, running)
         self.supervise(command.name, work)
@@ -118,13 +137,17 @@ class Keeper:
         kind = ConfigError if code == exit_codes.BAD_USAGE else LaunchError
         raise kind(f"{child.name} {how} {why}; {child.log_path} ends:\n{child.log_tail()}")
 
-    async def died(self, child: Child, code: int) -> None:
+    async def died(self, child: Task, code: int) -> None:
         """Returns when a process may be started again, or raises LaunchError when the process must not be started again.
 
-        A death while the disk is full is not counted, and no fault of the service.
+        A death while the disk is full, or with the node, is not counted, and no fault of the service.
         """
         if child.name not in self.known and self._registered is not None:
             self.known.update(await self._registered())
+        if child.lost:
+            self._say(f"{child.name} is lost: {child.lost}; looking for another place")
+            await self._clock.sleep(self._pause_s(child))
+            return
         full = await asyncio.to_thread(self._no_room)
         if full is None or code == exit_codes.BAD_USAGE:
             self.judge(child, code)
@@ -143,13 +166,13 @@ class Keeper:
             return None  # no folder, no permission: what cannot be written for another reason
         return None
 
-    def _pause_s(self, child: Child) -> float:
+    def _pause_s(self, child: Task) -> float:
         """0 after a first death; grows with deaths in a row, each within QUICK_DEATH_S of the start."""
         quick = self._clock.now() - child.started_s < QUICK_DEATH_S
         deaths = self._quick_deaths[child.name] = self._quick_deaths[child.name] + 1 if quick else 0
         return min(FIRST_PAUSE_S * 2 ** (deaths - 2), LONGEST_PAUSE_S) if deaths > 1 else 0.0
 
-    def child(self, name: str) -> Child | None:
+    def child(self, name: str) -> Task | None:
         """The process of a kept service; None while the service has no process."""
         child = self._children.get(name)
         return child if child is not None and child.alive else None
@@ -189,22 +212,43 @@ class Keeper:
         except LaunchError as error:
             self._say(str(error))
 
-    async def _keep_alive(self, command: Command, running: Child | None) -> None:
+    async def _keep_alive(self, command: Command, running: Task | None) -> None:
         """Starts and restarts one service until the run ends."""
         while not self.ending:
-            log_path = self._log_dir / f"{command.name}.log"
-            starting = partial(
-                start, command.name, command.argv, log_path=log_path, environ=command.environ, said=command.said
-            )
-            child = running or await self._disk.until(starting)
+            child = running or await self._disk.until(partial(self._placed, command))
             running, self._children[command.name] = None, child
-            code = await child.process.wait()
+            code = await child.wait()
             if code == 0 and await self._is_over():
                 return  # a service also ends with code 0 when the run has ended or somebody has sent SIGTERM
             if code == exit_codes.AGAIN:
                 self._say(f"{child.name} has ended to be started again")
                 continue
             await self.died(child, code)
+
+    async def _placed(self, command: Command) -> Task:
+        """Starts a service where the engine has room; raises LaunchError when the engine has had none for too long."""
+        engine = self._here if command.here else self._engine
+        since_s, limit_s = self._clock.now(), self._launch.place_timeout_s
+
+        def waits(why: str) -> None:
+            if command.name not in self.no_place:
+                self._say(f"waiting for a place for {command.name}: {why}")
+            self.no_place[command.name] = NoPlace(since_s=since_s, why=why)
+
+        log_path = self._log_dir / f"{command.name}.log"
+        starting = asyncio.ensure_future(engine.start(command, log_path=log_path, waits=waits))
+        patience = asyncio.ensure_future(self._clock.sleep(limit_s))
+        try:
+            await asyncio.wait([starting, patience], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                return starting.result()
+            why = self.no_place[command.name].why if command.name in self.no_place else "its engine does not say why"
+            raise LaunchError(f"{command.name} had no place for {limit_s:.0f} s (launch.place_timeout_s): {why}")
+        finally:
+            self.no_place.pop(command.name, None)
+            for each in (starting, patience):
+                each.cancel()
+            await asyncio.gather(starting, patience, return_exceptions=True)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) and not self.failed.done():

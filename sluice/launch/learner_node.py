@@ -27,7 +27,7 @@ async def stay(arguments: Sequence[str], *, grace_s: float, say: Callable[[str],
         ended = Path(folder) / "ended"
         command = learner_command([*arguments, "--", "--ended-file", str(ended)], environ=service_environ(threads=1))
         while True:
-            child = await start(command.name, command.argv, log_path=None, environ=command.environ)
+            child = await start(command, log_path=None)
             code = await _exit_code(child, interrupts, grace_s=grace_s, say=say)
             if interrupts.first.is_set():
                 return exit_codes.INTERRUPTED
@@ -42,7 +42,7 @@ async def stay(arguments: Sequence[str], *, grace_s: float, say: Callable[[str],
 
 async def _exit_code(child: Child, interrupts: Interrupts, *, grace_s: float, say: Callable[[str], None]) -> int:
     """The exit code of the process; the first signal ends the process with grace, the second without."""
-    exited = asyncio.ensure_future(child.process.wait())
+    exited = asyncio.ensure_future(child.wait())
     interrupted = asyncio.ensure_future(interrupts.first.wait())
     try:
         await asyncio.wait([exited, interrupted], return_when=asyncio.FIRST_COMPLETED)

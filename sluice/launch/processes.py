@@ -7,12 +7,14 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sluice.errors import ConfigError, LaunchError
+from sluice.launch.commands import Command, inherited
 from sluice.process import exit_codes
 from sluice.process.child import armed
 from sluice.process.output import opened_log, tail
@@ -30,11 +32,19 @@ class Child:
     """Monotonic seconds."""
     killed: str = ""
     """Why the launcher killed the process; empty if the launcher did not."""
+    node: str = field(default_factory=socket.gethostname)
+    """Task.node: this machine."""
+    lost: str = ""
+    """Task.lost: a child of this process always has an exit code."""
 
     @property
     def alive(self) -> bool:
         """Whether the process has not been reaped yet."""
         return self.process.returncode is None
+
+    async def wait(self) -> int:
+        """The exit code; minus the number of the signal that ended the process."""
+        return await self.process.wait()
 
     async def stop(self, *, grace_s: float, at_once: asyncio.Event | None = None) -> None:
         """Ends the whole session, without grace once `at_once` is set; returns when the child is reaped."""
@@ -65,42 +75,33 @@ class Child:
         return "\n".join(lines[said[-1] :]) if said else f"{self.name}: {self.log_path} ends:\n" + "\n".join(lines)
 
 
-async def start(
-    name: str,
-    command: Sequence[str],
-    *,
-    log_path: Path | None,
-    environ: Mapping[str, str],
-    pass_fds: Sequence[int] = (),
-    said: str = "",
-    umask: int = -1,
-) -> Child:
-    """Starts `command`; stdout and stderr are appended to `log_path`, or without a path go where the launcher's go.
+async def start(command: Command, *, log_path: Path | None, pass_fds: Sequence[int] = (), umask: int = -1) -> Child:
+    """Starts `command` here; stdout and stderr are appended to `log_path`, or without a path go where the launcher's go.
 
-    `said` is what the command reads on standard input, the way for a secret: it is in no file, argument or environment.
+    `command.said` is read on standard input, the way for a secret: it is in no file, argument or environment.
     `umask` is for the files that the command makes; -1: as this process's.
 
     Raises LaunchError when the command cannot be started, DiskFull when there is no room for its log.
     """
     started_s = time.monotonic()
-    wrapped = [*armed(signal.SIGTERM, umask=umask), *command]
+    wrapped = [*armed(signal.SIGTERM, umask=umask), *command.argv]
     with contextlib.ExitStack() as opened:
         log = None
         if log_path is not None:
-            log = opened.enter_context(opened_log(name, log_path))
+            log = opened.enter_context(opened_log(command.name, log_path))
         try:
             process = await asyncio.create_subprocess_exec(
                 *wrapped,
-                stdin=opened.enter_context(_holding(said)) if said else asyncio.subprocess.DEVNULL,
+                stdin=opened.enter_context(_holding(command.said)) if command.said else asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=dict(environ),
+                env=inherited() | dict(command.environ),
                 start_new_session=True,
                 pass_fds=pass_fds,
             )
         except OSError as error:
-            raise LaunchError(f"{name}: cannot start {command[0]}: {error}") from error
-    return Child(name=name, process=process, log_path=log_path, started_s=started_s)
+            raise LaunchError(f"{command.name}: cannot start {command.argv[0]}: {error}") from error
+    return Child(name=command.name, process=process, log_path=log_path, started_s=started_s)
 
 
 @contextlib.contextmanager

@@ -43,14 +43,7 @@ async def resting_run(run_dir: Path) -> AsyncIterator[tuple[str, str]]:
         )
         log_path = run_dir / "logs" / "coordinator.log"
         try:
-            child = await start(
-                command.name,
-                command.argv,
-                log_path=log_path,
-                environ=command.environ,
-                pass_fds=[write_fd],
-                said=command.said,
-            )
+            child = await start(command, log_path=log_path, pass_fds=[write_fd])
         finally:
             os.close(write_fd)
         held.push_async_callback(child.stop, grace_s=config.launch.grace_s)

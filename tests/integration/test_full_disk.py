@@ -20,7 +20,7 @@ from sluice.launch import keeper
 from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
 from sluice.launch.frozen import FrozenWatch
 from sluice.launch.keeper import Keeper
-from sluice.launch.local import LocalRun
+from sluice.launch.run import Run
 from sluice.run_dir.durable import append_line
 from sluice.run_dir.full_disk import DiskWaits
 from sluice.run_dir.json_lines import read_json_lines
@@ -156,10 +156,10 @@ def test_a_line_on_a_full_disk_is_whole_or_not_there(small_disk: Path) -> None:
     assert [line["text"][0] for line in read_json_lines(path).objects] == ["x", "y"]
 
 
-def launched_on(small_disk: Path, model: Path) -> tuple[LocalRun, "Said"]:
+def launched_on(small_disk: Path, model: Path) -> tuple[Run, "Said"]:
     """A launcher that may restart nothing, as far as it keeps Redis."""
     said = Said()
-    run = LocalRun(config=small_config(model, launch__max_restarts=0), run_dir=small_disk / "run", view=said)
+    run = Run(config=small_config(model, launch__max_restarts=0), run_dir=small_disk / "run", view=said)
     launch = run._config.launch
     run._keeper = Keeper(launch=launch, log_dir=small_disk / "run" / "logs", say=said.message, is_over=over)
     run._frozen = FrozenWatch(launch=launch, keeper=run._keeper, clock=SystemClock())

@@ -136,9 +136,12 @@ def test_without_any_redis_the_message_says_how_to_get_one(monkeypatch: pytest.M
 def test_a_child_dies_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
     code = f"""
 import asyncio, os, pathlib
+from sluice.launch.commands import Command
 from sluice.launch.processes import start
 async def main():
-    child = await start("x", ["sleep", "1000"], log_path=pathlib.Path({str(tmp_path / "log")!r}), environ=os.environ)
+    child = await start(
+        Command(name="x", argv=["sleep", "1000"], environ={{}}), log_path=pathlib.Path({str(tmp_path / "log")!r})
+    )
     await asyncio.sleep(0.5)
     print(child.process.pid, flush=True)
     await asyncio.sleep(1000)
@@ -258,7 +261,7 @@ async def test_a_service_that_dies_right_after_it_has_registered_is_started_agai
 
 async def test_a_second_signal_kills_what_does_not_hear(tmp_path: Path) -> None:
     deaf = python("import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(1000)")
-    child = await start("deaf", deaf, log_path=tmp_path / "deaf.log", environ=dict(os.environ))
+    child = await start(Command(name="deaf", argv=deaf, environ={}), log_path=tmp_path / "deaf.log")
     await assert_eventually(lambda: "deaf" in child.log_tail())
     at_once = asyncio.Event()
     stopping = asyncio.create_task(child.stop(grace_s=1000, at_once=at_once))
@@ -273,9 +276,8 @@ async def test_what_a_process_says_when_it_was_started_wrongly_becomes_the_messa
     for code, error in ((2, ConfigError), (1, LaunchError)):
         read_fd, write_fd = os.pipe()
         says = python(f"print('noise'); print('coordinator: no prompts'); raise SystemExit({code})")
-        child = await start(
-            "coordinator", says, log_path=tmp_path / f"{code}.log", environ=dict(os.environ), pass_fds=[write_fd]
-        )
+        command = Command(name="coordinator", argv=says, environ={})
+        child = await start(command, log_path=tmp_path / f"{code}.log", pass_fds=[write_fd])
         os.close(write_fd)
         with pytest.raises(error, match=r"^coordinator: no prompts$"):
             await read_ready(read_fd, child, timeout_s=10)

@@ -1,7 +1,6 @@
 """Frozen processes of a launcher, for real: stopped with SIGSTOP, found, killed with all they started, started again."""
 
 import asyncio
-import os
 import signal
 import sys
 from pathlib import Path
@@ -44,9 +43,8 @@ async def test_a_frozen_server_is_killed_and_started_again_and_a_healthy_one_is_
 ) -> None:
     said: list[str] = []
     keeper = Keeper(launch=LAUNCH, log_dir=tmp_path, say=said.append, is_over=_no)
-    argv = [sys.executable, "-c", SERVER, str(unused_tcp_port)]
-    command = Command(name="coordinator", argv=argv, environ=dict(os.environ))
-    first = await start("coordinator", argv, log_path=tmp_path / "log", environ=command.environ)
+    command = Command(name="coordinator", argv=[sys.executable, "-c", SERVER, str(unused_tcp_port)], environ={})
+    first = await start(command, log_path=tmp_path / "log")
     client = AsyncClient(f"127.0.0.1:{unused_tcp_port}")
     keeper.known.add("coordinator")
     keeper.keep(command, running=first)
@@ -89,7 +87,8 @@ async def test_a_frozen_redis_is_noticed_by_its_missing_pong(tmp_path: Path) -> 
 
 async def test_killing_a_child_takes_the_frozen_processes_of_its_session_too(tmp_path: Path) -> None:
     parent = "import subprocess, time; subprocess.Popen(['sleep', '1000']); print('up', flush=True); time.sleep(1000)"
-    child = await start("rollout-0", [sys.executable, "-c", parent], log_path=tmp_path / "log", environ=os.environ)
+    command = Command(name="rollout-0", argv=[sys.executable, "-c", parent], environ={})
+    child = await start(command, log_path=tmp_path / "log")
     await assert_eventually(lambda: "up" in child.log_tail())
     (engine,) = psutil.Process(child.process.pid).children()
     engine.suspend()

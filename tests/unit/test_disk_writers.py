@@ -51,7 +51,7 @@ WRITERS = {
     "sluice/client/local_launcher.py": ONE_LINE,
     "sluice/launch/embedded_redis.py": WAITS,
     "sluice/launch/learner_node.py": NOT_THE_RUN,
-    "sluice/launch/local.py": WAITS,
+    "sluice/launch/run.py": WAITS,
     "sluice/launch/run_lock.py": WAITS,
     "sluice/lineage.py": WAITS,
     "sluice/process/output.py": WAITS,

@@ -20,7 +20,7 @@ from services.learner.replay.step_comparison import Replayed, compare
 from sluice.config.schema import Config
 from sluice.errors import ConfigError, SluiceError
 from sluice.flags import add_replay_flags
-from sluice.launch.commands import learner_command, service_environ
+from sluice.launch.commands import inherited, learner_command, service_environ
 from sluice.process.child import armed
 from sluice.telemetry.logs import configure_logs
 
@@ -97,7 +97,8 @@ def _train(
     node = ["--nproc-per-node", str(ranks), "--module", "services.learner.replay.rank", "--", *flags]
     command = learner_command(node, environ=service_environ(threads=config.learner.threads or 1))
     ranks_end_with_this = armed(signal.SIGTERM)
-    return subprocess.run([*ranks_end_with_this, *command.argv], env=command.environ, check=False).returncode
+    environ = inherited() | dict(command.environ)
+    return subprocess.run([*ranks_end_with_this, *command.argv], env=environ, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`launch`: what `sluice up` starts."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 from pydantic import Field
 
@@ -8,8 +9,19 @@ from sluice.config.schema.section import NonNegativeInt, PositiveFloat, Positive
 
 
 class LaunchConfig(Section):
-    """What `sluice up` starts on this machine."""
+    """What `sluice up` starts, and where."""
 
+    engine: Literal["local", "ray", "slurm"] = Field(
+        default="local",
+        description="what places rewards, rollouts and the learner: this machine, a Ray cluster or the nodes of a Slurm job; "
+        "Redis and the coordinator stay with `sluice up`",
+    )
+    place_timeout_s: PositiveFloat = Field(
+        default=1800.0, description="limit for a service to wait for a place, with room for what it needs"
+    )
+    node_timeout_s: PositiveFloat = Field(
+        default=30.0, description="a node that is silent for this long is lost; its services are placed elsewhere"
+    )
     rollout_replicas: NonNegativeInt = Field(default=1, description="rollout services; 0: all are started by hand")
     reward_replicas: NonNegativeInt = Field(default=1, description="reward services; 0: all are started by hand")
     learner_nproc_per_node: PositiveInt = Field(default=1, description="ranks of the learner on each of its machines")

@@ -1,11 +1,12 @@
 """What the launcher hands each child: its own role's credentials, and Redis's password to the coordinator alone."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from sluice.config.schema import Config, NetworkConfig
-from sluice.launch.commands import coordinator_command, service_command, service_environ
+from sluice.launch.commands import coordinator_command, inherited, service_command
 
 SECRET = "correct-horse"
 
@@ -16,7 +17,7 @@ def _launched_by_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICE_CREDENTIALS", "/somewhere/operator")
 
 
-def environments(credentials: str | None) -> dict[str, tuple[dict[str, str], str]]:
+def environments(credentials: str | None) -> dict[str, tuple[Mapping[str, str], str]]:
     config = Config(
         model={"path": "m"},  # type: ignore[arg-type]
         data={"train_files": ["mixadd3:train"]},  # type: ignore[arg-type]
@@ -40,7 +41,7 @@ def test_without_credentials_no_child_inherits_those_of_the_person() -> None:
 def test_only_the_coordinator_is_told_the_password_of_redis_and_not_on_its_command_line() -> None:
     told = {role for role, (environ, _) in environments("/creds").items() if SECRET in environ.values()}
     assert told == {"coordinator"}
-    assert SECRET not in service_environ(threads=1).values()
+    assert SECRET not in inherited().values()
     assert [argv for _, argv in environments("/creds").values() if SECRET in argv] == []
 
 

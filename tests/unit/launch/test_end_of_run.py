@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice.config.schema import Config
-from sluice.launch.local import LocalRun
+from sluice.launch.run import Run
 from sluice.v1 import coordinator_pb2 as pb
 
 
@@ -33,7 +33,7 @@ class Stub:
 async def test_a_learner_that_is_frozen_when_all_is_trained_is_still_looked_for() -> None:
     stub: Any = Stub()
     config = Config.model_validate({"model": {"path": "m"}, "data": {"train_files": ["mixadd3:train"]}})
-    run = LocalRun(config=config, run_dir=Path("unused"), view=stub)
+    run = Run(config=config, run_dir=Path("unused"), view=stub)
     run._client = run._keeper = run._frozen = stub
     assert await run._watch_status() == (0, "")
     assert stub.looks == 4

@@ -22,6 +22,7 @@ class Dead:
     started_s: float
     name: str = "reward-0"
     killed: str = ""
+    lost: str = ""
     log_path: Path | None = None
 
     def log_tail(self) -> str:

@@ -1,4 +1,5 @@
-"""`sluice up` on one machine: Redis, coordinator, rewards, rollouts, learner; restarts what dies; ends cleanly.
+"""`sluice up`: Redis and coordinator here, rewards, rollouts and learner where an engine places each; restarts what dies;
+ends cleanly.
 
  who waits     for what                  unblocked by
  the watcher   the run's final state     the coordinator's status, a service that cannot be kept alive, a signal
@@ -27,6 +28,8 @@ from sluice.launch.commands import (
     service_command,
 )
 from sluice.launch.embedded_redis import ROOM_BYTES, EmbeddedRedis, new_password, start_redis
+from sluice.launch.engines.local import LocalEngine
+from sluice.launch.engines.port import Engine
 from sluice.launch.export_wait import ExportWait
 from sluice.launch.frozen import FrozenWatch
 from sluice.launch.interrupts import Interrupts
@@ -61,8 +64,10 @@ class Outcome:
     wall_s: float
 
 
-class LocalRun:
-    """One run on this machine. `check_only` starts only the services that check data, tokenizer and reward, then ends;
+class Run:
+    """One run, whose services `engine` places (default: this machine).
+
+    `check_only` starts only the services that check data, tokenizer and reward, then ends;
     `evaluate_only` no learner: the model folder's weights are evaluated on every evaluation set.
 
     The coordinator's address goes to `ready_fd` when the coordinator answers, unless the run is finished already.
@@ -77,10 +82,12 @@ class LocalRun:
         check_only: bool = False,
         evaluate_only: bool = False,
         ready_fd: int | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self._config, self._run_dir, self._view, self._check_only = config, run_dir, view, check_only
         self._evaluate_only = evaluate_only
         self._ready_fd = ready_fd
+        self._engine = engine or LocalEngine()
         self._disk = DiskWaits(
             clock=SystemClock(), tell=lambda event, line: view.message(f"{event}: {line}"), folder=run_dir
         )
@@ -103,6 +110,7 @@ class LocalRun:
             is_over=self._is_over,
             registered=self._registered,
             disk=self._disk,
+            engine=self._engine,
         )
         self._frozen = FrozenWatch(launch=self._config.launch, keeper=self._keeper, clock=SystemClock())
         message, code = "", 1
@@ -144,6 +152,7 @@ class LocalRun:
         await self._disk.write(write_synced, self._run_dir / "config.yaml", [dump_config(self._config).encode()])
         small = keep_small(self._run_dir / "logs", most_bytes=self._config.run.file_max_bytes, clock=SystemClock())
         self._keeper.supervise("logs", small)
+        await self._engine.open(run_dir=self._run_dir, node_timeout_s=self._config.launch.node_timeout_s)
         redis_url = self._config.network.redis_url
         if redis_url is None:
             redis_url = await self._start_redis()
@@ -240,14 +249,7 @@ class LocalRun:
             evaluate_only=self._evaluate_only,
         )
         try:
-            child = await start(
-                command.name,
-                command.argv,
-                log_path=self._log(command.name),
-                environ=command.environ,
-                pass_fds=[write_fd],
-                said=command.said,
-            )
+            child = await start(command, log_path=self._log(command.name), pass_fds=[write_fd])
         except BaseException:
             os.close(read_fd)
             raise
@@ -382,6 +384,7 @@ class LocalRun:
     async def _stop(self) -> None:
         """Ends every process: services first, then the coordinator, then Redis. A second signal leaves out the grace."""
         await self._keeper.stop(last="coordinator", at_once=self._interrupts.second)
+        await self._engine.close()
         if self._client is not None:
             await self._client.close()
         if self._redis is not None:

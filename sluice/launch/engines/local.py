@@ -1,0 +1,23 @@
+"""Places tasks on this machine, as children of the launcher (processes.py). There is always room."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sluice.launch.commands import Command
+from sluice.launch.processes import Child, start
+
+
+class LocalEngine:
+    """Engine of `--on local`."""
+
+    name = "local"
+
+    async def open(self, *, run_dir: Path, node_timeout_s: float) -> None:
+        """Engine.open: nothing to reach, and this machine cannot be lost."""
+
+    async def start(self, command: Command, *, log_path: Path, waits: Callable[[str], None]) -> Child:
+        """Engine.start."""
+        return await start(command, log_path=log_path)
+
+    async def close(self) -> None:
+        """Engine.close: the keeper has stopped each child."""
