@@ -1,4 +1,4 @@
-"""The port between `sluice submit` and a cluster's queue: Ray's job API (ray.py), sbatch (slurm.py), Kubernetes (kubernetes.py).
+"""The port between `sluice submit` and a cluster's queue: Ray's job API, sbatch, Kubernetes.
 
 What is submitted runs `sluice up` on the cluster. Rendering is text alone: no cluster is asked, so that `--dry-run` and the
 tests see every byte that a cluster would get. No rendered text holds a secret.
