@@ -126,6 +126,12 @@ def scale(role: str, replicas: int) -> Call[int]:
     return Call(method="Scale", request=request, read=lambda answer: answer.replicas)
 
 
+def report_places(places: Iterable[pb.Place]) -> Call[None]:
+    """ReportPlaces."""
+    request = pb.ReportPlacesRequest(places=places)
+    return Call(method="ReportPlaces", request=request, read=lambda answer: None)
+
+
 def save_checkpoint() -> Call[pb.SaveCheckpointResponse]:
     """SaveCheckpoint."""
     request = pb.SaveCheckpointRequest()

@@ -28,8 +28,11 @@ from sluice.launch.commands import Command
 from sluice.launch.embedded_redis import ROOM_BYTES
 from sluice.launch.engines.local import LocalEngine
 from sluice.launch.engines.port import Engine, Task
+from sluice.limits import NAME_CHARACTERS
 from sluice.process import exit_codes
+from sluice.report.figures import printable
 from sluice.run_dir.full_disk import DiskWaits, NoRoom, prove_room
+from sluice.v1 import coordinator_pb2 as pb
 
 QUICK_DEATH_S = 60.0
 """A service that lived longer is started again at once. Chosen: above the start of any service but a large engine's, which
@@ -176,6 +179,16 @@ class Keeper:
         """The process of a kept service; None while the service has no process."""
         child = self._children.get(name)
         return child if child is not None and child.alive else None
+
+    def places(self) -> list[pb.Place]:
+        """Where each kept service is, or why it has no place, for the coordinator's status."""
+        placed = {
+            name: pb.Place(service_id=name, node=child.node) for name, child in self._children.items() if child.alive
+        }
+        for name, waits in self.no_place.items():
+            why, since_s = printable(waits.why)[:NAME_CHARACTERS], self._clock.now() - waits.since_s
+            placed[name] = pb.Place(service_id=name, waits_for=why, since_s=since_s)
+        return list(placed.values())
 
     def names(self, role: str) -> set[str]:
         """The kept replicas of a role."""

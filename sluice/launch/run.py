@@ -329,6 +329,7 @@ class Run:
                 self._keeper.known |= set(ages_s)
                 self._frozen.services(ages_s, asked_s=asked_s)
                 self._view.update(self._status)
+                await self._client.report_places(self._keeper.places())
                 if self._status.state in FINAL:
                     is_over = export.is_over(self._status, now_s=asked_s)
                     exporting = "learner" in self._keeper.known and not is_over

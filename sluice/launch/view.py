@@ -283,7 +283,8 @@ def _block(title: str, rows: dict[str, str]) -> Table:
 
 def _services(services: Sequence[pb.ServiceStatus]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("service", "role", "state", "version", "work", "last seen"):
+    on_nodes = any(service.node for service in services)
+    for name in ("service", "role", "state", "version", "work", "last seen", *(["node"] if on_nodes else [])):
         table.add_column(name, no_wrap=True)
     troubled_first = sorted(services, key=lambda service: (service.state == pb.SERVICE_STATE_READY, service.role))
     for service in troubled_first[:_SERVICES_SHOWN]:
@@ -295,6 +296,7 @@ def _services(services: Sequence[pb.ServiceStatus]) -> Table:
             "" if service.role == pb.SERVICE_ROLE_REWARD else f"v{service.version.number}",
             f"{service.running}/{service.capacity}" if service.capacity else "",
             f"{number(service.heartbeat_age_s)} s ago",
+            *([printable(service.node)] if on_nodes else []),
         )
     if len(services) > _SERVICES_SHOWN:
         table.add_row(f"and {len(services) - _SERVICES_SHOWN} more")

@@ -40,6 +40,7 @@ _TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "Drain": _OPERATOR,
         "Stop": _OPERATOR,
         "Scale": _OPERATOR,
+        "ReportPlaces": _OPERATOR,
         "SaveCheckpoint": _OPERATOR,
         "Evaluate": _OPERATOR,
         "SubmitPrompts": _OPERATOR,

@@ -128,6 +128,7 @@ class ServiceStatus(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     CAPACITY_FIELD_NUMBER: _builtins.int
     HEARTBEAT_AGE_S_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
     service_id: _builtins.str
     role: Global___ServiceRole.ValueType
     state: Global___ServiceState.ValueType
@@ -139,6 +140,8 @@ class ServiceStatus(_message.Message):
     """Work the service takes at once, in the same unit."""
     heartbeat_age_s: _builtins.float
     """Seconds since its last heartbeat."""
+    node: _builtins.str
+    """The node that an attached launcher has placed it on; empty when nobody has told."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """Weights in use (rollouts) or published (the learner)."""
@@ -154,10 +157,11 @@ class ServiceStatus(_message.Message):
         running: _builtins.int = ...,
         capacity: _builtins.int = ...,
         heartbeat_age_s: _builtins.float = ...,
+        node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "heartbeat_age_s", b"heartbeat_age_s", "role", b"role", "running", b"running", "service_id", b"service_id", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "heartbeat_age_s", b"heartbeat_age_s", "node", b"node", "role", b"role", "running", b"running", "service_id", b"service_id", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -418,7 +422,7 @@ class Wait(_message.Message):
     WHY_FIELD_NUMBER: _builtins.int
     SINCE_S_FIELD_NUMBER: _builtins.int
     who: _builtins.str
-    """"batch 12", "2 groups", "learner", "rollout-1", "admission", "evaluation" or "run"."""
+    """"batch 12", "2 groups", "learner", "rollout-1", "admission", "evaluation", "disk" or "run"."""
     why: _builtins.str
     """What the part waits for, with the setting that bounds the wait where there is one; a text for people."""
     since_s: _builtins.float
@@ -1037,6 +1041,76 @@ class ScaleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScaleResponse: _TypeAlias = ScaleResponse  # noqa: Y015
+
+@_typing.final
+class Place(_message.Message):
+    """One service of an attached launcher."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_ID_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    SINCE_S_FIELD_NUMBER: _builtins.int
+    service_id: _builtins.str
+    node: _builtins.str
+    """The node by the name that the engine's own tools print; empty while the service has no place."""
+    waits_for: _builtins.str
+    """Why the service has no place, a text for people; empty for a service that has one."""
+    since_s: _builtins.float
+    """Seconds that the wait for a place has lasted."""
+    def __init__(
+        self,
+        *,
+        service_id: _builtins.str = ...,
+        node: _builtins.str = ...,
+        waits_for: _builtins.str = ...,
+        since_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "service_id", b"service_id", "since_s", b"since_s", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Place: _TypeAlias = Place  # noqa: Y015
+
+@_typing.final
+class ReportPlacesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___Place]:
+        """All services of the launcher; takes the place of the report before, and holds for 30 s."""
+
+    def __init__(
+        self,
+        *,
+        places: _abc.Iterable[Global___Place] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportPlacesRequest: _TypeAlias = ReportPlacesRequest  # noqa: Y015
+
+@_typing.final
+class ReportPlacesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportPlacesResponse: _TypeAlias = ReportPlacesResponse  # noqa: Y015
 
 @_typing.final
 class SaveCheckpointRequest(_message.Message):

@@ -69,6 +69,11 @@ class CoordinatorServiceStub(object):
                 request_serializer=sluice_dot_v1_dot_coordinator__pb2.ScaleRequest.SerializeToString,
                 response_deserializer=sluice_dot_v1_dot_coordinator__pb2.ScaleResponse.FromString,
                 _registered_method=True)
+        self.ReportPlaces = channel.unary_unary(
+                '/sluice.v1.CoordinatorService/ReportPlaces',
+                request_serializer=sluice_dot_v1_dot_coordinator__pb2.ReportPlacesRequest.SerializeToString,
+                response_deserializer=sluice_dot_v1_dot_coordinator__pb2.ReportPlacesResponse.FromString,
+                _registered_method=True)
         self.SaveCheckpoint = channel.unary_unary(
                 '/sluice.v1.CoordinatorService/SaveCheckpoint',
                 request_serializer=sluice_dot_v1_dot_coordinator__pb2.SaveCheckpointRequest.SerializeToString,
@@ -184,6 +189,13 @@ class CoordinatorServiceServicer(object):
 
     def Scale(self, request, context):
         """Stores how many replicas are wished for; an attached launcher starts or ends replicas.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportPlaces(self, request, context):
+        """An attached launcher says where it has placed each service, and which services wait for a place.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -319,6 +331,11 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     servicer.Scale,
                     request_deserializer=sluice_dot_v1_dot_coordinator__pb2.ScaleRequest.FromString,
                     response_serializer=sluice_dot_v1_dot_coordinator__pb2.ScaleResponse.SerializeToString,
+            ),
+            'ReportPlaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportPlaces,
+                    request_deserializer=sluice_dot_v1_dot_coordinator__pb2.ReportPlacesRequest.FromString,
+                    response_serializer=sluice_dot_v1_dot_coordinator__pb2.ReportPlacesResponse.SerializeToString,
             ),
             'SaveCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.SaveCheckpoint,
@@ -575,6 +592,33 @@ class CoordinatorService(object):
             '/sluice.v1.CoordinatorService/Scale',
             sluice_dot_v1_dot_coordinator__pb2.ScaleRequest.SerializeToString,
             sluice_dot_v1_dot_coordinator__pb2.ScaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportPlaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sluice.v1.CoordinatorService/ReportPlaces',
+            sluice_dot_v1_dot_coordinator__pb2.ReportPlacesRequest.SerializeToString,
+            sluice_dot_v1_dot_coordinator__pb2.ReportPlacesResponse.FromString,
             options,
             channel_credentials,
             insecure,

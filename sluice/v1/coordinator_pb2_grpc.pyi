@@ -47,6 +47,8 @@ class CoordinatorServiceStub:
     """Ends the run after the current step."""
     Scale: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ScaleRequest, _coordinator_pb2.ScaleResponse]
     """Stores how many replicas are wished for; an attached launcher starts or ends replicas."""
+    ReportPlaces: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ReportPlacesRequest, _coordinator_pb2.ReportPlacesResponse]
+    """An attached launcher says where it has placed each service, and which services wait for a place."""
     SaveCheckpoint: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.SaveCheckpointRequest, _coordinator_pb2.SaveCheckpointResponse]
     """Has the learner save a checkpoint at the next step boundary."""
     Evaluate: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.EvaluateRequest, _coordinator_pb2.EvaluateResponse]
@@ -96,6 +98,8 @@ class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
     """Ends the run after the current step."""
     Scale: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ScaleRequest, _coordinator_pb2.ScaleResponse]  # type: ignore[assignment]
     """Stores how many replicas are wished for; an attached launcher starts or ends replicas."""
+    ReportPlaces: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ReportPlacesRequest, _coordinator_pb2.ReportPlacesResponse]  # type: ignore[assignment]
+    """An attached launcher says where it has placed each service, and which services wait for a place."""
     SaveCheckpoint: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.SaveCheckpointRequest, _coordinator_pb2.SaveCheckpointResponse]  # type: ignore[assignment]
     """Has the learner save a checkpoint at the next step boundary."""
     Evaluate: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.EvaluateRequest, _coordinator_pb2.EvaluateResponse]  # type: ignore[assignment]
@@ -184,6 +188,14 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.ScaleResponse, _abc.Awaitable[_coordinator_pb2.ScaleResponse]]:
         """Stores how many replicas are wished for; an attached launcher starts or ends replicas."""
+
+    @_abc_1.abstractmethod
+    def ReportPlaces(
+        self,
+        request: _coordinator_pb2.ReportPlacesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.ReportPlacesResponse, _abc.Awaitable[_coordinator_pb2.ReportPlacesResponse]]:
+        """An attached launcher says where it has placed each service, and which services wait for a place."""
 
     @_abc_1.abstractmethod
     def SaveCheckpoint(

@@ -53,6 +53,25 @@ async def test_a_status_says_who_waits_for_whom_and_a_stall_is_told_as_an_event(
         assert event.values["idle_s"] >= 0.5
 
 
+async def test_a_status_says_where_services_are_and_which_waits_for_a_place(serve: Serve, cast: Cast) -> None:
+    async with serve() as run:
+        await cast.register(run)
+        places = [
+            pb.Place(service_id="rollout-0", node="n2"),
+            pb.Place(service_id="rollout-1", waits_for="no node has 2 free GPUs", since_s=40.0),
+        ]
+        await run.stub.ReportPlaces(pb.ReportPlacesRequest(places=places), timeout=5)
+        status = await run.status()
+        assert {member.service_id: member.node for member in status.services if member.node} == {"rollout-0": "n2"}
+        (wait,) = [wait for wait in status.waits if wait.who == "rollout-1"]
+        assert wait.why == "waits for a place: no node has 2 free GPUs (launch.place_timeout_s is 1800)"
+        assert 40.0 <= wait.since_s < 50.0
+        for wrong in ({"service_id": ""}, {"node": "a\nb"}, {"waits_for": "x" * 201}, {"since_s": float("nan")}):
+            bad = pb.ReportPlacesRequest(places=[pb.Place(**{"service_id": "rollout-1"} | wrong)])
+            assert await code_of(run.stub.ReportPlaces(bad, timeout=5)) is grpc.StatusCode.INVALID_ARGUMENT
+        assert [wait.who for wait in (await run.status()).waits].count("rollout-1") == 1
+
+
 async def test_a_run_without_signal_is_warned_of_and_ends_as_starved_unless_it_is_to_wait(
     serve: Serve, cast: Cast
 ) -> None:

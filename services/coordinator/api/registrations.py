@@ -1,14 +1,18 @@
-"""What a service may say of itself: bounds of every name and number of a registration."""
+"""What a service, or the launcher of services, may say of them: bounds of every name and number."""
 
 import re
 from typing import Final
 
+from services.coordinator.state.places import Place
 from sluice.errors import InvalidRequest, NotReady
-from sluice.rpc.requests import line, name
+from sluice.rpc.requests import duration_s, line, name
 from sluice.v1 import coordinator_pb2 as pb
 
 LARGEST_CAPACITY: Final = 65_536
 """The largest capacity that is noted. Chosen: 64 times what vLLM runs at once by default."""
+
+MOST_PLACES: Final = 16_384
+"""Services of one report. Chosen: 16 times what one launcher was ever tried with."""
 
 _ADDRESS = re.compile(r"[A-Za-z0-9._:\[\]%-]{1,255}:\d{1,5}")
 
@@ -31,6 +35,21 @@ def check_registration(request: pb.RegisterRequest) -> None:
         name(step.weights_digest, field="register: trained.weights_digest", may_be_empty=True)
         for group_id in step.group_ids:
             name(group_id, field="register: trained.group_ids")
+
+
+def places_from(request: pb.ReportPlacesRequest) -> list[Place]:
+    """Wire -> core. Raises InvalidRequest for a name or a time that cannot be one."""
+    if len(request.places) > MOST_PLACES:
+        raise InvalidRequest(f"places: at most {MOST_PLACES} services, got {len(request.places)}")
+    return [
+        Place(
+            service_id=name(place.service_id, field="places: service_id"),
+            node=name(place.node, field="places: node", may_be_empty=True),
+            waits_for=line(place.waits_for, field="places: waits_for"),
+            since_s=duration_s(place.since_s, field="places: since_s", may_be_0=True),
+        )
+        for place in request.places
+    ]
 
 
 def serves_own_weights(request: pb.RegisterRequest, *, wanted: bool) -> bool:

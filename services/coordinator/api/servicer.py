@@ -11,7 +11,12 @@ import structlog
 from services.coordinator.api import status_wire
 from services.coordinator.api.disk_patience import DiskPatience
 from services.coordinator.api.group_listing import find_payload, find_row, group_lines, line_of
-from services.coordinator.api.registrations import LARGEST_CAPACITY, check_registration, serves_own_weights
+from services.coordinator.api.registrations import (
+    LARGEST_CAPACITY,
+    check_registration,
+    places_from,
+    serves_own_weights,
+)
 from services.coordinator.api.run_parts import RunParts
 from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.storage.run_files import BatchFile
@@ -132,6 +137,12 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             labels={"role": role.value},
         )
         return pb.ScaleResponse(role=request.role, replicas=request.replicas)
+
+    async def ReportPlaces(
+        self, request: pb.ReportPlacesRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ReportPlacesResponse:
+        self._parts.run.places.report(places_from(request))
+        return pb.ReportPlacesResponse()
 
     async def SaveCheckpoint(
         self, request: pb.SaveCheckpointRequest, context: grpc.aio.ServicerContext

@@ -49,6 +49,7 @@ async def status(parts: RunParts) -> pb.GetStatusResponse:
     """Everything GetStatus shows."""
     run, progress = parts.run, parts.run.progress
     counts = count(await parts.store.counters(), run.board)
+    now_s, nodes = run.clock.now(), run.places.nodes()
     return pb.GetStatusResponse(
         run_id=run.run_id,
         state=run_state(progress),
@@ -56,7 +57,7 @@ async def status(parts: RunParts) -> pb.GetStatusResponse:
         step=progress.trained_steps,
         total_steps=run.config.run.total_steps,
         version=None if progress.version is None else version_to_proto(progress.version),
-        services=[service(member, now_s=run.clock.now()) for member in run.fleet.members.values()],
+        services=[service(member, now_s=now_s, node=nodes.get(name, "")) for name, member in run.fleet.members.items()],
         ledger=ledger_to(counts),
         metrics=progress.metrics | queue_metrics(run.board) | ledger_metrics(counts),
         evaluations=[evaluation(result) for result in progress.evaluations],
@@ -72,7 +73,7 @@ async def status(parts: RunParts) -> pb.GetStatusResponse:
     )
 
 
-def service(member: Member, *, now_s: float) -> pb.ServiceStatus:
+def service(member: Member, *, now_s: float, node: str = "") -> pb.ServiceStatus:
     """One registered process."""
     return pb.ServiceStatus(
         service_id=member.service_id,
@@ -83,6 +84,7 @@ def service(member: Member, *, now_s: float) -> pb.ServiceStatus:
         running=member.outstanding,
         capacity=member.capacity,
         heartbeat_age_s=now_s - member.last_beat_s,
+        node=node,
     )
 
 

@@ -15,6 +15,7 @@ from services.coordinator.run.evaluation import HeldOut
 from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Fleet, Member
+from services.coordinator.state.places import Places
 from services.coordinator.state.progress import Progress
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.identity import Identity, identify
@@ -118,6 +119,7 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
             board=board,
             progress=progress,
             events=events,
+            places=Places(clock=clock),
             disk=disk,
         ),
         records=records,

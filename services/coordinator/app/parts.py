@@ -62,6 +62,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
             admissions=conductor.admissions,
             evaluating=evaluator.under_way,
             disk=run.disk.now(),
+            no_place=run.places.waiting(),
             failing=conductor.last_fault if conductor.fails else "",
         )
 

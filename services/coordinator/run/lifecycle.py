@@ -54,6 +54,7 @@ class Lifecycle:
         """`warnings` are told once services are here, when somebody listens."""
         self._config, self._clock, self._fleet, self._board = run.config, run.clock, run.fleet, run.board
         self._progress, self._events, self._disk = run.progress, run.events, run.disk
+        self._places = run.places
         self._store, self._files, self._ledger = records.store, records.files, records.ledger
         self._conductor, self._assigner, self._evaluator = conductor, assigner, evaluator
         self._check_reward, self._check_only, self._evaluate_only = check_reward, check_only, evaluate_only
@@ -142,14 +143,19 @@ class Lifecycle:
 
     def _in_its_own_way(self, missing: list[str]) -> list[str]:
         """The missing roles that wait for nothing but themselves: neither for room on a full disk, as a service may have to
-        that registers, nor for the repair of a long run, nor, as a rollout, for the weights of a learner that has not come
-        yet."""
+        that registers, nor for a place on the cluster, nor for the repair of a long run, nor, as a rollout, for the weights
+        of a learner that has not come yet."""
         if self._disk.now() or self._progress.repairing:
             return []
         waits = self._fleet.learner is None and any(
             member.state in (State.REGISTERED, State.SYNCING) for member in self._fleet.of(Role.ROLLOUT, state=None)
         )
-        return [role for role in missing if not (waits and role == Role.ROLLOUT.value)]
+        return [role for role in self._placed(missing) if not (waits and role == Role.ROLLOUT.value)]
+
+    def _placed(self, missing: list[str]) -> list[str]:
+        """The missing roles without those that wait for a place on the cluster, which `launch.place_timeout_s` bounds."""
+        awaited = self._places.awaited()
+        return [role for role in missing if role not in awaited]
 
     def _missing(self, *roles: Role) -> list[str]:
         """Roles without a ready process; a registered learner counts as ready."""
@@ -208,7 +214,7 @@ class Lifecycle:
         if reason := self._failures.look():
             raise SluiceError(reason)
         limit = self._config.coordinator.no_service_timeout_s
-        missing = [] if self._disk.now() else self._missing(*Role)
+        missing = [] if self._disk.now() else self._placed(self._missing(*Role))
         if gone := self._absences.look(missing, limit_s=limit):
             raise Expired(
                 f"no {' and no '.join(gone)} for {limit:.0f} s (coordinator.no_service_timeout_s){self._why()}"

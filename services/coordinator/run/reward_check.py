@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 import structlog
 
+from services.coordinator.run.absences import Absences
 from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import PromptLike, Reward, Sample, Span
 from services.coordinator.state.ports import RewardClient
@@ -88,12 +89,12 @@ async def check_reward(run: RunContext, *, rewards: RewardClient, prompts: Seque
 async def _ready(run: RunContext) -> list[Member]:
     """The rewards that are ready. Raises NotReady when there is none for `launch.ready_timeout_s`."""
     limit_s = run.config.launch.ready_timeout_s
-    give_up_s = run.clock.now() + limit_s
+    absences = Absences(run.clock)
     while not (members := run.fleet.of(Role.REWARD)):
-        left_s = give_up_s - run.clock.now()
-        if left_s <= 0:
+        missing = {Role.REWARD.value} - run.places.awaited()
+        if absences.look(missing, limit_s=limit_s):
             raise NotReady(f"reward check: no reward service was ready for {limit_s:g} s (launch.ready_timeout_s)")
-        await run.fleet.changed.wait(left_s)
+        await run.fleet.changed.wait(1.0)
     return members
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from services.coordinator.state.board import Board
 from services.coordinator.state.fleet import Fleet, Role, State
 from services.coordinator.state.group import Group, Phase
+from services.coordinator.state.places import Place
 from services.coordinator.state.progress import Progress, RunState
 from sluice.config.schema import Config
 from sluice.run_dir.full_disk import DiskWait
@@ -53,6 +54,8 @@ class Situation:
     """The activity of an evaluation; empty without an evaluation."""
     disk: Sequence[DiskWait] = ()
     """The coordinator's writers that find no room."""
+    no_place: Sequence[tuple[Place, float]] = ()
+    """The services that have no place, with the seconds since."""
     failing: str = ""
     """Why groups fail one after the other; empty while they do not."""
 
@@ -79,7 +82,7 @@ class Since:
 
 def find_waits(situation: Situation, since: SinceOf) -> list[Wait]:
     """All present waits."""
-    always = [*_disk(situation), *_own(situation, since)]
+    always = [*_disk(situation), *_places(situation), *_own(situation, since)]
     if situation.progress.state.final:
         return always
     found = [*always, *_run(situation, since), *_services(situation, since)]
@@ -96,6 +99,13 @@ def find_waits(situation: Situation, since: SinceOf) -> list[Wait]:
 def _disk(situation: Situation) -> Iterator[Wait]:
     for wait in situation.disk:
         yield Wait(who="disk", why=str(wait), since_s=wait.since_s)
+
+
+def _places(situation: Situation) -> Iterator[Wait]:
+    limit_s = situation.config.launch.place_timeout_s
+    for place, since_s in situation.no_place:
+        why = f"waits for a place: {place.waits_for} (launch.place_timeout_s is {limit_s:g})"
+        yield Wait(who=place.service_id, why=why, since_s=since_s)
 
 
 def _own(situation: Situation, since: SinceOf) -> Iterator[Wait]:

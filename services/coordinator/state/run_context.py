@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Fleet
+from services.coordinator.state.places import Places
 from services.coordinator.state.progress import Progress
 from sluice.clock import Clock, SystemClock
 from sluice.config.schema import Config
@@ -22,5 +23,6 @@ class RunContext:
     board: Board
     progress: Progress
     events: Events
+    places: Places
     disk: DiskWaits = field(default_factory=lambda: DiskWaits(clock=SystemClock()))
     """Writers that wait for room: those of the run's records."""

@@ -1,5 +1,6 @@
 import io
 import math
+import re
 
 import pytest
 from rich.console import Console
@@ -119,6 +120,14 @@ def test_the_ledger_is_shown_in_groups_and_tokens_and_an_open_one_is_not_hidden(
 def test_services_in_trouble_come_first():
     text = picture(mid_run())
     assert text.index("rollout-1") < text.index("rollout-0")
+
+
+def test_the_nodes_of_services_are_shown_where_a_launcher_has_told_them():
+    status = mid_run()
+    assert "  node" not in picture(status)
+    status.services[0].node = "n2"
+    assert re.search(r"last seen +node", picture(status))
+    assert re.search(rf"{status.services[0].service_id} .* n2", picture(status))
 
 
 def test_a_large_fleet_is_cut_and_the_rest_counted():

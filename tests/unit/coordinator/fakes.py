@@ -16,6 +16,7 @@ from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Fleet, Member, Role, State
 from services.coordinator.state.group import Group, GroupFailed, PromptLike, QueuedGroup, Reward, Sample, Span
+from services.coordinator.state.places import Places
 from services.coordinator.state.ports import Sampling
 from services.coordinator.state.progress import Progress, RunState
 from services.coordinator.state.run_context import RunContext
@@ -284,6 +285,7 @@ class Stage:
             board=self.board,
             progress=self.progress,
             events=self.events,
+            places=Places(clock=self.clock),
         )
         self.conductor = Conductor(
             self.run,

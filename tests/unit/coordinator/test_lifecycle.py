@@ -11,6 +11,7 @@ from services.coordinator.groups.conductor import TRY_AGAIN_S
 from services.coordinator.run.absences import LONGEST_GAP_S
 from services.coordinator.run.lifecycle import Lifecycle
 from services.coordinator.state.fleet import Role, State
+from services.coordinator.state.places import FORGOTTEN_S, Place
 from sluice.errors import Expired, LaunchError, SluiceError, Unavailable
 from sluice.testing import assert_eventually
 from tests.unit.coordinator.fakes import Stage, make_config
@@ -137,6 +138,30 @@ async def test_a_start_without_a_role_ends_after_the_limit_and_names_that_role_a
     await looks(starting, 2)
     with pytest.raises(LaunchError, match=r"^no learner became ready within 20 s"):
         await waiting
+
+
+async def test_the_wait_for_a_place_does_not_use_up_the_time_that_services_have_to_come(starting: Stage) -> None:
+    waiting = asyncio.create_task(made_of(starting)._are_here(Role.LEARNER))
+    for _ in range(3):
+        starting.run.places.report([Place(service_id="learner-1", waits_for="no node has 2 free GPUs")])
+        await looks(starting, READY_S)
+    assert not waiting.done()
+    starting.run.places.report([Place(service_id="learner-1", node="n2")])
+    await looks(starting, READY_S - 1)
+    assert not waiting.done()
+    await looks(starting, 3)
+    with pytest.raises(LaunchError, match=r"^no learner became ready within 20 s"):
+        await waiting
+
+
+def test_a_role_that_waits_for_a_place_is_not_missed_until_its_launcher_is_silent(
+    stage: Stage, lifecycle: Lifecycle
+) -> None:
+    stage.fleet.lose(stage.fleet.members["rollout-0"], "its node is gone")
+    stage.run.places.report([Place(service_id="rollout-0", waits_for="no node has 2 free GPUs")])
+    look_for(stage, lifecycle, FORGOTTEN_S + LIMIT_S)
+    with pytest.raises(Expired, match="no rollout for 12 s"):
+        look_for(stage, lifecycle, 3)
 
 
 async def test_a_service_that_dies_late_in_a_start_has_the_whole_limit_to_come_back(starting: Stage) -> None:

@@ -13,6 +13,7 @@ from services.coordinator.run.stall import StallWatch
 from services.coordinator.run.starvation import StarvationWatch
 from services.coordinator.run.waits import KEPT_S, Since, Situation, find_waits
 from services.coordinator.state.fleet import Role, State
+from services.coordinator.state.places import Place
 from services.coordinator.state.progress import Progress, RunState
 from sluice.dapo.dynamic_sampling import Verdict
 from sluice.policy_version import PolicyVersion
@@ -91,6 +92,15 @@ async def test_groups_that_are_graded_and_groups_that_wait_for_a_reward_are_told
             "3 groups graded by reward-0 (coordinator.score_timeout_s is 120), since 7 s",
             "1 group waiting for a reward that has room, since 7 s",
         ]
+
+
+def test_a_service_without_a_place_is_named_with_what_it_lacks() -> None:
+    stage = with_everybody()
+    stage.run.places.report([Place(service_id="rollout-1", waits_for="no node has 2 free GPUs", since_s=40.0)])
+    stage.clock.skip(2.0)
+    assert said(make_situation(stage, no_place=stage.run.places.waiting()))[0] == (
+        "rollout-1 waits for a place: no node has 2 free GPUs (launch.place_timeout_s is 1800), since 42 s"
+    )
 
 
 def test_a_learner_is_named_with_its_step_and_one_that_is_not_there_too() -> None:

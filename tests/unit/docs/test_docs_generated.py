@@ -8,7 +8,18 @@ from tests.unit.docs.pages import ROOT, in_backticks
 
 PROMISED = {
     "CoordinatorService": {
-        *("GetStatus", "WatchEvents", "Pause", "Resume", "Drain", "Stop", "Scale", "SaveCheckpoint", "Evaluate"),
+        *(
+            "GetStatus",
+            "WatchEvents",
+            "Pause",
+            "Resume",
+            "Drain",
+            "Stop",
+            "Scale",
+            "ReportPlaces",
+            "SaveCheckpoint",
+            "Evaluate",
+        ),
         *("SubmitPrompts", "ListGroups", "GetGroup", "GetLedger", "GetConfig", "Rollback"),
         *("Register", "Heartbeat", "GetBatch", "CommitStep", "CommitCheckpoint"),
     },

@@ -26,6 +26,12 @@ class Stub:
         assert name == "learner"
         return self.looks == 4
 
+    def places(self) -> list[pb.Place]:
+        return []
+
+    async def report_places(self, places: list[pb.Place]) -> None:
+        pass
+
     def update(self, status: pb.GetStatusResponse) -> None:
         pass
 
