@@ -28,14 +28,14 @@ demo-llm: setup  ## teach a real model, SmolLM2-135M, to add: 93 MB more to fetc
 	@scripts/smollm2.sh $(ARGS)
 	@.venv/bin/sluice demo-llm $(ARGS)
 
-test: setup typescript promtool static ## every test but chaos and compose; the last lines name what this machine lacks
-	$(PY) -m pytest $(PARALLEL) -m "not chaos and not compose" $(ARGS)
+test: setup typescript promtool static ## every test but chaos, long and compose; the last lines name what this machine lacks
+	$(PY) -m pytest $(PARALLEL) -m "not chaos and not long and not compose" $(ARGS)
 
 test-oldest:     ## the learner's and the transformers engine's tests with Python 3.12, torch 2.11, transformers 5.17 (PYTHON=...)
 	@scripts/oldest.sh $(ARGS)
 
-chaos: setup     ## kill, freeze and cut off everything, beside liars too, over seeded runs (ARGS="--runs 16", ARGS="--seed 7 -k processes")
-	$(PY) -m pytest -v -p no:randomly -m chaos tests/chaos tests/e2e $(ARGS)
+chaos: setup     ## kill, freeze and cut off everything, beside liars too, over seeded runs, and all that takes long (ARGS="--runs 16", ARGS="--seed 7 -k processes")
+	$(PY) -m pytest -v -p no:randomly -m "chaos or long" tests/chaos tests/e2e tests/integration $(ARGS)
 
 compose-test: setup ## containers for real: build, train, scale, kill, cut off (needs Docker and Compose v2; minutes)
 	$(PY) -m pytest -v -s -m compose tests/compose $(ARGS)

@@ -26,7 +26,7 @@ from tests.integration.coordinator_cases import Cast, coordinator
 from tests.liars import lie
 from tests.tiny_model import write_tiny_model
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(500)]
 
 STEPS = 3
 

@@ -12,7 +12,7 @@ import pytest
 from tests.chaos.verdict import problems
 from tests.e2e.conftest import ROOT, Run, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(600)]
 
 OFTEN_SAVED = ("learner.checkpoint_every_steps=2", "learner.keep_checkpoints=50")
 SMALL = ("data.train_batch_size=4", "learner.mini_batch_size=4", "rollout.engine=transformers")

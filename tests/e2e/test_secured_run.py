@@ -88,7 +88,10 @@ async def status_of_stop(address: str, credentials) -> str:
         return caught.value.status
 
 
-@pytest.mark.parametrize(("kind", "tls"), [("certs", True), ("tokens", False)], ids=["tls", "tokens"])
+@pytest.mark.parametrize(
+    ("kind", "tls"),
+    [pytest.param("certs", True, id="tls"), pytest.param("tokens", False, id="tokens", marks=pytest.mark.long)],
+)
 async def test_a_run_with_credentials_trains_refuses_strangers_and_spills_no_secret(
     tmp_path: Path, kind: str, tls: bool
 ) -> None:

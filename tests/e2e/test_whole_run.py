@@ -99,6 +99,7 @@ def test_services_that_are_killed_are_started_again_and_no_group_is_lost(start_r
     assert replayed.stdout.splitlines()[-1] == "same"
 
 
+@pytest.mark.long
 def test_control_c_stops_the_run_in_order_and_leaves_nothing_behind(start_run) -> None:
     run = start_run("run.total_steps=1000", *TINY)
     until(run, lambda: steps_trained(run) >= 1)

@@ -122,6 +122,7 @@ async def test_a_learner_that_wakes_up_after_another_took_over_ends_and_commits_
     assert [(commit.step, commit.fence) for commit in fake.commits] == [(0, 2), (1, 2)]
 
 
+@pytest.mark.long
 async def test_a_frozen_rank_is_killed_with_its_torchrun_and_the_learner_registers_again(
     coordinator: tuple[FakeCoordinator, str], tmp_path: Path
 ) -> None:

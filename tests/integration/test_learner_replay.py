@@ -64,6 +64,7 @@ def test_without_a_checkpoint_before_it_a_step_is_trained_again_from_the_base_mo
     assert done.stdout.endswith("\nsame\n")
 
 
+@pytest.mark.long
 def test_two_ranks_of_a_micro_batch_are_repeated_and_say_why_weights_do_not_count_when_each_has_its_own(
     tmp_path: Path,
 ) -> None:

@@ -56,6 +56,7 @@ def test_recovery_is_a_median_by_victims_and_only_a_kill_has_a_target() -> None:
     ]
 
 
+@pytest.mark.long
 def test_a_loaded_reward_service_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reward_load, "WORKERS", 2)
     monkeypatch.setattr(
@@ -72,6 +73,7 @@ def test_a_loaded_reward_service_loses_nothing(monkeypatch: pytest.MonkeyPatch) 
     assert rows["judge: service, 2 workers"].met
 
 
+@pytest.mark.long
 def test_a_long_run_is_looked_at_before_between_and_after_its_written_past() -> None:
     told: list[str] = []
     pace = Pace(batch=4, checkpoint_steps=3, evaluation_steps=2)
