@@ -30,7 +30,7 @@ def _kind(kind: Any) -> str:
         )
     if origin in (Union, UnionType):
         null = ["null"] if NoneType in arguments else []
-        return " or ".join([*(_kind(argument) for argument in arguments if argument is not NoneType), *null])
+        return " or ".join([*(_alternative(argument) for argument in arguments if argument is not NoneType), *null])
     if hasattr(kind, "__metadata__"):  # Annotated, below a union
         return _limited(_kind(arguments[0]), [text for part in kind.__metadata__ for text in _limits(part)])
     if origin is list:
@@ -42,6 +42,13 @@ def _kind(kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return "section"
     return {bool: "true or false", int: "whole number", float: "number", str: "text"}[kind]
+
+
+def _alternative(kind: Any) -> str:
+    """One of several types; a section among them is written with its keys."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return "{" + ", ".join(f"{name}: {kind_in_words(info)}" for name, info in kind.model_fields.items()) + "}"
+    return _kind(kind)
 
 
 def _limited(kind: str, limits: list[str]) -> str:

@@ -20,6 +20,7 @@ from sluice.clock import SystemClock
 from sluice.config.load import dump_config
 from sluice.config.schema import Config
 from sluice.errors import DiskFull, LaunchError, SluiceError
+from sluice.launch.autoscale import autoscaler_of
 from sluice.launch.commands import (
     Command,
     coordinator_command,
@@ -46,6 +47,7 @@ from sluice.run_dir.full_disk import DiskWaits, NoRoom, prove_room
 from sluice.v1 import coordinator_pb2 as pb
 
 STATUS_INTERVAL_S = 1.0
+ROLLOUT, READY = pb.SERVICE_ROLE_ROLLOUT, pb.SERVICE_STATE_READY
 FINAL = {
     pb.RUN_STATE_FINISHED: 0,
     pb.RUN_STATE_STOPPED: 0,
@@ -88,6 +90,7 @@ class Run:
         self._evaluate_only = evaluate_only
         self._ready_fd = ready_fd
         self._engine = engine or LocalEngine()
+        self._autoscaler = autoscaler_of(config.launch)
         self._disk = DiskWaits(
             clock=SystemClock(), tell=lambda event, line: view.message(f"{event}: {line}"), folder=run_dir
         )
@@ -165,7 +168,7 @@ class Run:
         launch = self._config.launch
         # A check needs one reward service. Without replicas here, the check asks the service that will grade the run.
         wanted = {"reward": min(1, launch.reward_replicas) if self._check_only else launch.reward_replicas}
-        wanted |= {} if self._check_only else {"rollout": launch.rollout_replicas}
+        wanted |= {} if self._check_only else {"rollout": launch.fewest_rollouts}
         wanted |= {} if self._check_only or self._evaluate_only else {"learner": 1}
         for role, replicas in wanted.items():
             if not replicas:
@@ -330,6 +333,7 @@ class Run:
                 self._frozen.services(ages_s, asked_s=asked_s)
                 self._view.update(self._status)
                 await self._client.report_places(self._keeper.places())
+                await self._autoscale(self._status, now_s=asked_s)
                 if self._status.state in FINAL:
                     is_over = export.is_over(self._status, now_s=asked_s)
                     exporting = "learner" in self._keeper.known and not is_over
@@ -365,12 +369,28 @@ class Run:
             with contextlib.suppress(SluiceError):
                 async for event in self._client.watch(launcher=True):
                     self._view.event(event)
+                    if event.kind == "step_trained" and self._autoscaler is not None:
+                        self._autoscaler.step(event.values)
                     if event.kind == "scale":
                         await self._scale(event.labels["role"], int(event.values["replicas"]))
             await asyncio.sleep(STATUS_INTERVAL_S)
 
+    async def _autoscale(self, status: pb.GetStatusResponse, *, now_s: float) -> None:
+        """Asks the coordinator for more or fewer rollouts, so that whoever watches the run sees the change and its reason."""
+        if self._autoscaler is None or status.state != pb.RUN_STATE_RUNNING:
+            return
+        assert self._client is not None
+        before = self._autoscaler.wished
+        ready = [one.running for one in status.services if one.role == ROLLOUT and one.state == READY]
+        if (replicas := self._autoscaler.look(ready, now_s=now_s)) != before:
+            self._view.message(f"{replicas} rollouts instead of {before} {self._autoscaler.why()}")
+            await self._client.scale("rollout", replicas)
+
     async def _scale(self, role: str, replicas: int) -> None:
         """Starts or ends replicas of a role until there are `replicas`."""
+        if self._autoscaler is not None and role == "rollout" and replicas != self._autoscaler.wished:
+            self._autoscaler = None
+            self._view.message(f"{replicas} rollouts by request: from now on their number follows requests alone")
         running = self._keeper.names(role)
         for index in range(replicas):
             command = self._service(role, index)

@@ -14,7 +14,7 @@ LEFT_FREE_BYTES = 3_000_000_000
 
 def gpus_needed(config: Config) -> int:
     """GPUs that the recipe's ranks and rollouts have to themselves."""
-    return ranks_of(config) + config.launch.rollout_replicas * config.rollout.tensor_parallel_size
+    return ranks_of(config) + config.launch.most_rollouts * config.rollout.tensor_parallel_size
 
 
 def refusals(shape: ModelShape, config: Config, *, gpu_bytes: int, gpus: int | None) -> Iterator[str]:
@@ -43,7 +43,7 @@ def refusals(shape: ModelShape, config: Config, *, gpu_bytes: int, gpus: int | N
     if gpus is not None and gpus < gpus_needed(config) and rank.total_bytes + takes > gpu_bytes:
         yield (
             f"--gpus: must be >= {gpus_needed(config)}, the learner's ranks ({ranks_of(config)}) and launch.rollout_replicas x "
-            f"rollout.tensor_parallel_size ({config.launch.rollout_replicas} x {config.rollout.tensor_parallel_size}), got "
+            f"rollout.tensor_parallel_size ({config.launch.most_rollouts} x {config.rollout.tensor_parallel_size}), got "
             f"{gpus}; a rank and a rollout do not fit one GPU together ({gigabytes(rank.total_bytes)} + "
             f"{gigabytes(takes)} of {gigabytes(gpu_bytes)})"
         )

@@ -107,6 +107,11 @@ class Config(Section):
                 f"learner.mini_batch_size: must be <= data.train_batch_size ({data.train_batch_size}), "
                 f"got {self.mini_batch_size}"
             )
+        if self.launch.most_rollouts > self.launch.fewest_rollouts and not self.coordinator.max_staleness:
+            yield (
+                "launch.rollout_replicas: must be a number while coordinator.max_staleness is 0, got {min, max}; rollouts and "
+                "learner wait for each other then, whatever their number"
+            )
         if self.learner_ranks % (size := self.learner.context_parallel_size):
             choices = ", ".join(map(str, divisors(self.learner_ranks)))
             yield (

@@ -8,6 +8,18 @@ from pydantic import Field
 from sluice.config.schema.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
+class ReplicaRange(Section):
+    """A number of services that follows the load."""
+
+    min: PositiveInt
+    max: PositiveInt
+
+    def problems(self) -> Iterator[str]:
+        """Refuses a range that holds no number."""
+        if self.min > self.max:
+            yield f"min: must be <= max ({self.max}), got {self.min}"
+
+
 class LaunchConfig(Section):
     """What `sluice up` starts, and where."""
 
@@ -22,7 +34,11 @@ class LaunchConfig(Section):
     node_timeout_s: PositiveFloat = Field(
         default=30.0, description="a node that is silent for this long is lost; its services are placed elsewhere"
     )
-    rollout_replicas: NonNegativeInt = Field(default=1, description="rollout services; 0: all are started by hand")
+    rollout_replicas: NonNegativeInt | ReplicaRange = Field(
+        default=1,
+        description="rollout services; 0: all are started by hand; {min: 1, max: 8}, min <= max: more while the learner "
+        "idles, fewer while rollouts do",
+    )
     reward_replicas: NonNegativeInt = Field(default=1, description="reward services; 0: all are started by hand")
     learner_nproc_per_node: PositiveInt = Field(default=1, description="ranks of the learner on each of its machines")
     learner_nnodes: PositiveInt = Field(
@@ -46,6 +62,16 @@ class LaunchConfig(Section):
     check_reward: bool = Field(
         default=True, description="before training: gold answers must score right, garbage wrong"
     )
+
+    @property
+    def fewest_rollouts(self) -> int:
+        """Rollouts at the start."""
+        return self.rollout_replicas if isinstance(self.rollout_replicas, int) else self.rollout_replicas.min
+
+    @property
+    def most_rollouts(self) -> int:
+        """Rollouts that there may be without a `sluice scale`."""
+        return self.rollout_replicas if isinstance(self.rollout_replicas, int) else self.rollout_replicas.max
 
     def problems(self) -> Iterator[str]:
         """Refuses several machines of the learner without an address to meet at."""
