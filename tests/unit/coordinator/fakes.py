@@ -1,6 +1,7 @@
 """Small hand-written fakes of the coordinator's ports."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 from collections import Counter
@@ -16,6 +17,7 @@ from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Fleet, Member, Role, State
 from services.coordinator.state.group import Group, GroupFailed, PromptLike, QueuedGroup, Reward, Sample, Span
+from services.coordinator.state.ledger import count
 from services.coordinator.state.places import Places
 from services.coordinator.state.ports import Sampling
 from services.coordinator.state.progress import Progress, RunState
@@ -83,13 +85,13 @@ class FakeRollouts:
         assert version is not None
         if self.gate is not None:
             await self.gate.acquire()
-        for count, (index, seed) in enumerate(seeds.items()):
-            if count == 1 and request_id in self.failures:
+        for number, (index, seed) in enumerate(seeds.items()):
+            if number == 1 and request_id in self.failures:
                 raise self.failures[request_id]
-            if self.short and count == len(seeds) - 1:
+            if self.short and number == len(seeds) - 1:
                 return
             sample = make_sample(index, version=version.number + self.lie, tokens=self.tokens, seed=seed)
-            last = count == len(seeds) - 1
+            last = number == len(seeds) - 1
             yield dataclasses.replace(sample, finish_reason="abort") if last and request_id in self.aborts else sample
 
 
@@ -311,3 +313,21 @@ class Stage:
     def records(self, files: Any = None) -> Records:
         """The books, with the files of a run directory where a test needs them."""
         return Records(store=self.store, files=files, ledger=None, codec=self.codec)  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def running(stage: Stage) -> AsyncIterator[Stage]:
+    """A stage whose conductor runs; the ledger is closed in the end."""
+    task = asyncio.create_task(stage.conductor.run())
+    try:
+        yield stage
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert count(stage.store.counters, stage.board).closed
+
+
+async def settle() -> None:
+    """Lets all that can run without time run."""
+    for _ in range(50):
+        await asyncio.sleep(0)
