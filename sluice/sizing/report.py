@@ -66,7 +66,7 @@ def _cache(shape: ModelShape, config: Config, gpu_bytes: int | None) -> Iterator
 
 
 def _wire(shape: ModelShape, config: Config) -> Iterator[str]:
-    rollouts = config.launch.rollout_replicas
+    rollouts = config.launch.rollouts
     size = push_bytes(shape, config)
     yield "network, a step"
     yield f"  {'one version to one rollout':<{_NAME}} {gigabytes(size):>{_SIZE}}  model.dtype, weights.lora"

@@ -58,6 +58,11 @@ class Config(Section):
         return self.launch.learner_nnodes * self.launch.learner_nproc_per_node
 
     @property
+    def gpus_a_rollout(self) -> int:
+        """GPUs that one rollout computes on, where there are any: the transformers engine knows one device."""
+        return self.rollout.tensor_parallel_size if self.rollout.engine == "vllm" else 1
+
+    @property
     def partial_after(self) -> int | None:
         """Verdicts on one batch after which the batch is trained although the batch is not full; None: never."""
         filters = self.algorithm.filter_groups
