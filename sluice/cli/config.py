@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_MOST_GPUS = 100_000
+"""Chosen: more than any run has, and planned in a moment."""
+
 
 def add_parser(commands: Any) -> None:
     """Adds `config show`, `config check` and `config from-verl`."""
@@ -52,9 +55,14 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from sluice.cli.gpus import for_check
+
     gpu_bytes = _gpu_bytes(args)
-    config = load_runnable(args.config, overrides=args.overrides)
-    refused = print_sizes(config, gpu_bytes=gpu_bytes, gpus=args.gpus)
+    out, refused = for_check(load_runnable(args.config, overrides=args.overrides), gpus=args.gpus, gpu_bytes=gpu_bytes)
+    config = out.config
+    refused += print_sizes(config, gpu_bytes=gpu_bytes, shared=out.plan is not None and out.plan.shared)
+    if out.lines:
+        print(*out.lines, "", sep="\n")
     print_derived(config)
     if refused:
         from sluice.errors import ConfigError
@@ -68,8 +76,8 @@ def _gpu_bytes(args: argparse.Namespace) -> int | None:
     from sluice.errors import ConfigError
     from sluice.sizing.parts import parse_bytes
 
-    if args.gpus is not None and (args.gpus < 1 or args.gpu_memory is None):
-        raise ConfigError(f"--gpus: must be >= 1 and come with --gpu-memory, got {args.gpus}")
+    if args.gpus is not None and (not 1 <= args.gpus <= _MOST_GPUS or args.gpu_memory is None):
+        raise ConfigError(f"--gpus: must be from 1 to {_MOST_GPUS} and come with --gpu-memory, got {args.gpus}")
     if args.gpu_memory is None:
         return None
     try:
@@ -78,8 +86,11 @@ def _gpu_bytes(args: argparse.Namespace) -> int | None:
         raise ConfigError(f"--gpu-memory: {error}") from error
 
 
-def print_sizes(config: Any, *, gpu_bytes: int | None, gpus: int | None) -> list[str]:
-    """Prints memory, disk and network that the recipe needs; returns what cannot fit, a line each."""
+def print_sizes(config: Any, *, gpu_bytes: int | None, shared: bool) -> list[str]:
+    """Prints memory, disk and network that the recipe needs; returns what cannot fit, a line each.
+
+    shared: whether learner and rollouts compute on the same GPUs.
+    """
     from sluice.sizing.config_json import Uncounted, read_shape
     from sluice.sizing.report import page
     from sluice.sizing.verdict import cautions, refusals
@@ -93,9 +104,9 @@ def print_sizes(config: Any, *, gpu_bytes: int | None, gpus: int | None) -> list
     if gpu_bytes is None:
         print("note: with --gpu-memory SIZE (and --gpus N) a recipe that cannot fit is refused\n")
         return []
-    for caution in cautions(shape, config, gpu_bytes=gpu_bytes, gpus=gpus):
+    for caution in cautions(shape, config, gpu_bytes=gpu_bytes):
         print(f"note: {caution}\n")
-    return list(refusals(shape, config, gpu_bytes=gpu_bytes, gpus=gpus))
+    return list(refusals(shape, config, gpu_bytes=gpu_bytes, shared=shared))
 
 
 def load_runnable(path: Path | None, *, overrides: Sequence[str]) -> Any:

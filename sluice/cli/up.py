@@ -60,7 +60,12 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on", choices=["local", "ray", "slurm"], help="what places the services (default: the recipe's launch.engine)"
     )
-    parser.add_argument("--rollout-replicas", type=int, default=None, metavar="N", help="rollout services")
+    parser.add_argument(
+        "--rollout-replicas",
+        default=None,
+        metavar="N|auto",
+        help="rollout services; auto: as many as there are GPUs for",
+    )
     parser.add_argument("--reward-replicas", type=int, default=None, metavar="N", help="reward services")
     parser.add_argument("--learner-nproc-per-node", type=int, default=None, metavar="N", help="learner ranks a machine")
     parser.add_argument("--learner-nnodes", type=int, default=None, metavar="N", help="machines of the learner")
@@ -88,6 +93,9 @@ def run_check_reward(args: argparse.Namespace) -> int:
 
 def _dry_run(config: Any) -> int:
     """Prints the numbers that follow from the recipe, then has the recipe checked."""
+    from sluice.cli.gpus import print_gpus
+
+    print_gpus(config)
     print_derived(config)
     return _check(config)
 

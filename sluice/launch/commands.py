@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sluice.config.schema import Config
@@ -19,6 +19,18 @@ class Needs:
 
     cpus: int = 1
     gpus: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuShare:
+    """The GPUs of one process."""
+
+    count: int = 0
+    environ: Mapping[str, str] = field(default_factory=dict)
+    """What tells the process its devices; empty where an engine tells it, or where there are none."""
+
+
+_NO_GPUS = GpuShare()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,9 +84,16 @@ def coordinator_command(
 
 
 def service_command(
-    config: Config, role: str, *, index: int, coordinator: str, run_id: str, evaluate_only: bool = False
+    config: Config,
+    role: str,
+    *,
+    index: int,
+    coordinator: str,
+    run_id: str,
+    evaluate_only: bool = False,
+    gpus: GpuShare = _NO_GPUS,
 ) -> Command:
-    """A reward, a rollout or the learner (the first machine of a learner on several machines).
+    """A reward, a rollout or the learner (the first machine of a learner on several machines), with its share of the GPUs.
 
     With `evaluate_only` a rollout serves the model folder's weights.
     """
@@ -84,12 +103,13 @@ def service_command(
         ranks = ["--nproc-per-node", str(config.launch.learner_nproc_per_node)]
         if config.launch.learner_nnodes > 1:
             ranks += _meeting(config, node_rank=0, run_id=run_id)
-        environ = _environ(config, Role.LEARNER, threads=config.learner.threads or 1)
-        return learner_command([*ranks, "--", *common], environ=environ)
+        environ = _environ(config, Role.LEARNER, threads=config.learner.threads or 1) | dict(gpus.environ)
+        return replace(learner_command([*ranks, "--", *common], environ=environ), needs=Needs(gpus=gpus.count))
     name, threads = f"{role}-{index}", config.rollout.threads if role == "rollout" else 1
     argv = [*module_command(f"services.{role}"), "--service-id", name, *common]
     argv += ["--own-weights"] if evaluate_only and role == "rollout" else []
-    return Command(name=name, argv=argv, environ=_environ(config, Role(role), threads=threads))
+    environ = _environ(config, Role(role), threads=threads) | dict(gpus.environ)
+    return Command(name=name, argv=argv, environ=environ, needs=Needs(gpus=gpus.count))
 
 
 def learner_command(arguments: Sequence[str], *, environ: Mapping[str, str]) -> Command:

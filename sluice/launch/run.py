@@ -33,6 +33,7 @@ from sluice.launch.engines.local import LocalEngine
 from sluice.launch.engines.port import Engine
 from sluice.launch.export_wait import ExportWait
 from sluice.launch.frozen import FrozenWatch
+from sluice.launch.gpus import Gpus, shared_out
 from sluice.launch.interrupts import Interrupts
 from sluice.launch.keeper import Keeper
 from sluice.launch.logs import keep_small
@@ -152,10 +153,11 @@ class Run:
         self._operator = load_credentials(credentials_folder(self._config, Role.OPERATOR), role=Role.OPERATOR)
         await self._disk.write(make_folder, self._run_dir)
         self._lock_fd = await self._disk.until(lambda: lock_run_dir(self._run_dir))
-        await self._disk.write(write_synced, self._run_dir / "config.yaml", [dump_config(self._config).encode()])
         small = keep_small(self._run_dir / "logs", most_bytes=self._config.run.file_max_bytes, clock=SystemClock())
         self._keeper.supervise("logs", small)
         await self._engine.open(run_dir=self._run_dir, node_timeout_s=self._config.launch.node_timeout_s)
+        await self._share_gpus()
+        await self._disk.write(write_synced, self._run_dir / "config.yaml", [dump_config(self._config).encode()])
         redis_url = self._config.network.redis_url
         if redis_url is None:
             redis_url = await self._start_redis()
@@ -168,7 +170,7 @@ class Run:
         launch = self._config.launch
         # A check needs one reward service. Without replicas here, the check asks the service that will grade the run.
         wanted = {"reward": min(1, launch.reward_replicas) if self._check_only else launch.reward_replicas}
-        wanted |= {} if self._check_only else {"rollout": launch.fewest_rollouts}
+        wanted |= {} if self._check_only else {"rollout": launch.rollouts}
         wanted |= {} if self._check_only or self._evaluate_only else {"learner": 1}
         for role, replicas in wanted.items():
             if not replicas:
@@ -177,7 +179,10 @@ class Run:
                     f"{self._coordinator}"
                 )
             for index in range(replicas):
-                self._keeper.keep(self._service(role, index))
+                if role == "learner" and self._gpus.sharing:
+                    self._keeper.supervise("learner-after-rollouts", self._learner_after(self._gpus.sharing))
+                else:
+                    self._keeper.keep(self._service(role, index))
         for node_rank in range(1, launch.learner_nnodes if "learner" in wanted else 1):
             line = learner_node_line(self._config, node_rank=node_rank, run_id=self._run_dir.name)
             self._view.message(
@@ -186,8 +191,25 @@ class Run:
             self._view.message(f"  {line}")
         return True
 
+    async def _share_gpus(self) -> None:
+        """Puts what the GPUs decide into the recipe, and says who gets which. Raises ConfigError where they do not suffice."""
+        learner = not self._check_only and not self._evaluate_only
+        out = await shared_out(self._config, self._engine, learner=learner, rollouts=not self._check_only)
+        self._config, self._gpus = out.config, Gpus(out)
+        for line in () if self._check_only else out.lines:
+            self._view.message(line)
+
+    async def _learner_after(self, rollouts: frozenset[str]) -> None:
+        """Keeps the learner once the rollouts on its GPUs have registered: until then they measure and take their memory."""
+        deadline_s = time.monotonic() + self._config.launch.ready_timeout_s
+        while rollouts - self._keeper.known and time.monotonic() < deadline_s:
+            await asyncio.sleep(STATUS_INTERVAL_S)
+            self._keeper.known |= await self._registered()
+        self._keeper.keep(self._service("learner", 0))
+
     def _service(self, role: str, index: int) -> Command:
-        run_id = self._run_dir.name
+        """The command of a service. Raises LaunchError for a rollout that finds no free GPU."""
+        run_id, name = self._run_dir.name, "learner" if role == "learner" else f"{role}-{index}"
         return service_command(
             self._config,
             role,
@@ -195,6 +217,7 @@ class Run:
             coordinator=self._coordinator,
             run_id=run_id,
             evaluate_only=self._evaluate_only,
+            gpus=self._gpus.share(role, name),
         )
 
     async def _start_redis(self) -> str:
@@ -392,13 +415,17 @@ class Run:
             self._autoscaler = None
             self._view.message(f"{replicas} rollouts by request: from now on their number follows requests alone")
         running = self._keeper.names(role)
-        for index in range(replicas):
-            command = self._service(role, index)
-            if command.name not in running:
-                self._keeper.keep(command, requested=True)
         for name in sorted(running):
             if int(name.removeprefix(f"{role}-")) >= replicas:
                 await self._keeper.end(name)
+                self._gpus.give_back(name)
+        for index in range(replicas):
+            if f"{role}-{index}" not in running:
+                try:
+                    self._keeper.keep(self._service(role, index), requested=True)
+                except LaunchError as error:
+                    self._view.message(f"scale {role} {replicas}: {error}")
+                    break
 
     # --- stop ----------------------------------------------------------------------------------------------------
 

@@ -12,19 +12,12 @@ LEFT_FREE_BYTES = 3_000_000_000
 """Chosen: what a CUDA context, NCCL's buffers, CUDA graphs and fragments of the allocator take of a GPU; none is counted."""
 
 
-def gpus_needed(config: Config) -> int:
-    """GPUs that the recipe's ranks and rollouts have to themselves."""
-    return ranks_of(config) + config.launch.most_rollouts * config.rollout.tensor_parallel_size
+def refusals(shape: ModelShape, config: Config, *, gpu_bytes: int, shared: bool) -> Iterator[str]:
+    """What cannot fit, a line each; nothing where everything may fit.
 
-
-def refusals(shape: ModelShape, config: Config, *, gpu_bytes: int, gpus: int | None) -> Iterator[str]:
-    """What cannot fit, a line each; nothing where everything may fit."""
+    shared: whether a rank and a rollout compute on one GPU (sluice/gpus/plan.py).
+    """
     rank, rollout = rank_memory(shape, config), gpu_memory(shape, config)
-    if gpus is not None and gpus < ranks_of(config):
-        yield (
-            f"--gpus: must be >= {ranks_of(config)}, the ranks of the learner (launch.learner_nproc_per_node x "
-            f"launch.learner_nnodes), got {gpus}; a rank has a GPU of its own"
-        )
     if rank.total_bytes > gpu_bytes:
         yield _too_much("a rank of the learner", rank, gpu_bytes)
     if config.rollout.engine != "vllm":
@@ -40,16 +33,15 @@ def refusals(shape: ModelShape, config: Config, *, gpu_bytes: int, gpus: int | N
             f"{fit.sequence_tokens:,} tokens needs {gigabytes(fit.sequence_bytes)}; raise rollout.tensor_parallel_size, "
             "or lower data.max_response_length"
         )
-    if gpus is not None and gpus < gpus_needed(config) and rank.total_bytes + takes > gpu_bytes:
+    if shared and rank.total_bytes + takes > gpu_bytes:
         yield (
-            f"--gpus: must be >= {gpus_needed(config)}, the learner's ranks ({ranks_of(config)}) and launch.rollout_replicas x "
-            f"rollout.tensor_parallel_size ({config.launch.most_rollouts} x {config.rollout.tensor_parallel_size}), got "
-            f"{gpus}; a rank and a rollout do not fit one GPU together ({gigabytes(rank.total_bytes)} + "
-            f"{gigabytes(takes)} of {gigabytes(gpu_bytes)})"
+            f"--gpus: must be more than the learner's ranks ({ranks_of(config)}), so that rollouts have GPUs of their own: a "
+            f"rank and a rollout do not fit one GPU together ({gigabytes(rank.total_bytes)} + {gigabytes(takes)} of "
+            f"{gigabytes(gpu_bytes)}); or change launch.shared_gpu_fraction"
         )
 
 
-def cautions(shape: ModelShape, config: Config, *, gpu_bytes: int, gpus: int | None) -> Iterator[str]:
+def cautions(shape: ModelShape, config: Config, *, gpu_bytes: int) -> Iterator[str]:
     """What may fit and is close, for people."""
     total = rank_memory(shape, config).total_bytes
     if gpu_bytes - LEFT_FREE_BYTES < total <= gpu_bytes:
@@ -57,8 +49,6 @@ def cautions(shape: ModelShape, config: Config, *, gpu_bytes: int, gpus: int | N
             f"a rank of the learner leaves {gigabytes(gpu_bytes - total)} of its GPU; a CUDA context, NCCL and the "
             f"allocator are not counted, so leave {gigabytes(LEFT_FREE_BYTES)}"
         )
-    if gpus is not None and ranks_of(config) <= gpus < gpus_needed(config):
-        yield f"{gpus_needed(config)} GPUs are needed to give every rank and rollout its own, --gpus is {gpus}"
     if config.rollout.engine != "vllm":
         return
     cache = kv_cache(shape, config, gpu_bytes=gpu_bytes)

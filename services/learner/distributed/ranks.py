@@ -25,7 +25,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from sluice.errors import Unavailable
+from sluice.errors import ConfigError, Unavailable
 
 LEADER = 0
 
@@ -130,8 +130,8 @@ def join_ranks() -> Ranks:
     """Joins the ranks that torchrun started; without torchrun a world of one. NCCL with a CUDA device, else gloo."""
     alone = "RANK" not in os.environ
     rank, size = (0, 1) if alone else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    device = device_of_rank(alone=alone)
+    cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
     dist.init_process_group(
@@ -144,6 +144,21 @@ def join_ranks() -> Ranks:
     # An explicit mesh: with a GPU in sight fully_shard would otherwise move a gloo model there.
     mesh = init_device_mesh(device.type, (size,))
     return Ranks(rank=rank, size=size, device=device, mesh=mesh, backend="nccl" if cuda else "gloo")
+
+
+def device_of_rank(*, alone: bool) -> torch.device:
+    """The device at this rank's place in CUDA_VISIBLE_DEVICES, or the CPU where there is none. Raises ConfigError."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # A rank without torchrun must not take LOCAL_RANK from whatever started `sluice up`.
+    place, count = 0 if alone else int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if place >= count:
+        raise ConfigError(
+            f"rank {place} of this machine has no GPU: CUDA shows {count} "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}), and each rank takes one; lower "
+            "launch.learner_nproc_per_node, of `sluice learner-node` --nproc-per-node"
+        )
+    return torch.device("cuda", place)
 
 
 @contextlib.contextmanager

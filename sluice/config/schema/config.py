@@ -58,6 +58,11 @@ class Config(Section):
         return self.launch.learner_nnodes * self.launch.learner_nproc_per_node
 
     @property
+    def gpus_a_rollout(self) -> int:
+        """GPUs that one rollout computes on, where there are any: the transformers engine knows one device."""
+        return self.rollout.tensor_parallel_size if self.rollout.engine == "vllm" else 1
+
+    @property
     def partial_after(self) -> int | None:
         """Verdicts on one batch after which the batch is trained although the batch is not full; None: never."""
         filters = self.algorithm.filter_groups
@@ -107,7 +112,7 @@ class Config(Section):
                 f"learner.mini_batch_size: must be <= data.train_batch_size ({data.train_batch_size}), "
                 f"got {self.mini_batch_size}"
             )
-        if self.launch.most_rollouts > self.launch.fewest_rollouts and not self.coordinator.max_staleness:
+        if self.launch.most_rollouts > self.launch.rollouts and not self.coordinator.max_staleness:
             yield (
                 "launch.rollout_replicas: must be a number while coordinator.max_staleness is 0, got {min, max}; rollouts and "
                 "learner wait for each other then, whatever their number"

@@ -15,6 +15,9 @@ class LocalEngine:
     async def open(self, *, run_dir: Path, node_timeout_s: float) -> None:
         """Engine.open: nothing to reach, and this machine cannot be lost."""
 
+    async def gpus(self) -> None:
+        """Engine.gpus: the launcher knows this machine's."""
+
     async def start(self, command: Command, *, log_path: Path, waits: Callable[[str], None]) -> Child:
         """Engine.start."""
         return await start(command, log_path=log_path)

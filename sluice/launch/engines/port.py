@@ -93,6 +93,12 @@ class Engine(Protocol):
         """
         ...
 
+    async def gpus(self) -> int | None:
+        """How many GPUs the nodes of the opened cluster have now, free or not. None: the launcher itself shares out those of
+        its machine, and `command.environ` names them. Otherwise the engine gives a task `command.needs.gpus` devices and sets
+        CUDA_VISIBLE_DEVICES for it."""
+        ...
+
     async def start(self, command: Command, *, log_path: Path, waits: Callable[[str], None]) -> Task:
         """Places and starts a task where there is room for `command.needs`.
 

@@ -235,8 +235,11 @@ def test_check_says_that_a_model_is_not_counted(recipe: Path, capsys: pytest.Cap
     ("flags", "said"),
     [
         (["--gpu-memory", "big"], "sluice: --gpu-memory: must be a size such as 80GB or 80GiB, got 'big'"),
-        (["--gpus", "8"], "sluice: --gpus: must be >= 1 and come with --gpu-memory, got 8"),
-        (["--gpus", "0", "--gpu-memory", "1GB"], "sluice: --gpus: must be >= 1 and come with --gpu-memory, got 0"),
+        (["--gpus", "8"], "sluice: --gpus: must be from 1 to 100000 and come with --gpu-memory, got 8"),
+        (
+            ["--gpus", "0", "--gpu-memory", "1GB"],
+            "sluice: --gpus: must be from 1 to 100000 and come with --gpu-memory, got 0",
+        ),
     ],
 )
 def test_check_refuses_flags_that_make_no_sense(

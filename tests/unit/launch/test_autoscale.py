@@ -65,7 +65,7 @@ def recipe(**launch: object) -> dict[str, object]:
 
 def test_a_run_starts_with_the_fewest() -> None:
     launch = Config.model_validate(recipe(rollout_replicas={"min": 2, "max": 5})).launch
-    assert (launch.fewest_rollouts, launch.most_rollouts) == (2, 5)
+    assert (launch.rollouts, launch.most_rollouts) == (2, 5)
 
 
 def test_a_range_that_makes_no_sense_is_refused() -> None:

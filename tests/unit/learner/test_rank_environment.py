@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from services.learner.distributed.environment import ALLOCATOR, cpu_threads, prepare_allocator
+from services.learner.distributed.ranks import device_of_rank
+from sluice.errors import ConfigError
 from tests.unit.learner.learner_cases import make_config
 
 
@@ -34,3 +37,14 @@ def test_offloaded_shards_get_the_cores_and_all_else_one_thread(monkeypatch: pyt
     assert threads(on_cuda=True, cpu_offload=True) == 4
     assert threads(on_cuda=True) == threads(on_cuda=False, cpu_offload=True) == 1
     assert threads(on_cuda=True, cpu_offload=True, threads=3) == threads(on_cuda=False, threads=3) == 3
+
+
+def test_a_rank_takes_the_device_at_its_place_and_one_without_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device_of_rank(alone=False) == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert device_of_rank(alone=True) == torch.device("cuda", 0)
+    with pytest.raises(ConfigError, match="rank 3 of this machine has no GPU: CUDA shows 2"):
+        device_of_rank(alone=False)

@@ -135,25 +135,23 @@ def test_host_disk_and_network() -> None:
 def test_what_fits_is_not_refused_and_what_cannot_fit_is_with_the_way_out() -> None:
     config = recipe("rollout.max_num_seqs=10", "model.dtype=float32", "rollout.gpu_memory_utilization=1")
     need = max(learner.rank_memory(SHAPE, config).total_bytes, rollout.gpu_memory(SHAPE, config).total_bytes)
-    assert list(refusals(SHAPE, config, gpu_bytes=round(need) + 5000, gpus=2)) == []
-    [line] = refusals(SHAPE, config, gpu_bytes=round(need) + 5000, gpus=1)
-    assert line.startswith("--gpus: must be >= 2, the learner's ranks (1) and launch.rollout_replicas x ")
-    assert "(1 x 1), got 1; a rank and a rollout do not fit one GPU together" in line
-    said = list(refusals(SHAPE, config, gpu_bytes=10_000, gpus=None))
+    assert list(refusals(SHAPE, config, gpu_bytes=round(need) + 5000, shared=False)) == []
+    [line] = refusals(SHAPE, config, gpu_bytes=round(need) + 5000, shared=True)
+    assert line.startswith("--gpus: must be more than the learner's ranks (1), so that rollouts have GPUs of their own")
+    assert "a rank and a rollout do not fit one GPU together" in line
+    said = list(refusals(SHAPE, config, gpu_bytes=10_000, shared=False))
     assert said[0].startswith("--gpu-memory: a rank of the learner needs ")
     assert "has 10 kB; most of it: " in said[0]
     assert said[1].startswith("--gpu-memory: a GPU of a rollout needs ")
-    [ranks] = refusals(SHAPE, recipe("launch.learner_nproc_per_node=8"), gpu_bytes=1 << 40, gpus=4)
-    assert ranks.startswith("--gpus: must be >= 8, the ranks of the learner")
 
 
 def test_a_cache_without_room_for_one_sequence_is_refused_and_one_without_room_for_all_is_told() -> None:
     config = recipe("rollout.max_num_seqs=10")
     used = rollout.gpu_memory(SHAPE, config).total_bytes
     tight = round((used + 400) / 0.85)
-    [line] = refusals(SHAPE, config, gpu_bytes=tight, gpus=None)
+    [line] = refusals(SHAPE, config, gpu_bytes=tight, shared=False)
     assert "one sequence of 30 tokens needs 0.48 kB" in line
-    told = list(cautions(SHAPE, config, gpu_bytes=round((used + 480 * 3.5) / 0.85), gpus=None))
+    told = list(cautions(SHAPE, config, gpu_bytes=round((used + 480 * 3.5) / 0.85)))
     assert any("rollout.max_num_seqs is 10, and 3 sequences of full length fit" in note for note in told)
 
 
