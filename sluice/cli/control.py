@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sluice.rpc.service import add_credentials_flag
@@ -39,7 +40,11 @@ def add_parser(commands: Any) -> None:
 def add_verb(commands: Any, name: str, text: str, verb: Verb) -> argparse.ArgumentParser:
     """A subcommand that prints what `verb` returns for a run."""
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    add_coordinator_flag(parser)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--run-dir", dest="of_run", type=Path, metavar="RUN", help="a run that is up: where it is and its credentials"
+    )
+    add_coordinator_flag(where)
     add_credentials_flag(parser)
     parser.set_defaults(run=lambda args: call(verb, args))
     return parser
@@ -61,7 +66,11 @@ def call(verb: Verb, args: argparse.Namespace) -> int:
     from sluice.errors import Unavailable
     from sluice.rpc.access import Role
     from sluice.rpc.credentials import load_credentials
+    from sluice.run_dir.whereabouts import where
 
+    if getattr(args, "of_run", None) is not None:
+        found = where(args.of_run)
+        args.coordinator, args.credentials = found.address, found.credentials or args.credentials
     credentials = load_credentials(args.credentials, role=Role.OPERATOR)
     try:
         with Client(args.coordinator, credentials=credentials) as client:

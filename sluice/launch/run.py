@@ -28,6 +28,7 @@ from sluice.launch.commands import (
     service_command,
 )
 from sluice.launch.embedded_redis import ROOM_BYTES, EmbeddedRedis, new_password, start_redis
+from sluice.launch.engines.checked import CheckedEngine
 from sluice.launch.engines.local import LocalEngine
 from sluice.launch.engines.port import Engine
 from sluice.launch.export_wait import ExportWait
@@ -35,6 +36,7 @@ from sluice.launch.frozen import FrozenWatch
 from sluice.launch.interrupts import Interrupts
 from sluice.launch.keeper import Keeper
 from sluice.launch.logs import keep_small
+from sluice.launch.own_network import settled
 from sluice.launch.processes import Child, read_ready, start
 from sluice.launch.run_lock import lock_run_dir
 from sluice.launch.view import View
@@ -43,6 +45,7 @@ from sluice.rpc.access import Role
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, load_credentials
 from sluice.run_dir.durable import make_folder, write_synced
 from sluice.run_dir.full_disk import DiskWaits, NoRoom, prove_room
+from sluice.run_dir.whereabouts import Whereabouts, forget_where, say_where
 from sluice.v1 import coordinator_pb2 as pb
 
 STATUS_INTERVAL_S = 1.0
@@ -85,12 +88,16 @@ class Run:
         engine: Engine | None = None,
     ) -> None:
         self._config, self._run_dir, self._view, self._check_only = config, run_dir, view, check_only
+        self._own = config
+        """The configuration of the processes beside the launcher, with this machine's addresses once these are known."""
         self._evaluate_only = evaluate_only
         self._ready_fd = ready_fd
         self._engine = engine or LocalEngine()
         self._disk = DiskWaits(
             clock=SystemClock(), tell=lambda event, line: view.message(f"{event}: {line}"), folder=run_dir
         )
+        if self._engine.name != LocalEngine.name:
+            self._engine = CheckedEngine(self._engine, model_path=config.model.path, disk=self._disk)
         self._interrupts = Interrupts()
         self._lock_fd: int | None = None
         self._redis: EmbeddedRedis | None = None
@@ -146,17 +153,20 @@ class Run:
 
     async def _start(self) -> bool:
         """Starts Redis, the coordinator and the services; returns False without services when the run is finished already."""
-        self._operator = load_credentials(credentials_folder(self._config, Role.OPERATOR), role=Role.OPERATOR)
+        load_credentials(credentials_folder(self._config, Role.OPERATOR), role=Role.OPERATOR)  # or nothing is made
         await self._disk.write(make_folder, self._run_dir)
         self._lock_fd = await self._disk.until(lambda: lock_run_dir(self._run_dir))
+        await self._engine.open(run_dir=self._run_dir, node_timeout_s=self._config.launch.node_timeout_s)
+        await self._settle_network()
         await self._disk.write(write_synced, self._run_dir / "config.yaml", [dump_config(self._config).encode()])
         small = keep_small(self._run_dir / "logs", most_bytes=self._config.run.file_max_bytes, clock=SystemClock())
         self._keeper.supervise("logs", small)
-        await self._engine.open(run_dir=self._run_dir, node_timeout_s=self._config.launch.node_timeout_s)
         redis_url = self._config.network.redis_url
         if redis_url is None:
             redis_url = await self._start_redis()
         await self._start_coordinator(redis_url)
+        whereabouts = Whereabouts(address=self._coordinator, credentials=credentials_folder(self._own, Role.OPERATOR))
+        await self._disk.write(say_where, self._run_dir, whereabouts)
         if await self._is_finished():
             return False
         if self._ready_fd is not None:
@@ -182,6 +192,15 @@ class Run:
             )
             self._view.message(f"  {line}")
         return True
+
+    async def _settle_network(self) -> None:
+        """Finds this machine's addresses and the run's credentials, before anything listens."""
+        found = await self._disk.write(settled, self._config, run_dir=self._run_dir, address=self._engine.address)
+        self._config, self._own = found.config, found.own
+        if found.said:
+            self._view.message(found.said)
+        self._operator = load_credentials(credentials_folder(self._own, Role.OPERATOR), role=Role.OPERATOR)
+        self._operator.check_listens(self._own.network.bind)
 
     def _service(self, role: str, index: int) -> Command:
         run_id = self._run_dir.name
@@ -217,12 +236,12 @@ class Run:
 
     async def _start_coordinator(self, redis_url: str) -> None:
         child, port = await self._disk.until(lambda: self._first_coordinator(redis_url))
-        self._coordinator = joined(self._config.network.advertise, port)
+        self._coordinator = joined(self._own.network.advertise, port)
         # No retries: this launcher and its keeper must notice a silent coordinator themselves.
         self._client = AsyncClient(self._coordinator, credentials=self._operator, retry_reads=False)
         self._keeper.known.add(child.name)
         again = coordinator_command(
-            self._config,
+            self._own,
             run_dir=self._run_dir,
             redis_url=redis_url,
             redis_password=self._redis_password,
@@ -239,7 +258,7 @@ class Run:
         """Starts the coordinator; returns it with its port when it answers. Raises DiskFull when a full disk has ended it."""
         read_fd, write_fd = os.pipe()
         command = coordinator_command(
-            self._config,
+            self._own,
             run_dir=self._run_dir,
             redis_url=redis_url,
             redis_password=self._redis_password,
@@ -390,6 +409,7 @@ class Run:
         if self._redis is not None:
             await self._redis.stop()
         if self._lock_fd is not None:
+            forget_where(self._run_dir)
             os.close(self._lock_fd)
 
     def _log(self, name: str) -> Path:
