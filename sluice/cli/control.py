@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sluice.cli.whereabouts import where
 from sluice.rpc.service import add_credentials_flag
 
 DEFAULT_COORDINATOR = "127.0.0.1:18050"
@@ -42,7 +43,11 @@ def add_verb(commands: Any, name: str, text: str, verb: Verb) -> argparse.Argume
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--run-dir", dest="of_run", type=Path, metavar="RUN", help="a run that is up: where it is and its credentials"
+        "--run-dir",
+        dest="of_run",
+        type=Path,
+        metavar="RUN",
+        help="a run that is up, with the credentials that it names",
     )
     add_coordinator_flag(where)
     add_credentials_flag(parser)
@@ -66,11 +71,10 @@ def call(verb: Verb, args: argparse.Namespace) -> int:
     from sluice.errors import Unavailable
     from sluice.rpc.access import Role
     from sluice.rpc.credentials import load_credentials
-    from sluice.run_dir.whereabouts import where
 
     if getattr(args, "of_run", None) is not None:
-        found = where(args.of_run)
-        args.coordinator, args.credentials = found.address, found.credentials or args.credentials
+        args.coordinator, folder = where(args.of_run)
+        args.credentials = folder or args.credentials
     credentials = load_credentials(args.credentials, role=Role.OPERATOR)
     try:
         with Client(args.coordinator, credentials=credentials) as client:

@@ -45,7 +45,7 @@ from sluice.rpc.access import Role
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, load_credentials
 from sluice.run_dir.durable import make_folder, write_synced
 from sluice.run_dir.full_disk import DiskWaits, NoRoom, prove_room
-from sluice.run_dir.whereabouts import Whereabouts, forget_where, say_where
+from sluice.run_dir.naming import ADDRESS_FILE
 from sluice.v1 import coordinator_pb2 as pb
 
 STATUS_INTERVAL_S = 1.0
@@ -165,8 +165,6 @@ class Run:
         if redis_url is None:
             redis_url = await self._start_redis()
         await self._start_coordinator(redis_url)
-        whereabouts = Whereabouts(address=self._coordinator, credentials=credentials_folder(self._own, Role.OPERATOR))
-        await self._disk.write(say_where, self._run_dir, whereabouts)
         if await self._is_finished():
             return False
         if self._ready_fd is not None:
@@ -237,6 +235,7 @@ class Run:
     async def _start_coordinator(self, redis_url: str) -> None:
         child, port = await self._disk.until(lambda: self._first_coordinator(redis_url))
         self._coordinator = joined(self._own.network.advertise, port)
+        await self._disk.write(write_synced, self._run_dir / ADDRESS_FILE, [self._coordinator.encode()])
         # No retries: this launcher and its keeper must notice a silent coordinator themselves.
         self._client = AsyncClient(self._coordinator, credentials=self._operator, retry_reads=False)
         self._keeper.known.add(child.name)
@@ -409,7 +408,6 @@ class Run:
         if self._redis is not None:
             await self._redis.stop()
         if self._lock_fd is not None:
-            forget_where(self._run_dir)
             os.close(self._lock_fd)
 
     def _log(self, name: str) -> Path:

@@ -12,7 +12,7 @@ from services.learner.distributed.ranks import Ranks
 from sluice.clock import SystemClock
 from sluice.errors import ConfigError
 from sluice.model_identity import model_identity
-from sluice.process.placed import run_dir_problem
+from sluice.process.node_check import run_dir_problem
 from sluice.run_dir.full_disk import DiskWaits
 
 

@@ -1,7 +1,7 @@
 """An engine whose tasks first look at their node: is it this Sluice, is the run directory there, is the model there?
 
-The question is put on the node, by a program before each task's own (sluice/process/placed.py), so that neither an engine nor a
-service knows of it. A node that fails ends the task with BAD_USAGE and one message.
+A program before each task's own asks this on the node (sluice/process/node_check.py), so that neither an engine nor a service
+knows of it. On a node that fails, the task ends with BAD_USAGE and one message.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sluice.launch.commands import Command
 from sluice.launch.engines.port import Engine, Task
-from sluice.process import placed
+from sluice.process import node_check
 from sluice.run_dir.full_disk import DiskWaits
 from sluice.run_dir.private import open_private
 
@@ -38,7 +38,7 @@ class CheckedEngine:
     async def open(self, *, run_dir: Path, node_timeout_s: float) -> None:
         """Engine.open; leaves the mark in the run directory."""
         await self._engine.open(run_dir=run_dir, node_timeout_s=node_timeout_s)
-        self._mark, self._build = await self._disk.write(_marked, run_dir), await asyncio.to_thread(placed.build)
+        self._mark, self._build = await self._disk.write(_marked, run_dir), await asyncio.to_thread(node_check.build)
 
     async def start(self, command: Command, *, log_path: Path, waits: Callable[[str], None]) -> Task:
         """Engine.start."""
@@ -49,7 +49,7 @@ class CheckedEngine:
         assert self._build, "open comes first"
         model_path = "" if command.name.startswith("reward") else self._model_path
         facts = [command.name, str(self._mark.parent), self._mark.name, self._build, model_path, _working_directory()]
-        return replace(command, argv=[sys.executable, "-I", "-S", placed.__file__, *facts, *command.argv])
+        return replace(command, argv=[sys.executable, "-I", "-S", node_check.__file__, *facts, *command.argv])
 
     async def close(self) -> None:
         """Engine.close; takes the mark away."""

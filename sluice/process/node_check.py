@@ -1,4 +1,4 @@
-"""python placed.py NAME RUN_DIR MARK BUILD MODEL FOLDER COMMAND...: becomes COMMAND, if this node has what the run needs.
+"""python node_check.py NAME RUN_DIR MARK BUILD MODEL FOLDER COMMAND...: becomes COMMAND, if this node has what the run needs.
 
 What a cluster places begins here: the node's Sluice must be the launcher's (BUILD), RUN_DIR must be the run's directory, in
 which the launcher has left the file MARK, and take new files, and MODEL, unless empty, must be a folder. Otherwise one message
