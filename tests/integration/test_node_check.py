@@ -18,12 +18,13 @@ from sluice.launch.commands import Command
 from sluice.launch.engines.checked import MARK, CheckedEngine
 from sluice.launch.engines.local import LocalEngine
 from sluice.launch.keeper import Keeper
-from sluice.launch.run import Run
+from sluice.launch.run import Outcome, Run
 from sluice.launch.view import make_view
 from sluice.own_address import network_address
 from sluice.process import node_check
 from sluice.rpc.access import Role
 from sluice.rpc.credentials import load_credentials
+from sluice.rpc.tokens import make_tokens
 from sluice.run_dir.full_disk import DiskWaits
 from tests.tiny_model import write_tiny_model
 
@@ -139,23 +140,40 @@ def test_a_run_directory_that_takes_no_files_is_refused_and_a_full_one_is_not(
     assert fails(errno.ENOSPC) == fails(errno.EDQUOT) == ""
 
 
-def test_a_clusters_run_makes_certificates_and_its_services_find_each_other_with_them(tmp_path: Path) -> None:
+def test_tokens_that_must_not_leave_a_machine_end_a_clusters_run_before_anything_listens(tmp_path: Path) -> None:
+    make_tokens(tmp_path / "tokens", private_network=False)
+    outcome, printed = placed_run(tmp_path, model="m", credentials=str(tmp_path / "tokens"))
+    assert outcome.exit_code == 2, printed
+    assert "must be a loopback address with these tokens, got 0.0.0.0" in outcome.message
+    assert "Use `sluice certs`" in outcome.message
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def placed_run(tmp_path: Path, *, model: str, **network: str) -> tuple[Outcome, str]:
+    """The check of a recipe whose services a cluster places, and what it prints."""
     config = Config.model_validate(
         {
-            "model": {"path": str(write_tiny_model(tmp_path / "model"))},
+            "model": {"path": model},
             "data": {"train_files": ["mixadd3:train"], "max_prompt_length": 16, "max_response_length": 32}
             | {"template": "none", "train_batch_size": 4},
             "launch": {"engine": "ray", "grace_s": 5.0},
             "reward": {"workers": 1},
-            "network": {"bind": "0.0.0.0", "coordinator_port": 0, "metrics": False},
+            "network": {"bind": "0.0.0.0", "coordinator_port": 0, "metrics": False, **network},
         }
     )
-    run_dir, printed = tmp_path / "run", io.StringIO()
-    run = Run(config=config, run_dir=run_dir, view=make_view(printed, plain=True), check_only=True, engine=Nodes())
-    assert asyncio.run(run.run()).exit_code == 0, printed.getvalue()
+    printed = io.StringIO()
+    view = make_view(printed, plain=True)
+    run = Run(config=config, run_dir=tmp_path / "run", view=view, check_only=True, engine=Nodes())
+    return asyncio.run(run.run()), printed.getvalue()
+
+
+def test_a_clusters_run_makes_certificates_and_its_services_find_each_other_with_them(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    outcome, printed = placed_run(tmp_path, model=str(write_tiny_model(tmp_path / "model")))
+    assert outcome.exit_code == 0, (outcome.message, printed)
     address, operator = where(run_dir)
     assert host_of(address) == network_address()
     assert load_credentials(operator, role=Role.OPERATOR)
-    assert f"made certificates for this run in {run_dir / 'credentials'}" in printed.getvalue()
+    assert f"made certificates for this run in {run_dir / 'credentials'}" in printed
     assert f"coordinator={address} " in (run_dir / "logs" / "reward-0.log").read_text()
     assert hidden(run_dir) == [".lock"]

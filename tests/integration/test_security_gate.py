@@ -13,7 +13,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from sluice.addresses import joined
+from sluice.cli.main import main
 from sluice.client import Client, RunState
+from sluice.config.load import dump_config
+from sluice.config.schema import Config
 from sluice.errors import ConfigError
 from sluice.launch.own_network import keep_credentials
 from sluice.own_address import network_address
@@ -23,6 +26,7 @@ from sluice.rpc.channel import open_channel
 from sluice.rpc.credentials import Credentials, load_credentials
 from sluice.rpc.gate import PUSHBACK
 from sluice.rpc.server import RpcServer, make_server
+from sluice.run_dir.naming import ADDRESS_FILE
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc
@@ -118,6 +122,21 @@ async def test_certificates_are_good_at_an_address_that_none_of_them_names(tmp_p
                 assert await call(channel, STOP, BY_PATH[STOP]) is DENIED
             finally:
                 await channel.close()
+
+
+async def test_a_verb_finds_a_run_and_its_credentials_by_the_run_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLUICE_CREDENTIALS", "/those/of/another/run")
+    folder = make_folder(tmp_path / "made", "certs")
+    config = Config(model={"path": "m"}, data={"train_files": ["x"]}, network={"credentials": str(folder)})  # type: ignore[arg-type]
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    async with answering(Role.COORDINATOR, credentials=of(folder, Role.COORDINATOR), bind="127.0.0.9") as server:
+        (tmp_path / ADDRESS_FILE).write_text(f"127.0.0.9:{server.port}")
+        assert await asyncio.to_thread(main, ["pause", "--run-dir", str(tmp_path)]) == 0
+    (tmp_path / ADDRESS_FILE).unlink()
+    assert await asyncio.to_thread(main, ["pause", "--run-dir", str(tmp_path)]) == 1
+    assert "--run-dir: must be the directory of a run that `sluice up` has started" in capsys.readouterr().err
 
 
 async def test_a_refusal_says_what_to_do_is_counted_and_logged_without_the_token(tmp_path: Path) -> None:

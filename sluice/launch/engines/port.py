@@ -109,7 +109,8 @@ class Engine(Protocol):
 
         Waits for room as long as the caller does; each new reason goes to `waits`, `no node has 2 free GPUs`. A caller that
         cancels leaves nothing placed or queued. `command.said` must be empty: only processes beside the launcher get secrets.
-        The process gets `command.environ` beside the environment of its node, and nothing of the launcher's environment.
+        The process gets `command.environ` beside the environment of its node. What an engine writes down for the cluster, a
+        runtime environment or a job file, has nothing else of the launcher's environment.
         Raises LaunchError when no node could ever hold the task or the process cannot be started, DiskFull without room for
         the log.
         """
