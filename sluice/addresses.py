@@ -6,6 +6,12 @@ Needs the standard library alone, because the configuration asks too.
 import ipaddress
 import socket
 
+AUTO = "auto"
+"""As an address: the machine's own, found out where a process starts (sluice/own_address.py)."""
+
+EVERY_ADDRESS = ("0.0.0.0", "::")
+"""What a server listens on to be reached at each address of its machine."""
+
 
 def host_of(address: str) -> str:
     """The host of `host:port`, `[v6]:port` or of a bare host."""
@@ -19,14 +25,18 @@ def joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`. A name other than localhost counts as a name of the network."""
-    if host == "localhost":
-        return True
+def is_address(host: str) -> bool:
+    """Whether `host` is an IP address and not a name."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
         return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`. A name other than localhost counts as a name of the network."""
+    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def stays_here(address: str) -> bool:

@@ -40,14 +40,14 @@ def make_folder(folder: Path, kind: str) -> Path:
 
 @contextlib.asynccontextmanager
 async def answering(
-    role: Role, *, credentials: Credentials = NO_CREDENTIALS, **changes: Any
+    role: Role, *, credentials: Credentials = NO_CREDENTIALS, bind: str = "127.0.0.1", **changes: Any
 ) -> AsyncIterator[RpcServer]:
     """The service of `role`, each method of which answers with an empty response (a stream: with one)."""
     service = next(name for name, served_by in SERVED_BY.items() if served_by is role)
     server = make_server(
         lambda grpc_server: _register(grpc_server, service), services=[service], credentials=credentials, **changes
     )
-    await server.start(bind="127.0.0.1", port=0)
+    await server.start(bind=bind, port=0)
     try:
         yield server
     finally:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from sluice.rpc.service import COORDINATOR_PORT, add_credentials_flag, metrics_port
+from sluice.rpc.service import COORDINATOR_PORT, add_bind_flag, add_credentials_flag, metrics_port
 from sluice.rpc.service_parser import ServiceParser
 
 
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, required=True, help="run directory; its first name is the run's")
     parser.add_argument("--redis-url", required=True, help="redis://HOST:PORT/0, rediss:// or unix:///PATH")
     parser.add_argument("--redis-password-stdin", action="store_true", help="read Redis's password on standard input")
-    parser.add_argument("--bind", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    add_bind_flag(parser, auto="at which this machine reaches itself alone")
     parser.add_argument(
         "--port", type=int, default=COORDINATOR_PORT, help="port, 0 for any free one (default %(default)s)"
     )
@@ -40,8 +40,10 @@ def main(argv: list[str] | None = None) -> int:
 
     from services.coordinator.app.options import Options
     from services.coordinator.app.serving import serve
+    from sluice.addresses import loopback
     from sluice.config.load import load_config
     from sluice.errors import SluiceError
+    from sluice.own_address import BIND, own_address
     from sluice.process.child import hide
     from sluice.rpc.access import Role
     from sluice.rpc.credentials import load_credentials
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         options = Options(
             run_dir=args.run_dir.resolve(),
             redis_url=args.redis_url,
-            bind=args.bind,
+            bind=own_address(args.bind, auto=loopback, key=BIND),
             port=args.port,
             metrics_port=metrics_port(args),
             ready_fd=args.ready_fd,

@@ -33,6 +33,7 @@ from sluice.accelerator import identity
 from sluice.clock import SystemClock
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
+from sluice.interfaces import prefer_for_nccl
 from sluice.lineage import LINEAGES_FILE, LineageBook, Rollback
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.service import ServiceOptions
@@ -52,6 +53,7 @@ def run(options: ServiceOptions) -> bool:
     Raises SluiceError: the coordinator stays away or refuses, another learner took over, a rank was lost, or training
     broke down.
     """
+    prefer_for_nccl(options.advertise)
     with naming_lost_ranks():
         ranks = join_ranks()
         if ranks.leads:

@@ -23,6 +23,7 @@ from sluice.clock import SystemClock
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.errors import ConfigError
+from sluice.interfaces import prefer_for_nccl
 from sluice.policy_version import OWN_WEIGHTS
 from sluice.rpc.membership import Membership
 from sluice.rpc.policy_versions import version_to_proto
@@ -115,6 +116,7 @@ class _Service:
         self.registration = self._membership.registration
 
     async def run(self, config: Config) -> None:
+        prefer_for_nccl(self._options.advertise)
         model = read_model(Path(config.model.path))
         engine = make_engine(config, model, kind=self._options.engine or config.rollout.engine)
         log.info("engine_ready", engine=engine.name, max_model_len=engine.max_model_len, capacity=engine.capacity)

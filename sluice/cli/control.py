@@ -3,8 +3,10 @@
 import argparse
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from sluice.cli.whereabouts import where
 from sluice.rpc.service import add_credentials_flag
 
 DEFAULT_COORDINATOR = "127.0.0.1:18050"
@@ -39,7 +41,15 @@ def add_parser(commands: Any) -> None:
 def add_verb(commands: Any, name: str, text: str, verb: Verb) -> argparse.ArgumentParser:
     """A subcommand that prints what `verb` returns for a run."""
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    add_coordinator_flag(parser)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--run-dir",
+        dest="of_run",
+        type=Path,
+        metavar="RUN",
+        help="a run that is up, with the credentials that it names",
+    )
+    add_coordinator_flag(where)
     add_credentials_flag(parser)
     parser.set_defaults(run=lambda args: call(verb, args))
     return parser
@@ -62,6 +72,9 @@ def call(verb: Verb, args: argparse.Namespace) -> int:
     from sluice.rpc.access import Role
     from sluice.rpc.credentials import load_credentials
 
+    if getattr(args, "of_run", None) is not None:
+        args.coordinator, folder = where(args.of_run)
+        args.credentials = folder or args.credentials
     credentials = load_credentials(args.credentials, role=Role.OPERATOR)
     try:
         with Client(args.coordinator, credentials=credentials) as client:

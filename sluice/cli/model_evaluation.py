@@ -66,7 +66,7 @@ def evaluation_config(args: argparse.Namespace) -> Any:
     _choose(tree, args)
     _set(tree, args)
     tree["launch"] |= {"rollout_replicas": 1, "reward_replicas": max(1, config.launch.reward_replicas)}
-    tree["network"] |= {"bind": "127.0.0.1", "advertise": "127.0.0.1", "coordinator_port": 0, "metrics": False}
+    tree["network"] |= {"bind": "auto", "advertise": "auto", "coordinator_port": 0, "metrics": False}
     tree["network"] |= {"credentials": None, "redis_url": None}
     tree["run"]["loggers"] = []
     config = parse_config(print_yaml(tree), where="evaluate")

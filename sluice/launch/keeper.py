@@ -222,7 +222,7 @@ class Keeper:
     async def _keep_requested(self, command: Command) -> None:
         try:
             await self._keep_alive(command, None)
-        except LaunchError as error:
+        except (LaunchError, ConfigError) as error:
             self._say(str(error))
 
     async def _keep_alive(self, command: Command, running: Task | None) -> None:

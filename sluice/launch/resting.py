@@ -8,12 +8,13 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from sluice.addresses import joined
+from sluice.addresses import joined, loopback
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.errors import NotFound
 from sluice.launch.commands import coordinator_command, credentials_folder
 from sluice.launch.embedded_redis import new_password, start_redis
+from sluice.launch.own_network import own_network
 from sluice.launch.processes import read_ready, start
 from sluice.launch.run_lock import lock_run_dir
 from sluice.rpc.access import Role
@@ -26,6 +27,8 @@ async def resting_run(run_dir: Path) -> AsyncIterator[tuple[str, str]]:
     Raises NotFound without a run, LaunchError when the run is up or cannot be served.
     """
     config = _config(run_dir)
+    network = own_network(config.network, address=loopback())  # who calls it is here
+    config = config.model_copy(update={"network": network})
     async with contextlib.AsyncExitStack() as held:
         lock_fd = await lock_run_dir(run_dir)
         held.callback(os.close, lock_fd)

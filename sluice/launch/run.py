@@ -29,6 +29,7 @@ from sluice.launch.commands import (
     service_command,
 )
 from sluice.launch.embedded_redis import ROOM_BYTES, EmbeddedRedis, new_password, start_redis
+from sluice.launch.engines.checked import CheckedEngine
 from sluice.launch.engines.local import LocalEngine
 from sluice.launch.engines.port import Engine
 from sluice.launch.export_wait import ExportWait
@@ -37,6 +38,7 @@ from sluice.launch.gpus import Gpus, shared_out
 from sluice.launch.interrupts import Interrupts
 from sluice.launch.keeper import Keeper
 from sluice.launch.logs import keep_small
+from sluice.launch.own_network import settled
 from sluice.launch.processes import Child, read_ready, start
 from sluice.launch.run_lock import lock_run_dir
 from sluice.launch.view import View
@@ -45,6 +47,7 @@ from sluice.rpc.access import Role
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, load_credentials
 from sluice.run_dir.durable import make_folder, write_synced
 from sluice.run_dir.full_disk import DiskWaits, NoRoom, prove_room
+from sluice.run_dir.naming import ADDRESS_FILE
 from sluice.v1 import coordinator_pb2 as pb
 
 STATUS_INTERVAL_S = 1.0
@@ -88,6 +91,8 @@ class Run:
         engine: Engine | None = None,
     ) -> None:
         self._config, self._run_dir, self._view, self._check_only = config, run_dir, view, check_only
+        self._own = config
+        """The configuration of the processes beside the launcher, with this machine's addresses once these are known."""
         self._evaluate_only = evaluate_only
         self._ready_fd = ready_fd
         self._engine = engine or LocalEngine()
@@ -95,6 +100,8 @@ class Run:
         self._disk = DiskWaits(
             clock=SystemClock(), tell=lambda event, line: view.message(f"{event}: {line}"), folder=run_dir
         )
+        if self._engine.name != LocalEngine.name:
+            self._engine = CheckedEngine(self._engine, model_path=config.model.path, disk=self._disk)
         self._interrupts = Interrupts()
         self._lock_fd: int | None = None
         self._redis: EmbeddedRedis | None = None
@@ -150,13 +157,14 @@ class Run:
 
     async def _start(self) -> bool:
         """Starts Redis, the coordinator and the services; returns False without services when the run is finished already."""
-        self._operator = load_credentials(credentials_folder(self._config, Role.OPERATOR), role=Role.OPERATOR)
+        load_credentials(credentials_folder(self._config, Role.OPERATOR), role=Role.OPERATOR)  # or nothing is made
         await self._disk.write(make_folder, self._run_dir)
         self._lock_fd = await self._disk.until(lambda: lock_run_dir(self._run_dir))
         small = keep_small(self._run_dir / "logs", most_bytes=self._config.run.file_max_bytes, clock=SystemClock())
         self._keeper.supervise("logs", small)
         await self._engine.open(run_dir=self._run_dir, node_timeout_s=self._config.launch.node_timeout_s)
         await self._share_gpus()
+        await self._settle_network()
         await self._disk.write(write_synced, self._run_dir / "config.yaml", [dump_config(self._config).encode()])
         redis_url = self._config.network.redis_url
         if redis_url is None:
@@ -207,6 +215,15 @@ class Run:
             self._keeper.known |= await self._registered()
         self._keeper.keep(self._service("learner", 0))
 
+    async def _settle_network(self) -> None:
+        """Finds this machine's addresses and the run's credentials, before anything listens."""
+        found = await self._disk.write(settled, self._config, run_dir=self._run_dir, address=self._engine.address)
+        self._config, self._own = found.config, found.own
+        if found.said:
+            self._view.message(found.said)
+        self._operator = load_credentials(credentials_folder(self._own, Role.OPERATOR), role=Role.OPERATOR)
+        self._operator.check_listens(self._own.network.bind)
+
     def _service(self, role: str, index: int) -> Command:
         """The command of a service. Raises LaunchError for a rollout that finds no free GPU."""
         run_id, name = self._run_dir.name, "learner" if role == "learner" else f"{role}-{index}"
@@ -243,12 +260,13 @@ class Run:
 
     async def _start_coordinator(self, redis_url: str) -> None:
         child, port = await self._disk.until(lambda: self._first_coordinator(redis_url))
-        self._coordinator = joined(self._config.network.advertise, port)
+        self._coordinator = joined(self._own.network.advertise, port)
+        await self._disk.write(write_synced, self._run_dir / ADDRESS_FILE, [self._coordinator.encode()])
         # No retries: this launcher and its keeper must notice a silent coordinator themselves.
         self._client = AsyncClient(self._coordinator, credentials=self._operator, retry_reads=False)
         self._keeper.known.add(child.name)
         again = coordinator_command(
-            self._config,
+            self._own,
             run_dir=self._run_dir,
             redis_url=redis_url,
             redis_password=self._redis_password,
@@ -265,7 +283,7 @@ class Run:
         """Starts the coordinator; returns it with its port when it answers. Raises DiskFull when a full disk has ended it."""
         read_fd, write_fd = os.pipe()
         command = coordinator_command(
-            self._config,
+            self._own,
             run_dir=self._run_dir,
             redis_url=redis_url,
             redis_password=self._redis_password,

@@ -29,13 +29,16 @@ AUTHORITY_DAYS = 3650
 _CLOCKS_DIFFER = datetime.timedelta(minutes=5)
 
 
-def make_certificates(folder: Path, *, valid_for: datetime.timedelta, hosts: Sequence[str] = ()) -> None:
+def make_certificates(
+    folder: Path, *, valid_for: datetime.timedelta, hosts: Sequence[str] = (), keep_authority: bool = True
+) -> None:
     """Writes FOLDER/ROLE/{cert,key,ca}.pem for every role; makes the authority in FOLDER unless FOLDER has one.
 
-    `hosts` are further names or addresses in the certificates, for other gRPC clients. Raises ConfigError when FOLDER has
-    only the key or only the certificate of an authority.
+    `hosts` are further names or addresses in the certificates, for other gRPC clients. Without `keep_authority` the authority
+    is new and its key is written nowhere. Raises ConfigError when FOLDER has only the key or only the certificate of an
+    authority.
     """
-    authority, signer = _authority(folder)
+    authority, signer = _authority(folder) if keep_authority else _new_authority()
     public = authority.public_bytes(Encoding.PEM)
     for role in Role:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -55,6 +58,19 @@ def make_certificates(folder: Path, *, valid_for: datetime.timedelta, hosts: Seq
         write_private(folder / role / AUTHORITY, public)
 
 
+def time_left(folder: Path) -> datetime.timedelta:
+    """How long the certificates in FOLDER/ROLE are all valid, if they are of one authority; nothing for files that are
+    missing or damaged."""
+    try:
+        found = [x509.load_pem_x509_certificate((folder / role / FILE).read_bytes()) for role in Role]
+        authorities = {(folder / role / AUTHORITY).read_bytes() for role in Role}
+    except (OSError, ValueError):
+        return datetime.timedelta()
+    if len(authorities) > 1 or not all((folder / role / KEY).exists() for role in Role):
+        return datetime.timedelta()
+    return min(each.not_valid_after_utc for each in found) - datetime.datetime.now(datetime.UTC)
+
+
 def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     certificate_path, key_path = folder / AUTHORITY, folder / AUTHORITY_KEY
     if certificate_path.exists() != key_path.exists():
@@ -63,6 +79,13 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
         signer = load_pem_private_key(key_path.read_bytes(), password=None)
         assert isinstance(signer, ec.EllipticCurvePrivateKey)
         return x509.load_pem_x509_certificate(certificate_path.read_bytes()), signer
+    certificate, key = _new_authority()
+    write_private(key_path, _private(key))
+    write_private(certificate_path, certificate.public_bytes(Encoding.PEM))
+    return certificate, key
+
+
+def _new_authority() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = _subject("sluice development CA")
     certificate = (
@@ -70,8 +93,6 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
-    write_private(key_path, _private(key))
-    write_private(certificate_path, certificate.public_bytes(Encoding.PEM))
     return certificate, key
 
 

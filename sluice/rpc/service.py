@@ -9,8 +9,10 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sluice.addresses import AUTO, EVERY_ADDRESS
 from sluice.errors import SluiceError
 from sluice.rpc.service_parser import ServiceParser
 
@@ -52,11 +54,11 @@ def service_parser(
     parser.add_argument(
         "--coordinator", required=needs_coordinator, default="", metavar="HOST:PORT", help="where the run is conducted"
     )
-    parser.add_argument("--bind", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add_bind_flag(parser, auto="from which it reaches --coordinator")
     parser.add_argument(
         "--advertise",
         metavar="HOST",
-        help="host others reach it at (default: that of --bind, this machine's name where --bind is every address)",
+        help="where others reach it, like --bind (default: --bind; this machine's name where --bind is every address)",
     )
     parser.add_argument("--port", type=int, default=port, help="gRPC port; 0: any free one (default: %(default)s)")
     parser.add_argument("--metrics-port", type=int, help="Prometheus port; 0: any free one (default: port + 1000)")
@@ -67,6 +69,16 @@ def service_parser(
     parser.add_argument("--log-format", choices=("console", "json"), default="console", help="default: %(default)s")
     parser.set_defaults(role=name)
     return parser
+
+
+def add_bind_flag(parser: Any, *, auto: str) -> None:
+    """Adds --bind; `auto` says which address of this machine is the default."""
+    parser.add_argument(
+        "--bind",
+        default=AUTO,
+        metavar="ADDRESS",
+        help=f"what to listen on: an address, an interface (ib0), a CIDR, or auto, the address {auto} (default: auto)",
+    )
 
 
 def add_credentials_flag(parser: Any) -> None:
@@ -80,14 +92,20 @@ def add_credentials_flag(parser: Any) -> None:
 
 
 def options_from(kind: type[Options], args: argparse.Namespace, **more: Any) -> Options:
-    """The options that `service_parser` read, as `kind`; `more` are the fields that `kind` adds. Raises ConfigError."""
+    """The options that `service_parser` read, as `kind`; `more` are the fields that `kind` adds. Raises ConfigError.
+
+    Finds this machine's addresses, which may take as long as the coordinator's name takes to be known.
+    """
+    from sluice.own_address import BIND, address_towards, advertised_address, own_address
     from sluice.rpc.access import Role
     from sluice.rpc.credentials import load_credentials
 
+    auto = partial(address_towards, args.coordinator)
+    bind = own_address(args.bind, auto=auto, key=BIND)
     return kind(
         coordinator=args.coordinator,
-        bind=args.bind,
-        advertise=args.advertise or _name_behind(args.bind),
+        bind=bind,
+        advertise=advertised_address(args.advertise, bind=bind, auto=auto) if args.advertise else _name_behind(bind),
         port=args.port,
         metrics_port=metrics_port(args),
         service_id=args.service_id,
@@ -98,7 +116,7 @@ def options_from(kind: type[Options], args: argparse.Namespace, **more: Any) -> 
 
 def _name_behind(bind: str) -> str:
     """A host name under which others reach `bind`: for all interfaces the machine's own name."""
-    return socket.gethostname() if bind in ("0.0.0.0", "::") else bind
+    return socket.gethostname() if bind in EVERY_ADDRESS else bind
 
 
 def metrics_port(args: argparse.Namespace) -> int:

@@ -156,8 +156,8 @@ def test_a_machine_that_does_not_know_its_own_name_nor_that_of_its_user(dry_run:
 
 @pytest.mark.needs("own-network")
 def test_a_machine_with_ipv6_alone(dry_run: DryRun) -> None:
-    told = dry_run(within=IPV6_ALONE)
+    told = dry_run("network.bind=127.0.0.1", within=IPV6_ALONE)
     assert told.code == 1
     assert "cannot listen on 127.0.0.1" in told.output
     assert "network.bind" in told.output
-    passes(dry_run("network.bind=::1", "network.advertise=::1", within=IPV6_ALONE))
+    passes(dry_run(within=IPV6_ALONE))

@@ -245,10 +245,14 @@ async def test_machines_that_nobody_joins_say_who_waited_for_whom_and_for_how_lo
 def test_the_interface_is_the_one_that_leads_to_the_meeting_point(second: SecondMachine, endpoint: str) -> None:
     assert interface_towards(endpoint) == second.near_end
     program = (
-        f"from services.learner.distributed.interface import interface_towards; print(interface_towards('{endpoint}'))"
+        "from services.learner.distributed.interface import interface_towards\n"
+        "from sluice.own_address import address_towards, loopback, network_address, own_address\n"
+        f"print(interface_towards('{endpoint}'), address_towards('{endpoint}'), network_address())\n"
+        f"print(*(own_address(words, auto=loopback, key='') for words in ('{second.far_end}', '10.213.0.0/16')))"
     )
-    there = second.command(sys.executable, "-c", program)
-    assert subprocess.check_output(there, cwd=ROOT, text=True).strip() == second.far_end
+    said = subprocess.check_output(second.command(sys.executable, "-c", program), cwd=ROOT, text=True).split()
+    there = f"{second.here.rpartition('.')[0]}.254"  # on a machine that has a cable and no default route
+    assert said == [second.far_end, there, there, there, there]
 
 
 @pytest.mark.parametrize("endpoint", ["trainer-1", "127.0.0.1:99999", "no.such.host.invalid:1"])
@@ -261,8 +265,7 @@ def test_loopback_is_taken_when_it_is_asked_for_and_refused_when_a_name_stands_f
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert interface_towards("127.0.0.1:1") == interface_towards("localhost:1") == "lo"
-    real = socket.socket.connect
-    monkeypatch.setattr(socket.socket, "connect", lambda self, where: real(self, ("127.0.1.1", where[1])))
+    monkeypatch.setattr("services.learner.distributed.interface.route_to", lambda host: "127.0.1.1")
     with pytest.raises(ConfigError, match="must be an address that other machines reach, got trainer-1"):
         interface_towards("trainer-1:1")
 

@@ -12,14 +12,21 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from sluice.addresses import joined
+from sluice.cli.main import main
 from sluice.client import Client, RunState
+from sluice.config.load import dump_config
+from sluice.config.schema import Config
 from sluice.errors import ConfigError
+from sluice.launch.own_network import keep_credentials
+from sluice.own_address import network_address
 from sluice.rpc import probe
 from sluice.rpc.access import ALLOWED, SERVED_BY, Role
 from sluice.rpc.channel import open_channel
 from sluice.rpc.credentials import Credentials, load_credentials
 from sluice.rpc.gate import PUSHBACK
 from sluice.rpc.server import RpcServer, make_server
+from sluice.run_dir.naming import ADDRESS_FILE
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc
@@ -100,6 +107,36 @@ async def test_credentials_of_another_run_are_refused(tmp_path: Path, folder: Pa
         channel_to(server, credentials=of(other, Role.OPERATOR)) as channel,
     ):
         assert await call(channel, STOP, BY_PATH[STOP]) in (UNAUTHENTICATED, UNAVAILABLE)
+
+
+async def test_certificates_are_good_at_an_address_that_none_of_them_names(tmp_path: Path) -> None:
+    keep_credentials(tmp_path / "made")  # as a cluster's run does, before it knows its nodes
+    for bind in {"127.0.0.9", network_address()}:
+        async with answering(
+            Role.COORDINATOR, credentials=of(tmp_path / "made", Role.COORDINATOR), bind=bind
+        ) as server:
+            channel = open_channel(joined(bind, server.port), credentials=of(tmp_path / "made", Role.ROLLOUT))
+            try:
+                path = "/sluice.v1.CoordinatorService/Heartbeat"
+                assert await call(channel, path, BY_PATH[path]) is OK
+                assert await call(channel, STOP, BY_PATH[STOP]) is DENIED
+            finally:
+                await channel.close()
+
+
+async def test_a_verb_finds_a_run_and_its_credentials_by_the_run_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLUICE_CREDENTIALS", "/those/of/another/run")
+    folder = make_folder(tmp_path / "made", "certs")
+    config = Config(model={"path": "m"}, data={"train_files": ["x"]}, network={"credentials": str(folder)})  # type: ignore[arg-type]
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    async with answering(Role.COORDINATOR, credentials=of(folder, Role.COORDINATOR), bind="127.0.0.9") as server:
+        (tmp_path / ADDRESS_FILE).write_text(f"127.0.0.9:{server.port}")
+        assert await asyncio.to_thread(main, ["pause", "--run-dir", str(tmp_path)]) == 0
+    (tmp_path / ADDRESS_FILE).unlink()
+    assert await asyncio.to_thread(main, ["pause", "--run-dir", str(tmp_path)]) == 1
+    assert "--run-dir: must be the directory of a run that `sluice up` has started" in capsys.readouterr().err
 
 
 async def test_a_refusal_says_what_to_do_is_counted_and_logged_without_the_token(tmp_path: Path) -> None:

@@ -50,10 +50,13 @@ WRITERS = {
     "sluice/cli/up.py": ONE_LINE,
     "sluice/client/local_launcher.py": ONE_LINE,
     "sluice/launch/embedded_redis.py": WAITS,
+    "sluice/launch/engines/checked.py": WAITS,
     "sluice/launch/learner_node.py": NOT_THE_RUN,
+    "sluice/launch/own_network.py": WAITS,
     "sluice/launch/run.py": WAITS,
     "sluice/launch/run_lock.py": WAITS,
     "sluice/lineage.py": WAITS,
+    "sluice/process/node_check.py": LEFT_OUT,  # the service that is then started waits
     "sluice/process/output.py": WAITS,
     "sluice/report/curves.py": LEFT_OUT,
     "sluice/report/summary.py": WAITS,

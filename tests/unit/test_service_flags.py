@@ -23,7 +23,7 @@ from sluice.rpc.service_parser import ServiceParser
 
 def read(*argv: str) -> ServiceOptions:
     parser = service_parser("reward", "A service.", port=18052)
-    return options_from(ServiceOptions, parser.parse_args(["--coordinator", "host:18050", *argv]))
+    return options_from(ServiceOptions, parser.parse_args(["--coordinator", "127.0.0.1:18050", *argv]))
 
 
 def test_ports_default_to_the_documented_ones_and_advertise_to_bind() -> None:

@@ -22,6 +22,7 @@ from services.learner.distributed.environment import prepare_allocator
 from services.learner.distributed.interface import interface_towards
 from sluice.addresses import joined, loopback, loopback_interface
 from sluice.errors import Expired, SluiceError
+from sluice.interfaces import NCCL_INTERFACE
 from sluice.process import exit_codes
 from sluice.process.child import armed, module_command
 from sluice.rpc.service import exit_code
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     configure_logs(service="learner")
     try:
         if GLOO_INTERFACE not in os.environ:
-            os.environ[GLOO_INTERFACE] = interface_towards(args.rdzv_endpoint)
+            os.environ[GLOO_INTERFACE] = name = interface_towards(args.rdzv_endpoint)
+            os.environ.setdefault(NCCL_INTERFACE, f"={name}")
         run(parse_args(_torchrun_arguments(args)))
     except SluiceError as error:
         return exit_code(error)

@@ -12,6 +12,7 @@ from services.learner.distributed.ranks import Ranks
 from sluice.clock import SystemClock
 from sluice.errors import ConfigError
 from sluice.model_identity import model_identity
+from sluice.process.node_check import run_dir_problem
 from sluice.run_dir.full_disk import DiskWaits
 
 
@@ -33,11 +34,8 @@ def check_shared_folders(ranks: Ranks, *, run_dir: Path, model_path: str) -> Non
 
 def _problems(mark: Path, model_path: str, leaders_model: str) -> list[str]:
     host, found = socket.gethostname(), []
-    if not mark.is_file():
-        found.append(
-            f"run.dir: {mark.parent} on {host} is not the run directory of the learner's first machine; it must be on "
-            "a file system that all machines of the learner share, under the same path"
-        )
+    if problem := run_dir_problem(str(mark.parent), mark.name):
+        found.append(problem)
     if (facts := _model_facts(model_path)) != leaders_model:
         found.append(
             f"model.path: {model_path} on {host} must hold the model that the learner's first machine has, "

@@ -94,6 +94,8 @@ class Config(Section):
         yield from self._problems_of_sets()
         yield from self._problems_of_policies()
         yield from self._problems_of_bytes()
+        engine = self.launch.engine
+        yield from self.network.problems_here() if engine == "local" else self.network.problems_on_a_cluster(engine)
 
     def _problems_of_sizes(self) -> Iterator[str]:
         data, buffer = self.data, self.reward.overlong_buffer

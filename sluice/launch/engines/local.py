@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from sluice.addresses import loopback
 from sluice.launch.commands import Command
 from sluice.launch.processes import Child, start
 
@@ -11,6 +12,11 @@ class LocalEngine:
     """Engine of `--on local`."""
 
     name = "local"
+
+    @property
+    def address(self) -> str:
+        """Engine.address: nobody else has to reach this machine."""
+        return loopback()
 
     async def open(self, *, run_dir: Path, node_timeout_s: float) -> None:
         """Engine.open: nothing to reach, and this machine cannot be lost."""

@@ -9,6 +9,11 @@ tasks: one process each on some node, in a session of its own, whose output goes
 An engine keeps three promises that one contract suite (tests/contract/engine_tasks.py) checks on each of them: a task ends
 when the launcher is gone, however the launcher went; two tasks of one node never share a GPU; a node that is gone makes its
 tasks `lost`, never silent.
+
+What an engine sends - argument lists, environments, runtime environments, files - a cluster's own tools show to others: it
+holds no secret. A task reads its role's credentials from the folder that SLUICE_CREDENTIALS names. A command may refuse its
+node with BAD_USAGE and a message, before anything heavy (checked.py); so a task's output must reach the launcher from a node
+that does not see the run directory, too.
 """
 
 import asyncio
@@ -86,6 +91,12 @@ class Engine(Protocol):
     name: str
     """What `--on` calls it."""
 
+    @property
+    def address(self) -> str:
+        """This machine's address on the cluster's own network, as far as the opened engine knows one; else empty, and the
+        launcher takes the address of its default route. The coordinator listens there (`network.bind: auto`)."""
+        ...
+
     async def open(self, *, run_dir: Path, node_timeout_s: float) -> None:
         """Reaches the cluster. A node that is silent for `node_timeout_s` is lost.
 
@@ -104,6 +115,8 @@ class Engine(Protocol):
 
         Waits for room as long as the caller does; each new reason goes to `waits`, `no node has 2 free GPUs`. A caller that
         cancels leaves nothing placed or queued. `command.said` must be empty: only processes beside the launcher get secrets.
+        The process gets `command.environ` beside the environment of its node. What an engine writes down for the cluster, a
+        runtime environment or a job file, has nothing else of the launcher's environment.
         Raises LaunchError when no node could ever hold the task or the process cannot be started, DiskFull without room for
         the log.
         """

@@ -235,7 +235,7 @@ def test_settings_that_do_not_fit_together_name_the_layer_of_the_key(recipe: Pat
 
 
 def test_what_sections_refuse_by_themselves_is_told_at_once(recipe: Path) -> None:
-    lines = problems(recipe, "data.gen_batch_size=2", "launch.learner_nnodes=2", "network.bind=0.0.0.0", "run.seed=-1")
+    lines = problems(recipe, "data.gen_batch_size=2", "launch.learner_nnodes=2", "network.bind=10.1/99", "run.seed=-1")
     keys = ["run.seed", "data.gen_batch_size", "launch.learner_rdzv_endpoint", "network.bind"]
     assert [line.split(": ")[1] for line in lines] == keys
 

@@ -24,9 +24,30 @@ def test_an_address_of_the_network_needs_credentials_and_the_message_names_the_k
     assert NetworkConfig(bind=bind, credentials="creds").bind == bind
 
 
-@pytest.mark.parametrize("bind", ["127.0.0.1", "localhost", "::1", "127.0.1.1"])
+@pytest.mark.parametrize("bind", ["auto", "127.0.0.1", "localhost", "::1", "127.0.1.1"])
 def test_loopback_needs_nothing(bind: str) -> None:
-    assert NetworkConfig(bind=bind).credentials is None
+    config = load_config(None, overrides=[*NEEDED, f"network.bind='{bind}'"])
+    assert (config.network.bind, config.network.credentials) == (bind, None)
+
+
+@pytest.mark.parametrize("key", ["bind", "advertise"])
+def test_a_network_that_is_none_is_refused(key: str) -> None:
+    for words in ("10.1.0.0/99", "eth0/24", ""):
+        said = problem(f"network.{key}='{words}'")
+        assert (
+            f"network.{key}: must be auto, an interface, a CIDR (10.1.0.0/16), an address or a host, got '{words}'"
+            in said
+        )
+
+
+@pytest.mark.parametrize("key", ["bind", "advertise"])
+def test_on_a_cluster_no_key_holds_the_address_of_one_node_and_none_needs_credentials(key: str) -> None:
+    said = problem("launch.engine=ray", f"network.{key}=10.0.0.1")
+    assert f"network.{key}: must be auto, an interface or a CIDR while launch.engine is ray, got 10.0.0.1" in said
+    for words in ("auto", "ib0", "10.1.0.0/16", "127.0.0.1"):
+        load_config(None, overrides=[*NEEDED, "launch.engine=slurm", f"network.{key}={words}"])
+    load_config(None, overrides=[*NEEDED, "launch.engine=slurm", "network.bind='::'"])
+    assert "network.advertise" in problem("launch.engine=slurm", "network.advertise=0.0.0.0")
 
 
 def test_a_redis_password_in_the_recipe_is_refused_and_not_repeated() -> None:
