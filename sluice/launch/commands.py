@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sluice.config.schema import Config
@@ -35,6 +35,8 @@ class Command:
     needs: Needs = field(default_factory=Needs)
     here: bool = False
     """Whether the process stays on the launcher's machine, whatever places the others."""
+    machines: int = 1
+    """How many processes the service is: each on a place of its own with `needs`, all started and ended together."""
 
 
 def coordinator_command(
@@ -74,7 +76,7 @@ def coordinator_command(
 def service_command(
     config: Config, role: str, *, index: int, coordinator: str, run_id: str, evaluate_only: bool = False
 ) -> Command:
-    """A reward, a rollout or the learner (the first machine of a learner on several machines).
+    """A reward, a rollout or the learner: all its machines where an engine places them, otherwise its first one.
 
     With `evaluate_only` a rollout serves the model folder's weights.
     """
@@ -82,14 +84,31 @@ def service_command(
     common += ["--port", "0", "--metrics-port", "0"]
     if role == "learner":
         ranks = ["--nproc-per-node", str(config.launch.learner_nproc_per_node)]
-        if config.launch.learner_nnodes > 1:
-            ranks += _meeting(config, node_rank=0, run_id=run_id)
         environ = _environ(config, Role.LEARNER, threads=config.learner.threads or 1)
-        return learner_command([*ranks, "--", *common], environ=environ)
+        machines = config.launch.learner_nnodes
+        if config.launch.engine == "local":
+            ranks += _meeting(config, node_rank=0, run_id=run_id) if machines > 1 else []
+            return learner_command([*ranks, "--", *common], environ=environ)
+        if machines > 1:
+            limit_s = config.launch.place_wait_s + config.launch.ready_timeout_s
+            ranks += ["--nnodes", str(machines), "--timeout-s", f"{limit_s:g}"]
+        return replace(learner_command([*ranks, "--", *common], environ=environ), machines=machines)
     name, threads = f"{role}-{index}", config.rollout.threads if role == "rollout" else 1
     argv = [*module_command(f"services.{role}"), "--service-id", name, *common]
     argv += ["--own-weights"] if evaluate_only and role == "rollout" else []
     return Command(name=name, argv=argv, environ=_environ(config, Role(role), threads=threads))
+
+
+def machine_command(command: Command, number: int, *, round_name: str) -> Command:
+    """The process of one of a learner's machines; 0 keeps the service's name. `round_name`: of this start of them all."""
+    flags = command.argv.index("--")
+    which = ["--node-rank", str(number), "--round", round_name]
+    return replace(
+        command,
+        name=f"{command.name}-{number}" if number else command.name,
+        argv=[*command.argv[:flags], *which, *command.argv[flags:]],
+        machines=1,
+    )
 
 
 def learner_command(arguments: Sequence[str], *, environ: Mapping[str, str]) -> Command:

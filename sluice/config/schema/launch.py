@@ -26,12 +26,14 @@ class LaunchConfig(Section):
     reward_replicas: NonNegativeInt = Field(default=1, description="reward services; 0: all are started by hand")
     learner_nproc_per_node: PositiveInt = Field(default=1, description="ranks of the learner on each of its machines")
     learner_nnodes: PositiveInt = Field(
-        default=1, description="machines of the learner; the others run `sluice learner-node`"
+        default=1,
+        description="machines of the learner, each placed by launch.engine; with `local` the others run `sluice learner-node`",
     )
     learner_rdzv_endpoint: str | None = Field(
         default=None,
         pattern=r"^.+:\d{1,5}$",
-        description="HOST:PORT of this machine where the learner's machines meet; needed when there are several",
+        description="HOST:PORT of this machine where the learner's machines meet; needed when there are several and "
+        "launch.engine is local; elsewhere they find each other",
     )
     max_restarts: NonNegativeInt = Field(
         default=3, description="restarts of one service within restart_window_s before the run is stopped"
@@ -47,10 +49,20 @@ class LaunchConfig(Section):
         default=True, description="before training: gold answers must score right, garbage wrong"
     )
 
+    @property
+    def place_wait_s(self) -> float:
+        """How long a service may wait for a place, before its start counts: 0 on this machine."""
+        return 0.0 if self.engine == "local" else self.place_timeout_s
+
+    @property
+    def absence_limit_s(self) -> float:
+        """How long a run waits for a role of which no service is ready: machines of a learner need a half to meet."""
+        return self.ready_timeout_s * (2 if self.learner_nnodes > 1 else 1) + self.place_wait_s
+
     def problems(self) -> Iterator[str]:
-        """Refuses several machines of the learner without an address to meet at."""
-        if self.learner_nnodes > 1 and self.learner_rdzv_endpoint is None:
+        """Refuses several machines of the learner without an address to meet at, where nothing places them."""
+        if self.learner_nnodes > 1 and self.engine == "local" and self.learner_rdzv_endpoint is None:
             yield (
                 "learner_rdzv_endpoint: must be HOST:PORT of this machine while launch.learner_nnodes is "
-                f"{self.learner_nnodes}, so that the other machines find it"
+                f"{self.learner_nnodes} and launch.engine is local, so that the other machines find it"
             )

@@ -10,7 +10,7 @@ PROMISED = {
     "CoordinatorService": {
         *("GetStatus", "WatchEvents", "Pause", "Resume", "Drain", "Stop", "Scale", "SaveCheckpoint", "Evaluate"),
         *("SubmitPrompts", "ListGroups", "GetGroup", "GetLedger", "GetConfig", "Rollback"),
-        *("Register", "Heartbeat", "GetBatch", "CommitStep", "CommitCheckpoint"),
+        *("Register", "Heartbeat", "GetBatch", "CommitStep", "CommitCheckpoint", "MeetLearner"),
     },
     "RolloutService": {
         *("Generate", "Abort", "GetInfo", "JoinEpoch", "ReceiveWeights", "ApplyWeights", "Drain"),
