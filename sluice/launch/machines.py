@@ -4,9 +4,10 @@
  `start_together`   a place for each machine                     the engine; the first machine that ends meanwhile
  `Machines.wait`    the end of the round                         see below
 A round is one start of all machines. The machines end together, because no rank can go on without the others: when one has
-failed or is lost, the others get SETTLE_S to end by themselves, which shows who failed first, and are then stopped. So a
-broken round is one death, whose cause is the machine that failed by itself, and a round that a lost machine broke is lost.
-A machine other than the first that ends with 0 has only finished sooner; the first one's 0 ends the round.
+failed or is lost, the others are stopped. A machine may tell by its exit code that it ended because of another one; then
+that other one gets SETTLE_S to end by itself. So a broken round is one death, whose cause is the machine that failed by
+itself, and a round that a lost machine broke is lost. A machine other than the first that ends with 0 has only finished
+sooner; the first one's 0 ends the round.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from sluice.launch.engines.port import LOST, Task
 from sluice.process import exit_codes
 
 SETTLE_S = 5.0
-"""Chosen: closed sockets end the other ranks, and torchrun after them, within 2 s here."""
+"""Chosen: ranks see a closed socket at once, torchrun the end of a rank of its machine within a second."""
 
 _EFFECTS = (0, exit_codes.PEER_LOST, exit_codes.NOT_JOINED)
 """Exit codes of machines that ended because of another machine."""
@@ -83,7 +84,7 @@ class Machines:
         self._ended: list[tuple[Task, int]] = []
         """In the order of the ends."""
         self._cause = self.tasks[0]
-        self._broken = asyncio.Event()
+        self._broken, self._explained = asyncio.Event(), asyncio.Event()
         if len(tasks) < command.machines:
             self._broken.set()
         self._over = asyncio.create_task(self._round(), name=f"round-{command.name}")
@@ -129,9 +130,11 @@ class Machines:
     async def _round(self) -> int:
         everybody = asyncio.gather(*(self._until_end(task) for task in self.tasks))
         await self._broken.wait()
-        settled = asyncio.ensure_future(self._clock.sleep(SETTLE_S))
-        await asyncio.wait([everybody, settled], return_when=asyncio.FIRST_COMPLETED)
-        settled.cancel()
+        patience = [self._clock.sleep(SETTLE_S), self._explained.wait()]
+        settled = [asyncio.ensure_future(each) for each in patience]
+        await asyncio.wait([everybody, *settled], return_when=asyncio.FIRST_COMPLETED)
+        for each in settled:
+            each.cancel()
         by_themselves = list(self._ended)
         await asyncio.gather(*(task.stop(grace_s=self._grace_s) for task in self.tasks if task.alive))
         await everybody
@@ -142,6 +145,8 @@ class Machines:
         self._ended.append((task, code))
         if code != 0 or task.name == self.name or len(self._ended) == len(self.tasks):
             self._broken.set()
+        if code not in _EFFECTS:
+            self._explained.set()
 
     def _verdict(self, by_themselves: Sequence[tuple[Task, int]]) -> int:
         """The round's exit code; sets what `lost`, `log_path` and the last words are about."""

@@ -80,7 +80,8 @@ async def test_a_killed_machine_costs_one_restart_and_the_run_goes_on_from_the_c
     assert [text for text in said if "restart" in text] == ["learner ended with code 1; restart 1 of 3"]
     assert said[0].startswith("learner-1 on ")
     log = (fake.run_dir / "logs" / "learner.log").read_text()
-    assert "rank 0" in log and "waited for another rank of the learner, which is gone or unreachable" in log
+    assert "rank 0" in log
+    assert "waited for another rank of the learner, which is gone or unreachable" in log
 
 
 class Board(dict[str, str]):
@@ -106,14 +107,15 @@ def test_machines_of_one_round_meet_and_a_machine_of_a_former_round_meets_nobody
         stale = threads.submit(come, replace(place, round_name="old", number=1, timeout_s=1.0))
         came = [threads.submit(come, replace(place, number=number)) for number in (2, 0, 1)]
         endpoints = {each.result(timeout=30).endpoint for each in came}
-        assert endpoints == {board["new"]} and list(board) == ["new"]
-        with pytest.raises(Expired, match="waited 1 s to hear from the coordinator where the first machine is"):
+        assert endpoints == {board["new"]}
+        assert list(board) == ["new"]
+        with pytest.raises(Expired, match=r"waited 1 s to hear from the coordinator where the first machine is"):
             stale.result(timeout=30)
         # Even one that hears of the new round's store, by whatever mistake, is not taken for the new round's machine.
         board["old"] = board["new"]
-        with pytest.raises(Expired, match="machine 1 of the learner, on .* waited 0.1 s for all other machines"):
+        with pytest.raises(Expired, match=r"machine 1 of the learner, on .* waited 0.1 s for all other machines"):
             come(replace(place, round_name="old", number=1, timeout_s=0.1))
-        with pytest.raises(Expired, match="waited 0.1 s for machine 1, 2 of its 3 machines"):
+        with pytest.raises(Expired, match=r"waited 0.1 s for machine 1, 2 of its 3 machines"):
             come(replace(place, round_name="alone", timeout_s=0.1))
 
 

@@ -1,4 +1,7 @@
-"""A learner on two machines: the same gradients as on one, who leads, who comes back, what is refused, who is told."""
+"""A learner on machines that somebody has started: the same gradients as on one, who waits, what is refused, who is told.
+
+What an engine has placed is test_learner_machines.py.
+"""
 
 import asyncio
 import json
@@ -83,9 +86,8 @@ def _has_ended(process: psutil.Process) -> bool:
 
 
 @pytest.mark.needs("machines")
-@pytest.mark.parametrize(("here", "there"), [(1, 1), (2, 1)])
 def test_ranks_on_two_machines_compute_the_gradients_of_the_plain_reference(
-    second: SecondMachine, endpoint: str, tmp_path: Path, here: int, there: int
+    second: SecondMachine, endpoint: str, tmp_path: Path
 ) -> None:
     model, out = write_tiny_model(tmp_path / "model"), tmp_path / "out"
     out.mkdir()
@@ -100,8 +102,8 @@ def test_ranks_on_two_machines_compute_the_gradients_of_the_plain_reference(
         return subprocess.Popen([*prefix, *command], env=environ, cwd=ROOT, text=True, stderr=subprocess.PIPE)
 
     with (
-        start(second.near_end, [], node=0, ranks=here) as first,
-        start(second.far_end, second.command(), node=1, ranks=there) as further,
+        start(second.near_end, [], node=0, ranks=2) as first,
+        start(second.far_end, second.command(), node=1, ranks=1) as further,
     ):
         try:
             for process in (first, further):
@@ -126,34 +128,18 @@ async def test_a_machine_whose_learner_is_killed_comes_back_and_both_end_with_th
             (victim,) = _ranks_under(further)
             assert victim.environ()["RANK"] == "1"
             victim.kill()
+            await fake.allow(ready=2)  # the first machine notices now, not after its wait for a batch
             code, output = await _ends(first)
             assert code == 1
             assert "rank 0" in output
             assert "waited for another rank of the learner, which is gone or unreachable" in output
         async with _process(*_first(endpoint, address)) as first:  # what the launcher does
             await fake.until(lambda: len(fake.registrations) == 2)
-            await fake.allow(ready=2, end=2)
+            await fake.allow(end=2)
             assert (await _ends(first))[0] == 0
         assert (await _ends(further))[0] == 0
     assert fake.registrations[1].version.number == 1
     assert [commit.version.number for commit in fake.commits] == [1, 2]
-
-
-async def test_a_further_machine_waits_for_a_first_one_that_stops_and_leaves_on_control_c(
-    second: SecondMachine, endpoint: str, coordinator: tuple[FakeCoordinator, str]
-) -> None:
-    fake, address = coordinator
-    async with _process(*second.command(*_further(endpoint))) as further:
-        async with _process(*_first(endpoint, address)) as first:
-            await fake.until(lambda: len(fake.registrations) == 1)
-            (leader,) = _ranks_under(first)
-            leader.terminate()
-            assert (await _ends(first))[0] == 0
-        async with _process(*_first(endpoint, address)):
-            await fake.until(lambda: len(fake.registrations) == 2)
-            assert further.returncode is None
-        further.send_signal(signal.SIGINT)
-        assert (await _ends(further))[0] == 130
 
 
 async def test_a_killed_torchrun_takes_its_ranks_with_it_frozen_ones_too(
@@ -169,17 +155,12 @@ async def test_a_killed_torchrun_takes_its_ranks_with_it_frozen_ones_too(
         await assert_eventually(lambda: all(_has_ended(rank) for rank in ranks), within_s=30, what="its ranks are gone")
 
 
-@pytest.mark.parametrize(("missing", "key"), [("run", "run.dir"), ("base", "model.path")])
-async def test_a_machine_that_sees_another_run_directory_or_model_is_refused_by_name_on_both(
-    second: SecondMachine,
-    endpoint: str,
-    coordinator: tuple[FakeCoordinator, str],
-    tmp_path: Path,
-    missing: str,
-    key: str,
+async def test_a_machine_that_sees_another_run_directory_and_model_is_refused_by_name_on_both(
+    second: SecondMachine, endpoint: str, coordinator: tuple[FakeCoordinator, str], tmp_path: Path
 ) -> None:
     fake, address = coordinator
-    elsewhere = ["sh", "-c", f'mount -t tmpfs none {tmp_path / missing} && exec "$@"', "sh"]
+    hide = " && ".join(f"mount -t tmpfs none {tmp_path / folder}" for folder in ("run", "base"))
+    elsewhere = ["sh", "-c", f'{hide} && exec "$@"', "sh"]
     async with (
         _process(*second.command(*elsewhere, *_further(endpoint))) as further,
         _process(*_first(endpoint, address)) as first,
@@ -187,7 +168,8 @@ async def test_a_machine_that_sees_another_run_directory_or_model_is_refused_by_
         for process in (first, further):
             code, output = await _ends(process)
             assert code == 2
-            assert f"{key}: {tmp_path / missing} on {socket.gethostname()}" in output
+            assert f"run.dir: {tmp_path / 'run'} on {socket.gethostname()}" in output
+            assert f"model.path: {tmp_path / 'base'} on {socket.gethostname()}" in output
     assert list(fake.run_dir.glob(".learner-*")) == []
 
 
@@ -223,12 +205,15 @@ async def test_a_cut_cable_ends_the_wait_of_both_machines_at_the_limit_of_a_coll
             assert f"rank {number} on {socket.gethostname()} waited for another rank of the learner" in output
 
 
-async def test_machines_that_nobody_joins_say_who_waited_for_whom_and_for_how_long(
+async def test_machines_that_nobody_joins_say_who_waited_for_whom_and_for_how_long_or_leave_on_control_c(
     second: SecondMachine, endpoint: str
 ) -> None:
+    nobody = f"{second.here}:{free_port(second.here)}"
     async with (
         _process(*_first(endpoint, "127.0.0.1:1", timeout_s=2)) as first,
         _process(*second.command(*_further("10.255.255.1:1", timeout_s=2))) as unreachable,
+        _process(*second.command(*_further(nobody, timeout_s=2))) as alone,
+        _process(*second.command(*_further(nobody))) as patient,
     ):
         code, output = await _ends(first)
         assert code == 4
@@ -236,10 +221,11 @@ async def test_machines_that_nobody_joins_say_who_waited_for_whom_and_for_how_lo
         code, output = await _ends(unreachable)
         assert code == 2
         assert "must be HOST:PORT that this machine has a route to, got 10.255.255.1:1" in output
-    async with _process(*second.command(*_further(endpoint, timeout_s=2))) as alone:
+        patient.send_signal(signal.SIGINT)
+        assert (await _ends(patient))[0] == 130
         code, output = await _ends(alone)
         assert code == 1
-        assert f"node 1 waited up to 2 s for node 0 at {endpoint}" in output
+        assert f"node 1 waited up to 2 s for node 0 at {nobody}" in output
 
 
 def test_the_interface_is_the_one_that_leads_to_the_meeting_point(second: SecondMachine, endpoint: str) -> None:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
-from torch.distributed import DistNetworkError, DistStoreError, TCPStore
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed import DistNetworkError, DistStoreError
 
 from sluice.addresses import host_of, joined
 from sluice.errors import Expired

@@ -18,7 +18,6 @@ import os
 import signal
 import sys
 import uuid
-
 from typing import TYPE_CHECKING
 
 from services.learner.distributed.environment import prepare_allocator
@@ -31,8 +30,9 @@ from sluice.rpc.service import LEARNER_PORT, ServiceOptions, exit_code, options_
 from sluice.rpc.service_parser import ServiceParser
 
 if TYPE_CHECKING:
-    from services.learner.distributed.meeting import Meeting
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from services.learner.distributed.meeting import Meeting
 
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 

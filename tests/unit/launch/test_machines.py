@@ -180,7 +180,8 @@ async def test_a_round_that_one_machine_broke_is_one_restart_and_is_never_joined
             (await scene.round(number))[0].ends(1)
         error = await scene.failure()
         assert isinstance(error, LaunchError)
-        assert "once more after 3 restarts" in str(error) and "learner.log ends:\nend of learner.log" in str(error)
+        assert "once more after 3 restarts" in str(error)
+        assert "learner.log ends:\nend of learner.log" in str(error)
 
 
 async def test_a_lost_machine_costs_no_restart_whoever_notices_first(
@@ -214,7 +215,8 @@ async def test_the_others_wait_for_a_machine_without_a_place_and_nobody_is_blame
         watch = FrozenWatch(launch=CONFIG.launch, keeper=scene.keeper, clock=scene.clock)
         _, further = await scene.round(1, free=("n2",))
         child, now_s = scene.keeper.child("learner"), int(scene.clock.now())
-        assert child is not None and child.started_s == further.started_s >= 500
+        assert child is not None
+        assert child.started_s == further.started_s >= 500
         for second in range(now_s, now_s + 2 * 77):  # silent since before its start, but not for as long as it may be
             watch.services({"learner": second + 100.0}, asked_s=second)
         assert not child.killed
@@ -245,7 +247,8 @@ async def test_a_machine_that_ends_before_the_others_have_a_place_ends_the_searc
         scene.placed[0].ends(exit_codes.BAD_USAGE)
         scene.keeper.known.clear()
         error = await scene.failure()
-        assert isinstance(error, ConfigError) and "last words of learner" in str(error)
+        assert isinstance(error, ConfigError)
+        assert "last words of learner" in str(error)
         assert scene.keeper.no_place == {}
 
 
