@@ -3,11 +3,12 @@
  who waits          for what                                     unblocked by
  `start_together`   a place for each machine                     the engine; the first machine that ends meanwhile
  `Machines.wait`    the end of the round                         see below
-A round is one start of all machines. The machines end together, because no rank can go on without the others: when one has
-failed or is lost, the others are stopped. A machine may tell by its exit code that it ended because of another one; then
-that other one gets SETTLE_S to end by itself. So a broken round is one death, whose cause is the machine that failed by
-itself, and a round that a lost machine broke is lost. A machine other than the first that ends with 0 has only finished
-sooner; the first one's 0 ends the round.
+A round is one start of all machines. The machines end together, because no rank can go on without the others. When one has
+failed, the others are killed: a death in which the learner says that it leaves would not count against the batch that it
+held. When one is lost, the others are stopped, and the batch is not blamed. A machine may tell by its exit code that it ended
+because of another one; then that other one gets SETTLE_S to end by itself. So a broken round is one death, whose cause is the
+machine that failed by itself, and a round that a lost machine broke is lost. A machine other than the first that ends with 0
+has only finished sooner; the first one's 0 ends the round.
 """
 
 import asyncio
@@ -136,9 +137,18 @@ class Machines:
         for each in settled:
             each.cancel()
         by_themselves = list(self._ended)
-        await asyncio.gather(*(task.stop(grace_s=self._grace_s) for task in self.tasks if task.alive))
+        await self._end_the_others(by_themselves)
         await everybody
         return self._verdict(by_themselves)
+
+    async def _end_the_others(self, by_themselves: Sequence[tuple[Task, int]]) -> None:
+        others = [task for task in self.tasks if task.alive]
+        causes = [task for task, code in by_themselves if code not in _EFFECTS]
+        if causes and not any(task.lost for task in causes):
+            for task in others:
+                task.kill(f"was killed because {causes[0].name} had ended")
+        else:
+            await asyncio.gather(*(task.stop(grace_s=self._grace_s) for task in others))
 
     async def _until_end(self, task: Task) -> None:
         code = await task.wait()

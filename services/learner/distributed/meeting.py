@@ -89,7 +89,7 @@ def _hold(place: Place, board: Board, host: str, until_s: float) -> Meeting:
             store.set(place.key(_ALL_ARE_HERE), "")
             return Meeting(endpoint=endpoint, store=store)
         _raise_when_late(place, until_s, f"for machine {', '.join(map(str, missing))}")
-        _wait(store, [place.key(missing[0])], limit_s=min(TELL_EVERY_S, until_s - time.monotonic()))
+        _wait(store, [place.key(missing[0])], until_s=until_s)
 
 
 def _join(place: Place, board: Board, until_s: float) -> Meeting:
@@ -98,7 +98,7 @@ def _join(place: Place, board: Board, until_s: float) -> Meeting:
         time.sleep(ASK_EVERY_S)
     store = _connect(place, endpoint)
     store.set(place.key(place.number), "")
-    while not _wait(store, [place.key(_ALL_ARE_HERE)], limit_s=TELL_EVERY_S):
+    while not _wait(store, [place.key(_ALL_ARE_HERE)], until_s=until_s):
         _raise_when_late(place, until_s, "for all other machines")
     return Meeting(endpoint=endpoint, store=store)
 
@@ -115,10 +115,11 @@ def _connect(place: Place, endpoint: str) -> TCPStore:
         ) from error
 
 
-def _wait(store: TCPStore, keys: list[str], *, limit_s: float) -> bool:
-    """Whether the keys are in the store within the limit. Raises DistNetworkError when the store is gone."""
+def _wait(store: TCPStore, keys: list[str], *, until_s: float) -> bool:
+    """Whether the keys are in the store within TELL_EVERY_S, or until then. Raises DistNetworkError when the store is gone."""
+    limit_s = min(TELL_EVERY_S, max(until_s - time.monotonic(), 0.001))
     try:
-        store.wait(keys, timedelta(seconds=max(limit_s, 0.001)))
+        store.wait(keys, timedelta(seconds=limit_s))
     except DistStoreError:  # torch's word for a wait that was too long
         return False
     return True

@@ -168,9 +168,10 @@ async def test_a_round_that_one_machine_broke_is_one_restart_and_is_never_joined
         again = await scene.round(2)
         rounds = [_flag(task, "--round") for task in scene.placed]
         assert rounds[0] == rounds[1] != rounds[2] == rounds[3]
-        again[1].ends(1)  # the other one does not notice and is stopped
+        again[1].ends(1)  # the other one does not notice, and must not say that it leaves the batch that it holds
         await scene.round(3)
-        assert again[0].stopped
+        assert again[0].killed == "was killed because learner-1 had ended"
+        assert not again[0].stopped
         assert [text for text in scene.said if "restart" in text] == [
             "learner ended with code 1; restart 1 of 3",
             "learner ended with code 1; restart 2 of 3",
@@ -191,7 +192,7 @@ async def test_a_lost_machine_costs_no_restart_whoever_notices_first(
         first, further = await scene.round(1)
         further.is_lost()
         await scene.round(2, free=("n1", "n3"))
-        assert first.stopped
+        assert (first.stopped, first.killed) == (True, ""), "the batch is not blamed"
         first, further = scene.placed[-2:]
         first.ends(exit_codes.PEER_LOST)  # closed sockets tell sooner than the engine
         await scene.clock.advance(SETTLE_S / 2)
