@@ -90,7 +90,7 @@ def service_command(
             ranks += _meeting(config, node_rank=0, run_id=run_id) if machines > 1 else []
             return learner_command([*ranks, "--", *common], environ=environ)
         if machines > 1:
-            limit_s = config.launch.place_wait_s + config.launch.ready_timeout_s
+            limit_s = config.launch.place_timeout_s + config.launch.ready_timeout_s
             ranks += ["--nnodes", str(machines), "--timeout-s", f"{limit_s:g}"]
         return replace(learner_command([*ranks, "--", *common], environ=environ), machines=machines)
     name, threads = f"{role}-{index}", config.rollout.threads if role == "rollout" else 1

@@ -1,11 +1,11 @@
 """How long a run that has ended waits for its learner, which exports the model. Pure: time comes in as an argument.
 
-| the learner                                      | limit                                              |
-|--------------------------------------------------|----------------------------------------------------|
-| is here and exports, or leaves                   | `learner.step_timeout_s` since it could begin      |
-| is here and trains again up to the last version  | none: each of its steps has a limit                |
-| waits for room on a full disk                    | none: the run goes on by itself once there is      |
-| is away                                          | `LaunchConfig.absence_limit_s` since it went away  |
+| the learner                                      | limit                                            |
+|--------------------------------------------------|--------------------------------------------------|
+| is here and exports, or leaves                   | `learner.step_timeout_s` since it could begin    |
+| is here and trains again up to the last version  | none: each of its steps has a limit              |
+| waits for room on a full disk                    | none: the run goes on by itself once there is    |
+| is away                                          | `launch.ready_timeout_s` since it went away      |
 """
 
 from sluice.config.schema import Config
@@ -16,11 +16,12 @@ class ExportWait:
     """The wait for one run's learner, after the run's end."""
 
     def __init__(self, config: Config) -> None:
+        machines = 2 if config.launch.learner_nnodes > 1 else 1  # which may need the first half to meet
         self._limits_s = {
             "exports": config.learner.step_timeout_s,
             "trains": float("inf"),
             "waits": float("inf"),
-            "is away": config.launch.absence_limit_s,
+            "is away": config.launch.ready_timeout_s * machines,
         }
         self._does, self._since_s = "", 0.0
 

@@ -92,8 +92,8 @@ class Machines:
 
     @property
     def node(self) -> str:
-        """Task.node: those of all machines."""
-        return ", ".join(task.node for task in self.tasks)
+        """Task.node: the first machine's, whose rank 0 is the service that registers. `tasks` have the others'."""
+        return self.tasks[0].node
 
     @property
     def log_path(self) -> Path | None:

@@ -130,7 +130,9 @@ class Lifecycle:
 
     async def _are_here(self, *roles: Role) -> None:
         """Returns when every role has a ready service. Raises LaunchError with the roles that were missing for too long."""
-        limit = self._config.launch.absence_limit_s  # the learner, not this function, names a machine that is missing
+        launch = self._config.launch
+        # The machines of a learner may need this long to meet; the learner, not this function, names a missing machine.
+        limit = launch.ready_timeout_s * (2 if launch.learner_nnodes > 1 else 1)
         absences = Absences(self._clock)
         while missing := self._missing(*roles):
             self._raise_if_stopped()

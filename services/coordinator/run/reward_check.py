@@ -86,8 +86,8 @@ async def check_reward(run: RunContext, *, rewards: RewardClient, prompts: Seque
 
 
 async def _ready(run: RunContext) -> list[Member]:
-    """The rewards that are ready. Raises NotReady when there is none for `launch.ready_timeout_s` and the wait for a place."""
-    limit_s = run.config.launch.ready_timeout_s + run.config.launch.place_wait_s
+    """The rewards that are ready. Raises NotReady when there is none for `launch.ready_timeout_s`."""
+    limit_s = run.config.launch.ready_timeout_s
     give_up_s = run.clock.now() + limit_s
     while not (members := run.fleet.of(Role.REWARD)):
         left_s = give_up_s - run.clock.now()

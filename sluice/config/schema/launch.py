@@ -49,16 +49,6 @@ class LaunchConfig(Section):
         default=True, description="before training: gold answers must score right, garbage wrong"
     )
 
-    @property
-    def place_wait_s(self) -> float:
-        """How long a service may wait for a place, before its start counts: 0 on this machine."""
-        return 0.0 if self.engine == "local" else self.place_timeout_s
-
-    @property
-    def absence_limit_s(self) -> float:
-        """How long a run waits for a role of which no service is ready: machines of a learner need a half to meet."""
-        return self.ready_timeout_s * (2 if self.learner_nnodes > 1 else 1) + self.place_wait_s
-
     def problems(self) -> Iterator[str]:
         """Refuses several machines of the learner without an address to meet at, where nothing places them."""
         if self.learner_nnodes > 1 and self.engine == "local" and self.learner_rdzv_endpoint is None:

@@ -3,7 +3,6 @@
 import pytest
 
 from services.coordinator.api.learner_meetings import MOST_ROUNDS, LearnerMeetings
-from sluice.config.schema import LaunchConfig
 from sluice.errors import InvalidRequest
 
 
@@ -41,12 +40,3 @@ def test_only_the_rounds_that_were_told_of_last_are_kept() -> None:
 def test_what_can_be_no_round_or_no_meeting_point_is_refused(round_name: str, endpoint: str, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         LearnerMeetings().meet(round_name, endpoint)
-
-
-def test_a_run_waits_for_a_role_as_long_as_it_may_wait_for_a_place_and_then_start() -> None:
-    def limit_s(**launch: object) -> float:
-        return LaunchConfig(ready_timeout_s=10.0, place_timeout_s=500.0, **launch).absence_limit_s  # type: ignore[arg-type]
-
-    endpoint = {"learner_nnodes": 2, "learner_rdzv_endpoint": "h:1"}
-    assert (limit_s(), limit_s(**endpoint)) == (10.0, 20.0), "as on one machine"
-    assert (limit_s(engine="ray"), limit_s(engine="slurm", learner_nnodes=2)) == (510.0, 520.0)

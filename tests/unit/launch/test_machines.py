@@ -162,7 +162,7 @@ async def test_a_round_that_one_machine_broke_is_one_restart_and_is_never_joined
         assert (first.name, further.name) == ("learner", "learner-1")
         assert [task.log_path.name for task in (first, further)] == ["learner.log", "learner-1.log"]
         assert _flag(first, "--timeout-s") == "1077"
-        assert scene.keeper.child("learner").node == "n1, n2"  # type: ignore[union-attr]
+        assert scene.keeper.child("learner").node == "n1"  # type: ignore[union-attr]
         first.ends(exit_codes.PEER_LOST)
         further.ends(1)
         again = await scene.round(2)
