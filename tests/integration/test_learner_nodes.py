@@ -4,6 +4,7 @@ What an engine has placed is test_learner_machines.py.
 """
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -18,7 +19,8 @@ import psutil
 import pytest
 
 from services.learner.distributed.interface import interface_towards
-from sluice.errors import ConfigError
+from sluice.errors import ConfigError, LaunchError
+from sluice.launch.learner_node import stay
 from sluice.testing import assert_eventually
 from sluice.testing.fakes import FakeCoordinator
 from tests.free_port import free_port
@@ -117,6 +119,25 @@ def test_ranks_on_two_machines_compute_the_gradients_of_the_plain_reference(
     _assert_equal(filtered, _reference(model, mode="seq-mean-token-mean", filtering=True))
 
 
+@pytest.mark.parametrize(
+    ("codes", "times", "raised"), [("7 1 0", 2, None), ("7 2", 1, ConfigError), ("4", 0, LaunchError)]
+)
+async def test_a_further_machine_joins_round_after_round_until_the_run_has_ended_or_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: str, times: int, raised: type[Exception] | None
+) -> None:
+    (tmp_path / "ends").write_text(codes)
+    monkeypatch.setenv("RANK_ENDS", str(tmp_path / "ends"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    said: list[str] = []
+    staying = stay(["--module", "tests.integration.rejoining_rank"], grace_s=5.0, say=said.append)
+    with pytest.raises(raised, match="refused to start|did not meet") if raised else contextlib.nullcontext():
+        assert await staying == 0
+    assert (tmp_path / "ends").read_text() == ""
+    expected = [f"the learner's ranks here ended with code {code} before the run did: joining again" for code in (7, 1)]
+    assert said == expected[:times]
+
+
+@pytest.mark.chaos
 async def test_a_machine_whose_learner_is_killed_comes_back_and_both_end_with_the_run(
     second: SecondMachine, endpoint: str, coordinator: tuple[FakeCoordinator, str]
 ) -> None:
@@ -254,10 +275,9 @@ def test_loopback_is_taken_when_it_is_asked_for_and_refused_when_a_name_stands_f
 
 
 @pytest.mark.needs("own-network")
-@pytest.mark.parametrize("machine", [[], ["--ipv6-alone"]], ids=["without a name", "with IPv6 alone"])
-async def test_the_ranks_of_a_machine_whose_own_name_does_not_resolve_meet(machine: list[str]) -> None:
+async def test_the_ranks_of_a_machine_with_ipv6_alone_whose_own_name_does_not_resolve_meet() -> None:
     node = [*_node("--nproc-per-node", "2", "--module", "tests.integration.meeting_rank"), "--"]
-    nameless = [sys.executable, str(ROOT / "tests" / "nameless_machine.py"), *machine]
+    nameless = [sys.executable, str(ROOT / "tests" / "nameless_machine.py"), "--ipv6-alone"]
     async with _process(*nameless, *node) as process:
         code, output = await _ends(process)
     assert code == 0, output

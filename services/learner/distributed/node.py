@@ -40,8 +40,11 @@ GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 def main(argv: list[str] | None = None) -> int:
     """Runs this machine's ranks; returns 0, 1, BAD_USAGE, NOT_JOINED, PEER_LOST, or 128 + the signal that ended it."""
     args = _parser().parse_args(argv)
-    if GLOO_INTERFACE not in os.environ and args.nnodes == 1:
-        os.environ[GLOO_INTERFACE] = loopback_interface()
+    if not args.round:  # before torch is imported, because a meeting point may be wrong
+        try:
+            _choose_interface(args)
+        except SluiceError as error:
+            return exit_code(error)
     prepare_allocator()
     if args.nnodes == args.nproc_per_node == 1:  # torchrun would cost seconds of imports and watch over nobody's peer
         os.environ.pop("RANK", None)
@@ -64,8 +67,7 @@ def _one_round(args: argparse.Namespace) -> int:
         if args.round:
             meeting = _meet(args)
             args.rdzv_endpoint, args.rdzv_id = meeting.endpoint, args.round
-        if GLOO_INTERFACE not in os.environ:
-            os.environ[GLOO_INTERFACE] = interface_towards(args.rdzv_endpoint)
+            _choose_interface(args)
         run(parse_args(_torchrun_arguments(args)))
     except Expired as error:
         exit_code(error)
@@ -80,6 +82,13 @@ def _one_round(args: argparse.Namespace) -> int:
     except SignalException as error:
         return 128 + error.sigval
     return 0
+
+
+def _choose_interface(args: argparse.Namespace) -> None:
+    """Has gloo take the interface that leads to the other machines. Raises ConfigError when there is none."""
+    if GLOO_INTERFACE not in os.environ:
+        here = args.nnodes == 1
+        os.environ[GLOO_INTERFACE] = loopback_interface() if here else interface_towards(args.rdzv_endpoint)
 
 
 def _meet(args: argparse.Namespace) -> "Meeting":
