@@ -22,7 +22,9 @@ def main(argv: list[str] | None = None) -> int:
 
     prepare_allocator()
     from services.learner.app import run
+    from services.learner.distributed.ranks import RankLost
     from sluice.errors import SluiceError
+    from sluice.process import exit_codes
     from sluice.process.child import hide
     from sluice.telemetry.logs import configure_logs
 
@@ -31,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         ended = run(options_from(ServiceOptions, args))
     except (SluiceError, ExceptionGroup) as failure:
-        return exit_code(failure, service="learner")
+        code = exit_code(failure, service="learner")
+        return exit_codes.PEER_LOST if isinstance(failure, RankLost) else code
     if ended and args.ended_file is not None:
         args.ended_file.touch()
     return 0

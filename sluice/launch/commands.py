@@ -47,6 +47,8 @@ class Command:
     needs: Needs = field(default_factory=Needs)
     here: bool = False
     """Whether the process stays on the launcher's machine, whatever places the others."""
+    machines: int = 1
+    """How many processes the service is: each on a place of its own with `needs`, all started and ended together."""
 
 
 def coordinator_command(
@@ -93,7 +95,8 @@ def service_command(
     evaluate_only: bool = False,
     gpus: GpuShare = _NO_GPUS,
 ) -> Command:
-    """A reward, a rollout or the learner (the first machine of a learner on several machines), with its share of the GPUs.
+    """A reward, a rollout or the learner, with its share of the GPUs: all machines of the learner where an engine places them,
+    otherwise its first one.
 
     With `evaluate_only` a rollout serves the model folder's weights.
     """
@@ -101,15 +104,33 @@ def service_command(
     common += ["--port", "0", "--metrics-port", "0"]
     if role == "learner":
         ranks = ["--nproc-per-node", str(config.launch.learner_nproc_per_node)]
-        if config.launch.learner_nnodes > 1:
-            ranks += _meeting(config, node_rank=0, run_id=run_id)
         environ = _environ(config, Role.LEARNER, threads=config.learner.threads or 1) | dict(gpus.environ)
-        return replace(learner_command([*ranks, "--", *common], environ=environ), needs=Needs(gpus=gpus.count))
+        machines = config.launch.learner_nnodes
+        if config.launch.engine == "local":
+            ranks += _meeting(config, node_rank=0, run_id=run_id) if machines > 1 else []
+            machines = 1
+        elif machines > 1:
+            limit_s = config.launch.place_timeout_s + config.launch.ready_timeout_s
+            ranks += ["--nnodes", str(machines), "--timeout-s", f"{limit_s:g}"]
+        learner = learner_command([*ranks, "--", *common], environ=environ)
+        return replace(learner, needs=Needs(gpus=gpus.count), machines=machines)
     name, threads = f"{role}-{index}", config.rollout.threads if role == "rollout" else 1
     argv = [*module_command(f"services.{role}"), "--service-id", name, *common]
     argv += ["--own-weights"] if evaluate_only and role == "rollout" else []
     environ = _environ(config, Role(role), threads=threads) | dict(gpus.environ)
     return Command(name=name, argv=argv, environ=environ, needs=Needs(gpus=gpus.count))
+
+
+def machine_command(command: Command, number: int, *, round_name: str) -> Command:
+    """The process of one of a learner's machines; 0 keeps the service's name. `round_name`: of this start of them all."""
+    flags = command.argv.index("--")
+    which = ["--node-rank", str(number), "--round", round_name]
+    return replace(
+        command,
+        name=f"{command.name}-{number}" if number else command.name,
+        argv=[*command.argv[:flags], *which, *command.argv[flags:]],
+        machines=1,
+    )
 
 
 def learner_command(arguments: Sequence[str], *, environ: Mapping[str, str]) -> Command:

@@ -28,6 +28,7 @@ from sluice.launch.commands import Command
 from sluice.launch.embedded_redis import ROOM_BYTES
 from sluice.launch.engines.local import LocalEngine
 from sluice.launch.engines.port import Engine, Task
+from sluice.launch.machines import start_together
 from sluice.limits import NAME_CHARACTERS
 from sluice.process import exit_codes
 from sluice.report.figures import printable
@@ -228,7 +229,7 @@ class Keeper:
     async def _keep_alive(self, command: Command, running: Task | None) -> None:
         """Starts and restarts one service until the run ends."""
         while not self.ending:
-            child = running or await self._disk.until(partial(self._placed, command))
+            child = running or await self._disk.until(partial(self._started, command))
             running, self._children[command.name] = None, child
             code = await child.wait()
             if code == 0 and await self._is_over():
@@ -237,6 +238,13 @@ class Keeper:
                 self._say(f"{child.name} has ended to be started again")
                 continue
             await self.died(child, code)
+
+    async def _started(self, command: Command) -> Task:
+        """Starts a service, on one machine or on several."""
+        if command.machines == 1:
+            return await self._placed(command)
+        grace_s = self._launch.grace_s
+        return await start_together(command, place=self._placed, clock=self._clock, grace_s=grace_s, say=self._say)
 
     async def _placed(self, command: Command) -> Task:
         """Starts a service where the engine has room; raises LaunchError when the engine has had none for too long."""
@@ -251,17 +259,21 @@ class Keeper:
         log_path = self._log_dir / f"{command.name}.log"
         starting = asyncio.ensure_future(engine.start(command, log_path=log_path, waits=waits))
         patience = asyncio.ensure_future(self._clock.sleep(limit_s))
+        placed: Task | None = None
         try:
             await asyncio.wait([starting, patience], return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
-                return starting.result()
+                placed = starting.result()
+                return placed
             why = self.no_place[command.name].why if command.name in self.no_place else "its engine does not say why"
             raise LaunchError(f"{command.name} had no place for {limit_s:.0f} s (launch.place_timeout_s): {why}")
         finally:
             self.no_place.pop(command.name, None)
             for each in (starting, patience):
                 each.cancel()
-            await asyncio.gather(starting, patience, return_exceptions=True)
+            (found, _) = await asyncio.gather(starting, patience, return_exceptions=True)
+            if placed is None and not isinstance(found, BaseException):  # a place that came as the caller gave up
+                await found.stop(grace_s=0.0)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) and not self.failed.done():

@@ -191,7 +191,8 @@ class Run:
                     self._keeper.supervise("learner-after-rollouts", self._learner_after(self._gpus.sharing))
                 else:
                     self._keeper.keep(self._service(role, index))
-        for node_rank in range(1, launch.learner_nnodes if "learner" in wanted else 1):
+        by_hand = range(1, launch.learner_nnodes if "learner" in wanted and launch.engine == "local" else 1)
+        for node_rank in by_hand:
             line = learner_node_line(self._config, node_rank=node_rank, run_id=self._run_dir.name)
             self._view.message(
                 f"the learner waits {launch.ready_timeout_s:.0f} s for its machine {node_rank}: run there"

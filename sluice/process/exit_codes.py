@@ -6,6 +6,9 @@ BAD_USAGE = 2
 NOT_JOINED = 4
 """One machine of the learner: the other machines did not join in time."""
 
+PEER_LOST = 5
+"""A rank of the learner: another rank is gone, so that this one could not go on. Somebody else's end has the cause."""
+
 AGAIN = 75
 """The process ends on purpose, to be started again at once: not counted as a restart."""
 

@@ -54,6 +54,7 @@ _TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "GetBatch": _LEARNER,
         "CommitStep": _LEARNER,
         "CommitCheckpoint": _LEARNER,
+        "MeetLearner": _LEARNER,
     },
     "sluice.v1.RolloutService": {
         "Generate": _COORDINATOR,

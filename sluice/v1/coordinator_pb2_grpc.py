@@ -139,6 +139,11 @@ class CoordinatorServiceStub(object):
                 request_serializer=sluice_dot_v1_dot_coordinator__pb2.CommitCheckpointRequest.SerializeToString,
                 response_deserializer=sluice_dot_v1_dot_coordinator__pb2.CommitCheckpointResponse.FromString,
                 _registered_method=True)
+        self.MeetLearner = channel.unary_unary(
+                '/sluice.v1.CoordinatorService/MeetLearner',
+                request_serializer=sluice_dot_v1_dot_coordinator__pb2.MeetLearnerRequest.SerializeToString,
+                response_deserializer=sluice_dot_v1_dot_coordinator__pb2.MeetLearnerResponse.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServiceServicer(object):
@@ -294,6 +299,13 @@ class CoordinatorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MeetLearner(self, request, context):
+        """The machines of a learner find each other: the first tells where it waits, the others ask until they are told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -401,6 +413,11 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     servicer.CommitCheckpoint,
                     request_deserializer=sluice_dot_v1_dot_coordinator__pb2.CommitCheckpointRequest.FromString,
                     response_serializer=sluice_dot_v1_dot_coordinator__pb2.CommitCheckpointResponse.SerializeToString,
+            ),
+            'MeetLearner': grpc.unary_unary_rpc_method_handler(
+                    servicer.MeetLearner,
+                    request_deserializer=sluice_dot_v1_dot_coordinator__pb2.MeetLearnerRequest.FromString,
+                    response_serializer=sluice_dot_v1_dot_coordinator__pb2.MeetLearnerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -970,6 +987,33 @@ class CoordinatorService(object):
             '/sluice.v1.CoordinatorService/CommitCheckpoint',
             sluice_dot_v1_dot_coordinator__pb2.CommitCheckpointRequest.SerializeToString,
             sluice_dot_v1_dot_coordinator__pb2.CommitCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeetLearner(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sluice.v1.CoordinatorService/MeetLearner',
+            sluice_dot_v1_dot_coordinator__pb2.MeetLearnerRequest.SerializeToString,
+            sluice_dot_v1_dot_coordinator__pb2.MeetLearnerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -78,6 +78,8 @@ class CoordinatorServiceStub:
     """Step k is trained and version k + 1 is published."""
     CommitCheckpoint: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CommitCheckpointRequest, _coordinator_pb2.CommitCheckpointResponse]
     """A checkpoint is complete on disk."""
+    MeetLearner: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.MeetLearnerRequest, _coordinator_pb2.MeetLearnerResponse]
+    """The machines of a learner find each other: the first tells where it waits, the others ask until they are told."""
 
 @_typing.type_check_only
 class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
@@ -129,6 +131,8 @@ class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
     """Step k is trained and version k + 1 is published."""
     CommitCheckpoint: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CommitCheckpointRequest, _coordinator_pb2.CommitCheckpointResponse]  # type: ignore[assignment]
     """A checkpoint is complete on disk."""
+    MeetLearner: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.MeetLearnerRequest, _coordinator_pb2.MeetLearnerResponse]  # type: ignore[assignment]
+    """The machines of a learner find each other: the first tells where it waits, the others ask until they are told."""
 
 class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -303,5 +307,13 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.CommitCheckpointResponse, _abc.Awaitable[_coordinator_pb2.CommitCheckpointResponse]]:
         """A checkpoint is complete on disk."""
+
+    @_abc_1.abstractmethod
+    def MeetLearner(
+        self,
+        request: _coordinator_pb2.MeetLearnerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.MeetLearnerResponse, _abc.Awaitable[_coordinator_pb2.MeetLearnerResponse]]:
+        """The machines of a learner find each other: the first tells where it waits, the others ask until they are told."""
 
 def add_CoordinatorServiceServicer_to_server(servicer: CoordinatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

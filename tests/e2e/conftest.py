@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -24,6 +24,11 @@ interface that gloo listens on."""
 @pytest.fixture(scope="session")
 def base_model() -> Path:
     """The warm-up's model folder."""
+    return build_base()
+
+
+def build_base() -> Path:
+    """Builds the warm-up's model unless it is cached; returns its folder."""
     base = demo_base_dir()
     subprocess.run([sys.executable, "-m", "services.learner.sft_base.build", "--out", str(base)], check=True, cwd=ROOT)
     return base
@@ -32,7 +37,9 @@ def base_model() -> Path:
 class Run:
     """A `sluice up` process on the demo recipe with a short schedule."""
 
-    def __init__(self, base: Path, run_dir: Path, overrides: Sequence[str]) -> None:
+    def __init__(
+        self, base: Path, run_dir: Path, overrides: Sequence[str], *, environ: Mapping[str, str] = ENVIRON
+    ) -> None:
         self.run_dir = run_dir
         self.output_path = run_dir.parent / "output.log"
         command = [
@@ -47,11 +54,19 @@ class Run:
         command += ["--run-dir", str(run_dir), "--set", f"model.path={base}", "--set", "network.coordinator_port=0"]
         command += [part for override in overrides for part in ("--set", override)]
         with self.output_path.open("w") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=ENVIRON)
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=environ)
 
     def wait(self, *, timeout_s: float) -> int:
         """The exit code."""
         return self.process.wait(timeout_s)
+
+    def end(self) -> None:
+        """Kills what still runs."""
+        if self.process.poll() is None:
+            for pid in [self.process.pid, *self.pids()]:  # the launcher first: it would start the others again
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.process.wait(10)
 
     def output(self) -> str:
         """What it has printed so far."""
@@ -101,8 +116,4 @@ def start_run(base_model: Path, tmp_path: Path) -> Iterator["type[Run]"]:
 
     yield start  # type: ignore[misc]
     for run in started:
-        if run.process.poll() is None:
-            for pid in [run.process.pid, *run.pids()]:  # the launcher first: it would start the others again
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            run.process.wait(10)
+        run.end()

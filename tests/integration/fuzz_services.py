@@ -213,6 +213,7 @@ def good_requests(model: Path, *, fence: int) -> dict[str, Message]:
             step=1, version=version(2), weights_digest=digest(2), metrics={"loss/entropy_nats": 1.0}, fence=fence
         ),
         coordinator_ + "CommitCheckpoint": pb.CommitCheckpointRequest(version=version(1), path="step-1", fence=fence),
+        coordinator_ + "MeetLearner": pb.MeetLearnerRequest(round="r", endpoint="10.0.0.1:29400"),
         coordinator_ + "Scale": pb.ScaleRequest(role=pb.SERVICE_ROLE_ROLLOUT, replicas=1),
         coordinator_ + "Rollback": pb.RollbackRequest(to=0, preview=True),
         coordinator_ + "Evaluate": pb.EvaluateRequest(prompts=1, n=1),

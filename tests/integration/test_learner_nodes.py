@@ -1,6 +1,10 @@
-"""A learner on two machines: the same gradients as on one, who leads, who comes back, what is refused, who is told."""
+"""A learner on machines that somebody has started: the same gradients as on one, who waits, what is refused, who is told.
+
+What an engine has placed is test_learner_machines.py.
+"""
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -15,7 +19,8 @@ import psutil
 import pytest
 
 from services.learner.distributed.interface import interface_towards
-from sluice.errors import ConfigError
+from sluice.errors import ConfigError, LaunchError
+from sluice.launch.learner_node import stay
 from sluice.testing import assert_eventually
 from sluice.testing.fakes import FakeCoordinator
 from tests.free_port import free_port
@@ -83,9 +88,8 @@ def _has_ended(process: psutil.Process) -> bool:
 
 
 @pytest.mark.needs("machines")
-@pytest.mark.parametrize(("here", "there"), [(1, 1), (2, 1)])
 def test_ranks_on_two_machines_compute_the_gradients_of_the_plain_reference(
-    second: SecondMachine, endpoint: str, tmp_path: Path, here: int, there: int
+    second: SecondMachine, endpoint: str, tmp_path: Path
 ) -> None:
     model, out = write_tiny_model(tmp_path / "model"), tmp_path / "out"
     out.mkdir()
@@ -100,8 +104,8 @@ def test_ranks_on_two_machines_compute_the_gradients_of_the_plain_reference(
         return subprocess.Popen([*prefix, *command], env=environ, cwd=ROOT, text=True, stderr=subprocess.PIPE)
 
     with (
-        start(second.near_end, [], node=0, ranks=here) as first,
-        start(second.far_end, second.command(), node=1, ranks=there) as further,
+        start(second.near_end, [], node=0, ranks=2) as first,
+        start(second.far_end, second.command(), node=1, ranks=1) as further,
     ):
         try:
             for process in (first, further):
@@ -115,6 +119,25 @@ def test_ranks_on_two_machines_compute_the_gradients_of_the_plain_reference(
     _assert_equal(filtered, _reference(model, mode="seq-mean-token-mean", filtering=True))
 
 
+@pytest.mark.parametrize(
+    ("codes", "times", "raised"), [("7 1 0", 2, None), ("7 2", 1, ConfigError), ("4", 0, LaunchError)]
+)
+async def test_a_further_machine_joins_round_after_round_until_the_run_has_ended_or_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: str, times: int, raised: type[Exception] | None
+) -> None:
+    (tmp_path / "ends").write_text(codes)
+    monkeypatch.setenv("RANK_ENDS", str(tmp_path / "ends"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    said: list[str] = []
+    staying = stay(["--module", "tests.integration.rejoining_rank"], grace_s=5.0, say=said.append)
+    with pytest.raises(raised, match=r"refused to start|did not meet") if raised else contextlib.nullcontext():
+        assert await staying == 0
+    assert (tmp_path / "ends").read_text() == ""
+    expected = [f"the learner's ranks here ended with code {code} before the run did: joining again" for code in (7, 1)]
+    assert said == expected[:times]
+
+
+@pytest.mark.chaos
 async def test_a_machine_whose_learner_is_killed_comes_back_and_both_end_with_the_run(
     second: SecondMachine, endpoint: str, coordinator: tuple[FakeCoordinator, str]
 ) -> None:
@@ -126,34 +149,18 @@ async def test_a_machine_whose_learner_is_killed_comes_back_and_both_end_with_th
             (victim,) = _ranks_under(further)
             assert victim.environ()["RANK"] == "1"
             victim.kill()
+            await fake.allow(ready=2)  # the first machine notices now, not after its wait for a batch
             code, output = await _ends(first)
             assert code == 1
             assert "rank 0" in output
             assert "waited for another rank of the learner, which is gone or unreachable" in output
         async with _process(*_first(endpoint, address)) as first:  # what the launcher does
             await fake.until(lambda: len(fake.registrations) == 2)
-            await fake.allow(ready=2, end=2)
+            await fake.allow(end=2)
             assert (await _ends(first))[0] == 0
         assert (await _ends(further))[0] == 0
     assert fake.registrations[1].version.number == 1
     assert [commit.version.number for commit in fake.commits] == [1, 2]
-
-
-async def test_a_further_machine_waits_for_a_first_one_that_stops_and_leaves_on_control_c(
-    second: SecondMachine, endpoint: str, coordinator: tuple[FakeCoordinator, str]
-) -> None:
-    fake, address = coordinator
-    async with _process(*second.command(*_further(endpoint))) as further:
-        async with _process(*_first(endpoint, address)) as first:
-            await fake.until(lambda: len(fake.registrations) == 1)
-            (leader,) = _ranks_under(first)
-            leader.terminate()
-            assert (await _ends(first))[0] == 0
-        async with _process(*_first(endpoint, address)):
-            await fake.until(lambda: len(fake.registrations) == 2)
-            assert further.returncode is None
-        further.send_signal(signal.SIGINT)
-        assert (await _ends(further))[0] == 130
 
 
 async def test_a_killed_torchrun_takes_its_ranks_with_it_frozen_ones_too(
@@ -169,17 +176,12 @@ async def test_a_killed_torchrun_takes_its_ranks_with_it_frozen_ones_too(
         await assert_eventually(lambda: all(_has_ended(rank) for rank in ranks), within_s=30, what="its ranks are gone")
 
 
-@pytest.mark.parametrize(("missing", "key"), [("run", "run.dir"), ("base", "model.path")])
-async def test_a_machine_that_sees_another_run_directory_or_model_is_refused_by_name_on_both(
-    second: SecondMachine,
-    endpoint: str,
-    coordinator: tuple[FakeCoordinator, str],
-    tmp_path: Path,
-    missing: str,
-    key: str,
+async def test_a_machine_that_sees_another_run_directory_and_model_is_refused_by_name_on_both(
+    second: SecondMachine, endpoint: str, coordinator: tuple[FakeCoordinator, str], tmp_path: Path
 ) -> None:
     fake, address = coordinator
-    elsewhere = ["sh", "-c", f'mount -t tmpfs none {tmp_path / missing} && exec "$@"', "sh"]
+    hide = " && ".join(f"mount -t tmpfs none {tmp_path / folder}" for folder in ("run", "base"))
+    elsewhere = ["sh", "-c", f'{hide} && exec "$@"', "sh"]
     async with (
         _process(*second.command(*elsewhere, *_further(endpoint))) as further,
         _process(*_first(endpoint, address)) as first,
@@ -187,7 +189,8 @@ async def test_a_machine_that_sees_another_run_directory_or_model_is_refused_by_
         for process in (first, further):
             code, output = await _ends(process)
             assert code == 2
-            assert f"{key}: {tmp_path / missing} on {socket.gethostname()}" in output
+            assert f"run.dir: {tmp_path / 'run'} on {socket.gethostname()}" in output
+            assert f"model.path: {tmp_path / 'base'} on {socket.gethostname()}" in output
     assert list(fake.run_dir.glob(".learner-*")) == []
 
 
@@ -223,12 +226,15 @@ async def test_a_cut_cable_ends_the_wait_of_both_machines_at_the_limit_of_a_coll
             assert f"rank {number} on {socket.gethostname()} waited for another rank of the learner" in output
 
 
-async def test_machines_that_nobody_joins_say_who_waited_for_whom_and_for_how_long(
+async def test_machines_that_nobody_joins_say_who_waited_for_whom_and_for_how_long_or_leave_on_control_c(
     second: SecondMachine, endpoint: str
 ) -> None:
+    nobody = f"{second.here}:{free_port(second.here)}"
     async with (
         _process(*_first(endpoint, "127.0.0.1:1", timeout_s=2)) as first,
         _process(*second.command(*_further("10.255.255.1:1", timeout_s=2))) as unreachable,
+        _process(*second.command(*_further(nobody, timeout_s=2))) as alone,
+        _process(*second.command(*_further(nobody))) as patient,
     ):
         code, output = await _ends(first)
         assert code == 4
@@ -236,10 +242,11 @@ async def test_machines_that_nobody_joins_say_who_waited_for_whom_and_for_how_lo
         code, output = await _ends(unreachable)
         assert code == 2
         assert "must be HOST:PORT that this machine has a route to, got 10.255.255.1:1" in output
-    async with _process(*second.command(*_further(endpoint, timeout_s=2))) as alone:
+        patient.send_signal(signal.SIGINT)
+        assert (await _ends(patient))[0] == 130
         code, output = await _ends(alone)
         assert code == 1
-        assert f"node 1 waited up to 2 s for node 0 at {endpoint}" in output
+        assert f"node 1 waited up to 2 s for node 0 at {nobody}" in output
 
 
 def test_the_interface_is_the_one_that_leads_to_the_meeting_point(second: SecondMachine, endpoint: str) -> None:
@@ -271,10 +278,9 @@ def test_loopback_is_taken_when_it_is_asked_for_and_refused_when_a_name_stands_f
 
 
 @pytest.mark.needs("own-network")
-@pytest.mark.parametrize("machine", [[], ["--ipv6-alone"]], ids=["without a name", "with IPv6 alone"])
-async def test_the_ranks_of_a_machine_whose_own_name_does_not_resolve_meet(machine: list[str]) -> None:
+async def test_the_ranks_of_a_machine_with_ipv6_alone_whose_own_name_does_not_resolve_meet() -> None:
     node = [*_node("--nproc-per-node", "2", "--module", "tests.integration.meeting_rank"), "--"]
-    nameless = [sys.executable, str(ROOT / "tests" / "nameless_machine.py"), *machine]
+    nameless = [sys.executable, str(ROOT / "tests" / "nameless_machine.py"), "--ipv6-alone"]
     async with _process(*nameless, *node) as process:
         code, output = await _ends(process)
     assert code == 0, output

@@ -19,11 +19,8 @@ _ADDRESS = re.compile(r"[A-Za-z0-9._:\[\]%-]{1,255}:\d{1,5}")
 
 def check_registration(request: pb.RegisterRequest) -> None:
     """Raises InvalidRequest for a name, an address or a digest that cannot be one."""
-    for field in ("address", "metrics_address"):
-        address = getattr(request, field)
-        if (address or field == "address") and not _ADDRESS.fullmatch(address):
-            may_be_empty = " or empty" * (field != "address")
-            raise InvalidRequest(f"register: {field} must be HOST:PORT{may_be_empty}, got {address[:80]!r}")
+    check_address(request.address, field="register: address")
+    check_address(request.metrics_address, field="register: metrics_address", may_be_empty=True)
     name(request.service_id, field="register: service_id", may_be_empty=True)
     name(request.incarnation, field="register: incarnation")
     for field in ("model_hash", "tokenizer_hash"):
@@ -50,6 +47,12 @@ def places_from(request: pb.ReportPlacesRequest) -> list[Place]:
         )
         for place in request.places
     ]
+
+
+def check_address(value: str, *, field: str, may_be_empty: bool = False) -> None:
+    """Raises InvalidRequest for what is no HOST:PORT."""
+    if (value or not may_be_empty) and not _ADDRESS.fullmatch(value):
+        raise InvalidRequest(f"{field} must be HOST:PORT{' or empty' * may_be_empty}, got {value[:80]!r}")
 
 
 def serves_own_weights(request: pb.RegisterRequest, *, wanted: bool) -> bool:

@@ -1,7 +1,8 @@
 """The parts of one run's coordinator, wired, for the servicer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from services.coordinator.api.learner_meetings import LearnerMeetings
 from services.coordinator.api.learner_seat import LearnerSeat
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
@@ -49,6 +50,7 @@ class RunParts:
     learner: LearnerSeat
     repair: Repair
     cache_use: CacheUse
+    meetings: LearnerMeetings = field(default_factory=LearnerMeetings)
     launchers: int = 0
     """Launchers that watch events now; a launcher starts and ends services for `Scale`."""
 

@@ -365,6 +365,11 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         await self._patience.unless_full("CommitCheckpoint", book)
         return pb.CommitCheckpointResponse()
 
+    async def MeetLearner(
+        self, request: pb.MeetLearnerRequest, context: grpc.aio.ServicerContext
+    ) -> pb.MeetLearnerResponse:
+        return pb.MeetLearnerResponse(endpoint=self._parts.meetings.meet(request.round, request.endpoint))
+
     async def _set_admission(self, admission: str) -> "pb.RunState.ValueType":
         progress = self._parts.run.progress
         if progress.state.final:

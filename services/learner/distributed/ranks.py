@@ -161,15 +161,19 @@ def device_of_rank(*, alone: bool) -> torch.device:
     return torch.device("cuda", place)
 
 
+class RankLost(Unavailable):
+    """Another rank is gone or unreachable."""
+
+
 @contextlib.contextmanager
 def naming_lost_ranks() -> Iterator[None]:
-    """Turns the failure of a collective with a lost rank into Unavailable, whose message says what happens next."""
+    """Turns the failure of a collective with a lost rank into RankLost, whose message says what happens next."""
     try:
         yield
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _SIGNS_OF_LOSS):
             raise
-        raise Unavailable(
+        raise RankLost(
             f"rank {os.environ.get('RANK', LEADER)} on {socket.gethostname()} waited for another rank of the learner, "
             f"which is gone or unreachable ({str(error).splitlines()[0]}); all ranks start again from the last checkpoint"
         ) from error

@@ -58,12 +58,14 @@ class LaunchConfig(Section):
     reward_replicas: NonNegativeInt = Field(default=1, description="reward services; 0: all are started by hand")
     learner_nproc_per_node: PositiveInt = Field(default=1, description="ranks of the learner on each of its machines")
     learner_nnodes: PositiveInt = Field(
-        default=1, description="machines of the learner; the others run `sluice learner-node`"
+        default=1,
+        description="machines of the learner, each placed by launch.engine; with `local` the others run `sluice learner-node`",
     )
     learner_rdzv_endpoint: str | None = Field(
         default=None,
         pattern=r"^.+:\d{1,5}$",
-        description="HOST:PORT of this machine where the learner's machines meet; needed when there are several",
+        description="HOST:PORT of this machine where the learner's machines meet; needed when there are several and "
+        "launch.engine is local; elsewhere they find each other",
     )
     max_restarts: NonNegativeInt = Field(
         default=3, description="restarts of one service within restart_window_s before the run is stopped"
@@ -92,12 +94,13 @@ class LaunchConfig(Section):
         return self.rollout_replicas.max if isinstance(self.rollout_replicas, ReplicaRange) else self.rollouts
 
     def problems(self) -> Iterator[str]:
-        """Refuses several machines of the learner without an address to meet at, and lists of GPUs that name none."""
+        """Refuses several machines of the learner without an address to meet at, where nothing places them; and lists of GPUs
+        that name none."""
         yield from self._problems_of_gpus()
-        if self.learner_nnodes > 1 and self.learner_rdzv_endpoint is None:
+        if self.learner_nnodes > 1 and self.engine == "local" and self.learner_rdzv_endpoint is None:
             yield (
                 "learner_rdzv_endpoint: must be HOST:PORT of this machine while launch.learner_nnodes is "
-                f"{self.learner_nnodes}, so that the other machines find it"
+                f"{self.learner_nnodes} and launch.engine is local, so that the other machines find it"
             )
 
     def _problems_of_gpus(self) -> Iterator[str]:

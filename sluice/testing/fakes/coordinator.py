@@ -54,6 +54,8 @@ class FakeCoordinator(Server, coordinator_pb2_grpc.CoordinatorServiceServicer):
         self.beats: list[pb.HeartbeatRequest] = []
         self.heard_s = 0.0
         """Monotonic time of the last heartbeat or registration."""
+        self.meetings: dict[str, str] = {}
+        """Where the learner's machines meet, by round."""
         self.fence = 0
         self._changed = asyncio.Condition()
 
@@ -126,6 +128,11 @@ class FakeCoordinator(Server, coordinator_pb2_grpc.CoordinatorServiceServicer):
         self.checkpoints.append(request)
         await self._notify()
         return pb.CommitCheckpointResponse()
+
+    async def MeetLearner(self, request: pb.MeetLearnerRequest, context: Any) -> pb.MeetLearnerResponse:
+        if request.endpoint:
+            self.meetings[request.round] = request.endpoint
+        return pb.MeetLearnerResponse(endpoint=self.meetings.get(request.round, ""))
 
     async def _notify(self) -> None:
         async with self._changed:

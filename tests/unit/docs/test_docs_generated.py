@@ -21,7 +21,7 @@ PROMISED = {
             "Evaluate",
         ),
         *("SubmitPrompts", "ListGroups", "GetGroup", "GetLedger", "GetConfig", "Rollback"),
-        *("Register", "Heartbeat", "GetBatch", "CommitStep", "CommitCheckpoint"),
+        *("Register", "Heartbeat", "GetBatch", "CommitStep", "CommitCheckpoint", "MeetLearner"),
     },
     "RolloutService": {
         *("Generate", "Abort", "GetInfo", "JoinEpoch", "ReceiveWeights", "ApplyWeights", "Drain"),
