@@ -90,6 +90,10 @@ def _machines() -> str | None:
     return None
 
 
+def _kubectl() -> str | None:
+    return None if shutil.which("kubectl") else "not on the PATH"
+
+
 def _promtool() -> str | None:
     return None if promtool() else "not beside this Python and not on the PATH; `make promtool` says why"
 
@@ -118,6 +122,7 @@ def _typescript_example() -> str | None:
 
 _PROBES: Mapping[str, Callable[[], str | None]] = {
     "cuda": _cuda,
+    "kubectl": _kubectl,
     "machines": _machines,
     "landlock": _sandbox("landlock", "no Landlock that keeps files from being written (Linux 6.2)"),
     "own-files": _sandbox("files", "no permission to make a mount namespace"),

@@ -43,6 +43,7 @@ from sluice.rpc.access import Role
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials, load_credentials
 from sluice.run_dir.durable import make_folder, write_synced
 from sluice.run_dir.full_disk import DiskWaits, NoRoom, prove_room
+from sluice.run_dir.naming import ADDRESS_FILE
 from sluice.v1 import coordinator_pb2 as pb
 
 STATUS_INTERVAL_S = 1.0
@@ -218,6 +219,7 @@ class Run:
     async def _start_coordinator(self, redis_url: str) -> None:
         child, port = await self._disk.until(lambda: self._first_coordinator(redis_url))
         self._coordinator = joined(self._config.network.advertise, port)
+        await self._disk.write(write_synced, self._run_dir / ADDRESS_FILE, [self._coordinator.encode()])
         # No retries: this launcher and its keeper must notice a silent coordinator themselves.
         self._client = AsyncClient(self._coordinator, credentials=self._operator, retry_reads=False)
         self._keeper.known.add(child.name)

@@ -273,7 +273,7 @@ async def test_the_verbs_print_what_the_client_gives(
         assert await sluice_says("checkpoint") == (0, "step-0", "")
         prompts = tmp_path / "prompts.jsonl"
         prompts.write_text('{"data_source": "mine", "prompt": "1+1=", "ground_truth": "2"}\n\n')
-        code, prompt_id, _ = await sluice_says("submit", str(prompts))
+        code, prompt_id, _ = await sluice_says("prompts", str(prompts))
         assert (code, len(prompt_id.split())) == (0, 1)
         await cast.learner.train(run, range(1))
         code, table, _ = await sluice_says("groups", "--state", "trained")
@@ -282,7 +282,7 @@ async def test_the_verbs_print_what_the_client_gives(
         assert "trained" in (await sluice_says("ledger"))[1]
         assert "trained" in (await sluice_says("explain", "0"))[1]
         prompts.write_text('{"data_source": "mine"}\n')
-        code, _, error = await sluice_says("submit", str(prompts))
+        code, _, error = await sluice_says("prompts", str(prompts))
         assert code == 2
         assert "prompts.jsonl, line 1: must be a JSON object" in error
         code, _, error = await sluice_says("scale", "rollout", "2")
