@@ -6,11 +6,11 @@ Every call has a deadline; a cluster that does not answer is told from one that 
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sluice.errors import ConfigError, LaunchError, NotFound
+from sluice.errors import ConfigError, Forbidden, LaunchError, NotFound
 
 ANSWER_S = 10
 """For one answer of the cluster."""
@@ -23,6 +23,9 @@ _SILENT = (
     "timeout exceeded",
     "timed out",
 )
+
+
+_REFUSALS = {"NotFound": NotFound, "Forbidden": Forbidden}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,15 +49,25 @@ class Place:
         reason = done.stderr.strip() or f"kubectl ended with code {done.returncode}"
         if any(words in reason.lower() for words in _SILENT):
             raise self._silent(reason.splitlines()[-1])
-        kind = NotFound if "NotFound" in reason else ConfigError
+        kind = next((error for word, error in _REFUSALS.items() if f"({word})" in reason), ConfigError)
         raise kind(f"kubernetes: {reason}")
 
     def find(self, *what: str) -> dict[str, Any] | None:
-        """One object; None where there is none of that name."""
+        """One object; None where there is none of that name, and an empty one where this user may not look."""
         try:
             return json.loads(self.call("get", *what, "-o", "json"))
         except NotFound:
             return None
+        except Forbidden:
+            return {}
+
+    def missing(self, kind: str, names: Sequence[str]) -> list[str]:
+        """Those of the names that there is no object of; none where this user may not look."""
+        try:
+            found = self.call("get", kind, *names, "--ignore-not-found", "-o", "name").split()
+        except Forbidden:
+            return []
+        return [name for name in names if f"{kind}/{name}" not in found]
 
     def lines(self, *arguments: str) -> Iterator[str]:
         """What kubectl prints, line by line, as long as it runs."""

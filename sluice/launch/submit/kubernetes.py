@@ -53,7 +53,7 @@ class KubernetesSubmitter:
     def state(self, job: str) -> JobState:
         """Submitter.state."""
         found = _job(job).found()
-        if found is None:
+        if not found:
             raise NotFound(f"kubernetes: there is no {job}; it was deleted, or never handed in")
         return state_of(found)
 
@@ -139,15 +139,14 @@ def _check(place: Place, submission: Submission) -> None:
         )
     settings = submission.config.kubernetes
     problems = [problem for problem in (_claim_problem(place, submission), _kind_problem(place, submission)) if problem]
-    missing = [role for role in _SECRETS if place.find("secret", f"{settings.credentials}-{role}") is None]
-    if missing:
+    secrets = {f"{settings.credentials}-{role}": role for role in _SECRETS}
+    if missing := place.missing("secret", list(secrets)):
         made = " && ".join(
-            f"kubectl --namespace {place.namespace} create secret generic {settings.credentials}-{role} "
-            f"--from-file=creds/{role}"
-            for role in missing
+            f"kubectl --namespace {place.namespace} create secret generic {name} --from-file=creds/{secrets[name]}"
+            for name in missing
         )
         problems.append(
-            f"kubernetes.credentials: there is no Secret for {', '.join(missing)} in {place.namespace}; make them with `sluice "
+            f"kubernetes.credentials: there is no Secret {', '.join(missing)} in {place.namespace}; make them with `sluice "
             f"certs creds && {made}`"
         )
     if problems:
@@ -161,6 +160,8 @@ def _claim_problem(place: Place, submission: Submission) -> str:
     found = place.find("persistentvolumeclaim", claim)
     if found is None:
         return f"kubernetes.claim: no PersistentVolumeClaim {claim} in {place.namespace}; leave it out to have one made"
+    if not found:
+        return ""
     modes = found.get("spec", {}).get("accessModes") or []
     if "ReadWriteMany" in modes or submission.config.kubernetes.access_mode in modes:
         return ""
@@ -183,7 +184,7 @@ def _kind_problem(place: Place, submission: Submission) -> str:
 def _remove_ended(job: _Job) -> None:
     """Makes room for a run that goes on. Raises ConfigError when the job of this name has not ended."""
     found = job.found()
-    if found is None:
+    if not found:
         return
     if (state := state_of(found)) not in _OVER:
         raise ConfigError(
