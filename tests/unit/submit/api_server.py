@@ -14,6 +14,7 @@ _KINDS: Mapping[str, Mapping[str, str]] = {
         "configmaps": "ConfigMap",
         "namespaces": "Namespace",
         "persistentvolumeclaims": "PersistentVolumeClaim",
+        "pods": "Pod",
         "secrets": "Secret",
         "serviceaccounts": "ServiceAccount",
         "services": "Service",
@@ -34,6 +35,8 @@ class Cluster:
     server: str = ""
     objects: dict[str, Any] = field(default_factory=dict)
     """By path: /apis/batch/v1/namespaces/team/jobs/demo-1."""
+    logs: dict[str, list[str]] = field(default_factory=dict)
+    """Lines by the path of a pod."""
     refused: dict[str, tuple[int, str, str]] = field(default_factory=dict)
     """What is answered to `GET PATH`, or to the making of an object, `POST PATH`: code, reason, message."""
 
@@ -72,6 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._say({"major": "1", "minor": "37", "gitVersion": "v1.37.0"})
         elif path.startswith("/openapi/v3"):
             self._say(_openapi(path.removeprefix("/openapi/v3")))
+        elif path.endswith("/log"):
+            self._write("".join(self.there.logs[path.removesuffix("/log")]).encode(), kind="text/plain")
         elif path.count("/") == (5 if path.startswith("/api/") else 6):
             self._say(self._listed(path, query.get("labelSelector", "")))
         else:
@@ -145,7 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._say({"kind": "Status", "apiVersion": "v1", "status": "Failure", **said}, code=code)
 
     def _say(self, tree: Any, *, code: int = 200, kind: str = "application/json") -> None:
-        content = json.dumps(tree).encode()
+        self._write(json.dumps(tree).encode(), code=code, kind=kind)
+
+    def _write(self, content: bytes, *, code: int = 200, kind: str) -> None:
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))

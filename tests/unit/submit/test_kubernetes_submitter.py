@@ -60,6 +60,29 @@ def test_a_run_is_handed_in_stopped_and_handed_in_again_and_not_twice(cluster: C
     assert [one["spec"]["replicas"] for path, one in cluster.objects.items() if "/deployments/" in path] == [1, 1]
 
 
+def test_the_log_is_the_control_pods_and_is_followed_until_the_job_has_ended(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, pod = KubernetesSubmitter(), f"{CORE}/pods/demo-1-abcde"
+    labels = {
+        "app.kubernetes.io/name": "sluice",
+        "app.kubernetes.io/instance": "demo-1",
+        "app.kubernetes.io/component": "control",
+    }
+    cluster.add(JOB, kind="Job", apiVersion="batch/v1", status={"ready": 1})
+    assert list(queue.logs("job/demo-1.team@here", follow=False)) == [], "no pod yet"
+
+    cluster.add(pod, kind="Pod", apiVersion="v1", spec={"containers": [{"name": "control"}]})
+    cluster.objects[pod]["metadata"] |= {"labels": labels, "namespace": "team"}
+    cluster.logs[pod] = ["step 1\n", "step 2\n"]
+    monkeypatch.setattr("sluice.launch.submit.kubernetes._LOOK_EVERY_S", 0.0)
+    lines = queue.logs("job/demo-1.team@here", follow=True)
+    assert [next(lines), next(lines)] == ["step 1", "step 2"]
+    cluster.logs[pod] = ["step 3\n"]  # what was written since
+    cluster.objects[JOB]["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    assert list(lines) == ["step 3"]
+
+
 def test_what_the_cluster_lacks_is_named_and_nothing_is_made(cluster: Cluster) -> None:
     queue, before = KubernetesSubmitter(), set(cluster.objects)
     with pytest.raises(
