@@ -20,6 +20,7 @@ from sluice.clock import SystemClock
 from sluice.config.load import dump_config
 from sluice.config.schema import Config
 from sluice.errors import DiskFull, LaunchError, SluiceError
+from sluice.launch import deployments
 from sluice.launch.commands import (
     Command,
     coordinator_command,
@@ -372,6 +373,9 @@ class Run:
 
     async def _scale(self, role: str, replicas: int) -> None:
         """Starts or ends replicas of a role until there are `replicas`."""
+        if owner := deployments.owner():
+            self._view.message(await asyncio.to_thread(deployments.scale, owner, role, replicas))
+            return
         running = self._keeper.names(role)
         for index in range(replicas):
             command = self._service(role, index)

@@ -44,7 +44,7 @@ spec:
   - name: control
     image: {{ .Values.recipe.kubernetes.images }}launcher{{ if .Values.recipe.kubernetes.gpu }}-cuda{{ end }}:{{ .Values.recipe.kubernetes.tag }}
     command: [python, -m, sluice.cli.in_pod]
-    args: [{{ .Release.Name }}, up, -c, /config/recipe.yaml, --plain, --run-dir, {{ (.Values.runDir | default (printf "/data/runs/%s" .Release.Name)) }}]
+    args: [up, -c, /config/recipe.yaml, --plain, --run-dir, {{ (.Values.runDir | default (printf "/data/runs/%s" .Release.Name)) }}]
     env:
     - {name: SLUICE__NETWORK__BIND, value: 0.0.0.0}
     - {name: SLUICE__NETWORK__ADVERTISE, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
@@ -55,6 +55,7 @@ spec:
     - {name: SLUICE__LAUNCH__REWARD_REPLICAS, value: "0"}
     - {name: SLUICE__LAUNCH__LEARNER_RDZV_ENDPOINT, value: "{{ .Release.Name }}:29400"}
     - {name: SLUICE__LAUNCH__READY_TIMEOUT_S, value: "1800"} # images are pulled and nodes are found meanwhile
+    - {name: SLUICE_DEPLOYMENTS, value: {{ .Release.Name }}} # `sluice scale` sets their replicas
     - {name: SLUICE_COORDINATOR, value: "127.0.0.1:18050"} # for `kubectl exec ... sluice status`
     - {name: SLUICE_CREDENTIALS, value: /credentials/operator}
     ports:

@@ -10,6 +10,7 @@ import pytest
 
 from sluice.cli import in_pod
 from sluice.errors import ConfigError, LaunchError
+from sluice.launch import deployments
 from sluice.launch.submit.kubectl import place_of
 from sluice.launch.submit.kubernetes import KubernetesSubmitter
 from tests.unit.submit.kubernetes_cases import submission
@@ -96,10 +97,11 @@ def test_a_run_that_has_ended_gives_back_the_pods_of_its_services_and_keeps_its_
     (tmp_path / "namespace").write_text("team\n")
     (tmp_path / "token").write_text("t0ken\n")
     address, told = api
-    monkeypatch.setattr(in_pod, "ACCOUNT", tmp_path)
-    monkeypatch.setattr(in_pod, "SERVER", address)
+    monkeypatch.setattr(deployments, "ACCOUNT", tmp_path)
+    monkeypatch.setattr(deployments, "SERVER", address)
+    monkeypatch.setenv(deployments.OWNER, "math-1")
     monkeypatch.setattr(in_pod.command, "main", lambda arguments: {("up", "-c", "r"): code}[tuple(arguments)])
-    assert in_pod.main(["math-1", "up", "-c", "r"]) == code
+    assert in_pod.main(["up", "-c", "r"]) == code
     assert told == [
         (f"/apis/apps/v1/namespaces/team/deployments/math-1-{role}/scale", "Bearer t0ken", b'{"spec": {"replicas": 0}}')
         for role in ("rollout", "reward")[:released]
@@ -109,7 +111,8 @@ def test_a_run_that_has_ended_gives_back_the_pods_of_its_services_and_keeps_its_
 def test_pods_that_cannot_be_given_back_are_named_with_the_line_to_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(in_pod, "ACCOUNT", tmp_path)
+    monkeypatch.setattr(deployments, "ACCOUNT", tmp_path)
+    monkeypatch.setenv(deployments.OWNER, "math-1")
     monkeypatch.setattr(in_pod.command, "main", lambda arguments: 0)
-    assert in_pod.main(["math-1", "up"]) == 0
-    assert "kubectl scale deployment math-1-rollout --replicas=0 is left to you" in capsys.readouterr().err
+    assert in_pod.main(["up"]) == 0
+    assert "rollout: `kubectl scale deployment math-1-rollout --replicas=0` is left to you" in capsys.readouterr().err
