@@ -20,7 +20,7 @@ TOOLS = Path(__file__).parents[2] / ".venv-kubernetes" / "bin"
 OF_CONTROLLERS = {"JobSet", "RayJob"}
 """Kinds that Kubernetes itself does not know."""
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.needs("kubernetes-tools")]
 by_case = pytest.mark.parametrize("case", CASES)
 
 

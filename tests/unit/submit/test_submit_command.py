@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sluice.cli.main import main
-from sluice.errors import NotFound
+from sluice.errors import LaunchError, NotFound
 from sluice.launch.submit import choice
 from sluice.launch.submit.port import JobState, Submission
 from tests.unit.submit.kubernetes_cases import RECIPE
@@ -153,3 +153,9 @@ def test_a_followed_log_goes_on_where_it_ended_and_from_the_start_where_it_was_e
 
     monkeypatch.setattr(logs.time, "sleep", written)
     assert list(itertools.islice(logs._text(path, follow=True), 3)) == ["one\n", "two\n", "3\n"]
+
+
+def test_a_queue_whose_library_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_CLASSES", {"nowhere": "NowhereSubmitter"})
+    with pytest.raises(LaunchError, match=r"--on nowhere needs the module sluice\.launch\.submit\.nowhere"):
+        choice.submitter_of("nowhere")
