@@ -24,6 +24,7 @@ spec:
   serviceAccountName: {{ .Release.Name }}
   automountServiceAccountToken: true
   enableServiceLinks: false # a Service called sluice would set SLUICE_PORT
+  shareProcessNamespace: true # for its first process, which reaps what a killed process leaves behind
   securityContext:
     runAsNonRoot: true
     runAsUser: 10001
@@ -96,7 +97,8 @@ spec:
   restartPolicy: Never
   terminationGracePeriodSeconds: {{ add (int .Values.recipe.launch.grace_s) 20 }}
   automountServiceAccountToken: false
-  enableServiceLinks: false
+  enableServiceLinks: false # a Service called sluice would set SLUICE_PORT
+  shareProcessNamespace: true # for its first process, which reaps what a killed process leaves behind
   securityContext:
     runAsNonRoot: true
     runAsUser: 10001
@@ -126,6 +128,7 @@ spec:
 
 {{- define "sluice.ray_pod" -}}
 enableServiceLinks: false # a Service called sluice would set SLUICE_PORT
+shareProcessNamespace: true # for its first process, which reaps what a killed process leaves behind
 automountServiceAccountToken: false
 terminationGracePeriodSeconds: {{ add (mul 2 (int .Values.recipe.launch.grace_s)) 20 }}
 securityContext:

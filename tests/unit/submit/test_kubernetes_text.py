@@ -50,7 +50,7 @@ def test_every_pod_is_confined_and_asks_for_the_gpus_of_its_processes(case: str)
     for name, pod in pods(case).items():
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] == 10001
-        assert pod["enableServiceLinks"] is False
+        assert (pod["enableServiceLinks"], pod["shareProcessNamespace"]) == (False, True)
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
         for container in (*pod.get("initContainers", ()), *pod["containers"]):
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
