@@ -28,8 +28,8 @@ demo-llm: setup  ## teach a real model, SmolLM2-135M, to add: 93 MB more to fetc
 	@scripts/smollm2.sh $(ARGS)
 	@.venv/bin/sluice demo-llm $(ARGS)
 
-test: setup typescript promtool static ## every test but chaos, long and compose; the last lines name what this machine lacks
-	$(PY) -m pytest $(PARALLEL) -m "not chaos and not long and not compose" $(ARGS)
+test: setup typescript promtool static ## every test but chaos, long, compose and cluster; the last lines name what this machine lacks
+	$(PY) -m pytest $(PARALLEL) -m "not chaos and not long and not compose and not cluster" $(ARGS)
 
 test-oldest:     ## the learner's and the transformers engine's tests with Python 3.12, torch 2.11, transformers 5.17 (PYTHON=...)
 	@scripts/oldest.sh $(ARGS)
@@ -87,5 +87,5 @@ bench-system: setup ## coordinator against a bare relay, overlap, weight push, s
 	GRPC_ENABLE_FORK_SUPPORT=0 $(PY) -m benchmarks.run coordinator_relay overlap weight_push staleness_sweep reward_load recovery long_run
 
 clean:           ## remove .venv and everything made by tests and runs
-	rm -rf .venv .venv-audit .venv-hashes .venv-oldest build runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-audit .venv-hashes .venv-kubernetes .venv-oldest build runs .pytest_cache .ruff_cache .hypothesis
 	cd examples/reward-typescript && rm -rf dist node_modules src/generated

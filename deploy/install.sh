@@ -5,6 +5,7 @@
 #   torch                torch, for ACCELERATOR=cpu or cuda
 #   learner | rollout    what the service needs beside torch
 #   coordinator | reward what the service needs
+#   embedded-redis       the Redis that a launcher starts
 #
 # Versions are those of requirements/*.lock. Wheels in wheelhouse/ are taken before those of an index.
 set -eu
@@ -48,6 +49,6 @@ case $1 in
     pip --no-deps --requirement "$LOCK"
     service rollout
     ;;
-  coordinator | reward | learner) service "$1" ;;
-  *) sed -n '2,9p' "$0" >&2; exit 2 ;;
+  coordinator | reward | learner | embedded-redis) service "$1" ;;
+  *) sed -n '2,10p' "$0" >&2; exit 2 ;;
 esac

@@ -90,6 +90,15 @@ def _machines() -> str | None:
     return None
 
 
+def _kubectl() -> str | None:
+    return None if shutil.which("kubectl") else "not on the PATH"
+
+
+def _kubernetes_tools() -> str | None:
+    there = (ROOT / ".venv-kubernetes" / "bin" / "helm").exists()
+    return None if there else ".venv-kubernetes is not there; scripts/kubernetes_tools.sh makes it"
+
+
 def _promtool() -> str | None:
     return None if promtool() else "not beside this Python and not on the PATH; `make promtool` says why"
 
@@ -118,6 +127,8 @@ def _typescript_example() -> str | None:
 
 _PROBES: Mapping[str, Callable[[], str | None]] = {
     "cuda": _cuda,
+    "kubectl": _kubectl,
+    "kubernetes-tools": _kubernetes_tools,
     "machines": _machines,
     "landlock": _sandbox("landlock", "no Landlock that keeps files from being written (Linux 6.2)"),
     "own-files": _sandbox("files", "no permission to make a mount namespace"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sluice.cli import queued
 from sluice.cli.whereabouts import where
 from sluice.rpc.service import add_credentials_flag
 
@@ -16,11 +17,13 @@ Verb = Callable[[Any, argparse.Namespace], str]
 
 def add_parser(commands: Any) -> None:
     """Adds the verbs."""
-    add_verb(commands, "status", "where the run stands", _status)
+    status = add_verb(commands, "status", "where the run stands", _status)
+    _add_job_flag(status, queued.run_status)
     events = add_verb(commands, "events", "print every event until the run has ended", _events)
     events.add_argument("--json", action="store_true", help="a JSON object a line")
     stop = add_verb(commands, "stop", "end the run after the current step", _stop)
     stop.add_argument("--reason", default="", help="for the log and the summary")
+    _add_job_flag(stop, queued.run_stop)
     add_verb(commands, "pause", "stop admitting groups", lambda client, _: str(client.pause()))
     add_verb(commands, "resume", "admit groups again", lambda client, _: str(client.resume()))
     drain = add_verb(commands, "drain", "stop admitting and wait until no group is in flight", _drain)
@@ -53,6 +56,13 @@ def add_verb(commands: Any, name: str, text: str, verb: Verb) -> argparse.Argume
     add_credentials_flag(parser)
     parser.set_defaults(run=lambda args: call(verb, args))
     return parser
+
+
+def _add_job_flag(parser: argparse.ArgumentParser, of_job: Callable[[argparse.Namespace], int]) -> None:
+    """Adds --job, with which `of_job` does the verb's work."""
+    parser.add_argument("--job", metavar="JOB", help=queued.JOB_HELP)
+    of_run = parser.get_default("run")
+    parser.set_defaults(run=lambda args: of_job(args) if args.job is not None else of_run(args))
 
 
 def add_coordinator_flag(parser: Any) -> None:

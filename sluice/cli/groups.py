@@ -1,4 +1,4 @@
-"""`sluice groups`: the live and recent groups of a run. `sluice submit`: prompts of your own, in front of its data."""
+"""`sluice groups`: the live and recent groups of a run. `sluice prompts`: prompts of your own, in front of its data."""
 
 import argparse
 import json
@@ -12,12 +12,12 @@ from sluice.errors import DataError
 
 
 def add_parser(commands: Any) -> None:
-    """Adds `groups` and `submit`."""
+    """Adds `groups` and `prompts`."""
     groups = add_verb(commands, "groups", "live groups and recent ones, newest first", _groups)
     groups.add_argument("--state", default="", metavar="TERM", help='only this term of the ledger, such as "trained"')
     groups.add_argument("--limit", type=int, default=20, metavar="N", help="at most (default %(default)s)")
-    submit = add_verb(commands, "submit", "add prompts in front of the data set", _submit)
-    submit.add_argument(
+    prompts = add_verb(commands, "prompts", "add prompts in front of the data set", _submit)
+    prompts.add_argument(
         "file",
         metavar="FILE",
         help='JSON lines with "data_source", "prompt" (text or a chat), "ground_truth", "extra_info"; - for stdin',

@@ -9,8 +9,20 @@ from typing import Any
 from sluice import __version__
 
 VERBS = (
-    *("up", "demo_llm", "watch", "learner_node", "control", "evaluate", "groups", "rollback", "ledger", "export"),
-    *("replay", "rescore", "conformance", "config", "data", "certs"),
+    *(
+        "up",
+        "submit",
+        "demo_llm",
+        "watch",
+        "logs",
+        "learner_node",
+        "control",
+        "evaluate",
+        "groups",
+        "rollback",
+        "ledger",
+    ),
+    *("export", "replay", "rescore", "conformance", "config", "data", "certs"),
 )
 """Modules of this package, in the order of `sluice --help`; some have several verbs."""
 

@@ -100,6 +100,20 @@ def _dry_run(config: Any) -> int:
     return _check(config)
 
 
+def check_here(config: Any) -> int:
+    """`_dry_run` for a run elsewhere: what this machine does not have is named and left to the run's own start."""
+    from sluice.config.evaluation_sets import is_task
+    from sluice.config.schema import NetworkConfig
+
+    print_derived(config)
+    files = [file for file in (*config.data.train_files, *config.data.val_files) if not is_task(file)]
+    if absent := [path for path in (config.model.path, *files) if not Path(path).expanduser().exists()]:
+        print(f"not on this machine, so left to the run's own start: {', '.join(absent)}")
+        return 0
+    here = {"network": NetworkConfig(coordinator_port=0, metrics=False)}
+    return _check(config.model_copy(update=here))
+
+
 def _check(config: Any) -> int:
     """Has data, tokenizer and reward checked by the real services; returns the exit code."""
     import asyncio

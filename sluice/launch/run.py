@@ -20,6 +20,7 @@ from sluice.clock import SystemClock
 from sluice.config.load import dump_config
 from sluice.config.schema import Config
 from sluice.errors import DiskFull, LaunchError, SluiceError
+from sluice.launch import deployments
 from sluice.launch.autoscale import autoscaler_of
 from sluice.launch.commands import (
     Command,
@@ -175,18 +176,19 @@ class Run:
         if self._ready_fd is not None:
             os.write(self._ready_fd, self._coordinator.encode())
             os.close(self._ready_fd)
-        launch = self._config.launch
+        launch, elsewhere = self._config.launch, deployments.owner()
         # A check needs one reward service. Without replicas here, the check asks the service that will grade the run.
         wanted = {"reward": min(1, launch.reward_replicas) if self._check_only else launch.reward_replicas}
         wanted |= {} if self._check_only else {"rollout": launch.rollouts}
         wanted |= {} if self._check_only or self._evaluate_only else {"learner": 1}
         for role, replicas in wanted.items():
-            if not replicas:
+            deployed = bool(elsewhere) and role != "learner"
+            if deployed or not replicas:
+                why = f"{elsewhere}-{role} is a Deployment" if deployed else f"launch.{role}_replicas is 0"
                 self._view.message(
-                    f"launch.{role}_replicas is 0: waiting {launch.ready_timeout_s:.0f} s for a {role} to register with "
-                    f"{self._coordinator}"
+                    f"{why}: waiting {launch.ready_timeout_s:.0f} s for a {role} to register with {self._coordinator}"
                 )
-            for index in range(replicas):
+            for index in range(0 if deployed else replicas):
                 if role == "learner" and self._gpus.sharing:
                     self._keeper.supervise("learner-after-rollouts", self._learner_after(self._gpus.sharing))
                 else:
@@ -203,7 +205,9 @@ class Run:
     async def _share_gpus(self) -> None:
         """Puts what the GPUs decide into the recipe, and says who gets which. Raises ConfigError where they do not suffice."""
         learner = not self._check_only and not self._evaluate_only
-        out = await shared_out(self._config, self._engine, learner=learner, rollouts=not self._check_only)
+        out = await shared_out(
+            self._config, self._engine, learner=learner, rollouts=not self._check_only and not deployments.owner()
+        )
         self._config, self._gpus = out.config, Gpus(out)
         for line in () if self._check_only else out.lines:
             self._view.message(line)
@@ -433,6 +437,9 @@ class Run:
         if self._autoscaler is not None and role == "rollout" and replicas != self._autoscaler.wished:
             self._autoscaler = None
             self._view.message(f"{replicas} rollouts by request: from now on their number follows requests alone")
+        if owner := deployments.owner():
+            self._view.message(await asyncio.to_thread(deployments.scale, owner, role, replicas))
+            return
         running = self._keeper.names(role)
         for name in sorted(running):
             if int(name.removeprefix(f"{role}-")) >= replicas:

@@ -1,5 +1,6 @@
 """sluice.Client, sluice.AsyncClient and the verbs over them, against a real coordinator; retries against one that fails."""
 
+import argparse
 import asyncio
 import json
 import re
@@ -14,6 +15,8 @@ import yaml
 
 import sluice.cli.main
 from sluice import AsyncClient, Client
+from sluice.cli import queued
+from sluice.cli.submissions import Submitted, remember
 from sluice.client import Event, Prompt, RunState
 from sluice.config.load import parse_config
 from sluice.errors import ConfigError, DataError, Expired, InvalidRequest, NotFound, NotReady, Unavailable
@@ -246,7 +249,7 @@ async def test_retries_end_and_the_launcher_makes_none(failing: Callable[[int], 
 
 
 async def test_the_verbs_print_what_the_client_gives(
-    serve: Serve, cast: Cast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    serve: Serve, cast: Cast, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def sluice_says(*words: str) -> tuple[int, str, str]:
         code = await asyncio.to_thread(sluice.cli.main.main, [*words, "--coordinator", run.address])
@@ -273,16 +276,25 @@ async def test_the_verbs_print_what_the_client_gives(
         assert await sluice_says("checkpoint") == (0, "step-0", "")
         prompts = tmp_path / "prompts.jsonl"
         prompts.write_text('{"data_source": "mine", "prompt": "1+1=", "ground_truth": "2"}\n\n')
-        code, prompt_id, _ = await sluice_says("submit", str(prompts))
+        code, prompt_id, _ = await sluice_says("prompts", str(prompts))
         assert (code, len(prompt_id.split())) == (0, 1)
         await cast.learner.train(run, range(1))
         code, table, _ = await sluice_says("groups", "--state", "trained")
         assert (code, len(table.splitlines())) == (0, 5)
         assert "step 1/3" in (await sluice_says("status"))[1]
+        monkeypatch.setenv("SLUICE_CACHE", str(tmp_path))
+        async with AsyncClient(run.address) as client:
+            remember(Submitted(on="slurm", job="7", name="sums", run_dir=(await client.status()).run_dir))
+        assert "step 1/3" in (await sluice_says("status", "--job", "sums"))[1]
+        other = Submitted(on="slurm", job="8", run_dir="/other")
+        asked = argparse.Namespace(coordinator=run.address, credentials="")
+        reached, why = await asyncio.to_thread(queued._reached, other, asked)
+        assert reached is None, "that coordinator conducts another run"
+        assert why.startswith(f"{run.address} conducts the run in /")
         assert "trained" in (await sluice_says("ledger"))[1]
         assert "trained" in (await sluice_says("explain", "0"))[1]
         prompts.write_text('{"data_source": "mine"}\n')
-        code, _, error = await sluice_says("submit", str(prompts))
+        code, _, error = await sluice_says("prompts", str(prompts))
         assert code == 2
         assert "prompts.jsonl, line 1: must be a JSON object" in error
         code, _, error = await sluice_says("scale", "rollout", "2")

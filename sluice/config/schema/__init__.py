@@ -9,6 +9,7 @@ from sluice.config.schema.config import PAYLOAD_BYTES_A_TOKEN, Config
 from sluice.config.schema.coordinator import CoordinatorConfig
 from sluice.config.schema.data import DataConfig
 from sluice.config.schema.eval import EvalConfig, EvalSetConfig
+from sluice.config.schema.kubernetes import KubernetesConfig
 from sluice.config.schema.launch import LaunchConfig
 from sluice.config.schema.learner import LearnerConfig
 from sluice.config.schema.model import ModelConfig
@@ -30,6 +31,7 @@ __all__ = [
     "FilterGroupsConfig",
     "GraderConfig",
     "GraderList",
+    "KubernetesConfig",
     "LaunchConfig",
     "LearnerConfig",
     "ModelConfig",

@@ -8,6 +8,7 @@ from sluice.config.schema.algorithm import AlgorithmConfig
 from sluice.config.schema.coordinator import CoordinatorConfig
 from sluice.config.schema.data import DataConfig
 from sluice.config.schema.eval import EvalConfig
+from sluice.config.schema.kubernetes import KubernetesConfig
 from sluice.config.schema.launch import LaunchConfig
 from sluice.config.schema.learner import LearnerConfig
 from sluice.config.schema.model import ModelConfig
@@ -41,6 +42,7 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     launch: LaunchConfig = LaunchConfig()
     network: NetworkConfig = NetworkConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
 
     @property
     def gen_batch_size(self) -> int:

@@ -126,7 +126,7 @@ def test_submit_names_a_file_that_it_cannot_read(
     content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
-    assert main(["submit", str(tmp_path / "a.jsonl")]) == 2
+    assert main(["prompts", str(tmp_path / "a.jsonl")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 
