@@ -1,0 +1,107 @@
+"""The engine of `--on slurm` keeps an engine's promises, on a real Slurm."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from sluice.errors import LaunchError
+from sluice.launch.engines.slurm import SlurmEngine
+from tests.cluster.slurm_cluster import CPUS, GPUS, SlurmCluster, slurm_cluster
+from tests.contract.engine_tasks import SLEEPS, TasksOnNodes, shell, start
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+WHOLE = ("--nodes=2", "--ntasks-per-node=1", f"--cpus-per-task={CPUS}", f"--gres=gpu:{GPUS}", "--no-kill")
+
+
+@dataclass(kw_only=True, slots=True)
+class SlurmSite:
+    """A job with two whole nodes of a cluster of three."""
+
+    cluster: SlurmCluster
+    run_dir: Path
+    patch: pytest.MonkeyPatch
+    job: str = ""
+    engine: SlurmEngine = field(default_factory=SlurmEngine)
+    home: str = ""
+    """Of the batch step: a job does not outlive it."""
+    many: int = 12
+    nodes: int = 2
+    cpus_per_node: int = CPUS
+    gpus_per_node: int = GPUS
+    node_lost_within_s: float = 20.0
+    """node_timeout_s is 5; the machine is slow."""
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        return {"SLURM_CONF": self.cluster.environ["SLURM_CONF"], "SLURM_JOB_ID": self.job}
+
+    async def open(self) -> None:
+        self.job = await asyncio.to_thread(self.cluster.hold, *WHOLE)
+        for name, value in self.environ.items():
+            self.patch.setenv(name, value)
+        self.home = self.cluster.ask("squeue", "--noheader", "--jobs", self.job, "--format", "%B")
+        await self.engine.open(run_dir=self.run_dir, node_timeout_s=5)
+
+    async def close(self) -> None:
+        await self.engine.close()
+        await asyncio.to_thread(self.cluster.ask, "scancel", self.job)
+
+    async def kill_node(self, node: str) -> None:
+        await asyncio.to_thread(self.cluster.lose, node)
+
+    async def mend(self) -> None:
+        """Slurm gives a job no node back, so the site gets another job."""
+        await self.close()
+        await asyncio.to_thread(self.cluster.mend)
+        await self.open()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+class TestSlurmEngine(TasksOnNodes):
+    @pytest_asyncio.fixture(scope="class", loop_scope="class")
+    async def site(self, cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SlurmSite]:
+        with pytest.MonkeyPatch.context() as patch:
+            site = SlurmSite(cluster=cluster, run_dir=tmp_path_factory.mktemp("run"), patch=patch)
+            await site.open()
+            yield site
+            await site.close()
+
+    async def test_a_step_that_somebody_cancels_has_a_signal_and_no_lost_node(
+        self, site: SlurmSite, tmp_path: Path
+    ) -> None:
+        task = await start(site, shell("reward-77", SLEEPS), tmp_path)
+        steps = site.cluster.ask(
+            "squeue", "--noheader", "--steps", "--jobs", site.job, "--format", "%i %j"
+        ).splitlines()
+        step = next(line.split()[0] for line in steps if line.endswith(task.name))
+        with contextlib.suppress(AssertionError):  # Slurm 22.05 signals the step and says that there is none
+            site.cluster.ask("scancel", "--signal=TERM", step)
+        assert await task.wait() == -15
+        assert task.lost == ""
+
+    async def test_a_node_that_does_not_see_the_run_directory_is_named(self, site: SlurmSite, tmp_path: Path) -> None:
+        for node in site.cluster.nodes:
+            site.cluster.lose(node)
+        try:
+            await site.close()
+            site.cluster.mend(hiding=tmp_path)
+            await site.open()
+            with pytest.raises(
+                LaunchError, match=r"reward-0 cannot write its log on node n\d .*the run directory must be"
+            ):
+                await start(site, shell("reward-0", SLEEPS), tmp_path)
+        finally:
+            for node in site.cluster.nodes:
+                site.cluster.lose(node)
+            await site.mend()
