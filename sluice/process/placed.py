@@ -1,9 +1,9 @@
 """python -m sluice.process.placed BEAT_S SILENT_BEATS LOG COMMAND...: one task on a node that a launcher elsewhere has chosen.
 
-Standard input and output lead to the launcher. This program says, a line each: `started`, `refused WHY`, `alive` after every
-BEAT_S seconds of silence, and `ended CODE` with minus the signal's number for a task that a signal has ended. It is told single
-bytes: BEAT for every `alive`, TERM and KILL for a signal to the task's whole session. The task's output is appended to LOG,
-which the launcher has made: a node that does not see the file does not see the run directory.
+Standard input and output lead to the launcher. This program says, a line each: `started`, `alive` after every BEAT_S seconds of
+silence, and `ended CODE` with minus the signal's number for a task that a signal has ended. It is told single bytes: BEAT for
+every `alive`, TERM and KILL for a signal to the task's whole session. The task's output is appended to LOG, which the launcher
+has made. A node that does not see that file says `unseen`, and the task's output goes to standard error, to the launcher.
 
 The task ends with the launcher: when standard input ends, or SILENT_BEATS times `alive` got no answer. Silence is counted, not
 timed, so that a suspended job is not taken for a silent one.
@@ -37,8 +37,8 @@ def main() -> int:
     try:
         log = os.open(log_path, os.O_WRONLY | os.O_APPEND)
     except OSError as error:
-        _say(f"refused {error.strerror}: {log_path}")
-        return 1
+        log = sys.stderr.fileno()
+        _say(f"unseen {error.strerror}: {log_path}")
     with _signals() as heard:
         task = subprocess.Popen(
             [*armed(signal.SIGKILL), *command],

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from sluice.errors import LaunchError
 from sluice.launch.engines.slurm import SlurmEngine
 from tests.cluster.slurm_cluster import CPUS, GPUS, SlurmCluster, slurm_cluster
 from tests.contract.engine_tasks import SLEEPS, TasksOnNodes, shell, start
@@ -90,18 +89,30 @@ class TestSlurmEngine(TasksOnNodes):
         assert await task.wait() == -15
         assert task.lost == ""
 
-    async def test_a_node_that_does_not_see_the_run_directory_is_named(self, site: SlurmSite, tmp_path: Path) -> None:
+    async def test_the_output_of_a_node_that_does_not_see_the_run_directory_arrives_too(
+        self, site: SlurmSite, tmp_path: Path
+    ) -> None:
+        hidden = tmp_path / "run"
+        hidden.mkdir()
         for node in site.cluster.nodes:
             site.cluster.lose(node)
         try:
             await site.close()
-            site.cluster.mend(hiding=tmp_path)
+            site.cluster.mend(hiding=hidden)
             await site.open()
-            with pytest.raises(
-                LaunchError, match=r"reward-0 cannot write its log on node n\d .*the run directory must be"
-            ):
-                await start(site, shell("reward-0", SLEEPS), tmp_path)
+            looks = shell("reward-0", f"ls {hidden}; echo 'reward: no such folder'; exit 2")
+            task = await start(site, looks, hidden)
+            assert await task.wait() == 2
+            assert task.log_tail().splitlines()[0] == "reward: no such folder"
+            assert (hidden / "reward-0.log").stat().st_mode & 0o077 == 0
         finally:
             for node in site.cluster.nodes:
                 site.cluster.lose(node)
             await site.mend()
+
+    async def test_the_engine_knows_where_slurm_reaches_its_node(self, site: SlurmSite) -> None:
+        site.patch.setenv("SLURMD_NODENAME", site.home)
+        again = SlurmEngine()
+        await again.open(run_dir=site.run_dir, node_timeout_s=5)
+        site.patch.delenv("SLURMD_NODENAME")
+        assert (site.engine.address, again.address) == ("", "127.0.0.1")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Command, Needs
-from sluice.launch.engines.slurm_job import Node, ask, choose, impossible, job_ids, nodes_of, silent_nodes
+from sluice.launch.engines.slurm_job import Node, address_of, ask, choose, impossible, nodes_of, silent_nodes
 from sluice.launch.engines.slurm_step import NoStep, Step
 from sluice.process.output import opened_log
 
@@ -36,16 +36,22 @@ class SlurmEngine:
     name = "slurm"
 
     def __init__(self) -> None:
-        self._jobs: Sequence[str] = ()
+        self._job = ""
         self._node_timeout_s = 0.0
         self._all: Sequence[Node] = ()
         """As the job began: what a node could hold."""
         self._steps: set[Step] = set()
         self._resting: dict[str, tuple[float, str]] = {}
         """Nodes on which something went wrong: until when (monotonic seconds) they are left alone, and why."""
+        self._address = ""
         self._looking = asyncio.Lock()
         self._seen: tuple[float, Sequence[Node], Mapping[str, str]] = (float("-inf"), (), {})
         """When Slurm was asked last, the nodes of the job, and which of them are silent."""
+
+    @property
+    def address(self) -> str:
+        """Where Slurm itself reaches the node of this process; empty on a machine that is no node, as under `salloc`."""
+        return self._address
 
     async def open(self, *, run_dir: Path, node_timeout_s: float) -> None:
         """Engine.open."""
@@ -53,13 +59,15 @@ class SlurmEngine:
             raise ConfigError(
                 f"launch.engine: slurm needs Slurm's commands on the PATH, and {', '.join(missing)} is not there"
             )
-        self._jobs, self._node_timeout_s = job_ids(os.environ), node_timeout_s
-        if not self._jobs:
+        self._job, self._node_timeout_s = os.environ.get("SLURM_JOB_ID", ""), node_timeout_s
+        if not self._job:
             raise ConfigError(INSIDE)
-        self._all = await nodes_of(self._jobs)
-        if len(self._all) > 1 and not await _survives_nodes(self._jobs[0]):
+        self._all = await nodes_of(self._job)
+        if here := os.environ.get("SLURMD_NODENAME"):
+            self._address = await address_of(here)
+        if len(self._all) > 1 and not await _survives_nodes(self._job):
             sys.stderr.write(
-                f"warning: Slurm ends job {self._jobs[0]} with the first node that it loses unless the job was handed in with "
+                f"warning: Slurm ends job {self._job} with the first node that it loses unless the job was handed in with "
                 "--no-kill, which its script does not say\n"
             )
 
@@ -92,7 +100,7 @@ class SlurmEngine:
 
     async def _begin(self, command: Command, node: Node, log_path: Path) -> Step:
         with opened_log(command.name, log_path):
-            step = Step(command, node, log_path=log_path, node_timeout_s=self._node_timeout_s)
+            step = Step(command, node, job=self._job, log_path=log_path, node_timeout_s=self._node_timeout_s)
         self._steps.add(step)
         try:
             await step.begin()
@@ -108,7 +116,7 @@ class SlurmEngine:
             asked_s, nodes, silent = self._seen
             if time.monotonic() - asked_s >= LOOK_EVERY_S:
                 with contextlib.suppress(LaunchError):
-                    nodes = await nodes_of(self._jobs)
+                    nodes = await nodes_of(self._job)
                     silent = dict.fromkeys(await silent_nodes([node.name for node in nodes]), "does not answer Slurm")
                 self._seen = (time.monotonic(), nodes or self._all, silent)
             return self._seen[1:]

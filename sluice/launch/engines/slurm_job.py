@@ -5,8 +5,10 @@ The parsing and the choice of a node are plain functions over text and dataclass
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import re
+import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,27 +29,16 @@ class Node:
     """What a job has of a node."""
 
     name: str
-    job: str
-    """The job's id; of a heterogeneous job the id of the component that has the node."""
-    component: int
-    """Of a heterogeneous job, from 0; else 0."""
+    component: int | None
+    """Of a heterogeneous job, from 0; else None."""
     cpus: int
     gpus: int
 
 
-def job_ids(environ: Mapping[str, str]) -> Sequence[str]:
-    """The job that this process runs in; of a heterogeneous job each component. Empty outside a job."""
-    components = int(environ.get("SLURM_HET_SIZE", "0"))
-    if components > 1:
-        return [environ[f"SLURM_JOB_ID_HET_GROUP_{index}"] for index in range(components)]
-    return [environ["SLURM_JOB_ID"]] if environ.get("SLURM_JOB_ID") else []
-
-
-async def nodes_of(jobs: Sequence[str]) -> Sequence[Node]:
-    """The nodes that the jobs still have. Raises LaunchError when Slurm does not answer or a job is over."""
+async def nodes_of(job: str) -> Sequence[Node]:
+    """The nodes that the job still has. Raises LaunchError when Slurm does not answer or the job is over."""
     nodes = list[Node]()
-    for component, job in enumerate(jobs):
-        text = await ask("scontrol", "show", "job", "--details", "--oneliner", job)
+    for text in (await ask("scontrol", "show", "job", "--details", "--oneliner", job)).splitlines():
         if "JobState=RUNNING" not in text:
             state = re.search(r"JobState=(\S+)", text)
             raise LaunchError(
@@ -55,8 +46,14 @@ async def nodes_of(jobs: Sequence[str]) -> Sequence[Node]:
             )
         for names, cpus, gpus in shares(text):
             for name in (await ask("scontrol", "show", "hostnames", names)).split():
-                nodes.append(Node(name=name, job=job, component=component, cpus=cpus, gpus=gpus))
+                nodes.append(Node(name=name, component=component_of(text), cpus=cpus, gpus=gpus))
     return nodes
+
+
+def component_of(job: str) -> int | None:
+    """Which component of a heterogeneous job a line of `scontrol show job --oneliner` is about."""
+    found = re.search(r"\bHetJobOffset=(\d+)", job)
+    return int(found[1]) if found else None
 
 
 def shares(job: str) -> Sequence[tuple[str, int, int]]:
@@ -76,6 +73,22 @@ def silent(states: str) -> Collection[str]:
         for name, state in (line.split(maxsplit=1) for line in states.splitlines() if " " in line)
         if state.rstrip().endswith("*") or state.lower().startswith(_SILENT_STATES)
     }
+
+
+async def address_of(node: str) -> str:
+    """Where Slurm reaches a node; empty for a name that this machine takes for its own loopback."""
+    found = re.search(r"\bNodeAddr=(\S+)", await ask("scontrol", "show", "node", "--oneliner", node))
+    if found is None:
+        return ""
+    try:
+        return str(ipaddress.ip_address(found[1]))
+    except ValueError:
+        pass
+    with contextlib.suppress(OSError):
+        for *_, place in await asyncio.get_running_loop().getaddrinfo(found[1], None, type=socket.SOCK_STREAM):
+            if not ipaddress.ip_address(str(place[0]).partition("%")[0]).is_loopback:
+                return str(place[0])
+    return ""
 
 
 def choose(
@@ -105,7 +118,7 @@ def choose(
 
 def serves(node: Node, nodes: Sequence[Node], role: str) -> bool:
     """Whether services of `role` may run on the node."""
-    if all(each.component == 0 for each in nodes):
+    if node.component is None or len({each.component for each in nodes}) == 1:
         return True
     return {"learner": node.component == 0, "rollout": node.component > 0}.get(role, True)
 

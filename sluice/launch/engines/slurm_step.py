@@ -14,6 +14,7 @@ import signal
 import time
 from collections import deque
 from pathlib import Path
+from typing import BinaryIO
 
 from sluice.errors import LaunchError
 from sluice.launch.commands import Command, inherited
@@ -23,6 +24,7 @@ from sluice.launch.engines.srun import ROOM_WITHIN_S, srun_line, step_environ
 from sluice.process.child import armed, module_command
 from sluice.process.output import last_words, tail
 from sluice.process.placed import BEAT, KILL, SAID, TERM
+from sluice.run_dir.private import open_private
 
 SRUN_ENDS_WITHIN_S = 5.0
 """Between SIGTERM and SIGKILL to an srun; it takes milliseconds where the node answers."""
@@ -46,13 +48,14 @@ class NoStep(Exception):
 class Step:
     """A task (port.py), placed by `begin`."""
 
-    def __init__(self, command: Command, node: Node, *, log_path: Path, node_timeout_s: float) -> None:
+    def __init__(self, command: Command, node: Node, *, job: str, log_path: Path, node_timeout_s: float) -> None:
         self.name, self.node, self.log_path, self.needs = command.name, node.name, log_path, command.needs
         self.started_s, self.killed, self.lost = time.monotonic(), "", ""
-        self._command, self._place = command, node
+        self._command, self._place, self._job = command, node, job
         self._node_timeout_s, self._beat_s = node_timeout_s, min(1.0, node_timeout_s / BEATS)
         self._begun = asyncio.Event()
-        self._refused = ""
+        self._relayed: BinaryIO | None = None
+        """The log, where the node does not see it and this process writes it."""
         self._code: int | None = None
         self._ended = asyncio.Event()
         self._words: deque[str] = deque(maxlen=5)
@@ -67,7 +70,7 @@ class Step:
         cancelled, nothing is left placed."""
         self._srun = await asyncio.create_subprocess_exec(
             *armed(signal.SIGTERM),
-            *srun_line(self._command, self._place),
+            *srun_line(self._command, self._place, job=self._job),
             *self._placed_line(),
             *self._command.argv,
             stdin=asyncio.subprocess.PIPE,
@@ -94,11 +97,6 @@ class Step:
 
     def _raise_why(self) -> None:
         words = "; ".join(self._words) or "it says nothing"
-        if self._refused:
-            raise LaunchError(
-                f"{self.name} cannot write its log on node {self.node} ({self._refused}): the run directory must be on "
-                "storage that every node of the job sees; give another --run-dir"
-            )
         if any(map(_CANNOT_RUN.search, self._words)):
             raise LaunchError(f"{self.name} cannot start on node {self.node}: {words}")
         if self.alive:
@@ -139,13 +137,16 @@ class Step:
     def _hear(self, line: str) -> None:
         if not line.startswith(SAID):
             self._words.append(line[:500])
+            if self._relayed is not None:
+                with contextlib.suppress(OSError):
+                    self._relayed.write(f"{line}\n".encode())
             return
         word, _, rest = line.removeprefix(SAID).partition(" ")
         if word == "started":
             self.started_s = time.monotonic()
             self._begun.set()
-        elif word == "refused":
-            self._refused = rest
+        elif word == "unseen":
+            self._relayed = open_private(self.log_path, "ab", buffering=0)
         elif word == "ended":
             self._code = int(rest)
         self._tell(BEAT)
@@ -229,6 +230,8 @@ class Step:
                     break
         if srun.stdin is not None:
             srun.stdin.close()
+        if self._relayed is not None:
+            self._relayed.close()
 
 
 async def _first(*events: asyncio.Event, within_s: float) -> None:

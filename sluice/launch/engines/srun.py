@@ -19,7 +19,7 @@ _DEVICES = (
 )
 
 
-def srun_line(command: Command, node: Node) -> list[str]:
+def srun_line(command: Command, node: Node, *, job: str) -> list[str]:
     """What stands before the step's own words.
 
     `--exact` takes what is asked for and no more, `--gres=none` keeps a task without GPUs from all of the job's; `--mem=0` has
@@ -29,12 +29,13 @@ def srun_line(command: Command, node: Node) -> list[str]:
     needs = command.needs
     line = [
         "srun",
-        f"--jobid={node.job}",
+        f"--jobid={job}",
         f"--job-name={command.name}",
         f"--nodelist={node.name}",
         "--nodes=1",
         "--ntasks=1",
     ]
+    line += [] if node.component is None else [f"--het-group={node.component}"]
     line += [f"--cpus-per-task={max(1, needs.cpus)}", f"--gres=gpu:{needs.gpus}" if needs.gpus else "--gres=none"]
     return [*line, "--exact", "--mem=0", "--mpi=none", "--export=ALL", f"--immediate={ROOM_WITHIN_S}", "--unbuffered"]
 

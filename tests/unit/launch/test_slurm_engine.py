@@ -7,7 +7,7 @@ import pytest
 from sluice.errors import ConfigError
 from sluice.launch.commands import Command, Needs
 from sluice.launch.engines.slurm import SlurmEngine
-from sluice.launch.engines.slurm_job import Node, choose, impossible, job_ids, shares, silent
+from sluice.launch.engines.slurm_job import Node, choose, component_of, impossible, shares, silent
 from sluice.launch.engines.srun import srun_line, step_environ
 
 JOB = (
@@ -16,8 +16,8 @@ JOB = (
 )
 
 
-def node(name: str, *, cpus: int = 8, gpus: int = 2, component: int = 0) -> Node:
-    return Node(name=name, job=f"7+{component}", component=component, cpus=cpus, gpus=gpus)
+def node(name: str, *, cpus: int = 8, gpus: int = 2, component: int | None = None) -> Node:
+    return Node(name=name, component=component, cpus=cpus, gpus=gpus)
 
 
 def test_a_jobs_shares_of_nodes_are_read_from_scontrol() -> None:
@@ -27,18 +27,6 @@ def test_a_jobs_shares_of_nodes_are_read_from_scontrol() -> None:
 def test_dead_nodes_are_those_with_a_star_or_a_dead_state() -> None:
     states = "n1 allocated\nn2 allocated*\nn3 down*\nn4 mixed\nn4 mixed\nn5 draining\nn6 drained\nn7 fail\n"
     assert silent(states) == {"n2", "n3", "n6", "n7"}
-
-
-def test_the_job_is_found_in_the_environment() -> None:
-    assert job_ids({}) == []
-    assert job_ids({"SLURM_JOB_ID": "7"}) == ["7"]
-    both = {
-        "SLURM_JOB_ID": "7",
-        "SLURM_HET_SIZE": "2",
-        "SLURM_JOB_ID_HET_GROUP_0": "7",
-        "SLURM_JOB_ID_HET_GROUP_1": "8",
-    }
-    assert job_ids(both) == ["7", "8"]
 
 
 def test_gpus_are_packed_and_tasks_without_are_spread() -> None:
@@ -54,7 +42,9 @@ def test_gpus_are_packed_and_tasks_without_are_spread() -> None:
 
 
 def test_in_a_heterogeneous_job_learner_and_rollouts_have_components_of_their_own() -> None:
-    nodes = [node("big", gpus=8), node("small", gpus=1, component=1)]
+    assert component_of("JobId=24 HetJobId=23 HetJobOffset=1 JobName=run3") == 1
+    assert component_of(JOB) is None
+    nodes = [node("big", gpus=8, component=0), node("small", gpus=1, component=1)]
     assert choose(nodes, needs=Needs(gpus=1), role="learner", taken={}, out={}) == nodes[0]
     assert choose(nodes, needs=Needs(gpus=1), role="rollout", taken={}, out={}) == nodes[1]
     assert impossible(nodes, needs=Needs(gpus=8), role="learner") == ""
@@ -63,10 +53,12 @@ def test_in_a_heterogeneous_job_learner_and_rollouts_have_components_of_their_ow
 
 def test_srun_gets_no_secret_in_its_arguments_and_no_flag_from_the_environment() -> None:
     command = Command(name="rollout-0", argv=["x"], environ={"TOKEN": "s3cret"}, needs=Needs(cpus=2, gpus=1))
-    line = srun_line(command, node("n1"))
+    line = srun_line(command, node("n1"), job="7")
     assert "s3cret" not in " ".join(line)
-    assert {"--jobid=7+0", "--nodelist=n1", "--cpus-per-task=2", "--gres=gpu:1", "--export=ALL"} <= set(line)
-    assert "--gres=none" in srun_line(Command(name="reward-0", argv=["x"], environ={}), node("n1"))
+    assert {"--jobid=7", "--nodelist=n1", "--cpus-per-task=2", "--gres=gpu:1", "--export=ALL"} <= set(line)
+    assert {"--gres=none", "--het-group=1"} <= set(
+        srun_line(Command(name="reward-0", argv=["x"], environ={}), node("n1", component=1), job="7")
+    )
     inherited = {"SLURM_NTASKS_PER_NODE": "2", "SLURM_CONF": "/c", "CUDA_VISIBLE_DEVICES": "0", "PATH": "/bin"}
     assert step_environ(inherited) == {"SLURM_CONF": "/c", "PATH": "/bin"}
 
