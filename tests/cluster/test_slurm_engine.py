@@ -13,7 +13,7 @@ from sluice.launch.engines.slurm import SlurmEngine
 from tests.cluster.slurm_cluster import CPUS, GPUS, SlurmCluster, slurm_cluster
 from tests.contract.engine_tasks import SLEEPS, TasksOnNodes, shell, start
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.needs("slurm"), pytest.mark.timeout(300)]
 
 WHOLE = ("--nodes=2", "--ntasks-per-node=1", f"--cpus-per-task={CPUS}", f"--gres=gpu:{GPUS}", "--no-kill")
 

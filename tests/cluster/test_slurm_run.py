@@ -19,7 +19,7 @@ from tests.e2e.conftest import ROOT, base_model
 
 __all__ = ["base_model"]
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.needs("slurm"), pytest.mark.timeout(600)]
 
 TINY = ("run.total_steps=8", "eval.prompts=16", "eval.n=2", "eval.every_steps=0", "learner.checkpoint_every_steps=2")
 FEW = ("network.coordinator_port=0", "launch.node_timeout_s=10")

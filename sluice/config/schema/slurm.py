@@ -19,7 +19,9 @@ class SlurmConfig(Section):
         default=None, description="minutes that the job may take; default: the partition's"
     )
     drain_s: PositiveInt = Field(
-        default=60, description="how long before the time limit the run is stopped in order, so that it can be resumed"
+        default=60,
+        le=65535,
+        description="how long before the time limit the run is stopped in order, so that it can be resumed",
     )
     nodes: PositiveInt = Field(default=1, description="whole nodes of the job; `sluice up` runs on the first one")
     gpus_per_node: NonNegativeInt = Field(default=0, description="GPUs of each of these nodes")

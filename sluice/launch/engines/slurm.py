@@ -13,11 +13,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Command, Needs
-from sluice.launch.engines.slurm_job import Node, address_of, ask, choose, impossible, nodes_of, silent_nodes
+from sluice.launch.engines.slurm_job import Node, address_of, ask, choose, impossible, nodes_of, share, silent_nodes
 from sluice.launch.engines.slurm_step import NoStep, Step
 from sluice.process.output import opened_log
 
@@ -99,6 +100,7 @@ class SlurmEngine:
         self._steps.clear()
 
     async def _begin(self, command: Command, node: Node, log_path: Path) -> Step:
+        command = replace(command, needs=share(node, command.needs))
         with opened_log(command.name, log_path):
             step = Step(command, node, job=self._job, log_path=log_path, node_timeout_s=self._node_timeout_s)
         self._steps.add(step)

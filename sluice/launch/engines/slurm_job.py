@@ -107,13 +107,20 @@ def choose(
             continue
         if node.name in out:
             reasons.append(f"{node.name} {out[node.name]}")
-        elif cpus >= needs.cpus and gpus >= needs.gpus:
+        elif cpus >= share(node, needs).cpus and gpus >= needs.gpus:
             fitting.append(((gpus if needs.gpus else 0, -cpus), node))
         else:
             reasons.append(f"{node.name} has {cpus} of {node.cpus} CPUs and {gpus} of {node.gpus} GPUs free")
     if fitting:
         return min(fitting, key=lambda each: each[0])[1]
     return f"no node of the job has {wanted(needs)} free: {_some(reasons) or 'the job has lost all its nodes'}"
+
+
+def share(node: Node, needs: Needs) -> Needs:
+    """What a task takes of a node: with its GPUs comes its part of half of the CPUs, which feed the GPUs; the other half is for
+    tasks without. Slurm may keep a step to the CPUs that it asked for."""
+    with_gpus = node.cpus * needs.gpus // (2 * node.gpus) if node.gpus else 0
+    return Needs(cpus=max(needs.cpus, with_gpus), gpus=needs.gpus)
 
 
 def serves(node: Node, nodes: Sequence[Node], role: str) -> bool:
@@ -126,7 +133,7 @@ def serves(node: Node, nodes: Sequence[Node], role: str) -> bool:
 def impossible(nodes: Sequence[Node], *, needs: Needs, role: str) -> str:
     """Why no node could hold a task even if it were empty; empty if one could."""
     fits = [node for node in nodes if serves(node, nodes, role)]
-    if any(node.cpus >= needs.cpus and node.gpus >= needs.gpus for node in fits):
+    if any(node.cpus >= share(node, needs).cpus and node.gpus >= needs.gpus for node in fits):
         return ""
     has = _some([f"{node.name} {node.cpus} CPUs and {node.gpus} GPUs" for node in fits])
     return f"needs {wanted(needs)} on one node, and the job has {has or 'no node for it'}; ask Slurm for larger nodes"

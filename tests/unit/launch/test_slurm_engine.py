@@ -7,7 +7,7 @@ import pytest
 from sluice.errors import ConfigError
 from sluice.launch.commands import Command, Needs
 from sluice.launch.engines.slurm import SlurmEngine
-from sluice.launch.engines.slurm_job import Node, choose, component_of, impossible, shares, silent
+from sluice.launch.engines.slurm_job import Node, choose, component_of, impossible, share, shares, silent
 from sluice.launch.engines.srun import srun_line, step_environ
 
 JOB = (
@@ -39,6 +39,12 @@ def test_gpus_are_packed_and_tasks_without_are_spread() -> None:
         "no node of the job has 4 GPUs and 1 CPU free: n1 has 4 of 8 CPUs and 2 of 2 GPUs free, "
         "n2 has 7 of 8 CPUs and 1 of 2 GPUs free, n3 does not answer Slurm"
     )
+
+
+def test_with_gpus_come_cpus_so_that_half_of_a_node_is_left_for_tasks_without() -> None:
+    assert share(node("n1", cpus=64, gpus=8), Needs(gpus=2)) == Needs(cpus=8, gpus=2)
+    assert share(node("n1", cpus=64, gpus=8), Needs(cpus=12, gpus=2)) == Needs(cpus=12, gpus=2)
+    assert share(node("n1", cpus=64, gpus=0), Needs(cpus=3)) == Needs(cpus=3)
 
 
 def test_in_a_heterogeneous_job_learner_and_rollouts_have_components_of_their_own() -> None:
