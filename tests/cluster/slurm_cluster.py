@@ -39,7 +39,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
+SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
@@ -81,6 +81,10 @@ class SlurmCluster:
         job = self.ask("sbatch", "--parsable", "--output=/dev/null", *flags, "--wrap", "exec sleep 3600")
         assert_eventually_blocking(lambda: self.state(job) == "RUNNING", within_s=30, what=f"job {job} runs")
         return job
+
+    def home(self, job: str) -> str:
+        """The node of a job's batch step: a job does not outlive it."""
+        return self.ask("squeue", "--noheader", "--jobs", job, "--format", "%B")
 
     def state(self, job: str) -> str:
         """As squeue calls it, `RUNNING`."""

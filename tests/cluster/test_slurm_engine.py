@@ -44,7 +44,7 @@ class SlurmSite:
         self.job = await asyncio.to_thread(self.cluster.hold, *WHOLE)
         for name, value in self.environ.items():
             self.patch.setenv(name, value)
-        self.home = self.cluster.ask("squeue", "--noheader", "--jobs", self.job, "--format", "%B")
+        self.home = await asyncio.to_thread(self.cluster.home, self.job)
         await self.engine.open(run_dir=self.run_dir, node_timeout_s=5)
 
     async def close(self) -> None:

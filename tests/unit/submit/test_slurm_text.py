@@ -70,8 +70,8 @@ def test_a_template_of_ones_own_stands_in_place_of_ours_and_must_have_the_comman
     (script,) = SlurmSubmitter().render(submission(template=template)).values()
     assert script.startswith("#!/bin/bash\n#SBATCH --constraint=ib\n#SBATCH --job-name=math-1\n")
     assert "exec /shared/venv/bin/python -P -m sluice.cli.main up -c /shared/recipes/math.yaml --on slurm" in script
-    template.write_text("#!/bin/bash\n@{comand}\n")
-    with pytest.raises(ConfigError, match=r"line 2: there is no field @\{comand\}(.|\n)*has no field @\{command\}"):
+    template.write_text("#!/bin/bash\n@{order}\n")
+    with pytest.raises(ConfigError, match=r"line 2: there is no field @\{order\}(.|\n)*has no field @\{command\}"):
         SlurmSubmitter().render(submission(template=template))
 
 
