@@ -63,13 +63,13 @@ class SlurmEngine:
         self._job, self._node_timeout_s = os.environ.get("SLURM_JOB_ID", ""), node_timeout_s
         if not self._job:
             raise ConfigError(INSIDE)
-        self._all = await nodes_of(self._job)
+        self._all, self._seen, self._resting = await nodes_of(self._job), (float("-inf"), (), {}), {}
         if here := os.environ.get("SLURMD_NODENAME"):
             self._address = await address_of(here)
         if len(self._all) > 1 and not await _survives_nodes(self._job):
             sys.stderr.write(
                 f"warning: Slurm ends job {self._job} with the first node that it loses unless the job was handed in with "
-                "--no-kill, which its script does not say\n"
+                "--no-kill, of which neither its script nor its environment has a sign\n"
             )
 
     async def start(self, command: Command, *, log_path: Path, waits: Callable[[str], None]) -> Step:

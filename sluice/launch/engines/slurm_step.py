@@ -32,6 +32,7 @@ SRUN_ENDS_WITHIN_S = 5.0
 BEATS = 10
 """Words that a node of a task is expected to say in `node_timeout_s`, and one a second at least."""
 
+_CODE = re.compile(r"-?\d{1,3}")
 _HOW_IT_ENDED = re.compile(r"srun: error: \S+: task 0: (?:Exited with exit code (\d+)|.+)")
 _CANNOT_RUN = re.compile(r"execve\(\)|unrecognized option")
 
@@ -146,8 +147,9 @@ class Step:
             self.started_s = time.monotonic()
             self._begun.set()
         elif word == "unseen":
-            self._relayed = open_private(self.log_path, "ab", buffering=0)
-        elif word == "ended":
+            with contextlib.suppress(OSError):
+                self._relayed = open_private(self.log_path, "ab", buffering=0)
+        elif word == "ended" and _CODE.fullmatch(rest):
             self._code = int(rest)
         self._tell(BEAT)
 
@@ -155,12 +157,11 @@ class Step:
         """Finds out how a task ended whose node has not said so."""
         code = await srun.wait()
         ends = [end for end in map(_HOW_IT_ENDED.search, self._words) if end]
-        if ends and code:
-            self._code = code if ends[-1][1] or code <= 128 else 128 - code
+        words = "; ".join(self._words) or f"srun ended with {code}"
+        if "Node failure" not in words and (ends or code == 0):
+            self._code = code if code <= 128 or ends[-1][1] else 128 - code
         else:
-            self._lose(
-                f"nobody knows how the step on node {self.node} ended: {'; '.join(self._words) or f'srun ended with {code}'}"
-            )
+            self._lose(f"nobody knows how the step on node {self.node} ended: {words}")
 
     def _lose(self, why: str) -> None:
         self.lost, self._code = why, LOST
@@ -185,7 +186,8 @@ class Step:
 
     async def stop(self, *, grace_s: float, at_once: asyncio.Event | None = None) -> None:
         """Task.stop."""
-        assert self._watching is not None
+        if self._watching is None:
+            return  # not begun, so nothing is there
         if self.alive and not (at_once and at_once.is_set()):
             self._tell(TERM)
             await _first(self._ended, *([at_once] if at_once else []), within_s=grace_s)
