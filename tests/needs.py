@@ -111,6 +111,13 @@ def _sandbox(name: str, why: str) -> Callable[[], str | None]:
     return lambda: None if sandbox_permits()[name] else why
 
 
+def _slurm() -> str | None:
+    """The daemons of a cluster of one's own."""
+    if any(shutil.which(program) is None for program in ("munged", "slurmctld", "slurmd", "sbatch")):
+        return "not installed; scripts/slurm.sh does, from Debian's packages"
+    return None if os.geteuid() == 0 else "its daemons start jobs as other users, which needs root"
+
+
 def _tmpfs() -> str | None:
     try:
         with tempfile.TemporaryDirectory(prefix="sluice-probe-") as folder, disk_of(Path(folder), size_bytes=4096):
@@ -137,6 +144,7 @@ _PROBES: Mapping[str, Callable[[], str | None]] = {
     "process-limit": _sandbox("processes", "the number of a sandbox's processes cannot be limited"),
     "promtool": _promtool,
     "reasoning-gym": _reasoning_gym,
+    "slurm": _slurm,
     "tmpfs": _tmpfs,
     "two-gpus": _two_gpus,
     "typescript-example": _typescript_example,

@@ -18,6 +18,7 @@ from sluice.config.schema.reward import GraderConfig, GraderList, OverlongBuffer
 from sluice.config.schema.rollout import RolloutConfig
 from sluice.config.schema.run import RunConfig
 from sluice.config.schema.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from sluice.config.schema.slurm import SlurmConfig
 from sluice.config.schema.weights import WeightsConfig
 
 __all__ = [
@@ -46,5 +47,6 @@ __all__ = [
     "RolloutCorrectionConfig",
     "RunConfig",
     "Section",
+    "SlurmConfig",
     "WeightsConfig",
 ]

@@ -17,6 +17,7 @@ from sluice.config.schema.reward import RewardConfig
 from sluice.config.schema.rollout import RolloutConfig
 from sluice.config.schema.run import RunConfig
 from sluice.config.schema.section import Section
+from sluice.config.schema.slurm import SlurmConfig
 from sluice.config.schema.weights import WeightsConfig
 from sluice.limits import MAX_MESSAGE_BYTES
 
@@ -43,6 +44,7 @@ class Config(Section):
     launch: LaunchConfig = LaunchConfig()
     network: NetworkConfig = NetworkConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()
+    slurm: SlurmConfig = SlurmConfig()
 
     @property
     def gen_batch_size(self) -> int:
