@@ -14,6 +14,8 @@ from xdist.workermanage import WorkerController
 from tests.asyncio_errors import asyncio_errors
 from tests.needs import met_and_missing
 
+pytest.register_assert_rewrite("tests.contract.engine_tasks")
+
 IN_TURN = (
     "tests/e2e/",
     "tests/chaos/",
