@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Command, inherited
 from sluice.process import exit_codes
 from sluice.process.child import armed
-from sluice.process.output import opened_log, tail
+from sluice.process.output import last_words, opened_log, tail
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,18 +68,22 @@ class Child:
         return "" if self.log_path is None else tail(self.log_path)
 
     def last_words(self) -> str:
-        """The child's own last message (a line `name: ...` or `role: ...`, and what follows), else the end of its log."""
-        lines = self.log_tail().splitlines()
-        role = self.name.rstrip("0123456789").rstrip("-")
-        said = [number for number, line in enumerate(lines) if line.startswith((f"{self.name}: ", f"{role}: "))]
-        return "\n".join(lines[said[-1] :]) if said else f"{self.name}: {self.log_path} ends:\n" + "\n".join(lines)
+        """Task.last_words."""
+        return last_words(self.name, self.log_path)
 
 
-async def start(command: Command, *, log_path: Path | None, pass_fds: Sequence[int] = (), umask: int = -1) -> Child:
+async def start(
+    command: Command,
+    *,
+    log_path: Path | None,
+    pass_fds: Sequence[int] = (),
+    umask: int = -1,
+    inherits: Mapping[str, str] | None = None,
+) -> Child:
     """Starts `command` here; stdout and stderr are appended to `log_path`, or without a path go where the launcher's go.
 
     `command.said` is read on standard input, the way for a secret: it is in no file, argument or environment.
-    `umask` is for the files that the command makes; -1: as this process's.
+    `umask` is for the files that the command makes; -1: as this process's. `inherits`: in place of this process's environment.
 
     Raises LaunchError when the command cannot be started, DiskFull when there is no room for its log.
     """
@@ -95,7 +99,7 @@ async def start(command: Command, *, log_path: Path | None, pass_fds: Sequence[i
                 stdin=opened.enter_context(_holding(command.said)) if command.said else asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=inherited() | dict(command.environ),
+                env=dict(inherited() if inherits is None else inherits) | dict(command.environ),
                 start_new_session=True,
                 pass_fds=pass_fds,
             )

@@ -37,6 +37,14 @@ def tail(path: Path, lines: int = TAIL_LINES) -> str:
     return "\n".join(found)
 
 
+def last_words(name: str, path: Path | None) -> str:
+    """A service's own last message (a line `name: ...` or `role: ...`, and what follows), else the end of its log."""
+    lines = [] if path is None else tail(path).splitlines()
+    role = name.rstrip("0123456789").rstrip("-")
+    said = [number for number, line in enumerate(lines) if line.startswith((f"{name}: ", f"{role}: "))]
+    return "\n".join(lines[said[-1] :]) if said else f"{name}: {path} ends:\n" + "\n".join(lines)
+
+
 def _last_lines(path: Path, lines: int) -> list[str]:
     try:
         with path.open("rb") as file:

@@ -43,6 +43,8 @@ class NodeSite(Site, Protocol):
     """At least two like nodes, with at least two GPUs each, real or not."""
 
     nodes: int
+    home: str
+    """The node that the launcher needs, if it needs one: it is not killed."""
     cpus_per_node: int
     gpus_per_node: int
     node_lost_within_s: float
@@ -255,7 +257,7 @@ class TasksOnNodes(TasksAnywhere):
         whole = Needs(cpus=site.cpus_per_node - 1)
         tasks = [await start(site, shell(f"rollout-{n}", SLEEPS, needs=whole), tmp_path) for n in range(site.nodes)]
         pids = [await pid_of(tmp_path / f"{task.name}.log") for task in tasks]
-        dead, left = tasks[-1], tasks[0]
+        dead, left = sorted(tasks, key=lambda task: task.node == site.home)[:: site.nodes - 1]
         try:
             await site.kill_node(dead.node)
             async with asyncio.timeout(site.node_lost_within_s):
@@ -263,7 +265,7 @@ class TasksOnNodes(TasksAnywhere):
             assert not dead.alive
             assert dead.node in dead.lost
             await dead.stop(grace_s=10)
-            assert not runs(pids[-1])
+            await gone(pids[tasks.index(dead)])
             assert left.alive
             assert left.lost == ""
             await left.stop(grace_s=10)
