@@ -15,8 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+import ray  # pyright: ignore[reportMissingImports]
+from ray.exceptions import RayActorError, RayError, RayTaskError  # pyright: ignore[reportMissingImports]
 
 from sluice.errors import LaunchError, SluiceError
 from sluice.launch.commands import Command, Needs

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import ActorUnavailableError, RayError
+from ray.exceptions import ActorUnavailableError, RayError  # pyright: ignore[reportMissingImports]
 
 from sluice.launch.engines.port import LOST
 from sluice.process.output import last_words, tail
