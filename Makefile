@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --no-loadscope-reorder
 
-.PHONY: help setup typescript promtool demo demo-llm test test-oldest chaos compose-test fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
+.PHONY: help setup typescript promtool demo demo-llm test test-oldest chaos compose-test test-cluster fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -29,7 +29,7 @@ demo-llm: setup  ## teach a real model, SmolLM2-135M, to add: 93 MB more to fetc
 	@.venv/bin/sluice demo-llm $(ARGS)
 
 test: setup typescript promtool static ## every test but chaos and compose; the last lines name what this machine lacks
-	$(PY) -m pytest $(PARALLEL) -m "not chaos and not compose" $(ARGS)
+	$(PY) -m pytest $(PARALLEL) -m "not chaos and not compose and not cluster" $(ARGS)
 
 test-oldest:     ## the learner's and the transformers engine's tests with Python 3.12, torch 2.11, transformers 5.17 (PYTHON=...)
 	@scripts/oldest.sh $(ARGS)
@@ -39,6 +39,10 @@ chaos: setup     ## kill, freeze and cut off everything, beside liars too, over 
 
 compose-test: setup ## containers for real: build, train, scale, kill, cut off (needs Docker and Compose v2; minutes)
 	$(PY) -m pytest -v -s -m compose tests/compose $(ARGS)
+
+test-cluster: setup ## every engine's promises and a run, on clusters that the tests start: Ray, and Slurm where it is installed
+	@scripts/ray.sh
+	$(PY) -m pytest -v -p no:randomly -m cluster tests/cluster $(ARGS)
 
 fuzz: setup      ## 10,000 malformed, oversized, replayed and reordered messages to every method of every service
 	SLUICE_FUZZ_MESSAGES=10000 $(PY) -m pytest -q -m integration tests/integration/test_security_fuzz.py $(ARGS)

@@ -1,25 +1,29 @@
 """The engine of `--on ray` keeps an engine's promises, on two nodes of a real cluster."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
 
-from sluice.launch.engines.ray import RayEngine
-from tests.cluster.ray_cluster import CPUS, GPUS, HEAD, RayCluster, ray_cluster
+from sluice.config.schema import LaunchConfig
+from sluice.launch.engines.choice import engine_of
+from sluice.launch.engines.port import Engine
+from tests.cluster.ray_cluster import CPUS, GPUS, HEAD, RayCluster
 from tests.contract.engine_tasks import TasksOnNodes
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.needs("ray"), pytest.mark.timeout(180)]
 
 
 @dataclass(kw_only=True, slots=True)
 class RaySite:
+    """NodeSite: the launcher is on the head."""
+
     cluster: RayCluster
+    engine: Engine
     environ: Mapping[str, str]
-    engine: RayEngine = field(default_factory=RayEngine)
-    many: int = 8
+    many: int = 6
     nodes: int = 2
     home: str = HEAD
     cpus_per_node: int = CPUS
@@ -35,16 +39,12 @@ class RaySite:
 
 
 class TestRayEngine(TasksOnNodes):
-    @pytest.fixture(scope="class")
-    def cluster(self) -> Iterator[RayCluster]:
-        with ray_cluster(nodes=2) as cluster, pytest.MonkeyPatch.context() as patch:
-            for name, value in cluster.environ.items():
-                patch.setenv(name, value)
-            yield cluster
-
     @pytest_asyncio.fixture(scope="class", loop_scope="class")
-    async def site(self, cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RaySite]:
-        site = RaySite(cluster=cluster, environ=cluster.environ)
-        await site.engine.open(run_dir=tmp_path_factory.mktemp("run"), node_timeout_s=20)
-        yield site
-        await site.engine.close()
+    async def site(self, ray_nodes: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RaySite]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in ray_nodes.environ.items():
+                patch.setenv(name, value)
+            engine = engine_of(LaunchConfig(engine="ray"))
+            await engine.open(run_dir=tmp_path_factory.mktemp("run"), node_timeout_s=20)
+            yield RaySite(cluster=ray_nodes, engine=engine, environ=ray_nodes.environ)
+            await engine.close()

@@ -254,7 +254,7 @@ class TasksOnNodes(TasksAnywhere):
     async def test_the_tasks_of_a_dead_node_are_lost_and_find_room_elsewhere(
         self, site: NodeSite, tmp_path: Path
     ) -> None:
-        whole = Needs(cpus=site.cpus_per_node - 1)
+        whole = Needs(cpus=site.cpus_per_node)
         tasks = [await start(site, shell(f"rollout-{n}", SLEEPS, needs=whole), tmp_path) for n in range(site.nodes)]
         pids = [await pid_of(tmp_path / f"{task.name}.log") for task in tasks]
         dead, left = sorted(tasks, key=lambda task: task.node == site.home)[:: site.nodes - 1]

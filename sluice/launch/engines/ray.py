@@ -8,7 +8,9 @@ The placement groups and actors belong to this process's job: Ray ends them when
 """
 
 import asyncio
+import itertools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +25,7 @@ from sluice.launch.commands import Command, Needs
 from sluice.launch.engines import ray_cluster as cluster
 from sluice.launch.engines.ray_task import RayTask, result
 
-JOIN_S = 30.0
+JOIN_S = 20.0
 """Limit for `ray.init`, which takes 2 to 4 s on a slow machine."""
 LEAVE_S = 20.0
 """Limit for the end of what is still placed, and for `ray.shutdown`."""
@@ -42,6 +44,7 @@ class RayEngine:
         self._largest: set[Needs] = set()
         """What the nodes that were ever seen have: one that is gone may come back."""
         self._tasks: set[RayTask] = set()
+        self._numbers = itertools.count(1)
 
     async def open(self, *, run_dir: Path, node_timeout_s: float) -> None:
         """Engine.open."""
@@ -59,13 +62,14 @@ class RayEngine:
         except SluiceError:
             self._thread = None
             raise
+        _take_sigterm_back()
 
     async def start(self, command: Command, *, log_path: Path, waits: Callable[[str], None]) -> RayTask:
         """Engine.start."""
         assert not command.said, f"{command.name}: a secret is for processes beside the launcher"
         assert self._thread is not None, "open comes first"
         while True:
-            place = cluster.Place(needs=command.needs)
+            place = cluster.Place(name=f"{command.name}.{next(self._numbers)}", needs=command.needs)
             try:
                 if (task := await self._placed(command, place, log_path, waits)) is not None:
                     return task
@@ -94,27 +98,28 @@ class RayEngine:
     async def _placed(
         self, command: Command, place: cluster.Place, log_path: Path, waits: Callable[[str], None]
     ) -> RayTask | None:
-        """Places and starts the task; None when its node was lost meanwhile."""
+        """Places and starts the task; None when its actor or node was lost meanwhile."""
         assert self._thread is not None
         await self._refuse_too_large(command)
-        await self._thread.call(cluster.ask_for, place, command.name)
+        await self._thread.call(cluster.ask_for, place)
         node_id = await self._room(place, waits)
         started_s = time.monotonic()
         host = await self._thread.call(cluster.occupy, place)
-        node = (await self._thread.call(cluster.nodes)).get(node_id, ("", {}))[0]
-        starting = host.start.remote(command, log_path, python=sys.executable, folder=os.getcwd())
         try:
-            await result(starting)
-        except RayTaskError as error:
-            if isinstance(error.cause, SluiceError):
-                raise error.cause from None
-            raise LaunchError(_cannot_start(command, node, error)) from error
+            await result(host.start.remote(command, log_path, python=sys.executable, folder=os.getcwd()))
         except RayError as error:
-            living = await self._thread.call(cluster.nodes)
-            if node_id not in living and isinstance(error, RayActorError):
-                waits(f"node {node} is gone")
+            node = (await self._node(node_id)) or "that is gone"
+            if isinstance(error, RayTaskError) and isinstance(error.cause, SluiceError):
+                raise error.cause from None
+            if isinstance(error, RayActorError) and not error.actor_init_failed:
+                waits(f"its actor on node {node} was lost while it started: {_last_line(error)}")
+                await asyncio.sleep(SAY_S)
                 return None
             raise LaunchError(_cannot_start(command, node, error)) from error
+        node_id = (
+            await self._thread.call(cluster.node_id_of, place) or node_id
+        )  # Ray moves room whose node died meanwhile
+        node = await self._node(node_id) or node_id
         task = RayTask(
             name=command.name,
             node=node,
@@ -127,6 +132,11 @@ class RayEngine:
         )
         self._tasks = {each for each in self._tasks if each.alive} | {task}
         return task
+
+    async def _node(self, node_id: str) -> str:
+        """The address of a living node; empty for one that is gone."""
+        assert self._thread is not None
+        return (await self._thread.call(cluster.nodes)).get(node_id, ("", {}))[0]
 
     async def _room(self, place: cluster.Place, waits: Callable[[str], None]) -> str:
         """The id of the node that has room; says what is missing whenever that changes."""
@@ -158,13 +168,18 @@ class RayEngine:
             )
 
     async def _why_dead(self, node_id: str, node: str, error: RayError) -> str:
-        assert self._thread is not None
-        living = await self._thread.call(cluster.nodes)
-        return f"its actor on node {node} died: {_last_line(error)}" if node_id in living else f"node {node} is gone"
+        living = await self._node(node_id)
+        return f"its actor on node {node} died: {_last_line(error)}" if living else f"node {node} is gone"
 
     async def _give_back(self, place: cluster.Place) -> None:
         assert self._thread is not None
         await self._thread.call(cluster.give_back, place)
+
+
+def _take_sigterm_back() -> None:
+    """Ray's core takes SIGTERM for a crash: it would print a stack, call this process's handler, and abort 3 s later."""
+    handler = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
 
 
 def words(needs: Needs) -> str:

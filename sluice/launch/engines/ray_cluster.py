@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import queue
-import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -18,10 +17,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # p
 
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Needs
+from sluice.launch.engines.ray_address import reach
 from sluice.launch.engines.ray_host import Host
-
-REACH_S = 5.0
-"""Limit for the head to take a connection."""
 
 START = "start one with `ray start --head`, or name its head: RAY_ADDRESS=HOST:PORT"
 
@@ -63,6 +60,8 @@ def _settle(future: "Future[Any]", function: Callable[..., Any], arguments: Iter
 class Place:
     """Room on a node for one task, from when it is asked for until it is given back."""
 
+    name: str
+    """In Ray's own lists; no two of a run have one name."""
     needs: Needs
     group: PlacementGroup | None = None
     host: Any = None
@@ -81,26 +80,13 @@ def join(environ: Mapping[str, str] = os.environ) -> None:
             "or hand the run in with `sluice submit --on ray`"
         )
     if address not in ("auto", "local"):
-        _reach(address)
+        reach(address, variable="RAY_ADDRESS", fix=START)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         ray.init(address=address, configure_logging=False, log_to_driver=False)
     except Exception as error:
         ray.shutdown()
         raise LaunchError(_cannot_join(address, str(error))) from error
-
-
-def _reach(address: str) -> None:
-    """Raises ConfigError or LaunchError; `ray.init` would wait for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise ConfigError(f"RAY_ADDRESS must be HOST:PORT of the cluster's head, got {address}")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
-    except OSError as error:
-        raise LaunchError(
-            f"no Ray cluster answers at {address} (RAY_ADDRESS): {error.strerror or error}; {START}"
-        ) from error
 
 
 def _cannot_join(address: str, error: str) -> str:
@@ -141,10 +127,10 @@ def free() -> Needs:
     return Needs(cpus=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)))
 
 
-def ask_for(place: Place, name: str) -> None:
+def ask_for(place: Place) -> None:
     """Queues for room on one node. Ray's autoscaler takes it for a demand."""
     wanted = {"CPU": float(place.needs.cpus), "GPU": float(place.needs.gpus)}
-    place.group = placement_group([{kind: number for kind, number in wanted.items() if number}], name=name)
+    place.group = placement_group([{kind: number for kind, number in wanted.items() if number}], name=place.name)
 
 
 def node_id_of(place: Place) -> str:
@@ -158,10 +144,17 @@ def occupy(place: Place) -> Any:
     """Makes the actor; returns its handle without waiting for it."""
     assert place.group is not None
     strategy = PlacementGroupSchedulingStrategy(place.group, placement_group_bundle_index=0)
-    kind = ray.remote(Host).options(
-        num_cpus=place.needs.cpus, num_gpus=place.needs.gpus, max_restarts=0, scheduling_strategy=strategy
+    place.host = (
+        ray.remote(Host)
+        .options(
+            name=place.name,
+            num_cpus=place.needs.cpus,
+            num_gpus=place.needs.gpus,
+            max_restarts=0,
+            scheduling_strategy=strategy,
+        )
+        .remote()
     )
-    place.host = kind.remote()
     return place.host
 
 
