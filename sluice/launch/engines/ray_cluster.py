@@ -81,12 +81,20 @@ def join(environ: Mapping[str, str] = os.environ) -> None:
         )
     if address not in ("auto", "local"):
         reach(address, variable="RAY_ADDRESS", fix=START)
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    _quieten()
     try:
         ray.init(address=address, configure_logging=False, log_to_driver=False)
     except Exception as error:
         ray.shutdown()
         raise LaunchError(_cannot_join(address, str(error))) from error
+
+
+def _quieten() -> None:
+    """Ray prints what becomes of any node, in dozens of lines, over the run's own view; the tasks say what matters here."""
+    from ray._private import worker  # pyright: ignore[reportMissingImports]
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    worker.print_to_stdstream = lambda *_, **__: None
 
 
 def _cannot_join(address: str, error: str) -> str:
