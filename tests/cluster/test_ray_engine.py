@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -11,7 +12,7 @@ from sluice.config.schema import LaunchConfig
 from sluice.launch.engines.choice import engine_of
 from sluice.launch.engines.port import Engine
 from tests.cluster.ray_cluster import CPUS, GPUS, HEAD, RayCluster
-from tests.contract.engine_tasks import TasksOnNodes
+from tests.contract.engine_tasks import TasksOnNodes, shell, start
 
 pytestmark = [pytest.mark.cluster, pytest.mark.needs("ray"), pytest.mark.timeout(180)]
 
@@ -48,3 +49,15 @@ class TestRayEngine(TasksOnNodes):
             await engine.open(run_dir=tmp_path_factory.mktemp("run"), node_timeout_s=20)
             yield RaySite(cluster=ray_nodes, engine=engine, environ=ray_nodes.environ)
             await engine.close()
+
+    async def test_the_last_words_of_a_task_come_from_a_node_whose_files_the_launcher_does_not_see(
+        self, site: RaySite, tmp_path: Path
+    ) -> None:
+        task = await start(site, shell("reward-0", "echo 'reward: no run directory here'; exit 2"), tmp_path)
+        assert await task.wait() == 2
+        (tmp_path / "reward-0.log").unlink()
+        assert task.log_tail() == task.last_words() == "reward: no run directory here"
+
+    async def test_the_cluster_is_known_by_its_own_address_and_devices(self, site: RaySite) -> None:
+        assert site.engine.address == HEAD
+        assert await site.engine.gpus() == site.nodes * GPUS

@@ -40,18 +40,24 @@ class RayEngine:
 
     def __init__(self) -> None:
         self._thread: cluster.RayThread | None = None
+        self._address = ""
         self._node_timeout_s = 0.0
         self._largest: set[Needs] = set()
         """What the nodes that were ever seen have: one that is gone may come back."""
         self._tasks: set[RayTask] = set()
         self._numbers = itertools.count(1)
 
+    @property
+    def address(self) -> str:
+        """Where Ray itself reaches the node of this process."""
+        return self._address
+
     async def open(self, *, run_dir: Path, node_timeout_s: float) -> None:
         """Engine.open."""
         self._node_timeout_s, self._thread = node_timeout_s, cluster.RayThread()
         try:
             async with asyncio.timeout(JOIN_S):
-                await self._thread.call(cluster.join)
+                self._address = await self._thread.call(cluster.join)
         except TimeoutError:
             address = os.environ.get("RAY_ADDRESS") or "the address in Ray's own files"
             self._thread = None
@@ -63,6 +69,11 @@ class RayEngine:
             self._thread = None
             raise
         _take_sigterm_back()
+
+    async def gpus(self) -> int:
+        """How many GPUs the cluster's nodes have now, free or not."""
+        assert self._thread is not None
+        return int(sum(has.get("GPU", 0) for _, has in (await self._thread.call(cluster.nodes)).values()))
 
     async def start(self, command: Command, *, log_path: Path, waits: Callable[[str], None]) -> RayTask:
         """Engine.start."""

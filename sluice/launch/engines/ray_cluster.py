@@ -68,8 +68,8 @@ class Place:
     """The handle of the actor; None until it is made."""
 
 
-def join(environ: Mapping[str, str] = os.environ) -> None:
-    """Makes this process a driver of the cluster that RAY_ADDRESS names, else of this machine's.
+def join(environ: Mapping[str, str] = os.environ) -> str:
+    """Makes this process a driver of the cluster that RAY_ADDRESS names, else of this machine's; returns this node's address.
 
     Raises ConfigError for an address that is none, LaunchError without a cluster of the same Ray and Python.
     """
@@ -87,6 +87,7 @@ def join(environ: Mapping[str, str] = os.environ) -> None:
     except Exception as error:
         ray.shutdown()
         raise LaunchError(_cannot_join(address, str(error))) from error
+    return nodes().get(ray.get_runtime_context().get_node_id(), ("", {}))[0]
 
 
 def _quieten() -> None:

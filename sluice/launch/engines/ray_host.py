@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sluice.launch.commands import Command, inherited
@@ -17,6 +17,16 @@ from sluice.launch.processes import Child, start
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 """Ray leaves all GPUs of a node to what asks for none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """The end of a process, with the end of its log as this node sees the log: the launcher may not see the file."""
+
+    code: int
+    """The exit code; minus the signal's number."""
+    tail: str
+    last_words: str
 
 
 class Host:
@@ -38,10 +48,11 @@ class Host:
         command = replace(command, argv=argv, environ={**alone, **command.environ})
         self._child = await start(command, log_path=log_path, inherits=_of_this_node())
 
-    async def wait(self) -> int:
-        """The exit code; minus the signal's number."""
+    async def wait(self) -> Ended:
+        """How the process has ended, once it has."""
         assert self._child is not None
-        return await self._child.wait()
+        code = await self._child.wait()
+        return Ended(code=code, tail=self._child.log_tail(), last_words=self._child.last_words())
 
     async def stop(self, grace_s: float) -> None:
         """SIGTERM, after `grace_s` SIGKILL, to the whole session. A second call with less grace is the one that counts."""

@@ -18,6 +18,7 @@ from typing import Any
 from ray.exceptions import ActorUnavailableError, RayError  # pyright: ignore[reportMissingImports]
 
 from sluice.launch.engines.port import LOST
+from sluice.launch.engines.ray_host import Ended
 from sluice.process.output import last_words, tail
 
 AGAIN_S = 1.0
@@ -42,6 +43,7 @@ class RayTask:
     give_back: Callable[[], Awaitable[None]]
     killed: str = ""
     lost: str = ""
+    _end_seen: Ended | None = None
     _gave_up: asyncio.Event = field(default_factory=asyncio.Event)
     _ending: asyncio.Task[None] | None = None
     _over: asyncio.Task[int] = field(init=False)
@@ -78,10 +80,12 @@ class RayTask:
 
     def log_tail(self) -> str:
         """Task.log_tail."""
-        return tail(self.log_path)
+        return tail(self.log_path) or (self._end_seen.tail if self._end_seen else "")
 
     def last_words(self) -> str:
         """Task.last_words."""
+        if self._end_seen is not None and not tail(self.log_path):
+            return self._end_seen.last_words
         return last_words(self.name, self.log_path)
 
     def _end(self) -> None:
@@ -123,7 +127,9 @@ class RayTask:
         while True:
             asked_s = time.monotonic()
             try:
-                return await result(self.host.wait.remote())
+                ended: Ended = await result(self.host.wait.remote())
+                self._end_seen = ended
+                return ended.code
             except ActorUnavailableError:
                 now_s = time.monotonic()
                 if silent_since_s is None or now_s - asked_s > self.node_timeout_s:  # it was reached in between
