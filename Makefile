@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --no-loadscope-reorder
 
-.PHONY: help setup typescript promtool demo demo-llm test test-oldest chaos compose-test fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
+.PHONY: help setup typescript promtool demo demo-llm test test-oldest chaos compose-test test-cluster fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,12 @@ chaos: setup     ## kill, freeze and cut off everything, beside liars too, over 
 
 compose-test: setup ## containers for real: build, train, scale, kill, cut off (needs Docker and Compose v2; minutes)
 	$(PY) -m pytest -v -s -m compose tests/compose $(ARGS)
+
+test-cluster: setup ## every engine's promises and runs, on clusters that the tests start: Ray and Slurm; manifests of Kubernetes
+	@scripts/ray.sh
+	@scripts/slurm.sh
+	@scripts/kubernetes_tools.sh
+	$(PY) -m pytest -v -p no:randomly -m cluster tests/cluster $(ARGS)
 
 fuzz: setup      ## 10,000 malformed, oversized, replayed and reordered messages to every method of every service
 	SLUICE_FUZZ_MESSAGES=10000 $(PY) -m pytest -q -m integration tests/integration/test_security_fuzz.py $(ARGS)

@@ -103,6 +103,10 @@ def _promtool() -> str | None:
     return None if promtool() else "not beside this Python and not on the PATH; `make promtool` says why"
 
 
+def _ray() -> str | None:
+    return None if importlib.util.find_spec("ray") else "not installed; `make test-cluster` does"
+
+
 def _reasoning_gym() -> str | None:
     return None if importlib.util.find_spec("reasoning_gym") else "not installed; one of its parts needs a C compiler"
 
@@ -143,6 +147,7 @@ _PROBES: Mapping[str, Callable[[], str | None]] = {
     "own-processes": _sandbox("survivors", "no permission to make a process namespace"),
     "process-limit": _sandbox("processes", "the number of a sandbox's processes cannot be limited"),
     "promtool": _promtool,
+    "ray": _ray,
     "reasoning-gym": _reasoning_gym,
     "slurm": _slurm,
     "tmpfs": _tmpfs,

@@ -3,6 +3,7 @@
 import importlib
 
 from sluice.config.schema import LaunchConfig
+from sluice.errors import ConfigError
 from sluice.launch.engines.port import Engine
 
 _CLASSES = {"local": "LocalEngine", "ray": "RayEngine", "slurm": "SlurmEngine"}
@@ -10,5 +11,12 @@ _CLASSES = {"local": "LocalEngine", "ray": "RayEngine", "slurm": "SlurmEngine"}
 
 
 def engine_of(launch: LaunchConfig) -> Engine:
-    """The engine of `launch.engine`, not opened yet."""
-    return getattr(importlib.import_module(f"sluice.launch.engines.{launch.engine}"), _CLASSES[launch.engine])()
+    """The engine of `launch.engine`, not opened yet. Raises ConfigError without its library."""
+    try:
+        module = importlib.import_module(f"sluice.launch.engines.{launch.engine}")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"launch.engine: {launch.engine} needs the package {error.name}, which is not installed here: "
+            f"pip install 'sluice-rl[{launch.engine}]'"
+        ) from error
+    return getattr(module, _CLASSES[launch.engine])()
