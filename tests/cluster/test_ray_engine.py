@@ -5,16 +5,19 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 
 from sluice.config.schema import LaunchConfig
 from sluice.launch.engines.choice import engine_of
-from sluice.launch.engines.port import Engine
+from sluice.launch.engines.port import LOST, Engine
 from tests.cluster.ray_cluster import CPUS, GPUS, HEAD, RayCluster
-from tests.contract.engine_tasks import TasksOnNodes, shell, start
+from tests.contract.engine_tasks import SLEEPS, TasksOnNodes, gone, pid_of, shell, start
 
 pytestmark = [pytest.mark.cluster, pytest.mark.needs("ray"), pytest.mark.timeout(180)]
+
+NODE_TIMEOUT_S = 15
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,7 +49,7 @@ class TestRayEngine(TasksOnNodes):
             for name, value in ray_nodes.environ.items():
                 patch.setenv(name, value)
             engine = engine_of(LaunchConfig(engine="ray"))
-            await engine.open(run_dir=tmp_path_factory.mktemp("run"), node_timeout_s=20)
+            await engine.open(run_dir=tmp_path_factory.mktemp("run"), node_timeout_s=NODE_TIMEOUT_S)
             yield RaySite(cluster=ray_nodes, engine=engine, environ=ray_nodes.environ)
             await engine.close()
 
@@ -61,3 +64,15 @@ class TestRayEngine(TasksOnNodes):
     async def test_the_cluster_is_known_by_its_own_address_and_devices(self, site: RaySite) -> None:
         assert site.engine.address == HEAD
         assert await site.engine.gpus() == site.nodes * GPUS
+
+    async def test_a_task_whose_actor_is_frozen_is_lost_when_it_has_to_end_and_leaves_nothing(
+        self, site: RaySite, tmp_path: Path
+    ) -> None:
+        task = await start(site, shell("reward-0", SLEEPS), tmp_path)
+        process = psutil.Process(await pid_of(tmp_path / "reward-0.log"))
+        process.parent().suspend()
+        async with asyncio.timeout(3 * NODE_TIMEOUT_S):
+            await task.stop(grace_s=1)
+        assert await task.wait() == LOST
+        assert task.lost == f"node {task.node} has not ended the process for {NODE_TIMEOUT_S} s (launch.node_timeout_s)"
+        await gone(process.pid)

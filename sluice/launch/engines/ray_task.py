@@ -93,10 +93,11 @@ class RayTask:
             self._ending = asyncio.create_task(self._kill(), name=f"kill-{self.name}")
 
     async def _kill(self) -> None:
-        """Has the session killed; a node that does not do so is lost."""
-        await self._ask(self.host.kill)
+        """Has the session killed; a node that does not do so is lost, whether it refuses or says nothing at all."""
+        asking = asyncio.create_task(self._ask(self.host.kill))
         await asyncio.wait([self._over], timeout=self.node_timeout_s)
         self._gave_up.set()
+        asking.cancel()
 
     async def _ask(self, method: Any, *arguments: object) -> None:
         """Has the actor do something; an actor that cannot is the follower's business."""
@@ -110,7 +111,8 @@ class RayTask:
         try:
             await asyncio.wait([ending, gave_up], return_when=asyncio.FIRST_COMPLETED)
             if not ending.done():
-                self.lost = f"node {self.node} did not end a process for {self.node_timeout_s:.0f} s"
+                limit = f"{self.node_timeout_s:.0f} s (launch.node_timeout_s)"
+                self.lost = f"node {self.node} has not ended the process for {limit}"
                 return LOST
             code = ending.result()
             if code != LOST:
