@@ -42,7 +42,7 @@ compose-test: setup ## containers for real: build, train, scale, kill, cut off (
 
 test-cluster: setup ## every engine's promises and runs, on clusters that the tests start: Ray and Slurm; manifests of Kubernetes
 	@scripts/ray.sh
-	@scripts/slurm.sh
+	@scripts/slurm.sh || [ $$? -eq 3 ]
 	@scripts/kubernetes_tools.sh
 	$(PY) -m pytest -v -p no:randomly -m cluster tests/cluster $(ARGS)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sluice.cli.up import cache_dir
-from sluice.errors import ConfigError, NotFound
+from sluice.errors import ConfigError, LaunchError, NotFound
 from sluice.launch.submit.choice import NAMES
 
 
@@ -32,9 +32,14 @@ class Submitted:
 
 
 def remember(submitted: Submitted) -> None:
-    """Keeps the record. Raises LaunchError without a cache directory."""
+    """Keeps the record. Raises LaunchError where it cannot be written; the job stays handed in."""
     path = _folder() / f"{submitted.on}-{submitted.name}.json"
-    path.write_text(json.dumps(asdict(submitted), indent=2) + "\n", encoding="utf-8")
+    try:
+        path.write_text(json.dumps(asdict(submitted), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise LaunchError(
+            f"{submitted.label} is handed in; {path}, by which `sluice status --job` would find it, cannot be written: {error}"
+        ) from error
 
 
 def find(job: str) -> Submitted:

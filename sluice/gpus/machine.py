@@ -56,7 +56,7 @@ class Machine:
     hidden: str = ""
     """What leaves devices out, `CUDA_VISIBLE_DEVICES=0,1`; empty: nothing does."""
 
-    def link(self, one: Device, other: Device) -> Link:
+    def link_between(self, one: Device, other: Device) -> Link:
         """The way between two devices."""
         return self.links.get(frozenset((one.id, other.id)), Link.FAR)
 
@@ -65,7 +65,7 @@ class Machine:
         made: list[list[Device]] = []
         for device in (device for device in among if not device.sliced):
             for island in made:
-                if not self.links or all(self.link(device, other) <= level for other in island):
+                if not self.links or all(self.link_between(device, other) <= level for other in island):
                     island.append(device)
                     break
             else:

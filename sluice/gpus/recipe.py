@@ -118,7 +118,7 @@ def _link(machine: Machine, devices: tuple[Device, ...]) -> str:
     """The slowest link among the devices; empty where there is no pair, or links are not known."""
     if len(devices) < 2 or not machine.links:
         return ""
-    return _WORDS[max(machine.link(one, other) for one in devices for other in devices if one != other)]
+    return _WORDS[max(machine.link_between(one, other) for one in devices for other in devices if one != other)]
 
 
 def _split(config: Config, plan: Plan) -> tuple[Config, list[str]]:

@@ -103,8 +103,9 @@ def service_command(
     common = ["--coordinator", coordinator, "--bind", config.network.bind, "--advertise", config.network.advertise]
     common += ["--port", "0", "--metrics-port", "0"]
     if role == "learner":
-        ranks = ["--nproc-per-node", str(config.launch.learner_nproc_per_node)]
-        environ = _environ(config, Role.LEARNER, threads=config.learner.threads or 1) | dict(gpus.environ)
+        nproc, threads = config.launch.learner_nproc_per_node, config.learner.threads or 1
+        ranks = ["--nproc-per-node", str(nproc)]
+        environ = _environ(config, Role.LEARNER, threads=threads) | dict(gpus.environ)
         machines = config.launch.learner_nnodes
         if config.launch.engine == "local":
             ranks += _meeting(config, node_rank=0, run_id=run_id) if machines > 1 else []
@@ -113,12 +114,12 @@ def service_command(
             limit_s = config.launch.place_timeout_s + config.launch.ready_timeout_s
             ranks += ["--nnodes", str(machines), "--timeout-s", f"{limit_s:g}"]
         learner = learner_command([*ranks, "--", *common], environ=environ)
-        return replace(learner, needs=Needs(gpus=gpus.count), machines=machines)
+        return replace(learner, needs=Needs(cpus=threads * nproc, gpus=gpus.count), machines=machines)
     name, threads = f"{role}-{index}", config.rollout.threads if role == "rollout" else 1
     argv = [*module_command(f"services.{role}"), "--service-id", name, *common]
     argv += ["--own-weights"] if evaluate_only and role == "rollout" else []
     environ = _environ(config, Role(role), threads=threads) | dict(gpus.environ)
-    return Command(name=name, argv=argv, environ=environ, needs=Needs(gpus=gpus.count))
+    return Command(name=name, argv=argv, environ=environ, needs=Needs(cpus=threads, gpus=gpus.count))
 
 
 def machine_command(command: Command, number: int, *, round_name: str) -> Command:

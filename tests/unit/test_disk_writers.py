@@ -47,14 +47,17 @@ WRITERS = {
     "sluice/cli/config.py": ONE_LINE,
     "sluice/cli/demo_llm.py": ONE_LINE,
     "sluice/cli/model_evaluation.py": ONE_LINE,
+    "sluice/cli/submissions.py": ONE_LINE,
     "sluice/cli/up.py": ONE_LINE,
     "sluice/client/local_launcher.py": ONE_LINE,
     "sluice/launch/embedded_redis.py": WAITS,
     "sluice/launch/engines/checked.py": WAITS,
+    "sluice/launch/engines/slurm_step.py": WAITS,  # the log; what is relayed into it later is left out
     "sluice/launch/learner_node.py": NOT_THE_RUN,
     "sluice/launch/own_network.py": WAITS,
     "sluice/launch/run.py": WAITS,
     "sluice/launch/run_lock.py": WAITS,
+    "sluice/launch/submit/slurm.py": ONE_LINE,
     "sluice/lineage.py": WAITS,
     "sluice/process/node_check.py": LEFT_OUT,  # the service that is then started waits
     "sluice/process/output.py": WAITS,

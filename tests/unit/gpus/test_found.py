@@ -54,11 +54,15 @@ def test_links_are_those_that_nvml_tells(monkeypatch: pytest.MonkeyPatch) -> Non
     FakeNvml(gpus=gpus, nvlink=within((0, 1)), common=common).install(monkeypatch)
     machine = find_machine()
     a, b, c = machine.devices
-    assert [machine.link(a, b), machine.link(c, a), machine.link(b, c)] == [Link.NVLINK, Link.SWITCH, Link.CPU]
+    assert [machine.link_between(a, b), machine.link_between(c, a), machine.link_between(b, c)] == [
+        Link.NVLINK,
+        Link.SWITCH,
+        Link.CPU,
+    ]
     assert (a.name, a.memory_bytes, a.sliced) == ("Fake H100", 80 * 10**9, False)
     machine_of(2).install(monkeypatch)
     machine = find_machine()
-    assert machine.link(*machine.devices) is Link.FAR
+    assert machine.link_between(*machine.devices) is Link.FAR
 
 
 def test_a_gpu_with_mig_is_its_slices_and_each_name_of_a_slice_works(monkeypatch: pytest.MonkeyPatch) -> None:
