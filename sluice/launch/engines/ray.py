@@ -17,8 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import ray  # pyright: ignore[reportMissingImports]
-from ray.exceptions import RayActorError, RayError, RayTaskError  # pyright: ignore[reportMissingImports]
+from ray.exceptions import RayActorError, RayError, RayTaskError  # pyright: ignore
 
 from sluice.errors import LaunchError, SluiceError
 from sluice.launch.commands import Command, Needs
@@ -100,7 +99,7 @@ class RayEngine:
             await asyncio.wait([asyncio.ensure_future(task.wait()) for task in left], timeout=LEAVE_S)
         try:
             async with asyncio.timeout(LEAVE_S):
-                await self._thread.call(ray.shutdown)
+                await self._thread.call(cluster.leave)
         except TimeoutError:
             pass  # no head: nothing can be given back, and nothing is left there
         self._thread.close()
