@@ -7,12 +7,17 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
 from tests.asyncio_errors import asyncio_errors
 from tests.needs import met_and_missing
+
+# Without a deadline an example: on a busy machine the first call of torch, or a collection of garbage, takes longer than any.
+settings.register_profile("sluice", deadline=None, max_examples=50)
+settings.load_profile("sluice")
 
 pytest.register_assert_rewrite("tests.contract.engine_tasks")
 

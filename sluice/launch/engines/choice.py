@@ -15,8 +15,9 @@ def engine_of(launch: LaunchConfig) -> Engine:
     try:
         module = importlib.import_module(f"sluice.launch.engines.{launch.engine}")
     except ModuleNotFoundError as error:
+        package = (error.name or launch.engine).partition(".")[0]
         raise ConfigError(
-            f"launch.engine: {launch.engine} needs the package {error.name}, which is not installed here: "
+            f"launch.engine: {launch.engine} needs the package {package}, which is not installed here: "
             f"pip install 'sluice-rl[{launch.engine}]'"
         ) from error
     return getattr(module, _CLASSES[launch.engine])()

@@ -16,18 +16,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import ray as _ray  # pyright: ignore[reportMissingImports]
-from ray.exceptions import RayActorError, RayError, RayTaskError  # pyright: ignore[reportMissingImports]
+from ray.exceptions import RayActorError, RayError, RayTaskError  # pyright: ignore
 
 from sluice.errors import LaunchError, SluiceError
 from sluice.launch.commands import Command, Needs
 from sluice.launch.engines import ray_cluster as cluster
 from sluice.launch.engines.ray_task import RayTask, result
-
-ray: Any = _ray
-"""Without types: a type checker that has no Ray takes this folder's ray.py for it."""
 
 JOIN_S = 20.0
 """Limit for `ray.init`, which takes 2 to 4 s on a slow machine."""
@@ -104,7 +99,7 @@ class RayEngine:
             await asyncio.wait([asyncio.ensure_future(task.wait()) for task in left], timeout=LEAVE_S)
         try:
             async with asyncio.timeout(LEAVE_S):
-                await self._thread.call(ray.shutdown)
+                await self._thread.call(cluster.leave)
         except TimeoutError:
             pass  # no head: nothing can be given back, and nothing is left there
         self._thread.close()

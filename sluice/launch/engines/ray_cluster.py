@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import ray as _ray  # pyright: ignore[reportMissingImports]
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group  # pyright: ignore[reportMissingImports]
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # pyright: ignore[reportMissingImports]
+# Ray is an extra: without it these lines have no types, and `import ray` would name the engine's own module.
+from ray import available_resources, get_runtime_context, init, kill, remote, shutdown  # pyright: ignore
+from ray import nodes as known_nodes  # pyright: ignore
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group  # pyright: ignore
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # pyright: ignore
 
 from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Needs
 from sluice.launch.engines.ray_address import reach
 from sluice.launch.engines.ray_host import Host
-
-ray: Any = _ray
-"""Without types: a type checker that has no Ray takes this folder's ray.py for it."""
 
 START = "start one with `ray start --head`, or name its head: RAY_ADDRESS=HOST:PORT"
 
@@ -86,16 +85,21 @@ def join(environ: Mapping[str, str] = os.environ) -> str:
         reach(address, variable="RAY_ADDRESS", fix=START)
     _quieten()
     try:
-        ray.init(address=address, configure_logging=False, log_to_driver=False)
+        init(address=address, configure_logging=False, log_to_driver=False)
     except Exception as error:
-        ray.shutdown()
+        shutdown()
         raise LaunchError(_cannot_join(address, str(error))) from error
-    return nodes().get(ray.get_runtime_context().get_node_id(), ("", {}))[0]
+    return nodes().get(get_runtime_context().get_node_id(), ("", {}))[0]
+
+
+def leave() -> None:
+    """Ends what this process still has there."""
+    shutdown()
 
 
 def _quieten() -> None:
     """Ray prints what becomes of any node, in dozens of lines, over the run's own view; the tasks say what matters here."""
-    from ray._private import worker  # pyright: ignore[reportMissingImports]
+    from ray._private import worker  # pyright: ignore
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     worker.print_to_stdstream = lambda *_, **__: None
@@ -123,19 +127,20 @@ def _cannot_join(address: str, error: str) -> str:
 
 def nodes() -> Mapping[str, tuple[str, Mapping[str, float]]]:
     """Address and resources of each living node, by its id."""
-    return {node["NodeID"]: (node["NodeManagerAddress"], node["Resources"]) for node in ray.nodes() if node["Alive"]}
+    return {node["NodeID"]: (node["NodeManagerAddress"], node["Resources"]) for node in known_nodes() if node["Alive"]}
 
 
 def grows() -> bool:
     """Whether an autoscaler may add nodes: it has told the head which."""
-    from ray._private.state import state  # pyright: ignore[reportMissingImports]  # Ray's own libraries ask here; there is no public way
+    # Ray's own libraries ask here; there is no public way.
+    from ray._private.state import state  # pyright: ignore
 
     return state.get_cluster_config() is not None
 
 
 def free() -> Needs:
     """CPUs and GPUs that nobody has, on all nodes together."""
-    resources = ray.available_resources()
+    resources = available_resources()
     return Needs(cpus=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)))
 
 
@@ -157,7 +162,7 @@ def occupy(place: Place) -> Any:
     assert place.group is not None
     strategy = PlacementGroupSchedulingStrategy(place.group, placement_group_bundle_index=0)
     place.host = (
-        ray.remote(Host)
+        remote(Host)
         .options(
             name=place.name,
             num_cpus=place.needs.cpus,
@@ -173,7 +178,7 @@ def occupy(place: Place) -> Any:
 def give_back(place: Place) -> None:
     """Frees the room, once; whatever is there ends."""
     if place.host is not None:
-        ray.kill(place.host)
+        kill(place.host)
     if place.group is not None:
         remove_placement_group(place.group)
     place.host = place.group = None
