@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> None:
 
 def run_logs(args: argparse.Namespace) -> int:
     """Prints a log, or the list of logs."""
+    from sluice.errors import NotFound
     from sluice.report.figures import printable
 
     folder = args.run_dir
@@ -42,6 +43,10 @@ def run_logs(args: argparse.Namespace) -> int:
             for line in submitter_of(submitted.on).logs(submitted.job, follow=args.follow):
                 print(printable(line), flush=True)
             return 0
+        if not submitted.run_dir:
+            raise NotFound(
+                f"logs: {args.job} was not handed in from this machine; --run-dir RUN names its run directory"
+            )
         folder = Path(submitted.run_dir)
     if args.name is None:
         for path in _logs(folder):

@@ -1,6 +1,7 @@
 """`sluice status` and `sluice stop` with --job: a submitted run, asked where it can be reached, else its queue."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,15 @@ def _reached(submitted: Submitted, args: argparse.Namespace) -> tuple[Any, str]:
     """A client of the run's coordinator, or None and why there is none."""
     from sluice.client import Client
     from sluice.errors import SluiceError
+    from sluice.launch.own_network import CREDENTIALS
     from sluice.rpc.access import Role
     from sluice.rpc.credentials import load_credentials
 
     address, why = _address(submitted, args)
     if not address:
         return None, why
-    own = submitted.credentials if submitted.credentials and Path(submitted.credentials).is_dir() else ""
+    made = Path(submitted.run_dir) / CREDENTIALS / Role.OPERATOR  # by a run that had none
+    own = next((str(at) for at in (Path(submitted.credentials or "-"), made) if submitted.run_dir and at.is_dir()), "")
     client = None
     try:
         client = Client(address, credentials=load_credentials(args.credentials or own, role=Role.OPERATOR))
@@ -76,8 +79,11 @@ def _address(submitted: Submitted, args: argparse.Namespace) -> tuple[str, str]:
     from sluice.cli.control import DEFAULT_COORDINATOR
     from sluice.run_dir.naming import ADDRESS_FILE
 
-    if args.coordinator != DEFAULT_COORDINATOR:
+    # A variable of this shell may be about another run than the job, and a job from elsewhere has no directory to compare.
+    if args.coordinator not in (DEFAULT_COORDINATOR, os.environ.get("SLUICE_COORDINATOR")):
         return args.coordinator, ""
+    if not submitted.run_dir:
+        return "", "it was not handed in from this machine; --coordinator HOST:PORT names it"
     try:
         return (Path(submitted.run_dir) / ADDRESS_FILE).read_text(encoding="utf-8").strip(), ""
     except (OSError, UnicodeDecodeError):

@@ -73,7 +73,8 @@ def _submission(args: argparse.Namespace) -> Any:
     overrides = [*_from_environment(os.environ), *args.overrides]
     # In pods the learner's machines meet at the control pod, which has no name yet; the schema asks for an address.
     meeting = ["launch.learner_rdzv_endpoint=control:29400"] if args.on == "kubernetes" else []
-    config = load_runnable(args.config, overrides=[*meeting, *overrides])
+    placing = [] if args.on == "kubernetes" else [f"launch.engine={args.on}"]  # as `sluice up --on` there
+    config = load_runnable(args.config, overrides=[*meeting, *overrides, *placing])
     run_dir = args.run_dir or new_run_dir(config)
     if args.on == "kubernetes":
         from sluice.launch.submit.kubernetes_text import RUNS

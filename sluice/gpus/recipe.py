@@ -66,7 +66,10 @@ def on_cluster(config: Config, count: int) -> SharedOut:
     config = with_rollouts(config, rollouts)
     machine = Machine(has_gpus=count > 0)
     if not usable:
-        return SharedOut(config=config, machine=machine)
+        none = (
+            f"GPUs of the cluster: none now, so everything computes on CPUs; start when {config.launch.engine} has some"
+        )
+        return SharedOut(config=config, machine=machine, lines=() if config.launch.gpus == "none" else (none,))
     lines = [f"GPUs of the cluster: {count}; {config.launch.engine} chooses them"]
     lines += [f"  learner: {config.launch.learner_nproc_per_node} on each of {config.launch.learner_nnodes} machines"]
     lines += [f"  {rollouts} rollouts: {block} each", "  rewards: none"]

@@ -197,7 +197,9 @@ class Keeper:
 
     async def end(self, name: str) -> None:
         """Ends one service for good."""
-        self._keepers.pop(name).cancel()
+        keeping = self._keepers.pop(name)
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)  # a start under way gives its place back
         if child := self._children.pop(name, None):
             await child.stop(grace_s=self._launch.grace_s)
 
@@ -263,17 +265,19 @@ class Keeper:
         try:
             await asyncio.wait([starting, patience], return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
+                patience.cancel()
                 placed = starting.result()
                 return placed
             why = self.no_place[command.name].why if command.name in self.no_place else "its engine does not say why"
             raise LaunchError(f"{command.name} had no place for {limit_s:.0f} s (launch.place_timeout_s): {why}")
         finally:
             self.no_place.pop(command.name, None)
-            for each in (starting, patience):
-                each.cancel()
-            (found, _) = await asyncio.gather(starting, patience, return_exceptions=True)
-            if placed is None and not isinstance(found, BaseException):  # a place that came as the caller gave up
-                await found.stop(grace_s=0.0)
+            if placed is None:  # what is placed is not waited for here: a caller that cancels would lose it
+                for each in (starting, patience):
+                    each.cancel()
+                (found, _) = await asyncio.gather(starting, patience, return_exceptions=True)
+                if not isinstance(found, BaseException):  # a place that came as the caller gave up
+                    await found.stop(grace_s=0.0)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) and not self.failed.done():

@@ -17,10 +17,11 @@ from services.coordinator.storage.redis_access import access_by_password
 from services.coordinator.storage.redis_store import Store
 from sluice.clock import SystemClock
 from sluice.launch import keeper
+from sluice.launch.control_plane import ControlPlane
 from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
 from sluice.launch.frozen import FrozenWatch
 from sluice.launch.keeper import Keeper
-from sluice.launch.run import Run
+from sluice.rpc.credentials import NO_CREDENTIALS
 from sluice.run_dir.durable import append_line
 from sluice.run_dir.full_disk import DiskWaits
 from sluice.run_dir.json_lines import read_json_lines
@@ -156,49 +157,67 @@ def test_a_line_on_a_full_disk_is_whole_or_not_there(small_disk: Path) -> None:
     assert [line["text"][0] for line in read_json_lines(path).objects] == ["x", "y"]
 
 
-def launched_on(small_disk: Path, model: Path) -> tuple[Run, "Said"]:
+def launched_on(small_disk: Path, model: Path) -> tuple[ControlPlane, "Said"]:
     """A launcher that may restart nothing, as far as it keeps Redis."""
-    said = Said()
-    run = Run(config=small_config(model, launch__max_restarts=0), run_dir=small_disk / "run", view=said)
-    launch = run._config.launch
-    run._keeper = Keeper(launch=launch, log_dir=small_disk / "run" / "logs", say=said.message, is_over=over)
-    run._frozen = FrozenWatch(launch=launch, keeper=run._keeper, clock=SystemClock())
-    return run, said
+    said, config = Said(), small_config(model, launch__max_restarts=0)
+    keeper = Keeper(launch=config.launch, log_dir=small_disk / "run" / "logs", say=said.message, is_over=over)
+    plane = ControlPlane(
+        config=config,
+        run_dir=small_disk / "run",
+        lock_fd=None,
+        operator=NO_CREDENTIALS,
+        keeper=keeper,
+        frozen=FrozenWatch(launch=config.launch, keeper=keeper, clock=SystemClock()),
+        disk=DiskWaits(
+            clock=SystemClock(),
+            tell=lambda event, line: said.message(f"{event}: {line}"),
+            folder=small_disk / "run",
+        ),
+        at_once=asyncio.Event(),
+        check_only=False,
+        evaluate_only=False,
+    )
+    return plane, said
+
+
+async def end(plane: ControlPlane) -> None:
+    await plane.keeper.stop(last="", at_once=plane.at_once)
+    await plane.close()
 
 
 async def test_the_launcher_starts_redis_again_on_a_full_disk_without_counting_and_another_when_there_is_room(
     small_disk: Path, model: Path
 ) -> None:
-    run, view = launched_on(small_disk, model)
+    plane, view = launched_on(small_disk, model)
     ballast = fill(small_disk)
-    starting = asyncio.create_task(run._start_redis())
+    starting = asyncio.create_task(plane.start_redis())
     await assert_eventually(lambda: any("is full" in line for line in view.said), what="the launcher says why")
     assert str(small_disk) in view.said[0]
     ballast.unlink()
     async with asyncio.timeout(30):
         url = await starting
-    async with aioredis.Redis.from_url(url, password=run._redis_password, retry=Retry(NoBackoff(), 0)) as client:
+    async with aioredis.Redis.from_url(url, password=plane.password, retry=Retry(NoBackoff(), 0)) as client:
         await client.set("kept", "x")
-        first = run._redis
+        first = plane._redis
         ballast = fill(small_disk)
         with pytest.raises(aioredis.ConnectionError):
             await client.set("lost", bytes(10_000))  # and the server ends
-        await assert_eventually(lambda: run._redis is not first, what="another server", within_s=30)
+        await assert_eventually(lambda: plane._redis is not first, what="another server", within_s=30)
         assert await client.get("kept") == b"x"  # reads are answered on the full disk
         assert any("redis ended with code 1, and is started again: the disk under" in line for line in view.said)
         ballast.unlink()
         await client.set("written", "x")
-    assert not run._keeper.failed.done()
-    await run._stop()
+    assert not plane.keeper.failed.done()
+    await end(plane)
 
 
 async def test_a_store_waits_also_where_only_writing_shows_that_there_is_no_room(
     small_disk: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, _ = launched_on(small_disk, model)
+    plane, _ = launched_on(small_disk, model)
     disk = DiskWaits(clock=SystemClock(), tell=lambda event, line: None)
-    url = await run._start_redis()
-    store = Store(url=url, run_id="run", patience=4, access=access_by_password(run._redis_password), disk=disk)
+    url = await plane.start_redis()
+    store = Store(url=url, run_id="run", patience=4, access=access_by_password(plane.password), disk=disk)
     await store.open()
     monkeypatch.setattr(redis_disk, "check_room", lambda folder, needed_bytes: None)  # as with a quota
     monkeypatch.setattr(keeper, "FULL_DISK_PAUSE_S", 0.1)
@@ -211,9 +230,9 @@ async def test_a_store_waits_also_where_only_writing_shows_that_there_is_no_room
     async with asyncio.timeout(30):
         await admitting
     assert (await store.counters())["admitted"] == 1
-    assert not run._keeper.failed.done()
+    assert not plane.keeper.failed.done()
     await store.close()
-    await run._stop()
+    await end(plane)
 
 
 class Said:

@@ -56,7 +56,7 @@ async def test_on_one_gpu_the_learner_follows_its_rollout_and_no_other_rollout_s
             visible[name] = psutil.Process(child.process.pid).environ()["CUDA_VISIBLE_DEVICES"]  # type: ignore[attr-defined]
         assert visible == {"rollout-0": "0", "learner": "0"}
         assert "  rollout-0  0" in view.said
-        async with AsyncClient(run._coordinator) as client:
+        async with AsyncClient(run._client.address) as client:
             await client.scale("rollout", 2)
         refused = "scale rollout 2: rollout-1 is not started: a rollout needs 1 of the 1 GPUs, and free are: none;"
         await assert_eventually(lambda: any(line.startswith(refused) for line in view.said), what="the refusal")

@@ -50,6 +50,7 @@ WRITERS = {
     "sluice/cli/submissions.py": ONE_LINE,
     "sluice/cli/up.py": ONE_LINE,
     "sluice/client/local_launcher.py": ONE_LINE,
+    "sluice/launch/control_plane.py": WAITS,
     "sluice/launch/embedded_redis.py": WAITS,
     "sluice/launch/engines/checked.py": WAITS,
     "sluice/launch/engines/slurm_step.py": WAITS,  # the log; what is relayed into it later is left out

@@ -5,6 +5,7 @@ knows of it. On a node that fails, the task ends with BAD_USAGE and one message.
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 import uuid
@@ -59,7 +60,8 @@ class CheckedEngine:
         """Engine.close; takes the mark away."""
         await self._engine.close()
         if self._build:
-            self._mark.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a disk that is away by now; the next start removes it
+                self._mark.unlink(missing_ok=True)
 
 
 def _marked(run_dir: Path) -> Path:

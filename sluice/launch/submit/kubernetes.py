@@ -4,6 +4,7 @@ A job's id is KIND/NAME.NAMESPACE@CONTEXT, `job/math-1.training@cluster-a`. Stop
 time to end in order, the job stays, and the same submission again goes on with the run.
 """
 
+import contextlib
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -45,8 +46,14 @@ class KubernetesSubmitter:
         try:
             place.call("apply", "-f", "-", said=text, within_s=_APPLY_S)
         except SluiceError:
-            files.pop("claim.yaml", None)  # a claim may hold an earlier start's run directory
-            place.call("delete", "--ignore-not-found", "-f", "-", said="\n".join(files.values()), within_s=_APPLY_S)
+            files.pop(
+                "claim.yaml", None
+            )  # a claim may hold an earlier start's run directory, and so may a user's own text
+            if submission.template is None:
+                with contextlib.suppress(SluiceError):
+                    place.call(
+                        "delete", "--ignore-not-found", "-f", "-", said="\n".join(files.values()), within_s=_APPLY_S
+                    )
             raise
         return job.id
 

@@ -5,6 +5,7 @@ a job by SIGTERM to all its processes at once, Redis among them; `stop` tells th
 """
 
 import asyncio
+import contextlib
 import os
 import shlex
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from sluice.errors import ConfigError, LaunchError, NotFound
+from sluice.errors import ConfigError, LaunchError, NotFound, SluiceError
 from sluice.launch.engines.ray_address import reach
 from sluice.launch.submit.port import JobState, Submission
 from sluice.process import exit_codes
@@ -62,19 +63,25 @@ class RaySubmitter:
 
     def state(self, job: str) -> JobState:
         """Submitter.state."""
-        return _state(_details(_client(), job))
+        with _answering():
+            return _state(_details(_client(), job))
 
     def stop(self, job: str) -> None:
         """Submitter.stop: SIGTERM to the launcher, by a job on the launcher's node; a job without a launcher yet is ended."""
-        client = _client()
-        details = _details(client, job)
-        if _state(details) in _ENDED:
-            return
-        if details.driver_info is None or not _told(client, details):
-            client.stop_job(job)
+        with _answering():
+            client = _client()
+            details = _details(client, job)
+            if _state(details) in _ENDED:
+                return
+            if details.driver_info is None or not _told(client, details):
+                client.stop_job(job)
 
     def logs(self, job: str, *, follow: bool) -> Iterator[str]:
         """Submitter.logs."""
+        with _answering():
+            yield from self._logs(job, follow=follow)
+
+    def _logs(self, job: str, *, follow: bool) -> Iterator[str]:
         client = _client()
         _details(client, job)
         if not follow:
@@ -154,6 +161,17 @@ def _client() -> Any:
         raise LaunchError(
             f"the job API at {address} ({variable}) cannot be used: {_first_line(error)}; {_FIX}"
         ) from error
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """Turns what Ray's client raises, among it the errors of its HTTP library, into LaunchError."""
+    try:
+        yield
+    except SluiceError:
+        raise
+    except Exception as error:
+        raise LaunchError(f"Ray's job API does not answer as it should: {_first_line(error)}; {_FIX}") from error
 
 
 def _details(client: Any, job: str) -> Any:

@@ -98,6 +98,10 @@ class SlurmSubmitter:
     def logs(self, job: str, *, follow: bool) -> Iterator[str]:
         """Submitter.logs."""
         path, read_bytes = Path(_field(_known(job), "StdOut")), 0
+        if path == Path(os.devnull):
+            raise NotFound(
+                f"slurm: has forgotten where job {job} wrote; RUN/logs/launcher.log of its run directory has it"
+            )
         while True:
             over = self.state(job) not in (JobState.WAITING, JobState.RUNNING)
             if path.exists():

@@ -9,7 +9,7 @@ from sluice.v1 import coordinator_pb2 as pb
 
 
 class Stub:
-    """Client, keeper, watch and view at once: the run is finished, and the learner leaves when it is killed."""
+    """All parts of a run at once: the run is finished, and the learner leaves when it is killed."""
 
     def __init__(self) -> None:
         self.known = {"learner"}
@@ -26,6 +26,13 @@ class Stub:
         assert name == "learner"
         return self.looks == 4
 
+    @property
+    def client(self) -> "Stub":
+        return self
+
+    async def follow_load(self, *_: Any, **__: Any) -> None:
+        pass
+
     def places(self) -> list[pb.Place]:
         return []
 
@@ -40,6 +47,6 @@ async def test_a_learner_that_is_frozen_when_all_is_trained_is_still_looked_for(
     stub: Any = Stub()
     config = Config.model_validate({"model": {"path": "m"}, "data": {"train_files": ["mixadd3:train"]}})
     run = Run(config=config, run_dir=Path("unused"), view=stub)
-    run._client = run._keeper = run._frozen = stub
+    run._plane = run._keeper = run._frozen = run._fleet = stub
     assert await run._watch_status() == (0, "")
     assert stub.looks == 4
