@@ -96,12 +96,16 @@ def test_a_run_that_is_handed_in_survives_the_loss_of_a_node(handed_in: Submissi
     assert_eventually_blocking(
         lambda: not any(each.is_running() for each in lost), what="the rollout died with its node"
     )
+    assert_eventually_blocking(
+        lambda: any("waiting for a place for " in line for line in submitter.logs(job, follow=False)),
+        within_s=120,
+        what="the node that is left has no room",
+    )
     ray_nodes.add(1)
     output = list(submitter.logs(job, follow=True))
     text = "\n".join(output)
     assert_eventually_blocking(lambda: submitter.state(job) is JobState.FINISHED, within_s=30, what=text)
     assert f"is lost: node {dead} is gone; looking for another place" in text
-    assert "waiting for a place for " in text
     assert "restart 1 of 3" not in text, "what is lost costs no restart"
     summary = json.loads((handed_in.run_dir / "summary.json").read_text())
     assert summary["groups"]["closed"] is True
