@@ -7,6 +7,8 @@ import pytest
 
 from tests.cluster.ray_cluster import RayCluster, ray_cluster
 
+BEFORE_RAY = frozenset(os.environ)
+
 
 @pytest.fixture(scope="session")
 def ray_nodes() -> Iterator[RayCluster]:
@@ -16,10 +18,8 @@ def ray_nodes() -> Iterator[RayCluster]:
 
 
 @pytest.fixture(autouse=True)
-def _ray_leaves_no_variables() -> Iterator[None]:
+def _no_variables_of_ray() -> None:
     """Ray's library sets variables of this process, which the tasks of another engine would inherit."""
-    before = set(os.environ)
-    yield
-    for name in set(os.environ) - before:
+    for name in set(os.environ) - BEFORE_RAY:
         if name.startswith("RAY_"):
             del os.environ[name]
