@@ -28,6 +28,7 @@ from sluice.run_dir.json_lines import read_json_lines
 from sluice.testing import assert_eventually
 from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.coordinator_cases import Cast, Coordinator, coordinator, small_config
+from tests.integration.messages_view import Said
 from tests.small_disk import disk_of, fill
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("tmpfs"), pytest.mark.timeout(120)]
@@ -157,7 +158,7 @@ def test_a_line_on_a_full_disk_is_whole_or_not_there(small_disk: Path) -> None:
     assert [line["text"][0] for line in read_json_lines(path).objects] == ["x", "y"]
 
 
-def launched_on(small_disk: Path, model: Path) -> tuple[ControlPlane, "Said"]:
+def launched_on(small_disk: Path, model: Path) -> tuple[ControlPlane, Said]:
     """A launcher that may restart nothing, as far as it keeps Redis."""
     said, config = Said(), small_config(model, launch__max_restarts=0)
     keeper = Keeper(launch=config.launch, log_dir=small_disk / "run" / "logs", say=said.message, is_over=over)
@@ -233,20 +234,6 @@ async def test_a_store_waits_also_where_only_writing_shows_that_there_is_no_room
     assert not plane.keeper.failed.done()
     await store.close()
     await end(plane)
-
-
-class Said:
-    """A view of which only the messages count."""
-
-    def __init__(self) -> None:
-        self.said = list[str]()
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
-
-    def update(self, status: pb.GetStatusResponse) -> None: ...
-    def event(self, event: pb.WatchEventsResponse) -> None: ...
-    def close(self) -> None: ...
 
 
 async def over() -> bool:

@@ -9,25 +9,11 @@ import pytest
 from sluice.client import AsyncClient
 from sluice.launch.run import Run
 from sluice.testing import assert_eventually
-from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.coordinator_cases import small_config
+from tests.integration.messages_view import Said
 from tests.unit.gpus.fake_nvml import machine_of
 
 pytestmark = pytest.mark.integration
-
-
-class Said:
-    """A view of which the messages count."""
-
-    def __init__(self) -> None:
-        self.said = list[str]()
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
-
-    def update(self, status: pb.GetStatusResponse) -> None: ...
-    def event(self, event: pb.WatchEventsResponse) -> None: ...
-    def close(self) -> None: ...
 
 
 async def test_on_one_gpu_the_learner_follows_its_rollout_and_no_other_rollout_starts(
