@@ -22,7 +22,7 @@ import numpy as np
 from blake3 import blake3
 
 from sluice.errors import Expired, NotReady, TransferError
-from sluice.weights import files
+from sluice.weights import files, staging
 from sluice.weights.backends import Collective, Rendezvous, TransferGroup, join
 from sluice.weights.cargo import Cargo
 from sluice.weights.links import tell_first
@@ -176,7 +176,9 @@ class WeightReceiver:
 
     def _take_spare(self, total_bytes: int) -> np.ndarray:
         spare, self._spare = self._spare, None
-        return spare if spare is not None and spare.size == total_bytes else np.empty(total_bytes, np.uint8)
+        if spare is not None and spare.size == total_bytes and staging.reclaim(spare):
+            return spare
+        return staging.new(total_bytes)
 
 
 def _join_in_time(rendezvous: Rendezvous, backend: Collective) -> TransferGroup:
