@@ -82,8 +82,20 @@ def _loads(folder: Path) -> list[Row]:
     return [
         Row(what=f"load, {what}", value=load_s, unit="s", target="", met=True),
         Row(what="load / one copy of the bytes", value=load_s / copy_s, unit="", target="", met=True),
-        Row(what="private memory of a worker beyond its model / bytes", value=worker, unit="", target="<= 0.1", met=worker <= 0.1),
-        Row(what="private memory of the rollout / bytes", value=peaks.private_bytes[rollout] / total, unit="", target="", met=True),
+        Row(
+            what="private memory of a worker beyond its model / bytes",
+            value=worker,
+            unit="",
+            target="<= 0.1",
+            met=worker <= 0.1,
+        ),
+        Row(
+            what="private memory of the rollout / bytes",
+            value=peaks.private_bytes[rollout] / total,
+            unit="",
+            target="",
+            met=True,
+        ),
         Row(what="/dev/shm / bytes", value=peaks.dev_shm_bytes / total, unit="", target="", met=True),
     ]
 
@@ -103,7 +115,13 @@ def _file(folder: Path) -> list[Row]:
     pause_s = longest()
     return [
         Row(what=f"read a file of {total / 1e6:.0f} MB, digest included", value=took, unit="s", target="", met=True),
-        Row(what="longest pause of another thread meanwhile", value=pause_s, unit="s", target="<= 0.1", met=pause_s <= 0.1),
+        Row(
+            what="longest pause of another thread meanwhile",
+            value=pause_s,
+            unit="s",
+            target="<= 0.1",
+            met=pause_s <= 0.1,
+        ),
         Row(what="private memory while reading / bytes", value=peak, unit="", target="", met=True),
     ]
 
@@ -135,7 +153,10 @@ def _write_model(folder: Path):
 
 def _shapes() -> dict[str, tuple[int, ...]]:
     """The tensors of the model by name."""
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+    }
     for layer in range(LAYERS):
         name = f"model.layers.{layer}."
         shapes |= {f"{name}self_attn.{each}_proj.weight": (HIDDEN, HIDDEN) for each in "qkvo"}
@@ -162,7 +183,9 @@ def _version(layout, number: int):
     noise = np.random.default_rng(number)
     for spec in layout.tensors:
         numbers = noise.standard_normal(spec.size_bytes // 2, np.float32) * 0.02
-        packer.put(spec.name, (numbers.view(np.uint32) >> 16).astype(np.uint16))  # the upper half of a float32 is a bfloat16
+        packer.put(
+            spec.name, (numbers.view(np.uint32) >> 16).astype(np.uint16)
+        )  # the upper half of a float32 is a bfloat16
     return packer.seal(PolicyVersion(lineage="a", number=number))
 
 

@@ -85,7 +85,9 @@ def read_snapshot(path: Path) -> Snapshot:
             header = _read_header(file, size_bytes=size_bytes)
             facts = json.loads(header.pop("__metadata__")["sluice"])
             starts = {name: entry["data_offsets"][0] for name, entry in header.items()}
-            named = [(name, _NAME_OF_SAFETENSORS_DTYPE[entry["dtype"]], entry["shape"]) for name, entry in header.items()]
+            named = [
+                (name, _NAME_OF_SAFETENSORS_DTYPE[entry["dtype"]], entry["shape"]) for name, entry in header.items()
+            ]
             layout = plan(named, bucket_bytes=facts["bucket_bytes"])
             if (wanted := sum(spec.size_bytes for spec in layout.tensors)) > size_bytes:
                 raise ValueError(f"tensors of {wanted} bytes in a file of {size_bytes}")

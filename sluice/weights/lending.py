@@ -73,8 +73,8 @@ def _ask(name: str, token: str) -> int:
             _, descriptors, _, _ = socket.recv_fds(connection, 1, 1, socket.MSG_CMSG_CLOEXEC)
     except OSError as error:
         raise TransferError(
-            f"a staged copy cannot be borrowed: its holder does not answer ({error}); it has ended, or is on another machine or "
-            "in another container"
+            f"a staged copy cannot be borrowed: its holder does not answer ({error}); it has ended, or is on another machine "
+            "or in another container"
         ) from error
     if not descriptors:
         raise TransferError("a staged copy cannot be borrowed: its holder has gone on to another version")
@@ -133,7 +133,7 @@ _made: _Lender | None = None
 
 def _lender() -> _Lender:
     """The one of this process, which a process forked from here does not have."""
-    global _made  # noqa: PLW0603 - one socket a process, made when first needed
+    global _made
     with _lock:
         if _made is None or _made.process != os.getpid():
             _made = _Lender()

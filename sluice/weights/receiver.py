@@ -22,7 +22,7 @@ import numpy as np
 from blake3 import blake3
 
 from sluice.errors import Expired, NotReady, TransferError
-from sluice.weights import files, staging
+from sluice.weights import files, lending, staging
 from sluice.weights.backends import Collective, Rendezvous, TransferGroup, join
 from sluice.weights.cargo import Cargo
 from sluice.weights.links import tell_first
@@ -49,6 +49,15 @@ class Received:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Offer:
+    """A verified version in memory that this process lends."""
+
+    manifest: Manifest
+    shared_path: str = field(repr=False)
+    """Where it is borrowed; whoever has it may read the weights, if it is a process of the same user and machine."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Arrival:
     """A version on its way here, which outlives the epochs that bring it."""
 
@@ -65,12 +74,14 @@ class WeightReceiver:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        """Guards the six fields below; never held while waiting."""
+        """Guards the fields below; never held while waiting."""
         self._epoch: str | None = None
         self._group: TransferGroup | None = None
         self._pending: Future[Received] | None = None
         self._arrival: _Arrival | None = None
         self._spare: np.ndarray | None = None
+        self._applied: Received | None = None
+        """What was recycled last, until its memory takes another version."""
         self._threads: list[threading.Thread] = []
         atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
 
@@ -87,16 +98,28 @@ class WeightReceiver:
         group.close()
         raise TransferError(f"epoch {rendezvous.epoch}: given up for a newer one while joining")
 
-    def begin(self, *, epoch: str, manifest: Manifest, payload: Payload | None = None, file_path: str = "") -> None:
-        """Starts receiving a payload; with `file_path` reads the file and needs neither payload nor epoch.
+    def begin(
+        self,
+        *,
+        epoch: str,
+        manifest: Manifest,
+        payload: Payload | None = None,
+        file_path: str = "",
+        shared_path: str = "",
+    ) -> None:
+        """Starts receiving a payload. With `file_path` reads the file, with `shared_path` maps the copy that a process of this
+        machine lends there (`offer`, lending.py); both need neither payload nor epoch.
 
         Raises NotReady when the epoch was not joined, when the epoch has failed, or when another receive is under way.
         """
         with self._lock:
             if self._pending is not None and not self._pending.done():
                 raise NotReady("a receive is under way; wait for it, or join a fresh epoch to give it up")
-            if file_path:
-                source: Callable[[], Received] = lambda: _read(Path(file_path), manifest)  # noqa: E731
+            source: Callable[[], Received]
+            if shared_path:
+                source = lambda: _borrow(shared_path, manifest)  # noqa: E731
+            elif file_path:
+                source = lambda: _read(Path(file_path), manifest)  # noqa: E731
             else:
                 group = self._group
                 if group is None or self._epoch != epoch:
@@ -133,10 +156,21 @@ class WeightReceiver:
         return received
 
     def recycle(self, received: Received) -> None:
-        """Gives the buffer back for a later receive."""
+        """Gives the buffer back for a later receive, when the engine has the version; until then `offer` offers it."""
         with self._lock:
+            self._applied = received
             if received.buffer.flags.writeable:
                 self._spare = received.buffer
+
+    def offer(self) -> "Offer | None":
+        """The version that other processes of this machine may map instead of receiving its bytes; None before one, and while
+        its memory takes another version. A borrowed copy is offered on."""
+        with self._lock:
+            applied = self._applied
+            if applied is None or staging.memory_of(applied.buffer) is None:
+                return None
+            place = lending.lend(applied.buffer, digest=applied.digest)
+            return Offer(manifest=applied.manifest, shared_path=place)
 
     def close(self) -> None:
         """Leaves the epoch; waits for receiving threads, each at most for its running operation."""
@@ -176,9 +210,11 @@ class WeightReceiver:
 
     def _take_spare(self, total_bytes: int) -> np.ndarray:
         spare, self._spare = self._spare, None
-        if spare is not None and spare.size == total_bytes and staging.reclaim(spare):
-            return spare
-        return staging.new(total_bytes)
+        if spare is None or spare.size != total_bytes:
+            return staging.new(total_bytes)
+        if self._applied is not None and self._applied.buffer is spare:
+            self._applied = None
+        return spare if staging.reclaim(spare) else staging.new(total_bytes)
 
 
 def _join_in_time(rendezvous: Rendezvous, backend: Collective) -> TransferGroup:
@@ -224,6 +260,13 @@ def _read(path: Path, manifest: Manifest) -> Received:
     if snapshot.manifest.tensors != manifest.tensors:
         raise TransferError(f"{path}: does not hold the tensors that were announced for {manifest.version}")
     return _verified(manifest, snapshot.buffer, snapshot.manifest.digest, started)
+
+
+def _borrow(place: str, manifest: Manifest) -> Received:
+    """The digest was computed by the process that received the bytes, and nobody can have written since."""
+    started = time.monotonic()
+    buffer = lending.borrow(place, total_bytes=manifest.total_bytes, digest=manifest.digest)
+    return _verified(manifest, buffer, manifest.digest, started)
 
 
 def _verified(manifest: Manifest, buffer: np.ndarray, digest: str, started: float) -> Received:

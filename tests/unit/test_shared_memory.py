@@ -46,7 +46,9 @@ def test_too_little_is_refused_with_need_have_and_fix_and_nothing_else_is() -> N
     check_here(recipe(TOO_MANY, "launch.engine=ray"))
 
 
-def test_a_run_is_refused_before_it_starts_and_a_check_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_refused_before_it_starts_and_a_check_tells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("model: {path: m}\ndata: {train_files: [a.jsonl]}\n")
     sets = ["--set", f"rollout.tensor_parallel_size={TOO_MANY}"]
@@ -65,7 +67,9 @@ def test_containers_of_compose_have_room_for_two_processes_and_those_for_gpus_fo
 
 @pytest.mark.parametrize("name", ["job", "jobset", "rayjob"])
 def test_pods_of_kubernetes_have_memory_there_without_a_limit_of_its_own(name: str) -> None:
-    pods = [pod for document in yaml.safe_load_all((MANIFESTS / f"{name}.yaml").read_text()) for pod in pods_in(document)]
+    pods = [
+        pod for document in yaml.safe_load_all((MANIFESTS / f"{name}.yaml").read_text()) for pod in pods_in(document)
+    ]
     computing = [pod for pod in pods if {each["name"] for each in pod.get("volumes", ())} >= {"shm"}]
     assert computing
     for pod in computing:

@@ -138,7 +138,9 @@ def test_a_model_folder_tells_the_first_limit(tmp_path: Path) -> None:
             file.truncate(32_500_000_000)
     limits = PushLimits(timeout_s=10.0, model_bytes=files_bytes(str(tmp_path)))
     assert limits.opening_s() == 660.0
-    assert limits.applying_s(1_000_000_000, finish_s=5.0) == 10.0 + 20.0 + 5.0 + 1300.0 + 2.0, "adapters are few, the model is not"
+    assert limits.applying_s(1_000_000_000, finish_s=5.0) == 10.0 + 20.0 + 5.0 + 1300.0 + 2.0, (
+        "adapters are few, the model is not"
+    )
     assert files_bytes(str(tmp_path / "elsewhere")) == 0
 
 
