@@ -1,4 +1,4 @@
-"""Room in /dev/shm for the processes of one engine: asked for before anything starts, refused by name where there is too little.
+"""Room in /dev/shm for the processes of one engine: looked for before anything starts, too little is refused by name.
 
 Only vLLM's tensor-parallel workers use /dev/shm: they and the rollout pass messages through it. Docker gives a container
 64 MB of it, and a process that writes beyond the end is killed. Weights lie elsewhere (sluice/weights/staging.py).
@@ -36,9 +36,10 @@ def check_room(config: Config, *, engine: str = "", rollouts: int = 1, folder: P
     if (free := free_bytes(folder)) < needed:
         raise ConfigError(
             f"rollout.tensor_parallel_size: {config.rollout.tensor_parallel_size} processes an engine pass messages through "
-            f"{folder}, which must have {needed >> 20} MiB free for the rollouts here ({rollouts}), and has {free >> 20}. Give a "
-            f"container more: `docker run --shm-size={-(-needed >> 30)}g` (or --ipc=host), shm_size in Compose, an emptyDir of "
-            f"medium Memory at {folder} on Kubernetes; a machine: `mount -o remount,size=SIZE {folder}`. Or set it to 1"
+            f"{folder}, which must have {needed >> 20} MiB free for the rollouts here ({rollouts}), and has {free >> 20}. "
+            f"Give a container more: `docker run --shm-size={-(-needed >> 30)}g` (or --ipc=host), shm_size in Compose, an "
+            f"emptyDir of medium Memory at {folder} on Kubernetes; a machine: `mount -o remount,size=SIZE {folder}`. Or set it "
+            "to 1"
         )
 
 

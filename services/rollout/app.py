@@ -158,7 +158,7 @@ class _Service:
         tokenizer = AutoTokenizer.from_pretrained(self._model.path)
         self._weights = WeightIntake(
             loop=self._loop,
-            receiver=WeightReceiver(),
+            receiver=WeightReceiver(shares=True),
             model=self._model,
             inflight=config.weights.inflight,
             finish_s=config.coordinator.generate_timeout_s,

@@ -17,7 +17,7 @@ from sluice.policy_version import PolicyVersion
 from sluice.weights.backends import Collective, Rendezvous
 from sluice.weights.manifest import Manifest
 from sluice.weights.payload import Payload
-from sluice.weights.receiver import Offer, Received, WeightReceiver
+from sluice.weights.receiver import Received, WeightReceiver
 
 log = structlog.get_logger(__name__)
 
@@ -63,15 +63,9 @@ class WeightIntake:
             await asyncio.to_thread(self._receiver.join, rendezvous, backend=backend)
 
     async def receive(
-        self,
-        *,
-        epoch: str,
-        manifest: Manifest,
-        payload: Payload | None = None,
-        file_path: str = "",
-        shared_path: str = "",
+        self, *, epoch: str, manifest: Manifest, payload: Payload | None = None, file_path: str = ""
     ) -> None:
-        """Starts receiving in the background (WeightReceiver.begin). Raises TransferError, InvalidRequest or NotReady."""
+        """Starts receiving in the background. Raises TransferError, InvalidRequest or NotReady."""
         if self._merger is None:
             check_tensors(manifest, self._model.tensors)
         else:
@@ -82,9 +76,7 @@ class WeightIntake:
                 f"version {manifest.version} is older than {held}, which serves; numbers never go back"
             )
         async with self._verbs:
-            self._receiver.begin(
-                epoch=epoch, manifest=manifest, payload=payload, file_path=file_path, shared_path=shared_path
-            )
+            self._receiver.begin(epoch=epoch, manifest=manifest, payload=payload, file_path=file_path)
 
     async def apply(self, version: PolicyVersion, *, timeout_s: float) -> Applied:
         """Waits for the received bytes, verifies and switches. Raises TransferError, Expired, NotReady or EngineFailed."""
@@ -101,10 +93,6 @@ class WeightIntake:
             stall_ms=round(stall_ms, 1),
         )
         return Applied(version=version, digest=received.digest, receive_ms=received.receive_ms, stall_ms=stall_ms)
-
-    def offer(self) -> Offer | None:
-        """The version that other rollouts of this machine may map (WeightReceiver.offer)."""
-        return self._receiver.offer()
 
     async def _load(self, received: Received) -> float:
         """Loads the received version; merges adapters in a thread while the engine goes on. Returns the stall in ms."""

@@ -1,21 +1,24 @@
 """A staged copy lent to other processes of the same user and machine: they get a descriptor of the memory, not the bytes.
 
-    holder   lend(copy, digest) ──▶ a place, told over gRPC or to the engine's workers
-    borrower borrow(place)      ──▶ asks the holder's socket, gets a read-only descriptor, maps it
+    lend(copy, digest) ──▶ a place, told to the engine's own workers     borrow(place)    the copy, or an error
+    announce(copy, digest)                                               find(digest)     anybody's copy of these bytes, or None
 
-The socket has no file (an abstract Unix socket): it is gone with its process, and only processes of the same network
-namespace can reach it, so whoever can borrow is on this machine, whatever labels say. The holder answers processes of its own
-user that know the place's token. /proc/PID/fd would not do: services hide theirs (sluice/process/child.py).
+Holders answer on Unix sockets without a file (abstract ones): those are gone with their process, and only processes of the same
+network namespace can reach them. So whoever can borrow is on this machine, whatever labels say. A holder answers processes of
+its own user alone, and its place only those that know the place's token; an announced copy is found under its digest.
+/proc/PID/fd would not do: services hide theirs (sluice/process/child.py).
 
  who waits     for what                                     unblocked by
  the borrower  the holder's answer, which takes no copying  the holder's thread, its death, ANSWER_S
  the thread    the next borrower; a borrower's token        a borrower; ANSWER_S
 """
 
+import contextlib
 import fcntl
 import os
 import re
 import secrets
+import select
 import socket
 import struct
 import threading
@@ -29,11 +32,15 @@ from sluice.weights import staging
 
 log = structlog.get_logger(__name__)
 
-ANSWER_S = 10.0
+ANSWER_S = 5.0
 """Chosen: an answer takes less than a millisecond, on a machine that is not overloaded."""
 
 _PLACE = re.compile(r"(sluice-[0-9a-f]{32}):([0-9a-f]{32})", re.ASCII)
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TOKEN_BYTES = 32
+_ANNOUNCED = "0" * _TOKEN_BYTES
+"""Said in place of a token where a copy was found under its digest."""
+
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred: pid, uid, gid."""
 
@@ -43,11 +50,16 @@ def lend(buffer: np.ndarray, *, digest: str) -> str:
 
     From now on nobody writes into `buffer` before `staging.reclaim` has allowed it.
     """
-    memory = staging.memory_of(buffer)
-    assert memory is not None, "only staged memory can be lent"
-    if memory.digest != digest:
-        memory.digest = digest
-    return _lender().add(memory)
+    return _lender().lend(_recorded(buffer, digest))
+
+
+def announce(buffer: np.ndarray, *, digest: str) -> None:
+    """Lends verified bytes as `lend` does, to whoever looks for their digest; BLAKE3 in hex, of names and bytes.
+
+    Does nothing where another process of this machine has announced the same bytes, and where memory cannot be lent.
+    """
+    if _DIGEST.fullmatch(digest) and staging.memory_of(buffer) is not None:
+        _lender().announce(_recorded(buffer, digest), digest)
 
 
 def borrow(place: str, *, total_bytes: int, digest: str) -> np.ndarray:
@@ -61,6 +73,35 @@ def borrow(place: str, *, total_bytes: int, digest: str) -> np.ndarray:
     return staging.map_borrowed(_ask(*found.groups()), total_bytes=total_bytes, digest=digest)
 
 
+def find(digest: str, *, total_bytes: int) -> np.ndarray | None:
+    """As `borrow`, from any process that has announced these bytes; None where no process has, or its copy cannot be had."""
+    if not _DIGEST.fullmatch(digest):
+        return None
+    try:
+        return staging.map_borrowed(_ask(_name_of(digest), _ANNOUNCED), total_bytes=total_bytes, digest=digest)
+    except _NoHolder:
+        return None
+    except TransferError as error:
+        log.warning("staged_copy_not_shared", reason=str(error), then="its bytes are received instead")
+        return None
+
+
+class _NoHolder(TransferError):
+    """Nobody listens under a name."""
+
+
+def _recorded(buffer: np.ndarray, digest: str) -> staging.Memory:
+    memory = staging.memory_of(buffer)
+    assert memory is not None, "only staged memory can be lent"
+    if memory.digest != digest:
+        memory.digest = digest
+    return memory
+
+
+def _name_of(digest: str) -> str:
+    return f"sluice-copy-{os.geteuid()}-{digest}"
+
+
 def _ask(name: str, token: str) -> int:
     """A descriptor from the holder."""
     try:
@@ -72,7 +113,7 @@ def _ask(name: str, token: str) -> int:
             connection.sendall(token.encode())
             _, descriptors, _, _ = socket.recv_fds(connection, 1, 1, socket.MSG_CMSG_CLOEXEC)
     except OSError as error:
-        raise TransferError(
+        raise (_NoHolder if isinstance(error, ConnectionRefusedError) else TransferError)(
             f"a staged copy cannot be borrowed: its holder does not answer ({error}); it has ended, or is on another machine "
             "or in another container"
         ) from error
@@ -82,49 +123,78 @@ def _ask(name: str, token: str) -> int:
 
 
 class _Lender:
-    """The socket of this process, and the thread that answers."""
+    """The sockets of this process, and the thread that answers."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
         self._name = f"sluice-{secrets.token_hex(16)}"
-        self._memories: weakref.WeakValueDictionary[str, staging.Memory] = weakref.WeakValueDictionary()
+        self._lent: weakref.WeakValueDictionary[str, staging.Memory] = weakref.WeakValueDictionary()
         """By token; lent copies whose holder has dropped them are gone."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.bind("\0" + self._name)
-        self._socket.listen()
+        self._listening: dict[int, tuple[socket.socket, str]] = {}
+        """By descriptor: a socket, and the token of the copy that is announced there; empty: of any place."""
+        self._ready = select.epoll()
+        self._listen(self._name, "")
         threading.Thread(target=self._run, name="weights-lend", daemon=True).start()
 
-    def add(self, memory: staging.Memory) -> str:
-        memory.token = memory.token or secrets.token_hex(_TOKEN_BYTES // 2)
-        self._memories[memory.token] = memory
-        return f"{self._name}:{memory.token}"
+    def lend(self, memory: staging.Memory) -> str:
+        token = memory.token = memory.token or secrets.token_hex(_TOKEN_BYTES // 2)
+        self._lent[token] = memory
+        return f"{self._name}:{token}"
+
+    def announce(self, memory: staging.Memory, digest: str) -> None:
+        if memory.withdraw is not None:
+            return
+        self.lend(memory)
+        assert memory.token is not None
+        with contextlib.suppress(OSError):  # another process has announced these bytes
+            memory.withdraw = weakref.finalize(memory, self._close, self._listen(_name_of(digest), memory.token))
+            memory.withdraw.atexit = False
+
+    def _listen(self, name: str, token: str) -> int:
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listening.bind("\0" + name)
+        except OSError:
+            listening.close()
+            raise
+        listening.setblocking(False)
+        listening.listen()
+        self._listening[listening.fileno()] = (listening, token)
+        self._ready.register(listening, select.EPOLLIN)
+        return listening.fileno()
+
+    def _close(self, descriptor: int) -> None:
+        listening, _ = self._listening.pop(descriptor)
+        listening.close()  # which also ends epoll's interest
 
     def _run(self) -> None:
         while True:
-            connection, _ = self._socket.accept()
-            with connection:
+            for descriptor, _ in self._ready.poll():
+                listening, token = self._listening.get(descriptor, (None, ""))
                 try:
-                    connection.settimeout(ANSWER_S)
-                    self._answer(connection)
+                    if listening is not None:
+                        self._answer(listening.accept()[0], token)
                 except OSError as error:  # the borrower is gone, or silent; it is told by the closed connection
-                    log.info("weights_not_lent", reason=str(error))
+                    log.info("staged_copy_not_lent", reason=str(error))
 
-    def _answer(self, connection: socket.socket) -> None:
-        if not _is_own_user(connection):
-            log.warning("weights_not_lent", reason="a process of another user asked")
-            return
-        token = connection.recv(_TOKEN_BYTES, socket.MSG_WAITALL).decode("ascii", "replace")
-        memory = self._memories.get(token)
-        if memory is None:
-            return
-        # A descriptor of its own, so that the lock on it lasts exactly as long as the borrower has the memory.
-        descriptor = os.open(f"/proc/self/fd/{memory.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if memory.token == token:  # not reclaimed before the lock
-                socket.send_fds(connection, [b"."], [descriptor])
-        finally:
-            os.close(descriptor)
+    def _answer(self, connection: socket.socket, announced: str) -> None:
+        with connection:
+            connection.settimeout(ANSWER_S)
+            if not _is_own_user(connection):
+                log.warning("staged_copy_not_lent", reason="a process of another user asked")
+                return
+            asked = connection.recv(_TOKEN_BYTES, socket.MSG_WAITALL).decode("ascii", "replace")
+            token = announced if asked == _ANNOUNCED else asked
+            if (memory := self._lent.get(token)) is None:
+                return
+            # A descriptor of its own, so that the lock on it lasts exactly as long as the borrower has the memory.
+            descriptor = os.open(f"/proc/self/fd/{memory.fd}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                if memory.token == token:  # not reclaimed before the lock
+                    socket.send_fds(connection, [b"."], [descriptor])
+            finally:
+                os.close(descriptor)
 
 
 _lock = threading.Lock()

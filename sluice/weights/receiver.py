@@ -3,7 +3,7 @@
 The engine applies the version. Waits: the receiving thread for the source, at most the epoch's `timeout_s` per bucket;
 `result` for the receiving thread. A transfer that dies changes nothing else: its group is dropped, the old weights keep
 serving, and the next transfer needs a fresh epoch. If that transfer is of the same payload, it goes on at the first bucket
-that is lacking, from whichever source.
+that is lacking, from whichever source. Nothing is sent where another process of this machine has the version already.
 
     (no epoch) --join--> joined --begin--> receiving --ok--> joined
                                               \\--error--> (no epoch)
@@ -49,15 +49,6 @@ class Received:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Offer:
-    """A verified version in memory that this process lends."""
-
-    manifest: Manifest
-    shared_path: str = field(repr=False)
-    """Where it is borrowed; whoever has it may read the weights, if it is a process of the same user and machine."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Arrival:
     """A version on its way here, which outlives the epochs that bring it."""
 
@@ -72,7 +63,10 @@ class _Arrival:
 class WeightReceiver:
     """Receives versions for one rollout. Methods block, so an event loop calls them in threads; a `join` ends older waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shares: bool = False) -> None:
+        """With `shares` this process lends the versions that it has verified to other processes of the machine, and maps
+        theirs in place of receiving bytes (lending.py)."""
+        self._shares = shares
         self._lock = threading.Lock()
         """Guards the fields below; never held while waiting."""
         self._epoch: str | None = None
@@ -80,8 +74,6 @@ class WeightReceiver:
         self._pending: Future[Received] | None = None
         self._arrival: _Arrival | None = None
         self._spare: np.ndarray | None = None
-        self._applied: Received | None = None
-        """What was recycled last, until its memory takes another version."""
         self._threads: list[threading.Thread] = []
         atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
 
@@ -98,17 +90,8 @@ class WeightReceiver:
         group.close()
         raise TransferError(f"epoch {rendezvous.epoch}: given up for a newer one while joining")
 
-    def begin(
-        self,
-        *,
-        epoch: str,
-        manifest: Manifest,
-        payload: Payload | None = None,
-        file_path: str = "",
-        shared_path: str = "",
-    ) -> None:
-        """Starts receiving a payload. With `file_path` reads the file, with `shared_path` maps the copy that a process of this
-        machine lends there (`offer`, lending.py); both need neither payload nor epoch.
+    def begin(self, *, epoch: str, manifest: Manifest, payload: Payload | None = None, file_path: str = "") -> None:
+        """Starts receiving a payload; with `file_path` reads the file and needs neither payload nor epoch.
 
         Raises NotReady when the epoch was not joined, when the epoch has failed, or when another receive is under way.
         """
@@ -116,19 +99,18 @@ class WeightReceiver:
             if self._pending is not None and not self._pending.done():
                 raise NotReady("a receive is under way; wait for it, or join a fresh epoch to give it up")
             source: Callable[[], Received]
-            if shared_path:
-                source = lambda: _borrow(shared_path, manifest)  # noqa: E731
-            elif file_path:
-                source = lambda: _read(Path(file_path), manifest)  # noqa: E731
+            if file_path:
+                source = lambda: self._borrow(manifest) or _read(Path(file_path), manifest)  # noqa: E731
             else:
                 group = self._group
                 if group is None or self._epoch != epoch:
                     raise NotReady(f"epoch {epoch} was not joined or has failed; join a fresh one")
                 assert payload is not None
                 arrival = self._arrival_of(manifest, payload)
-                source = lambda: _receive(group, arrival)  # noqa: E731
+                source = lambda: self._borrow_in_place_of(arrival, group) or _receive(group, arrival)  # noqa: E731
             self._pending = Future()
-            thread = threading.Thread(target=_fulfil, args=(self._pending, source), name="weights-receive", daemon=True)
+            work = (self._pending, lambda: self._announced(source()))
+            thread = threading.Thread(target=_fulfil, args=work, name="weights-receive", daemon=True)
             self._threads = [*(former for former in self._threads if former.is_alive()), thread]
             thread.start()
 
@@ -156,21 +138,10 @@ class WeightReceiver:
         return received
 
     def recycle(self, received: Received) -> None:
-        """Gives the buffer back for a later receive, when the engine has the version; until then `offer` offers it."""
+        """Gives the buffer back for a later receive."""
         with self._lock:
-            self._applied = received
             if received.buffer.flags.writeable:
                 self._spare = received.buffer
-
-    def offer(self) -> "Offer | None":
-        """The version that other processes of this machine may map instead of receiving its bytes; None before one, and while
-        its memory takes another version. A borrowed copy is offered on."""
-        with self._lock:
-            applied = self._applied
-            if applied is None or staging.memory_of(applied.buffer) is None:
-                return None
-            place = lending.lend(applied.buffer, digest=applied.digest)
-            return Offer(manifest=applied.manifest, shared_path=place)
 
     def close(self) -> None:
         """Leaves the epoch; waits for receiving threads, each at most for its running operation."""
@@ -208,13 +179,36 @@ class WeightReceiver:
         self._arrival = _Arrival(manifest=manifest, cargo=cargo, hasher=hasher, started=time.monotonic())
         return self._arrival
 
+    def _borrow_in_place_of(self, arrival: _Arrival, group: TransferGroup) -> Received | None:
+        """The version, if another process of this machine has it whole; the source then sends nothing."""
+        if (received := self._borrow(arrival.manifest)) is None:
+            return None
+        cargo, payload = arrival.cargo, arrival.cargo.payload
+        tell_first(group, len(payload.bucket_digests))
+        if payload.encoding == "dense":
+            cargo.take_whole(received.buffer)
+        else:
+            cargo.fail(
+                TransferError(f"{arrival.manifest.version}: was borrowed here, so its {payload.encoding} is not here")
+            )
+        return received
+
+    def _borrow(self, manifest: Manifest) -> Received | None:
+        """The digest was computed by the process that received the bytes, and nobody can have written since."""
+        started = time.monotonic()
+        buffer = lending.find(manifest.digest, total_bytes=manifest.total_bytes) if self._shares else None
+        return None if buffer is None else _verified(manifest, buffer, manifest.digest, started)
+
+    def _announced(self, received: Received) -> Received:
+        if self._shares:
+            lending.announce(received.buffer, digest=received.digest)
+        return received
+
     def _take_spare(self, total_bytes: int) -> np.ndarray:
         spare, self._spare = self._spare, None
-        if spare is None or spare.size != total_bytes:
-            return staging.new(total_bytes)
-        if self._applied is not None and self._applied.buffer is spare:
-            self._applied = None
-        return spare if staging.reclaim(spare) else staging.new(total_bytes)
+        if spare is not None and spare.size == total_bytes and staging.reclaim(spare):
+            return spare
+        return staging.new(total_bytes)
 
 
 def _join_in_time(rendezvous: Rendezvous, backend: Collective) -> TransferGroup:
@@ -260,13 +254,6 @@ def _read(path: Path, manifest: Manifest) -> Received:
     if snapshot.manifest.tensors != manifest.tensors:
         raise TransferError(f"{path}: does not hold the tensors that were announced for {manifest.version}")
     return _verified(manifest, snapshot.buffer, snapshot.manifest.digest, started)
-
-
-def _borrow(place: str, manifest: Manifest) -> Received:
-    """The digest was computed by the process that received the bytes, and nobody can have written since."""
-    started = time.monotonic()
-    buffer = lending.borrow(place, total_bytes=manifest.total_bytes, digest=manifest.digest)
-    return _verified(manifest, buffer, manifest.digest, started)
 
 
 def _verified(manifest: Manifest, buffer: np.ndarray, digest: str, started: float) -> Received:

@@ -36,6 +36,8 @@ class Memory(mmap.mmap):
     fd: int
     token: str | None
     """By which others may borrow the copy; None while the copy is not lent."""
+    withdraw: "weakref.finalize[..., Memory] | None"
+    """Ends the announcement of the copy; None while the copy is not announced."""
 
     @classmethod
     def over(cls, fd: int, *, total_bytes: int, writable: bool) -> Self:
@@ -47,7 +49,7 @@ class Memory(mmap.mmap):
             os.close(fd)
             raise
         weakref.finalize(memory, os.close, fd).atexit = False
-        memory.fd, memory.token = fd, None
+        memory.fd, memory.token, memory.withdraw = fd, None, None
         return memory
 
     def array(self, total_bytes: int) -> np.ndarray:
@@ -116,6 +118,9 @@ def reclaim(buffer: np.ndarray) -> bool:
     if memory is None:
         return True
     memory.token = None
+    if memory.withdraw is not None:
+        memory.withdraw()
+        memory.withdraw = None
     try:
         # Every borrower's descriptor holds a shared lock (lending.py), which the kernel drops when the borrower dies.
         fcntl.flock(memory.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

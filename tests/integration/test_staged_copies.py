@@ -3,6 +3,7 @@
 import contextlib
 import mmap
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -12,8 +13,9 @@ import pytest
 
 from sluice.errors import TransferError
 from sluice.process.child import hide
+from sluice.testing import assert_eventually_blocking
 from sluice.weights import lending, staging
-from sluice.weights.receiver import WeightReceiver
+from sluice.weights.receiver import Received, WeightReceiver
 from sluice.weights.sender import WeightSender
 from tests.integration.weight_cases import join_opened, random_snapshot
 from tests.integration.weight_processes import Process
@@ -98,10 +100,9 @@ def start() -> Iterator[Callable[[Callable[[Connection], None]], Asked]]:
         yield started
 
 
-def test_hidden_processes_of_one_user_share_a_copy_that_outlives_its_holder_and_leaves_nothing(
+def test_hidden_processes_of_one_user_share_a_copy_that_outlives_its_holder(
     start: Callable[[Callable[[Connection], None]], Asked],
 ) -> None:
-    shm_before = set(os.listdir("/dev/shm"))
     holder, first, second = start(_hold), start(_borrow), start(_borrow)
     place = holder.of(7)
     assert first.of(place) == second.of(place) == [7]
@@ -118,8 +119,6 @@ def test_hidden_processes_of_one_user_share_a_copy_that_outlives_its_holder_and_
     holder.kill()
     assert second.of("") == [7], "nor does it end with its holder"
     assert "its holder does not answer" in str(second.of(other))
-    second.kill()
-    assert set(os.listdir("/dev/shm")) == shm_before
 
 
 def test_memory_comes_back_when_its_borrowers_are_dead(start: Callable[[Callable[[Connection], None]], Asked]) -> None:
@@ -171,38 +170,57 @@ def test_somebody_who_asks_and_says_nothing_keeps_nobody_waiting_for_ever(monkey
         assert lending.borrow(place, total_bytes=BYTES, digest=DIGEST).size == BYTES
 
 
-def test_a_second_rollout_maps_the_first_ones_copy_and_the_first_goes_on(
-    sender: WeightSender, receiver: WeightReceiver
-) -> None:
-    assert receiver.offer() is None
-    snapshots = [random_snapshot(number) for number in range(3)]
-    second = WeightReceiver()
-    for number, snapshot in enumerate(snapshots):
-        sender.publish(snapshot)
-        opened = sender.open(rollout_id="r", epoch="e", timeout_s=5.0)
+def test_a_second_rollout_maps_what_the_first_one_has_and_nothing_is_sent(sender: WeightSender) -> None:
+    first, second, alone = WeightReceiver(shares=True), WeightReceiver(shares=True), WeightReceiver()
+
+    def push(receiver: WeightReceiver, name: str) -> Received:
+        opened = sender.open(rollout_id=name, epoch=name, timeout_s=5.0)
         if opened.new_epoch:
-            join_opened(receiver, opened, "e")
-        receiver.begin(epoch="e", manifest=opened.manifest, payload=opened.payload)
-        assert receiver.offer() is None, "its memory takes another version"
+            join_opened(receiver, opened, name)
+        receiver.begin(epoch=name, manifest=opened.manifest, payload=opened.payload)
         received = receiver.result(timeout_s=10.0)
+        np.testing.assert_array_equal(received.buffer, snapshot.buffer)
+        assert received.digest == snapshot.manifest.digest
         receiver.recycle(received)
-        offer = receiver.offer()
-        assert offer is not None
-        assert offer.manifest == snapshot.manifest
-        if number == 1:  # the second one keeps version 1 while the first one takes version 2
-            second.begin(epoch="", manifest=offer.manifest, shared_path=offer.shared_path)
-            borrowed = second.result(timeout_s=10.0)
-            assert borrowed.digest == snapshot.manifest.digest
-            assert inode(borrowed.buffer) == inode(received.buffer), "the same memory"
-            second.recycle(borrowed)
-    np.testing.assert_array_equal(borrowed.buffer, snapshots[1].buffer)
-    np.testing.assert_array_equal(received.buffer, snapshots[2].buffer)
-    stale = second.offer()
-    assert stale is not None
-    second.begin(epoch="", manifest=snapshots[2].manifest, shared_path=stale.shared_path)
-    with pytest.raises(TransferError, match="the digest beside a staged copy"):
-        second.result(timeout_s=10.0)
+        return received
+
+    kept = []
+    for number in range(3):
+        snapshot = random_snapshot(number)
+        sender.publish(snapshot)
+        mine = push(first, "first")
+        theirs = push(second, "second")
+        assert inode(mine.buffer) == inode(theirs.buffer), "the same memory"
+        assert inode(push(alone, "alone").buffer) != inode(mine.buffer)
+        kept.append((snapshot.buffer, theirs.buffer))
+    for sent, held in kept:  # what was borrowed stays as it was, whatever its holder did since
+        np.testing.assert_array_equal(sent, held)
+    del mine, theirs, held
+    kept.clear()
+    first.close()
     second.close()
+    alone.close()
+
+
+def test_a_copy_is_found_by_its_bytes_until_its_holder_writes_again_or_drops_it() -> None:
+    digest = secrets.token_hex(32)
+    assert lending.find(digest, total_bytes=BYTES) is None
+    first, second = staging.new(BYTES), staging.new(BYTES)
+    for buffer in (first, second, first):
+        lending.announce(buffer, digest=digest)  # the second one does nothing
+    found = lending.find(digest, total_bytes=BYTES)
+    assert found is not None
+    assert inode(found) == inode(first)
+    assert lending.find(digest, total_bytes=BYTES + mmap.PAGESIZE) is None, "not what was announced to have this digest"
+    del found
+    assert_eventually_blocking(lambda: staging.reclaim(first), what="the holder's thread has closed what it sent")
+    assert lending.find(digest, total_bytes=BYTES) is None
+    lending.announce(second, digest=digest)
+    assert lending.find(digest, total_bytes=BYTES) is not None
+    del second, buffer
+    assert lending.find(digest, total_bytes=BYTES) is None
+    lending.announce(np.zeros(BYTES, np.uint8), digest=digest)  # memory that cannot be lent
+    assert lending.find(digest, total_bytes=BYTES) is None
 
 
 def inode(buffer: np.ndarray) -> int:

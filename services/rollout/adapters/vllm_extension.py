@@ -81,7 +81,7 @@ class SluiceExtension:
                 module.process_weights_after_loading(self.model_config.dtype)  # type: ignore[attr-defined]
 
     def sl_load_borrowed(self, manifest: Manifest, place: str) -> None:
-        """As `sl_load_weights`, for worker processes other than the engine's own: maps the copy that the engine's process lends.
+        """As `sl_load_weights`, for workers in processes of their own: maps the copy that the engine's process lends.
 
         vLLM's loaders copy this worker's slices out of the mapping; nothing else is read, and the mapping ends with the call.
         """
