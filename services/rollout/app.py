@@ -29,6 +29,7 @@ from sluice.rpc.membership import Membership
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
+from sluice.shared_memory import check_room
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import common_pb2, coordinator_pb2, rollout_pb2, rollout_pb2_grpc
 from sluice.weights.adapters import pushes_adapters
@@ -116,6 +117,7 @@ class _Service:
         self.registration = self._membership.registration
 
     async def run(self, config: Config) -> None:
+        check_room(config, engine=self._options.engine)
         prefer_for_nccl(self._options.advertise)
         model = read_model(Path(config.model.path))
         engine = make_engine(config, model, kind=self._options.engine or config.rollout.engine)
@@ -156,7 +158,7 @@ class _Service:
         tokenizer = AutoTokenizer.from_pretrained(self._model.path)
         self._weights = WeightIntake(
             loop=self._loop,
-            receiver=WeightReceiver(),
+            receiver=WeightReceiver(shares=True),
             model=self._model,
             inflight=config.weights.inflight,
             finish_s=config.coordinator.generate_timeout_s,

@@ -73,6 +73,8 @@ class EngineLoop:
         self._draining = False
         self._begun_s: float | None = None
         """When the engine's thread began its present step or command; None while the thread waits for work."""
+        self.loading_bytes = 0
+        """The bytes of the change of weights that is under way; 0 between changes."""
         self._switches: list[Callable[[], None]] = []
         """Engine thread: changes of weights that wait for the running samples; several after a caller has left."""
         self._switch_at = 0.0
@@ -156,7 +158,9 @@ class EngineLoop:
             if inflight == "abort":
                 self._abort(self.engine.running.keys())
             started = time.monotonic()
+            self.loading_bytes = manifest.total_bytes
             self.engine.load_weights(manifest, buffer, recompute_kv=inflight == "recompute")
+            self.loading_bytes = 0
             self.weights = announced or manifest
             self.last_stall_ms = 1e3 * (time.monotonic() - started)
             return self.last_stall_ms

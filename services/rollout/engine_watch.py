@@ -16,6 +16,7 @@ import structlog
 
 from services.rollout.engine_loop import EngineLoop
 from sluice.clock import Clock
+from sluice.weights.deadlines import handling_s
 
 log = structlog.get_logger(__name__)
 
@@ -23,8 +24,9 @@ LOOK_EVERY_S = 1.0
 
 
 async def hung_s(loop: EngineLoop, *, limit_s: float, clock: Clock) -> float:
-    """Returns when a step has taken longer than `limit_s`; returns the seconds so far."""
-    while (busy_s := loop.busy_s) <= limit_s:
+    """Returns when a step has taken longer than `limit_s`, or a change of weights so much longer as its bytes allow; returns
+    the seconds so far."""
+    while (busy_s := loop.busy_s) <= limit_s + handling_s(loop.loading_bytes):
         await clock.sleep(min(LOOK_EVERY_S, limit_s / 4))
     return busy_s
 

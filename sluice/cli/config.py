@@ -64,11 +64,23 @@ def _check(args: argparse.Namespace) -> int:
     if out.lines:
         print(*out.lines, "", sep="\n")
     print_derived(config)
+    _print_shared_memory(config)
     if refused:
         from sluice.errors import ConfigError
 
         raise ConfigError("\n".join(refused))
     return 0
+
+
+def _print_shared_memory(config: Any) -> None:
+    """Too little of it is only told: this machine need not be the one that the recipe is for."""
+    from sluice.errors import ConfigError
+    from sluice.shared_memory import check_here
+
+    try:
+        check_here(config)
+    except ConfigError as error:
+        print(f"note: `sluice up` is refused on this machine: {error}")
 
 
 def _gpu_bytes(args: argparse.Namespace) -> int | None:

@@ -94,7 +94,9 @@ def run_check_reward(args: argparse.Namespace) -> int:
 def _dry_run(config: Any) -> int:
     """Prints the numbers that follow from the recipe, then has the recipe checked."""
     from sluice.cli.gpus import print_gpus
+    from sluice.shared_memory import check_here as check_shared_memory
 
+    check_shared_memory(config)
     print_gpus(config)
     print_derived(config)
     return _check(config)
@@ -222,8 +224,10 @@ def run_here(config: Any, args: argparse.Namespace) -> int:
     from sluice.launch.view import make_view
     from sluice.model_identity import model_identity
     from sluice.run_dir.naming import new_run_dir
+    from sluice.shared_memory import check_here as check_shared_memory
     from sluice.telemetry.full_disk_stream import FullDiskStream
 
+    check_shared_memory(config)
     check_files(config)
     model_identity(config.model.path)
     run_dir = (args.run_dir or new_run_dir(config)).resolve()

@@ -1,6 +1,7 @@
 """Host memory, disk and network: what a run keeps and sends beside the GPUs' memory."""
 
 from sluice.config.schema import Config
+from sluice.shared_memory import needed_bytes
 from sluice.sizing.learner import BYTES, ranks_of, state_bytes, trained_parameters
 from sluice.sizing.model_shape import ModelShape
 from sluice.sizing.parts import Estimate, Part, kept
@@ -56,7 +57,6 @@ def learner_host_memory(shape: ModelShape, config: Config) -> Estimate:
 def rollout_host_memory(shape: ModelShape, config: Config) -> Estimate:
     """Memory of the machine of one rollout, beyond what its GPUs hold, while new weights arrive."""
     model, arriving = BYTES[config.model.dtype] * shape.parameters, push_bytes(shape, config)
-    parallel = config.rollout.tensor_parallel_size > 1
     return Estimate(
         title="host memory, each rollout",
         parts=kept(
@@ -68,8 +68,8 @@ def rollout_host_memory(shape: ModelShape, config: Config) -> Estimate:
                     knob="weights.lora: merged",
                 ),
                 Part(
-                    name="/dev/shm, for the engine's other processes",
-                    size_bytes=model if parallel else 0,
+                    name="/dev/shm, for messages of the engine's processes",
+                    size_bytes=needed_bytes(config),
                     knob="rollout.tensor_parallel_size: 1",
                 ),
             )

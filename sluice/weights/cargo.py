@@ -70,6 +70,15 @@ class Cargo:
             self._verified += 1
             self._changed.notify_all()
 
+    def take_whole(self, buffer: np.ndarray) -> None:
+        """Takes all bytes at once, which whoever lends `buffer` has verified. Raises TransferError after `fail`."""
+        assert buffer.shape == (self.payload.total_bytes,)
+        with self._changed:
+            self._raise_error()
+            self.buffer = buffer
+            self._verified = len(self.payload.bucket_digests)
+            self._changed.notify_all()
+
     def wait(self, bucket: int, *, timeout_s: float) -> np.ndarray:
         """The bytes of a bucket, once they are verified. Raises TransferError after `timeout_s` or `fail`."""
         deadline = time.monotonic() + timeout_s

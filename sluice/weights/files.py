@@ -1,10 +1,12 @@
 """Snapshots as files, for receivers that no collective reaches: an ordinary safetensors file with the manifest in the
 file's metadata, written under a temporary name and renamed, verified by digest when read."""
 
+import io
 import json
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -12,10 +14,14 @@ import safetensors
 from sluice.errors import TransferError
 from sluice.policy_version import PolicyVersion
 from sluice.run_dir.full_disk import located
+from sluice.weights import staging
 from sluice.weights.manifest import Manifest, plan
 from sluice.weights.snapshot import Packer, Snapshot
 
 _UNFINISHED = ".tmp"
+
+_HEADER_BYTES = 100_000_000
+"""Longest header, as safetensors itself has it."""
 
 _NAME_OF_SAFETENSORS_DTYPE = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -68,20 +74,53 @@ def prune(directory: Path, *, keep: Collection[Path]) -> None:
 
 
 def read_snapshot(path: Path) -> Snapshot:
-    """Reads and verifies a snapshot. Raises TransferError when the file is absent, torn, foreign or altered."""
+    """Reads a snapshot straight into staged memory, without holding Python's lock, and verifies the bytes.
+
+    Raises TransferError when the file is absent, torn, foreign or altered. A file is read and not mapped, because a mapping of
+    a file that another machine cuts off ends the process.
+    """
     try:
-        data = path.read_bytes()
-        entries = safetensors.deserialize(data)
-        facts = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["sluice"])
-        named = [(name, _NAME_OF_SAFETENSORS_DTYPE[entry["dtype"]], entry["shape"]) for name, entry in entries]
-        packer = Packer(plan(named, bucket_bytes=facts["bucket_bytes"]))
-        for name, entry in entries:
-            packer.put(name, np.frombuffer(entry["data"], np.uint8))
+        with path.open("rb", buffering=0) as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            header = _read_header(file, size_bytes=size_bytes)
+            facts = json.loads(header.pop("__metadata__")["sluice"])
+            starts = {name: entry["data_offsets"][0] for name, entry in header.items()}
+            named = [
+                (name, _NAME_OF_SAFETENSORS_DTYPE[entry["dtype"]], entry["shape"]) for name, entry in header.items()
+            ]
+            layout = plan(named, bucket_bytes=facts["bucket_bytes"])
+            if (wanted := sum(spec.size_bytes for spec in layout.tensors)) > size_bytes:
+                raise ValueError(f"tensors of {wanted} bytes in a file of {size_bytes}")
+            packer, data_at = Packer(layout, staging.new(layout.total_bytes)), file.tell()
+            for spec in layout.tensors:
+                file.seek(data_at + starts[spec.name])
+                _fill(file, packer.room(spec.name))
         snapshot = packer.seal(PolicyVersion(lineage=facts["lineage"], number=facts["number"]))
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise TransferError(f"{path}: not a readable weight snapshot: {error!r}") from error
     if snapshot.manifest.digest != facts["digest"]:
         raise TransferError(
             f"{path}: digest is {snapshot.manifest.digest[:16]}..., recorded was {facts['digest'][:16]}..."
         )
     return snapshot
+
+
+def _read_header(file: io.FileIO, *, size_bytes: int) -> dict[str, Any]:
+    """The header of a safetensors file: 8 bytes of length, then JSON, then the tensors."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size_bytes, _HEADER_BYTES):
+        raise ValueError(f"a header of {length} bytes in a file of {size_bytes}")
+    header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("a header that is no JSON object")
+    return header
+
+
+def _fill(file: io.FileIO, room: np.ndarray) -> None:
+    """Fills uint8[n] from the file."""
+    left = memoryview(room)
+    while left:
+        count = file.readinto(left)
+        if not count:
+            raise ValueError(f"the file ends {len(left)} bytes before a tensor does")
+        left = left[count:]

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from sluice.weights import staging
 from sluice.weights.adapters import adapters_among
 from sluice.weights.manifest import Manifest, plan
 from sluice.weights.snapshot import Packer, Snapshot
@@ -42,7 +43,8 @@ def merged(manifest: Manifest, buffer: np.ndarray, *, base: Mapping[str, Tensor]
     received = dict(named_tensors(manifest, buffer))
     adapters = adapters_among(received)
     named = [(name, dtype, tuple(weight.shape)) for name, weight in base.items()]
-    packer = Packer(plan(named, bucket_bytes=manifest.bucket_bytes))
+    layout = plan(named, bucket_bytes=manifest.bucket_bytes)
+    packer = Packer(layout, staging.new(layout.total_bytes))
     for name, weight in base.items():
         if (adapter := adapters.get(name)) is not None:
             a, b = received[adapter.a].to(device), received[adapter.b].to(device)

@@ -3,7 +3,7 @@
 The engine applies the version. Waits: the receiving thread for the source, at most the epoch's `timeout_s` per bucket;
 `result` for the receiving thread. A transfer that dies changes nothing else: its group is dropped, the old weights keep
 serving, and the next transfer needs a fresh epoch. If that transfer is of the same payload, it goes on at the first bucket
-that is lacking, from whichever source.
+that is lacking, from whichever source. Nothing is sent where another process of this machine has the version already.
 
     (no epoch) --join--> joined --begin--> receiving --ok--> joined
                                               \\--error--> (no epoch)
@@ -22,7 +22,7 @@ import numpy as np
 from blake3 import blake3
 
 from sluice.errors import Expired, NotReady, TransferError
-from sluice.weights import files
+from sluice.weights import files, lending, staging
 from sluice.weights.backends import Collective, Rendezvous, TransferGroup, join
 from sluice.weights.cargo import Cargo
 from sluice.weights.links import tell_first
@@ -63,9 +63,12 @@ class _Arrival:
 class WeightReceiver:
     """Receives versions for one rollout. Methods block, so an event loop calls them in threads; a `join` ends older waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shares: bool = False) -> None:
+        """With `shares` this process lends the versions that it has verified to other processes of the machine, and maps
+        theirs in place of receiving bytes (lending.py)."""
+        self._shares = shares
         self._lock = threading.Lock()
-        """Guards the six fields below; never held while waiting."""
+        """Guards the fields below; never held while waiting."""
         self._epoch: str | None = None
         self._group: TransferGroup | None = None
         self._pending: Future[Received] | None = None
@@ -95,17 +98,19 @@ class WeightReceiver:
         with self._lock:
             if self._pending is not None and not self._pending.done():
                 raise NotReady("a receive is under way; wait for it, or join a fresh epoch to give it up")
+            source: Callable[[], Received]
             if file_path:
-                source: Callable[[], Received] = lambda: _read(Path(file_path), manifest)  # noqa: E731
+                source = lambda: self._borrow(manifest) or _read(Path(file_path), manifest)  # noqa: E731
             else:
                 group = self._group
                 if group is None or self._epoch != epoch:
                     raise NotReady(f"epoch {epoch} was not joined or has failed; join a fresh one")
                 assert payload is not None
                 arrival = self._arrival_of(manifest, payload)
-                source = lambda: _receive(group, arrival)  # noqa: E731
+                source = lambda: self._borrow_in_place_of(arrival, group) or _receive(group, arrival)  # noqa: E731
             self._pending = Future()
-            thread = threading.Thread(target=_fulfil, args=(self._pending, source), name="weights-receive", daemon=True)
+            work = (self._pending, lambda: self._announced(source()))
+            thread = threading.Thread(target=_fulfil, args=work, name="weights-receive", daemon=True)
             self._threads = [*(former for former in self._threads if former.is_alive()), thread]
             thread.start()
 
@@ -174,9 +179,36 @@ class WeightReceiver:
         self._arrival = _Arrival(manifest=manifest, cargo=cargo, hasher=hasher, started=time.monotonic())
         return self._arrival
 
+    def _borrow_in_place_of(self, arrival: _Arrival, group: TransferGroup) -> Received | None:
+        """The version, if another process of this machine has it whole; the source then sends nothing."""
+        if (received := self._borrow(arrival.manifest)) is None:
+            return None
+        cargo, payload = arrival.cargo, arrival.cargo.payload
+        tell_first(group, len(payload.bucket_digests))
+        if payload.encoding == "dense":
+            cargo.take_whole(received.buffer)
+        else:
+            cargo.fail(
+                TransferError(f"{arrival.manifest.version}: was borrowed here, so its {payload.encoding} is not here")
+            )
+        return received
+
+    def _borrow(self, manifest: Manifest) -> Received | None:
+        """The digest was computed by the process that received the bytes, and nobody can have written since."""
+        started = time.monotonic()
+        buffer = lending.find(manifest.digest, total_bytes=manifest.total_bytes) if self._shares else None
+        return None if buffer is None else _verified(manifest, buffer, manifest.digest, started)
+
+    def _announced(self, received: Received) -> Received:
+        if self._shares:
+            lending.announce(received.buffer, digest=received.digest)
+        return received
+
     def _take_spare(self, total_bytes: int) -> np.ndarray:
         spare, self._spare = self._spare, None
-        return spare if spare is not None and spare.size == total_bytes else np.empty(total_bytes, np.uint8)
+        if spare is not None and spare.size == total_bytes and staging.reclaim(spare):
+            return spare
+        return staging.new(total_bytes)
 
 
 def _join_in_time(rendezvous: Rendezvous, backend: Collective) -> TransferGroup:

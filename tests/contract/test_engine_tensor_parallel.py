@@ -1,5 +1,6 @@
-"""vLLM over two worker processes: both get the whole snapshot and take their shard of it."""
+"""vLLM over two worker processes: both map the one staged copy and take their shard of it."""
 
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ LONG_PROMPT = tuple(3 + index % 40 for index in range(70))
 def test_two_workers_serve_each_version_exactly_and_reuse_no_older_prefix(tmp_path: Path) -> None:
     set_environment(threads=1)
     from services.rollout.adapters.vllm_engine import VllmEngine
+    from sluice.weights import staging
     from tests.tiny_model import load, logprobs, perturbed, snapshot, write_tiny_model
 
     model = load(write_tiny_model(tmp_path, heads=4))
@@ -34,7 +36,11 @@ def test_two_workers_serve_each_version_exactly_and_reuse_no_older_prefix(tmp_pa
     try:
         for number in range(2):
             weights = snapshot(perturbed(model, seed=number), number)
-            engine.load_weights(weights.manifest, weights.buffer, recompute_kv=False)
+            # First memory of any kind, then memory as a receiver fills it, which is not copied.
+            buffer = staging.staged(weights.buffer) if number else weights.buffer
+            engine.load_weights(weights.manifest, buffer, recompute_kv=False)
+            assert mapping_workers() == []
+            assert staging.reclaim(buffer) is bool(number), "no worker keeps the copy"
             prompts = {"0": PROMPT, "1": PROMPT, "2": LONG_PROMPT, "3": LONG_PROMPT}
             for seed, (sample_id, prompt) in enumerate(prompts.items()):
                 engine.add(
@@ -49,3 +55,10 @@ def test_two_workers_serve_each_version_exactly_and_reuse_no_older_prefix(tmp_pa
                     assert [span.version.number for span in sample.spans] == [number]
     finally:
         engine.close()
+
+
+def mapping_workers() -> list[int]:
+    """Workers that have a staged copy mapped."""
+    workers = [child.pid for child in multiprocessing.active_children()]
+    assert len(workers) >= 2
+    return [pid for pid in workers if pid and "sluice-weights" in Path(f"/proc/{pid}/maps").read_text()]

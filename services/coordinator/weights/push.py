@@ -20,6 +20,7 @@ import structlog
 from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.state.push_times import PushTime, PushTimes
 from services.coordinator.state.run_context import RunContext
+from services.coordinator.weights.limits import PushLimits, files_bytes
 from services.coordinator.wire.answers import durations_of
 from services.coordinator.wire.clients import as_sluice_errors
 from sluice.errors import SluiceError, TransferError, Unavailable
@@ -84,6 +85,7 @@ class WeightPush:
         self._fleet, self._events, self._clock = run.fleet, run.events, run.clock
         self._clients, self._times, self._prober = clients, times, prober
         self._timeout_s = run.config.weights.timeout_s
+        self._limits = PushLimits(timeout_s=self._timeout_s, model_bytes=files_bytes(run.config.model.path))
         self._finish_s = run.config.coordinator.generate_timeout_s if run.config.weights.inflight == "finish" else None
         """How long rollouts let running samples end before they apply a version; None: rollouts do not wait."""
 
@@ -155,13 +157,13 @@ class WeightPush:
                     timeout_s=self._timeout_s,
                     receiver_device=member.device,
                 ),
-                timeout=self._timeout_s,
+                timeout=self._limits.opening_s(),
             )
 
     async def _receive(
         self, member: Member, epoch: str, opened: learner_pb2.OpenTransferResponse
     ) -> rollout_pb2.ApplyWeightsResponse:
-        rollout, limit = self._clients.rollout(member), self._timeout_s
+        rollout, limit, size_bytes = self._clients.rollout(member), self._timeout_s, opened.manifest.total_bytes
         with as_sluice_errors(member):
             if opened.new_epoch and opened.backend != "file":
                 join = rollout_pb2.JoinEpochRequest(
@@ -174,17 +176,18 @@ class WeightPush:
                     world_size=2,
                     timeout_s=limit,
                 )
-                await rollout.JoinEpoch(join, timeout=limit + 2)
+                await rollout.JoinEpoch(join, timeout=self._limits.joining_s())
             receive = rollout_pb2.ReceiveWeightsRequest(
                 epoch=epoch, manifest=opened.manifest, payload=opened.payload, file_path=opened.file_path
             )
             await rollout.ReceiveWeights(receive, timeout=limit)
-            # Each bucket has a limit; the whole receive has one bucket's limit more than its bytes need at the slowest rate.
-            whole_s = limit + opened.manifest.total_bytes / SLOWEST_BYTES_PER_S
-            apply = rollout_pb2.ApplyWeightsRequest(version=opened.manifest.version, timeout_s=whole_s)
+            apply = rollout_pb2.ApplyWeightsRequest(
+                version=opened.manifest.version, timeout_s=self._limits.arriving_s(size_bytes)
+            )
             member.finishing = self._finish_s is not None
             try:
-                return await rollout.ApplyWeights(apply, timeout=whole_s + (self._finish_s or 0.0) + 2)
+                apply_s = self._limits.applying_s(size_bytes, finish_s=self._finish_s or 0.0)
+                return await rollout.ApplyWeights(apply, timeout=apply_s)
             finally:
                 member.finishing = False
                 self._fleet.changed.notify()
@@ -209,10 +212,6 @@ class WeightPush:
         )
         if newly:
             self._events.emit("service_ready", f"{member.service_id} is ready", labels=labels)
-
-
-SLOWEST_BYTES_PER_S = 50e6
-"""Chosen: half of a gigabit link; a slower transfer counts as dead."""
 
 
 def _is_behind(member: Member, learner: Member) -> bool:

@@ -7,11 +7,9 @@ while the former one computes; its tokens are taken before weights change, and b
 Import this module only after `set_environment`. Tested with vLLM 0.32.
 """
 
-import tempfile
 import time
 from collections import deque
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +29,8 @@ from services.rollout.adapters.vllm_arguments import cpu_arguments, cuda_argumen
 from services.rollout.engine import FinishedSample, FinishReason, RunningSample, SampleRequest
 from services.rollout.model_files import ModelFacts
 from sluice.policy_version import PolicyVersion
-from sluice.weights import files
+from sluice.weights import lending, staging
 from sluice.weights.manifest import Manifest
-from sluice.weights.snapshot import Snapshot
 
 _EXTENSION = "services.rollout.adapters.vllm_extension.SluiceExtension"
 
@@ -144,9 +141,9 @@ class VllmEngine:
         if self._tensor_parallel_size == 1:
             self._core.collective_rpc("sl_load_weights", args=(manifest, buffer))
         else:
-            with tempfile.TemporaryDirectory(prefix="sluice-", dir="/dev/shm") as directory:
-                path = files.write_snapshot(Path(directory), Snapshot(manifest=manifest, buffer=buffer.view()))
-                self._core.collective_rpc("sl_load_file", args=(str(path),))
+            copy = staging.staged(buffer)  # what a receiver fills is staged; other memory is copied once
+            place = lending.lend(copy, digest=manifest.digest)
+            self._core.collective_rpc("sl_load_borrowed", args=(manifest, place))
         self.version = manifest.version
         for sample in self._running.values():
             sample.switch(manifest.version)

@@ -8,7 +8,6 @@ model of 3 million parameters is 18 % slower. A load of the smaller model takes 
 likewise. What vLLM derives from weights (MLA attention's halves of `kv_b_proj`) is derived again after every load.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +17,7 @@ from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedE
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.platforms import current_platform
 
-from sluice.weights import files
+from sluice.weights import lending
 from sluice.weights.manifest import Manifest
 from sluice.weights.tensors import named_tensors
 
@@ -81,7 +80,9 @@ class SluiceExtension:
             elif isinstance(module, MLAAttention):
                 module.process_weights_after_loading(self.model_config.dtype)  # type: ignore[attr-defined]
 
-    def sl_load_file(self, path: str) -> None:
-        """As `sl_load_weights`, from a snapshot file, for worker processes other than the engine's own."""
-        snapshot = files.read_snapshot(Path(path))
-        self.sl_load_weights(snapshot.manifest, snapshot.buffer)
+    def sl_load_borrowed(self, manifest: Manifest, place: str) -> None:
+        """As `sl_load_weights`, for workers in processes of their own: maps the copy that the engine's process lends.
+
+        vLLM's loaders copy this worker's slices out of the mapping; nothing else is read, and the mapping ends with the call.
+        """
+        self.sl_load_weights(manifest, lending.borrow(place, total_bytes=manifest.total_bytes, digest=manifest.digest))

@@ -25,6 +25,6 @@ class RolloutConfig(Section):
     threads: PositiveInt = Field(default=1, description="OMP threads of a CPU engine")
     step_timeout_s: PositiveFloat = Field(
         default=120.0,
-        description="limit of one engine step or change of weights; a rollout that takes longer counts as hung, ends "
-        "and is started again",
+        description="limit of one engine step or change of weights (which has a second more for each 100 MB); a rollout "
+        "that takes longer counts as hung, ends and is started again",
     )

@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.state.push_times import PushTimes
+from services.coordinator.weights.limits import PushLimits, files_bytes
 from services.coordinator.weights.push import WeightPush
 from sluice.errors import TransferError
 from sluice.policy_version import PolicyVersion
@@ -25,6 +27,9 @@ class Ends:
     may_apply: asyncio.Event = field(default_factory=asyncio.Event)
     wrong_digests: int = 0
     newest: int = 0
+    total_bytes: int = 0
+    opening_s: list[float] = field(default_factory=list)
+    arriving_s: list[float] = field(default_factory=list)
     deadlines_s: list[float] = field(default_factory=list)
 
     def learner(self, member: Member) -> "Ends":
@@ -35,7 +40,8 @@ class Ends:
 
     async def OpenTransfer(self, request: Any, timeout: float) -> Any:
         version = common_pb2.PolicyVersion(lineage="a", number=self.newest)
-        manifest = common_pb2.WeightManifest(version=version, digest="right")
+        self.opening_s.append(timeout)
+        manifest = common_pb2.WeightManifest(version=version, digest="right", total_bytes=self.total_bytes)
         return learner_pb2.OpenTransferResponse(manifest=manifest, backend="file", file_path="-")
 
     async def ReceiveWeights(self, request: Any, timeout: float) -> Any:
@@ -43,6 +49,7 @@ class Ends:
 
     async def ApplyWeights(self, request: Any, timeout: float) -> Any:
         self.deadlines_s.append(timeout)
+        self.arriving_s.append(request.timeout_s)
         await self.may_apply.wait()
         digest = "wrong" if self.wrong_digests > 0 else "right"
         self.wrong_digests -= 1
@@ -109,6 +116,32 @@ async def test_a_rollout_is_closed_to_new_groups_only_while_it_lets_samples_end(
         scene.ends.may_apply.set()
         await assert_eventually(lambda: member.state is State.READY)
         assert not member.finishing
+
+
+async def test_every_limit_of_a_push_grows_with_the_bytes() -> None:
+    """65 GB: 1300 s on the slowest link, and 650 s for each thing that a slow machine does with all bytes."""
+    scene = Scene(Ends(total_bytes=65_000_000_000))
+    scene.ends.may_apply.set()
+    member = scene.add(Role.ROLLOUT, "r")
+    for number in (0, 1):
+        scene.publish(number)
+        async with scene.running():
+            await assert_eventually(lambda: member.version == PolicyVersion(lineage="a", number=scene.ends.newest))
+    assert scene.ends.opening_s == [10.0, 660.0]  # the first version is not known before it is opened
+    assert scene.ends.arriving_s == [1310.0, 1310.0]
+    assert scene.ends.deadlines_s == [2612.0, 2612.0]
+
+
+def test_a_model_folder_tells_the_first_limit(tmp_path: Path) -> None:
+    for name in ("model-1.safetensors", "model-2.safetensors"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(32_500_000_000)
+    limits = PushLimits(timeout_s=10.0, model_bytes=files_bytes(str(tmp_path)))
+    assert limits.opening_s() == 660.0
+    assert limits.applying_s(1_000_000_000, finish_s=5.0) == 10.0 + 20.0 + 5.0 + 1300.0 + 2.0, (
+        "adapters are few, the model is not"
+    )
+    assert files_bytes(str(tmp_path / "elsewhere")) == 0
 
 
 async def test_only_newcomers_and_the_quarantined_are_probed() -> None:

@@ -214,6 +214,10 @@ async def test_a_step_that_takes_too_long_is_found_and_an_idle_engine_never_is(
     engine.gate.clear()
     hanging = asyncio.create_task(collect(loop, "b"))
     await assert_eventually(lambda: loop.busy_s > 0.03, what="a step that hangs")
+    loop.loading_bytes = 65_000_000_000  # while weights are loaded, their bytes have time of their own
+    await clock.advance(1.0)
+    assert not watch.done()
+    loop.loading_bytes = 0
     await clock.advance(1.0)
     assert await watch > 0.03
     engine.gate.set()

@@ -129,7 +129,7 @@ def test_host_disk_and_network() -> None:
     alone = recipe("model.lora_rank=2", "model.target_modules=[o_proj]", "weights.lora=adapter")
     assert storage.push_bytes(SHAPE, alone) == 4 * 2 * 16
     across = recipe("rollout.tensor_parallel_size=2")
-    assert sizes(storage.rollout_host_memory(SHAPE, across)) == [2800, 2800]
+    assert sizes(storage.rollout_host_memory(SHAPE, across)) == [2800, (160 + 2 * 304) << 20]
 
 
 def test_what_fits_is_not_refused_and_what_cannot_fit_is_with_the_way_out() -> None:
