@@ -87,9 +87,9 @@ class Publishing:
     def _make_known(self, batch: Batch, packed: Sealable, metrics: dict[str, float]) -> None:
         started = time.perf_counter()
         snapshot = packed.seal()
-        metrics["learner/digest_ms"] = 1e3 * (time.perf_counter() - started)
         self._record.trained(self._trained(batch, snapshot))  # before anybody can see the new version
         self._publish(snapshot)
+        metrics["learner/digest_ms"] = 1e3 * (time.perf_counter() - started)
         self._commit(batch, metrics)
         self._record.committed(self.lineage)
         self._export(self.snapshot)

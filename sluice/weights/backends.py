@@ -49,6 +49,10 @@ class TransferGroup(Protocol):
         """Begins such a broadcast of memory that must stay until its flight has ended. Raises TransferError."""
         ...
 
+    def rest(self) -> None:
+        """Gives back what only a transfer needs, between two versions; nothing may be under way."""
+        ...
+
     def close(self) -> None:
         """Frees the group's sockets or communicator; only after its last broadcast has returned."""
         ...

@@ -52,6 +52,9 @@ class GlooGroup:
         """TransferGroup.broadcast."""
         self.start(data, root=root).wait()
 
+    def rest(self) -> None:
+        """TransferGroup.rest: gloo keeps nothing."""
+
     def close(self) -> None:
         """TransferGroup.close. Nothing may be under way: gloo's end waits for it with the interpreter's lock in hand."""
         del self.group

@@ -88,7 +88,7 @@ class StagedGroup:
             self._limit_s = usual
 
     def rest(self) -> None:
-        """Gives the slots back between two versions; nothing may be under way."""
+        """TransferGroup.rest: gives the slots back."""
         self._slots.clear()
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from sluice.errors import SluiceError, TransferError, Unavailable
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.policy_versions import version_from_proto
 from sluice.v1 import learner_pb2, rollout_pb2
+from sluice.weights.rendezvous import join_limit_s
 
 log = structlog.get_logger(__name__)
 
@@ -174,7 +175,7 @@ class WeightPush:
                     world_size=2,
                     timeout_s=limit,
                 )
-                await rollout.JoinEpoch(join, timeout=limit + 2)
+                await rollout.JoinEpoch(join, timeout=join_limit_s(opened.backend, limit) + 2)
             receive = rollout_pb2.ReceiveWeightsRequest(
                 epoch=epoch, manifest=opened.manifest, payload=opened.payload, file_path=opened.file_path
             )

@@ -46,7 +46,7 @@ class SnapshotPacker:
         self._ranks = ranks
         self._copies = SideCopies(ranks.device)
         """The snapshot's way to the host, beside the gathering of the next tensors."""
-        self._bucket_bytes = config.weights.bucket_bytes
+        self._bucket_bytes = config.weights.bucket_bytes_on(ranks.device.type)
         causal_lm = policy.causal_lm
         form, untrained = published_form(Path(config.model.path), causal_lm)
         constants = {stored: causal_lm.get_buffer(name).float() for name, stored in untrained.items()}
