@@ -126,7 +126,7 @@ def _times(model: Path, dtype: str, ranks: Ranks) -> dict[str, list[float]]:
 def _tensor_by_tensor(policy: Policy, config: Config, ranks: Ranks) -> Snapshot | None:
     parameters = dict(sorted(policy.causal_lm.named_parameters()))
     named = [(name, config.model.dtype, tuple(p.shape)) for name, p in parameters.items()]
-    packer = Packer(plan(named, bucket_bytes=config.weights.bucket_bytes)) if ranks.leads else None
+    packer = Packer(plan(named, bucket_bytes=config.weights.bucket_bytes_on("cpu"))) if ranks.leads else None
     for name, parameter in parameters.items():
         assert isinstance(parameter, DTensor)
         whole = parameter.full_tensor()

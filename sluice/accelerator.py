@@ -4,8 +4,11 @@ torch.cuda and torch.cpu have the same streams and events, so what uses them her
 is no more than the order of calls. The lines that only CUDA reaches say so and have tests marked `gpu`, which were not run.
 """
 
+import contextlib
+from collections import deque
+from collections.abc import Iterator
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,17 +51,53 @@ def settle(device: torch.device) -> None:
     reached.synchronize()
 
 
+class Lane:
+    """A stream of one user's own: what is given to it queues neither behind nor before what the device computes.
+
+    torch hands out its 32 streams of a device in turn, so of more users than streams two share one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._streams = device, _streams(device)
+        # CUDA only: a thread's current device is the first one until the thread says otherwise.
+        self._stream = self._streams.Stream(device) if device.type == "cuda" else self._streams.Stream()
+
+    @contextlib.contextmanager
+    def within(self) -> Iterator[None]:
+        """What this thread gives to the device meanwhile goes into the lane."""
+        with self._streams.stream(self._stream):
+            yield
+
+    def empty(self, size_bytes: int) -> Tensor:
+        """uint8[size_bytes] of the device's memory, for use in this lane."""
+        with self.within():
+            return torch.empty(size_bytes, dtype=torch.uint8, device=self._device)
+
+    def mark(self) -> Any:
+        """An event whose `query` says whether all that the lane was given until now is done; on a CPU it always is."""
+        event = self._streams.Event()
+        event.record(self._stream)
+        return event
+
+
+COPIES_BYTES = 256 << 20
+"""Device memory that tensors on their way to the host may hold at most, but for one tensor; chosen: 5 to 10 ms of a link."""
+
+
 class SideCopies:
     """Copies from a device to the host in a stream of their own, beside what the device computes meanwhile."""
 
     def __init__(self, device: torch.device) -> None:
         self._streams = _streams(device)
         self._stream = self._streams.Stream()
+        self._under_way: deque[tuple[Any, int]] = deque()
+        """Events behind copies, oldest first, with the bytes of each copy."""
 
     def copy(self, into: np.ndarray, source: Tensor) -> None:
         """Begins to copy a tensor of any dtype into uint8[n] host memory of `host_memory`, which is filled after `finish`.
 
-        The tensor may be dropped at once; what is computed into it was given to this thread's stream before.
+        The tensor may be dropped at once; what is computed into it was given to this thread's stream before. Waits for
+        older copies while more than COPIES_BYTES are under way.
         """
         flat = source.detach().contiguous().reshape(-1).view(torch.uint8)
         self._stream.wait_stream(self._streams.current_stream())
@@ -66,12 +105,16 @@ class SideCopies:
             torch.from_numpy(into).copy_(flat, non_blocking=True)
         if flat.is_cuda:
             flat.record_stream(self._stream)  # CUDA only: its memory is not given away before the copy is done
+        done = self._streams.Event()
+        done.record(self._stream)
+        self._under_way.append((done, flat.numel()))
+        while len(self._under_way) > 1 and sum(size for _, size in self._under_way) > COPIES_BYTES:
+            self._under_way.popleft()[0].synchronize()
 
     def finish(self) -> None:
         """Waits until every copy is done."""
-        done = self._streams.Event()
-        done.record(self._stream)
-        done.synchronize()
+        while self._under_way:
+            self._under_way.popleft()[0].synchronize()
 
 
 def _streams(device: torch.device) -> ModuleType:

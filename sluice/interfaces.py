@@ -35,6 +35,11 @@ def interfaces() -> Interfaces:
     return found
 
 
+def with_addresses() -> list[str]:
+    """The names of the interfaces that have an address."""
+    return [name for name, addresses in interfaces().items() if addresses]
+
+
 def interface_of(address: str) -> str:
     """The interface that has `address`; empty when none has."""
     return next((name for name, found in interfaces().items() if address in found), "")

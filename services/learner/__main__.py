@@ -5,6 +5,7 @@ from pathlib import Path
 
 from services.learner.distributed.ending import end_process
 from services.learner.distributed.environment import prepare_allocator
+from sluice.nccl import prepare_nccl
 from sluice.rpc.service import LEARNER_PORT, ServiceOptions, exit_code, options_from, service_parser
 
 
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     prepare_allocator()
+    prepare_nccl()
     from services.learner.app import run
     from services.learner.distributed.ranks import RankLost
     from sluice.errors import SluiceError

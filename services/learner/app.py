@@ -33,8 +33,9 @@ from sluice.accelerator import identity
 from sluice.clock import SystemClock
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
-from sluice.interfaces import prefer_for_nccl
+from sluice.interfaces import prefer_for_nccl, with_addresses
 from sluice.lineage import LINEAGES_FILE, LineageBook, Rollback
+from sluice.nccl import settings_to_mend
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.service import ServiceOptions
 from sluice.run_dir.full_disk import DiskWaits
@@ -56,6 +57,9 @@ def run(options: ServiceOptions) -> bool:
     prefer_for_nccl(options.advertise)
     with naming_lost_ranks():
         ranks = join_ranks()
+        if ranks.device.type == "cuda":
+            for line in settings_to_mend(os.environ, interfaces=with_addresses()):
+                log.warning("nccl_setting", rank=ranks.rank, problem=line)
         if ranks.leads:
             disk = DiskWaits(clock=SystemClock())
             control = ControlPlane(options, disk=disk)

@@ -1,12 +1,15 @@
-"""The learner's loop: get batch k, train, publish version k + 1, commit, and every few steps save a checkpoint.
+"""The learner's loop: get batch k, train, gather version k + 1, and every few steps save a checkpoint.
 
-Rank 0 leads; only rank 0 knows of coordinator, lineage and publication; the other ranks follow rank 0's commands.
+Rank 0 leads; only rank 0 knows of coordinator, lineage and publication; the other ranks follow rank 0's commands. Digesting,
+publishing and booking a version go on beside the next step (publishing.py).
 
  who waits      for what                                                  unblocked by
  the leader     batch k, one long poll at a time                          the coordinator, a signal, a completed checkpoint
  the leader     a checkpoint, before the next checkpoint or the leader's  the thread that writes the checkpoint, or
                 end                                                       WRITE_LIMIT_S
- the leader     the booking of a step or a checkpoint, a call at a time   the coordinator, when its disk has room
+ the leader     the former version, before the next version or a          the thread that makes the version known
+                checkpoint is gathered
+ the leader     the booking of a checkpoint, a call at a time             the coordinator, when its disk has room
  the followers  the leader's next command                                 the leader, which sends a command after every poll
 """
 
@@ -14,30 +17,30 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import structlog
 
 from services.learner.batches.batch import Batch
-from services.learner.checkpoint.training_record import TrainedBatch, TrainingRecord
+from services.learner.checkpoint.training_record import TrainingRecord
 from services.learner.checkpoint.training_state import CheckpointState
 from services.learner.checkpoint.writer import WRITE_LIMIT_S, still_writing
 from services.learner.distributed.ranks import Command
 from services.learner.ports import Coordinator, Publisher
-from services.learner.snapshot.pack import renamed
+from services.learner.publishing import Publishing, Sealable, booked
 from sluice.clock import SystemClock
-from sluice.errors import DiskFull
 from sluice.lineage import LineageBook
 from sluice.policy_version import PolicyVersion
 from sluice.run_dir.full_disk import DiskWaits
 from sluice.weights.snapshot import Snapshot
 
-T = TypeVar("T")
-
 log = structlog.get_logger(__name__)
 
 SETTLE_POLL_S = 20.0
-"""How often a leader that waits for the writing of a checkpoint sends the other ranks a command."""
+"""How often a leader that waits for the writing of a checkpoint, or for a version, sends the other ranks a command."""
+
+LAST_WORDS_S = 5.0
+"""How long a leader that fails lets the version before its failure be booked; chosen: a booking takes some milliseconds."""
 
 
 class RankWork(Protocol):
@@ -55,7 +58,7 @@ class RankWork(Protocol):
 
     @property
     def publish_phases_ms(self) -> dict[str, float]:
-        """How long the phases of the newest gather took."""
+        """How long the phases of the newest `pack` took."""
         ...
 
     def command(self, command: Command = ..., /) -> Command:
@@ -66,8 +69,8 @@ class RankWork(Protocol):
         """One step on the leader's batch; its metrics."""
         ...
 
-    def gather(self, version: PolicyVersion, /) -> Snapshot | None:
-        """The current weights as `version`, on the leader."""
+    def pack(self, version: PolicyVersion, /) -> Sealable | None:
+        """The current weights as `version`, on the leader; what is left to do needs no other rank."""
         ...
 
     def save(self, state: CheckpointState, /) -> "Future[Path | None]":
@@ -80,7 +83,8 @@ def follow(worker: RankWork) -> bool:
     while (command := worker.command()) not in (Command.STOP, Command.LEAVE):
         if command is Command.TRAIN:
             worker.train(None)
-            worker.gather(PolicyVersion(lineage="", number=worker.step))
+        elif command is Command.PUBLISH:
+            worker.pack(PolicyVersion(lineage="", number=worker.step))
         elif command is Command.CHECKPOINT:
             worker.save(CheckpointState(step=worker.step, lineage=""))
     return command is Command.STOP
@@ -104,27 +108,41 @@ class Leader:
         disk: DiskWaits | None = None,
     ) -> None:
         self._worker, self._coordinator, self._publisher = worker, coordinator, publisher
-        self._lineages, self._lineage = lineages, state.lineage
         self._every = checkpoint_every_steps
-        self._export, self._disk = export, disk or DiskWaits(clock=SystemClock())
         self._waited_s = 0.0
         self._record = record
+        self._publishing = Publishing(
+            coordinator=coordinator,
+            publisher=publisher,
+            lineages=lineages,
+            record=record,
+            lineage=state.lineage,
+            snapshot=snapshot,
+            export=export,
+            disk=disk or DiskWaits(clock=SystemClock()),
+        )
         self._saved = (self._version, worker.restored)
         """The newest complete checkpoint; version 0 is `model.path` itself."""
         self._saving: tuple[PolicyVersion, Future[Path | None]] | None = None
         """The version whose checkpoint is being written, and the future of its path."""
-        self._parted = False
-        self.snapshot = snapshot
-        """The newest version."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest version, once `run` has returned."""
+        return self._publishing.snapshot
 
     def run(self) -> bool:
         """Trains until the run has ended (True) or the process is asked to stop (False); both leave a checkpoint."""
-        while isinstance(found := self._next_batch(), Batch):
-            self._step(found)
-            if self._worker.step % self._every == 0:
-                self._save()
-        self._save()
-        self._settle()
+        try:
+            while isinstance(found := self._next_batch(), Batch):
+                self._step(found)
+                if self._worker.step % self._every == 0:
+                    self._save()
+            self._save()
+            self._settle()
+        except BaseException:
+            self._publishing.give_time(LAST_WORDS_S)
+            raise
         self._worker.command(Command.STOP if found else Command.LEAVE)
         return found
 
@@ -132,6 +150,7 @@ class Leader:
         """The next batch, or whether the run has ended. Waiting is a step boundary: requested checkpoints begin here."""
         started, reason = time.perf_counter(), ""
         while not self._publisher.stopping:
+            self._publishing.done()
             self._book_when_complete()
             if self._publisher.checkpoint_wanted:
                 self._save()
@@ -151,61 +170,23 @@ class Leader:
         self._worker.command(Command.TRAIN)
         metrics = self._worker.train(batch)
         started = time.perf_counter()
-        snapshot = self._worker.gather(self._version)
-        assert snapshot is not None
-        self._record.trained(self._trained(batch, snapshot))  # before anybody can see the new version
-        self._publish(snapshot)
+        self._until_known()
+        self._worker.command(Command.PUBLISH)
+        packed = self._worker.pack(self._version)
+        assert packed is not None
         metrics |= {"learner/wait_s": self._waited_s, "learner/publish_s": time.perf_counter() - started}
         metrics |= {f"learner/{phase}_ms": taken for phase, taken in self._worker.publish_phases_ms.items()}
-        self._commit(batch, metrics)
-        self._record.committed(self._lineage)
-        self._export(self.snapshot)
+        self._publishing.begin(batch, packed, metrics)
 
-    def _trained(self, batch: Batch, snapshot: Snapshot) -> TrainedBatch:
-        return TrainedBatch(
-            step=batch.step,
-            digest=batch.digest,
-            group_ids=[group.group_id for group in batch.groups],
-            lineage=self._lineage,
-            weights_digest=snapshot.manifest.digest,
-            committed=False,
-        )
-
-    def _commit(self, batch: Batch, metrics: dict[str, float]) -> None:
-        """Books the step. A replayed step whose digest differs from the recorded digest begins a new lineage."""
-        digest = self.snapshot.manifest.digest
-        recorded = self._booked(lambda: self._commit_step(batch, metrics))
-        if recorded in ("", digest) or self._parted:
-            return
-        self._parted = True  # later replayed steps differ too, and the new lineage marks them already
-        former, self._lineage = self._lineage, self._disk.write_blocking(self._lineages.mint)
-        log.warning("lineage_minted", step=batch.step, former=former, lineage=self._lineage, digest=digest[:12])
-        self._publish(renamed(self.snapshot, self._version))
-        self._booked(lambda: self._commit_step(batch, metrics))
-
-    def _commit_step(self, batch: Batch, metrics: dict[str, float]) -> str:
-        digest = self.snapshot.manifest.digest
-        return self._coordinator.commit_step(batch, version=self._version, weights_digest=digest, metrics=metrics)
-
-    def _booked(self, call: Callable[[], T]) -> T:
-        """The answer to `call`, made again while the coordinator waits for room on its disk, which it answers only after
-        some seconds; the other ranks get IDLE meanwhile."""
-        told = False
-        while True:
-            try:
-                return call()
-            except DiskFull as full:
-                if not told:
-                    log.warning("waiting_for_the_coordinator", step=self._worker.step, reason=str(full))
-                told = True
-                self._worker.command(Command.IDLE)
-
-    def _publish(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
-        self._publisher.publish(snapshot)
+    def _until_known(self) -> None:
+        """Waits until the newest version is published and booked, and sends IDLE meanwhile."""
+        while not self._publishing.done(SETTLE_POLL_S):
+            self._worker.command(Command.IDLE)
 
     def _save(self) -> None:
-        """Saves the current version unless it is saved or being saved already. Waits for the write of a former version."""
+        """Saves the current version unless it is saved or being saved already. Waits until the version is booked, and for the
+        write of a former version."""
+        self._until_known()
         version = self._version
         if self._saving is not None and self._saving[0] != version:
             self._settle()
@@ -240,9 +221,17 @@ class Leader:
         if path is not None:
             self._saved = (version, path)
             self._record.saved(version.number)
-            self._booked(lambda: self._coordinator.commit_checkpoint(version, path))
+            self._book(version, path)
         self._publisher.checkpoint_saved(version, path)
+
+    def _book(self, version: PolicyVersion, path: Path) -> None:
+        booked(
+            lambda: self._coordinator.commit_checkpoint(version, path),
+            step=version.number,
+            meanwhile=lambda: self._worker.command(Command.IDLE),
+        )
 
     @property
     def _version(self) -> PolicyVersion:
-        return PolicyVersion(lineage=self._lineage, number=self._worker.step)
+        """The current version; its lineage is settled when no version is on its way."""
+        return PolicyVersion(lineage=self._publishing.lineage, number=self._worker.step)

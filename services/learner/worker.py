@@ -19,7 +19,7 @@ from services.learner.distributed.ranks import Command, Ranks
 from services.learner.distributed.step_watch import StepWatch
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
-from services.learner.snapshot.pack import SnapshotPacker
+from services.learner.snapshot.pack import Packed, SnapshotPacker
 from services.learner.training.train_step import Trainer
 from sluice.config.schema import Config
 from sluice.lineage import FIRST, Rollback, lineage_from
@@ -98,8 +98,13 @@ class Worker:
 
     def gather(self, version: PolicyVersion) -> Snapshot | None:
         """The current weights as a snapshot of `version`, on the leader."""
+        packed = self.pack(version)
+        return packed.seal() if packed is not None else None
+
+    def pack(self, version: PolicyVersion) -> Packed | None:
+        """SnapshotPacker.pack."""
         with self._watch.over("gathering of version", version.number):
-            return self._packer.gather(version)
+            return self._packer.pack(version)
 
     @property
     def adapters(self) -> Snapshot | None:
@@ -108,7 +113,7 @@ class Worker:
 
     @property
     def publish_phases_ms(self) -> dict[str, float]:
-        """How long the phases of the newest gather took on this rank."""
+        """How long the phases of the newest gather took on this rank, without the digest."""
         return self._packer.phases_ms
 
     def save(self, state: CheckpointState) -> "Future[Path | None]":

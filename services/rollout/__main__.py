@@ -2,6 +2,7 @@
 
 import sys
 
+from sluice.nccl import prepare_nccl
 from sluice.rpc.service import ROLLOUT_PORT, exit_code, options_from, service_parser
 
 
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
 
+    prepare_nccl()
     import uvloop
 
     from services.rollout.app import Options, serve

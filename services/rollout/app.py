@@ -148,17 +148,19 @@ class _Service:
 
     def _make_server(self, config: Config) -> RpcServer:
         # These imports load torch, so they come after `make_engine`, which bounds torch's threads.
+        from blake3 import blake3
         from transformers import AutoTokenizer
 
         from services.rollout.adapter_merging import AdapterMerger
         from services.rollout.servicer import RolloutServicer
         from services.rollout.weight_intake import WeightIntake
+        from sluice.accelerator import CPU
         from sluice.weights.receiver import WeightReceiver
 
         tokenizer = AutoTokenizer.from_pretrained(self._model.path)
         self._weights = WeightIntake(
             loop=self._loop,
-            receiver=WeightReceiver(shares=True),
+            receiver=WeightReceiver(shares=True, digest_threads=1 if self._device == CPU else blake3.AUTO),
             model=self._model,
             inflight=config.weights.inflight,
             finish_s=config.coordinator.generate_timeout_s,

@@ -42,6 +42,8 @@ def here(config: Any) -> "SharedOut":
     """The recipe on this machine's GPUs. Raises ConfigError where they do not suffice."""
     from sluice.gpus.nvml import find_machine
     from sluice.gpus.recipe import SharedOut, on_this_machine, with_rollouts
+    from sluice.interfaces import with_addresses
+    from sluice.nccl import settings_to_mend
 
     if config.launch.engine != "local":
         launch = config.launch
@@ -50,7 +52,8 @@ def here(config: Any) -> "SharedOut":
         return SharedOut(config=with_rollouts(config, config.launch.rollouts), lines=(line,))
     out = on_this_machine(config, find_machine(), environ=os.environ)
     if out.lines:
-        return out
+        notes = (f"note: {line}" for line in settings_to_mend(os.environ, interfaces=with_addresses()))
+        return replace(out, lines=(*out.lines, *notes))
     why = out.machine.hidden or "none found"
     return SharedOut(config=out.config, lines=(f"GPUs: {why}; learner and rollouts compute on the CPU",))
 

@@ -21,12 +21,15 @@ class Cargo:
     a sender      a bucket that has not arrived    `accept`, `fail`, its own limit
     """
 
-    def __init__(self, payload: Payload, buffer: np.ndarray, *, hasher: blake3 | None = None) -> None:
-        """An empty cargo that fills `buffer`, uint8[payload.total_bytes]; `hasher` is fed all bytes in order."""
+    def __init__(
+        self, payload: Payload, buffer: np.ndarray, *, hasher: blake3 | None = None, digest_threads: int = 1
+    ) -> None:
+        """An empty cargo that fills `buffer`, uint8[payload.total_bytes]; `hasher` is fed all bytes in order, and
+        `digest_threads` digest each bucket."""
         assert buffer.shape == (payload.total_bytes,)
         self.payload = payload
         self.buffer = buffer
-        self._hasher = hasher
+        self._hasher, self._digest_threads = hasher, digest_threads
         self._changed = threading.Condition()
         self._verified = 0
         self._error: TransferError | None = None
@@ -56,7 +59,7 @@ class Cargo:
 
         Raises TransferError when the digest is wrong, when a bucket before it is missing, or after `fail`.
         """
-        right = digest_of(data) == self.payload.bucket_digests[bucket]
+        right = digest_of(data, threads=self._digest_threads) == self.payload.bucket_digests[bucket]
         with self._changed:
             self._raise_error()
             if bucket < self._verified:

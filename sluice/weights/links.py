@@ -14,12 +14,14 @@ import queue
 import secrets
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import structlog
 
 from sluice.errors import NotReady, Overloaded, TransferError
+from sluice.weights import flights
 from sluice.weights.backends import ROOT_RANK, Collective, Rendezvous, TransferGroup, TransferStore, join
 from sluice.weights.cargo import Cargo
 
@@ -173,13 +175,18 @@ class _Link:
         first = learn_first(group)
         if not 0 <= first <= count:
             raise TransferError(f"the receiver asks for bucket {first} of {count}")
-        for bucket in range(first, count):
+        flights.send(group, self._buckets(cargo, first))
+        group.rest()
+        elapsed_ms = 1e3 * (time.monotonic() - started)
+        self._log.debug("weights_sent", payload=cargo.payload.id[:16], first=first, send_ms=round(elapsed_ms, 1))
+
+    def _buckets(self, cargo: Cargo, first: int) -> Iterator[np.ndarray]:
+        """The buckets from `first` on, each when it is there, until the epoch ends. Raises TransferError."""
+        for bucket in range(first, len(cargo.payload.bucket_digests)):
             data = cargo.wait(bucket, timeout_s=self.rendezvous.timeout_s)
             if self._ended.is_set():
                 return
-            group.broadcast(data)
-        elapsed_ms = 1e3 * (time.monotonic() - started)
-        self._log.debug("weights_sent", payload=cargo.payload.id[:16], first=first, send_ms=round(elapsed_ms, 1))
+            yield data
 
 
 def learn_first(group: TransferGroup) -> int:

@@ -12,8 +12,9 @@ that is lacking, from whichever source. Nothing is sent where another process of
 import atexit
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -22,8 +23,8 @@ import numpy as np
 from blake3 import blake3
 
 from sluice.errors import Expired, NotReady, TransferError
-from sluice.weights import files, lending, staging
-from sluice.weights.backends import Collective, Rendezvous, TransferGroup, join
+from sluice.weights import files, flights, lending, staging
+from sluice.weights.backends import Collective, Rendezvous, TransferGroup, join, join_limit_s
 from sluice.weights.cargo import Cargo
 from sluice.weights.links import tell_first
 from sluice.weights.manifest import Manifest, new_digest
@@ -63,10 +64,11 @@ class _Arrival:
 class WeightReceiver:
     """Receives versions for one rollout. Methods block, so an event loop calls them in threads; a `join` ends older waits."""
 
-    def __init__(self, *, shares: bool = False) -> None:
+    def __init__(self, *, shares: bool = False, digest_threads: int = 1) -> None:
         """With `shares` this process lends the versions that it has verified to other processes of the machine, and maps
-        theirs in place of receiving bytes (lending.py)."""
-        self._shares = shares
+        theirs in place of receiving bytes (lending.py). `digest_threads`: threads that digest what arrives; blake3.AUTO takes
+        all cores."""
+        self._shares, self._digest_threads = shares, digest_threads
         self._lock = threading.Lock()
         """Guards the fields below; never held while waiting."""
         self._epoch: str | None = None
@@ -174,8 +176,9 @@ class WeightReceiver:
                 return former
             former.cargo.fail(TransferError(f"{former.manifest.version}: given up for {manifest.version}"))
             self._spare = former.cargo.buffer
-        hasher = new_digest(manifest.tensors)
-        cargo = Cargo(payload, self._take_spare(payload.total_bytes), hasher=hasher)
+        hasher = new_digest(manifest.tensors, threads=self._digest_threads)
+        buffer = self._take_spare(payload.total_bytes)
+        cargo = Cargo(payload, buffer, hasher=hasher, digest_threads=self._digest_threads)
         self._arrival = _Arrival(manifest=manifest, cargo=cargo, hasher=hasher, started=time.monotonic())
         return self._arrival
 
@@ -216,14 +219,15 @@ def _join_in_time(rendezvous: Rendezvous, backend: Collective) -> TransferGroup:
     accepts the connection and then says nothing. The thread ends with the connection."""
     joined: Future[TransferGroup] = Future()
     source = lambda: join(rendezvous, backend=backend)  # noqa: E731
+    limit_s = join_limit_s(backend, rendezvous.timeout_s)
     threading.Thread(target=_fulfil, args=(joined, source), name="weights-join", daemon=True).start()
     try:
-        return joined.result(rendezvous.timeout_s + JOIN_SLACK_S)
+        return joined.result(limit_s + JOIN_SLACK_S)
     except TimeoutError:
         joined.add_done_callback(_close_late)
         raise TransferError(
             f"epoch {rendezvous.epoch}: the learner at {rendezvous.host}:{rendezvous.port} took the connection and did "
-            f"not answer within {rendezvous.timeout_s:g} s"
+            f"not answer within {limit_s:g} s"
         ) from None
 
 
@@ -233,19 +237,25 @@ def _close_late(joined: Future[TransferGroup]) -> None:
 
 
 def _receive(group: TransferGroup, arrival: _Arrival) -> Received:
-    cargo, payload = arrival.cargo, arrival.cargo.payload
-    arriving = np.empty(min(payload.bucket_bytes, payload.total_bytes), np.uint8)
-    tell_first(group, cargo.verified)
-    for bucket in range(cargo.verified, len(payload.bucket_digests)):
-        bounds = payload.bounds(bucket)
-        part = arriving[: bounds.stop - bounds.start]
-        group.broadcast(part)
-        cargo.accept(bucket, part)
+    cargo, first = arrival.cargo, arrival.cargo.verified
+    tell_first(group, first)
+    with closing(flights.receive(group, _rooms(cargo.payload, first))) as arriving:
+        for bucket, part in enumerate(arriving, first):
+            cargo.accept(bucket, part)
+    group.rest()
     try:
         return _verified(arrival.manifest, cargo.buffer, arrival.hasher.hexdigest(), arrival.started)
     except TransferError as error:
         cargo.fail(error)  # it is whole and wrong: nothing of it may be kept
         raise
+
+
+def _rooms(payload: Payload, first: int) -> Iterator[np.ndarray]:
+    """Memory for the buckets from `first` on to arrive in: as many pieces, in turns, as buckets can be under way."""
+    pieces = [np.empty(min(payload.bucket_bytes, payload.total_bytes), np.uint8) for _ in range(flights.DEPTH)]
+    for bucket in range(first, len(payload.bucket_digests)):
+        bounds = payload.bounds(bucket)
+        yield pieces[bucket % flights.DEPTH][: bounds.stop - bounds.start]
 
 
 def _read(path: Path, manifest: Manifest) -> Received:

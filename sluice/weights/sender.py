@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from blake3 import blake3
+
 from sluice.accelerator import CPU, backend_between
 from sluice.errors import DiskFull, NotReady, Unavailable
 from sluice.run_dir.full_disk import is_full
@@ -82,7 +84,8 @@ class WeightSender:
         return self._newest
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Makes `snapshot` the snapshot to send; transfers under way go on with their own snapshots."""
+        """Makes `snapshot` the snapshot to send; transfers under way go on with their own snapshots. Returns when its buckets
+        are digested, so that nobody who opens a transfer waits for them."""
         with self._lock:
             self._newest, self._cargo = snapshot, None
             self._published += 1
@@ -91,6 +94,8 @@ class WeightSender:
                 assert self.links is not None
                 if self.links.retire(rollout_id):
                     del self._opened_at[rollout_id]
+        if self.links is not None:
+            self._cargo_of(snapshot)
 
     def open(self, *, rollout_id: str, epoch: str, timeout_s: float, receiver_device: str = "") -> OpenedTransfer:
         """Begins sending the newest snapshot to one receiver; returns when the buckets are digested, which happens once a
@@ -135,7 +140,8 @@ class WeightSender:
             kept = self._cargo
             if kept is not None and kept[0] is snapshot:
                 return kept[1]
-            made = Cargo.whole(payload.dense(snapshot.manifest, snapshot.buffer), snapshot.buffer)
+            threads = 1 if self._device == CPU else blake3.AUTO
+            made = Cargo.whole(payload.dense(snapshot.manifest, snapshot.buffer, threads=threads), snapshot.buffer)
             with self._lock:
                 if snapshot is self._newest:  # the memory of any other one is wanted back
                     self._cargo = (snapshot, made)

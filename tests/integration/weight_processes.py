@@ -22,6 +22,7 @@ from sluice.weights import files
 from sluice.weights import links as links_module
 from sluice.weights import receiver as receiver_module
 from sluice.weights.backends import ROOT_RANK, Collective, Rendezvous, TransferGroup, join
+from sluice.weights.flights import Flight
 from sluice.weights.manifest import new_digest
 from sluice.weights.receiver import Received, WeightReceiver
 from sluice.weights.sender import OpenedTransfer, WeightSender
@@ -68,6 +69,14 @@ class _Faulty:
         if root == ROOT_RANK:
             self._fault.pass_bucket()
         self._group.broadcast(data, root=root)
+
+    def start(self, data: np.ndarray, *, root: int = ROOT_RANK) -> Flight:
+        if root == ROOT_RANK:
+            self._fault.pass_bucket()
+        return self._group.start(data, root=root)
+
+    def rest(self) -> None:
+        self._group.rest()
 
     def close(self) -> None:
         self._group.close()

@@ -31,7 +31,7 @@ class Assigner:
 
     def __init__(self, run: RunContext, records: Records) -> None:
         self._config, self._board, self._events, self._clock = run.config, run.board, run.events, run.clock
-        self._store, self._files = records.store, records.files
+        self._progress, self._store, self._files = run.progress, records.store, records.files
         self._waiting_since: float | None = None
         self._wanted, self._wanted_since_s = -1, 0.0
         """The newest step that the learner asked a batch for, and the time of the first such call."""
@@ -66,7 +66,8 @@ class Assigner:
                 self._board.asked = None
 
     async def _when_ready(self, step: int, *, give_up_s: float) -> BatchFile | str:
-        while not self._closed:
+        # A learner asks for its next batch before its step is booked: a run that is being stopped ends with that step.
+        while not (self._closed or self._progress.stop_requested):
             choice = self._board.choose()
             await self._drop(choice.expired)
             if choice.ready and self._stragglers_are_over(choice):

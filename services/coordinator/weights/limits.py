@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sluice.weights.deadlines import handling_s, transfer_s
+from sluice.weights.rendezvous import join_limit_s
 
 SLACK_S = 2.0
 """How much longer the coordinator waits than whoever it calls, whose own error says more."""
@@ -22,9 +23,9 @@ class PushLimits:
         """OpenTransfer: the learner digests the buckets of a new version, or writes its file."""
         return self.timeout_s + handling_s(self.model_bytes)
 
-    def joining_s(self) -> float:
+    def joining_s(self, backend: str) -> float:
         """JoinEpoch, which moves no weights."""
-        return self.timeout_s + SLACK_S
+        return join_limit_s(backend, self.timeout_s) + SLACK_S
 
     def arriving_s(self, version_bytes: int) -> float:
         """What a rollout lets a version take to arrive: each bucket has a limit, the whole has one bucket's limit more than

@@ -176,7 +176,7 @@ class WeightPush:
                     world_size=2,
                     timeout_s=limit,
                 )
-                await rollout.JoinEpoch(join, timeout=self._limits.joining_s())
+                await rollout.JoinEpoch(join, timeout=self._limits.joining_s(opened.backend))
             receive = rollout_pb2.ReceiveWeightsRequest(
                 epoch=epoch, manifest=opened.manifest, payload=opened.payload, file_path=opened.file_path
             )

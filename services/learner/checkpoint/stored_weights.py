@@ -54,7 +54,7 @@ def read_snapshot(path: Path, config: Config) -> Snapshot:
         dtype = "float32" if adapters else config.model.dtype
         named = [(part.name, dtype, part.shape) for parts in places.values() for part in parts]
         named += [(name, "float32", tuple(constant.shape)) for name, constant in constants.items()]
-        packer = Packer(plan(named, bucket_bytes=config.weights.bucket_bytes))
+        packer = Packer(plan(named, bucket_bytes=config.weights.bucket_bytes_on("cpu")))
         for tensors in _loads(packer, saved, places, dtype=dtype):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is intended

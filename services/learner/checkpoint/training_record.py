@@ -1,9 +1,11 @@
 """The record of trained batches, which the learner states when it registers. The record outlasts a Redis that lost its data.
 Pure.
 
-Written by the training thread, read by the control thread whenever the learner registers.
+Written by the training thread and by the thread that makes versions known, read by the control thread whenever the learner
+registers.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -28,11 +30,12 @@ class TrainedBatch:
 
 
 class TrainingRecord:
-    """The batches that the newest complete checkpoint lists, and the batches trained since. Thread-safe to read."""
+    """The batches that the newest complete checkpoint lists, and the batches trained since. Thread-safe."""
 
     def __init__(self, restored: Sequence[TrainedBatch] = ()) -> None:
         self._steps = tuple(restored)
         self._saved = restored[-1].step + 1 if restored else 0
+        self._writing = threading.Lock()
 
     @property
     def stated(self) -> tuple[TrainedBatch, ...]:
@@ -46,13 +49,16 @@ class TrainingRecord:
 
     def trained(self, batch: TrainedBatch) -> None:
         """A step was trained, and is about to be published and committed."""
-        self._steps = (*self._steps, batch)
+        with self._writing:
+            self._steps = (*self._steps, batch)
 
     def committed(self, lineage: str) -> None:
         """The newest step is booked, as a version of `lineage`."""
-        self._steps = (*self._steps[:-1], replace(self._steps[-1], lineage=lineage, committed=True))
+        with self._writing:
+            self._steps = (*self._steps[:-1], replace(self._steps[-1], lineage=lineage, committed=True))
 
     def saved(self, version: int) -> None:
         """The checkpoint of `version` is complete. The batches that it lists are kept until the next checkpoint is complete."""
-        self._steps = tuple(batch for batch in self._steps if batch.step >= self._saved)
-        self._saved = version
+        with self._writing:
+            self._steps = tuple(batch for batch in self._steps if batch.step >= self._saved)
+            self._saved = version

@@ -46,6 +46,8 @@ class Command(enum.IntEnum):
     """The run has ended."""
     LEAVE = 4
     """The learner was asked to stop; the run has not ended."""
+    PUBLISH = 5
+    """All ranks gather the weights that they have trained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,9 @@ All ranks gather in one fixed order (gather.py); rank 0 packs, under the names a
 (sluice/weights/file_form.py). Nothing is sent from here: the gather is over before the
 first byte leaves, so a slow receiver can never stand between two collectives of the ranks. LoRA adapters are merged into
 their layers or, with `weights.lora: adapter`, packed alone. Weights that are not finite are never published.
+
+The parameters change again with the next step, so gathering, checking and the copies to the host come before the next step.
+The digest reads only the host's copy: whoever calls `Packed.seal`, in any thread, computes the digest.
 """
 
 import contextlib
@@ -43,7 +46,7 @@ class SnapshotPacker:
         self._ranks = ranks
         self._copies = SideCopies(ranks.device)
         """The snapshot's way to the host, beside the gathering of the next tensors."""
-        self._bucket_bytes = config.weights.bucket_bytes
+        self._bucket_bytes = config.weights.bucket_bytes_on(ranks.device.type)
         causal_lm = policy.causal_lm
         form, untrained = published_form(Path(config.model.path), causal_lm)
         constants = {stored: causal_lm.get_buffer(name).float() for name, stored in untrained.items()}
@@ -58,23 +61,39 @@ class SnapshotPacker:
         """Adapters by the name of the weight into which each adapter is merged."""
         self._scale = scale_of(config) if adapters else 1.0
         self._adapters_alone = pushes_adapters(config)
-        self.adapters: Snapshot | None = None
-        """The adapters of the newest gather, float32, on rank 0; None without LoRA."""
+        self._newest_adapters: Packed | None = None
         self.phases_ms: dict[str, float] = {}
-        """The phases of the newest gather on this rank: waiting for tensors, checking and copying tensors, digesting."""
+        """The phases of the newest `pack` on this rank: waiting for tensors, checking and copying tensors; after `gather`
+        also digesting."""
         prints = [part.layout.fingerprint for part in (self._model, self._adapters)]
         assert ranks.share_texts(prints) == prints, f"rank {ranks.rank}: other tensors than rank 0"
 
-    @torch.no_grad()
+    @property
+    def adapters(self) -> Snapshot | None:
+        """The adapters of the newest version, float32, on rank 0; None without LoRA."""
+        return self._newest_adapters.seal() if self._newest_adapters is not None else None
+
     def gather(self, version: PolicyVersion) -> Snapshot | None:
-        """The snapshot on rank 0, None on other ranks. Raises SluiceError, on every rank, when a weight is not finite."""
-        self.phases_ms = {"gather": 0.0, "pack": 0.0, "digest": 0.0}
+        """`pack`, and the digest."""
+        packed = self.pack(version)
+        started = time.perf_counter()
+        snapshot = packed.seal() if packed is not None else None
+        self.phases_ms["digest"] = 1e3 * (time.perf_counter() - started)
+        return snapshot
+
+    @torch.no_grad()
+    def pack(self, version: PolicyVersion) -> "Packed | None":
+        """All bytes of the version on rank 0, None on other ranks. The parameters may change as soon as this returns.
+
+        Raises SluiceError, on every rank, when a weight is not finite.
+        """
+        self.phases_ms = {"gather": 0.0, "pack": 0.0}
         try:
-            return self._gather(version)
+            return self._pack_both(version)
         except NotFinite as name:
             raise SluiceError(f"version {version} is not published: {name} holds weights that are not finite") from None
 
-    def _gather(self, version: PolicyVersion) -> Snapshot | None:
+    def _pack_both(self, version: PolicyVersion) -> "Packed | None":
         adapters: dict[str, Tensor] = {}
 
         def kept(name: str, matrix: Tensor) -> Tensor:
@@ -87,14 +106,14 @@ class SnapshotPacker:
             return merged.to(self._model.dtype)
 
         if self._merged:
-            self.adapters = self._pack(self._adapters, version, kept)
+            self._newest_adapters = self._pack(self._adapters, version, kept)
         if self._adapters_alone:
-            return self.adapters
+            return self._newest_adapters
         return self._pack(self._model, version, with_adapter)
 
     def _pack(
         self, part: "_Part", version: PolicyVersion, prepared: Callable[[str, Tensor], Tensor]
-    ) -> Snapshot | None:
+    ) -> "Packed | None":
         threads = blake3.AUTO if self._ranks.device.type == "cuda" else 1
         packer = Packer(part.layout, part.buffers.take(), digest_threads=threads) if self._ranks.leads else None
 
@@ -113,8 +132,7 @@ class SnapshotPacker:
         finally:
             with self._timed("pack"):
                 self._copies.finish()
-        with self._timed("digest"):
-            return packer.seal(version) if packer is not None else None
+        return Packed(packer, version) if packer is not None else None
 
     def _part(
         self,
@@ -157,6 +175,20 @@ class SnapshotPacker:
             settle(self._ranks.device)  # a CUDA device has only been told what to do
         finally:
             self.phases_ms[phase] += 1e3 * (time.perf_counter() - started)
+
+
+class Packed:
+    """A version whose bytes are complete in host memory; for one thread at a time."""
+
+    def __init__(self, packer: Packer, version: PolicyVersion) -> None:
+        self._packer, self._version = packer, version
+        self._sealed: Snapshot | None = None
+
+    def seal(self) -> Snapshot:
+        """The snapshot. The first call digests the bytes, with as many threads as the device's kind allows."""
+        if self._sealed is None:
+            self._sealed = self._packer.seal(self._version)
+        return self._sealed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

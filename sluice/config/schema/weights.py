@@ -6,6 +6,12 @@ from pydantic import Field
 
 from sluice.config.schema.section import PositiveFloat, PositiveInt, Section
 
+CPU_BUCKET_BYTES = 1 << 20
+"""Large operations of gloo hide a death (docs/adr/0002-pair-transfer-groups.md)."""
+
+CUDA_BUCKET_BYTES = 64 << 20
+"""An operation of NCCL is asked every millisecond at the longest whether it is over; 64 MiB take 1.3 ms at 50 GB/s."""
+
 
 class WeightsConfig(Section):
     """Weight push."""
@@ -13,8 +19,14 @@ class WeightsConfig(Section):
     backend: Literal["auto", "nccl", "gloo", "file"] = Field(
         default="auto", description="auto: nccl between two GPUs, gloo on one GPU and with a CPU"
     )
-    bucket_bytes: PositiveInt = Field(default=1 << 20, description="bytes a transfer operation")
-    timeout_s: PositiveFloat = Field(default=10.0, description="limit of a join and of every transfer operation")
+    bucket_bytes: PositiveInt | Literal["auto"] = Field(
+        default="auto",
+        description="bytes a transfer operation; auto: 64 MiB where the learner has a GPU, otherwise 1 MiB",
+    )
+    timeout_s: PositiveFloat = Field(
+        default=10.0,
+        description="limit of a join and of every transfer operation; nccl has 120 s more for making a communicator",
+    )
     inflight: Literal["keep", "recompute", "finish", "abort"] = Field(
         default="keep",
         description="running samples when weights change: keep their KV, recompute their KV, finish first (for "
@@ -27,3 +39,9 @@ class WeightsConfig(Section):
         default="merged",
         description="with model.lora_rank: push whole merged weights, or adapters only, which rollouts merge themselves",
     )
+
+    def bucket_bytes_on(self, device_type: str) -> int:
+        """Bytes a transfer operation of a learner on a `cuda` or `cpu` device."""
+        if self.bucket_bytes != "auto":
+            return self.bucket_bytes
+        return CUDA_BUCKET_BYTES if device_type == "cuda" else CPU_BUCKET_BYTES

@@ -24,10 +24,11 @@ LEARNER: tuple[Metric, ...] = (
         "learner/publish_s",
         "s",
         "learner",
-        "how long publishing new weights keeps the learner from its next step; sending the weights is not part of it",
+        "how long publishing new weights keeps the learner from its next step: gathering, copying, and waiting until the "
+        "version before is booked; digest and sending go on beside the next step",
         "< 10 % of learner/train_s",
-        "compare `learner/gather_ms`, `learner/pack_ms` and `learner/digest_ms`; all three grow with the model: take "
-        "fewer, larger steps",
+        "compare `learner/gather_ms` and `learner/pack_ms`, which grow with the model: take fewer, larger steps; more than "
+        "both: `learner/digest_ms` or the coordinator takes longer than a step",
     ),
     entry(
         "learner/gather_ms",
@@ -49,9 +50,9 @@ LEARNER: tuple[Metric, ...] = (
         "learner/digest_ms",
         "ms",
         "learner",
-        "of publishing: the digest of the snapshot (rank 0)",
-        "about 1 ms for each 2 MB",
-        "another process uses the core",
+        "digests of the snapshot and of its buckets, beside the next step (rank 0)",
+        "about 1 ms for each 1 MB",
+        "another process uses the core; only longer than learner/train_s it delays a step",
     ),
     entry(
         "learner/tokens_per_s",

@@ -117,6 +117,15 @@ async def test_nothing_is_assigned_once_the_books_are_closed(scene: Scene) -> No
     assert scene.closed
 
 
+async def test_a_learner_that_asks_ahead_of_its_commit_gets_no_further_batch_of_a_run_that_is_being_stopped(
+    scene: Scene,
+) -> None:
+    first = await scene.assigner.batch(0, wait_s=0)
+    scene.stage.run.progress.stop_requested = True
+    assert await scene.assigner.batch(1, wait_s=5) == "the run is being stopped"
+    assert await scene.assigner.batch(0, wait_s=0) == first
+
+
 async def test_closing_ends_a_wait_for_groups_that_will_not_come(scene: Scene) -> None:
     scene.stage.board.gen_batch_size = 0
     for step in range(2):

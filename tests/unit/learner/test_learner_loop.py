@@ -1,5 +1,6 @@
 """The leader's loop against scripted neighbours: order of publication and commit, lineages, checkpoints, stopping."""
 
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from services.learner.checkpoint.training_state import CheckpointState
 from services.learner.distributed.ranks import Command
 from services.learner.loop import Leader, follow
 from services.learner.ports import NoBatch
-from sluice.errors import Expired
+from sluice.errors import Expired, Fenced, SluiceError
 from sluice.lineage import LineageBook
 from sluice.policy_version import PolicyVersion
 from sluice.weights.manifest import plan
@@ -51,6 +52,13 @@ class Scene:
     served: int = 0
     exported: list[str] = field(default_factory=list)
     diary: list[str] = field(default_factory=list)
+    may_seal: threading.Event = field(default_factory=threading.Event)
+    """Until then digests take for ever."""
+    fails_at: int = -1
+    """The step whose booking raises Fenced."""
+
+    def __post_init__(self) -> None:
+        self.may_seal.set()
 
     def command(self, command: Command = Command.IDLE) -> Command:
         self.diary.append(command.name)
@@ -62,12 +70,12 @@ class Scene:
         self.step += 1
         return {}
 
-    def gather(self, version: PolicyVersion) -> Snapshot:
-        return _snapshot(version)
+    def pack(self, version: PolicyVersion) -> "Unsealed":
+        return Unsealed(version, self.may_seal)
 
     @property
     def publish_phases_ms(self) -> dict[str, float]:
-        return {"gather": 1.0, "pack": 2.0, "digest": 3.0}
+        return {"gather": 1.0, "pack": 2.0}
 
     def save(self, state: CheckpointState) -> "Future[Path | None]":
         assert self.writing is None
@@ -92,6 +100,8 @@ class Scene:
     def commit_step(
         self, batch: Batch, *, version: PolicyVersion, weights_digest: str, metrics: Mapping[str, float]
     ) -> str:
+        if batch.step == self.fails_at:
+            raise Fenced("another learner has taken over")
         self.diary.append(f"committed {version}")
         self.metrics = metrics
         return self.recorded.get(batch.step, weights_digest)
@@ -124,6 +134,18 @@ class Scene:
         self.exported.append(str(snapshot.manifest.version))
 
 
+@dataclass(frozen=True)
+class Unsealed:
+    """A version whose digest is computed when it may be."""
+
+    version: PolicyVersion
+    may_seal: threading.Event
+
+    def seal(self) -> Snapshot:
+        assert self.may_seal.wait(10)
+        return _snapshot(self.version)
+
+
 def _snapshot(version: PolicyVersion) -> Snapshot:
     packer = Packer(plan([("w", "float32", [2])], bucket_bytes=8))
     packer.put("w", np.full(2, version.number, np.float32))
@@ -149,6 +171,7 @@ def test_a_step_is_trained_published_and_only_then_committed(tmp_path: Path) -> 
     assert _lead(scene, tmp_path)
     assert scene.diary == [
         "TRAIN",
+        "PUBLISH",
         "published a1",
         "committed a1",
         "CHECKPOINT",
@@ -160,6 +183,63 @@ def test_a_step_is_trained_published_and_only_then_committed(tmp_path: Path) -> 
     assert scene.exported == ["a1"]
     assert scene.metrics["learner/gather_ms"] == 1.0
     assert scene.metrics["learner/publish_s"] > 0
+
+
+def test_the_next_step_trains_while_a_version_is_digested_and_the_version_after_it_waits(tmp_path: Path) -> None:
+    class Slow(Scene):
+        def train(self, batch: Batch | None) -> dict[str, float]:
+            self.diary.append(f"trained {self.step}")
+            return super().train(batch)
+
+        def command(self, command: Command = Command.IDLE) -> Command:
+            if command is Command.IDLE and self.step == 2:
+                self.may_seal.set()  # the second step is over, and waits for the first version
+            return super().command(command)
+
+    scene = Slow(found=[make_batch(step=0), make_batch(step=1), ENDED])
+    scene.may_seal.clear()
+    assert _lead(scene, tmp_path)
+    trained = scene.diary.index("trained 1")
+    assert scene.diary[:trained] == ["TRAIN", "trained 0", "PUBLISH", "TRAIN"]
+    assert scene.diary.index("published a1") > trained
+    order = ["published a1", "committed a1", "PUBLISH", "published a2", "committed a2", "CHECKPOINT"]
+    assert [line for line in scene.diary[trained:] if line in order] == order
+
+
+def test_a_learner_whose_booking_is_refused_ends_while_it_waits_for_its_next_batch(tmp_path: Path) -> None:
+    class Patient(Scene):
+        def batch(self, step: int) -> Batch | NoBatch:
+            return self.found.pop(0) if self.found else self.waits()
+
+        def waits(self) -> NoBatch:
+            assert woken.wait(10)
+            return NOT_YET
+
+        def wake(self) -> None:
+            super().wake()
+            woken.set()
+
+    woken = threading.Event()
+    scene = Patient(found=[make_batch(step=0)], fails_at=0)
+    with pytest.raises(Fenced):
+        _lead(scene, tmp_path)
+    assert "woken" in scene.diary
+    assert "published a1" in scene.diary
+
+
+def test_a_step_that_fails_lets_the_version_before_it_be_booked(tmp_path: Path) -> None:
+    class Breaks(Scene):
+        def train(self, batch: Batch | None) -> dict[str, float]:
+            if self.step == 1:
+                threading.Timer(0.05, self.may_seal.set).start()
+                raise SluiceError("memory ran out")
+            return super().train(batch)
+
+    scene = Breaks(found=[make_batch(step=0), make_batch(step=1)])
+    scene.may_seal.clear()
+    with pytest.raises(SluiceError, match="memory ran out"):
+        _lead(scene, tmp_path)
+    assert scene.diary[-1] == "committed a1"
 
 
 def test_the_other_ranks_hear_of_the_leader_after_every_empty_poll(tmp_path: Path) -> None:
@@ -194,11 +274,13 @@ def test_training_goes_on_during_a_write_and_the_checkpoint_is_booked_only_when_
     assert _lead(scene, tmp_path, every=1)
     assert scene.diary == [
         "TRAIN",
+        "PUBLISH",
         "published a1",
         "committed a1",
         "CHECKPOINT",
         "saving 1 [0]",
         "TRAIN",
+        "PUBLISH",
         "published a2",
         "committed a2",
         "IDLE",  # the second checkpoint waits for the first
@@ -239,7 +321,7 @@ def test_a_write_that_never_ends_ends_the_run_with_who_waited_for_what(
 def test_a_wished_checkpoint_begins_while_waiting_for_a_batch(tmp_path: Path) -> None:
     scene = Scene(found=[make_batch(step=0), NOT_YET, ENDED], wishes_at=(1,))
     assert _lead(scene, tmp_path)
-    assert scene.diary[3:] == [
+    assert scene.diary[4:] == [
         "CHECKPOINT",
         "saving 1 [0]",
         "booked a1 step-1",
@@ -279,7 +361,7 @@ def _of(scene: Scene, kind: str) -> list[str]:
 @pytest.mark.parametrize(("last", "ended"), [(Command.STOP, True), (Command.LEAVE, False)])
 def test_a_follower_does_what_it_is_told_until_the_end_and_knows_which_end_it_is(last: Command, ended: bool) -> None:
     done: list[str] = []
-    script = iter([Command.IDLE, Command.TRAIN, Command.CHECKPOINT, last])
+    script = iter([Command.IDLE, Command.TRAIN, Command.PUBLISH, Command.CHECKPOINT, last])
 
     class Follower(Scene):
         def command(self) -> Command:
@@ -288,14 +370,14 @@ def test_a_follower_does_what_it_is_told_until_the_end_and_knows_which_end_it_is
         def train(self, batch: None) -> None:
             done.append("train")
 
-        def gather(self, version: PolicyVersion) -> None:
-            done.append("gather")
+        def pack(self, version: PolicyVersion) -> None:
+            done.append("pack")
 
         def save(self, state: CheckpointState) -> None:
             done.append("save")
 
     assert follow(Follower(found=[], step=1)) is ended
-    assert done == ["train", "gather", "save"]
+    assert done == ["train", "pack", "save"]
 
 
 @pytest.mark.parametrize(("known", "fresh"), [("", "b"), ("a\nb", "c"), ("a\nz", "aa"), ("a\naz", "ba")])
