@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -71,10 +70,9 @@ def test_a_receiver_that_never_comes_costs_one_epoch_and_delays_nobody(
     sender: WeightSender, receiver: WeightReceiver
 ) -> None:
     sender.publish(random_snapshot(1))
-    sender.open(rollout_id="absent", epoch="gone", timeout_s=1.0)
-    started = time.monotonic()
+    sender.open(rollout_id="absent", epoch="gone", timeout_s=3.0)
     assert push(sender, receiver, "e").manifest.version.number == 1
-    assert time.monotonic() - started < 0.9
+    assert _threads_named("weights-absent")  # still waits
     _join_threads("weights-absent")
     with pytest.raises(NotReady, match="open a fresh one"):
         sender.open(rollout_id="absent", epoch="gone", timeout_s=1.0)
