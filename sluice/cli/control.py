@@ -129,4 +129,6 @@ def _drain(client: Any, args: argparse.Namespace) -> str:
 
 
 def _scale(client: Any, args: argparse.Namespace) -> str:
-    return f"{args.role}: {client.scale(args.role, args.replicas)} replicas asked for"
+    lines = [f"{args.role}: {client.scale(args.role, args.replicas)} replicas asked for"]
+    waits = [wait for wait in client.status().waits if wait.who.startswith(f"{args.role}-")]
+    return "\n".join([*lines, *(f"{wait.who} {wait.why}" for wait in waits if "waits for a place" in wait.why)])

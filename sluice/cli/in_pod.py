@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from sluice.cli import main as command
+from sluice.errors import LaunchError
 from sluice.launch import deployments
 from sluice.process import exit_codes
 
@@ -17,8 +18,15 @@ def main(argv: Sequence[str]) -> int:
     code = command.main(argv)
     if code != exit_codes.INTERRUPTED:
         for role in ("rollout", "reward"):
-            print(f"sluice: {deployments.scale(deployments.owner(), role, 0)}", file=sys.stderr)
+            print(f"sluice: {_told(role)}", file=sys.stderr)
     return code
+
+
+def _told(role: str) -> str:
+    try:
+        return deployments.scale(deployments.owner(), role, 0)
+    except LaunchError as error:
+        return str(error)
 
 
 if __name__ == "__main__":

@@ -125,9 +125,10 @@ class AsyncClient:
         """Client.scale."""
         return await self._do(calls.scale(role, replicas))
 
-    async def report_places(self, places: Iterable[pb.Place]) -> None:
-        """For a launcher: where each of its services is, or why a service has no place. Holds for 30 s."""
-        await self._do(calls.report_places(places))
+    async def report_places(self, places: Iterable[pb.Place], *, scaled: pb.ScaleOutcome | None = None) -> None:
+        """For a launcher: where each of its services is, or why a service has no place. Holds for 30 s. `scaled`: what it has
+        just done about a `scale` event."""
+        await self._do(calls.report_places(places, scaled=scaled))
 
     async def save_checkpoint(self) -> pb.SaveCheckpointResponse:
         """Client.save_checkpoint."""

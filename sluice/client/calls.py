@@ -126,9 +126,9 @@ def scale(role: str, replicas: int) -> Call[int]:
     return Call(method="Scale", request=request, read=lambda answer: answer.replicas)
 
 
-def report_places(places: Iterable[pb.Place]) -> Call[None]:
+def report_places(places: Iterable[pb.Place], *, scaled: pb.ScaleOutcome | None) -> Call[None]:
     """ReportPlaces."""
-    request = pb.ReportPlacesRequest(places=places)
+    request = pb.ReportPlacesRequest(places=places, scaled=scaled)
     return Call(method="ReportPlaces", request=request, read=lambda answer: None)
 
 

@@ -10,6 +10,8 @@ import ssl
 import urllib.request
 from pathlib import Path
 
+from sluice.errors import LaunchError
+
 OWNER = "SLUICE_DEPLOYMENTS"
 """RUN, where the services are the Deployments RUN-rollout and RUN-reward of this pod's namespace."""
 
@@ -24,11 +26,12 @@ def owner() -> str:
 
 
 def scale(run: str, role: str, replicas: int) -> str:
-    """Sets the replicas of `role`; returns what became of it, for a person: the API server may refuse or be silent."""
+    """Sets the replicas of `role`; says so, for a person. Raises LaunchError where the API server refuses or is silent."""
     try:
         _patch(f"{run}-{role}", replicas)
     except OSError as error:  # urllib's errors are a kind of OSError
-        return f"{role}: `kubectl scale deployment {run}-{role} --replicas={replicas}` is left to you: {error}"
+        command = f"kubectl scale deployment {run}-{role} --replicas={replicas}"
+        raise LaunchError(f"{role}: `{command}` is left to you: {error}") from error
     return f"{role}: the Deployment {run}-{role} is told to have {replicas} replicas"
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from sluice.client import AsyncClient
 from sluice.config.schema import Config
-from sluice.errors import LaunchError
+from sluice.errors import LaunchError, NotReady
 from sluice.launch import deployments
 from sluice.launch.autoscale import Autoscaler, autoscaler_of
 from sluice.launch.commands import Command, learner_node_line, service_command
@@ -43,6 +43,8 @@ class Fleet:
     """The number of rollouts that the coordinator was last told."""
     _carried_out: bool = field(default=True, init=False)
     """Whether there were as many rollouts once, as far as there is room."""
+    _heard: int | None = field(default=None, init=False)
+    """The number of rollouts that the last `scale` was about."""
 
     def __post_init__(self) -> None:
         self._autoscaler, self._told = autoscaler_of(self.config.launch), self.config.launch.rollouts
@@ -82,18 +84,23 @@ class Fleet:
         if (replicas := self._autoscaler.look(ready, now_s=now_s)) != self._told:  # also after a call that failed
             self.say(f"{replicas} rollouts instead of {self._told} {self._autoscaler.why()}")
             self._carried_out = False
-            await client.scale("rollout", replicas)
+            self._heard = None
+            try:
+                await client.scale("rollout", replicas)
+            except NotReady:
+                if self._heard != replicas:  # no launcher was attached; otherwise `scale` has said why there are fewer
+                    raise
             self._told = replicas
 
-    async def scale(self, role: str, replicas: int) -> None:
-        """Starts or ends replicas of a role until there are `replicas`."""
+    async def scale(self, role: str, replicas: int) -> str:
+        """Starts or ends replicas of a role until there are `replicas`; returns why there are fewer, empty if not."""
         if self._autoscaler is not None and role == "rollout" and replicas != self._autoscaler.wished:
             self._autoscaler = None
             self.say(f"{replicas} rollouts by request: from now on their number follows requests alone")
+        self._heard = replicas if role == "rollout" else self._heard
         if owner := deployments.owner():
-            self.say(await asyncio.to_thread(deployments.scale, owner, role, replicas))
-            return
-        running = self.keeper.names(role)
+            return await self._scale_deployment(owner, role, replicas)
+        running, refused = self.keeper.names(role), ""
         for name in sorted(running):
             if int(name.removeprefix(f"{role}-")) >= replicas:
                 await self.keeper.end(name)
@@ -103,16 +110,26 @@ class Fleet:
                 try:
                     self.keeper.keep(self._command(role, index), requested=True)
                 except LaunchError as error:
-                    self.say(f"scale {role} {replicas}: {error}")
+                    refused = str(error)
+                    self.say(f"scale {role} {replicas}: {refused}")
                     if self._autoscaler is not None and role == "rollout":
                         self._autoscaler.most = max(index, self._autoscaler.least)
                     break
         self._carried_out |= role == "rollout"
+        return refused
+
+    async def _scale_deployment(self, owner: str, role: str, replicas: int) -> str:
+        try:
+            self.say(await asyncio.to_thread(deployments.scale, owner, role, replicas))
+        except LaunchError as error:
+            self.say(str(error))
+            return str(error)
+        return ""
 
     async def _start_replicas(self, role: str, replicas: int) -> None:
         owner, ready_s = deployments.owner(), self.config.launch.ready_timeout_s
         if owner and role == "rollout" and self._autoscaler is not None:  # it may have more from before this pod
-            self.say(await asyncio.to_thread(deployments.scale, owner, role, replicas))
+            await self._scale_deployment(owner, role, replicas)
         if owner or not replicas:
             why = f"{owner}-{role} is a Deployment" if owner else f"launch.{role}_replicas is 0"
             self.say(f"{why}: waiting {ready_s:.0f} s for a {role} to register with {self.coordinator}")

@@ -8,8 +8,8 @@
  a service's keeper   a place for a service                        the engine; `launch.place_timeout_s` fails the run
 A service that dies is started again, up to `launch.max_restarts` times within `launch.restart_window_s`. A service that
 dies before its first registration, or that ends with code 2 because it was started wrongly, fails the run: `failed` then
-holds a LaunchError with the end of the service's log. What dies while the disk is full or is
-lost with its node is started again without being counted.
+holds a LaunchError with the end of the service's log. What dies while the disk is full, is
+lost with its node, or comes to a node that lacks what the run needs is started again without being counted.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ from sluice.launch.commands import Command
 from sluice.launch.embedded_redis import ROOM_BYTES
 from sluice.launch.engines.local import LocalEngine
 from sluice.launch.engines.port import Engine, Task
+from sluice.launch.leaving import until_end
 from sluice.launch.machines import start_together
 from sluice.limits import NAME_CHARACTERS
 from sluice.process import exit_codes
@@ -126,7 +127,7 @@ class Keeper:
             restarts.popleft()
         how = child.killed or f"ended with {_how(code)}"
         if child.name not in self.known:
-            if code == exit_codes.BAD_USAGE:
+            if code in (exit_codes.BAD_USAGE, exit_codes.UNFIT_NODE):
                 more = f" ({child.log_path.name} has more)" if child.log_path else ""
                 raise ConfigError(f"{child.last_words()}{more}")
             why = "while starting"
@@ -150,6 +151,12 @@ class Keeper:
             self.known.update(await self._registered())
         if child.lost:
             self._say(f"{child.name} is lost: {child.lost}; looking for another place")
+            await self._clock.sleep(self._pause_s(child))
+            return
+        if code == exit_codes.UNFIT_NODE and child.name in self.known:
+            why = "; ".join(child.last_words().splitlines())
+            self._say(f"node {child.node} is left out from now on, and {child.name} looks for another place: {why}")
+            await self._engine.exclude(child.node, why)
             await self._clock.sleep(self._pause_s(child))
             return
         full = await asyncio.to_thread(self._no_room)
@@ -233,7 +240,7 @@ class Keeper:
         while not self.ending:
             child = running or await self._disk.until(partial(self._started, command))
             running, self._children[command.name] = None, child
-            code = await child.wait()
+            code = await until_end(child, grace_s=self._launch.grace_s, say=self._say)
             if code == 0 and await self._is_over():
                 return  # a service also ends with code 0 when the run has ended or somebody has sent SIGTERM
             if code == exit_codes.AGAIN:

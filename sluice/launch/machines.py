@@ -79,6 +79,8 @@ class Machines:
         """`tasks` are fewer than `command.machines` where one ended before all had a place."""
         self.name, self.tasks = command.name, tuple(tasks)
         self.killed, self.lost = "", ""
+        self._leaves = ""
+        """Why all leave in order."""
         self.started_s = max(task.started_s for task in tasks)
         """When the last machine was placed, so that nobody is blamed for the wait for a place."""
         self._clock, self._grace_s, self._say = clock, grace_s, say
@@ -92,8 +94,8 @@ class Machines:
 
     @property
     def node(self) -> str:
-        """Task.node: the first machine's, whose rank 0 is the service that registers. `tasks` have the others'."""
-        return self.tasks[0].node
+        """Task.node: the first machine's, whose rank 0 is the service that registers; that of the machine that failed."""
+        return self._cause.node
 
     @property
     def log_path(self) -> Path | None:
@@ -108,6 +110,17 @@ class Machines:
     async def wait(self) -> int:
         """Task.wait: the exit code of the machine that failed, LOST for a round that lost a machine."""
         return await asyncio.shield(self._over)
+
+    async def notice(self) -> str:
+        """Task.notice, for any machine: the ranks leave in order only together."""
+        noticed = [asyncio.ensure_future(task.notice()) for task in self.tasks]
+        try:
+            done, _ = await asyncio.wait(noticed, return_when=asyncio.FIRST_COMPLETED)
+            self._leaves = done.pop().result()
+            return self._leaves
+        finally:
+            for each in noticed:
+                each.cancel()
 
     async def stop(self, *, grace_s: float, at_once: asyncio.Event | None = None) -> None:
         """Task.stop, of all machines."""
@@ -160,13 +173,16 @@ class Machines:
 
     def _verdict(self, by_themselves: Sequence[tuple[Task, int]]) -> int:
         """The round's exit code; sets what `lost`, `log_path` and the last words are about."""
+        if self._leaves:
+            self.lost = self._leaves
+            return LOST
         failed = [(task, code) for task, code in by_themselves if code != 0]
         if not failed or any(task.name == self.name for task, _ in by_themselves[: by_themselves.index(failed[0])]):
             return 0  # what follows the first machine's good end changes nothing
         if gone := [task for task, _ in self._ended if task.lost]:
             self._cause, self.lost = gone[0], f"{gone[0].name}: {gone[0].lost}"
             return LOST
-        refused = [each for each in failed if each[1] == exit_codes.BAD_USAGE]
+        refused = [each for each in failed if each[1] in (exit_codes.BAD_USAGE, exit_codes.UNFIT_NODE)]
         causes = [each for each in failed if each[1] not in _EFFECTS]
         self._cause, code = (refused or causes or failed)[0]
         if not self.killed:

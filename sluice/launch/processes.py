@@ -46,6 +46,10 @@ class Child:
         """The exit code; minus the number of the signal that ended the process."""
         return await self.process.wait()
 
+    async def notice(self) -> str:
+        """Task.notice: nobody announces the end of this machine."""
+        return await asyncio.get_running_loop().create_future()
+
     async def stop(self, *, grace_s: float, at_once: asyncio.Event | None = None) -> None:
         """Ends the whole session, without grace once `at_once` is set; returns when the child is reaped."""
         if self.alive:

@@ -35,7 +35,9 @@ from sluice.launch.logs import keep_small
 from sluice.launch.own_network import settled
 from sluice.launch.run_lock import lock_run_dir
 from sluice.launch.view import View
+from sluice.limits import NAME_CHARACTERS
 from sluice.process import exit_codes
+from sluice.report.figures import printable
 from sluice.rpc.access import Role
 from sluice.rpc.credentials import Credentials, load_credentials
 from sluice.run_dir.durable import make_folder, write_synced
@@ -297,8 +299,17 @@ class Run:
                     if event.kind == "step_trained":
                         self._fleet.step(event)
                     if event.kind == "scale":
-                        await self._fleet.scale(event.labels["role"], int(event.values["replicas"]))
+                        await self._scale(self._fleet, event)
             await asyncio.sleep(STATUS_INTERVAL_S)
+
+    async def _scale(self, fleet: Fleet, event: pb.WatchEventsResponse) -> None:
+        """Does what a `scale` event asks for, and tells whoever waits for that."""
+        role = event.labels["role"]
+        refused = await fleet.scale(role, int(event.values["replicas"]))
+        outcome = pb.ScaleOutcome(order=event.labels.get("order", ""), replicas=len(self._keeper.names(role)))
+        outcome.refused = printable(refused)[:NAME_CHARACTERS]
+        with contextlib.suppress(SluiceError):  # a coordinator that is away, or older, has nobody who waits
+            await self._client.report_places(self._keeper.places(), scaled=outcome)
 
     # --- stop ----------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,9 @@ NOT_JOINED = 4
 PEER_LOST = 5
 """A rank of the learner: another rank is gone, so that this one could not go on. Somebody else's end has the cause."""
 
+UNFIT_NODE = 6
+"""The node lacks what the run needs, and the process has not begun: another node may do."""
+
 AGAIN = 75
 """The process ends on purpose, to be started again at once: not counted as a restart."""
 

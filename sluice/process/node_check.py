@@ -2,7 +2,7 @@
 
 What a cluster places begins here: the node's Sluice must be the launcher's (BUILD), RUN_DIR must be the run's directory, in
 which the launcher has left the file MARK, and take new files, and MODEL, unless empty, must be a folder. Otherwise one message
-of service NAME goes to stderr, with a line a problem, and the exit code is BAD_USAGE. COMMAND starts in FOLDER, the launcher's
+of service NAME goes to stderr, with a line a problem, and the exit code is UNFIT_NODE. COMMAND starts in FOLDER, the launcher's
 working directory, so that relative paths of a recipe mean the same; where the node has none, in RUN_DIR.
 
 This file is run by its path and without site-packages: it needs the standard library alone, and no module that takes time.
@@ -13,7 +13,7 @@ import os
 import sys
 import zlib
 
-BAD_USAGE = 2
+UNFIT_NODE = 6
 """As in exit_codes.py, which this program does not import."""
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -83,7 +83,7 @@ def main() -> None:
         os.chdir(run_dir if os.path.isdir(run_dir) else "/")
     if problems := _problems(run_dir, mark, launchers, model):
         sys.stderr.write(f"{name}: " + "\n".join(problems) + "\n")
-        sys.exit(BAD_USAGE)
+        sys.exit(UNFIT_NODE)
     os.execvp(sys.argv[7], sys.argv[7:])
 
 

@@ -1076,22 +1076,58 @@ class Place(_message.Message):
 Global___Place: _TypeAlias = Place  # noqa: Y015
 
 @_typing.final
+class ScaleOutcome(_message.Message):
+    """What a launcher has done about one `scale` event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    order: _builtins.str
+    """The label `order` of the event."""
+    replicas: _builtins.int
+    """Services of the role that the launcher keeps now."""
+    refused: _builtins.str
+    """Why those are fewer than asked for, a line for people; empty where they are not."""
+    def __init__(
+        self,
+        *,
+        order: _builtins.str = ...,
+        replicas: _builtins.int = ...,
+        refused: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "refused", b"refused", "replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScaleOutcome: _TypeAlias = ScaleOutcome  # noqa: Y015
+
+@_typing.final
 class ReportPlacesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PLACES_FIELD_NUMBER: _builtins.int
+    SCALED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___Place]:
         """All services of the launcher; takes the place of the report before, and holds for 30 s."""
+
+    @_builtins.property
+    def scaled(self) -> Global___ScaleOutcome:
+        """In the report that follows a `scale` event."""
 
     def __init__(
         self,
         *,
         places: _abc.Iterable[Global___Place] | None = ...,
+        scaled: Global___ScaleOutcome | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scaled", b"scaled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places", "scaled", b"scaled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1980,19 +2016,23 @@ class MeetLearnerRequest(_message.Message):
 
     ROUND_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
+    WAIT_S_FIELD_NUMBER: _builtins.int
     round: _builtins.str
     """Name that the launcher has given to this start of the learner's machines: who asks for another start finds nobody."""
     endpoint: _builtins.str
     """host:port at which the first machine waits for the others; empty from a machine that asks."""
+    wait_s: _builtins.float
+    """Seconds that the answer may take while the first machine has not told, 30 at most; 0: at once."""
     def __init__(
         self,
         *,
         round: _builtins.str = ...,
         endpoint: _builtins.str = ...,
+        wait_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "round", b"round", "wait_s", b"wait_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2004,7 +2044,7 @@ class MeetLearnerResponse(_message.Message):
 
     ENDPOINT_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.str
-    """Where the first machine of the round waits; empty while it has not told."""
+    """Where the first machine of the round waits; empty while it has not told. The caller asks again then."""
     def __init__(
         self,
         *,

@@ -193,7 +193,8 @@ class CoordinatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Scale(self, request, context):
-        """Stores how many replicas are wished for; an attached launcher starts or ends replicas.
+        """Stores how many replicas are wished for; an attached launcher starts or ends replicas. Answers once the launcher has begun
+        to do so, or after some seconds; FAILED_PRECONDITION with the launcher's reason where it can have fewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

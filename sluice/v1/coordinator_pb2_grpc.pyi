@@ -46,7 +46,9 @@ class CoordinatorServiceStub:
     Stop: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.StopRequest, _coordinator_pb2.StopResponse]
     """Ends the run after the current step."""
     Scale: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ScaleRequest, _coordinator_pb2.ScaleResponse]
-    """Stores how many replicas are wished for; an attached launcher starts or ends replicas."""
+    """Stores how many replicas are wished for; an attached launcher starts or ends replicas. Answers once the launcher has begun
+    to do so, or after some seconds; FAILED_PRECONDITION with the launcher's reason where it can have fewer.
+    """
     ReportPlaces: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ReportPlacesRequest, _coordinator_pb2.ReportPlacesResponse]
     """An attached launcher says where it has placed each service, and which services wait for a place."""
     SaveCheckpoint: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.SaveCheckpointRequest, _coordinator_pb2.SaveCheckpointResponse]
@@ -99,7 +101,9 @@ class CoordinatorServiceAsyncStub(CoordinatorServiceStub):
     Stop: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.StopRequest, _coordinator_pb2.StopResponse]  # type: ignore[assignment]
     """Ends the run after the current step."""
     Scale: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ScaleRequest, _coordinator_pb2.ScaleResponse]  # type: ignore[assignment]
-    """Stores how many replicas are wished for; an attached launcher starts or ends replicas."""
+    """Stores how many replicas are wished for; an attached launcher starts or ends replicas. Answers once the launcher has begun
+    to do so, or after some seconds; FAILED_PRECONDITION with the launcher's reason where it can have fewer.
+    """
     ReportPlaces: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ReportPlacesRequest, _coordinator_pb2.ReportPlacesResponse]  # type: ignore[assignment]
     """An attached launcher says where it has placed each service, and which services wait for a place."""
     SaveCheckpoint: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.SaveCheckpointRequest, _coordinator_pb2.SaveCheckpointResponse]  # type: ignore[assignment]
@@ -191,7 +195,9 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.ScaleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.ScaleResponse, _abc.Awaitable[_coordinator_pb2.ScaleResponse]]:
-        """Stores how many replicas are wished for; an attached launcher starts or ends replicas."""
+        """Stores how many replicas are wished for; an attached launcher starts or ends replicas. Answers once the launcher has begun
+        to do so, or after some seconds; FAILED_PRECONDITION with the launcher's reason where it can have fewer.
+        """
 
     @_abc_1.abstractmethod
     def ReportPlaces(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,6 +95,24 @@ class RayCluster:
         self.raylet(node).kill()
         self.nodes.pop(node).wait(30)
 
+    def drain(self, node: str, *, left_s: float) -> None:
+        """Has the head drain a node, as for a cloud's notice; the node ends by itself once nothing runs there."""
+        from ray._raylet import GcsClient
+        from ray.core.generated import autoscaler_pb2 as pb
+
+        found = self._living(node)
+        self._killed |= found
+        [node_id] = found
+        gone_at_ms = int((time.time() + left_s) * 1000)
+        head = GcsClient(address=f"{HEAD}:{_PORT}")
+        accepted, why = head.drain_node(node_id.hex(), pb.DRAIN_NODE_REASON_PREEMPTION, "in a test", gone_at_ms)
+        assert accepted, why
+
+    def ended(self, node: str) -> None:
+        """Returns when a node that was drained has left the cluster by itself; `ray start --block` outlives it."""
+        assert_eventually_blocking(lambda: not self._living(node), within_s=30, what=f"{node} has ended")
+        _end(self.nodes.pop(node))
+
     @contextmanager
     def claiming(self, *, version: str) -> Iterator[None]:
         """Has the head say that it is of another version of Ray."""
@@ -109,14 +128,18 @@ class RayCluster:
 
     def stop(self) -> None:
         """Ends every process of every node."""
-        started = [each for node in self.nodes.values() for each in _family(node.pid)]
-        for process in started:
-            try:
-                process.send_signal(signal.SIGKILL)
-            except psutil.NoSuchProcess:
-                continue
-        for node in self.nodes.values():
-            node.wait(30)
+        _end(*self.nodes.values())
+
+
+def _end(*nodes: subprocess.Popen[bytes]) -> None:
+    started = [each for node in nodes for each in _family(node.pid)]
+    for process in started:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    for node in nodes:
+        node.wait(30)
 
 
 def _family(pid: int) -> list[psutil.Process]:

@@ -1,6 +1,7 @@
 """The engine of `--on ray` keeps an engine's promises, on two nodes of a real cluster."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 import pytest_asyncio
 
 from sluice.config.schema import LaunchConfig
+from sluice.errors import LaunchError
+from sluice.launch.commands import Needs
 from sluice.launch.engines.choice import engine_of
 from sluice.launch.engines.port import LOST, Engine
+from sluice.launch.leaving import until_end
 from tests.cluster.ray_cluster import CPUS, GPUS, HEAD, RayCluster
 from tests.contract.engine_tasks import SLEEPS, TasksOnNodes, gone, pid_of, shell, start
 
@@ -64,6 +68,59 @@ class TestRayEngine(TasksOnNodes):
     async def test_the_cluster_is_known_by_its_own_address_and_devices(self, site: RaySite) -> None:
         assert site.engine.address == HEAD
         assert await site.engine.gpus() == site.nodes * GPUS
+
+    async def test_the_tasks_of_a_node_that_is_drained_leave_in_order_and_find_room_elsewhere(
+        self, site: RaySite, tmp_path: Path
+    ) -> None:
+        whole, said = Needs(cpus=CPUS), list[str]()
+        leaves = "trap 'echo handed on; exit 0' TERM; echo pid $$; sleep 1000 & wait"
+        tasks = [await start(site, shell(f"rollout-{n}", leaves, needs=whole), tmp_path) for n in range(2)]
+        going, staying = sorted(tasks, key=lambda task: task.node == HEAD)
+        for task in tasks:
+            await pid_of(tmp_path / f"{task.name}.log")
+        endings = [asyncio.create_task(until_end(task, grace_s=60, say=said.append)) for task in (going, staying)]
+        again = asyncio.create_task(start(site, shell("again", SLEEPS, needs=whole), tmp_path))
+        try:
+            began_s = time.monotonic()
+            await asyncio.to_thread(site.cluster.drain, going.node, left_s=90.0)
+            async with asyncio.timeout(30):
+                assert await endings[0] == LOST
+            print(f"drained, and left after {time.monotonic() - began_s:.1f} s")
+            assert [line[: line.rindex(",")] for line in said] == [
+                f"{going.name} leaves its node: Ray drains node {going.node}"
+            ]
+            assert going.lost == said[0].partition(": ")[2]
+            assert going.log_tail().endswith("handed on")
+            await asyncio.to_thread(site.cluster.ended, going.node)
+            print(f"the node has ended after {time.monotonic() - began_s:.1f} s")
+            assert not endings[1].done()
+            assert not again.done(), "a node that is being drained gets nothing new"
+            await staying.stop(grace_s=10)
+            assert await endings[1] == 0
+            assert (await again).node == HEAD
+            await (await again).stop(grace_s=10)
+        finally:
+            for each in (*endings, again):
+                each.cancel()
+            await site.mend()
+
+    async def test_a_node_that_lacks_something_gets_nothing_more_and_without_another_one_a_task_is_refused(
+        self, site: RaySite, tmp_path: Path
+    ) -> None:
+        (node,) = set(site.cluster.nodes) - {HEAD}
+        try:
+            await site.engine.exclude(HEAD, "model.path: /m is no folder")
+            both = [await start(site, shell(f"rollout-{n}", SLEEPS), tmp_path) for n in range(2)]
+            assert {task.node for task in both} == {node}
+            await asyncio.gather(*(task.stop(grace_s=10) for task in both))
+            await site.engine.exclude(node, "run.dir: /r is not the run's directory")
+            site.engine._seen.clear()  # of nodes that other tests have killed, which might come back
+            with pytest.raises(
+                LaunchError, match=rf"{HEAD} lacks something \(model.path.*; {node} lacks something \(run"
+            ):
+                await start(site, shell("rollout-0", SLEEPS), tmp_path)
+        finally:
+            site.engine._unfit.clear()  # pyright: ignore
 
     async def test_a_task_whose_actor_is_frozen_is_lost_when_it_has_to_end_and_leaves_nothing(
         self, site: RaySite, tmp_path: Path

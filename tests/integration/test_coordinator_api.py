@@ -179,15 +179,36 @@ async def test_events_are_streamed_and_config_scale_evaluate_and_checkpoint_answ
         assert await code_of(run.stub.Scale(scale)) is grpc.StatusCode.FAILED_PRECONDITION
         assert await code_of(run.stub.SaveCheckpoint(pb.SaveCheckpointRequest())) is grpc.StatusCode.FAILED_PRECONDITION
         events: list[pb.WatchEventsResponse] = []
+        outcome = pb.ScaleOutcome()
 
         async def watch() -> None:
             async for event in run.stub.WatchEvents(pb.WatchEventsRequest(launcher=True)):
-                events.append(event)  # noqa: PERF401 - the list is read while the stream goes on
+                events.append(event)
+                if event.kind == "scale" and outcome.replicas:
+                    outcome.order = event.labels["order"]
+                    placed = [pb.Place(service_id="rollout-0", node="n1")]
+                    await run.stub.ReportPlaces(pb.ReportPlacesRequest(places=placed, scaled=outcome))
+                    waits = pb.Place(service_id="rollout-1", waits_for="no node has 1 free GPU")
+                    await run.stub.ReportPlaces(pb.ReportPlacesRequest(places=[*placed, waits]))
 
         watching = asyncio.create_task(watch())
         await cast.register(run)
         await run.until(lambda _: any(event.kind == "weights_pushed" for event in events))
-        assert (await run.stub.Scale(scale, timeout=5)).replicas == 2
+        assert (await run.stub.Scale(scale, timeout=0.4)).replicas == 2, "the launcher does not say what becomes of it"
+        outcome.replicas = 2
+        assert (await run.stub.Scale(scale, timeout=60)).replicas == 2
+        status = await run.status()
+        assert [wait.why[:45] for wait in status.waits if wait.who == "rollout-1"] == [
+            "waits for a place: no node has 1 free GPU (la"
+        ], "who asks after the answer sees what waits"
+        outcome.replicas, outcome.refused = 1, "rollout-1 is not started: no GPU is free"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await run.stub.Scale(scale, timeout=60)
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "scale: 1 of 2 rollout replicas: rollout-1 is not started: no GPU is free" in str(
+            refused.value.details()
+        )
+        assert (await run.status()).scale == {"rollout": 1}
         evaluated = await run.stub.Evaluate(pb.EvaluateRequest(prompts=2, n=1), timeout=15)
         assert (evaluated.evaluation.prompts, evaluated.evaluation.avg_at_n) == (2, 1.0)
         saved = await run.stub.SaveCheckpoint(pb.SaveCheckpointRequest(), timeout=5)

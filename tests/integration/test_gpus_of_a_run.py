@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from sluice.client import AsyncClient
+from sluice.errors import NotReady
 from sluice.launch.run import Run
 from sluice.testing import assert_eventually
 from tests.integration.coordinator_cases import small_config
@@ -43,9 +44,11 @@ async def test_on_one_gpu_the_learner_follows_its_rollout_and_no_other_rollout_s
         assert visible == {"rollout-0": "0", "learner": "0"}
         assert "  rollout-0  0" in view.said
         async with AsyncClient(run._client.address) as client:
-            await client.scale("rollout", 2)
-        refused = "scale rollout 2: rollout-1 is not started: a rollout needs 1 of the 1 GPUs, and free are: none;"
-        await assert_eventually(lambda: any(line.startswith(refused) for line in view.said), what="the refusal")
+            with pytest.raises(NotReady) as caught:
+                await client.scale("rollout", 2)
+        refused = "rollout-1 is not started: a rollout needs 1 of the 1 GPUs, and free are: none; end a rollout, or"
+        assert f"scale: 1 of 2 rollout replicas: {refused}" in str(caught.value)
+        assert any(line.startswith(f"scale rollout 2: {refused}") for line in view.said)
         assert run._keeper.names("rollout") == {"rollout-0"}
         assert "rollout_replicas: 1\n" in (tmp_path / "run" / "config.yaml").read_text()
     finally:

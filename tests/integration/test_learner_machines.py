@@ -86,8 +86,8 @@ async def test_a_killed_machine_costs_one_restart_and_the_run_goes_on_from_the_c
 class Board(dict[str, str]):
     """A coordinator's memory of meeting points."""
 
-    def of(self, round_name: str) -> Callable[[str], str]:
-        def board(endpoint: str) -> str:
+    def of(self, round_name: str) -> Callable[..., str]:
+        def board(endpoint: str, *, wait_s: float = 0.0) -> str:  # answers at once, as a coordinator of an older Sluice
             if endpoint:
                 self[round_name] = endpoint
             return self.get(round_name, "")
@@ -124,4 +124,4 @@ def test_a_first_machine_that_cannot_be_reached_is_named_with_its_address(monkey
     with pytest.raises(
         Expired, match=r"did not reach the first machine at 127.0.0.1:1 within 0.2 s .*network.advertise"
     ):
-        meet(place, lambda _: "127.0.0.1:1", host="127.0.0.1")
+        meet(place, lambda _, **__: "127.0.0.1:1", host="127.0.0.1")

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import io
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,22 +14,29 @@ from sluice.addresses import host_of
 from sluice.cli.whereabouts import where
 from sluice.clock import SystemClock
 from sluice.config.schema import Config, LaunchConfig
-from sluice.errors import ConfigError
+from sluice.errors import ConfigError, LaunchError
 from sluice.launch.commands import Command
 from sluice.launch.engines.checked import MARK, CheckedEngine
 from sluice.launch.engines.local import LocalEngine
 from sluice.launch.keeper import Keeper
+from sluice.launch.processes import Child
 from sluice.launch.run import Outcome, Run
 from sluice.launch.view import make_view
 from sluice.own_address import network_address
 from sluice.process import node_check
+from sluice.process.exit_codes import UNFIT_NODE
 from sluice.rpc.access import Role
 from sluice.rpc.credentials import load_credentials
 from sluice.rpc.tokens import make_tokens
 from sluice.run_dir.full_disk import DiskWaits
+from sluice.testing import assert_eventually
 from tests.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.integration
+
+
+MODEL = 8
+"""Where the model stands in the arguments of the program."""
 
 
 class Nodes(LocalEngine):
@@ -40,6 +48,28 @@ class Nodes(LocalEngine):
     def address(self) -> str:
         """Not known, as with most clusters."""
         return ""
+
+
+class TwoNodes(Nodes):
+    """A cluster of two nodes that are this machine; those that are `lacking` have no model."""
+
+    def __init__(self, *lacking: str) -> None:
+        self.lacking, self.out, self.placed = lacking, dict[str, str](), list[str]()
+
+    async def start(self, command: Command, *, log_path: Path, waits: Callable[[str], None]) -> Child:
+        left = [node for node in ("n1", "n2") if node not in self.out]
+        if not left:
+            raise LaunchError(f"{command.name} has no node left: {self.out}")
+        self.placed.append(left[0])
+        argv = list(command.argv)
+        if left[0] in self.lacking:
+            argv[MODEL] = "/nowhere"
+        task = await super().start(replace(command, argv=argv), log_path=log_path, waits=waits)
+        task.node = left[0]
+        return task
+
+    async def exclude(self, node: str, why: str) -> None:
+        self.out[node] = why
 
 
 def hidden(folder: Path) -> list[str]:
@@ -79,16 +109,16 @@ async def test_a_node_that_has_not_is_refused_by_name_before_the_task_begins(tmp
     run_dir.mkdir()
     engine = await opened(run_dir, model)
     no_model = f"model.path: {model} is no folder on {node}"
-    assert (await ended(engine, "learner-1", tmp_path))[0] == 2
+    assert (await ended(engine, "learner-1", tmp_path))[0] == UNFIT_NODE
     code, said = await ended(engine, "rollout-0", tmp_path)
-    assert (code, said.splitlines()[0][: len(no_model) + 11]) == (2, f"rollout-0: {no_model}")
+    assert (code, said.splitlines()[0][: len(no_model) + 11]) == (UNFIT_NODE, f"rollout-0: {no_model}")
     assert (await ended(engine, "reward-0", tmp_path))[0] == 0  # a reward has no use for the model
     (mark,) = hidden(run_dir)
     (run_dir / mark).unlink()  # as on a node with another folder of that name
     engine._build = "0.0.9 (00000000) under Python 3.11"
     code, said = await ended(engine, "rollout-1", tmp_path)
     lines = said.splitlines()
-    assert (code, len(lines)) == (2, 3)
+    assert (code, len(lines)) == (UNFIT_NODE, 3)
     assert lines[0].startswith(
         f"rollout-1: sluice: {node_check.ROOT} on {node} is Sluice {node_check.build()}, the launcher's"
     )
@@ -116,6 +146,39 @@ async def test_what_a_node_lacks_fails_the_run_with_its_words_and_a_replica_on_r
     assert await requested.left("rollout-1", within_s=20.0)
     assert not requested.failed.done()
     assert [line for line in said if "nowhere is no folder" in line]
+
+
+async def test_a_service_of_the_run_leaves_a_node_that_lacks_something_for_another_one_until_none_is_left(
+    tmp_path: Path,
+) -> None:
+    said, model = list[str](), tmp_path / "model"
+    model.mkdir()
+    nodes = TwoNodes("n1")
+    engine = CheckedEngine(nodes, model_path=str(model), disk=DiskWaits(clock=SystemClock()))
+    await engine.open(run_dir=tmp_path, node_timeout_s=1.0)
+
+    async def is_over() -> bool:
+        return False
+
+    keeper = Keeper(
+        launch=LaunchConfig(max_restarts=0), log_dir=tmp_path, say=said.append, is_over=is_over, engine=engine
+    )
+    keeper.known.add("rollout-0")
+    keeper.keep(Command(name="rollout-0", argv=["sleep", "1000"], environ={}))
+    await assert_eventually(lambda: len(nodes.placed) == 2 and keeper.child("rollout-0"), what="it is placed elsewhere")
+    assert nodes.placed == ["n1", "n2"]
+    ((node, why),) = nodes.out.items()
+    assert node == "n1"
+    assert why.startswith("rollout-0: model.path: /nowhere is no folder on ")
+    assert said == [f"node n1 is left out from now on, and rollout-0 looks for another place: {why}"]
+    nodes.lacking = ("n1", "n2")
+    child = keeper.child("rollout-0")
+    assert child is not None
+    child.lost = "node n2 is gone"  # pyright: ignore
+    child.kill("")
+    with pytest.raises(LaunchError, match=r"rollout-0 has no node left: .*n2"):
+        await asyncio.wait_for(keeper.failed, 20.0)
+    await keeper.stop(last="", at_once=asyncio.Event())
 
 
 def test_a_run_directory_that_takes_no_files_is_refused_and_a_full_one_is_not(

@@ -3,6 +3,7 @@
 import re
 from typing import Final
 
+from services.coordinator.api.scale_orders import Outcome
 from services.coordinator.state.places import Place
 from sluice.errors import InvalidRequest, NotReady
 from sluice.rpc.requests import duration_s, line, name
@@ -47,6 +48,20 @@ def places_from(request: pb.ReportPlacesRequest) -> list[Place]:
         )
         for place in request.places
     ]
+
+
+def outcome_from(request: pb.ReportPlacesRequest) -> Outcome | None:
+    """Wire -> core; None in a report that is about no order. Raises InvalidRequest for what can be no outcome."""
+    if not request.HasField("scaled"):
+        return None
+    scaled = request.scaled
+    if scaled.replicas < 0:
+        raise InvalidRequest(f"places: scaled.replicas must be >= 0, got {scaled.replicas}")
+    return Outcome(
+        order=name(scaled.order, field="places: scaled.order"),
+        replicas=scaled.replicas,
+        refused=line(scaled.refused, field="places: scaled.refused"),
+    )
 
 
 def check_address(value: str, *, field: str, may_be_empty: bool = False) -> None:

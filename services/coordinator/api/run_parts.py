@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from services.coordinator.api.learner_meetings import LearnerMeetings
 from services.coordinator.api.learner_seat import LearnerSeat
+from services.coordinator.api.scale_orders import ScaleOrders
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.loggers.all_loggers import Loggers
@@ -51,6 +52,7 @@ class RunParts:
     repair: Repair
     cache_use: CacheUse
     meetings: LearnerMeetings = field(default_factory=LearnerMeetings)
+    scale_orders: ScaleOrders = field(default_factory=ScaleOrders)
     launchers: int = 0
     """Launchers that watch events now; a launcher starts and ends services for `Scale`."""
 

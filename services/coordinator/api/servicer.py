@@ -8,12 +8,13 @@ from functools import partial
 import grpc
 import structlog
 
-from services.coordinator.api import status_wire
+from services.coordinator.api import scale_orders, status_wire
 from services.coordinator.api.disk_patience import DiskPatience
 from services.coordinator.api.group_listing import find_payload, find_row, group_lines, line_of
 from services.coordinator.api.registrations import (
     LARGEST_CAPACITY,
     check_registration,
+    outcome_from,
     places_from,
     serves_own_weights,
 )
@@ -50,6 +51,12 @@ _ROLE = {
     pb.SERVICE_ROLE_REWARD: Role.REWARD,
     pb.SERVICE_ROLE_LEARNER: Role.LEARNER,
 }
+
+
+def _answer_s(context: grpc.aio.ServicerContext) -> float:
+    """ANSWER_S, or what the caller's own limit has room for."""
+    left_s = context.time_remaining()
+    return scale_orders.ANSWER_S if left_s is None else max(0.0, min(scale_orders.ANSWER_S, left_s / 2))
 
 
 class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
@@ -128,20 +135,34 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 fix="start or end services yourself; with Docker Compose, `docker compose up -d --no-deps --no-recreate "
                 f"--scale {role.value}={request.replicas} {role.value}`",
             )
-        self._parts.run.progress.scale[role.value] = request.replicas
-        await self._patience.unless_full("Scale", self._parts.lifecycle.save)
-        self._parts.run.events.emit(
-            "scale",
-            f"{request.replicas} {role.value} replicas asked for",
-            values={"replicas": float(request.replicas)},
-            labels={"role": role.value},
-        )
+        await self._note_scale(role, request.replicas)
+        run, orders = self._parts.run, self._parts.scale_orders
+        with orders.order() as order:
+            run.events.emit(
+                "scale",
+                f"{request.replicas} {role.value} replicas asked for",
+                values={"replicas": float(request.replicas)},
+                labels={"role": role.value, "order": order},
+            )
+            done = await orders.outcome(
+                order, role=role.value, replicas=request.replicas, places=run.places, within_s=_answer_s(context)
+            )
+        if done is not None and done.refused:
+            await self._note_scale(role, done.replicas)
+            raise NotReady(f"scale: {done.replicas} of {request.replicas} {role.value} replicas: {done.refused}")
         return pb.ScaleResponse(role=request.role, replicas=request.replicas)
+
+    async def _note_scale(self, role: Role, replicas: int) -> None:
+        self._parts.run.progress.scale[role.value] = replicas
+        await self._patience.unless_full("Scale", self._parts.lifecycle.save)
 
     async def ReportPlaces(
         self, request: pb.ReportPlacesRequest, context: grpc.aio.ServicerContext
     ) -> pb.ReportPlacesResponse:
-        self._parts.run.places.report(places_from(request))
+        places, outcome = places_from(request), outcome_from(request)
+        self._parts.run.places.report(places)
+        if outcome is not None:
+            self._parts.scale_orders.carried_out(outcome)
         return pb.ReportPlacesResponse()
 
     async def SaveCheckpoint(
@@ -368,7 +389,9 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def MeetLearner(
         self, request: pb.MeetLearnerRequest, context: grpc.aio.ServicerContext
     ) -> pb.MeetLearnerResponse:
-        return pb.MeetLearnerResponse(endpoint=self._parts.meetings.meet(request.round, request.endpoint))
+        meetings = self._parts.meetings
+        endpoint = await meetings.meet(request.round, request.endpoint, wait_s=request.wait_s)
+        return pb.MeetLearnerResponse(endpoint=endpoint)
 
     async def _set_admission(self, admission: str) -> "pb.RunState.ValueType":
         progress = self._parts.run.progress

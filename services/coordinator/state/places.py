@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.coordinator.state.signal import Signal
 from sluice.clock import Clock
 
 FORGOTTEN_S = 30.0
@@ -29,10 +30,17 @@ class Places:
         self._clock = clock
         self._places: Sequence[Place] = ()
         self._heard_s = float("-inf")
+        self.changed = Signal()
+        """At each report."""
 
     def report(self, places: Sequence[Place]) -> None:
         """Takes a launcher's whole account in place of the account before."""
         self._places, self._heard_s = places, self._clock.now()
+        self.changed.notify()
+
+    def known(self) -> set[str]:
+        """The services that have a place or wait for one."""
+        return {place.service_id for place in self._now()}
 
     def nodes(self) -> dict[str, str]:
         """The node of each placed service, by service id."""

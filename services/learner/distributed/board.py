@@ -28,12 +28,12 @@ def coordinators_board(options: ServiceOptions, round_name: str) -> Iterator[Boa
     channel = open_blocking_channel(options.coordinator, credentials=options.credentials)
     stub = CoordinatorServiceStub(channel)
 
-    def meet(endpoint: str, /) -> str:
-        request = pb.MeetLearnerRequest(round=round_name, endpoint=endpoint)
+    def meet(endpoint: str, /, *, wait_s: float = 0.0) -> str:
+        request = pb.MeetLearnerRequest(round=round_name, endpoint=endpoint, wait_s=wait_s)
         until_s = time.monotonic() + PATIENCE_S
         while True:
             try:
-                return stub.MeetLearner(request, timeout=CALL_TIMEOUT_S).endpoint
+                return stub.MeetLearner(request, timeout=CALL_TIMEOUT_S + wait_s).endpoint
             except grpc.RpcError as error:
                 told = error_of(error, peer=f"coordinator {options.coordinator}")  # type: ignore[arg-type]
                 if not isinstance(told, (Unavailable, Expired, Overloaded)) or time.monotonic() >= until_s:

@@ -7,7 +7,8 @@ lets everybody go on to torchrun, which takes the same store.
 
  who waits                what for                                  unblocked by
  the first machine        every other machine, in the store         the last one's coming, or the deadline
- another machine          the meeting point, from the coordinator   the first machine's telling, or the deadline
+ another machine          the meeting point, from the coordinator   the first machine's telling, or the deadline; the
+                                                                    coordinator answers by then, or after HOLD_S
  another machine          the store to be reached                   a connection, or CONNECT_S
  another machine          the other machines, in the store          the last one's coming, or the deadline
 The deadline has room for the wait for a place of the last machine. The launcher ends a round as soon as one of its machines
@@ -27,7 +28,12 @@ from torch.distributed import DistNetworkError, DistStoreError
 from sluice.addresses import host_of, joined
 from sluice.errors import Expired
 
+HOLD_S = 5.0
+"""How long the coordinator may keep a question that it cannot answer yet: it answers as soon as it can."""
+
 ASK_EVERY_S = 0.5
+"""The least time between two questions: a coordinator of an older Sluice answers at once, with nothing."""
+
 TELL_EVERY_S = 2.0
 """A coordinator that is started again has forgotten the meeting point for no longer than this."""
 
@@ -38,9 +44,9 @@ _ALL_ARE_HERE = "all"
 
 
 class Board(Protocol):
-    """The coordinator: who tells gives an endpoint, who asks gives none and gets "" while nobody has told."""
+    """The coordinator: who tells gives an endpoint; who asks gives none, and gets "" where nobody tells within `wait_s`."""
 
-    def __call__(self, endpoint: str, /) -> str: ...
+    def __call__(self, endpoint: str, /, *, wait_s: float = 0.0) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,9 +99,12 @@ def _hold(place: Place, board: Board, host: str, until_s: float) -> Meeting:
 
 
 def _join(place: Place, board: Board, until_s: float) -> Meeting:
-    while not (endpoint := board("")):
+    while True:
+        asked_s = time.monotonic()
+        if endpoint := board("", wait_s=max(0.0, min(HOLD_S, until_s - asked_s))):
+            break
         _raise_when_late(place, until_s, "to hear from the coordinator where the first machine is")
-        time.sleep(ASK_EVERY_S)
+        time.sleep(max(0.0, asked_s + ASK_EVERY_S - time.monotonic()))
     store = _connect(place, endpoint)
     store.set(place.key(place.number), "")
     while not _wait(store, [place.key(_ALL_ARE_HERE)], until_s=until_s):

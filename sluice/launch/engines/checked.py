@@ -1,7 +1,7 @@
 """An engine whose tasks first look at their node: is it this Sluice, is the run directory there, is the model there?
 
 A program before each task's own asks this on the node (sluice/process/node_check.py), so that neither an engine nor a service
-knows of it. On a node that fails, the task ends with BAD_USAGE and one message.
+knows of it. On a node that fails, the task ends with UNFIT_NODE and one message.
 """
 
 import asyncio
@@ -55,6 +55,10 @@ class CheckedEngine:
         model_path = "" if command.name.startswith("reward") else self._model_path
         facts = [command.name, str(self._mark.parent), self._mark.name, self._build, model_path, _working_directory()]
         return replace(command, argv=[sys.executable, "-I", "-S", node_check.__file__, *facts, *command.argv])
+
+    async def exclude(self, node: str, why: str) -> None:
+        """Engine.exclude."""
+        await self._engine.exclude(node, why)
 
     async def close(self) -> None:
         """Engine.close; takes the mark away."""

@@ -28,5 +28,8 @@ class LocalEngine:
         """Engine.start."""
         return await start(command, log_path=log_path)
 
+    async def exclude(self, node: str, why: str) -> None:
+        """Engine.exclude: there is one node, and the launcher runs on it."""
+
     async def close(self) -> None:
         """Engine.close: the keeper has stopped each child."""

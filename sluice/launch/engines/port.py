@@ -6,13 +6,14 @@ tasks: one process each on some node, in a session of its own, whose output goes
  who waits       for what                                unblocked by
  `Engine.start`  a node with room for what a task needs  the engine's scheduler; the keeper's `launch.place_timeout_s`
  `Task.wait`     the end of a task's process             the exit; the loss of the node, which the engine finds out by itself
+ `Task.notice`   the word that a node will be taken away the engine, where a cluster says such things; the caller gives up
 An engine keeps three promises that one contract suite (tests/contract/engine_tasks.py) checks on each of them: a task ends
 when the launcher is gone, however the launcher went; two tasks of one node never share a GPU; a node that is gone makes its
 tasks `lost`, never silent.
 
 What an engine sends - argument lists, environments, runtime environments, files - a cluster's own tools show to others: it
 holds no secret. A task reads its role's credentials from the folder that SLUICE_CREDENTIALS names. A command may refuse its
-node with BAD_USAGE and a message, before anything heavy (checked.py); so a task's output must reach the launcher from a node
+node with UNFIT_NODE and a message, before anything heavy (checked.py); so a task's output must reach the launcher from a node
 that does not see the run directory, too.
 """
 
@@ -65,6 +66,14 @@ class Task(Protocol):
 
     async def wait(self) -> int:
         """The exit code, minus the signal's number for a process ended by a signal, LOST for a lost one."""
+        ...
+
+    async def notice(self) -> str:
+        """Returns when the cluster is about to take the node away, with the engine's words, `Ray drains node n2`.
+
+        Whoever hears it should stop the task while the node is there; the task is then lost, whatever its exit code. Waits
+        for ever on an engine without such notices.
+        """
         ...
 
     async def stop(self, *, grace_s: float, at_once: asyncio.Event | None = None) -> None:
@@ -120,6 +129,11 @@ class Engine(Protocol):
         Raises LaunchError when no node could ever hold the task or the process cannot be started, DiskFull without room for
         the log.
         """
+        ...
+
+    async def exclude(self, node: str, why: str) -> None:
+        """Places nothing more on a node, `Task.node`, that lacks what the run needs. Where no other node is left, or comes,
+        `start` raises LaunchError with the reason."""
         ...
 
     async def close(self) -> None:

@@ -19,15 +19,19 @@ from pathlib import Path
 
 from ray.exceptions import RayActorError, RayError, RayTaskError  # pyright: ignore
 
+from sluice.clock import Clock, SystemClock
 from sluice.errors import LaunchError, SluiceError
 from sluice.launch.commands import Command, Needs
 from sluice.launch.engines import ray_cluster as cluster
+from sluice.launch.engines.ray_drain import watch_drains
 from sluice.launch.engines.ray_task import RayTask, result
 
 JOIN_S = 20.0
 """Limit for `ray.init`, which takes 2 to 4 s on a slow machine."""
 LEAVE_S = 20.0
 """Limit for the end of what is still placed, and for `ray.shutdown`."""
+MOST_SEEN = 1000
+"""Above the nodes of any cluster that Ray has."""
 ASK_S, SAY_S = 0.1, 1.0
 """How often Ray is asked for the state of a placement group; the time after which room that is not there is missing."""
 
@@ -37,13 +41,17 @@ class RayEngine:
 
     name = "ray"
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
         self._thread: cluster.RayThread | None = None
         self._address = ""
         self._node_timeout_s = 0.0
-        self._largest: set[Needs] = set()
-        """What the nodes that were ever seen have: one that is gone may come back."""
+        self._seen: dict[str, Needs] = {}
+        """What the last MOST_SEEN nodes have, by id, as far as they are fit: one that is gone may come back."""
+        self._unfit: dict[str, str] = {}
+        """The ids of nodes that lack what the run needs, and what. A node that is started anew has a new id."""
         self._tasks: set[RayTask] = set()
+        self._drains: asyncio.Task[None] | None = None
         self._numbers = itertools.count(1)
 
     @property
@@ -68,6 +76,10 @@ class RayEngine:
             self._thread = None
             raise
         _take_sigterm_back()
+        draining = partial(self._thread.call, cluster.draining)
+        self._drains = asyncio.create_task(
+            watch_drains(draining, lambda: self._tasks, clock=self._clock), name="drains"
+        )
 
     async def gpus(self) -> int:
         """How many GPUs the cluster's nodes have now, free or not."""
@@ -79,7 +91,8 @@ class RayEngine:
         assert not command.said, f"{command.name}: a secret is for processes beside the launcher"
         assert self._thread is not None, "open comes first"
         while True:
-            place = cluster.Place(name=f"{command.name}.{next(self._numbers)}", needs=command.needs)
+            avoid = frozenset(self._unfit).union(await self._thread.call(cluster.draining))
+            place = cluster.Place(name=f"{command.name}.{next(self._numbers)}", needs=command.needs, avoid=avoid)
             try:
                 if (task := await self._placed(command, place, log_path, waits)) is not None:
                     return task
@@ -88,10 +101,20 @@ class RayEngine:
                 raise
             await self._give_back(place)
 
+    async def exclude(self, node: str, why: str) -> None:
+        """Engine.exclude."""
+        assert self._thread is not None
+        for node_id, (address, _) in (await self._thread.call(cluster.nodes)).items():
+            if address == node:
+                self._unfit[node_id] = f"{node} lacks something ({why})"
+                self._seen.pop(node_id, None)
+
     async def close(self) -> None:
         """Engine.close."""
         if self._thread is None:
             return
+        if self._drains is not None:
+            self._drains.cancel()
         left = [task for task in self._tasks if task.alive]
         for task in left:
             task.kill("the launcher ends")
@@ -133,6 +156,7 @@ class RayEngine:
         task = RayTask(
             name=command.name,
             node=node,
+            node_id=node_id,
             log_path=log_path,
             started_s=started_s,
             host=host,
@@ -165,16 +189,20 @@ class RayEngine:
     async def _refuse_too_large(self, command: Command) -> None:
         """Raises LaunchError for a task that neither a node of the cluster nor one that was there could hold."""
         assert self._thread is not None
-        for _, has in (await self._thread.call(cluster.nodes)).values():
-            self._largest.add(Needs(cpus=int(has.get("CPU", 0)), gpus=int(has.get("GPU", 0))))
+        for node_id, (_, has) in (await self._thread.call(cluster.nodes)).items():
+            if node_id not in self._unfit:
+                self._seen[node_id] = Needs(cpus=int(has.get("CPU", 0)), gpus=int(has.get("GPU", 0)))
+        while len(self._seen) > MOST_SEEN:
+            del self._seen[next(iter(self._seen))]
         needs = command.needs
-        if any(has.cpus >= needs.cpus and has.gpus >= needs.gpus for has in self._largest):
+        if any(has.cpus >= needs.cpus and has.gpus >= needs.gpus for has in self._seen.values()):
             return
         if not await self._thread.call(cluster.grows):
-            has = " or ".join(sorted(words(each) for each in self._largest))
+            has = " or ".join(sorted({words(each) for each in self._seen.values()})) or "none that the run can use"
+            left_out = "".join(f"; {why}" for why in self._unfit.values())
             raise LaunchError(
-                f"{command.name} needs {words(needs)} on one node, and the nodes of the Ray cluster have {has}; add a larger "
-                "node, or have the service take less"
+                f"{command.name} needs {words(needs)} on one node, and the nodes of the Ray cluster have {has}{left_out}; "
+                "add a larger node, or have the service take less"
             )
 
     async def _why_dead(self, node_id: str, node: str, error: RayError) -> str:

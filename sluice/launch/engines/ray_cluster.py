@@ -24,6 +24,9 @@ from sluice.launch.engines.ray_host import Host
 
 START = "start one with `ray start --head`, or name its head: RAY_ADDRESS=HOST:PORT"
 
+NODE_ID = "ray.io/node-id"
+"""The label that Ray gives every node."""
+
 Result = TypeVar("Result")
 
 
@@ -65,6 +68,8 @@ class Place:
     name: str
     """In Ray's own lists; no two of a run have one name."""
     needs: Needs
+    avoid: frozenset[str] = frozenset()
+    """Ids of nodes that are not to have it."""
     group: PlacementGroup | None = None
     host: Any = None
     """The handle of the actor; None until it is made."""
@@ -130,6 +135,14 @@ def nodes() -> Mapping[str, tuple[str, Mapping[str, float]]]:
     return {node["NodeID"]: (node["NodeManagerAddress"], node["Resources"]) for node in known_nodes() if node["Alive"]}
 
 
+def draining() -> Mapping[str, float]:
+    """The nodes that the head drains, by id, each with the Unix time at which it will be gone, 0 for none known."""
+    # Ray's own libraries ask here, every second or more often; there is no public way, and the head publishes nothing.
+    from ray._private.state import state  # pyright: ignore
+
+    return {node_id: gone_at_ms / 1000 for node_id, gone_at_ms in state.get_draining_nodes().items()}
+
+
 def grows() -> bool:
     """Whether an autoscaler may add nodes: it has told the head which."""
     # Ray's own libraries ask here; there is no public way.
@@ -147,7 +160,11 @@ def free() -> Needs:
 def ask_for(place: Place) -> None:
     """Queues for room on one node. Ray's autoscaler takes it for a demand."""
     wanted = {"CPU": float(place.needs.cpus), "GPU": float(place.needs.gpus)}
-    place.group = placement_group([{kind: number for kind, number in wanted.items() if number}], name=place.name)
+    bundle = {kind: number for kind, number in wanted.items() if number}
+    elsewhere = {NODE_ID: f"!in({','.join(sorted(place.avoid))})"}
+    # Older Rays know no label selectors, and do without as long as there is nothing to avoid.
+    only: dict[str, Any] = {"bundle_label_selector": [elsewhere]} if place.avoid else {}
+    place.group = placement_group([bundle], name=place.name, **only)
 
 
 def node_id_of(place: Place) -> str:

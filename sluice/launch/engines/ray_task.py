@@ -4,6 +4,7 @@
  the follower   the end of a task's process         the actor's answer; Ray's word that the actor is dead; an actor that cannot
                                                     be reached for `node_timeout_s`
  stop, kill     an actor that has to carry it out   the end of the process; `node_timeout_s` later the task is lost
+ `notice`       Ray to drain the node               ray_drain.py
 An actor that is unavailable may answer again: Ray says so before it knows that a node is dead, and when a connection breaks.
 """
 
@@ -33,6 +34,7 @@ class RayTask:
 
     name: str
     node: str
+    node_id: str
     log_path: Path
     started_s: float
     host: Any
@@ -43,6 +45,8 @@ class RayTask:
     give_back: Callable[[], Awaitable[None]]
     killed: str = ""
     lost: str = ""
+    _draining: str = ""
+    _drained: asyncio.Event = field(default_factory=asyncio.Event)
     _end_seen: Ended | None = None
     _gave_up: asyncio.Event = field(default_factory=asyncio.Event)
     _ending: asyncio.Task[None] | None = None
@@ -59,6 +63,16 @@ class RayTask:
     async def wait(self) -> int:
         """Task.wait."""
         return await asyncio.shield(self._over)
+
+    def drain(self, why: str) -> None:
+        """Ray drains the node; `why` in words."""
+        self._draining = self._draining or why
+        self._drained.set()
+
+    async def notice(self) -> str:
+        """Task.notice."""
+        await self._drained.wait()
+        return self._draining
 
     async def stop(self, *, grace_s: float, at_once: asyncio.Event | None = None) -> None:
         """Task.stop."""
@@ -117,6 +131,9 @@ class RayTask:
             code = ending.result()
             if code != LOST:
                 await asyncio.wait([asyncio.create_task(self._ask(self.host.stop, 0.0))], timeout=LEFTOVERS_S)
+            if self._draining:
+                self.lost = self._draining
+                return LOST
             return code
         finally:
             for each in (ending, gave_up):

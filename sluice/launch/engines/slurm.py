@@ -44,6 +44,8 @@ class SlurmEngine:
         self._steps: set[Step] = set()
         self._resting: dict[str, tuple[float, str]] = {}
         """Nodes on which something went wrong: until when (monotonic seconds) they are left alone, and why."""
+        self._unfit: dict[str, str] = {}
+        """Nodes that lack what the run needs, and what."""
         self._address = ""
         self._looking = asyncio.Lock()
         self._seen: tuple[float, Sequence[Node], Mapping[str, str]] = (float("-inf"), (), {})
@@ -80,12 +82,13 @@ class SlurmEngine:
         """Engine.start."""
         assert not command.said, f"{command.name} reads a secret, and srun would carry it over the network"
         role, said = command.name.partition("-")[0], ""
-        if problem := impossible(self._all, needs=command.needs, role=role):
-            raise LaunchError(f"{command.name} {problem}")
         while True:
+            fit = [node for node in self._all if node.name not in self._unfit]
+            if problem := impossible(fit, needs=command.needs, role=role):
+                raise LaunchError(f"{command.name} {problem}{self._left_out()}")
             nodes, silent = await self._look()
             self._tidy()
-            out = {**{name: why for name, (_, why) in self._resting.items()}, **silent}
+            out = {**{name: why for name, (_, why) in self._resting.items()}, **silent, **self._unfit}
             place = choose(nodes, needs=command.needs, role=role, taken=self._taken(), out=out)
             if isinstance(place, Node):
                 try:
@@ -97,6 +100,10 @@ class SlurmEngine:
                 waits(place)
                 said = place
             await asyncio.sleep(LOOK_EVERY_S)
+
+    async def exclude(self, node: str, why: str) -> None:
+        """Engine.exclude: for as long as this launcher runs, because a job gets no other node by that name."""
+        self._unfit[node] = f"lacks something ({why})"
 
     async def close(self) -> None:
         """Engine.close."""
@@ -126,6 +133,9 @@ class SlurmEngine:
                     silent = dict.fromkeys(await silent_nodes([node.name for node in nodes]), "does not answer Slurm")
                 self._seen = (time.monotonic(), nodes or self._all, silent)
             return self._seen[1:]
+
+    def _left_out(self) -> str:
+        return "".join(f"; {node} {why}" for node, why in self._unfit.items())
 
     def _taken(self) -> Mapping[str, Needs]:
         taken: dict[str, Needs] = {}

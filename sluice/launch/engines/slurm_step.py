@@ -184,6 +184,10 @@ class Step:
         assert self._code is not None
         return self._code
 
+    async def notice(self) -> str:
+        """Task.notice: Slurm tells the job, whose SIGTERM ends the run in order."""
+        return await asyncio.get_running_loop().create_future()
+
     async def stop(self, *, grace_s: float, at_once: asyncio.Event | None = None) -> None:
         """Task.stop."""
         if self._watching is None:

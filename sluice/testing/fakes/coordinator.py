@@ -5,6 +5,7 @@ asks.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -132,6 +133,10 @@ class FakeCoordinator(Server, coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def MeetLearner(self, request: pb.MeetLearnerRequest, context: Any) -> pb.MeetLearnerResponse:
         if request.endpoint:
             self.meetings[request.round] = request.endpoint
+            await self._notify()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(request.wait_s), self._changed:
+                await self._changed.wait_for(lambda: request.round in self.meetings)
         return pb.MeetLearnerResponse(endpoint=self.meetings.get(request.round, ""))
 
     async def _notify(self) -> None:

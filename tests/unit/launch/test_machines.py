@@ -42,6 +42,9 @@ class Placed:
     killed: str = ""
     lost: str = ""
     stopped: bool = False
+    stops_with: int = -15
+    leaves: str = ""
+    noticed: asyncio.Event = field(default_factory=asyncio.Event)
     code: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
@@ -59,13 +62,24 @@ class Placed:
         self.lost = f"node {self.node} is gone"
         self.ends(LOST)
 
+    def is_drained(self) -> None:
+        self.leaves = f"Ray drains node {self.node}"
+        self.noticed.set()
+
     async def wait(self) -> int:
         return await asyncio.shield(self.code)
 
+    async def notice(self) -> str:
+        await self.noticed.wait()
+        return self.leaves
+
     async def stop(self, *, grace_s: float, at_once: asyncio.Event | None = None) -> None:
         self.stopped = True
-        if self.alive:
-            self.ends(-15)
+        if self.alive and self.leaves:
+            self.lost = self.leaves
+            self.ends(LOST)
+        elif self.alive:
+            self.ends(self.stops_with)
 
     def kill(self, why: str) -> None:
         self.killed = why
@@ -85,7 +99,7 @@ class Scene:
 
     def __init__(self, folder: Path) -> None:
         self.clock, self.said, self.over = ManualClock(), list[str](), False
-        self.free, self.placed = list(ROOM), list[Placed]()
+        self.free, self.placed, self.unfit = list(ROOM), list[Placed](), dict[str, str]()
         self.keeper = Keeper(
             launch=CONFIG.launch,
             log_dir=folder,
@@ -106,6 +120,9 @@ class Scene:
         node, now_s = self.free.pop(0), self.clock.now()
         self.placed.append(Placed(command=command, node=node, log_path=log_path, started_s=now_s))
         return self.placed[-1]
+
+    async def exclude(self, node: str, why: str) -> None:
+        self.unfit[node] = why
 
     async def close(self) -> None: ...
 
@@ -202,6 +219,37 @@ async def test_a_lost_machine_costs_no_restart_whoever_notices_first(
         assert scene.said == [
             "learner is lost: learner-1: node n2 is gone; looking for another place",
             "learner is lost: learner-1: node n3 is gone; looking for another place",
+        ]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+async def test_all_machines_leave_in_order_with_one_whose_node_is_taken_away_and_no_restart_is_counted(
+    which: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kept(tmp_path, monkeypatch) as scene:
+        tasks = await scene.round(1)
+        for task in tasks:
+            task.stops_with = 0  # it has saved a checkpoint
+        tasks[which].is_drained()
+        await scene.round(2, free=("n3", "n4"))
+        assert [(task.stopped, task.killed) for task in tasks] == [(True, "")] * 2
+        assert scene.said == [
+            f"learner leaves its node: Ray drains node n{which + 1}",
+            f"learner is lost: Ray drains node n{which + 1}; looking for another place",
+        ]
+
+
+async def test_a_machine_on_a_node_that_lacks_something_is_tried_elsewhere_and_the_node_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kept(tmp_path, monkeypatch) as scene:
+        first, further = await scene.round(1)
+        further.ends(exit_codes.UNFIT_NODE)
+        await scene.round(2, free=("n1", "n3"))
+        assert first.killed == "was killed because learner-1 had ended"
+        assert scene.unfit == {"n2": "last words of learner-1"}
+        assert scene.said[1:] == [
+            "node n2 is left out from now on, and learner looks for another place: last words of learner-1"
         ]
 
 

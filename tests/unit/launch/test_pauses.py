@@ -118,6 +118,9 @@ class Running:
     async def wait(self) -> int:
         return await asyncio.get_running_loop().create_future()
 
+    async def notice(self) -> str:
+        return await asyncio.get_running_loop().create_future()
+
     async def stop(self, **_: Any) -> None: ...
 
 
