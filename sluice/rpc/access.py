@@ -17,12 +17,17 @@ class Role(StrEnum):
     ROLLOUT = "rollout"
     REWARD = "reward"
     LEARNER = "learner"
+    METRICS = "metrics"
+    """Prometheus or the like: reads the metrics of every service, and may do nothing else."""
 
 
 _OPERATOR = frozenset({Role.OPERATOR})
 _COORDINATOR = frozenset({Role.COORDINATOR})
 _LEARNER = frozenset({Role.LEARNER})
 _SERVICES = frozenset({Role.ROLLOUT, Role.REWARD, Role.LEARNER})
+
+READS_METRICS = frozenset({Role.OPERATOR, Role.METRICS})
+"""The roles that the metrics endpoint of every service answers (sluice/rpc/metrics_gate.py)."""
 
 SERVED_BY: Mapping[str, Role] = {
     "sluice.v1.CoordinatorService": Role.COORDINATOR,
@@ -88,8 +93,8 @@ ANYONE = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watc
 
 
 def audiences(caller: Role) -> frozenset[Role]:
-    """The roles that `caller` may call; an operator may ask every server for the list of its methods."""
-    if caller is Role.OPERATOR:
+    """The roles that `caller` may call; an operator may ask every server for the list of its methods, and for its metrics."""
+    if caller in READS_METRICS:
         return frozenset(SERVED_BY.values())
     return frozenset(
         SERVED_BY[service]

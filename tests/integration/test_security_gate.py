@@ -244,6 +244,7 @@ async def test_an_expired_certificate_is_refused_at_home_and_abroad(tmp_path: Pa
         certificate=(operator / "cert.pem").read_bytes(),
         key=(operator / "key.pem").read_bytes(),
         authority=(operator / "ca.pem").read_bytes(),
+        folder=operator,
     )
     make_certificates(folder, valid_for=datetime.timedelta(days=1))  # renewed under the same authority
     async with answering(Role.COORDINATOR, credentials=serving) as server:

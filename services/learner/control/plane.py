@@ -17,6 +17,7 @@ from sluice.clock import SystemClock
 from sluice.config.schema import Config
 from sluice.model_identity import ModelIdentity, model_identity, vocabulary_size
 from sluice.rpc.membership import Membership
+from sluice.rpc.metrics_gate import MetricsGate
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
@@ -62,7 +63,9 @@ class ControlPlane:
         self.coordinator.vocabulary = vocabulary_size(config.model.path)
         metrics_port = None
         if config.network.metrics:
-            metrics_port = self._exporter.serve(bind=self._options.bind, port=self._options.metrics_port)
+            metrics_port = self._exporter.serve(
+                bind=self._options.bind, port=self._options.metrics_port, guard=MetricsGate(self._options.credentials)
+            )
         port = self._thread.call(self._serve(add_servicer, calls_per_s=config.network.max_calls_per_s))
         log.info("serving", address=joined(self._options.bind, port), metrics_port=metrics_port)
         self._membership.serves(port=port, metrics_port=metrics_port)

@@ -25,7 +25,9 @@ class NetworkConfig(Section):
         description="where others reach a server: as network.bind, or a host; auto: where the server listens",
     )
     coordinator_port: NonNegativeInt = Field(default=18050, description="0: any free port")
-    metrics: bool = Field(default=True, description="a Prometheus endpoint a service, open to every caller")
+    metrics: bool = Field(
+        default=True, description="a Prometheus endpoint a service, for callers with credentials where there are any"
+    )
     credentials: PathText | None = Field(
         default=None,
         description="folder made by `sluice certs` or `sluice tokens`; each process gets its own role's part of it",
