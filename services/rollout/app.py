@@ -161,7 +161,7 @@ class _Service:
         tokenizer = AutoTokenizer.from_pretrained(self._model.path)
         self._weights = WeightIntake(
             loop=self._loop,
-            receiver=WeightReceiver(),
+            receiver=WeightReceiver(credentials=self._options.credentials),
             model=self._model,
             inflight=config.weights.inflight,
             finish_s=config.coordinator.generate_timeout_s,

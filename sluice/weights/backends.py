@@ -30,6 +30,8 @@ from sluice.weights.authentication import prove
 from sluice.weights.sealed_store import SealedStore
 
 Collective = Literal["gloo", "nccl"]
+Carrier = Literal["gloo", "nccl", "grpc"]
+"""What brings buckets from a source to a receiver."""
 
 ROOT_RANK = 0
 """The learner's rank in every group."""
@@ -64,6 +66,8 @@ class Rendezvous:
     world_size: int
     timeout_s: float
     """Limit of the join and of every later broadcast."""
+    source: Literal["learner", "rollout"] = "learner"
+    """The role of rank 0, which the receiver insists on over gRPC."""
 
 
 class TransferStore:

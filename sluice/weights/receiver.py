@@ -22,9 +22,11 @@ import numpy as np
 from blake3 import blake3
 
 from sluice.errors import Expired, NotReady, TransferError
+from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.weights import files
-from sluice.weights.backends import Collective, Rendezvous, TransferGroup, join
+from sluice.weights.backends import Carrier, Collective, Rendezvous, TransferGroup, join
 from sluice.weights.cargo import Cargo
+from sluice.weights.fetching import FetchedGroup
 from sluice.weights.links import tell_first
 from sluice.weights.manifest import Manifest, new_digest
 from sluice.weights.payload import Payload
@@ -63,7 +65,9 @@ class _Arrival:
 class WeightReceiver:
     """Receives versions for one rollout. Methods block, so an event loop calls them in threads; a `join` ends older waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, credentials: Credentials = NO_CREDENTIALS) -> None:
+        """`credentials` are shown to sources over gRPC."""
+        self._credentials = credentials
         self._lock = threading.Lock()
         """Guards the six fields below; never held while waiting."""
         self._epoch: str | None = None
@@ -74,12 +78,19 @@ class WeightReceiver:
         self._threads: list[threading.Thread] = []
         atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
 
-    def join(self, rendezvous: Rendezvous, *, backend: Collective) -> None:
-        """Joins a fresh epoch and leaves the former epoch. Raises TransferError when the learner does not join in time."""
+    def join(self, rendezvous: Rendezvous, *, backend: Carrier) -> None:
+        """Joins a fresh epoch and leaves the former epoch. Raises TransferError when the learner does not join in time.
+
+        Over gRPC nobody is waited for: the source is called with the first bucket. Raises ConfigError when the credentials
+        must not be shown to it.
+        """
         with self._lock:
             self._leave()
             self._epoch = rendezvous.epoch
-        group = _join_in_time(rendezvous, backend)
+        if backend == "grpc":
+            group: TransferGroup = FetchedGroup(rendezvous, credentials=self._credentials)
+        else:
+            group = _join_in_time(rendezvous, backend)
         with self._lock:
             if self._epoch == rendezvous.epoch:
                 self._group = group

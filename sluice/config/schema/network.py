@@ -32,6 +32,10 @@ class NetworkConfig(Section):
         default=None,
         description="folder made by `sluice certs` or `sluice tokens`; each process gets its own role's part of it",
     )
+    trusted: bool = Field(
+        default=False,
+        description="nobody but the run can listen on the network: weights.backend auto sends weights unencrypted",
+    )
     max_calls_per_s: PositiveFloat = Field(
         default=MAX_CALLS_PER_S, description="calls/s a server takes from one role on one machine; more wait and retry"
     )

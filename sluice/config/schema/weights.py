@@ -10,8 +10,11 @@ from sluice.config.schema.section import PositiveFloat, PositiveInt, Section
 class WeightsConfig(Section):
     """Weight push."""
 
-    backend: Literal["auto", "nccl", "gloo", "file"] = Field(
-        default="auto", description="auto: nccl between two GPUs, gloo on one GPU and with a CPU"
+    backend: Literal["auto", "nccl", "gloo", "grpc", "file"] = Field(
+        default="auto",
+        description="grpc: over the run's own gRPC, encrypted where the run has certificates; auto: grpc where a run with "
+        "certificates listens beyond loopback, unless network.trusted, else nccl between two GPUs, gloo on one GPU and with "
+        "a CPU",
     )
     bucket_bytes: PositiveInt = Field(default=1 << 20, description="bytes a transfer operation")
     timeout_s: PositiveFloat = Field(default=10.0, description="limit of a join and of every transfer operation")
