@@ -1,6 +1,6 @@
 """The limits that both ends of a wire share: gRPC's, and those of what a reward service may answer.
 
-Weights never cross gRPC, so 256 MiB has room for a group of 16 x 1M tokens.
+Weights cross gRPC in pieces of 1 MiB (sluice/weights/pieces.py), so 256 MiB has room for a group of 16 x 1M tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ MAX_REQUEST_BYTES: Mapping[str, int] = {
     "sluice.v1.RolloutService": 64 << 20,  # a prompt's ids, a manifest
     "sluice.v1.RewardService": MAX_MESSAGE_BYTES,  # a group's texts
     "sluice.v1.LearnerService": 1 << 20,
+    "sluice.v1.WeightService": 1 << 20,
 }
 """The largest request each service takes; a larger one is refused before it is read whole."""
 

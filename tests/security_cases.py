@@ -2,7 +2,7 @@
 
 import contextlib
 import datetime
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from sluice.rpc.access import SERVED_BY, Role
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.tokens import make_tokens
-from sluice.v1 import coordinator_pb2, learner_pb2, reward_pb2, rollout_pb2
+from sluice.v1 import coordinator_pb2, learner_pb2, reward_pb2, rollout_pb2, weight_pb2
 
-FILES = (coordinator_pb2, rollout_pb2, reward_pb2, learner_pb2)
+FILES = (coordinator_pb2, rollout_pb2, reward_pb2, learner_pb2, weight_pb2)
 
 
 def methods() -> Iterator[tuple[str, str, MethodDescriptor]]:
@@ -42,10 +42,10 @@ def make_folder(folder: Path, kind: str) -> Path:
 async def answering(
     role: Role, *, credentials: Credentials = NO_CREDENTIALS, bind: str = "127.0.0.1", **changes: Any
 ) -> AsyncIterator[RpcServer]:
-    """The service of `role`, each method of which answers with an empty response (a stream: with one)."""
-    service = next(name for name, served_by in SERVED_BY.items() if served_by is role)
+    """The services of `role`, each method of which answers with an empty response (a stream: with one)."""
+    services = [name for name, served_by in SERVED_BY.items() if role in served_by]
     server = make_server(
-        lambda grpc_server: _register(grpc_server, service), services=[service], credentials=credentials, **changes
+        lambda grpc_server: _register(grpc_server, services), services=services, credentials=credentials, **changes
     )
     await server.start(bind=bind, port=0)
     try:
@@ -69,12 +69,10 @@ async def call(channel: grpc.aio.Channel, path: str, method: MethodDescriptor, *
     return grpc.StatusCode.OK
 
 
-def _register(server: grpc.aio.Server, service: str) -> None:
-    handlers = {}
-    for name, _, method in methods():
-        if name == service:
-            handlers[method.name] = _answer(method)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+def _register(server: grpc.aio.Server, services: Sequence[str]) -> None:
+    for service in services:
+        handlers = {method.name: _answer(method) for name, _, method in methods() if name == service}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
 
 def _answer(method: MethodDescriptor) -> grpc.RpcMethodHandler:

@@ -40,6 +40,7 @@ from sluice.policy_version import PolicyVersion
 from sluice.rpc.service import ServiceOptions
 from sluice.run_dir.full_disk import DiskWaits
 from sluice.v1.learner_pb2_grpc import add_LearnerServiceServicer_to_server
+from sluice.weights.carrier import Backend, settled_backend
 from sluice.weights.sender import WeightSender
 
 log = structlog.get_logger(__name__)
@@ -76,10 +77,15 @@ def run(options: ServiceOptions) -> bool:
 
 def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions, disk: DiskWaits) -> bool:
     config_yaml, run_dir, rollbacks = control.coordinator.run_facts()
+    backend = settled_backend(
+        parse_config(config_yaml, where="the coordinator's configuration"),
+        bind=options.bind,
+        credentials=options.credentials,
+    )
     config, worker, state = make_worker(ranks, facts=(config_yaml, run_dir), rollbacks=rollbacks)
     snapshot = worker.gather(_version(state))
     assert snapshot is not None
-    publisher = _publisher(ranks, config, options, Path(run_dir))
+    publisher = _publisher(ranks, backend, options, Path(run_dir))
     publisher.publish(snapshot)
     control.publisher = publisher
     _on_signal(control.stop, grace_s=config.launch.grace_s)
@@ -145,9 +151,10 @@ def _version(state: CheckpointState) -> PolicyVersion:
     return PolicyVersion(lineage=state.lineage, number=state.step)
 
 
-def _publisher(ranks: Ranks, config: Config, options: ServiceOptions, run_dir: Path) -> PublisherState:
+def _publisher(ranks: Ranks, backend: Backend, options: ServiceOptions, run_dir: Path) -> PublisherState:
+    log.info("weights_sent_by", backend=backend)
     sender = WeightSender(
-        backend=config.weights.backend,
+        backend=backend,
         device=identity(),
         host=options.advertise,
         bind=options.bind,

@@ -23,6 +23,7 @@ from sluice.config.schema import Config
 from sluice.errors import LaunchError
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.membership import Membership
+from sluice.rpc.metrics_gate import MetricsGate
 from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
 from sluice.telemetry.prometheus import Exporter
@@ -58,7 +59,9 @@ async def serve(options: ServiceOptions) -> None:
         config = parse_config(config_yaml, where=f"coordinator {options.coordinator}")
         metrics_port = None
         if config.network.metrics:
-            metrics_port = exporter.serve(bind=options.bind, port=options.metrics_port)
+            metrics_port = exporter.serve(
+                bind=options.bind, port=options.metrics_port, guard=MetricsGate(options.credentials)
+            )
         await say_protections()
         router = Router(config.reward.routes, allow_unsandboxed=config.reward.allow_unsandboxed)
         await check_programs(router.must_shut_in)

@@ -26,6 +26,7 @@ from sluice.errors import ConfigError
 from sluice.interfaces import prefer_for_nccl
 from sluice.policy_version import OWN_WEIGHTS
 from sluice.rpc.membership import Membership
+from sluice.rpc.metrics_gate import MetricsGate
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
@@ -135,7 +136,11 @@ class _Service:
         try:
             metrics_port = None
             if config.network.metrics:
-                metrics_port = self._exporter.serve(bind=self._options.bind, port=self._options.metrics_port)
+                metrics_port = self._exporter.serve(
+                    bind=self._options.bind,
+                    port=self._options.metrics_port,
+                    guard=MetricsGate(self._options.credentials),
+                )
             port = await server.start(bind=self._options.bind, port=self._options.port)
             self._membership.serves(port=port, metrics_port=metrics_port)
             await self._hold(step_limit_s=config.rollout.step_timeout_s)
@@ -160,7 +165,11 @@ class _Service:
         tokenizer = AutoTokenizer.from_pretrained(self._model.path)
         self._weights = WeightIntake(
             loop=self._loop,
-            receiver=WeightReceiver(shares=True, digest_threads=1 if self._device == CPU else blake3.AUTO),
+            receiver=WeightReceiver(
+                shares=True,
+                digest_threads=1 if self._device == CPU else blake3.AUTO,
+                credentials=self._options.credentials,
+            ),
             model=self._model,
             inflight=config.weights.inflight,
             finish_s=config.coordinator.generate_timeout_s,

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Literal, cast
+from typing import cast, get_args
 
 import grpc
 import numpy as np
@@ -16,7 +16,7 @@ from sluice.errors import InvalidRequest, NotReady
 from sluice.rpc.policy_versions import version_from_proto, version_to_proto
 from sluice.rpc.requests import duration_s, name
 from sluice.v1 import rollout_pb2, rollout_pb2_grpc
-from sluice.weights.backends import Rendezvous
+from sluice.weights.backends import Carrier, Rendezvous
 from sluice.weights.wire import manifest_from_proto, payload_from_proto
 
 Decode = Callable[[Sequence[int]], str]
@@ -86,8 +86,10 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
     async def JoinEpoch(
         self, request: rollout_pb2.JoinEpochRequest, context: grpc.aio.ServicerContext
     ) -> rollout_pb2.JoinEpochResponse:
-        if request.backend not in ("gloo", "nccl"):
-            raise InvalidRequest(f"backend: must be gloo or nccl, got {request.backend!r}")
+        if request.backend not in get_args(Carrier):
+            raise InvalidRequest(f"join: backend must be {' or '.join(get_args(Carrier))}, got {request.backend!r}")
+        if request.source_role not in ("", "learner", "rollout"):
+            raise InvalidRequest(f"join: source_role must be learner or rollout, got {request.source_role!r}")
         rendezvous = Rendezvous(
             host=request.store_host,
             port=request.store_port,
@@ -96,8 +98,9 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
             rank=request.rank,
             world_size=request.world_size,
             timeout_s=duration_s(request.timeout_s, field="join: timeout_s"),
+            source="rollout" if request.source_role == "rollout" else "learner",
         )
-        await self._weights.join(rendezvous, backend=cast(Literal["gloo", "nccl"], request.backend))
+        await self._weights.join(rendezvous, backend=cast(Carrier, request.backend))
         return rollout_pb2.JoinEpochResponse()
 
     async def ReceiveWeights(

@@ -14,7 +14,7 @@ from services.rollout.engine_loop import EngineLoop, InFlight
 from services.rollout.model_files import ModelFacts, check_tensors
 from sluice.errors import InvalidRequest, NotReady
 from sluice.policy_version import PolicyVersion
-from sluice.weights.backends import Collective, Rendezvous
+from sluice.weights.backends import Carrier, Rendezvous
 from sluice.weights.manifest import Manifest
 from sluice.weights.payload import Payload
 from sluice.weights.receiver import Received, WeightReceiver
@@ -57,7 +57,7 @@ class WeightIntake:
         self._merger = merger
         self._verbs = asyncio.Lock()
 
-    async def join(self, rendezvous: Rendezvous, *, backend: Collective) -> None:
+    async def join(self, rendezvous: Rendezvous, *, backend: Carrier) -> None:
         """Joins a fresh membership epoch. Raises TransferError when the learner does not join in time."""
         async with self._verbs:
             await asyncio.to_thread(self._receiver.join, rendezvous, backend=backend)

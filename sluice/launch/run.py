@@ -43,6 +43,7 @@ from sluice.rpc.credentials import Credentials, load_credentials
 from sluice.run_dir.durable import make_folder, write_synced
 from sluice.run_dir.full_disk import DiskWaits
 from sluice.v1 import coordinator_pb2 as pb
+from sluice.weights.carrier import settled_backend
 
 STATUS_INTERVAL_S = 1.0
 FINAL = {
@@ -204,6 +205,9 @@ class Run:
             self._view.message(found.said)
         operator = load_credentials(credentials_folder(found.own, Role.OPERATOR), role=Role.OPERATOR)
         operator.check_listens(found.own.network.bind)
+        if self._config.weights.backend == "grpc":
+            learner = load_credentials(credentials_folder(found.own, Role.LEARNER), role=Role.LEARNER)
+            settled_backend(found.own, bind=found.own.network.bind, credentials=learner)
         return found.own, operator
 
     @property

@@ -1,7 +1,8 @@
 """The one table of who may call what. A method without an entry is always refused; a test compares table and protos.
 
 A process has one role, which its credentials show with every call (sluice/rpc/credentials.py). Calls follow the path of a
-group: only the coordinator calls services, services call only the coordinator, people command only the coordinator.
+group: only the coordinator calls services, services call only the coordinator, people command only the coordinator. Weights
+alone go from service to service: a rollout fetches them from the learner, or from another rollout that relays.
 """
 
 from collections.abc import Mapping
@@ -17,19 +18,30 @@ class Role(StrEnum):
     ROLLOUT = "rollout"
     REWARD = "reward"
     LEARNER = "learner"
+    METRICS = "metrics"
+    """Prometheus or the like: reads the metrics of every service, and may do nothing else."""
 
 
 _OPERATOR = frozenset({Role.OPERATOR})
 _COORDINATOR = frozenset({Role.COORDINATOR})
 _LEARNER = frozenset({Role.LEARNER})
+_ROLLOUT = frozenset({Role.ROLLOUT})
 _SERVICES = frozenset({Role.ROLLOUT, Role.REWARD, Role.LEARNER})
 
-SERVED_BY: Mapping[str, Role] = {
-    "sluice.v1.CoordinatorService": Role.COORDINATOR,
-    "sluice.v1.RolloutService": Role.ROLLOUT,
-    "sluice.v1.RewardService": Role.REWARD,
-    "sluice.v1.LearnerService": Role.LEARNER,
+READS_METRICS = frozenset({Role.OPERATOR, Role.METRICS})
+"""The roles that the metrics endpoint of every service answers (sluice/rpc/metrics_gate.py)."""
+
+SERVED_BY: Mapping[str, frozenset[Role]] = {
+    "sluice.v1.CoordinatorService": _COORDINATOR,
+    "sluice.v1.RolloutService": _ROLLOUT,
+    "sluice.v1.RewardService": frozenset({Role.REWARD}),
+    "sluice.v1.LearnerService": _LEARNER,
+    "sluice.v1.WeightService": _LEARNER | _ROLLOUT,
 }
+"""The roles that serve a service."""
+
+SERVERS = frozenset().union(*SERVED_BY.values())
+"""Everybody who serves something."""
 
 _TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
     "sluice.v1.CoordinatorService": {
@@ -75,6 +87,7 @@ _TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "SaveCheckpoint": _COORDINATOR,
         "Export": _OPERATOR,
     },
+    "sluice.v1.WeightService": {"FetchWeights": _ROLLOUT},
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": _OPERATOR},
 }
 
@@ -88,11 +101,8 @@ ANYONE = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watc
 
 
 def audiences(caller: Role) -> frozenset[Role]:
-    """The roles that `caller` may call; an operator may ask every server for the list of its methods."""
-    if caller is Role.OPERATOR:
-        return frozenset(SERVED_BY.values())
-    return frozenset(
-        SERVED_BY[service]
-        for service, methods in _TABLE.items()
-        if service in SERVED_BY and any(caller in roles for roles in methods.values())
-    )
+    """The roles that `caller` may call; an operator may ask every server for the list of its methods, and for its metrics."""
+    if caller in READS_METRICS:
+        return SERVERS
+    called = [name for name, methods in _TABLE.items() if any(caller in roles for roles in methods.values())]
+    return frozenset().union(*(SERVED_BY.get(name, frozenset()) for name in called))

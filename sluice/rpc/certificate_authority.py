@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sluice.errors import ConfigError
-from sluice.rpc.access import Role
-from sluice.rpc.certificates import AUTHORITY, DOMAIN, FILE, KEY
+from sluice.rpc.access import SERVERS, Role
+from sluice.rpc.certificates import AUTHORITY, DOMAIN, FILE, KEY, SERVES
 from sluice.rpc.tokens import write_private
 
 AUTHORITY_KEY = "ca-key.pem"
@@ -42,7 +42,8 @@ def make_certificates(
     public = authority.public_bytes(Encoding.PEM)
     for role in Role:
         key = ec.generate_private_key(ec.SECP256R1())
-        names = [x509.DNSName(f"{role}{DOMAIN}"), *(_name(host) for host in hosts)]
+        common = [SERVES] if role in SERVERS else []
+        names = [x509.DNSName(f"{role}{DOMAIN}"), *(_name(name) for name in (*common, *hosts))]
         certificate = (
             _builder(f"sluice {role}", key, authority.subject, valid_for)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)

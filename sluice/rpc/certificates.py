@@ -1,7 +1,8 @@
 """Mutual TLS: both ends show a certificate of the run's own authority, whose DNS name `ROLE.sluice` is their role.
 
 A client insists on the name of the role that the client means to call, whatever the address, so certificates name no hosts
-and a rollout cannot pose as the coordinator. `sluice certs` makes certificates (certificate_authority.py); any CA may.
+and a rollout cannot pose as the coordinator. Who means any service, as Prometheus does, insists on SERVES, which the
+certificate of every role that serves names as well. `sluice certs` makes certificates (certificate_authority.py); any CA may.
 """
 
 import ssl
@@ -17,7 +18,10 @@ from sluice.rpc.credentials_port import CallContext, Metadata, Options
 
 FILE, KEY, AUTHORITY = "cert.pem", "key.pem", "ca.pem"
 DOMAIN = ".sluice"
-_NAMES = "x509_subject_alternative_name"
+SERVES = "service.sluice"
+"""The DNS name that all services have in common; no role is called so."""
+NAMES = "x509_subject_alternative_name"
+"""gRPC's name of the fact that lists the DNS names of the caller's certificate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +32,8 @@ class Certificates:
     certificate: bytes = field(repr=False)
     key: bytes = field(repr=False)
     authority: bytes = field(repr=False)
+    folder: Path
+    """Where they were read."""
 
     def check_listens(self, bind: str) -> None:
         """Credentials.check_listens: anywhere."""
@@ -36,9 +42,20 @@ class Certificates:
         """Credentials.server_tls."""
         return grpc.ssl_server_credentials([(self.key, self.certificate)], self.authority, require_client_auth=True)
 
+    def http_tls(self) -> ssl.SSLContext | None:
+        """Credentials.http_tls. Reads the files again, because Python's TLS takes keys from files alone."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.folder / FILE, self.folder / KEY)
+            context.load_verify_locations(self.folder / AUTHORITY)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(f"{self.folder}: cannot serve metrics: {error}; `sluice certs` makes the files") from None
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
     def caller(self, context: CallContext) -> Role | None:
         """Credentials.caller."""
-        names = [name.decode(errors="replace") for name in context.auth_context().get(_NAMES, ())]
+        names = [name.decode(errors="replace") for name in context.auth_context().get(NAMES, ())]
         roles = roles_in(names)
         if len(roles) != 1:
             raise Unauthenticated(
@@ -83,7 +100,7 @@ def load(folder: Path) -> Certificates:
         raise ConfigError(
             f"{paths[0]}: must name one role, as the DNS name ROLE{DOMAIN}, got {roles}; use `sluice certs`"
         )
-    return Certificates(role=roles[0], certificate=certificate, key=key, authority=authority)
+    return Certificates(role=roles[0], certificate=certificate, key=key, authority=authority, folder=folder)
 
 
 def _handshake(certificate: Path, key: Path, authority: Path) -> Mapping[str, object]:

@@ -4,6 +4,7 @@
 content of the folder decides between tokens and certificates; both ends of a channel need the same kind.
 """
 
+import ssl
 from pathlib import Path
 
 import grpc
@@ -33,6 +34,10 @@ class NoCredentials:
 
     def server_tls(self) -> grpc.ServerCredentials | None:
         """Credentials.server_tls."""
+        return None
+
+    def http_tls(self) -> ssl.SSLContext | None:
+        """Credentials.http_tls."""
         return None
 
     def caller(self, context: CallContext) -> Role | None:

@@ -1,5 +1,6 @@
 """The methods that servers, gates and channels call on credentials of every kind: tokens, certificates or none."""
 
+import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ Metadata = Sequence[tuple[str, str]]
 
 
 class CallContext(Protocol):
-    """The part of grpc.aio.ServicerContext that says who calls."""
+    """The part of grpc.aio.ServicerContext that says who calls; metrics_gate.py has the same of an HTTP request."""
 
     def invocation_metadata(self) -> Iterable[Any] | None:
         """Pairs of name and value that the caller sent before the request."""
@@ -32,6 +33,10 @@ class Credentials(Protocol):
 
     def server_tls(self) -> grpc.ServerCredentials | None:
         """TLS for a listening server; None: plain TCP."""
+        ...
+
+    def http_tls(self) -> ssl.SSLContext | None:
+        """TLS for a listening HTTP server, which then asks callers for a certificate; None: plain HTTP."""
         ...
 
     def caller(self, context: CallContext) -> Role | None:

@@ -43,6 +43,14 @@ REASONS = ("unauthenticated", "denied", "paced", "malformed", "slow")
 _caller: ContextVar[Role | None] = ContextVar("caller", default=None)
 
 
+_send_limit_s: ContextVar[float] = ContextVar("send_limit_s", default=SEND_S)
+
+
+def limit_sends(limit_s: float) -> None:
+    """Gives the caller of the stream that this task serves `limit_s` to read a response, if that is less than SEND_S."""
+    _send_limit_s.set(limit_s)
+
+
 def caller() -> Role | None:
     """The role of the caller that this task serves; None on a server without credentials."""
     return _caller.get()
@@ -172,11 +180,12 @@ class Gate(grpc.aio.ServerInterceptor):
             ) from None
 
     async def _send(self, response: Any, context: grpc.aio.ServicerContext) -> None:
+        limit_s = min(self.send_s, _send_limit_s.get())
         try:
-            async with asyncio.timeout(self.send_s):
+            async with asyncio.timeout(limit_s):
                 await context.write(response)
         except TimeoutError:
-            raise _Refused("slow", Expired(f"the caller read nothing for {self.send_s:g} s")) from None
+            raise _Refused("slow", Expired(f"the caller read nothing for {limit_s:g} s")) from None
 
     async def _turn_away(self, method: str, context: grpc.aio.ServicerContext, refused: _Refused) -> NoReturn:
         self.count(refused.reason)

@@ -1,4 +1,4 @@
-"""Bearer tokens: one random secret for each pair of caller and called role.
+"""Bearer tokens: one random secret for each pair of caller and called role; one for all services for who reads metrics alone.
 
 A process holds the tokens that the process shows, and only digests of the tokens that the process accepts. So nobody can
 use a token elsewhere: the learner refuses the token that the coordinator shows a rollout, and a rollout's folder makes no
@@ -10,6 +10,7 @@ import hmac
 import json
 import os
 import secrets
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from sluice.rpc.credentials_port import CallContext, Metadata, Options
 from sluice.telemetry.redaction import never_print
 
 FILE = "tokens.json"
+PLAIN_FILE = "token"
+"""In the folder `metrics` the one token by itself, for Prometheus's `credentials_file`."""
 TOKEN_BYTES = 32
 _HEADER, _SCHEME = "authorization", "Bearer "
 
@@ -50,6 +53,10 @@ class Tokens:
 
     def server_tls(self) -> grpc.ServerCredentials | None:
         """Credentials.server_tls."""
+        return None
+
+    def http_tls(self) -> ssl.SSLContext | None:
+        """Credentials.http_tls."""
         return None
 
     def caller(self, context: CallContext) -> Role | None:
@@ -95,6 +102,8 @@ class Tokens:
 def make_tokens(folder: Path, *, private_network: bool) -> None:
     """Writes FOLDER/ROLE/tokens.json for every role, readable by the owner alone. Raises ConfigError if a file exists."""
     tokens = {(caller, to): secrets.token_urlsafe(TOKEN_BYTES) for caller in Role for to in audiences(caller)}
+    for_metrics = secrets.token_urlsafe(TOKEN_BYTES)  # one: Prometheus shows one token to all that it finds
+    tokens |= {(Role.METRICS, to): for_metrics for to in audiences(Role.METRICS)}
     if there := [path for role in Role if (path := folder / role / FILE).exists()]:
         raise ConfigError(f"{there[0]} is there already; remove {folder} to give every process new tokens")
     for role in Role:
@@ -108,6 +117,7 @@ def make_tokens(folder: Path, *, private_network: bool) -> None:
             indent=2,
         )
         write_private(folder / role / FILE, text.encode())
+    write_private(folder / Role.METRICS / PLAIN_FILE, for_metrics.encode())
 
 
 def load(folder: Path) -> Tokens:

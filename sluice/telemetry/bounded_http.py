@@ -1,4 +1,4 @@
-"""The HTTP server of the metrics endpoint, which asks callers for no credentials: few connections, and each for a short time.
+"""The HTTP server of the metrics endpoint, which strangers reach as well: few connections, and each for a short time.
 
 A new connection takes the place of the oldest one when there are too many, because an honest scrape takes milliseconds: so
 strangers that hold connections neither use up threads nor keep Prometheus out.
@@ -6,6 +6,7 @@ strangers that hold connections neither use up threads nor keep Prometheus out.
 
 import contextlib
 import socket
+import ssl
 import time
 from socketserver import TCPServer, ThreadingMixIn
 from threading import Lock
@@ -28,6 +29,8 @@ class BoundedServer(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
     request_queue_size = 64
+    tls: ssl.SSLContext | None = None
+    """To be set before the server serves; None: plain HTTP."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._lock = Lock()
@@ -43,6 +46,13 @@ class BoundedServer(ThreadingMixIn, WSGIServer):
         host, port, *_ = self.server_address
         self.server_name, self.server_port = str(host), int(port)
         self.setup_environ()
+
+    def get_request(self) -> tuple[Any, Any]:
+        """The next connection. Its handshake is its own thread's, with the first byte that is read."""
+        connection, client_address = super().get_request()
+        if self.tls is not None:
+            connection = self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, client_address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Makes room for the connection; False when so many threads are ending that there is none."""
@@ -85,8 +95,18 @@ class BoundedServerV6(BoundedServer):
     address_family = socket.AF_INET6
 
 
+PEER_NAMES = "sluice.peer_names"
+"""In a request's environment: the DNS names of the caller's certificate, which TLS has verified; none without TLS."""
+
+
 class QuietHandler(WSGIRequestHandler):
     """Answers one request a connection."""
+
+    def get_environ(self) -> dict[str, Any]:
+        """As the base's, with PEER_NAMES."""
+        shown = self.connection.getpeercert() if isinstance(self.connection, ssl.SSLSocket) else None
+        names = [name for kind, name in (shown or {}).get("subjectAltName", ()) if kind == "DNS"]
+        return {**super().get_environ(), PEER_NAMES: names}
 
     def log_message(self, format: str, *args: Any) -> None:
         """Logs nothing: a scrape is not worth a line."""

@@ -1,15 +1,16 @@
 """One Prometheus endpoint a process. Names come from the catalogue, with `/` as `_` and the prefix `sluice_`.
 
 The coordinator's endpoint also lists the endpoints of all registered services at /targets, in the form that Prometheus
-reads (`http_sd_configs`).
+reads (`http_sd_configs`). Who may read is the business of a Guard: sluice/rpc/metrics_gate.py has the one of a run.
 """
 
 import contextlib
 import json
+import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 from wsgiref.simple_server import make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
@@ -19,6 +20,21 @@ from sluice.errors import LaunchError
 from sluice.telemetry.bounded_http import BoundedServer, BoundedServerV6, QuietHandler
 from sluice.telemetry.catalogue import metric_of
 from sluice.telemetry.metric import prometheus_name
+
+App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+"""A WSGI application."""
+
+
+class Guard(Protocol):
+    """Decides who may read an endpoint."""
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The endpoint's TLS; None: plain HTTP."""
+        ...
+
+    def guarded(self, app: App) -> App:
+        """`app` for those who may read it; the others get a reason."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,15 +77,18 @@ class Exporter:
         service = self._labels["service"]
         return {reason: self.counter(f"rpc/refused_{reason}").labels(service) for reason in reasons}
 
-    def serve(self, *, bind: str, port: int) -> int:
-        """Starts the HTTP endpoint (port 0: any free one) and returns its port."""
+    def serve(self, *, bind: str, port: int, guard: Guard | None = None) -> int:
+        """Starts the HTTP endpoint (port 0: any free one) and returns its port. Without `guard` everybody may read it."""
+        app = self._app() if guard is None else guard.guarded(self._app())
+        tls = None if guard is None else guard.tls()
         try:
             kind = BoundedServerV6 if ":" in bind else BoundedServer
-            server = make_server(bind, port, self._app(), server_class=kind, handler_class=QuietHandler)
+            server = make_server(bind, port, app, server_class=kind, handler_class=QuietHandler)
         except OSError as error:
             raise LaunchError(
                 f"metrics: cannot listen on {joined(bind, port)}: {error}; --metrics-port 0 takes any free port"
             ) from error
+        server.tls = tls
         thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
         thread.start()
         self._stack.callback(thread.join, 1.0)
@@ -81,7 +100,7 @@ class Exporter:
         """Stops the endpoint."""
         self._stack.close()
 
-    def _app(self) -> Callable[..., Iterable[bytes]]:
+    def _app(self) -> App:
         metrics = make_wsgi_app(self.registry)
 
         def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

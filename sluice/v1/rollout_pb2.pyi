@@ -253,21 +253,24 @@ class JoinEpochRequest(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     WORLD_SIZE_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    SOURCE_ROLE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """Membership epoch, unique per join."""
     store_host: _builtins.str
-    """Where the learner's TCPStore listens."""
+    """Where the source's TCPStore listens; with backend "grpc" the source's gRPC server."""
     store_port: _builtins.int
     secret: _builtins.str
     """By which the two ends of this epoch know each other; never crosses the store or the group."""
     backend: _builtins.str
-    """"nccl" or "gloo"."""
+    """"nccl", "gloo" or "grpc"."""
     rank: _builtins.int
     """This receiver's rank; the learner is rank 0."""
     world_size: _builtins.int
     """Members of the group, the learner included."""
     timeout_s: _builtins.float
     """Limit of the join and of every later transfer operation."""
+    source_role: _builtins.str
+    """The source's role, which a receiver insists on with backend "grpc": "learner" or "rollout"; empty: "learner"."""
     def __init__(
         self,
         *,
@@ -279,10 +282,11 @@ class JoinEpochRequest(_message.Message):
         rank: _builtins.int = ...,
         world_size: _builtins.int = ...,
         timeout_s: _builtins.float = ...,
+        source_role: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "epoch", b"epoch", "rank", b"rank", "secret", b"secret", "store_host", b"store_host", "store_port", b"store_port", "timeout_s", b"timeout_s", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "epoch", b"epoch", "rank", b"rank", "secret", b"secret", "source_role", b"source_role", "store_host", b"store_host", "store_port", b"store_port", "timeout_s", b"timeout_s", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,11 +20,12 @@ from sluice.weights.authentication import prove
 from sluice.weights.flights import Flight
 from sluice.weights.gloo_group import GlooGroup
 from sluice.weights.memory import as_tensor
-from sluice.weights.rendezvous import ROOT_RANK, Collective, Rendezvous, join_limit_s
+from sluice.weights.rendezvous import ROOT_RANK, Carrier, Collective, Rendezvous, join_limit_s
 from sluice.weights.sealed_store import SealedStore
 
 __all__ = [
     "ROOT_RANK",
+    "Carrier",
     "Collective",
     "Rendezvous",
     "TransferGroup",

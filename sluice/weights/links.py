@@ -1,4 +1,5 @@
 """The sending end of transfers: one thread per receiver and membership epoch, for the learner as for a rollout that relays.
+Over gRPC an epoch has no thread: the receiver fetches what is offered to it (offers.py, streams.py).
 
 The thread joins, is told by the receiver which bucket it lacks, sends from there, then waits for the next `open` of the same
 epoch or for its retirement. A bucket leaves as soon as it is there. A failure is logged and ends its own epoch alone; the
@@ -20,10 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
-from sluice.errors import NotReady, Overloaded, TransferError
+from sluice.errors import Forbidden, NotReady, Overloaded, TransferError
 from sluice.weights import flights
-from sluice.weights.backends import ROOT_RANK, Collective, Rendezvous, TransferGroup, TransferStore, join
+from sluice.weights.backends import ROOT_RANK, Carrier, Collective, Rendezvous, TransferGroup, TransferStore, join
 from sluice.weights.cargo import Cargo
+from sluice.weights.offers import Offer
 
 log = structlog.get_logger(__name__)
 
@@ -41,22 +43,25 @@ class OpenedLink:
     """Where a receiver joins."""
 
     rendezvous: Rendezvous
-    backend: Collective
+    backend: Carrier
     new_epoch: bool
 
 
 class Links:
     """Thread-safe. Receivers reach this machine at `host`; the store listens on `bind`. Raises OSError if it cannot."""
 
-    def __init__(self, *, host: str, bind: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, *, host: str, bind: str = "127.0.0.1", port: int = 0, meets: bool = True) -> None:
+        """Without `meets` there is no store, and gRPC alone carries."""
         self._host = host
-        self._store = TransferStore(bind=bind, port=port)
+        self._store = TransferStore(bind=bind, port=port) if meets else None
+        self.rpc_port = 0
+        """Where this process's gRPC server listens; to be set before an `open` over gRPC."""
         self._lock = threading.Lock()
-        self._links: dict[str, _Link] = {}
+        self._links: dict[str, _Link | Offer] = {}
         self._retired: list[_Link] = []
         self._closed = False
 
-    def open(self, cargo: Cargo, *, receiver_id: str, epoch: str, backend: Collective, timeout_s: float) -> OpenedLink:
+    def open(self, cargo: Cargo, *, receiver_id: str, epoch: str, backend: Carrier, timeout_s: float) -> OpenedLink:
         """Begins sending to one receiver; returns at once. An epoch keeps the backend with which it began.
 
         Raises NotReady when the epoch has ended or is busy (then open a fresh one), Overloaded at MAX_LINKS.
@@ -72,6 +77,16 @@ class Links:
             link.send(cargo)
         return OpenedLink(rendezvous=link.rendezvous, backend=link.backend, new_epoch=new_epoch)
 
+    def offered(self, *, epoch: str, secret: str) -> Offer:
+        """The epoch that is open over gRPC to who knows the epoch's secret. Raises Forbidden."""
+        with self._lock:
+            for link in self._links.values():
+                if isinstance(link, Offer) and link.is_for(epoch, secret):
+                    return link
+        raise Forbidden(
+            "fetch: no transfer is open under this epoch and this secret", fix="the coordinator opens a fresh one"
+        )
+
     def retire(self, receiver_id: str) -> bool:
         """Ends a receiver's epoch unless it is sending; returns whether nothing is sent to that receiver any more."""
         with self._lock:
@@ -81,10 +96,15 @@ class Links:
             self._retire(receiver_id)
             return True
 
+    def busy(self) -> frozenset[str]:
+        """The receivers to whom something is sent, or is about to be."""
+        with self._lock:
+            return frozenset(name for name, link in self._links.items() if link.busy)
+
     def threads(self) -> dict[str, threading.Thread]:
         """The threads of the epochs that have not ended, by receiver."""
         with self._lock:
-            return {name: link.thread for name, link in self._links.items()}
+            return {name: link.thread for name, link in self._links.items() if isinstance(link, _Link)}
 
     def close(self) -> None:
         """Retires every epoch; waits for the threads, for each at most until its running operation ends."""
@@ -95,30 +115,39 @@ class Links:
         for link in links:
             link.retire()
         for link in links:
-            link.thread.join()
+            if isinstance(link, _Link):
+                link.thread.join()
 
     def _retire(self, receiver_id: str) -> None:
         self._retired = [link for link in self._retired if link.thread.is_alive()]
         if (former := self._links.pop(receiver_id, None)) is not None:
             former.retire()
-            self._retired.append(former)
+            if isinstance(former, _Link):
+                self._retired.append(former)
 
-    def _start(self, receiver_id: str, epoch: str, backend: Collective, timeout_s: float) -> "_Link":
+    def _start(self, receiver_id: str, epoch: str, backend: Carrier, timeout_s: float) -> "_Link | Offer":
         self._retire(receiver_id)
         if len(self._links) + len(self._retired) >= MAX_LINKS:
             raise Overloaded(f"{MAX_LINKS} weight transfers are open; wait until some have ended")
         rendezvous = Rendezvous(
             host=self._host,
-            port=self._store.port,
+            port=self.rpc_port if backend == "grpc" else self._meeting_port(),
             secret=secrets.token_hex(16),
             epoch=epoch,
             rank=ROOT_RANK,
             world_size=PAIR,
             timeout_s=timeout_s,
         )
+        if backend == "grpc":
+            offer = self._links[receiver_id] = Offer(rendezvous)
+            return offer
         link = self._links[receiver_id] = _Link(receiver_id, rendezvous, backend)
         link.thread.start()
         return link
+
+    def _meeting_port(self) -> int:
+        assert self._store is not None
+        return self._store.port
 
 
 class _Link:

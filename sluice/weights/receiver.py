@@ -23,9 +23,11 @@ import numpy as np
 from blake3 import blake3
 
 from sluice.errors import Expired, NotReady, TransferError
+from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.weights import files, flights, lending, staging
-from sluice.weights.backends import Collective, Rendezvous, TransferGroup, join, join_limit_s
+from sluice.weights.backends import Carrier, Collective, Rendezvous, TransferGroup, join, join_limit_s
 from sluice.weights.cargo import Cargo
+from sluice.weights.fetching import FetchedGroup
 from sluice.weights.links import tell_first
 from sluice.weights.manifest import Manifest, new_digest
 from sluice.weights.payload import Payload
@@ -64,11 +66,13 @@ class _Arrival:
 class WeightReceiver:
     """Receives versions for one rollout. Methods block, so an event loop calls them in threads; a `join` ends older waits."""
 
-    def __init__(self, *, shares: bool = False, digest_threads: int = 1) -> None:
+    def __init__(
+        self, *, shares: bool = False, digest_threads: int = 1, credentials: Credentials = NO_CREDENTIALS
+    ) -> None:
         """With `shares` this process lends the versions that it has verified to other processes of the machine, and maps
         theirs in place of receiving bytes (lending.py). `digest_threads`: threads that digest what arrives; blake3.AUTO takes
-        all cores."""
-        self._shares, self._digest_threads = shares, digest_threads
+        all cores. `credentials` are shown to sources over gRPC."""
+        self._shares, self._digest_threads, self._credentials = shares, digest_threads, credentials
         self._lock = threading.Lock()
         """Guards the fields below; never held while waiting."""
         self._epoch: str | None = None
@@ -79,12 +83,19 @@ class WeightReceiver:
         self._threads: list[threading.Thread] = []
         atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
 
-    def join(self, rendezvous: Rendezvous, *, backend: Collective) -> None:
-        """Joins a fresh epoch and leaves the former epoch. Raises TransferError when the learner does not join in time."""
+    def join(self, rendezvous: Rendezvous, *, backend: Carrier) -> None:
+        """Joins a fresh epoch and leaves the former epoch. Raises TransferError when the learner does not join in time.
+
+        Over gRPC nobody is waited for: the source is called with the first bucket. Raises ConfigError when the credentials
+        must not be shown to it.
+        """
         with self._lock:
             self._leave()
             self._epoch = rendezvous.epoch
-        group = _join_in_time(rendezvous, backend)
+        if backend == "grpc":
+            group: TransferGroup = FetchedGroup(rendezvous, credentials=self._credentials)
+        else:
+            group = _join_in_time(rendezvous, backend)
         with self._lock:
             if self._epoch == rendezvous.epoch:
                 self._group = group

@@ -6,6 +6,8 @@ from typing import Literal
 from sluice.nccl import JOIN_LIMIT_S
 
 Collective = Literal["gloo", "nccl"]
+Carrier = Literal["gloo", "nccl", "grpc"]
+"""What brings buckets from a source to a receiver."""
 
 ROOT_RANK = 0
 """The sender's rank in every group."""
@@ -25,6 +27,8 @@ class Rendezvous:
     world_size: int
     timeout_s: float
     """Limit of every operation, and of the meeting before the first one."""
+    source: Literal["learner", "rollout"] = "learner"
+    """The role of rank 0, on which the receiver insists over gRPC."""
 
 
 def join_limit_s(backend: str, timeout_s: float) -> float:

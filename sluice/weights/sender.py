@@ -31,7 +31,7 @@ class OpenedTransfer:
     """The facts that a receiver needs; mirrors the proto `OpenTransferResponse`."""
 
     manifest: Manifest
-    backend: Literal["gloo", "nccl", "file"]
+    backend: Literal["gloo", "nccl", "grpc", "file"]
     payload: Payload | None = None
     """None with `file`."""
     store_host: str = ""
@@ -47,7 +47,7 @@ class WeightSender:
     def __init__(
         self,
         *,
-        backend: Literal["auto", "gloo", "nccl", "file"],
+        backend: Literal["auto", "gloo", "nccl", "grpc", "file"],
         host: str,
         device: str = CPU,
         bind: str = "127.0.0.1",
@@ -58,10 +58,10 @@ class WeightSender:
         this process's `device` (sluice/accelerator.py). Raises OSError when the store cannot listen."""
         if backend == "file" and directory is None:
             raise ValueError("weights.backend=file needs a directory that rollouts can read")
-        self._backend: Literal["auto", "gloo", "nccl", "file"] = backend
+        self._backend: Literal["auto", "gloo", "nccl", "grpc", "file"] = backend
         self._device = device
         self._directory = directory
-        self.links = Links(host=host, bind=bind, port=port) if backend != "file" else None
+        self.links = Links(host=host, bind=bind, port=port, meets=backend != "grpc") if backend != "file" else None
         self._lock = threading.Lock()
         self._newest: Snapshot | None = None
         self._opened_at: dict[str, int] = {}

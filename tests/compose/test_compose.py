@@ -45,11 +45,19 @@ READY, LOST = 3, 6
 
 SCRAPE = """
 import json
-from urllib.request import urlopen
-def read(path): return urlopen(f"http://{path}", timeout=10).read()
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+from sluice.rpc.tokens import load
+tokens = load(Path("/credentials/operator")).speaks
+def read(path, role="coordinator"):
+    shown = {"Authorization": f"Bearer {tokens[role]}"} if role else {}
+    return urlopen(Request(f"http://{path}", headers=shown), timeout=10).read()
 found = json.loads(read("coordinator:19050/targets"))
 assert b"sluice_" in read("coordinator:19050/metrics")
-for group in found: assert b"sluice_" in read(group["targets"][0] + "/metrics")
+for group in found: assert b"sluice_" in read(group["targets"][0] + "/metrics", group["labels"]["role"])
+try: raise AssertionError(read("coordinator:19050/metrics", role=""))
+except HTTPError as refused: assert refused.code == 401, refused
 print(*sorted(group["labels"]["role"] for group in found))
 """
 """What Prometheus does, from another container: asks the coordinator where everybody is, then reads each."""

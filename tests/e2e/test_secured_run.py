@@ -1,6 +1,7 @@
 """Whole runs that ask everybody who they are, with a Redis that asks too: they train, refuse strangers and spill no secret."""
 
 import asyncio
+import re
 import secrets
 import ssl
 import sys
@@ -122,6 +123,8 @@ async def test_a_run_with_credentials_trains_refuses_strangers_and_spills_no_sec
             await end(run)
     assert stranger == ("UNAUTHENTICATED" if kind == "tokens" else "UNAVAILABLE")
     assert rollout == "PERMISSION_DENIED"
+    carried = "grpc" if tls else "auto"  # beyond loopback weights are encrypted as well
+    assert re.search(rf"weights_sent_by .*{carried}", (run_dir / "logs" / "learner.log").read_text())
     hidden = all_secrets(folder, kind) | {password}
     printed = {**texts(run_dir), "output": output, "command lines": "\n".join(lines).encode()}
     assert [(name, secret[:4]) for secret in hidden for name, text in printed.items() if secret.encode() in text] == []

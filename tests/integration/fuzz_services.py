@@ -1,7 +1,7 @@
 """One real server of each service in one event loop, and coordinators' runs with a cast, all to be fuzzed."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from sluice.testing.fakes import digest, version
 from sluice.v1 import common_pb2, learner_pb2, learner_pb2_grpc, reward_pb2, rollout_pb2
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.weights.sender import WeightSender
+from sluice.weights.streams import WeightStreams
 from sluice.weights.wire import manifest_to_proto
 from tests.integration.coordinator_cases import Cast, coordinator, small_config
 from tests.integration.fuzz_messages import Known
@@ -149,7 +150,9 @@ class Services:
             "finish_reason": (1, 2, 1, 2, 0, 9),
             "response_tokens": (1, 72, 0, -1, 2**31 - 1),
             "data_source": ("mixadd3", "aime2024", "gsm8k", "code", "nowhere", ""),
-            "backend": ("gloo", "nccl", "x"),
+            "backend": ("gloo", "grpc", "nccl", "x"),
+            "source_role": ("", "rollout", "x"),
+            "first_bucket": (0, 1, -1, 2**62),
             "rank": (1, 0, -1, 2**31 - 1),
             "world_size": (2, 1, 0, -1, 2**31 - 1),
         }
@@ -171,16 +174,23 @@ class Services:
         self._stack.push_async_callback(server.stop, grace_s=0)
 
     async def _serve_learner(self, model: Path) -> None:
-        sender = WeightSender(backend="gloo", host="127.0.0.1")
+        sender = WeightSender(backend="grpc", host="127.0.0.1")
         publisher = PublisherState(sender, world_size=1, backend="gloo")
         publisher.publish(await asyncio.to_thread(lambda: snapshot(load(model), 0)))
         self._stack.callback(sender.close)
         servicer = LearnerServicer(publisher, config=small_config(model), run_dir=self._folder, wake=lambda: None)
-        await self._serve("sluice.v1.LearnerService", learner_pb2_grpc.add_LearnerServiceServicer_to_server, servicer)
+        assert sender.links is not None
+        streams = WeightStreams(sender.links.offered)
+        self._stack.callback(streams.close)
 
-    async def _serve(self, name: str, add: Callable[..., None], servicer: Any) -> None:
-        server = make_server(lambda made: add(servicer, made), services=[name])
-        self._channel(name, f"127.0.0.1:{await server.start(bind='127.0.0.1', port=0)}")
+        def register(server: grpc.aio.Server) -> None:
+            learner_pb2_grpc.add_LearnerServiceServicer_to_server(servicer, server)
+            streams.add_to(server)
+
+        server = make_server(register, services=["sluice.v1.LearnerService", streams.name])
+        sender.links.rpc_port = await server.start(bind="127.0.0.1", port=0)
+        for name in server.services:
+            self._channel(name, f"127.0.0.1:{server.port}")
         self._stack.push_async_callback(server.stop, grace_s=0)
 
     def _channel(self, name: str, address: str) -> None:

@@ -8,6 +8,7 @@ import yaml
 
 from tests.needs import promtool as installed_promtool
 from tests.promql import PROMETHEUS, panel_queries
+from tests.security_cases import make_folder
 
 pytestmark = [pytest.mark.integration, pytest.mark.needs("promtool")]
 
@@ -21,8 +22,15 @@ def promtool(*arguments: str) -> str:
     return done.stdout
 
 
-def test_the_configuration_is_one() -> None:
-    assert "is valid prometheus config" in promtool("check", "config", "prometheus.yml")
+@pytest.mark.parametrize(("file", "kind"), [("prometheus.yml", "tokens"), ("prometheus-tls.yml", "certs")])
+def test_the_configuration_is_one_and_names_the_files_that_a_runs_credentials_have(
+    tmp_path: Path, file: str, kind: str
+) -> None:
+    folder = make_folder(tmp_path / "creds", kind) / "metrics"
+    text = (PROMETHEUS / file).read_text(encoding="utf-8")
+    text = text.replace("/credentials/", f"{folder}/").replace("rules.yml", str(PROMETHEUS / "rules.yml"))
+    (tmp_path / file).write_text(text, encoding="utf-8")
+    assert "is valid prometheus config" in promtool("check", "config", str(tmp_path / file))
 
 
 def test_every_illness_raises_its_own_alert_and_a_healthy_run_none() -> None:

@@ -4,6 +4,7 @@ They are forked (tests/forked.py), so that one starts in milliseconds. Orders an
 answers are JSON on a pipe; an end whose pipe closes leaves.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -17,11 +18,13 @@ import numpy as np
 import safetensors
 
 from sluice.errors import SluiceError, TransferError
+from sluice.rpc.credentials import Credentials
 from sluice.v1 import common_pb2
 from sluice.weights import files
 from sluice.weights import links as links_module
 from sluice.weights import receiver as receiver_module
 from sluice.weights.backends import ROOT_RANK, Collective, Rendezvous, TransferGroup, join
+from sluice.weights.fetching import FetchedGroup
 from sluice.weights.flights import Flight
 from sluice.weights.manifest import new_digest
 from sluice.weights.receiver import Received, WeightReceiver
@@ -29,8 +32,9 @@ from sluice.weights.sender import OpenedTransfer, WeightSender
 from sluice.weights.wire import manifest_from_proto, manifest_to_proto, payload_from_proto, payload_to_proto
 from tests.forked import FORKED
 from tests.integration.weight_cases import random_snapshot, rendezvous
+from tests.integration.weight_streams import serving
 
-Backend = Literal["gloo", "nccl", "file"]
+Backend = Literal["gloo", "nccl", "grpc", "file"]
 
 OPERATION_S = 2.0
 """Limit of a join and of every bucket."""
@@ -59,6 +63,10 @@ class Fault:
     def joined(self, where: Rendezvous, *, backend: Collective) -> TransferGroup:
         """In place of `backends.join`: a group whose buckets pass here."""
         return _Faulty(join(where, backend=backend), self)
+
+    def fetching(self, where: Rendezvous, *, credentials: Credentials) -> TransferGroup:
+        """In place of `FetchedGroup`: the same over gRPC."""
+        return _Faulty(FetchedGroup(where, credentials=credentials), self)
 
 
 class _Faulty:
@@ -194,6 +202,7 @@ def _receive_orders(pipe: Connection) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = "1"  # NCCL refuses two ranks on one GPU; the sender takes the first
     fault, receiver, held = Fault(), WeightReceiver(), None
     receiver_module.join = fault.joined  # type: ignore[assignment]
+    receiver_module.FetchedGroup = fault.fetching  # type: ignore[assignment]
     read = files.read_snapshot
 
     def read_or_fail(path: Path) -> Any:
@@ -243,12 +252,15 @@ def _send_orders(pipe: Connection) -> None:
         write(tensors, path, metadata)
 
     safetensors.serialize_file = write_or_fail
-    sender: WeightSender | None = None
+    sender, stack = None, contextlib.ExitStack()
     for order in _orders(pipe):
         answer: dict[str, Any] = {}
         if order["do"] == "make":
             sender = WeightSender(backend=order["backend"], host="127.0.0.1", directory=Path(order["directory"]))
             sender.publish(random_snapshot(order["number"]))
+            if order["backend"] == "grpc":
+                assert sender.links is not None
+                stack.enter_context(serving(sender.links, passing=lambda _: fault.pass_bucket()))
         elif order["do"] == "arm":
             fault.arm_signal(order["after"], order["signal"])
         else:

@@ -21,6 +21,7 @@ from sluice.addresses import joined
 from sluice.config.schema import Config
 from sluice.errors import LaunchError
 from sluice.process import exit_codes
+from sluice.rpc.metrics_gate import MetricsGate
 from sluice.rpc.server import make_server, stop_on_signals
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import coordinator_pb2_grpc
@@ -57,7 +58,9 @@ async def _serve(config: Config, options: Options, ready: TextIO | None) -> int:
         port = await server.start(bind=options.bind, port=options.port)
         metrics_port = None
         if config.network.metrics:
-            metrics_port = exporter.serve(bind=options.bind, port=options.metrics_port)
+            metrics_port = exporter.serve(
+                bind=options.bind, port=options.metrics_port, guard=MetricsGate(options.credentials)
+            )
         log.info("serving", address=joined(options.bind, port), metrics_port=metrics_port, run_dir=str(options.run_dir))
         if ready is not None:
             ready.write(str(port))

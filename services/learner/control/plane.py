@@ -17,6 +17,7 @@ from sluice.clock import SystemClock
 from sluice.config.schema import Config
 from sluice.model_identity import ModelIdentity, model_identity, vocabulary_size
 from sluice.rpc.membership import Membership
+from sluice.rpc.metrics_gate import MetricsGate
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
@@ -24,6 +25,7 @@ from sluice.run_dir.full_disk import DiskWaits
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import learner_pb2
+from sluice.weights.streams import WeightStreams
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +64,9 @@ class ControlPlane:
         self.coordinator.vocabulary = vocabulary_size(config.model.path)
         metrics_port = None
         if config.network.metrics:
-            metrics_port = self._exporter.serve(bind=self._options.bind, port=self._options.metrics_port)
+            metrics_port = self._exporter.serve(
+                bind=self._options.bind, port=self._options.metrics_port, guard=MetricsGate(self._options.credentials)
+            )
         port = self._thread.call(self._serve(add_servicer, calls_per_s=config.network.max_calls_per_s))
         log.info("serving", address=joined(self._options.bind, port), metrics_port=metrics_port)
         self._membership.serves(port=port, metrics_port=metrics_port)
@@ -96,14 +100,26 @@ class ControlPlane:
             self._leaving = asyncio.ensure_future(self._membership.leave())
 
     async def _serve(self, add_servicer: Callable[[grpc.aio.Server], None], *, calls_per_s: float) -> int:
+        assert self.publisher is not None
+        links = self.publisher.sender.links
+        streams = None if links is None else WeightStreams(links.offered)
+
+        def register(server: grpc.aio.Server) -> None:
+            add_servicer(server)
+            if streams is not None:
+                streams.add_to(server)
+
         self._server = make_server(
-            add_servicer,
-            services=[SERVICE_NAME],
+            register,
+            services=[SERVICE_NAME] if streams is None else [SERVICE_NAME, streams.name],
             credentials=self._options.credentials,
             calls_per_s=calls_per_s,
             exporter=self._exporter,
         )
-        return await self._server.start(bind=self._options.bind, port=self._options.port)
+        port = await self._server.start(bind=self._options.bind, port=self._options.port)
+        if links is not None:
+            links.rpc_port = port
+        return port
 
     async def _end(self, grace_s: float) -> None:
         if self._server is not None:

@@ -25,10 +25,16 @@ class NetworkConfig(Section):
         description="where others reach a server: as network.bind, or a host; auto: where the server listens",
     )
     coordinator_port: NonNegativeInt = Field(default=18050, description="0: any free port")
-    metrics: bool = Field(default=True, description="a Prometheus endpoint a service, open to every caller")
+    metrics: bool = Field(
+        default=True, description="a Prometheus endpoint a service, for callers with credentials where there are any"
+    )
     credentials: PathText | None = Field(
         default=None,
         description="folder made by `sluice certs` or `sluice tokens`; each process gets its own role's part of it",
+    )
+    trusted: bool = Field(
+        default=False,
+        description="nobody but the run can listen on the network: weights.backend auto sends weights unencrypted",
     )
     max_calls_per_s: PositiveFloat = Field(
         default=MAX_CALLS_PER_S, description="calls/s a server takes from one role on one machine; more wait and retry"

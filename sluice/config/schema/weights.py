@@ -16,8 +16,11 @@ CUDA_BUCKET_BYTES = 64 << 20
 class WeightsConfig(Section):
     """Weight push."""
 
-    backend: Literal["auto", "nccl", "gloo", "file"] = Field(
-        default="auto", description="auto: nccl between two GPUs, gloo on one GPU and with a CPU"
+    backend: Literal["auto", "nccl", "gloo", "grpc", "file"] = Field(
+        default="auto",
+        description="grpc: over the run's own gRPC, encrypted where the run has certificates; auto: grpc where a run with "
+        "certificates listens beyond loopback, unless network.trusted, else nccl between two GPUs, gloo on one GPU and with "
+        "a CPU",
     )
     bucket_bytes: PositiveInt | Literal["auto"] = Field(
         default="auto",

@@ -28,10 +28,11 @@ PROMISED = {
     },
     "RewardService": {"Score", "ListGraders"},
     "LearnerService": {"GetInfo", "OpenTransfer", "SaveCheckpoint", "Export"},
+    "WeightService": {"FetchWeights"},
 }
 """What scripts may rely on within sluice.v1: nothing here ever goes away."""
 
-STREAMS = {"WatchEvents", "GetBatch", "Generate"}
+STREAMS = {"WatchEvents", "GetBatch", "Generate", "FetchWeights"}
 
 ROLLOUT_STATES = ("REGISTERED", "SYNCING", "READY", "DRAINING", "QUARANTINED", "LOST")
 

@@ -21,7 +21,13 @@ def test_every_reason_for_a_refusal_has_its_metric_on_the_page() -> None:
 
 def test_the_limits_on_the_page_are_those_of_the_code() -> None:
     sizes = {name.rpartition(".")[2]: limit >> 20 for name, limit in MAX_REQUEST_BYTES.items()}
-    assert sizes == {"CoordinatorService": 64, "RolloutService": 64, "RewardService": 256, "LearnerService": 1}
+    assert sizes == {
+        "CoordinatorService": 64,
+        "RolloutService": 64,
+        "RewardService": 256,
+        "LearnerService": 1,
+        "WeightService": 1,
+    }
     assert "over 1 MiB (learner), 64 MiB (coordinator, rollout), 256 MiB (reward)" in text()
     assert f"over {RECEIVE_S:.0f} s to arrive, a caller that reads nothing for {SEND_S:.0f} s" in text()
     assert f"more than {MAX_CALLS_AT_ONCE} calls at once, {MAX_STREAMS_A_CONNECTION} on a connection" in text()

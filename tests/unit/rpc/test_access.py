@@ -2,7 +2,7 @@
 
 import pytest
 
-from sluice.rpc.access import ALLOWED, ANYONE, SERVED_BY, Role, audiences
+from sluice.rpc.access import ALLOWED, ANYONE, READS_METRICS, SERVED_BY, SERVERS, Role, audiences
 from tests.security_cases import methods
 
 
@@ -16,14 +16,19 @@ def test_the_table_names_no_method_that_is_not_there() -> None:
     assert {path for path in ALLOWED if path.startswith("/sluice.v1.")} == {path for _, path, _ in methods()}
 
 
-def test_every_service_is_served_by_one_role() -> None:
+def test_every_service_is_served_by_somebody() -> None:
     assert {service for service, _, _ in methods()} == set(SERVED_BY)
 
 
-@pytest.mark.parametrize("role", [Role.ROLLOUT, Role.REWARD])
-def test_a_rollout_or_reward_can_do_no_more_than_join(role: Role) -> None:
+@pytest.mark.parametrize(("role", "more"), [(Role.ROLLOUT, {"FetchWeights"}), (Role.REWARD, set())])
+def test_a_rollout_or_reward_can_do_little_more_than_join(role: Role, more: set[str]) -> None:
     may = {path.rpartition("/")[2] for path, roles in ALLOWED.items() if role in roles}
-    assert may == {"GetConfig", "Register", "Heartbeat"}
+    assert may == {"GetConfig", "Register", "Heartbeat"} | more
+
+
+def test_who_reads_metrics_alone_may_call_nothing() -> None:
+    assert Role.METRICS in READS_METRICS
+    assert not [path for path, roles in ALLOWED.items() if Role.METRICS in roles]
 
 
 def test_nothing_that_commands_a_run_is_open_to_its_services() -> None:
@@ -37,8 +42,8 @@ def test_only_health_is_open_to_everybody() -> None:
     assert {path.rpartition("/")[0] for path in ANYONE} == {"/grpc.health.v1.Health"}
 
 
-def test_services_have_business_with_the_coordinator_only() -> None:
-    assert {role: audiences(role) for role in (Role.ROLLOUT, Role.REWARD, Role.LEARNER)} == dict.fromkeys(
-        (Role.ROLLOUT, Role.REWARD, Role.LEARNER), frozenset({Role.COORDINATOR})
-    )
+def test_services_have_business_with_the_coordinator_only_but_rollouts_for_weights() -> None:
+    assert audiences(Role.REWARD) == audiences(Role.LEARNER) == {Role.COORDINATOR}
+    assert audiences(Role.ROLLOUT) == {Role.COORDINATOR, Role.LEARNER, Role.ROLLOUT}
     assert audiences(Role.COORDINATOR) == {Role.ROLLOUT, Role.REWARD, Role.LEARNER}
+    assert audiences(Role.OPERATOR) == audiences(Role.METRICS) == SERVERS
