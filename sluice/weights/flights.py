@@ -7,7 +7,7 @@ flight is waited for, at most the flight's own limit.
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -41,7 +41,7 @@ def send(group: Starts, parts: Iterable[np.ndarray]) -> None:
         pass
 
 
-def receive(group: Starts, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def receive(group: Starts, parts: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
     """Yields every part when it is filled, while the next one is under way. Raises TransferError.
 
     A caller that breaks off closes the iterator (contextlib.closing), which waits for what is under way.
@@ -49,7 +49,7 @@ def receive(group: Starts, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     return _flown(group, parts)
 
 
-def _flown(group: Starts, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _flown(group: Starts, parts: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
     under_way: deque[tuple[np.ndarray, Flight]] = deque()
     try:
         for part in parts:

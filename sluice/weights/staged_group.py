@@ -104,7 +104,8 @@ class StagedGroup:
         started = time.monotonic()
         try:
             self._until(flight.work.is_completed, started)
-            flight.work.wait()  # is over, so it only raises what the operation failed with
+            with self._lane.within():  # torch has the current stream wait, which must not be training's
+                flight.work.wait()  # is over, so it only raises what the operation failed with
             if flight.into is not None:
                 self._empty(flight, started)
         except RuntimeError as error:
