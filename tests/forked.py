@@ -5,8 +5,9 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -24,10 +25,8 @@ _OTHERS_END_S = 20.0
 
 def run_ranks(main: Callable[[], None], *words: str, ranks: int, log: Path) -> None:
     """Runs `main` as every rank of a learner, with `words` as its arguments. AssertionError with the log if a rank fails."""
-    port = free_port("127.0.0.1")
-    started = [FORKED.Process(target=_rank, args=(main, words, rank, ranks, port, log)) for rank in range(ranks)]
-    for process in started:
-        process.start()
+    place = _places(ranks) | {"GLOO_SOCKET_IFNAME": loopback_interface()}
+    started = _start(partial(_with_arguments, main), words, ranks=ranks, environ=place, output=log)
     end_s = time.monotonic() + _RANKS_END_S
     try:
         for process in started:
@@ -40,17 +39,6 @@ def run_ranks(main: Callable[[], None], *words: str, ranks: int, log: Path) -> N
             process.join()
     codes = [process.exitcode for process in started]
     assert codes == [0] * ranks, f"{codes}: {log.read_text()[-4000:]}"
-
-
-def _rank(main: Callable[[], None], words: tuple[str, ...], rank: int, ranks: int, port: int, log: Path) -> None:
-    """What torchrun would make of a process."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in place.items()} | {"GLOO_SOCKET_IFNAME": loopback_interface()}
-    sys.argv[1:] = words
-    with log.open("ab", buffering=0) as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    end_process(main)
 
 
 class ForkedProcess:
@@ -99,13 +87,8 @@ async def forked(
     What they write can be read as it comes where it is `piped`, else it is printed in the end.
     """
     reading, writing = FORKED.Pipe(duplex=False)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1")), "WORLD_SIZE": str(ranks)}
-    started = []
-    for rank in range(ranks):
-        mine = {"RANK": str(rank), "LOCAL_RANK": str(rank)} | place if ranks > 1 else {}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **mine, **(environ or {})}
-        started.append(FORKED.Process(target=_program, args=(main, [*words], environment, writing)))
-        started[-1].start()
+    place = _places(ranks) if ranks > 1 else {}
+    started = _start(main, words, ranks=ranks, environ=place | dict(environ or {}), output=writing)
     writing.close()
     output = await _reader(reading)
     unread = None if piped else asyncio.ensure_future(output.read())
@@ -119,15 +102,43 @@ async def forked(
             print((await unread).decode(errors="replace"))
 
 
+def _places(ranks: int) -> dict[str, str]:
+    """What torchrun tells all ranks."""
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1")), "WORLD_SIZE": str(ranks)}
+
+
+def _start(
+    main: Callable[[list[str]], int | None],
+    words: Sequence[str],
+    *,
+    ranks: int,
+    environ: Mapping[str, str],
+    output: Connection | Path,
+) -> list[multiprocessing.process.BaseProcess]:
+    """A process a rank; one that is told its places is told which rank it is, too."""
+    started: list[multiprocessing.process.BaseProcess] = []
+    for rank in range(ranks):
+        mine = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if "WORLD_SIZE" in environ else {}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **mine, **environ}
+        started.append(FORKED.Process(target=_program, args=(main, [*words], environment, output)))
+        started[-1].start()
+    return started
+
+
+def _with_arguments(main: Callable[[], None], words: list[str]) -> None:
+    sys.argv[1:] = words
+    main()
+
+
 def _program(
-    main: Callable[[list[str]], int | None], words: list[str], environ: Mapping[str, str], output: Connection
+    main: Callable[[list[str]], int | None], words: list[str], environ: Mapping[str, str], output: Connection | Path
 ) -> None:
     """What the interpreter would make of `python -m`."""
     os.environ.clear()
     os.environ |= environ
-    os.dup2(output.fileno(), 1)
-    os.dup2(output.fileno(), 2)
-    output.close()
+    with output.open("ab", buffering=0) if isinstance(output, Path) else output as opened:
+        os.dup2(opened.fileno(), 1)
+        os.dup2(opened.fileno(), 2)
     end_process(lambda: main(words))
 
 

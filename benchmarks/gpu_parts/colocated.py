@@ -8,14 +8,15 @@ import multiprocessing
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from multiprocessing.connection import Connection
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from google.protobuf.json_format import MessageToDict, ParseDict
 
 from benchmarks.gpu_parts.context import Context, Figure
 from benchmarks.gpu_parts.learner import configuration, written_model
+from benchmarks.gpu_parts.lines import Lines, line_pair
 from services.learner.batches.batch import Batch, TrainGroup, TrainSequence
 from services.learner.distributed.ranks import join_ranks
 from services.learner.policy.model import load_policy
@@ -26,10 +27,12 @@ from services.rollout.engine import FinishedSample, SampleRequest
 from services.rollout.model_files import read_model
 from sluice.accelerator import identity
 from sluice.policy_version import PolicyVersion
+from sluice.v1 import common_pb2
 from sluice.weights.backends import Rendezvous
 from sluice.weights.receiver import WeightReceiver
 from sluice.weights.sender import WeightSender
 from sluice.weights.snapshot import Snapshot
+from sluice.weights.wire import manifest_from_proto, manifest_to_proto, payload_from_proto, payload_to_proto
 
 STEPS = 3
 TIMEOUT_S = 30.0
@@ -37,7 +40,7 @@ TIMEOUT_S = 30.0
 
 def run(context: Context) -> Iterator[Figure]:
     """Times of push and stall, the mismatch at age 0, and what both hold of the device."""
-    here, there = multiprocessing.Pipe()
+    here, there = line_pair()
     rollout = multiprocessing.get_context("fork").Process(target=_rollout, args=(context, there))
     rollout.start()  # before this process touches the device
     there.close()
@@ -51,7 +54,7 @@ def run(context: Context) -> Iterator[Figure]:
         rollout.join()
 
 
-def _learner(context: Context, rollout: Connection) -> Iterator[Figure]:
+def _learner(context: Context, rollout: Lines) -> Iterator[Figure]:
     prompt, answer, n = (8, 6, 4) if context.small else (256, 128, 16)
     config = configuration(context, learner={"gradient_checkpointing": True, "lr": 1e-6})
     ranks = join_ranks()
@@ -69,7 +72,7 @@ def _learner(context: Context, rollout: Connection) -> Iterator[Figure]:
         gathered = time.perf_counter()
         backend, stall_ms = _push(sender, snapshot, rollout, device=other)
         pushed = time.perf_counter()
-        rollout.send(("draw", step, prompt, answer, n))
+        rollout.send({"draw": [step, prompt, answer, n]})
         samples, _ = _answer(rollout)
         drawn = time.perf_counter()
         metrics = trainer.train(_batch(step, samples))
@@ -88,7 +91,7 @@ def _learner(context: Context, rollout: Connection) -> Iterator[Figure]:
     sender.close()
 
 
-def _push(sender: WeightSender, snapshot: Snapshot, rollout: Connection, *, device: str) -> tuple[str, float]:
+def _push(sender: WeightSender, snapshot: Snapshot, rollout: Lines, *, device: str) -> tuple[str, float]:
     """The coordinator's part of a push. Returns the backend and the rollout's stall in ms."""
     sender.publish(snapshot)
     opened = sender.open(rollout_id="r", epoch="only", timeout_s=TIMEOUT_S, receiver_device=device)
@@ -98,12 +101,15 @@ def _push(sender: WeightSender, snapshot: Snapshot, rollout: Connection, *, devi
             host=opened.store_host, port=opened.store_port, secret=opened.secret, epoch="only", rank=1, world_size=2,
             timeout_s=TIMEOUT_S,
         )  # fmt: skip
-    rollout.send(("take", where, opened.backend, opened.manifest, opened.payload))
+    assert opened.payload is not None
+    manifest = MessageToDict(manifest_to_proto(opened.manifest), preserving_proto_field_name=True)
+    payload = MessageToDict(payload_to_proto(opened.payload), preserving_proto_field_name=True)
+    rollout.send({"take": manifest, "payload": payload, "where": where and asdict(where), "backend": opened.backend})
     stall_ms, _ = _answer(rollout)
     return opened.backend, stall_ms
 
 
-def _rollout(context: Context, learner: Connection) -> None:
+def _rollout(context: Context, learner: Lines) -> None:
     """The other process: an engine that takes versions and draws samples until it is told None."""
     from services.rollout.adapters.transformers_engine import TransformersEngine
 
@@ -111,11 +117,12 @@ def _rollout(context: Context, learner: Connection) -> None:
     engine = TransformersEngine(model, dtype=context.dtype, max_model_len=1024, max_num_seqs=64)
     receiver = WeightReceiver()
     learner.send(identity())
-    while (order := learner.recv()) is not None:
-        if order[0] == "take":
-            _, where, backend, manifest, payload = order
-            if where is not None:
-                receiver.join(where, backend=backend)
+    while (order := learner.receive()) is not None:
+        if "take" in order:
+            if order["where"] is not None:
+                receiver.join(Rendezvous(**order["where"]), backend=order["backend"])
+            manifest = manifest_from_proto(ParseDict(order["take"], common_pb2.WeightManifest()))
+            payload = payload_from_proto(ParseDict(order["payload"], common_pb2.WeightPayload()), manifest)
             receiver.begin(epoch="only", manifest=manifest, payload=payload)
             received = receiver.result(timeout_s=TIMEOUT_S)
             started = time.perf_counter()
@@ -123,12 +130,13 @@ def _rollout(context: Context, learner: Connection) -> None:
             learner.send(1e3 * (time.perf_counter() - started))
             receiver.recycle(received)
         else:
-            learner.send(_drawn(engine, *order[1:]))
+            learner.send(_drawn(engine, *order["draw"]))
     receiver.close()
     engine.close()
 
 
-def _drawn(engine: Any, step: int, prompt: int, answer: int, n: int) -> tuple[tuple[int, ...], list[FinishedSample]]:
+def _drawn(engine: Any, step: int, prompt: int, answer: int, n: int) -> dict[str, Any]:
+    """The ids of a prompt, and of each completion its ids with their log-probabilities in nats."""
     ids = tuple(map(int, np.random.default_rng(step).integers(1, 60, prompt)))
     for index in range(n):
         name = f"{step}-{index}-{secrets.token_hex(2)}"
@@ -136,28 +144,30 @@ def _drawn(engine: Any, step: int, prompt: int, answer: int, n: int) -> tuple[tu
     done: list[FinishedSample] = []
     while engine.running:
         done += engine.step()
-    return ids, [replace(sample, spans=()) for sample in done]
+    return {"prompt": ids, "samples": [[one.token_ids.tolist(), one.logprobs.tolist()] for one in done]}
 
 
-def _batch(step: int, drawn: tuple[tuple[int, ...], list[FinishedSample]]) -> Batch:
-    ids, samples = drawn
+def _batch(step: int, drawn: dict[str, Any]) -> Batch:
+    ids = drawn["prompt"]
     sequences = tuple(
         TrainSequence(
-            token_ids=np.concatenate([np.array(ids, np.int32), sample.token_ids]),
+            token_ids=np.array([*ids, *token_ids], np.int32),
             prompt_tokens=len(ids),
-            rollout_logprobs=sample.logprobs,
-            versions=np.full(len(sample.token_ids), step, np.int32),
+            rollout_logprobs=np.array(logprobs, np.float32),
+            versions=np.full(len(token_ids), step, np.int32),
             reward=float(index % 2),
             truncated=False,
         )
-        for index, sample in enumerate(samples)
+        for index, (token_ids, logprobs) in enumerate(drawn["samples"])
     )
     return Batch(step=step, digest=f"one-gpu-{step}", groups=(TrainGroup(group_id=f"g{step}", sequences=sequences),))
 
 
-def _answer(rollout: Connection) -> tuple[Any, float]:
+def _answer(rollout: Lines) -> tuple[Any, float]:
     """The rollout's answer, and the seconds until it came. Raises TimeoutError, or EOFError when its process has ended."""
     started = time.perf_counter()
-    if not rollout.poll(2 * TIMEOUT_S):
-        raise TimeoutError(f"the rollout's process said nothing for {2 * TIMEOUT_S:g} s")
-    return rollout.recv(), time.perf_counter() - started
+    try:
+        answer = rollout.receive(within_s=2 * TIMEOUT_S)
+    except TimeoutError:
+        raise TimeoutError(f"the rollout's process said nothing for {2 * TIMEOUT_S:g} s") from None
+    return answer, time.perf_counter() - started

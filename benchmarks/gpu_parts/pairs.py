@@ -5,13 +5,13 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from typing import Literal
 
 import numpy as np
 import torch
 
 from benchmarks.gpu_parts.context import Context, Figure, seconds
+from benchmarks.gpu_parts.lines import Lines, line_pair
 from sluice.accelerator import SideCopies, host_memory, settle
 from sluice.addresses import loopback_interface
 from sluice.errors import TransferError
@@ -41,13 +41,13 @@ def failing(context: Context) -> Iterator[Figure]:
             world_size=2,
             timeout_s=limit_s,
         )
-        here, there = multiprocessing.Pipe(duplex=False)
+        here, there = line_pair()
         end = multiprocessing.get_context("fork").Process(target=_end, args=(context, where, there, lives_s))
         end.start()
         there.close()
         ends.append((rank, end, here))
     for rank, end, here in ends:
-        failed_s = here.recv() if here.poll(10 * limit_s + 20) else None
+        failed_s = _told(here, within_s=10 * limit_s + 20)
         end.join(lives_s + 20)
         alive = end.exitcode == 0
         end.kill()
@@ -57,6 +57,14 @@ def failing(context: Context) -> Iterator[Figure]:
         yield Figure(what=f"rank {rank}: alive {lives_s:g} s later", value=float(alive), unit="")
         assert failed_s is not None
         assert alive, f"rank {rank} ended with {end.exitcode}"
+
+
+def _told(end: Lines, *, within_s: float) -> float | None:
+    """After how many seconds that process has failed; None when it says nothing, or has ended."""
+    try:
+        return end.receive(within_s=within_s)
+    except (TimeoutError, EOFError):
+        return None
 
 
 def streams(context: Context) -> Iterator[Figure]:
@@ -110,7 +118,7 @@ def _beside(copies: SideCopies, there: np.ndarray, here: torch.Tensor) -> None:
     thread.join()
 
 
-def _end(context: Context, where: Rendezvous, told: Connection, lives_s: float) -> None:
+def _end(context: Context, where: Rendezvous, told: Lines, lives_s: float) -> None:
     """One end. Exits with 0 if it has failed as it should and is alive `lives_s` later."""
     backend: Literal["gloo", "nccl"] = "gloo" if context.small else "nccl"
     started = time.perf_counter()

@@ -82,7 +82,7 @@ class Fleet:
             self._autoscaler.wished = self._told = max(kept, self._autoscaler.least)
         ready = [one.running for one in status.services if one.role == _ROLLOUT and one.state == _READY]
         if (replicas := self._autoscaler.look(ready, now_s=now_s)) != self._told:  # also after a call that failed
-            self.say(f"{replicas} rollouts instead of {self._told} {self._autoscaler.why()}")
+            self.say(f"{replicas} rollout{'s' * (replicas != 1)} instead of {self._told} {self._autoscaler.why()}")
             self._carried_out = False
             self._heard = None
             try:

@@ -818,8 +818,8 @@ class WatchEventsResponse(_message.Message):
     time_s: _builtins.float
     """Seconds since the Unix epoch."""
     kind: _builtins.str
-    """A constant snake_case name: step_trained, evaluated, service_ready, service_lost, weights_pushed, scale, run_state,
-    store_repaired, rolled_back, stalled, starving, service_quarantined, batch_set_aside, warning.
+    """A constant snake_case name: step_trained, evaluated, service_ready, service_lost, service_left, weights_pushed, scale,
+    run_state, store_repaired, rolled_back, stalled, starving, service_quarantined, batch_set_aside, warning.
     """
     message: _builtins.str
     """A text for people."""

@@ -17,6 +17,7 @@ FORBIDDEN = {
     *("eval", "exec", "yaml.unsafe_load", "yaml.full_load", "os.system", "os.popen", "torch.save"),
     *("torch.hub.load", "pandas.read_pickle", "send_object_list", "broadcast_object_list", "all_gather_object"),
     *("gather_object", "scatter_object_list", "recv_object_list"),
+    *("multiprocessing.Pipe", "multiprocessing.Queue", "multiprocessing.SimpleQueue"),
 }
 
 

@@ -13,5 +13,7 @@ async def sweep_forever(run: RunContext) -> None:
             run.fleet.excuse(now_s=slept_s)
         run.fleet.end_pauses(now_s=slept_s)
         for member in run.fleet.sweep(now_s=run.clock.now(), timeout_s=settings.heartbeat_timeout_s):
-            text = f"{member.service_id}: no heartbeat for {settings.heartbeat_timeout_s:.0f} s"
-            run.events.emit("service_lost", text, labels={"service_id": member.service_id})
+            kind, text = "service_lost", f"{member.service_id}: no heartbeat for {settings.heartbeat_timeout_s:.0f} s"
+            if member.leaving:  # as it had said, so that nobody looks for a fault
+                kind, text = "service_left", f"{member.service_id} has left"
+            run.events.emit(kind, text, labels={"service_id": member.service_id})

@@ -226,7 +226,7 @@ class Fleet:
             if member.state is not State.LOST and now_s - max(member.last_beat_s, self._listens_since_s) > timeout_s
         ]
         for member in lost:
-            reason = f"no heartbeat for {timeout_s:.0f} s"
+            reason = "has left" if member.leaving else f"no heartbeat for {timeout_s:.0f} s"
             self.fail(member, reason, now_s=now_s)
             self.lose(member, reason)
         for member in list(self.members.values()):

@@ -72,9 +72,11 @@ def test_silence_does_not_count_while_nobody_could_be_heard() -> None:
 
 
 async def test_a_coordinator_that_was_stopped_declares_nobody_lost_when_it_goes_on() -> None:
-    stage, rollout = Stage(make_config()), member("a")
+    stage, rollout, going = Stage(make_config()), member("a"), member("b", service_id="rollout-1")
     clock = stage.clock
     stage.fleet.register(rollout)
+    stage.fleet.register(going)
+    stage.fleet.beat(service_id="rollout-1", incarnation="b", running=0, draining=True, now_s=clock.now())
     sweeping = asyncio.create_task(sweep_forever(stage.run))
     await asyncio.sleep(0)
     clock.skip(3600)
@@ -84,6 +86,12 @@ async def test_a_coordinator_that_was_stopped_declares_nobody_lost_when_it_goes_
     for _ in range(3):
         await clock.advance(1)
     assert rollout.state is State.LOST
+    said = {event.message: event.kind for event in stage.run.events._kept if "rollout" in event.message}
+    timeout_s = stage.run.config.coordinator.heartbeat_timeout_s
+    assert said == {
+        f"rollout-0: no heartbeat for {timeout_s:.0f} s": "service_lost",
+        "rollout-1 has left": "service_left",
+    }
     sweeping.cancel()
     await asyncio.gather(sweeping, return_exceptions=True)
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from sluice.config.schema import Config
-from sluice.errors import LaunchError, Unavailable
+from sluice.errors import LaunchError, NotReady, Unavailable
+from sluice.launch import deployments
 from sluice.launch.autoscale import WINDOW_S, WINDOW_STEPS
 from sluice.launch.commands import Command, GpuShare
 from sluice.launch.fleet import Fleet
@@ -17,6 +18,8 @@ class Stub:
 
     def __init__(self, room: int) -> None:
         self.room, self.away, self.kept, self.asked = room, False, {"rollout-0"}, list[int]()
+        self.fleet: Fleet | None = None
+        """Who carries out what is asked for while the call waits for that."""
 
     def names(self, role: str) -> set[str]:
         return self.kept
@@ -33,6 +36,8 @@ class Stub:
         if self.away:
             raise Unavailable("coordinator: gone")
         self.asked.append(replicas)
+        if self.fleet is not None and (refused := await self.fleet.scale(role, replicas)):
+            raise NotReady(f"scale: {refused}")
 
 
 def make(stub: Any, said: list[str]) -> Fleet:
@@ -81,13 +86,26 @@ async def test_a_number_that_cannot_be_had_is_given_up_and_the_rule_goes_on() ->
     await fleet.scale("rollout", 2)
     await time.windows(2)
     assert stub.asked == [2, 3]
-    await fleet.scale("rollout", 3)  # no third GPU is free
+    assert await fleet.scale("rollout", 3) == "rollout-2 is not started: no GPU is free"
     assert said[-1] == "scale rollout 3: rollout-2 is not started: no GPU is free"
     await time.windows(5)
     assert stub.asked == [2, 3]
     stub.kept.discard("rollout-1")  # given up by its keeper
     await time.windows(3)
     assert stub.asked == [2, 3, 2]
+
+
+async def test_what_the_launcher_itself_has_refused_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_answer(owner: str, role: str, replicas: int) -> str:
+        raise LaunchError("rollout: `kubectl scale deployment r-rollout --replicas=2` is left to you: no route")
+
+    monkeypatch.setenv(deployments.OWNER, "r")
+    monkeypatch.setattr(deployments, "scale", no_answer)
+    stub, said = Stub(room=8), list[str]()
+    stub.fleet = make(stub, said)
+    await Time(stub.fleet, stub).windows(4)
+    assert stub.asked == [2]
+    assert [line for line in said if "left to you" in line] == [said[-1]]
 
 
 async def test_a_change_that_the_coordinator_did_not_hear_is_asked_for_again() -> None:
