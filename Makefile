@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --no-loadscope-reorder
 
-.PHONY: help setup typescript promtool demo demo-llm test test-oldest chaos compose-test test-cluster fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
+.PHONY: help setup typescript promtool demo demo-llm test tests test-oldest chaos compose-test test-cluster fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -28,7 +28,10 @@ demo-llm: setup  ## teach a real model, SmolLM2-135M, to add: 93 MB more to fetc
 	@scripts/smollm2.sh $(ARGS)
 	@.venv/bin/sluice demo-llm $(ARGS)
 
-test: setup typescript promtool static ## every test but chaos, long, compose and cluster; the last lines name what this machine lacks
+test: setup typescript promtool ## static, and every test but chaos, long, compose and cluster; the last lines of pytest name what this machine lacks
+	@scripts/check.sh tests
+
+tests:
 	$(PY) -m pytest $(PARALLEL) -m "not chaos and not long and not compose and not cluster" $(ARGS)
 
 test-oldest:     ## the learner's and the transformers engine's tests with Python 3.12, torch 2.11, transformers 5.17 (PYTHON=...)
@@ -56,7 +59,7 @@ audit: setup     ## known vulnerabilities of the pinned dependencies (asks pypi.
 	@scripts/audit.sh
 
 check: setup     ## lint, types, architecture, proto drift and the unit tests, at the same time, in under a minute
-	@scripts/check.sh
+	@scripts/check.sh unit
 
 static: setup    ## lint, types, architecture and proto drift, without a test
 	.venv/bin/ruff format --check .

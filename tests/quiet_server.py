@@ -1,7 +1,10 @@
 """An HTTP server for tests whose clients may be killed while they wait for an answer."""
 
+import contextlib
 import sys
-from http.server import ThreadingHTTPServer
+from collections.abc import Iterator
+from http.server import HTTPServer, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
 
 
@@ -14,3 +17,16 @@ class QuietServer(ThreadingHTTPServer):
         """Prints the traceback of the error, unless the client has left."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
+
+
+@contextlib.contextmanager
+def answering(server: HTTPServer) -> Iterator[str]:
+    """It answers meanwhile, at this URL."""
+    with server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

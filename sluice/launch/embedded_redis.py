@@ -172,7 +172,7 @@ async def _answers(socket: Path, child: Child, password: str) -> None:
     exited = asyncio.ensure_future(child.process.wait())
     try:
         while not await _pong(socket, password):
-            done, _ = await asyncio.wait([exited], timeout=0.05)
+            done, _ = await asyncio.wait([exited], timeout=0.01)
             if done:
                 raise LaunchError(f"redis ended with code {exited.result()}; its log ends:\n{child.log_tail()}")
     finally:

@@ -77,15 +77,17 @@ class Run:
         return [process.pid for process in self._processes() if all(word in _cmdline(process) for word in words)]
 
     def left_behind(self) -> list[str]:
-        """Command lines of processes that mention this run's directory or descend from it."""
-        return [
-            " ".join(cmdline)
-            for cmdline in map(_cmdline, psutil.process_iter())
-            if str(self.run_dir) in " ".join(cmdline)
-        ]
+        """Command lines of processes that mention this run's directory."""
+        return left_behind(self.run_dir)
 
     def _processes(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Command lines of processes that mention the folder."""
+    lines = [" ".join(_cmdline(process)) for process in psutil.process_iter()]
+    return [line for line in lines if str(folder) in line]
 
 
 def _cmdline(process: psutil.Process) -> list[str]:

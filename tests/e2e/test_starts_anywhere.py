@@ -1,13 +1,13 @@
 """A dry run in surroundings that people really have: either it passes, or it ends in seconds with one line that names them.
 
-Each case is the cheapest real start: launcher, Redis, coordinator, tokenizer, reward service and a graded prompt.
+Each is the cheapest real start: launcher, Redis, coordinator, tokenizer, reward service and a graded prompt. A start takes
+seconds, so that one start stands in several surroundings at once.
 """
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 RECIPE = ROOT / "recipes" / "cpu-demo.yaml"
 WITHOUT_NAMES = [sys.executable, str(ROOT / "tests" / "nameless_machine.py")]
 IPV6_ALONE = [*WITHOUT_NAMES, "--ipv6-alone"]
+PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 NOWHERE = "http://127.0.0.1:9"  # nobody answers on the port of discard
 HOMELESS = ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR")
 SHADOWS = (
@@ -51,15 +52,7 @@ def score(given, wanted):
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How a dry run ended."""
-
-    code: int
-    output: str
-
-
-DryRun = Callable[..., Ended]
+DryRun = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
@@ -76,20 +69,12 @@ def dry_run(model: Path, tmp_path: Path) -> DryRun:
         environ: Mapping[str, str] | None = None,
         without: Sequence[str] = (),
         within: Sequence[str] = (),
-        port: int = 0,
-    ) -> Ended:
-        command = [
-            *within,
-            str(Path(sys.executable).with_name("sluice")),
-            "up",
-            "-c",
-            str(RECIPE),
-            "--dry-run",
-            "--plain",
-        ]
-        for override in (f"model.path={model}", f"network.coordinator_port={port}", *overrides):
+    ) -> "subprocess.CompletedProcess[str]":
+        command = [*within, str(Path(sys.executable).with_name("sluice")), "up", "-c", str(RECIPE)]
+        command += ["--dry-run", "--plain"]
+        for override in (f"model.path={model}", "network.coordinator_port=0", *overrides):
             command += ["--set", override]
-        done = subprocess.run(
+        return subprocess.run(
             command,
             env={name: value for name, value in os.environ.items() if name not in without} | dict(environ or {}),
             cwd=tmp_path,
@@ -99,65 +84,52 @@ def dry_run(model: Path, tmp_path: Path) -> DryRun:
             timeout=60,
             check=False,
         )
-        return Ended(code=done.returncode, output=done.stdout)
 
     return run
 
 
-def passes(ended: Ended) -> None:
-    assert ended.code == 0, ended.output
-    assert "gold answers score right" in ended.output
+def passes(ended: "subprocess.CompletedProcess[str]") -> None:
+    assert ended.returncode == 0, ended.stdout
+    assert "gold answers score right" in ended.stdout
 
 
-def test_proxies_in_the_environment_are_not_for_the_services_of_a_run(dry_run: DryRun) -> None:
-    names = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
-    proxies = dict.fromkeys([*names, *map(str.upper, names)], NOWHERE)
-    passes(dry_run(environ=proxies, without=("no_proxy", "NO_PROXY", "no_grpc_proxy")))
+@pytest.fixture
+def graders(tmp_path: Path) -> Path:
+    """A folder of graders that import and read what lies beside them, by path and as modules of the working directory."""
+    folder = tmp_path / "graders"
+    folder.mkdir()
+    (folder / "sums.py").write_text(GRADER)
+    (folder / "relative.py").write_text(GRADER.replace("import", "from . import"))
+    (folder / "sums_helper.py").write_text(HELPER)
+    (folder / "words.txt").write_text("read")
+    return folder
 
 
-def test_files_and_folders_of_the_working_directory_stand_for_no_module(dry_run: DryRun, tmp_path: Path) -> None:
+def test_proxies_shadows_of_modules_a_long_tmpdir_and_a_home_in_which_nothing_can_be_made(
+    dry_run: DryRun, tmp_path: Path, graders: Path
+) -> None:
+    """Proxies are not for the services of a run; files and folders of the working directory stand for no module."""
     for name in SHADOWS:
         (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('the working directory's {name}')\n")
     (tmp_path / "services" / "reward").mkdir(parents=True)
     (tmp_path / "services" / "__init__.py").write_text("raise RuntimeError('the working directory's services')\n")
-    passes(dry_run())
+    (tmp_path / ("a" * 200)).mkdir()
+    environ = dict.fromkeys([*PROXIES, *map(str.upper, PROXIES)], NOWHERE)
+    environ |= {"TMPDIR": str(tmp_path / ("a" * 200)), "HOME": "/proc/1/fd"}
+    proxied = ("no_proxy", "NO_PROXY", "no_grpc_proxy")
+    passes(dry_run("reward.routes={mixadd3: graders/sums.py:compute_score}", environ=environ, without=proxied))
 
 
-@pytest.mark.parametrize("grader", ["graders/sums.py:compute_score", "graders.sums:compute_score"])
-def test_a_grader_of_the_working_directory_imports_and_reads_what_lies_beside_it(
-    dry_run: DryRun, tmp_path: Path, grader: str
-) -> None:
-    folder = tmp_path / "graders"
-    folder.mkdir()
-    (folder / "sums.py").write_text(GRADER if ".py" in grader else GRADER.replace("import", "from . import"))
-    (folder / "sums_helper.py").write_text(HELPER)
-    (folder / "words.txt").write_text("read")
-    passes(dry_run(f"reward.routes={{mixadd3: {grader}}}"))
-
-
-@pytest.mark.parametrize("folder", ["a" * 200, "missing"])
-def test_a_folder_for_temporary_files_with_a_long_path_or_that_is_not_there(
-    dry_run: DryRun, tmp_path: Path, folder: str
-) -> None:
-    if folder != "missing":
-        (tmp_path / folder).mkdir()
-    passes(dry_run(environ={"TMPDIR": str(tmp_path / folder)}))
-
-
-def test_without_a_home_or_with_a_home_in_which_nothing_can_be_made(dry_run: DryRun) -> None:
-    passes(dry_run(without=HOMELESS))
-    passes(dry_run(environ={"HOME": "/proc/1/fd"}))
+def test_without_a_home_a_name_or_a_folder_for_temporary_files(dry_run: DryRun, tmp_path: Path, graders: Path) -> None:
+    """A grader may be named as a module, and import relatively."""
+    environ = {"TMPDIR": str(tmp_path / "missing")}
+    passes(dry_run("reward.routes={mixadd3: graders.relative:compute_score}", environ=environ, without=HOMELESS))
 
 
 @pytest.mark.needs("own-network")
-def test_a_machine_that_does_not_know_its_own_name_nor_that_of_its_user(dry_run: DryRun) -> None:
-    passes(dry_run(within=WITHOUT_NAMES, without=HOMELESS))
-
-
-@pytest.mark.needs("own-network")
-def test_a_machine_with_ipv6_alone(dry_run: DryRun) -> None:
+def test_a_machine_with_ipv6_alone_that_does_not_know_its_own_name_nor_that_of_its_user(dry_run: DryRun) -> None:
     told = dry_run("network.bind=127.0.0.1", within=IPV6_ALONE)
-    assert told.code == 1
-    assert "cannot listen on 127.0.0.1" in told.output
-    assert "network.bind" in told.output
-    passes(dry_run(within=IPV6_ALONE))
+    assert told.returncode == 1
+    assert "cannot listen on 127.0.0.1" in told.stdout
+    assert "network.bind" in told.stdout
+    passes(dry_run(within=IPV6_ALONE, without=HOMELESS))

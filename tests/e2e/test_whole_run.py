@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.chaos.verdict import problems
-from tests.e2e.conftest import ROOT, Run, until
+from tests.e2e.conftest import ENVIRON, ROOT, Run, left_behind, until
+from tests.unit.docs.pages import blocks
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 GROUPS = 20  # data.train_batch_size of the demo recipe
-SHORT = ("run.total_steps=6", "eval.every_steps=3", "eval.small_prompts=32", "eval.small_n=2")
 TINY = ("eval.prompts=16", "eval.n=2", "eval.every_steps=0", "learner.checkpoint_every_steps=2")
 
 
@@ -30,10 +31,25 @@ def read(run_dir: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in (run_dir / name).read_text().splitlines()]
 
 
-def test_a_short_run_learns_closes_its_ledger_and_leaves_nothing_behind(start_run) -> None:
-    run = start_run(*SHORT, "learner.peak_flops=1e12")
-    assert run.wait(timeout_s=300) == 0, run.output()
-    summary = json.loads((run.run_dir / "summary.json").read_text())
+def test_a_scripts_short_run_learns_closes_its_ledger_and_leaves_nothing_behind(
+    base_model: Path, tmp_path: Path
+) -> None:
+    """The script is docs/client.md's example that starts a run, as it stands."""
+    (script,) = [code for code in blocks(ROOT / "docs" / "client.md", "python") if "Client.start" in code]
+    recipe = yaml.safe_load((ROOT / "recipes" / "cpu-demo.yaml").read_text())
+    recipe["model"]["path"] = str(base_model)
+    recipe["learner"]["peak_flops"] = 1e12
+    recipe["eval"] = {"prompts": 64, "every_steps": 3, "small_prompts": 32, "small_n": 2}
+    recipe["network"] = {"coordinator_port": 0}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run_dir, environ = tmp_path / "runs" / "sums", ENVIRON | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300, check=False)
+    log = run_dir / "logs" / "launcher.log"
+    assert done.returncode == 0, done.stderr + (log.read_text() if log.exists() else "")
+    assert "finished" in log.read_text()
+    assert done.stdout.count("avg@8") == 2, "before and after"
+    summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["steps"] == 6
     assert summary["versions"] == 6
     assert summary["exact_dapo"] is True
@@ -47,29 +63,29 @@ def test_a_short_run_learns_closes_its_ledger_and_leaves_nothing_behind(start_ru
     assert 0 < summary["tokens"]["trained"] < summary["tokens"]["generated"]
     assert sum(summary["tokens"].values()) == 2 * summary["tokens"]["generated"], "the sum of all its terms"
 
-    steps = [line for line in read(run.run_dir, "metrics.jsonl") if line["kind"] == "step"]
+    steps = [line for line in read(run_dir, "metrics.jsonl") if line["kind"] == "step"]
     assert [line["step"] for line in steps] == list(range(6))
     assert steps[0]["mismatch/abs_diff_max"] < 1e-3, "version 0 on both sides: kernels alone"
     assert all(line["staleness/age_max_steps"] <= 1 for line in steps)
     assert all(0 < line["learner/mfu"] < 1 and line["learner/peak_memory_bytes"] > 100e6 for line in steps)
     seen = [line["rollout/kv_use"] for line in steps if "rollout/kv_use" in line]  # a short step may see no heartbeat
     assert 0 < max(seen) <= 1
-    evaluated = [line["version"] for line in read(run.run_dir, "metrics.jsonl") if line["kind"] == "eval"]
+    evaluated = [line["version"] for line in read(run_dir, "metrics.jsonl") if line["kind"] == "eval"]
     assert (evaluated[0], evaluated[-1]) == (0, 6)
 
-    rows = pq.read_table(run.run_dir / "ledger").to_pylist()
+    rows = pq.read_table(run_dir / "ledger").to_pylist()
     assert len({row["group_id"] for row in rows}) == len(rows) == groups["admitted"]
     assert sum(row["term"] == "trained" for row in rows) == groups["trained"]
 
-    tokenizer = AutoTokenizer.from_pretrained(run.run_dir / "model")
-    model = AutoModelForCausalLM.from_pretrained(run.run_dir / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run_dir / "model")
+    model = AutoModelForCausalLM.from_pretrained(run_dir / "model")
     prompt = tokenizer("2+3=", return_tensors="pt")
     text = tokenizer.decode(model.generate(**prompt, max_new_tokens=40, do_sample=False)[0])
     assert "#" in text
     for name in ("config.yaml", "curves.png", "samples.jsonl", "logs/coordinator.log"):
-        assert (run.run_dir / name).stat().st_size > 0
-    assert problems(run.run_dir) == []
-    assert run.left_behind() == []
+        assert (run_dir / name).stat().st_size > 0
+    assert problems(run_dir) == []
+    assert left_behind(run_dir) == []
 
 
 @pytest.mark.chaos

@@ -89,23 +89,20 @@ async def test_errors_have_a_status_a_reason_and_a_fix(serve: Serve, cast: Cast)
         assert str(error) == f"{error.reason}; {error.fix}"
 
 
-@pytest.mark.parametrize(
-    ("change", "reason", "fix"),
-    [
+async def test_the_handshake_refuses_what_does_not_fit_by_name(serve: Serve, cast: Cast) -> None:
+    cases: list[tuple[dict[str, Any], str, str]] = [
         ({"protocol_version": 999}, "rollout-0 speaks protocol 999, this coordinator 1", "one version of sluice"),
         ({"model_hash": "other"}, "rollout-0 has another model (hash other)", "the same model.path"),
         ({"tokenizer_hash": "other"}, "rollout-0 has another tokenizer (hash other)", "the same model.path"),
-    ],
-    ids=["protocol", "model", "tokenizer"],
-)
-async def test_the_handshake_refuses_what_does_not_fit_by_name(
-    serve: Serve, cast: Cast, change: dict[str, Any], reason: str, fix: str
-) -> None:
+        ({"max_model_len": 23}, "the context of rollout-0 is 23 tokens", "a model with a longer context"),
+    ]
     async with serve() as run:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await cast.rollout.register(run, **change)
-    assert reason in (caught.value.details() or "")
-    assert fix in (caught.value.details() or "")
+        for change, reason, fix in cases:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await cast.rollout.register(run, **change)
+            assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+            assert reason in (caught.value.details() or "")
+            assert fix in (caught.value.details() or "")
 
 
 async def test_an_error_with_a_very_long_message_still_arrives_as_itself(serve: Serve) -> None:

@@ -149,20 +149,22 @@ async def test_submitted_prompts_come_first_and_a_bad_one_is_refused_by_name(ser
         assert ids[0] in [group.prompt_id for group in groups]
 
 
-@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n"])
 async def test_submitted_prompts_keep_their_places_over_a_restart_whatever_lines_they_hold(
-    serve: Serve, cast: Cast, separator: str
+    serve: Serve, cast: Cast
 ) -> None:
-    texts = [f"{number}{separator}+1=" for number in range(4)]
+    texts = [f"1{separator}+1=" for separator in "\u2028\u2029\x85\x0b\x0c\x1c\r\n"]
     prompts = [pb.UserPrompt(data_source="mine", prompt=text, ground_truth="2") for text in texts]
     async with serve() as run:
         answer = await run.stub.SubmitPrompts(pb.SubmitPromptsRequest(prompts=prompts), timeout=5)
+    cast.reward.wrong = lambda _: False
     async with serve() as run:
         await cast.register(run)
-        batch = await cast.learner.batch(run, 0)
-        found = {part.group.prompt.prompt_id: part.group.prompt.text for part in batch[1:]}
-        assert found.items() <= dict(zip(answer.prompt_ids, texts, strict=True)).items()
-        assert found
+        found: dict[str, str] = {}
+        for step in range(2):
+            batch = await cast.learner.batch(run, step)
+            found |= {part.group.prompt.prompt_id: part.group.prompt.text for part in batch[1:]}
+            await cast.learner.commit(run, step, batch)
+        assert found == dict(zip(answer.prompt_ids, texts, strict=True))
 
 
 async def test_a_prompt_of_megabytes_is_refused_unread(serve: Serve) -> None:

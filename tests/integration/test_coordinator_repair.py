@@ -311,33 +311,27 @@ async def test_a_group_that_has_ended_is_not_generated_again_after_a_repair_that
     assert not again & set(scene.learner.ids[:8])
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
+async def test_a_learner_whose_record_contradicts_redis_or_has_gaps_is_refused_by_name(scene: Scene) -> None:
+    contradictions: list[tuple[dict[str, Any], str]] = [
         ({"batch_digest": "other"}, "the learner's batch of step 0 has digest other"),
         ({"weights_digest": "other"}, "the learner's weights of step 0 has digest other"),
         ({"group_ids": ["elsewhere-0000000"]}, "is not of run run"),
-    ],
-)
-async def test_a_learner_whose_record_contradicts_redis_is_refused_by_name(
-    scene: Scene, change: dict[str, Any], said: str
-) -> None:
-    async with scene.serve() as run:
-        await scene.register(run)
-        await scene.learner.train(run, range(1))
-        for name, value in change.items():
-            scene.learner.trained[0].ClearField(name)  # type: ignore[arg-type]
-            scene.learner.trained[0].MergeFrom(pb.TrainedStep(**{name: value}))
-        code, text = await refusal_of(scene.learner.register(run))
-        assert code is grpc.StatusCode.FAILED_PRECONDITION
-        assert said in text
-
-
-async def test_a_record_with_gaps_is_refused_as_a_bad_request(scene: Scene) -> None:
+    ]
     async with scene.serve() as run:
         await scene.register(run)
         await scene.learner.train(run, range(2))
-        del scene.learner.trained[1]
+        recorded = list(scene.learner.trained)
+        for change, said in contradictions:
+            changed = pb.TrainedStep()
+            changed.CopyFrom(recorded[0])
+            for name, value in change.items():
+                changed.ClearField(name)  # type: ignore[arg-type]
+                changed.MergeFrom(pb.TrainedStep(**{name: value}))
+            scene.learner.trained[0] = changed
+            code, text = await refusal_of(scene.learner.register(run))
+            assert code is grpc.StatusCode.FAILED_PRECONDITION
+            assert said in text
+        scene.learner.trained[:] = recorded[:1]
         code, text = await refusal_of(scene.learner.register(run))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert "must be the steps before version 2" in text

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.coordinator.prompts.data_files import read_files
+from tests.quiet_server import answering
 from tests.unit.prompts.test_preparing import parquet, published_rows
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -49,13 +49,8 @@ class _Hub(BaseHTTPRequestHandler):
 def hub(tmp_path: Path) -> Iterator[str]:
     """The address of a hub whose AIME-2024 has three problems, 32 times."""
     _Hub.body = parquet(tmp_path / "published" / "aime-2024.parquet", published_rows(32, 3)).read_bytes()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(ThreadingHTTPServer(("127.0.0.1", 0), _Hub)) as url:
+        yield url
 
 
 def prepare(tmp_path: Path, *flags: str, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -76,6 +76,6 @@ def test_the_model_of_the_proof_is_gone_before_the_real_one_is_built(
     assert proved
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_several_ranks_have_the_same_bits_and_refuse_together(folder: Path, ranks: int, tmp_path: Path) -> None:
-    run_ranks(loading_ranks.main, str(folder), json.dumps(_cases(folder)), ranks=ranks, log=tmp_path / "log")
+def test_several_ranks_have_the_same_bits_and_refuse_together(folder: Path, tmp_path: Path) -> None:
+    """Of the 6 experts each of the first 3 ranks has 2, and the last has none."""
+    run_ranks(loading_ranks.main, str(folder), json.dumps(_cases(folder)), ranks=4, log=tmp_path / "log")

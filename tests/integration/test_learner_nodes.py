@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +79,9 @@ async def _ends(process: asyncio.subprocess.Process, *, within_s: float = 60.0) 
     return process.returncode, output.decode()
 
 
-def _ranks_under(process: asyncio.subprocess.Process) -> list[psutil.Process]:
+def _ranks_under(process: asyncio.subprocess.Process, *, module: str = "services.learner") -> list[psutil.Process]:
     children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if child.cmdline()[1:5] == ["-P", "-u", "-m", "services.learner"]]
+    return [child for child in children if child.cmdline()[1:5] == ["-P", "-u", "-m", module]]
 
 
 def _has_ended(process: psutil.Process) -> bool:
@@ -98,14 +99,14 @@ def test_ranks_on_two_machines_compute_the_gradients_of_the_plain_reference(
     worker = [sys.executable, str(Path(__file__).with_name("learner_rank.py")), str(model), str(out)]
     jobs = json.dumps([_job(max_tokens=40), _job(mode="seq-mean-token-mean", filtering=True)])
 
-    def start(interface: str, prefix: Sequence[str], *, node: int, ranks: int) -> subprocess.Popen[str]:
-        command = [*torchrun, "--node-rank", str(node), "--nproc-per-node", str(ranks), *worker, jobs]
+    def start(interface: str, prefix: Sequence[str], *, node: int) -> subprocess.Popen[str]:
+        command = [*torchrun, "--node-rank", str(node), "--nproc-per-node", "1", *worker, jobs]
         environ = ENVIRON | {"GLOO_SOCKET_IFNAME": interface}
         return subprocess.Popen([*prefix, *command], env=environ, cwd=ROOT, text=True, stderr=subprocess.PIPE)
 
     with (
-        start(second.near_end, [], node=0, ranks=2) as first,
-        start(second.far_end, second.command(), node=1, ranks=1) as further,
+        start(second.near_end, [], node=0) as first,
+        start(second.far_end, second.command(), node=1) as further,
     ):
         try:
             for process in (first, further):
@@ -163,14 +164,12 @@ async def test_a_machine_whose_learner_is_killed_comes_back_and_both_end_with_th
     assert [commit.version.number for commit in fake.commits] == [1, 2]
 
 
-async def test_a_killed_torchrun_takes_its_ranks_with_it_frozen_ones_too(
-    coordinator: tuple[FakeCoordinator, str],
-) -> None:
-    fake, address = coordinator
-    async with _process(*_node("--nproc-per-node", "2", "--", *flags(address))) as torchrun:
-        await fake.until(lambda: len(fake.registrations) == 1)
-        ranks = _ranks_under(torchrun)
-        assert len(ranks) == 2
+async def test_a_killed_torchrun_takes_its_ranks_with_it_frozen_ones_too() -> None:
+    waiting = ["--nproc-per-node", "2", "--module", "http.server", "--", "0"]  # whatever a rank does
+    async with _process(*_node(*waiting)) as torchrun:
+        found = partial(_ranks_under, torchrun, module="http.server")
+        await assert_eventually(lambda: len(found()) == 2, within_s=60, what="its ranks are there")
+        ranks = found()
         ranks[1].suspend()
         torchrun.kill()
         await assert_eventually(lambda: all(_has_ended(rank) for rank in ranks), within_s=30, what="its ranks are gone")

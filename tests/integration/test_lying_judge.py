@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import ClassVar
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.coordinator_cases import Cast, Serve
 from tests.integration.service_process import flags, running
+from tests.quiet_server import QuietServer, answering
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -58,23 +59,12 @@ class Judge(BaseHTTPRequestHandler):
         pass
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads, block_on_close = True, False
-
-    def handle_error(self, *_: object) -> None:
-        """The caller has left."""
-
-
 @pytest.fixture
 def judge(request: pytest.FixtureRequest) -> Iterator[str]:
     Judge.lie, Judge.asked, Judge.over = request.param, 0, threading.Event()
-    with Server(("127.0.0.1", 0), Judge) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
+    with answering(QuietServer(("127.0.0.1", 0), Judge)) as url:
+        yield f"{url}/v1"
         Judge.over.set()
-        server.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize("judge", ["nonsense", "refusal", "slowness", "trickle"], indirect=True)

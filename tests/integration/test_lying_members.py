@@ -1,4 +1,4 @@
-"""Members that lie, two at a time: the run ends trained, its ledger closed, the liars quarantined.
+"""Members that lie, several at a time: the run ends trained, its ledger closed, the liars quarantined.
 
 A liar lies as often as it gets work: some ten to twenty lies a run. That every single lie is refused, and for what, is in
 tests/unit/coordinator/test_answers.py; the same liars beside real services, which are killed meanwhile, are in tests/chaos.
@@ -42,46 +42,20 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "pair",
+    "kinds",
     [
-        (LyingRollout, RefusingRollout),
-        (LyingRollout, LyingRollout),
-        (RefusingRollout, RefusingRollout),
-        (SlowRollout, FlappingRollout),
-        (TricklingRollout, RefusingRollout),
-        (FlappingRollout, FlappingRollout),
+        (LyingRollout, LyingRollout, RefusingRollout, RefusingRollout),
+        (SlowRollout, TricklingRollout, FlappingRollout, FlappingRollout),
+        (LyingReward, LyingReward, RefusingReward, RefusingReward),
+        (SlowReward, SlowReward, FlappingReward),
+        (SlowRollout, LyingReward),
     ],
 )
-async def test_two_lying_rollouts_beside_an_honest_one_lose_work_and_never_the_run(
-    serve: Serve, cast: Cast, model: Path, pair: tuple[type[Liar], type[Liar]]
+async def test_liars_beside_honest_members_lose_work_and_never_the_run(
+    serve: Serve, cast: Cast, model: Path, kinds: tuple[type[Liar], ...]
 ) -> None:
-    await _end_trained(serve, cast, _two(pair, model))
-
-
-@pytest.mark.parametrize(
-    "pair",
-    [
-        (LyingReward, RefusingReward),
-        (LyingReward, LyingReward),
-        (RefusingReward, RefusingReward),
-        (SlowReward, FlappingReward),
-        (SlowReward, SlowReward),
-    ],
-)
-async def test_two_lying_rewards_beside_an_honest_one_lose_work_and_never_the_run(
-    serve: Serve, cast: Cast, model: Path, pair: tuple[type[Liar], type[Liar]]
-) -> None:
-    await _end_trained(serve, cast, _two(pair, model))
-
-
-async def test_a_lying_rollout_and_a_lying_reward_lose_work_and_never_the_run(
-    serve: Serve, cast: Cast, model: Path
-) -> None:
-    await _end_trained(serve, cast, _two((SlowRollout, LyingReward), model))
-
-
-def _two(pair: tuple[type[Liar], type[Liar]], model: Path) -> list[Liar]:
-    return [kind(service_id=f"liar-{place}", model=model, capacity=2**31 - 1) for place, kind in enumerate(pair)]
+    liars = [kind(service_id=f"liar-{place}", model=model, capacity=2**31 - 1) for place, kind in enumerate(kinds)]
+    await _end_trained(serve, cast, liars)
 
 
 async def _end_trained(serve: Serve, cast: Cast, liars: list[Liar]) -> None:

@@ -137,32 +137,36 @@ def change(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"?")
 
 
-DAMAGES = [tear, change, Path.unlink, lambda path: path.write_bytes(b"\0\0")]
+DAMAGES: list[Callable[[Path], object]] = [tear, change, Path.unlink, lambda path: path.write_bytes(b"\0\0")]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
 async def test_a_batch_whose_file_was_damaged_before_it_was_trained_is_set_aside(
-    serve: Serve, cast: Cast, tmp_path: Path, damage: Callable[[Path], None]
+    serve: Serve, cast: Cast, tmp_path: Path
 ) -> None:
     async with serve() as run:
         await cast.register(run)
-        first = await cast.learner.batch(run, 0)
-        damage(batch_path(tmp_path / "run", 0))
-        second = await cast.learner.batch(run, 0)
-        assert not {part.group.group_id for part in first[1:]} & {part.group.group_id for part in second[1:]}
-        assert (await run.status()).ledger.failed["poison"] == 4
+        seen = {part.group.group_id for part in (await cast.learner.batch(run, 0))[1:]}
+        for number, damage in enumerate(DAMAGES, 1):
+            damage(batch_path(tmp_path / "run", 0))
+            another = {part.group.group_id for part in (await cast.learner.batch(run, 0))[1:]}
+            assert not seen & another
+            assert (await run.status()).ledger.failed["poison"] == 4 * number
+            seen |= another
         await cast.learner.train(run, range(3))
         status = await run.until(lambda status: status.state == pb.RUN_STATE_FINISHED)
         assert (status.ledger.trained, status.ledger.closed) == (12, True)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
 async def test_a_damaged_file_of_a_batch_that_was_committed_is_an_error_with_its_name(
-    serve: Serve, cast: Cast, tmp_path: Path, damage: Callable[[Path], None]
+    serve: Serve, cast: Cast, tmp_path: Path
 ) -> None:
     async with serve() as run:
         await cast.register(run)
         await cast.learner.train(run, range(1))
-        damage(batch_path(tmp_path / "run", 0))
-        with pytest.raises(grpc.aio.AioRpcError, match=r"batch (0|file)"):
-            await cast.learner.batch(run, 0)
+        path = batch_path(tmp_path / "run", 0)
+        whole = path.read_bytes()
+        for damage in DAMAGES:
+            path.write_bytes(whole)
+            damage(path)
+            with pytest.raises(grpc.aio.AioRpcError, match=r"batch (0|file)"):
+                await cast.learner.batch(run, 0)

@@ -20,7 +20,7 @@ from services.reward.sandbox.pool import GraderPool
 from services.reward.verifiers import code
 from sluice.gold_answers import gold_forms
 from sluice.run_dir.full_disk import NoRoom
-from tests.quiet_server import QuietServer
+from tests.quiet_server import QuietServer, answering
 from tests.small_disk import disk_of, fill
 from tests.unit.reward.corpus.cases import read_cases
 
@@ -242,13 +242,9 @@ class Judge(BaseHTTPRequestHandler):
 @pytest.fixture
 def judge():
     Judge.asked, Judge.barrier, Judge.over = [], threading.Barrier(16), threading.Event()
-    with QuietServer(("127.0.0.1", 0), Judge) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1/"
+    with answering(QuietServer(("127.0.0.1", 0), Judge)) as url:
+        yield f"{url}/v1/"
         Judge.over.set()
-        server.shutdown()
-        thread.join()
 
 
 async def judged(url, *texts, **how):

@@ -6,7 +6,6 @@ graded, and the same text is judged the same way. The built-in graders that only
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from services.reward.ports import Completion, Job, Outcome, Question
 from services.reward.sandbox.grader_handle import Limits
 from services.reward.sandbox.pool import GraderPool
-from tests.quiet_server import QuietServer
+from tests.quiet_server import QuietServer, answering
 from tests.unit.reward.hostile import HOSTILE
 
 pytestmark = pytest.mark.integration
@@ -140,12 +139,8 @@ class Echo(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def echo() -> Iterator[str]:
-    with QuietServer(("127.0.0.1", 0), Echo) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
-        thread.join()
+    with answering(QuietServer(("127.0.0.1", 0), Echo)) as url:
+        yield f"{url}/v1"
 
 
 SCORES = st.sampled_from(["Score: 1", "Score: 0.5", "Score: -1", "Score: 7", "Score: 1e999", "Score:", "Score: ٣"])

@@ -1,19 +1,23 @@
 """`sluice rescore` on a recorded run, with the real graders in their processes."""
 
 import asyncio
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from services.coordinator.state.group import Group, Reward
 from services.coordinator.state.ledger_row import accepted_group, ledger_row, queued_row
 from services.coordinator.storage.run_files import RunFiles
 from services.coordinator.wire.messages import ZstdGroups
+from services.reward.rescore import __main__ as program
 from sluice.config.load import dump_config
 from sluice.run_dir.batch_file import batch_path
 from tests.unit.coordinator.fakes import FakePrompt, make_config, make_reward, make_sample
@@ -67,6 +71,21 @@ def _reward(acc: float, text: str) -> Reward:
 
 
 def rescore(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """`sluice rescore` without the seconds of its processes' imports; its graders are processes."""
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        capture_logs() as logs,
+        chdir(cwd),
+        redirect_stdout(io.StringIO()) as output,
+        redirect_stderr(io.StringIO()) as errors,
+    ):
+        patched.setattr(program, "configure_logs", lambda **_: None)
+        code = program.main([*map(str, arguments)])
+    told = "".join(f"{line}\n" for line in logs if line["log_level"] == "error")
+    return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue() + told)
+
+
+def sluice_rescore(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "sluice.cli.main", "rescore", *map(str, arguments)]
     environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(argv, cwd=cwd, env=environ, capture_output=True, text=True, timeout=100, check=False)
@@ -74,7 +93,7 @@ def rescore(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess
 
 def figures_of(run_dir: Path, *arguments: object, cwd: Path = ROOT) -> dict:
     out = run_dir.parent / "figures.json"
-    done = rescore(run_dir, "--json", out, *arguments, cwd=cwd)
+    done = sluice_rescore(run_dir, "--json", out, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 import time
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -12,6 +11,7 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 from structlog.testing import capture_logs
 
+from services.coordinator.groups import grading
 from services.coordinator.groups.grading import Grading
 from services.coordinator.state.fleet import Fleet, Member, Role
 from services.coordinator.state.group import Group, GroupFailed
@@ -22,12 +22,18 @@ from sluice.clock import SystemClock
 from sluice.telemetry.prometheus import Exporter
 from sluice.testing.waiting import assert_eventually
 from tests.free_port import free_port
-from tests.quiet_server import QuietServer
+from tests.quiet_server import QuietServer, answering
 from tests.unit.coordinator.fakes import FakePrompt, make_config, make_sample
 
 pytestmark = pytest.mark.integration
 
 N = 4
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    """So that a group is told often to come again within seconds."""
+    monkeypatch.setattr(grading, "FIRST_PAUSE_S", 0.05)
 
 
 class Judge(QuietServer):
@@ -68,14 +74,9 @@ class _Answer(BaseHTTPRequestHandler):
 
 @contextmanager
 def judge(mood="up", port=0):
-    with Judge(port, mood) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    server = Judge(port, mood)
+    with answering(server):
+        yield server
 
 
 class Counted:
@@ -187,11 +188,11 @@ async def test_a_429_is_asked_again_when_the_judge_said_so():
 
 async def test_a_retry_after_beyond_the_limit_makes_the_group_wait_without_asking():
     with judge("full for long") as server:
-        async with judging(server.url, wait_s=4.0) as fill:
+        async with judging(server.url, wait_s=1.0) as fill:
             with pytest.raises(GroupFailed) as failed:
                 await fill()
     assert failed.value.reason == "reward_overloaded"
-    assert "coordinator.score_wait_s is 4" in failed.value.fault
+    assert "coordinator.score_wait_s is 1" in failed.value.fault
     assert len(server.asked_s) <= N
 
 
@@ -210,7 +211,7 @@ async def test_the_faster_replica_gets_more_and_none_more_than_it_holds(tmp_path
         (tmp_path / f"{name}.py").write_text(
             f"import time\ndef score(solution_str):\n    time.sleep({seconds})\n    return 1.0\n"
         )
-    grading = Grading(config=make_config(), fleet=fleet, rewards=clients, clock=SystemClock())
+    graders = Grading(config=make_config(), fleet=fleet, rewards=clients, clock=SystemClock())
     took = Counter()
 
     async def one(number):
@@ -218,8 +219,8 @@ async def test_the_faster_replica_gets_more_and_none_more_than_it_holds(tmp_path
             took[service_id] += bool(service_id)
 
         samples = [make_sample(index, version=0) for index in range(N)]
-        rewards = await grading.score(
-            tries=grading.tries(),
+        rewards = await graders.score(
+            tries=graders.tries(),
             group_id=f"g{number}",
             prompt=FakePrompt(prompt_id="p"),
             samples=samples,
@@ -263,12 +264,12 @@ async def test_a_queue_that_is_full_is_waited_out(tmp_path, monkeypatch):
     monkeypatch.setattr("services.reward.sandbox.pool.MAX_WAITING_JOBS", 1)
     (tmp_path / "slow.py").write_text("import time\ndef score(solution_str):\n    time.sleep(0.05)\n    return 1.0\n")
     fleet, clients = Fleet(), Clients(vocabulary=1)
-    grading = Grading(config=make_config(), fleet=fleet, rewards=clients, clock=SystemClock())
+    graders = Grading(config=make_config(), fleet=fleet, rewards=clients, clock=SystemClock())
     async with replica(fleet, "reward-0", f"{tmp_path / 'slow.py'}:score", timeout_s=30.0) as counted:
         (member,) = fleet.of(Role.REWARD)
         member.capacity = 16
         call = {"prompt": FakePrompt(prompt_id="p"), "samples": [make_sample(0, version=0)], "timeout_s": 60.0}
-        groups = [grading.score(tries=grading.tries(), group_id=f"g{number}", **call) for number in range(16)]
+        groups = [graders.score(tries=graders.tries(), group_id=f"g{number}", **call) for number in range(16)]
         rewards = await asyncio.gather(*groups)
         await clients.close()
         assert [[reward.acc for reward in group] for group in rewards] == [[1.0]] * 16

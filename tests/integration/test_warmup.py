@@ -33,7 +33,7 @@ def quick(monkeypatch):
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_folder_loads_with_the_auto_classes_and_encodes_a_prompt_as_its_characters(tmp_path):
+def test_the_folder_loads_encodes_a_prompt_as_its_characters_and_is_made_once_a_recipe(tmp_path):
     out = tmp_path / "base"
     assert warmup.build(out, seed=3)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
@@ -49,18 +49,6 @@ def test_the_folder_loads_with_the_auto_classes_and_encodes_a_prompt_as_its_char
     assert tokenizer.decode([*tokenizer(text).input_ids, 2], skip_special_tokens=True) == text
     assert [stage["steps"] for stage in json.loads((out / "warmup.json").read_text())["stages"]] == [2, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_folder_of_the_same_recipe_is_left_alone_and_of_another_replaced(tmp_path):
-    out = tmp_path / "base"
-    assert warmup.build(out, seed=3)
-    first = (out / "model.safetensors").read_bytes()
-    assert not warmup.build(out, seed=3)
-    assert warmup.build(out, seed=3, force=True)
-    assert (out / "model.safetensors").read_bytes() == first
-    assert warmup.build(out, seed=4)
-    assert (out / "model.safetensors").read_bytes() != first
 
 
 def test_somebody_elses_folder_is_never_replaced(tmp_path):
