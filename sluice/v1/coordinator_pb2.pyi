@@ -1494,6 +1494,7 @@ class RegisterRequest(_message.Message):
     TRAINED_FIELD_NUMBER: _builtins.int
     OWN_WEIGHTS_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
     role: Global___ServiceRole.ValueType
     service_id: _builtins.str
     """Chosen by the service, stable over its restarts; empty: the coordinator gives the service an id."""
@@ -1519,6 +1520,8 @@ class RegisterRequest(_message.Message):
     """Whether the rollout serves its model folder's weights, for an evaluation without a learner."""
     device: _builtins.str
     """From rollouts: the UUID of the CUDA device that takes new weights ("GPU-..."), or "cpu"; empty: not told."""
+    host: _builtins.str
+    """Label of the machine: services that state the same share its link to other machines; empty: not told."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The learner's newest version, or the weights that a rollout already has."""
@@ -1547,10 +1550,11 @@ class RegisterRequest(_message.Message):
         trained: _abc.Iterable[Global___TrainedStep] | None = ...,
         own_weights: _builtins.bool = ...,
         device: _builtins.str = ...,
+        host: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "device", b"device", "engine", b"engine", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "metrics_address", b"metrics_address", "model_hash", b"model_hash", "own_weights", b"own_weights", "protocol_version", b"protocol_version", "role", b"role", "service_id", b"service_id", "tokenizer_hash", b"tokenizer_hash", "trained", b"trained", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "device", b"device", "engine", b"engine", "host", b"host", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "metrics_address", b"metrics_address", "model_hash", b"model_hash", "own_weights", b"own_weights", "protocol_version", b"protocol_version", "role", b"role", "service_id", b"service_id", "tokenizer_hash", b"tokenizer_hash", "trained", b"trained", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -69,6 +69,8 @@ class Member:
     """A rollout's engine: implementation, version and device."""
     device: str = ""
     """The identity of the device that takes a rollout's weights (sluice/accelerator.py); empty: not told."""
+    host: str = ""
+    """The label of the member's machine, or the host in its address where it tells none."""
     state: State = State.REGISTERED
     reason: str = ""
     """Why the member is quarantined or lost."""
