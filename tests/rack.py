@@ -27,6 +27,8 @@ class Rack:
     cable: str
     """This machine's interface on the cable."""
     machines: tuple[str, ...]
+    addresses: tuple[str, ...]
+    """Of the machines."""
 
     def limit(self, megabit_per_s: float) -> None:
         """From now on no more leaves this machine for the rack."""
@@ -66,7 +68,8 @@ def rack(machines: int, *, megabit_per_s: float) -> Iterator[Rack]:
         _batch(bridge, lines)
         for place, name in enumerate(names):
             _batch(name, ["link set lo up", f"addr add {subnet}.{place + 2}/24 dev rack0", "link set rack0 up"])
-        made = Rack(here=f"{subnet}.1", cable=cable, machines=tuple(names))
+        addresses = tuple(f"{subnet}.{place + 2}" for place in range(machines))
+        made = Rack(here=f"{subnet}.1", cable=cable, machines=tuple(names), addresses=addresses)
         made.limit(megabit_per_s)
         yield made
     finally:
