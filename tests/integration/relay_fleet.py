@@ -41,15 +41,15 @@ class RelayFleet:
         config = make_config(**{f"weights__{key}": value for key, value in {"timeout_s": 2.0, **weights}.items()})
         run = dataclasses.replace(Stage(config).run, clock=SystemClock())
         self.fleet, self.events, self.times = run.fleet, run.events, PushTimes()
-        self._clients = Clients(
-            load_credentials(folder / "coordinator", role=access.Role.COORDINATOR), vocabulary=10
-        )
+        self._clients = Clients(load_credentials(folder / "coordinator", role=access.Role.COORDINATOR), vocabulary=10)
         state = PublisherState(self.sender, world_size=1, backend="gloo")
         self._learner_service = LearnerServicer(state, config=config, run_dir=folder, wake=lambda: None)
         self._push = WeightPush(run, self, times=self.times, prober=None)
         self._learner = self._member("learner", Role.LEARNER, address="-", host=here)
         self.rollouts: dict[str, RolloutProcess] = {}
         self.members: dict[str, Member] = {}
+        self.newest = -1
+        """The number of the newest version."""
 
     @contextlib.asynccontextmanager
     async def standing(self) -> AsyncIterator["RelayFleet"]:
@@ -75,28 +75,42 @@ class RelayFleet:
             host = name.partition(":")[0]
             self.members[name] = self._member(name, Role.ROLLOUT, address=address, host=host)
 
-    def publish(self, number: int) -> None:
+    def publish(self) -> None:
         """The learner has a new version."""
-        snapshot = random_snapshot(number, total_bytes=self.total_bytes)
+        self.newest += 1
+        snapshot = random_snapshot(self.newest, total_bytes=self.total_bytes)
         self.sender.publish(snapshot)
         self._learner.version = snapshot.manifest.version
         self.fleet.notify_all()
 
-    async def spread(self, number: int) -> None:
-        """Publishes the version, and waits until all have it."""
-        self.publish(number)
-        await self.all_hold(number)
+    async def spread(self) -> None:
+        """Publishes a version, and waits until all have it."""
+        self.publish()
+        await self.all_hold_it()
 
-    async def all_hold(self, number: int, *, but: str = "") -> None:
-        """Returns when everybody serves the version, by its own account and with the learner's digest."""
+    async def all_hold_it(self, *, but: str = "") -> None:
+        """Returns when everybody serves the newest version, by its own account and with the learner's digest."""
         others = {name: member for name, member in self.members.items() if name != but}
-        await assert_eventually(lambda: all(self._holds(member, number) for member in others.values()), within_s=ANSWER_S)
-        digest = random_snapshot(number, total_bytes=self.total_bytes).manifest.digest
-        assert {self.rollouts[name].serves() for name in others} == {(number, digest)}
+        await assert_eventually(
+            lambda: all(self._is_current(member) for member in others.values()),
+            within_s=ANSWER_S,
+            what=str(self.sources()),
+        )
+        digest = random_snapshot(self.newest, total_bytes=self.total_bytes).manifest.digest
+        assert {self.rollouts[name].serves() for name in others} == {(self.newest, digest)}
 
     def sources(self) -> dict[str, str]:
         """Who sent each rollout what it holds."""
         return {name: member.source for name, member in self.members.items()}
+
+    def chain(self) -> list[str]:
+        """The rollouts in the order in which the newest version went through them; each sent to one other."""
+        after = {source: name for name, source in self.sources().items()}
+        assert len(after) == len(self.members), f"no chain: {self.sources()}"
+        order = [after["learner"]]
+        while order[-1] in after:
+            order.append(after[order[-1]])
+        return order
 
     async def lose(self, name: str) -> None:
         """Kills the process; the coordinator notices."""
@@ -111,8 +125,8 @@ class RelayFleet:
         """PushClients.rollout."""
         return self._clients.rollout(member)
 
-    def _holds(self, member: Member, number: int) -> bool:
-        return member.state is State.READY and member.version is not None and member.version.number == number
+    def _is_current(self, member: Member) -> bool:
+        return member.state is State.READY and member.version is not None and member.version.number == self.newest
 
     def _start(self, name: str) -> RolloutProcess:
         place = len(self.rollouts) if self._rack is None else self._rack.machines.index(name)

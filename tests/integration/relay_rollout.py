@@ -31,12 +31,16 @@ from sluice.rpc.credentials import load_credentials
 from sluice.rpc.server import make_server
 from sluice.v1 import rollout_pb2_grpc
 from sluice.weights import links as links_module
+from sluice.weights import receiver as receiver_module
 from sluice.weights.backends import ROOT_RANK, Collective, Rendezvous, TransferGroup, join
 from sluice.weights.manifest import Manifest, new_digest
 from sluice.weights.receiver import WeightReceiver
 from tests.forked import FORKED
 from tests.rack import enter
 from tests.unit.rollout.fake_engine import FakeEngine
+
+FORKED.set_forkserver_preload(["tests.forked_imports", __name__])
+"""Where no other test has forked before, the imports of this file are made once for all rollouts."""
 
 ANSWER_S = 60.0
 """How long a test waits for a process at most, on a machine that is busy with other things."""
@@ -66,6 +70,14 @@ class RolloutProcess:
         """Number and digest of its engine's weights."""
         answer = self.ask()
         return answer["number"], answer["digest"]
+
+    def took(self) -> int:
+        """How many buckets it has received since it was asked last, whatever became of them."""
+        return self.ask(forget=True)["took"]
+
+    def footprint(self) -> dict[str, int]:
+        """What it uses: `threads` that move weights, open `files`, `resident_bytes`."""
+        return self.ask(footprint=True)["uses"]
 
     def ask(self, **order: Any) -> dict[str, Any]:
         self._pipe.send_bytes(json.dumps(order).encode())
@@ -103,6 +115,8 @@ class _Fault:
 
     def __init__(self) -> None:
         self.after, self.what = -1, ""
+        self.took = 0
+        """Buckets that came in."""
 
     def pass_bucket(self, data: np.ndarray) -> np.ndarray:
         self.after -= 1
@@ -119,15 +133,21 @@ class _Fault:
 
     def joined(self, where: Rendezvous, *, backend: Collective) -> TransferGroup:
         """In place of `backends.join`: a group whose buckets pass here."""
-        return _Faulty(join(where, backend=backend), self)
+        return _Faulty(join(where, backend=backend), self, sends=where.rank == ROOT_RANK)
 
 
 class _Faulty:
-    def __init__(self, group: TransferGroup, fault: _Fault) -> None:
-        self._group, self._fault = group, fault
+    def __init__(self, group: TransferGroup, fault: _Fault, *, sends: bool) -> None:
+        self._group, self._fault, self._sends = group, fault, sends
 
     def broadcast(self, data: np.ndarray, *, root: int = ROOT_RANK) -> None:
-        self._group.broadcast(self._fault.pass_bucket(data) if root == ROOT_RANK else data, root=root)
+        if root != ROOT_RANK:
+            self._group.broadcast(data, root=root)
+        elif self._sends:
+            self._group.broadcast(self._fault.pass_bucket(data))
+        else:
+            self._group.broadcast(data)
+            self._fault.took += 1
 
     def close(self) -> None:
         self._group.close()
@@ -141,7 +161,7 @@ def _main(pipe: Connection, credentials: str, total_bytes: int, address: str, ma
 
 async def _serve(pipe: Connection, credentials: str, total_bytes: int, address: str) -> None:
     fault, engine, receiver = _Fault(), _Engine(), WeightReceiver()
-    links_module.join = fault.joined  # type: ignore[assignment]
+    links_module.join = receiver_module.join = fault.joined  # type: ignore[assignment]
     loop = EngineLoop(engine, max_samples=64)
     loop.start()
     model = cast(ModelFacts, SimpleNamespace(tensors={"weight": (total_bytes // 4,)}))
@@ -161,9 +181,14 @@ async def _serve(pipe: Connection, credentials: str, total_bytes: int, address: 
             order = json.loads(await asyncio.to_thread(pipe.recv_bytes))
             if "fault" in order:
                 fault.after, fault.what = order["after"], order["fault"]
-            number = -1 if engine.version is None else engine.version.number
-            uses = _footprint() if "footprint" in order else {}
-            pipe.send_bytes(json.dumps({"number": number, "digest": engine.digest, **uses}).encode())
+            answer = {
+                "number": -1 if engine.version is None else engine.version.number,
+                "digest": engine.digest,
+                "took": fault.took,
+                "uses": _footprint() if "footprint" in order else {},
+            }
+            fault.took = 0 if "forget" in order else fault.took
+            pipe.send_bytes(json.dumps(answer).encode())
     await server.stop(grace_s=0.0)
     await asyncio.to_thread(intake.close)
     loop.close()

@@ -46,7 +46,9 @@ class WeightPush:
         self._fleet, self._events, self._clock = run.fleet, run.events, run.clock
         self._times, self._prober = times, prober
         weights = run.config.weights
-        sources = Sources(run.fleet, run.clock, relay=weights.relay == "auto" and weights.backend != "file")
+        sources = Sources(
+            run.fleet, run.clock, relay=weights.relay == "auto" and weights.backend != "file", by_held=False
+        )
         blame = Blame(clients, run.clock, sources=sources, condemn=self._quarantine, timeout_s=weights.timeout_s)
         finish_s = run.config.coordinator.generate_timeout_s if weights.inflight == "finish" else None
         self._transfers = Transfers(run, clients, sources=sources, blame=blame, finish_s=finish_s)

@@ -1,8 +1,8 @@
 """From whom each rollout gets the newest version while the version spreads: who has come, who has begun, who is in doubt.
 
-A *round* is one version for rollouts that hold the same version before it and so get the same payload. Who arrives in a
-round gets a source by the plan (plan.py), which later arrivals do not change. A rollout may be a source as soon as it has
-begun to receive.
+A *round* is one version for rollouts that get the same payload: all of them, unless the payload depends on the version
+that they hold. Who arrives in a round gets a source by the plan (plan.py), which later arrivals do not change. A rollout
+may be a source as soon as it has begun to receive.
 
  who waits          for what                                   unblocked by
  a rollout's task   its source to begin to receive             the source's task: begun, failed, gone
@@ -133,13 +133,14 @@ class Round:
 class Sources:
     """The rounds of the newest version, and the plan of the rounds before."""
 
-    def __init__(self, fleet: Fleet, clock: Clock, *, relay: bool) -> None:
-        """Without `relay` everybody gets everything from the learner."""
-        self._fleet, self._clock, self._relay = fleet, clock, relay
+    def __init__(self, fleet: Fleet, clock: Clock, *, relay: bool, by_held: bool) -> None:
+        """Without `relay` everybody gets everything from the learner; `by_held`: whether rollouts that hold different versions
+        get different payloads."""
+        self._fleet, self._clock, self._relay, self._by_held = fleet, clock, relay, by_held
         self._newest: tuple[str, PolicyVersion | None] = ("", None)
         """The learner's process and version that the rounds are for."""
         self._rounds: dict[Hashable, Round] = {}
-        """By the version that the rollouts of a round hold."""
+        """By the version that the rollouts of a round hold, where payloads depend on it."""
         self._former: dict[str, str] = {}
         """The newest source of each rollout, by name."""
         self._in: dict[Member, Round] = {}
@@ -150,7 +151,8 @@ class Sources:
             self._newest, self._rounds = (learner.incarnation, learner.version), {}
             self._former = {name: source for name, source in self._former.items() if name in self._fleet.members}
             self._in = {each: entered for each, entered in self._in.items() if not each.gone.is_set()}
-        entered = self._rounds.setdefault(member.version, Round(learner=learner))
+        held = member.version if self._by_held else None
+        entered = self._rounds.setdefault(held, Round(learner=learner))
         if (former := self._in.get(member)) is not None and former is not entered:
             former.forget(member)
         self._in[member] = entered
