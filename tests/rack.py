@@ -34,6 +34,10 @@ class Rack:
         """From now on no more leaves this machine for the rack."""
         _run("tc", "qdisc", "replace", "dev", self.cable, *_bucket(megabit_per_s))
 
+    def sent_bytes(self) -> int:
+        """What has left this machine for the rack since the rack was made."""
+        return int(Path(f"/sys/class/net/{self.cable}/statistics/tx_bytes").read_text())
+
     def slow_down(self, number: int, megabit_per_s: float) -> None:
         """From now on no more leaves a machine of the rack."""
         _run("tc", "-n", self.machines[number], "qdisc", "replace", "dev", "rack0", *_bucket(megabit_per_s))

@@ -99,6 +99,11 @@ class RelayFleet:
         digest = random_snapshot(self.newest, total_bytes=self.total_bytes).manifest.digest
         assert {self.rollouts[name].serves() for name in others} == {(self.newest, digest)}
 
+    async def push_ms(self) -> float:
+        """Publishes a version; how long until the last rollout has it, in ms."""
+        await self.spread()
+        return max(member.push_ms for member in self.members.values())
+
     def sources(self) -> dict[str, str]:
         """Who sent each rollout what it holds."""
         return {name: member.source for name, member in self.members.items()}

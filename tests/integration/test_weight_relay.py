@@ -5,6 +5,7 @@ One fleet for all tests: each begins with a chain of sound rollouts on machines 
 
 from collections.abc import AsyncIterator
 from itertools import count
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -13,6 +14,7 @@ from services.coordinator.state.fleet import State
 from sluice.clock import SystemClock
 from sluice.weights.sender import KEPT_VERSIONS
 from tests.integration.relay_fleet import RelayFleet
+from tests.rack import rack
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
@@ -125,3 +127,21 @@ async def test_fifty_versions_over_changing_sources_leave_no_trace(fleet: RelayF
         assert late["threads"] <= early[name]["threads"] + 1
         assert late["files"] <= early[name]["files"] + 4
         assert late["resident_bytes"] < early[name]["resident_bytes"] + (8 << 20)
+
+
+@pytest.mark.chaos
+@pytest.mark.needs("rack")
+@pytest.mark.timeout(600)
+async def test_to_sixteen_machines_behind_one_narrow_link_the_bytes_cross_the_link_once(tmp_path: Path) -> None:
+    total_bytes = 2 << 20
+    with rack(16, megabit_per_s=40.0) as machines:
+        fleet = RelayFleet(tmp_path, rack=machines, total_bytes=total_bytes, timeout_s=30.0)
+        async with fleet.standing():
+            await fleet.add(*machines.machines)
+            await fleet.spread()
+            before = machines.sent_bytes()
+            push_ms = await fleet.push_ms()
+            sent = (machines.sent_bytes() - before) / total_bytes
+            print(f"push_ms {push_ms:.0f}, bytes over the link / payload {sent:.2f}")
+            assert len(fleet.chain()) == 16
+            assert sent < 1.2
