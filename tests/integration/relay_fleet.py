@@ -23,8 +23,9 @@ from sluice.rpc.credentials import load_credentials
 from sluice.rpc.tokens import make_tokens
 from sluice.testing import assert_eventually
 from sluice.weights.sender import WeightSender
+from sluice.weights.snapshot import Snapshot
 from tests.integration.relay_rollout import ANSWER_S, RolloutProcess
-from tests.integration.weight_cases import random_snapshot
+from tests.integration.weight_cases import BUCKET_BYTES, random_snapshot
 from tests.rack import Rack
 from tests.unit.coordinator.fakes import Stage, make_config
 
@@ -32,10 +33,18 @@ from tests.unit.coordinator.fakes import Stage, make_config
 class RelayFleet:
     """To be entered; rollouts are known by name."""
 
-    def __init__(self, folder: Path, *, rack: Rack | None = None, total_bytes: int = 1 << 20, **weights: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rack: Rack | None = None,
+        total_bytes: int = 1 << 20,
+        bucket_bytes: int = BUCKET_BYTES,
+        **weights: Any,
+    ) -> None:
         """Without a rack everybody is on loopback and only says that it is on another machine."""
         make_tokens(folder, private_network=True)
-        self._folder, self._rack, self.total_bytes = folder, rack, total_bytes
+        self._folder, self._rack, self.total_bytes, self._bucket_bytes = folder, rack, total_bytes, bucket_bytes
         here = rack.here if rack else "127.0.0.1"
         self.sender = WeightSender(backend="auto", host=here, bind=here)
         config = make_config(**{f"weights__{key}": value for key, value in {"timeout_s": 2.0, **weights}.items()})
@@ -78,7 +87,7 @@ class RelayFleet:
     def publish(self) -> None:
         """The learner has a new version."""
         self.newest += 1
-        snapshot = random_snapshot(self.newest, total_bytes=self.total_bytes)
+        snapshot = self._snapshot()
         self.sender.publish(snapshot)
         self._learner.version = snapshot.manifest.version
         self.fleet.notify_all()
@@ -96,7 +105,7 @@ class RelayFleet:
             within_s=ANSWER_S,
             what=str(self.sources()),
         )
-        digest = random_snapshot(self.newest, total_bytes=self.total_bytes).manifest.digest
+        digest = self._snapshot().manifest.digest
         assert {self.rollouts[name].serves() for name in others} == {(self.newest, digest)}
 
     async def push_ms(self) -> float:
@@ -129,6 +138,9 @@ class RelayFleet:
     def rollout(self, member: Member) -> Any:
         """PushClients.rollout."""
         return self._clients.rollout(member)
+
+    def _snapshot(self) -> Snapshot:
+        return random_snapshot(self.newest, total_bytes=self.total_bytes, bucket_bytes=self._bucket_bytes)
 
     def _is_current(self, member: Member) -> bool:
         return member.state is State.READY and member.version is not None and member.version.number == self.newest
