@@ -111,8 +111,10 @@ def _on_paper(handling_s_a_byte: float) -> list[Row]:
             rows += [
                 Row(what=f"{what}, pairs", value=pairs_s, unit="s", target="", met=True),
                 Row(what=f"{what}, relayed", value=chain_s, unit="s", target="", met=True),
-                Row(what=f"{what}, relayed / 1", value=ratio, unit="", target=f"<= {TARGET}", met=ratio <= TARGET),
             ]
+            if handling_s:
+                met = ratio <= TARGET
+                rows.append(Row(what=f"{what}, relayed / 1", value=ratio, unit="", target=f"<= {TARGET}", met=met))
     return rows
 
 

@@ -130,6 +130,31 @@ async def test_fifty_versions_over_changing_sources_leave_no_trace(fleet: RelayF
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(900)
+async def test_rollouts_die_and_join_at_every_bucket_and_leave_one_digest_and_no_trace(
+    fleet: RelayFleet, chain: list[str]
+) -> None:
+    early: dict[str, int] = {}
+    stays = chain[0]
+    for epoch in range(3 * BUCKETS + 2):
+        order = fleet.chain()
+        dying = order[1 + epoch % (len(order) - 2)]
+        fleet.rollouts[dying].order_fault(epoch % BUCKETS, "SIGKILL")
+        fleet.publish()
+        await fleet.add(next(NAMES))
+        await fleet.all_hold_it(but=dying)
+        await fleet.lose(dying)
+        await fleet.spread()
+        if epoch == BUCKETS:
+            early = fleet.rollouts[stays].footprint()
+    late = fleet.rollouts[stays].footprint()
+    print(f"early {early}, late {late}")
+    assert late["threads"] <= early["threads"] + KEPT_VERSIONS
+    assert late["files"] <= early["files"] + 4 * KEPT_VERSIONS
+    assert late["resident_bytes"] < early["resident_bytes"] + (8 << 20)
+
+
+@pytest.mark.chaos
 @pytest.mark.needs("rack")
 @pytest.mark.timeout(600)
 async def test_to_sixteen_machines_behind_one_narrow_link_the_bytes_cross_the_link_once(tmp_path: Path) -> None:

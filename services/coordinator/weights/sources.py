@@ -173,6 +173,10 @@ class Sources:
             if (source := entered.members.get(name)) is None:
                 return Source(member=entered.learner, offer=None, links=1)
             if (begun := entered.begun.get(name)) is not None:
+                if not begun.offer.opened.HasField(
+                    "payload"
+                ):  # a learner that describes none: nobody could check a relay
+                    return Source(member=entered.learner, offer=None, links=1)
                 return Source(member=source, offer=begun.offer, links=begun.links + 1)
             await entered.changed.wait()
 
