@@ -90,6 +90,20 @@ def _machines() -> str | None:
     return None
 
 
+def _rack() -> str | None:
+    """Machines behind a link of a limited rate (tests/rack.py)."""
+    if why := _machines():
+        return why
+    if shutil.which("tc") is None:
+        return "iproute2's `tc` is not on the PATH"
+    name = f"probe{os.getpid()}"
+    subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p"], check=True, timeout=30)
+    words = ["tc", "qdisc", "add", "dev", name, "root", "tbf", "rate", "1mbit", "burst", "16000", "latency", "50ms"]
+    limited = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
+    subprocess.run(["ip", "link", "del", name], check=True, timeout=30)
+    return f"this kernel cannot limit a link: {limited.stderr.strip()}" if limited.returncode else None
+
+
 def _kubectl() -> str | None:
     return None if shutil.which("kubectl") else "not on the PATH"
 
@@ -147,6 +161,7 @@ _PROBES: Mapping[str, Callable[[], str | None]] = {
     "own-processes": _sandbox("survivors", "no permission to make a process namespace"),
     "process-limit": _sandbox("processes", "the number of a sandbox's processes cannot be limited"),
     "promtool": _promtool,
+    "rack": _rack,
     "ray": _ray,
     "reasoning-gym": _reasoning_gym,
     "slurm": _slurm,

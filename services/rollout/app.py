@@ -142,6 +142,8 @@ class _Service:
                     guard=MetricsGate(self._options.credentials),
                 )
             port = await server.start(bind=self._options.bind, port=self._options.port)
+            if self._links is not None:
+                self._links.rpc_port = port
             self._membership.serves(port=port, metrics_port=metrics_port)
             await self._hold(step_limit_s=config.rollout.step_timeout_s)
             await self._leave(grace_s=0.5 * config.launch.grace_s)
@@ -159,21 +161,35 @@ class _Service:
         from services.rollout.adapter_merging import AdapterMerger
         from services.rollout.servicer import RolloutServicer
         from services.rollout.weight_intake import WeightIntake
+        from services.rollout.weight_relay import WeightRelay
         from sluice.accelerator import CPU
+        from sluice.weights.carrier import settled_backend
         from sluice.weights.receiver import WeightReceiver
+        from sluice.weights.streams import WeightStreams
 
         tokenizer = AutoTokenizer.from_pretrained(self._model.path)
+        receiver = WeightReceiver(
+            shares=True,
+            digest_threads=1 if self._device == CPU else blake3.AUTO,
+            credentials=self._options.credentials,
+        )
+        bind, credentials = self._options.bind, self._options.credentials
+        relay = WeightRelay(
+            receiver,
+            backend=settled_backend(config, bind=bind, credentials=credentials),
+            host=self._options.advertise,
+            bind=bind,
+            device=self._device,
+        )
+        self._links, streams = relay.links, WeightStreams(relay.links.offered) if relay.links is not None else None
         self._weights = WeightIntake(
             loop=self._loop,
-            receiver=WeightReceiver(
-                shares=True,
-                digest_threads=1 if self._device == CPU else blake3.AUTO,
-                credentials=self._options.credentials,
-            ),
+            receiver=receiver,
             model=self._model,
             inflight=config.weights.inflight,
             finish_s=config.coordinator.generate_timeout_s,
             merger=AdapterMerger(self._model, config) if pushes_adapters(config) else None,
+            relay=relay,
         )
         servicer = RolloutServicer(
             loop=self._loop,
@@ -185,11 +201,13 @@ class _Service:
 
         def register(server: grpc.aio.Server) -> None:
             rollout_pb2_grpc.add_RolloutServiceServicer_to_server(servicer, server)
+            if streams is not None:
+                streams.add_to(server)
 
         return make_server(
             register,
-            services=[SERVICE_NAME],
-            credentials=self._options.credentials,
+            services=[SERVICE_NAME] if streams is None else [SERVICE_NAME, streams.name],
+            credentials=credentials,
             calls_per_s=config.network.max_calls_per_s,
             exporter=self._exporter,
         )

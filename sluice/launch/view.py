@@ -22,6 +22,7 @@ from rich.text import Text
 from sluice.report.evaluations import by_set, headline, within
 from sluice.report.figures import duration, fraction, number, printable, quantity
 from sluice.telemetry.full_disk_stream import FullDiskStream
+from sluice.v1 import common_pb2
 from sluice.v1 import coordinator_pb2 as pb
 
 _STEP_EVENT = "step_trained"
@@ -193,7 +194,7 @@ def render(status: pb.GetStatusResponse, *, notes: Iterable[str] = ()) -> Render
     if status.ledger.admitted:
         parts += ["", _ledger(status.ledger)]
     if status.services:
-        parts += ["", _services(status.services)]
+        parts += ["", _services(status.services, newest=status.version)]
     if waits := [wait for wait in status.waits if wait.since_s >= _WAIT_SHOWN_S]:
         parts += ["", *map(_wait, sorted(waits, key=lambda wait: -wait.since_s)[:_WAITS_SHOWN])]
     if status.reason:
@@ -281,10 +282,11 @@ def _block(title: str, rows: dict[str, str]) -> Table:
     return block
 
 
-def _services(services: Sequence[pb.ServiceStatus]) -> Table:
+def _services(services: Sequence[pb.ServiceStatus], *, newest: common_pb2.PolicyVersion) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    on_nodes = any(service.node for service in services)
-    for name in ("service", "role", "state", "version", "work", "last seen", *(["node"] if on_nodes else [])):
+    pushed, on_nodes = any(service.source for service in services), any(service.node for service in services)
+    names = ("service", "role", "state", "version", "work", "last seen")
+    for name in (*names, *(["weights from"] if pushed else []), *(["node"] if on_nodes else [])):
         table.add_column(name, no_wrap=True)
     troubled_first = sorted(services, key=lambda service: (service.state == pb.SERVICE_STATE_READY, service.role))
     for service in troubled_first[:_SERVICES_SHOWN]:
@@ -293,14 +295,29 @@ def _services(services: Sequence[pb.ServiceStatus]) -> Table:
             Text(printable(service.service_id)),
             pb.ServiceRole.Name(service.role).removeprefix("SERVICE_ROLE_").lower(),
             Text(state, style=_SERVICE_STYLES.get(service.state, "yellow")),
-            "" if service.role == pb.SERVICE_ROLE_REWARD else f"v{service.version.number}",
+            _version(service, newest),
             f"{service.running}/{service.capacity}" if service.capacity else "",
             f"{number(service.heartbeat_age_s)} s ago",
+            *([_push(service)] if pushed else []),
             *([printable(service.node)] if on_nodes else []),
         )
     if len(services) > _SERVICES_SHOWN:
         table.add_row(f"and {len(services) - _SERVICES_SHOWN} more")
     return table
+
+
+def _version(service: pb.ServiceStatus, newest: common_pb2.PolicyVersion) -> str:
+    """The version that a service holds, and how many versions a rollout is behind."""
+    if service.role == pb.SERVICE_ROLE_REWARD:
+        return ""
+    behind = newest.number - service.version.number if service.HasField("version") else 0
+    lag = f" ({behind} behind)" if service.role == pb.SERVICE_ROLE_ROLLOUT and behind > 0 else ""
+    return f"v{service.version.number}{lag}"
+
+
+def _push(service: pb.ServiceStatus) -> str:
+    """Who sent a rollout its weights, and how long that took."""
+    return f"{printable(service.source)}, {number(service.push_ms)} ms" if service.source else ""
 
 
 def _wait(wait: pb.Wait) -> Text:

@@ -95,6 +95,7 @@ class Membership:
         request.protocol_version = PROTOCOL_VERSION
         request.incarnation = self._incarnation
         request.metrics_address = self._metrics_address
+        request.host = self._options.host
         return request
 
     def _heartbeat(self) -> pb.HeartbeatRequest:

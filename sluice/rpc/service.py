@@ -41,6 +41,8 @@ class ServiceOptions:
     service_id: str
     """Empty: the coordinator gives the service an id."""
     credentials: "Credentials" = field(repr=False)
+    host: str = ""
+    """The label of the machine that the service runs on (sluice/own_host.py)."""
 
 
 Options = TypeVar("Options", bound=ServiceOptions)
@@ -97,6 +99,7 @@ def options_from(kind: type[Options], args: argparse.Namespace, **more: Any) -> 
     Finds this machine's addresses, which may take as long as the coordinator's name takes to be known.
     """
     from sluice.own_address import BIND, address_towards, advertised_address, own_address
+    from sluice.own_host import own_host
     from sluice.rpc.access import Role
     from sluice.rpc.credentials import load_credentials
 
@@ -110,6 +113,7 @@ def options_from(kind: type[Options], args: argparse.Namespace, **more: Any) -> 
         metrics_port=metrics_port(args),
         service_id=args.service_id,
         credentials=load_credentials(args.credentials, role=Role(args.role)),
+        host=own_host(),
         **more,
     )
 

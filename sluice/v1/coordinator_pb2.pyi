@@ -129,6 +129,8 @@ class ServiceStatus(_message.Message):
     CAPACITY_FIELD_NUMBER: _builtins.int
     HEARTBEAT_AGE_S_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    PUSH_MS_FIELD_NUMBER: _builtins.int
     service_id: _builtins.str
     role: Global___ServiceRole.ValueType
     state: Global___ServiceState.ValueType
@@ -142,6 +144,12 @@ class ServiceStatus(_message.Message):
     """Seconds since its last heartbeat."""
     node: _builtins.str
     """The node that an attached launcher has placed it on; empty when nobody has told."""
+    source: _builtins.str
+    """The service_id of the learner or rollout that sent it its weights (rollouts); empty before a push. The sources of a fleet
+    are a tree with the learner at its root.
+    """
+    push_ms: _builtins.float
+    """How long the newest push took, from opening the transfer to `applied` (rollouts); 0 before a push."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """Weights in use (rollouts) or published (the learner)."""
@@ -158,10 +166,12 @@ class ServiceStatus(_message.Message):
         capacity: _builtins.int = ...,
         heartbeat_age_s: _builtins.float = ...,
         node: _builtins.str = ...,
+        source: _builtins.str = ...,
+        push_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "heartbeat_age_s", b"heartbeat_age_s", "node", b"node", "role", b"role", "running", b"running", "service_id", b"service_id", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "heartbeat_age_s", b"heartbeat_age_s", "node", b"node", "push_ms", b"push_ms", "role", b"role", "running", b"running", "service_id", b"service_id", "source", b"source", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1530,6 +1540,7 @@ class RegisterRequest(_message.Message):
     TRAINED_FIELD_NUMBER: _builtins.int
     OWN_WEIGHTS_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
     role: Global___ServiceRole.ValueType
     service_id: _builtins.str
     """Chosen by the service, stable over its restarts; empty: the coordinator gives the service an id."""
@@ -1555,6 +1566,8 @@ class RegisterRequest(_message.Message):
     """Whether the rollout serves its model folder's weights, for an evaluation without a learner."""
     device: _builtins.str
     """From rollouts: the UUID of the CUDA device that takes new weights ("GPU-..."), or "cpu"; empty: not told."""
+    host: _builtins.str
+    """Label of the machine: services that state the same share its link to other machines; empty: not told."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The learner's newest version, or the weights that a rollout already has."""
@@ -1583,10 +1596,11 @@ class RegisterRequest(_message.Message):
         trained: _abc.Iterable[Global___TrainedStep] | None = ...,
         own_weights: _builtins.bool = ...,
         device: _builtins.str = ...,
+        host: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "device", b"device", "engine", b"engine", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "metrics_address", b"metrics_address", "model_hash", b"model_hash", "own_weights", b"own_weights", "protocol_version", b"protocol_version", "role", b"role", "service_id", b"service_id", "tokenizer_hash", b"tokenizer_hash", "trained", b"trained", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "device", b"device", "engine", b"engine", "host", b"host", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "metrics_address", b"metrics_address", "model_hash", b"model_hash", "own_weights", b"own_weights", "protocol_version", b"protocol_version", "role", b"role", "service_id", b"service_id", "tokenizer_hash", b"tokenizer_hash", "trained", b"trained", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

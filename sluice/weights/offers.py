@@ -58,12 +58,15 @@ class Offer:
         with self._lock:
             if self.ended:
                 raise NotReady(f"epoch {self.rendezvous.epoch} has ended; open a fresh one")
+            self._let_go()
+            cargo.lend()
             self._cargo, self._opened_s = cargo, time.monotonic()
 
     def retire(self) -> None:
         """Ends the epoch; a stream under way ends with its running message."""
         with self._lock:
-            self.ended, self._cargo = True, None
+            self.ended = True
+            self._let_go()
 
     def is_for(self, epoch: str, secret: str) -> bool:
         """Whether who names these is the receiver."""
@@ -81,12 +84,20 @@ class Offer:
                 raise NotReady(f"epoch {self.rendezvous.epoch}: nothing was opened, or all was sent; open it first")
             self.fetches += 1
             fetch = Fetch(offer=self, cargo=self._cargo, number=self.fetches)
+            fetch.cargo.lend()
             self._sending = True
         try:
             yield fetch
             with self._lock:
                 if self._cargo is fetch.cargo and not fetch.is_over:
-                    self._cargo = None  # its memory is free for a later version
+                    self._let_go()
         finally:
             with self._lock:
                 self._sending = self._sending and self.fetches != fetch.number
+            fetch.cargo.give_back()
+
+    def _let_go(self) -> None:
+        """The memory of what was offered is free for a later version, as far as this offer goes."""
+        if self._cargo is not None:
+            self._cargo.give_back()
+            self._cargo = None

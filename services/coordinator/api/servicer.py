@@ -24,6 +24,7 @@ from services.coordinator.storage.run_files import BatchFile
 from services.coordinator.wire.clients import as_sluice_errors
 from services.coordinator.wire.messages import statement_from
 from sluice import PROTOCOL_VERSION
+from sluice.addresses import host_of
 from sluice.config.load import dump_config
 from sluice.errors import DiskFull, Expired, Forbidden, InvalidRequest, NotReady
 from sluice.policy_version import OWN_WEIGHTS
@@ -261,6 +262,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             metrics_address=request.metrics_address,
             engine=request.engine,
             device=request.device,
+            host=request.host or host_of(request.address),
             own_weights=own_weights,
             version=OWN_WEIGHTS if own_weights else None,
         )

@@ -85,6 +85,8 @@ def service(member: Member, *, now_s: float, node: str = "") -> pb.ServiceStatus
         capacity=member.capacity,
         heartbeat_age_s=now_s - member.last_beat_s,
         node=node,
+        source=member.source,
+        push_ms=member.push_ms,
     )
 
 

@@ -69,6 +69,8 @@ class Member:
     """A rollout's engine: implementation, version and device."""
     device: str = ""
     """The identity of the device that takes a rollout's weights (sluice/accelerator.py); empty: not told."""
+    host: str = ""
+    """The label of the member's machine, or the host in its address where it tells none."""
     state: State = State.REGISTERED
     reason: str = ""
     """Why the member is quarantined or lost."""
@@ -88,6 +90,14 @@ class Member:
     """Samples (rollout) or groups (reward) that this coordinator has given to the member and not got back."""
     weights: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a weight push, and by an evaluation to pin the version."""
+    relays_from_s: float = 0.0
+    """The time before which no other rollout gets weights from this one; infinite for one whose bytes were wrong."""
+    received_bytes_per_s: float = 0.0
+    """The rate at which it received the newest weights; 0 before that."""
+    source: str = ""
+    """The name of the service that sent it the newest weights."""
+    push_ms: float = 0.0
+    """How long the newest push took."""
     own_weights: bool = False
     """Whether the rollout serves its model folder's weights, and nobody pushes others."""
     barred: str = ""

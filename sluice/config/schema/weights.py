@@ -30,6 +30,11 @@ class WeightsConfig(Section):
         default=10.0,
         description="limit of a join and of every transfer operation; nccl has 120 s more for making a communicator",
     )
+    relay: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto: a version goes to one rollout of each other machine after the other, and there from rollout to "
+        "rollout (docs/weights.md); off: the learner sends to each rollout",
+    )
     inflight: Literal["keep", "recompute", "finish", "abort"] = Field(
         default="keep",
         description="running samples when weights change: keep their KV, recompute their KV, finish first (for "

@@ -130,6 +130,16 @@ def test_the_nodes_of_services_are_shown_where_a_launcher_has_told_them():
     assert re.search(rf"{status.services[0].service_id} .* n2", picture(status))
 
 
+def test_who_sent_a_rollout_its_weights_and_how_far_it_is_behind_are_shown():
+    status = mid_run()
+    assert "weights from" not in picture(status)
+    rollout = status.services[0]
+    rollout.version.CopyFrom(version(11))
+    rollout.source, rollout.push_ms = "rollout-7", 81.4
+    assert re.search(r"last seen +weights from", picture(status))
+    assert re.search(r"rollout-0 .* v11 \(1 behind\) .* rollout-7, 81(\.4)? ms", picture(status))
+
+
 def test_a_large_fleet_is_cut_and_the_rest_counted():
     status = mid_run()
     status.services.extend(

@@ -1,0 +1,1 @@
+"""Parts of the relay's benchmark: the push on paper, and the processes of the push that is measured."""

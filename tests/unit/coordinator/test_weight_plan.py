@@ -1,0 +1,116 @@
+"""The tree of sources: for any fleet a tree, the learner's part of the work constant, little moved when somebody goes."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.coordinator.weights.plan import LOCAL_AT_LEARNER, Receiver, plan_sources
+
+HOSTS = ("h0", "h1", "h2", "h3", "h4")
+RECEIVERS = st.lists(
+    st.builds(
+        Receiver,
+        name=st.integers(0, 30).map("r{}".format),
+        host=st.sampled_from(HOSTS),
+        bytes_per_s=st.sampled_from((0.0, 1e8, 1e9)),
+        may_relay=st.integers(0, 3).map(bool),
+    ),
+    max_size=24,
+    unique_by=lambda receiver: receiver.name,
+)
+
+
+def planned(receivers: Sequence[Receiver], former: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The plan, once everything that holds for each plan was seen to hold for it."""
+    sources = plan_sources(receivers, root="L", root_host="h0", former=former)
+    by_name = {receiver.name: receiver for receiver in receivers}
+    assert sources.keys() == by_name.keys()
+    for name in sources:
+        links = 0
+        while name != "L":
+            name, links = sources[name], links + 1
+            assert links <= len(sources), "a circle"
+            assert name == "L" or by_name[name].may_relay
+    relays = [receiver.name for receiver in receivers if receiver.may_relay]
+    served = Counter(sources[name] for name in relays)
+    assert served["L"] <= LOCAL_AT_LEARNER + 1
+    assert all(served[name] <= 2 for name in relays)
+    if relays:
+        assert not any(sources[name] == "L" for name in by_name.keys() - set(relays))
+    entries = Counter(by_name[name].host for name in relays if host_of(sources[name], by_name) != by_name[name].host)
+    assert all(number == 1 for number in entries.values()), entries
+    assert "h0" not in entries
+    feeding = Counter(host_of(sources[name], by_name) for name in relays)
+    for name in relays:
+        if host_of(sources[name], by_name) == by_name[name].host:
+            feeding[by_name[name].host] -= 1
+    assert all(number <= 1 for number in feeding.values()), "one link of a host out, whatever its number of rollouts"
+    return sources
+
+
+def host_of(name: str, by_name: Mapping[str, Receiver]) -> str:
+    return "h0" if name == "L" else by_name[name].host
+
+
+@settings(max_examples=50, deadline=None)
+@given(RECEIVERS)
+def test_any_fleet_gets_a_tree_with_one_entry_a_host_and_a_constant_share_for_the_learner(
+    receivers: list[Receiver],
+) -> None:
+    assert planned(receivers) == planned(receivers[::-1]), "the order in which rollouts are listed decides nothing"
+
+
+@settings(max_examples=50, deadline=None)
+@given(RECEIVERS, st.data())
+def test_whoever_has_a_source_keeps_it_when_others_come_go_or_fall_into_doubt(
+    receivers: list[Receiver], data: st.DataObject
+) -> None:
+    former = planned(receivers)
+    fates = data.draw(st.lists(st.sampled_from("ssssgd"), min_size=len(receivers), max_size=len(receivers)))
+    left = [
+        replace(receiver, may_relay=receiver.may_relay and fate != "d")
+        for receiver, fate in zip(receivers, fates, strict=True)
+        if fate != "g"
+    ]
+    newcomer = Receiver(name="new", host=data.draw(st.sampled_from(HOSTS)))
+    sources = planned([*left, newcomer], former)
+    sound = {"L"} | {receiver.name for receiver in left if receiver.may_relay}
+    for receiver in left:
+        if receiver.may_relay and former[receiver.name] in sound:
+            assert sources[receiver.name] == former[receiver.name]
+
+
+def test_hosts_stand_in_one_chain_the_narrowest_link_last() -> None:
+    fleet = [
+        Receiver(name=f"{host}.{number}", host=host, bytes_per_s=rate)
+        for host, rate in (("a", 1e8), ("b", 1e9), ("c", 0.0))
+        for number in range(3)
+    ]
+    assert planned(fleet) == {
+        "c.0": "L", "c.1": "c.0", "c.2": "c.1",
+        "b.0": "c.0", "b.1": "b.0", "b.2": "b.1",
+        "a.0": "b.0", "a.1": "a.0", "a.2": "a.1",
+    }  # fmt: skip
+
+
+def test_the_learners_own_host_is_served_by_the_learner_up_to_a_number() -> None:
+    fleet = [Receiver(name=f"r{number}", host="h0") for number in range(6)]
+    assert planned(fleet) == {"r0": "L", "r1": "L", "r2": "L", "r3": "L", "r4": "r0", "r5": "r1"}
+
+
+def test_a_chain_closes_over_a_relay_that_died_and_puts_a_relay_in_doubt_at_its_end() -> None:
+    fleet = [Receiver(name=f"r{number}", host=f"host{number}") for number in range(5)]
+    former = planned(fleet)
+    assert planned([fleet[0], *fleet[2:]], former) == {"r0": "L", "r2": "r0", "r3": "r2", "r4": "r3"}
+    doubted = [replace(fleet[0], may_relay=False), *fleet[1:]]
+    assert planned(doubted, former) == {"r1": "L", "r2": "r1", "r3": "r2", "r4": "r3", "r0": "r4"}
+
+
+def test_512_rollouts_are_planned_in_a_moment_and_hang_on_the_learner_by_one_link() -> None:
+    fleet = [Receiver(name=f"r{number:03}", host=f"host{number // 8:02}") for number in range(512)]
+    sources = planned(fleet)
+    assert list(sources.values()).count("L") == 1
+    assert planned(fleet[8:], sources)["r008"] == "L"
