@@ -31,7 +31,8 @@ import zstandard
 from sluice.errors import TransferError
 from sluice.weights.manifest import DTYPE_BYTES, TensorSpec, new_digest
 
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 Bytes: TypeAlias = bytes | memoryview | np.ndarray
 
 MAX_CHAIN = 16
