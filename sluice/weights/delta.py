@@ -19,21 +19,20 @@ Whoever applies a delta compares the digest of the result with the manifest's di
 import contextlib
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import zstandard
 
 from sluice.errors import TransferError
 from sluice.weights.manifest import DTYPE_BYTES, TensorSpec, new_digest
+from sluice.weights.planes import compress, decompress, unzigzag, zigzag
 
 T = TypeVar("T")
 U = TypeVar("U")
-Bytes: TypeAlias = bytes | memoryview | np.ndarray
 
 MAX_CHAIN = 16
 """Deltas in a chain: bounds the work that a message can ask for."""
@@ -46,7 +45,6 @@ _HEADER = struct.Struct("<4sB3x32sIQ")
 _FRAME = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
 _GAP_PLANES = 2
-_LEVEL = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +101,7 @@ def encode(
     return b"".join([_HEADER.pack(_MAGIC, _FORMAT, _fingerprint(tensors), len(found), length), *found])
 
 
-def apply(chain: Bytes, buffer: np.ndarray, tensors: Sequence[TensorSpec], *, threads: int = 1) -> None:
+def apply(chain: bytes | memoryview, buffer: np.ndarray, tensors: Sequence[TensorSpec], *, threads: int = 1) -> None:
     """Turns the base's bytes in `buffer`, uint8[total_bytes], writeable, into the bytes of the chain's last version.
 
     Raises TransferError for a chain that is not whole or not of this layout. `buffer` then holds neither version: give a
@@ -142,16 +140,15 @@ def _encoded(number: int, block: _Block, *, old: np.ndarray, new: np.ndarray) ->
     count = int(np.count_nonzero(differs))
     if not count:
         return b""
-    gaps: list[np.ndarray] = []
+    gaps: list[bytes] = []
     if 2 * count >= block.elements:  # a gap costs at least a bit, as does a difference of 0
         differences = after - before
     else:
         differs[GAP_ELEMENTS - 1 :: GAP_ELEMENTS] = True
         places = np.flatnonzero(differs)
         differences = after[places] - before[places]
-        gaps = _split(np.diff(places, prepend=-1).astype("<u4") - 1, planes=_GAP_PLANES)
-    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
-    planes = [compressor.compress(plane) for plane in [*gaps, *_split(_zigzag(differences), planes=block.width)]]
+        gaps = compress((np.diff(places, prepend=-1) - 1).astype("<u2"), planes=_GAP_PLANES)
+    planes = [*gaps, *compress(zigzag(differences), planes=block.width)]
     lengths = [_LENGTH.pack(len(plane)) for plane in planes]
     return b"".join([_FRAME.pack(number, len(differences)), *lengths, *planes])
 
@@ -192,55 +189,19 @@ def _frame(body: memoryview, block: _Block, entries: int) -> tuple[_Frame, memor
 
 
 def _apply(frame: _Frame, buffer: np.ndarray) -> None:
-    decompressor = zstandard.ZstdDecompressor()
-    planes = [_decompressed(plane, frame.entries, decompressor) for plane in frame.planes]
     elements, width = frame.block.of(buffer), frame.block.width
-    differences = _unzigzag(_joined(planes[-width:], dtype=f"<u{width}"))
-    if len(planes) == width:
+    differences = unzigzag(decompress(frame.planes[-width:], count=frame.entries))
+    if len(frame.planes) == width:
         elements += differences
         return
-    places = np.cumsum(_joined(planes[:-width], dtype="<u2").astype(np.int64) + 1) - 1
+    gaps = decompress(frame.planes[:-width], count=frame.entries)
+    places = np.cumsum(gaps.astype(np.int64) + 1) - 1
     if places[-1] >= len(elements):
         raise _damaged(f"an entry at element {places[-1]} of a block of {len(elements)}")
     elements[places] += differences  # places rise, so none is there twice
 
 
-def _decompressed(plane: memoryview, entries: int, decompressor: zstandard.ZstdDecompressor) -> np.ndarray:
-    """uint8[entries]; whatever a plane says of its own length is looked at before memory is taken."""
-    try:
-        if zstandard.frame_content_size(plane) != entries:
-            raise _damaged(f"a plane that is not of {entries} bytes")
-        found = decompressor.decompress(plane, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise _damaged(f"a plane that zstd refuses ({error})") from error
-    if len(found) != entries:
-        raise _damaged(f"a plane of {len(found)} bytes instead of {entries}")
-    return np.frombuffer(found, np.uint8)
-
-
-def _split(values: np.ndarray, *, planes: int) -> list[np.ndarray]:
-    """The lowest `planes` bytes of every value, a contiguous uint8[n] for each byte."""
-    columns = values.view(np.uint8).reshape(len(values), values.itemsize)
-    return [np.ascontiguousarray(columns[:, plane]) for plane in range(planes)]
-
-
-def _joined(planes: Sequence[np.ndarray], *, dtype: str) -> np.ndarray:
-    values = np.empty((len(planes[0]), len(planes)), np.uint8)
-    for number, plane in enumerate(planes):
-        values[:, number] = plane
-    return values.reshape(-1).view(dtype)
-
-
-def _zigzag(differences: np.ndarray) -> np.ndarray:
-    signed = differences.view(f"<i{differences.itemsize}")
-    return ((signed << 1) ^ (signed >> (8 * differences.itemsize - 1))).view(differences.dtype)
-
-
-def _unzigzag(values: np.ndarray) -> np.ndarray:
-    return (values >> 1) ^ -(values & 1)
-
-
-def _mapped(work: Callable[[T], U], items: Iterable[T], *, threads: int) -> Iterator[U]:
+def _mapped(work: Callable[[T], U], items: Iterable[T], *, threads: int) -> Generator[U]:
     """`work` of every item, in the order of the items, in `threads` threads; a few results ahead are held."""
     if threads == 1:
         yield from map(work, items)
