@@ -16,6 +16,7 @@ from benchmarks.report import Row
 from sluice.policy_version import PolicyVersion
 from sluice.weights.backends import Rendezvous, TransferStore, join
 from sluice.weights.manifest import buckets, plan
+from sluice.weights.payload import dense
 from sluice.weights.receiver import WeightReceiver
 from sluice.weights.sender import WeightSender
 from sluice.weights.snapshot import Packer, Snapshot
@@ -88,7 +89,8 @@ def _peer(kind: str) -> Iterator:
 
 def _receive(kind: str, port: str, secret: str) -> None:
     """The other end: one transfer for every line on standard input."""
-    rendezvous, manifest = _rendezvous(port, secret, rank=1), _snapshot().manifest
+    rendezvous, snapshot = _rendezvous(port, secret, rank=1), _snapshot()
+    payload = dense(snapshot.manifest, snapshot.buffer)
     if kind == "raw":
         group, buffer = join(rendezvous, backend="gloo"), np.empty(TOTAL_BYTES, np.uint8)
         for _ in sys.stdin:
@@ -99,7 +101,7 @@ def _receive(kind: str, port: str, secret: str) -> None:
     receiver = WeightReceiver()
     receiver.join(rendezvous, backend="gloo")
     for _ in sys.stdin:
-        receiver.begin(epoch="e", manifest=manifest)
+        receiver.begin(epoch="e", manifest=snapshot.manifest, payload=payload)
         receiver.recycle(receiver.result(timeout_s=TIMEOUT_S))
         print("done", flush=True)
     receiver.close()

@@ -98,7 +98,7 @@ def _push(sender: WeightSender, snapshot: Snapshot, rollout: Connection, *, devi
             host=opened.store_host, port=opened.store_port, secret=opened.secret, epoch="only", rank=1, world_size=2,
             timeout_s=TIMEOUT_S,
         )  # fmt: skip
-    rollout.send(("take", where, opened.backend, opened.manifest))
+    rollout.send(("take", where, opened.backend, opened.manifest, opened.payload))
     stall_ms, _ = _answer(rollout)
     return opened.backend, stall_ms
 
@@ -113,10 +113,10 @@ def _rollout(context: Context, learner: Connection) -> None:
     learner.send(identity())
     while (order := learner.recv()) is not None:
         if order[0] == "take":
-            _, where, backend, manifest = order
+            _, where, backend, manifest, payload = order
             if where is not None:
                 receiver.join(where, backend=backend)
-            receiver.begin(epoch="only", manifest=manifest)
+            receiver.begin(epoch="only", manifest=manifest, payload=payload)
             received = receiver.result(timeout_s=TIMEOUT_S)
             started = time.perf_counter()
             engine.load_weights(manifest, received.buffer, recompute_kv=False)

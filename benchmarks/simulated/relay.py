@@ -126,7 +126,7 @@ class Relay(coordinator_pb2_grpc.CoordinatorServiceServicer):
             request = learner_pb2.OpenTransferRequest(rollout_id=service_id, epoch=service_id, timeout_s=TIMEOUT_S)
             opened = await self._learner.OpenTransfer(request, timeout=TIMEOUT_S)
             receive = rollout_pb2.ReceiveWeightsRequest(
-                epoch=service_id, manifest=opened.manifest, file_path=opened.file_path
+                epoch=service_id, manifest=opened.manifest, payload=opened.payload, file_path=opened.file_path
             )
             await rollout.ReceiveWeights(receive, timeout=TIMEOUT_S)
             apply = rollout_pb2.ApplyWeightsRequest(version=opened.manifest.version, timeout_s=TIMEOUT_S)

@@ -17,7 +17,7 @@ from sluice.rpc.policy_versions import version_from_proto, version_to_proto
 from sluice.rpc.requests import duration_s, name
 from sluice.v1 import rollout_pb2, rollout_pb2_grpc
 from sluice.weights.backends import Rendezvous
-from sluice.weights.wire import manifest_from_proto
+from sluice.weights.wire import manifest_from_proto, payload_from_proto
 
 Decode = Callable[[Sequence[int]], str]
 """Completion token ids -> text without special tokens."""
@@ -104,7 +104,10 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         self, request: rollout_pb2.ReceiveWeightsRequest, context: grpc.aio.ServicerContext
     ) -> rollout_pb2.ReceiveWeightsResponse:
         manifest = manifest_from_proto(request.manifest)
-        await self._weights.receive(epoch=request.epoch, manifest=manifest, file_path=request.file_path)
+        payload = None if request.file_path else payload_from_proto(request.payload, manifest)
+        await self._weights.receive(
+            epoch=request.epoch, manifest=manifest, payload=payload, file_path=request.file_path
+        )
         return rollout_pb2.ReceiveWeightsResponse()
 
     async def ApplyWeights(

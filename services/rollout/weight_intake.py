@@ -16,6 +16,7 @@ from sluice.errors import InvalidRequest, NotReady
 from sluice.policy_version import PolicyVersion
 from sluice.weights.backends import Collective, Rendezvous
 from sluice.weights.manifest import Manifest
+from sluice.weights.payload import Payload
 from sluice.weights.receiver import Received, WeightReceiver
 
 log = structlog.get_logger(__name__)
@@ -61,7 +62,9 @@ class WeightIntake:
         async with self._verbs:
             await asyncio.to_thread(self._receiver.join, rendezvous, backend=backend)
 
-    async def receive(self, *, epoch: str, manifest: Manifest, file_path: str) -> None:
+    async def receive(
+        self, *, epoch: str, manifest: Manifest, payload: Payload | None = None, file_path: str = ""
+    ) -> None:
         """Starts receiving in the background. Raises TransferError, InvalidRequest or NotReady."""
         if self._merger is None:
             check_tensors(manifest, self._model.tensors)
@@ -73,7 +76,7 @@ class WeightIntake:
                 f"version {manifest.version} is older than {held}, which serves; numbers never go back"
             )
         async with self._verbs:
-            self._receiver.begin(epoch=epoch, manifest=manifest, file_path=file_path)
+            self._receiver.begin(epoch=epoch, manifest=manifest, payload=payload, file_path=file_path)
 
     async def apply(self, version: PolicyVersion, *, timeout_s: float) -> Applied:
         """Waits for the received bytes, verifies and switches. Raises TransferError, Expired, NotReady or EngineFailed."""

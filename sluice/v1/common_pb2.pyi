@@ -469,6 +469,49 @@ class WeightManifest(_message.Message):
 Global___WeightManifest: _TypeAlias = WeightManifest  # noqa: Y015
 
 @_typing.final
+class WeightPayload(_message.Message):
+    """Describes the bytes that travel for one version to one rollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENCODING_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    BUCKET_BYTES_FIELD_NUMBER: _builtins.int
+    BUCKET_DIGESTS_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    BASE_DIGEST_FIELD_NUMBER: _builtins.int
+    encoding: _builtins.str
+    """"dense": the packed buffer. "delta": what changed since the base."""
+    total_bytes: _builtins.int
+    bucket_bytes: _builtins.int
+    """Length of every bucket but the last."""
+    bucket_digests: _builtins.bytes
+    """blake3 of every bucket, 32 bytes each, in order."""
+    base_digest: _builtins.str
+    """For a delta: the digest of that version."""
+    @_builtins.property
+    def base(self) -> Global___PolicyVersion:
+        """For a delta: the version that the rollout has to hold."""
+
+    def __init__(
+        self,
+        *,
+        encoding: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        bucket_bytes: _builtins.int = ...,
+        bucket_digests: _builtins.bytes = ...,
+        base: Global___PolicyVersion | None = ...,
+        base_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "base_digest", b"base_digest", "bucket_bytes", b"bucket_bytes", "bucket_digests", b"bucket_digests", "encoding", b"encoding", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WeightPayload: _TypeAlias = WeightPayload  # noqa: Y015
+
+@_typing.final
 class ErrorDetails(_message.Message):
     """Why a call failed, for programs. The call's gRPC status and message say the same to people."""
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sluice.v1 import common_pb2 as sluice_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sluice/v1/learner.proto\x12\tsluice.v1\x1a\x16sluice/v1/common.proto\"\x1e\n\x1cLearnerServiceGetInfoRequest\"\x7f\n\x1dLearnerServiceGetInfoResponse\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nworld_size\x18\x03 \x01(\x05\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\"d\n\x13OpenTransferRequest\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\x12\x17\n\x0freceiver_device\x18\x04 \x01(\t\"\xb2\x01\n\x14OpenTransferResponse\x12+\n\x08manifest\x18\x01 \x01(\x0b\x32\x19.sluice.v1.WeightManifest\x12\x12\n\nstore_host\x18\x02 \x01(\t\x12\x12\n\nstore_port\x18\x03 \x01(\x05\x12\x0e\n\x06secret\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x11\n\tfile_path\x18\x06 \x01(\t\x12\x11\n\tnew_epoch\x18\x07 \x01(\x08\"%\n#LearnerServiceSaveCheckpointRequest\"_\n$LearnerServiceSaveCheckpointResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12)\n\x07version\x18\x02 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\"\x1d\n\rExportRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"I\n\x0e\x45xportResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12)\n\x07version\x18\x02 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion2\xf1\x02\n\x0eLearnerService\x12\\\n\x07GetInfo\x12\'.sluice.v1.LearnerServiceGetInfoRequest\x1a(.sluice.v1.LearnerServiceGetInfoResponse\x12O\n\x0cOpenTransfer\x12\x1e.sluice.v1.OpenTransferRequest\x1a\x1f.sluice.v1.OpenTransferResponse\x12q\n\x0eSaveCheckpoint\x12..sluice.v1.LearnerServiceSaveCheckpointRequest\x1a/.sluice.v1.LearnerServiceSaveCheckpointResponse\x12=\n\x06\x45xport\x12\x18.sluice.v1.ExportRequest\x1a\x19.sluice.v1.ExportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sluice/v1/learner.proto\x12\tsluice.v1\x1a\x16sluice/v1/common.proto\"\x1e\n\x1cLearnerServiceGetInfoRequest\"\x7f\n\x1dLearnerServiceGetInfoResponse\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nworld_size\x18\x03 \x01(\x05\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\"\xa1\x01\n\x13OpenTransferRequest\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\x12\x17\n\x0freceiver_device\x18\x04 \x01(\t\x12&\n\x04held\x18\x05 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x13\n\x0bheld_digest\x18\x06 \x01(\t\"\xdd\x01\n\x14OpenTransferResponse\x12+\n\x08manifest\x18\x01 \x01(\x0b\x32\x19.sluice.v1.WeightManifest\x12\x12\n\nstore_host\x18\x02 \x01(\t\x12\x12\n\nstore_port\x18\x03 \x01(\x05\x12\x0e\n\x06secret\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x11\n\tfile_path\x18\x06 \x01(\t\x12\x11\n\tnew_epoch\x18\x07 \x01(\x08\x12)\n\x07payload\x18\x08 \x01(\x0b\x32\x18.sluice.v1.WeightPayload\"%\n#LearnerServiceSaveCheckpointRequest\"_\n$LearnerServiceSaveCheckpointResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12)\n\x07version\x18\x02 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\"\x1d\n\rExportRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"I\n\x0e\x45xportResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12)\n\x07version\x18\x02 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion2\xf1\x02\n\x0eLearnerService\x12\\\n\x07GetInfo\x12\'.sluice.v1.LearnerServiceGetInfoRequest\x1a(.sluice.v1.LearnerServiceGetInfoResponse\x12O\n\x0cOpenTransfer\x12\x1e.sluice.v1.OpenTransferRequest\x1a\x1f.sluice.v1.OpenTransferResponse\x12q\n\x0eSaveCheckpoint\x12..sluice.v1.LearnerServiceSaveCheckpointRequest\x1a/.sluice.v1.LearnerServiceSaveCheckpointResponse\x12=\n\x06\x45xport\x12\x18.sluice.v1.ExportRequest\x1a\x19.sluice.v1.ExportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +36,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEARNERSERVICEGETINFOREQUEST']._serialized_end=92
   _globals['_LEARNERSERVICEGETINFORESPONSE']._serialized_start=94
   _globals['_LEARNERSERVICEGETINFORESPONSE']._serialized_end=221
-  _globals['_OPENTRANSFERREQUEST']._serialized_start=223
-  _globals['_OPENTRANSFERREQUEST']._serialized_end=323
-  _globals['_OPENTRANSFERRESPONSE']._serialized_start=326
-  _globals['_OPENTRANSFERRESPONSE']._serialized_end=504
-  _globals['_LEARNERSERVICESAVECHECKPOINTREQUEST']._serialized_start=506
-  _globals['_LEARNERSERVICESAVECHECKPOINTREQUEST']._serialized_end=543
-  _globals['_LEARNERSERVICESAVECHECKPOINTRESPONSE']._serialized_start=545
-  _globals['_LEARNERSERVICESAVECHECKPOINTRESPONSE']._serialized_end=640
-  _globals['_EXPORTREQUEST']._serialized_start=642
-  _globals['_EXPORTREQUEST']._serialized_end=671
-  _globals['_EXPORTRESPONSE']._serialized_start=673
-  _globals['_EXPORTRESPONSE']._serialized_end=746
-  _globals['_LEARNERSERVICE']._serialized_start=749
-  _globals['_LEARNERSERVICE']._serialized_end=1118
+  _globals['_OPENTRANSFERREQUEST']._serialized_start=224
+  _globals['_OPENTRANSFERREQUEST']._serialized_end=385
+  _globals['_OPENTRANSFERRESPONSE']._serialized_start=388
+  _globals['_OPENTRANSFERRESPONSE']._serialized_end=609
+  _globals['_LEARNERSERVICESAVECHECKPOINTREQUEST']._serialized_start=611
+  _globals['_LEARNERSERVICESAVECHECKPOINTREQUEST']._serialized_end=648
+  _globals['_LEARNERSERVICESAVECHECKPOINTRESPONSE']._serialized_start=650
+  _globals['_LEARNERSERVICESAVECHECKPOINTRESPONSE']._serialized_end=745
+  _globals['_EXPORTREQUEST']._serialized_start=747
+  _globals['_EXPORTREQUEST']._serialized_end=776
+  _globals['_EXPORTRESPONSE']._serialized_start=778
+  _globals['_EXPORTRESPONSE']._serialized_end=851
+  _globals['_LEARNERSERVICE']._serialized_start=854
+  _globals['_LEARNERSERVICE']._serialized_end=1223
 # @@protoc_insertion_point(module_scope)

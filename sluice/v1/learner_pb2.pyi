@@ -74,6 +74,8 @@ class OpenTransferRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
     RECEIVER_DEVICE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    HELD_DIGEST_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
     epoch: _builtins.str
     """A new epoch makes a new transfer group; a known epoch reuses the epoch's group."""
@@ -81,6 +83,12 @@ class OpenTransferRequest(_message.Message):
     """Limit of the join and of every transfer operation."""
     receiver_device: _builtins.str
     """The receiver's RegisterRequest.device, by which weights.backend auto chooses; empty: not told."""
+    held_digest: _builtins.str
+    """The digest of that version."""
+    @_builtins.property
+    def held(self) -> _common_pb2.PolicyVersion:
+        """The version that the receiver serves and could take a delta against; absent: none."""
+
     def __init__(
         self,
         *,
@@ -88,10 +96,12 @@ class OpenTransferRequest(_message.Message):
         epoch: _builtins.str = ...,
         timeout_s: _builtins.float = ...,
         receiver_device: _builtins.str = ...,
+        held: _common_pb2.PolicyVersion | None = ...,
+        held_digest: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["held", b"held"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "receiver_device", b"receiver_device", "rollout_id", b"rollout_id", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "held", b"held", "held_digest", b"held_digest", "receiver_device", b"receiver_device", "rollout_id", b"rollout_id", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -108,6 +118,7 @@ class OpenTransferResponse(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     FILE_PATH_FIELD_NUMBER: _builtins.int
     NEW_EPOCH_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
     store_host: _builtins.str
     store_port: _builtins.int
     secret: _builtins.str
@@ -120,6 +131,10 @@ class OpenTransferResponse(_message.Message):
     """Whether the epoch is new: then the receiver has to join the transfer group."""
     @_builtins.property
     def manifest(self) -> _common_pb2.WeightManifest: ...
+    @_builtins.property
+    def payload(self) -> _common_pb2.WeightPayload:
+        """The bytes that are sent; absent when backend is "file"."""
+
     def __init__(
         self,
         *,
@@ -130,10 +145,11 @@ class OpenTransferResponse(_message.Message):
         backend: _builtins.str = ...,
         file_path: _builtins.str = ...,
         new_epoch: _builtins.bool = ...,
+        payload: _common_pb2.WeightPayload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "payload", b"payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "file_path", b"file_path", "manifest", b"manifest", "new_epoch", b"new_epoch", "secret", b"secret", "store_host", b"store_host", "store_port", b"store_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "file_path", b"file_path", "manifest", b"manifest", "new_epoch", b"new_epoch", "payload", b"payload", "secret", b"secret", "store_host", b"store_host", "store_port", b"store_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

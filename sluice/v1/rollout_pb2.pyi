@@ -310,21 +310,27 @@ class ReceiveWeightsRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
     FILE_PATH_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     file_path: _builtins.str
     """When set, the weights are read from this file and no transfer group is used."""
     @_builtins.property
     def manifest(self) -> _common_pb2.WeightManifest: ...
+    @_builtins.property
+    def payload(self) -> _common_pb2.WeightPayload:
+        """The bytes that the source sends; absent with a file."""
+
     def __init__(
         self,
         *,
         epoch: _builtins.str = ...,
         manifest: _common_pb2.WeightManifest | None = ...,
         file_path: _builtins.str = ...,
+        payload: _common_pb2.WeightPayload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "payload", b"payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "file_path", b"file_path", "manifest", b"manifest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "file_path", b"file_path", "manifest", b"manifest", "payload", b"payload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

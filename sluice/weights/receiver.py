@@ -1,8 +1,9 @@
 """The rollout's end: receives one version in the background into a staging buffer, verifies the version, hands it over.
 
-The engine applies the version. Waits: the receiving thread for the learner, at most the epoch's `timeout_s` per bucket;
-`result` for the receiving thread. A transfer that dies changes nothing else: its group and its buffer are dropped, the old
-weights keep serving, and the next transfer needs a fresh epoch.
+The engine applies the version. Waits: the receiving thread for the source, at most the epoch's `timeout_s` per bucket;
+`result` for the receiving thread. A transfer that dies changes nothing else: its group is dropped, the old weights keep
+serving, and the next transfer needs a fresh epoch. If that transfer is of the same payload, it goes on at the first bucket
+that is lacking, from whichever source.
 
     (no epoch) --join--> joined --begin--> receiving --ok--> joined
                                               \\--error--> (no epoch)
@@ -18,11 +19,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from blake3 import blake3
 
 from sluice.errors import Expired, NotReady, TransferError
 from sluice.weights import files
 from sluice.weights.backends import Collective, Rendezvous, TransferGroup, join
-from sluice.weights.manifest import Manifest, buckets, new_digest
+from sluice.weights.cargo import Cargo
+from sluice.weights.links import tell_first
+from sluice.weights.manifest import Manifest, new_digest
+from sluice.weights.payload import Payload
 
 T = TypeVar("T")
 
@@ -43,15 +48,28 @@ class Received:
     """From `begin` to the last byte."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Arrival:
+    """A version on its way here, which outlives the epochs that bring it."""
+
+    manifest: Manifest
+    cargo: Cargo
+    hasher: blake3
+    """Fed every verified byte of a dense payload."""
+    started: float
+    """Clock: monotonic."""
+
+
 class WeightReceiver:
     """Receives versions for one rollout. Methods block, so an event loop calls them in threads; a `join` ends older waits."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        """Guards the five fields below; never held while waiting."""
+        """Guards the six fields below; never held while waiting."""
         self._epoch: str | None = None
         self._group: TransferGroup | None = None
         self._pending: Future[Received] | None = None
+        self._arrival: _Arrival | None = None
         self._spare: np.ndarray | None = None
         self._threads: list[threading.Thread] = []
         atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
@@ -69,8 +87,8 @@ class WeightReceiver:
         group.close()
         raise TransferError(f"epoch {rendezvous.epoch}: given up for a newer one while joining")
 
-    def begin(self, *, epoch: str, manifest: Manifest, file_path: str = "") -> None:
-        """Starts receiving; with `file_path` reads the file and needs no epoch.
+    def begin(self, *, epoch: str, manifest: Manifest, payload: Payload | None = None, file_path: str = "") -> None:
+        """Starts receiving a payload; with `file_path` reads the file and needs neither payload nor epoch.
 
         Raises NotReady when the epoch was not joined, when the epoch has failed, or when another receive is under way.
         """
@@ -83,8 +101,9 @@ class WeightReceiver:
                 group = self._group
                 if group is None or self._epoch != epoch:
                     raise NotReady(f"epoch {epoch} was not joined or has failed; join a fresh one")
-                buffer = self._take_spare(manifest.total_bytes)
-                source = lambda: _receive(group, manifest, buffer)  # noqa: E731
+                assert payload is not None
+                arrival = self._arrival_of(manifest, payload)
+                source = lambda: _receive(group, arrival)  # noqa: E731
             self._pending = Future()
             thread = threading.Thread(target=_fulfil, args=(self._pending, source), name="weights-receive", daemon=True)
             self._threads = [*(former for former in self._threads if former.is_alive()), thread]
@@ -110,7 +129,7 @@ class WeightReceiver:
             raise
         with self._lock:
             if self._pending is pending:
-                self._pending = None
+                self._pending = self._arrival = None
         return received
 
     def recycle(self, received: Received) -> None:
@@ -141,6 +160,20 @@ class WeightReceiver:
             self._group.close()
         self._group = self._epoch = self._pending = None
 
+    def _arrival_of(self, manifest: Manifest, payload: Payload) -> _Arrival:
+        """What has already arrived of this payload, or nothing in a buffer of its own."""
+        former = self._arrival
+        if former is not None:
+            same = former.cargo.payload.id == payload.id and former.manifest == manifest
+            if same and not former.cargo.has_failed:
+                return former
+            former.cargo.fail(TransferError(f"{former.manifest.version}: given up for {manifest.version}"))
+            self._spare = former.cargo.buffer
+        hasher = new_digest(manifest.tensors)
+        cargo = Cargo(payload, self._take_spare(payload.total_bytes), hasher=hasher)
+        self._arrival = _Arrival(manifest=manifest, cargo=cargo, hasher=hasher, started=time.monotonic())
+        return self._arrival
+
     def _take_spare(self, total_bytes: int) -> np.ndarray:
         spare, self._spare = self._spare, None
         return spare if spare is not None and spare.size == total_bytes else np.empty(total_bytes, np.uint8)
@@ -167,13 +200,20 @@ def _close_late(joined: Future[TransferGroup]) -> None:
         joined.result().close()
 
 
-def _receive(group: TransferGroup, manifest: Manifest, buffer: np.ndarray) -> Received:
-    started = time.monotonic()
-    hasher = new_digest(manifest.tensors)
-    for part in buckets(manifest.total_bytes, manifest.bucket_bytes):
-        group.broadcast(buffer[part])
-        hasher.update(buffer[part].data)
-    return _verified(manifest, buffer, hasher.hexdigest(), started)
+def _receive(group: TransferGroup, arrival: _Arrival) -> Received:
+    cargo, payload = arrival.cargo, arrival.cargo.payload
+    arriving = np.empty(min(payload.bucket_bytes, payload.total_bytes), np.uint8)
+    tell_first(group, cargo.verified)
+    for bucket in range(cargo.verified, len(payload.bucket_digests)):
+        bounds = payload.bounds(bucket)
+        part = arriving[: bounds.stop - bounds.start]
+        group.broadcast(part)
+        cargo.accept(bucket, part)
+    try:
+        return _verified(arrival.manifest, cargo.buffer, arrival.hasher.hexdigest(), arrival.started)
+    except TransferError as error:
+        cargo.fail(error)  # it is whole and wrong: nothing of it may be kept
+        raise
 
 
 def _read(path: Path, manifest: Manifest) -> Received:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sluice.weights import sender as sender_module
+from sluice.weights import links as links_module
 from sluice.weights.backends import Collective, Rendezvous, TransferGroup
 from sluice.weights.sender import WeightSender
 from sluice.weights.snapshot import Snapshot
@@ -89,7 +89,7 @@ class World:
     def sender_is_free(self, *, but: Collection[str]) -> None:
         """Within the deadline no sender's thread is left but one for each of these rollouts."""
         deadline = time.monotonic() + SETTLE_S
-        kept = {self.sender._links[name].thread for name in but}
+        kept = {self.sender.links.threads()[name] for name in but} if self.sender.links else set()
         for thread in threading.enumerate():
             if thread.name.startswith("weights-") and thread not in kept:
                 thread.join(deadline - time.monotonic())
@@ -110,12 +110,12 @@ class World:
     ]
 )
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    fault, join = Fault(), sender_module.join
+    fault, join = Fault(), links_module.join
 
     def joined(where: Rendezvous, *, backend: Collective) -> TransferGroup:
         return (fault.joined if "victim" in where.epoch else join)(where, backend=backend)
 
-    monkeypatch.setattr(sender_module, "join", joined)
+    monkeypatch.setattr(links_module, "join", joined)
     made = World(request.param, tmp_path, fault)
     yield made
     made.close()

@@ -84,7 +84,7 @@ class Fleet:
         """Once everybody who has gone is forgotten."""
         for _ in range(KEPT_VERSIONS):
             self.push_all()
-        live = {link.thread for link in self.sender._links.values()}
+        live = set(self.sender.links.threads().values())
         for thread in threading.enumerate():
             if thread.name.startswith("weights-") and thread not in live:
                 thread.join(ANSWER_S)

@@ -16,9 +16,10 @@ from sluice.rpc.arrays import pack_ids, unpack_floats, unpack_ids
 from sluice.rpc.channel import open_channel
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.v1 import common_pb2, rollout_pb2, rollout_pb2_grpc
+from sluice.weights.payload import dense
 from sluice.weights.sender import WeightSender
 from sluice.weights.snapshot import Snapshot
-from sluice.weights.wire import manifest_to_proto
+from sluice.weights.wire import manifest_to_proto, payload_to_proto
 from tests.integration.real_rollout import serving_rollout
 from tests.tiny_model import BOS, EOS, PAD, TOKENS, load, logprobs, perturbed, snapshot
 
@@ -59,7 +60,8 @@ class Rollout:
             )
             await self.stub.JoinEpoch(join, timeout=TIMEOUT_S)
         manifest = manifest_to_proto(weights.manifest)
-        receive = rollout_pb2.ReceiveWeightsRequest(epoch=epoch, manifest=manifest)
+        payload = payload_to_proto(dense(weights.manifest, weights.buffer))
+        receive = rollout_pb2.ReceiveWeightsRequest(epoch=epoch, manifest=manifest, payload=payload)
         await self.stub.ReceiveWeights(receive, timeout=TIMEOUT_S)
         apply = rollout_pb2.ApplyWeightsRequest(version=manifest.version, timeout_s=LIMIT_S)
         return await self.stub.ApplyWeights(apply, timeout=TIMEOUT_S)
@@ -174,7 +176,11 @@ async def test_a_transfer_that_never_starts_expires_and_the_next_epoch_heals(
         timeout_s=0.5,
     )
     await rollout.stub.JoinEpoch(join, timeout=TIMEOUT_S)
-    receive = rollout_pb2.ReceiveWeightsRequest(epoch="e", manifest=manifest_to_proto(weights.manifest))
+    receive = rollout_pb2.ReceiveWeightsRequest(
+        epoch="e",
+        manifest=manifest_to_proto(weights.manifest),
+        payload=payload_to_proto(dense(weights.manifest, weights.buffer)),
+    )
     apply = rollout_pb2.ApplyWeightsRequest(version=version_to_proto(weights.manifest.version), timeout_s=LIMIT_S)
     await rollout.stub.ReceiveWeights(receive, timeout=TIMEOUT_S)
     await rollout.stub.ApplyWeights(apply, timeout=TIMEOUT_S)
@@ -192,9 +198,12 @@ async def test_other_models_and_older_numbers_are_refused_before_a_byte_is_sent(
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "numbers never go back" in details
     await rollout.push(snapshot(loaded, 2, lineage="b"), epoch="rollback")
-    message = manifest_to_proto(snapshot(loaded, 6).manifest)
+    foreign = snapshot(loaded, 6)
+    message = manifest_to_proto(foreign.manifest)
     message.tensors[0].name = "a.stranger"
-    receive = rollout_pb2.ReceiveWeightsRequest(epoch="rollback", manifest=message)
+    receive = rollout_pb2.ReceiveWeightsRequest(
+        epoch="rollback", manifest=message, payload=payload_to_proto(dense(foreign.manifest, foreign.buffer))
+    )
     code, details = await refusal(rollout.stub.ReceiveWeights(receive, timeout=TIMEOUT_S))
     assert code is grpc.StatusCode.DATA_LOSS
     assert "same model" in details

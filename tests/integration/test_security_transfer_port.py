@@ -43,7 +43,7 @@ def push(sender: WeightSender, receiver: WeightReceiver, number: int) -> Receive
         opened = sender.open(rollout_id="r", epoch=epoch, timeout_s=5.0)
         try:
             join_opened(receiver, opened, epoch)
-            receiver.begin(epoch=epoch, manifest=opened.manifest)
+            receiver.begin(epoch=epoch, manifest=opened.manifest, payload=opened.payload)
             return receiver.result(timeout_s=10.0)
         except TransferError:
             continue
@@ -52,7 +52,7 @@ def push(sender: WeightSender, receiver: WeightReceiver, number: int) -> Receive
 
 def receive(receiver: WeightReceiver, opened: OpenedTransfer) -> Received:
     join_opened(receiver, opened, "spoilt", timeout_s=1.0)
-    receiver.begin(epoch="spoilt", manifest=opened.manifest)
+    receiver.begin(epoch="spoilt", manifest=opened.manifest, payload=opened.payload)
     return receiver.result(timeout_s=10.0)
 
 
@@ -121,7 +121,7 @@ def test_a_stranger_that_speaks_the_stores_language_finds_no_key_without_the_sec
         stranger.set(f"sluice/guess/e/{name}", b"poison")
         stranger.set(name, b"poison")
     join_opened(receiver, opened, "e")
-    receiver.begin(epoch="e", manifest=opened.manifest)
+    receiver.begin(epoch="e", manifest=opened.manifest, payload=opened.payload)
     np.testing.assert_array_equal(receiver.result(timeout_s=10.0).buffer, random_snapshot(1).buffer)
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from sluice.errors import Expired, NotReady, TransferError
-from sluice.weights import sender as sender_module
+from sluice.weights import links as links_module
 from sluice.weights.backends import Collective, Rendezvous, TransferGroup
+from sluice.weights.payload import dense
 from sluice.weights.receiver import Received, WeightReceiver
 from sluice.weights.sender import WeightSender
 from tests.integration.weight_cases import join_opened, random_snapshot, rendezvous
-from tests.integration.weight_processes import SenderProcess
+from tests.integration.weight_processes import Fault, SenderProcess, break_transfer
 
 pytestmark = pytest.mark.integration
 
@@ -22,7 +23,7 @@ def push(sender: WeightSender, receiver: WeightReceiver, epoch: str, *, rollout_
     opened = sender.open(rollout_id=rollout_id, epoch=epoch, timeout_s=5.0)
     if opened.new_epoch:
         join_opened(receiver, opened, epoch)
-    receiver.begin(epoch=epoch, manifest=opened.manifest)
+    receiver.begin(epoch=epoch, manifest=opened.manifest, payload=opened.payload)
     return receiver.result(timeout_s=10.0)
 
 
@@ -106,13 +107,30 @@ def test_a_receive_that_takes_too_long_is_given_up_and_a_fresh_epoch_works(
     sender.publish(random_snapshot(1))
     opened = sender.open(rollout_id="r", epoch="e1", timeout_s=1.0)
     join_opened(receiver, opened, "e1", timeout_s=1.0)
-    longer = random_snapshot(1, total_bytes=8 << 20).manifest  # waits for buckets that are never sent
-    receiver.begin(epoch="e1", manifest=longer)
+    longer = random_snapshot(1, total_bytes=8 << 20)  # waits for buckets that are never sent
+    promised = dense(longer.manifest, longer.buffer)
+    receiver.begin(epoch="e1", manifest=longer.manifest, payload=promised)
     with pytest.raises(NotReady, match="under way"):
-        receiver.begin(epoch="e1", manifest=longer)
+        receiver.begin(epoch="e1", manifest=longer.manifest, payload=promised)
     with pytest.raises(Expired, match="still arriving"):
         receiver.result(timeout_s=0.5)
     assert push(sender, receiver, "e2").manifest.version.number == 1
+
+
+def test_a_version_that_was_interrupted_goes_on_where_it_stopped_from_another_source(
+    sender: WeightSender, receiver: WeightReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault, other = Fault(), WeightSender(backend="gloo", host="127.0.0.1")
+    monkeypatch.setattr(links_module, "join", fault.joined)
+    for source in (sender, other):
+        source.publish(random_snapshot(1))
+    fault.arm(10, break_transfer)
+    with pytest.raises(TransferError):
+        push(sender, receiver, "e1")
+    fault.arm(100, break_transfer)
+    assert push(other, receiver, "e2").digest == random_snapshot(1).manifest.digest
+    assert 100 - fault.after == 64 - 10
+    other.close()
 
 
 def test_twenty_epochs_leave_no_threads_and_no_file_descriptors(sender: WeightSender, receiver: WeightReceiver) -> None:
@@ -155,7 +173,7 @@ def test_auto_takes_nccl_between_two_gpus_and_gloo_on_one_and_with_a_cpu(monkeyp
         assert opened.wait(5.0)
         raise TransferError("made-up devices")
 
-    monkeypatch.setattr(sender_module, "join", join)
+    monkeypatch.setattr(links_module, "join", join)
     mine = "GPU-00000000-0000-0000-0000-00000000000a"
     for own, theirs, backend in (
         (mine, "GPU-00000000-0000-0000-0000-00000000000b", "nccl"),

@@ -19,13 +19,13 @@ import safetensors
 from sluice.errors import SluiceError, TransferError
 from sluice.v1 import common_pb2
 from sluice.weights import files
+from sluice.weights import links as links_module
 from sluice.weights import receiver as receiver_module
-from sluice.weights import sender as sender_module
-from sluice.weights.backends import Collective, Rendezvous, TransferGroup, join
+from sluice.weights.backends import ROOT_RANK, Collective, Rendezvous, TransferGroup, join
 from sluice.weights.manifest import new_digest
 from sluice.weights.receiver import Received, WeightReceiver
 from sluice.weights.sender import OpenedTransfer, WeightSender
-from sluice.weights.wire import manifest_from_proto, manifest_to_proto
+from sluice.weights.wire import manifest_from_proto, manifest_to_proto, payload_from_proto, payload_to_proto
 from tests.forked import FORKED
 from tests.integration.weight_cases import random_snapshot, rendezvous
 
@@ -64,9 +64,10 @@ class _Faulty:
     def __init__(self, group: TransferGroup, fault: Fault) -> None:
         self._group, self._fault = group, fault
 
-    def broadcast(self, data: np.ndarray) -> None:
-        self._fault.pass_bucket()
-        self._group.broadcast(data)
+    def broadcast(self, data: np.ndarray, *, root: int = ROOT_RANK) -> None:
+        if root == ROOT_RANK:
+            self._fault.pass_bucket()
+        self._group.broadcast(data, root=root)
 
     def close(self) -> None:
         self._group.close()
@@ -163,6 +164,7 @@ def facts_of(opened: OpenedTransfer) -> dict[str, Any]:
     """An opened transfer as JSON."""
     return {
         "manifest": manifest_to_proto(opened.manifest).SerializeToString().hex(),
+        "payload": payload_to_proto(opened.payload).SerializeToString().hex() if opened.payload else None,
         "backend": opened.backend,
         "port": opened.store_port,
         "secret": opened.secret,
@@ -214,13 +216,15 @@ def _receive(receiver: WeightReceiver, opened: Mapping[str, Any], epoch: str) ->
         where = rendezvous(port=opened["port"], secret=opened["secret"], epoch=epoch, timeout_s=OPERATION_S)
         receiver.join(where, backend=opened["backend"])
     manifest = manifest_from_proto(common_pb2.WeightManifest.FromString(bytes.fromhex(opened["manifest"])))
-    receiver.begin(epoch=epoch, manifest=manifest, file_path=opened["file_path"])
+    packed = opened["payload"]
+    payload = packed and payload_from_proto(common_pb2.WeightPayload.FromString(bytes.fromhex(packed)), manifest)
+    receiver.begin(epoch=epoch, manifest=manifest, payload=payload, file_path=opened["file_path"])
     return receiver.result(timeout_s=10 * OPERATION_S)
 
 
 def _send_orders(pipe: Connection) -> None:
     fault = Fault()
-    sender_module.join = fault.joined  # type: ignore[assignment]
+    links_module.join = fault.joined  # type: ignore[assignment]
     write = safetensors.serialize_file
 
     def write_or_fail(tensors: Any, path: str, metadata: Any) -> None:

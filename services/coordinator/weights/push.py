@@ -176,7 +176,7 @@ class WeightPush:
                 )
                 await rollout.JoinEpoch(join, timeout=limit + 2)
             receive = rollout_pb2.ReceiveWeightsRequest(
-                epoch=epoch, manifest=opened.manifest, file_path=opened.file_path
+                epoch=epoch, manifest=opened.manifest, payload=opened.payload, file_path=opened.file_path
             )
             await rollout.ReceiveWeights(receive, timeout=limit)
             # Each bucket has a limit; the whole receive has one bucket's limit more than its bytes need at the slowest rate.

@@ -14,7 +14,7 @@ from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.requests import duration_s, name
 from sluice.v1 import learner_pb2 as pb
 from sluice.v1 import learner_pb2_grpc
-from sluice.weights.wire import manifest_to_proto
+from sluice.weights.wire import manifest_to_proto, payload_to_proto
 
 
 class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
@@ -60,6 +60,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             backend=opened.backend,
             file_path=opened.file_path,
             new_epoch=opened.new_epoch,
+            payload=payload_to_proto(opened.payload) if opened.payload else None,
         )
 
     async def SaveCheckpoint(

@@ -11,7 +11,8 @@ from sluice.testing.conformance.suite import NotApplicable, Suite, require
 from sluice.testing.conformance.transport import CALL_TIMEOUT_S, check_health, check_refusal
 from sluice.v1 import rollout_pb2
 from sluice.weights.manifest import Manifest
-from sluice.weights.wire import manifest_to_proto
+from sluice.weights.payload import dense
+from sluice.weights.wire import manifest_to_proto, payload_to_proto
 
 SERVICE = "sluice.v1.RolloutService"
 
@@ -70,8 +71,12 @@ async def a_receive_without_a_manifest_is_refused(server: RolloutServer) -> None
 @SUITE.check
 async def a_receive_in_an_unknown_epoch_is_refused(server: RolloutServer) -> None:
     """ReceiveWeights in an epoch that was not joined is FAILED_PRECONDITION"""
-    manifest = manifest_to_proto(server.pushed().manifest)
-    request = rollout_pb2.ReceiveWeightsRequest(epoch="none", manifest=manifest)
+    pushed = server.pushed()
+    request = rollout_pb2.ReceiveWeightsRequest(
+        epoch="none",
+        manifest=manifest_to_proto(pushed.manifest),
+        payload=payload_to_proto(dense(pushed.manifest, pushed.buffer)),
+    )
     call = server.stub.ReceiveWeights(request, timeout=CALL_TIMEOUT_S)
     await check_refusal(call, grpc.StatusCode.FAILED_PRECONDITION, "an epoch that was not joined")
 
