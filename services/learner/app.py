@@ -39,6 +39,7 @@ from sluice.policy_version import PolicyVersion
 from sluice.rpc.service import ServiceOptions
 from sluice.run_dir.full_disk import DiskWaits
 from sluice.v1.learner_pb2_grpc import add_LearnerServiceServicer_to_server
+from sluice.weights.deltas import Deltas, threads_beside
 from sluice.weights.sender import WeightSender
 
 log = structlog.get_logger(__name__)
@@ -148,8 +149,14 @@ def _publisher(ranks: Ranks, config: Config, options: ServiceOptions, run_dir: P
         host=options.advertise,
         bind=options.bind,
         directory=run_dir / "weights",
+        deltas=_deltas(config, on_cuda=ranks.device.type == "cuda"),
     )
     return PublisherState(sender, world_size=ranks.size, backend=ranks.backend)
+
+
+def _deltas(config: Config, *, on_cuda: bool) -> Deltas | None:
+    share = config.weights.delta_share
+    return Deltas(most_share=share, threads=threads_beside(on_cuda=on_cuda)) if share else None
 
 
 def _on_signal(stop: Callable[[], object], *, grace_s: float) -> None:

@@ -151,12 +151,16 @@ class _Service:
         from services.rollout.adapter_merging import AdapterMerger
         from services.rollout.servicer import RolloutServicer
         from services.rollout.weight_intake import WeightIntake
+        from sluice.accelerator import CPU
+        from sluice.weights.deltas import threads_beside
         from sluice.weights.receiver import WeightReceiver
 
         tokenizer = AutoTokenizer.from_pretrained(self._model.path)
         self._weights = WeightIntake(
             loop=self._loop,
-            receiver=WeightReceiver(),
+            receiver=WeightReceiver(
+                keeps_base=config.weights.delta_share > 0, threads=threads_beside(on_cuda=self._device != CPU)
+            ),
             model=self._model,
             inflight=config.weights.inflight,
             finish_s=config.coordinator.generate_timeout_s,

@@ -206,7 +206,7 @@ def _mapped(work: Callable[[T], U], items: Iterable[T], *, threads: int) -> Gene
     if threads == 1:
         yield from map(work, items)
         return
-    with ThreadPoolExecutor(threads, thread_name_prefix="weights-delta") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="delta") as pool:
         ahead: deque[Future[U]] = deque()
         for item in items:
             ahead.append(pool.submit(work, item))

@@ -25,6 +25,7 @@ from sluice.errors import Expired, NotReady, TransferError
 from sluice.weights import files
 from sluice.weights.backends import Collective, Rendezvous, TransferGroup, join
 from sluice.weights.cargo import Cargo
+from sluice.weights.held import HeldVersion, rebuilt
 from sluice.weights.links import tell_first
 from sluice.weights.manifest import Manifest, new_digest
 from sluice.weights.payload import Payload
@@ -56,6 +57,8 @@ class _Arrival:
     cargo: Cargo
     hasher: blake3
     """Fed every verified byte of a dense payload."""
+    base: np.ndarray | None = field(repr=False)
+    """For a delta: the base's bytes, uint8[manifest.total_bytes]."""
     started: float
     """Clock: monotonic."""
 
@@ -63,9 +66,12 @@ class _Arrival:
 class WeightReceiver:
     """Receives versions for one rollout. Methods block, so an event loop calls them in threads; a `join` ends older waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_base: bool = False, threads: int = 1) -> None:
+        """With `keeps_base` the version that was recycled last stays in memory, and its deltas are taken (`threads` apply
+        them)."""
         self._lock = threading.Lock()
-        """Guards the six fields below; never held while waiting."""
+        """Guards the fields below; never held while waiting."""
+        self._held = HeldVersion(keeps=keeps_base, threads=threads)
         self._epoch: str | None = None
         self._group: TransferGroup | None = None
         self._pending: Future[Received] | None = None
@@ -90,7 +96,8 @@ class WeightReceiver:
     def begin(self, *, epoch: str, manifest: Manifest, payload: Payload | None = None, file_path: str = "") -> None:
         """Starts receiving a payload; with `file_path` reads the file and needs neither payload nor epoch.
 
-        Raises NotReady when the epoch was not joined, when the epoch has failed, or when another receive is under way.
+        Raises NotReady when the epoch was not joined, when the epoch has failed, when another receive is under way, or for a
+        delta from a version other than the one held here.
         """
         with self._lock:
             if self._pending is not None and not self._pending.done():
@@ -103,7 +110,7 @@ class WeightReceiver:
                     raise NotReady(f"epoch {epoch} was not joined or has failed; join a fresh one")
                 assert payload is not None
                 arrival = self._arrival_of(manifest, payload)
-                source = lambda: _receive(group, arrival)  # noqa: E731
+                source = lambda: self._receive(group, arrival)  # noqa: E731
             self._pending = Future()
             thread = threading.Thread(target=_fulfil, args=(self._pending, source), name="weights-receive", daemon=True)
             self._threads = [*(former for former in self._threads if former.is_alive()), thread]
@@ -133,10 +140,9 @@ class WeightReceiver:
         return received
 
     def recycle(self, received: Received) -> None:
-        """Gives the buffer back for a later receive."""
+        """Gives the buffer back when the engine has the version: as the base of deltas, or for a later receive."""
         with self._lock:
-            if received.buffer.flags.writeable:
-                self._spare = received.buffer
+            self._spare_is(self._held.replace(received.manifest, received.buffer))
 
     def close(self) -> None:
         """Leaves the epoch; waits for receiving threads, each at most for its running operation."""
@@ -168,11 +174,33 @@ class WeightReceiver:
             if same and not former.cargo.has_failed:
                 return former
             former.cargo.fail(TransferError(f"{former.manifest.version}: given up for {manifest.version}"))
-            self._spare = former.cargo.buffer
-        hasher = new_digest(manifest.tensors)
-        cargo = Cargo(payload, self._take_spare(payload.total_bytes), hasher=hasher)
-        self._arrival = _Arrival(manifest=manifest, cargo=cargo, hasher=hasher, started=time.monotonic())
+            if former.base is None:
+                self._spare_is(former.cargo.buffer)
+        base, hasher = self._held.base_of(payload), new_digest(manifest.tensors)
+        if base is None:
+            cargo = Cargo(payload, self._take_spare(payload.total_bytes), hasher=hasher)
+        else:
+            cargo = Cargo(payload, np.empty(payload.total_bytes, np.uint8))
+        self._arrival = _Arrival(manifest=manifest, cargo=cargo, hasher=hasher, base=base, started=time.monotonic())
         return self._arrival
+
+    def _receive(self, group: TransferGroup, arrival: _Arrival) -> Received:
+        manifest, cargo = arrival.manifest, arrival.cargo
+        _fill(cargo, group)
+        try:
+            if arrival.base is None:
+                return _verified(manifest, cargo.buffer, arrival.hasher.hexdigest(), arrival.started)
+            with self._lock:
+                buffer = self._take_spare(manifest.total_bytes)
+            digest = rebuilt(arrival.base, cargo.buffer, manifest, into=buffer, threads=self._held.threads)
+            return _verified(manifest, buffer, digest, arrival.started)
+        except TransferError as error:
+            cargo.fail(error)  # it is whole and wrong: nothing of it may be kept
+            raise
+
+    def _spare_is(self, buffer: np.ndarray | None) -> None:
+        if buffer is not None and buffer.flags.writeable:
+            self._spare = buffer
 
     def _take_spare(self, total_bytes: int) -> np.ndarray:
         spare, self._spare = self._spare, None
@@ -200,8 +228,9 @@ def _close_late(joined: Future[TransferGroup]) -> None:
         joined.result().close()
 
 
-def _receive(group: TransferGroup, arrival: _Arrival) -> Received:
-    cargo, payload = arrival.cargo, arrival.cargo.payload
+def _fill(cargo: Cargo, group: TransferGroup) -> None:
+    """Receives the buckets that the cargo lacks."""
+    payload = cargo.payload
     arriving = np.empty(min(payload.bucket_bytes, payload.total_bytes), np.uint8)
     tell_first(group, cargo.verified)
     for bucket in range(cargo.verified, len(payload.bucket_digests)):
@@ -209,11 +238,6 @@ def _receive(group: TransferGroup, arrival: _Arrival) -> Received:
         part = arriving[: bounds.stop - bounds.start]
         group.broadcast(part)
         cargo.accept(bucket, part)
-    try:
-        return _verified(arrival.manifest, cargo.buffer, arrival.hasher.hexdigest(), arrival.started)
-    except TransferError as error:
-        cargo.fail(error)  # it is whole and wrong: nothing of it may be kept
-        raise
 
 
 def _read(path: Path, manifest: Manifest) -> Received:

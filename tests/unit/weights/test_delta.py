@@ -47,15 +47,15 @@ def changed(layout: Layout, share: float, rng: np.random.Generator) -> tuple[np.
     return old, new
 
 
-def encoded(layout: Layout, old: np.ndarray, new: np.ndarray, **how: int) -> bytes:
-    made = delta.encode(old, new, layout.tensors, most_bytes=MUCH, **how)
+def encoded(layout: Layout, old: np.ndarray, new: np.ndarray, *, threads: int = 1) -> bytes:
+    made = delta.encode(old, new, layout.tensors, most_bytes=MUCH, threads=threads)
     assert made is not None
     return made
 
 
-def applied(chain: bytes, base: np.ndarray, layout: Layout, **how: int) -> np.ndarray:
+def applied(chain: bytes, base: np.ndarray, layout: Layout, *, threads: int = 1) -> np.ndarray:
     buffer = base.copy()
-    delta.apply(chain, buffer, layout.tensors, **how)
+    delta.apply(chain, buffer, layout.tensors, threads=threads)
     return buffer
 
 
