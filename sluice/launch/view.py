@@ -21,6 +21,7 @@ from rich.text import Text
 
 from sluice.report.evaluations import by_set, headline, within
 from sluice.report.figures import duration, fraction, number, printable, quantity
+from sluice.sizing.parts import gigabytes
 from sluice.telemetry.full_disk_stream import FullDiskStream
 from sluice.v1 import coordinator_pb2 as pb
 
@@ -283,8 +284,9 @@ def _block(title: str, rows: dict[str, str]) -> Table:
 
 def _services(services: Sequence[pb.ServiceStatus]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    on_nodes = any(service.node for service in services)
-    for name in ("service", "role", "state", "version", "work", "last seen", *(["node"] if on_nodes else [])):
+    pushed, on_nodes = any(service.sent_bytes for service in services), any(service.node for service in services)
+    names = ("service", "role", "state", "version", "work", "last seen")
+    for name in (*names, *(["newest push"] if pushed else []), *(["node"] if on_nodes else [])):
         table.add_column(name, no_wrap=True)
     troubled_first = sorted(services, key=lambda service: (service.state == pb.SERVICE_STATE_READY, service.role))
     for service in troubled_first[:_SERVICES_SHOWN]:
@@ -296,11 +298,17 @@ def _services(services: Sequence[pb.ServiceStatus]) -> Table:
             "" if service.role == pb.SERVICE_ROLE_REWARD else f"v{service.version.number}",
             f"{service.running}/{service.capacity}" if service.capacity else "",
             f"{number(service.heartbeat_age_s)} s ago",
+            *([_push(service)] if pushed else []),
             *([printable(service.node)] if on_nodes else []),
         )
     if len(services) > _SERVICES_SHOWN:
         table.add_row(f"and {len(services) - _SERVICES_SHOWN} more")
     return table
+
+
+def _push(service: pb.ServiceStatus) -> str:
+    """What travelled to a rollout with its newest version."""
+    return f"{printable(service.encoding)} {gigabytes(service.sent_bytes)}".strip() if service.sent_bytes else ""
 
 
 def _wait(wait: pb.Wait) -> Text:

@@ -129,6 +129,8 @@ class ServiceStatus(_message.Message):
     CAPACITY_FIELD_NUMBER: _builtins.int
     HEARTBEAT_AGE_S_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_FIELD_NUMBER: _builtins.int
     service_id: _builtins.str
     role: Global___ServiceRole.ValueType
     state: Global___ServiceState.ValueType
@@ -142,6 +144,10 @@ class ServiceStatus(_message.Message):
     """Seconds since its last heartbeat."""
     node: _builtins.str
     """The node that an attached launcher has placed it on; empty when nobody has told."""
+    encoding: _builtins.str
+    """How its newest weights travelled (rollouts): "dense" or "delta"; empty before a push, and with files."""
+    sent_bytes: _builtins.int
+    """How many bytes of weights travelled then."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """Weights in use (rollouts) or published (the learner)."""
@@ -158,10 +164,12 @@ class ServiceStatus(_message.Message):
         capacity: _builtins.int = ...,
         heartbeat_age_s: _builtins.float = ...,
         node: _builtins.str = ...,
+        encoding: _builtins.str = ...,
+        sent_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "heartbeat_age_s", b"heartbeat_age_s", "node", b"node", "role", b"role", "running", b"running", "service_id", b"service_id", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "encoding", b"encoding", "heartbeat_age_s", b"heartbeat_age_s", "node", b"node", "role", b"role", "running", b"running", "sent_bytes", b"sent_bytes", "service_id", b"service_id", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,6 +85,8 @@ def service(member: Member, *, now_s: float, node: str = "") -> pb.ServiceStatus
         capacity=member.capacity,
         heartbeat_age_s=now_s - member.last_beat_s,
         node=node,
+        encoding=member.encoding,
+        sent_bytes=member.sent_bytes,
     )
 
 

@@ -74,6 +74,16 @@ class Member:
     """Why the member is quarantined or lost."""
     version: PolicyVersion | None = None
     """The version that the member is known to hold."""
+    digest: str = ""
+    """The digest with which a rollout has acknowledged `version`; empty: nobody has heard it, or a delta to it has failed."""
+    encoding: str = ""
+    """How a rollout's newest version travelled: dense or delta; empty before one, and with files."""
+    sent_bytes: int = 0
+    """How many bytes travelled."""
+    deltas_failed: int = 0
+    """How many deltas to a rollout have failed one after another."""
+    whole_in_a_row: int = 0
+    """How many of a rollout's newest versions travelled whole, without a delta between."""
     granted: int = -1
     """The largest version number that was ever pushed to this process; its samples may carry no larger one."""
     lineages: set[str] = field(default_factory=set)
@@ -105,6 +115,14 @@ class Member:
     def pauses(self) -> bool:
         """Whether the member gets no work because its answers failed."""
         return self.health.until_s is not None
+
+    def travelled(self, encoding: str, *, sent_bytes: int) -> None:
+        """Books how a rollout's newest version came."""
+        self.encoding, self.sent_bytes = encoding, sent_bytes
+        if encoding == "delta":
+            self.whole_in_a_row = self.deltas_failed = 0
+        else:
+            self.whole_in_a_row += 1
 
 
 class Fleet:

@@ -2,6 +2,8 @@
 
 One task a rollout; no task waits for another. A push that fails in any way ends the rollout's epoch: the rollout is
 quarantined and synced again under a fresh epoch, while all other rollouts go on. A late rollout skips to the newest version.
+The learner hears which version the rollout has acknowledged, and may then send what has changed; after a failure it does not
+hear that, and sends the version whole.
 
  who waits          for what                                             unblocked by
  a rollout's task   a newer version                                      commits, registrations
@@ -24,10 +26,13 @@ from services.coordinator.wire.answers import durations_of
 from services.coordinator.wire.clients import as_sluice_errors
 from sluice.errors import SluiceError, TransferError, Unavailable
 from sluice.policy_version import PolicyVersion
-from sluice.rpc.policy_versions import version_from_proto
+from sluice.rpc.policy_versions import version_from_proto, version_to_proto
 from sluice.v1 import learner_pb2, rollout_pb2
 
 log = structlog.get_logger(__name__)
+
+DELTAS_TRIED = 3
+"""Deltas that may fail one after another before a rollout gets whole versions for good: it may be one that takes none."""
 
 RETRY_PAUSE_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Pauses after consecutive failures of one rollout; the last pause repeats."""
@@ -74,6 +79,8 @@ class _Epoch:
 
     name: str = ""
     learner: str = ""
+    encoding: str = ""
+    """How the version that was opened last travels."""
 
 
 class WeightPush:
@@ -111,7 +118,8 @@ class WeightPush:
                     await self._push(member, learner, epoch)
                 failures = 0
             except SluiceError as error:
-                epoch.name = ""
+                epoch.name = member.digest = ""
+                member.deltas_failed += epoch.encoding == "delta"
                 if member.gone.is_set():
                     return
                 self._quarantine(member, error)
@@ -126,7 +134,9 @@ class WeightPush:
         if not epoch.name or epoch.learner != learner.incarnation:
             epoch.name = f"{member.service_id}.{secrets.token_hex(6)}"
             epoch.learner = learner.incarnation
+        epoch.encoding = ""
         opened = await self._open(member, learner, epoch.name)
+        epoch.encoding = opened.payload.encoding
         manifest = opened.manifest
         member.granted = max(member.granted, manifest.version.number)
         member.lineages.add(manifest.version.lineage)
@@ -141,22 +151,31 @@ class WeightPush:
         if self._prober is not None and member.state in (State.SYNCING, State.QUARANTINED):
             for odd in await self._prober.check(member, version):
                 self._quarantine(odd, TransferError(f"its probe is not that of most, of {member.service_id} for one"))
-        member.version = version
-        time = PushTime(push_ms=(self._clock.now() - started) * 1e3, receive_ms=receive_ms, stall_ms=stall_ms)
+        member.version, member.digest = version, applied.digest
+        time = PushTime(
+            push_ms=(self._clock.now() - started) * 1e3,
+            receive_ms=receive_ms,
+            stall_ms=stall_ms,
+            encoding=opened.payload.encoding,
+            sent_bytes=_sent_bytes(opened),
+            dense_bytes=manifest.total_bytes,
+        )
+        member.travelled(time.encoding, sent_bytes=time.sent_bytes)
         self._times.add(time)
         self._announce(member, time)
 
     async def _open(self, member: Member, learner: Member, epoch: str) -> learner_pb2.OpenTransferResponse:
+        held = member.version if member.digest and member.deltas_failed < DELTAS_TRIED else None
+        request = learner_pb2.OpenTransferRequest(
+            rollout_id=member.service_id,
+            epoch=epoch,
+            timeout_s=self._timeout_s,
+            receiver_device=member.device,
+            held=None if held is None else version_to_proto(held),
+            held_digest=member.digest if held else "",
+        )
         with as_sluice_errors(learner):
-            return await self._clients.learner(learner).OpenTransfer(
-                learner_pb2.OpenTransferRequest(
-                    rollout_id=member.service_id,
-                    epoch=epoch,
-                    timeout_s=self._timeout_s,
-                    receiver_device=member.device,
-                ),
-                timeout=self._timeout_s,
-            )
+            return await self._clients.learner(learner).OpenTransfer(request, timeout=self._timeout_s)
 
     async def _receive(
         self, member: Member, epoch: str, opened: learner_pb2.OpenTransferResponse
@@ -204,6 +223,7 @@ class WeightPush:
             self._fleet.set_state(member, State.READY)
         labels = {"service_id": member.service_id, "lineage": member.version.lineage}
         values = {"version": float(member.version.number), "push_ms": time.push_ms, "stall_ms": time.stall_ms}
+        values |= {"sent_bytes": float(time.sent_bytes), "dense_bytes": float(time.dense_bytes)}
         self._events.emit(
             "weights_pushed", f"{member.service_id} holds version {member.version.number}", values=values, labels=labels
         )
@@ -222,3 +242,8 @@ def _is_behind(member: Member, learner: Member) -> bool:
     if member.version is None or newest.number > member.version.number:
         return True
     return member.state is State.QUARANTINED and not member.pauses and newest.number == member.version.number
+
+
+def _sent_bytes(opened: learner_pb2.OpenTransferResponse) -> int:
+    """What travels; a file travels whole, as does what a learner describes without a payload."""
+    return opened.payload.total_bytes if opened.HasField("payload") else opened.manifest.total_bytes
