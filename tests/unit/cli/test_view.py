@@ -130,6 +130,16 @@ def test_the_nodes_of_services_are_shown_where_a_launcher_has_told_them():
     assert re.search(rf"{status.services[0].service_id} .* n2", picture(status))
 
 
+def test_what_travelled_to_a_rollout_is_shown_once_something_has():
+    status = mid_run()
+    assert "newest push" not in picture(status, width=140)
+    status.services[0].encoding, status.services[0].sent_bytes = "delta", 2_830_000
+    status.services[1].sent_bytes = 269_000_000  # a file
+    text = picture(status, width=140)
+    for part in ("newest push", "delta 2.83 MB", "  269 MB"):
+        assert part in text
+
+
 def test_a_large_fleet_is_cut_and_the_rest_counted():
     status = mid_run()
     status.services.extend(
