@@ -41,6 +41,7 @@ from sluice.rpc.service import ServiceOptions
 from sluice.run_dir.full_disk import DiskWaits
 from sluice.v1.learner_pb2_grpc import add_LearnerServiceServicer_to_server
 from sluice.weights.carrier import Backend, settled_backend
+from sluice.weights.deltas import Deltas, threads_beside
 from sluice.weights.sender import WeightSender
 
 log = structlog.get_logger(__name__)
@@ -85,7 +86,7 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions, disk: Di
     config, worker, state = make_worker(ranks, facts=(config_yaml, run_dir), rollbacks=rollbacks)
     snapshot = worker.gather(_version(state))
     assert snapshot is not None
-    publisher = _publisher(ranks, backend, options, Path(run_dir))
+    publisher = _publisher(ranks, config, backend, options, Path(run_dir))
     publisher.publish(snapshot)
     control.publisher = publisher
     _on_signal(control.stop, grace_s=config.launch.grace_s)
@@ -151,7 +152,9 @@ def _version(state: CheckpointState) -> PolicyVersion:
     return PolicyVersion(lineage=state.lineage, number=state.step)
 
 
-def _publisher(ranks: Ranks, backend: Backend, options: ServiceOptions, run_dir: Path) -> PublisherState:
+def _publisher(
+    ranks: Ranks, config: Config, backend: Backend, options: ServiceOptions, run_dir: Path
+) -> PublisherState:
     log.info("weights_sent_by", backend=backend)
     sender = WeightSender(
         backend=backend,
@@ -159,8 +162,14 @@ def _publisher(ranks: Ranks, backend: Backend, options: ServiceOptions, run_dir:
         host=options.advertise,
         bind=options.bind,
         directory=run_dir / "weights",
+        deltas=_deltas(config, on_cuda=ranks.device.type == "cuda"),
     )
     return PublisherState(sender, world_size=ranks.size, backend=ranks.backend)
+
+
+def _deltas(config: Config, *, on_cuda: bool) -> Deltas | None:
+    share = config.weights.delta_share
+    return Deltas(most_share=share, threads=threads_beside(on_cuda=on_cuda)) if share else None
 
 
 def _on_signal(stop: Callable[[], object], *, grace_s: float) -> None:

@@ -164,12 +164,15 @@ class _Service:
         from services.rollout.weight_relay import WeightRelay
         from sluice.accelerator import CPU
         from sluice.weights.carrier import settled_backend
+        from sluice.weights.deltas import threads_beside
         from sluice.weights.receiver import WeightReceiver
         from sluice.weights.streams import WeightStreams
 
         tokenizer = AutoTokenizer.from_pretrained(self._model.path)
         receiver = WeightReceiver(
             shares=True,
+            keeps_base=config.weights.delta_share > 0,
+            threads=threads_beside(on_cuda=self._device != CPU),
             digest_threads=1 if self._device == CPU else blake3.AUTO,
             credentials=self._options.credentials,
         )

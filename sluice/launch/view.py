@@ -21,6 +21,7 @@ from rich.text import Text
 
 from sluice.report.evaluations import by_set, headline, within
 from sluice.report.figures import duration, fraction, number, printable, quantity
+from sluice.sizing.parts import gigabytes
 from sluice.telemetry.full_disk_stream import FullDiskStream
 from sluice.v1 import common_pb2
 from sluice.v1 import coordinator_pb2 as pb
@@ -286,7 +287,7 @@ def _services(services: Sequence[pb.ServiceStatus], *, newest: common_pb2.Policy
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     pushed, on_nodes = any(service.source for service in services), any(service.node for service in services)
     names = ("service", "role", "state", "version", "work", "last seen")
-    for name in (*names, *(["weights from"] if pushed else []), *(["node"] if on_nodes else [])):
+    for name in (*names, *(["newest push"] if pushed else []), *(["node"] if on_nodes else [])):
         table.add_column(name, no_wrap=True)
     troubled_first = sorted(services, key=lambda service: (service.state == pb.SERVICE_STATE_READY, service.role))
     for service in troubled_first[:_SERVICES_SHOWN]:
@@ -316,8 +317,11 @@ def _version(service: pb.ServiceStatus, newest: common_pb2.PolicyVersion) -> str
 
 
 def _push(service: pb.ServiceStatus) -> str:
-    """Who sent a rollout its weights, and how long that took."""
-    return f"{printable(service.source)}, {number(service.push_ms)} ms" if service.source else ""
+    """What travelled to a rollout with its newest version, who sent it, and how long that took."""
+    if not service.source:
+        return ""
+    sent = f"{printable(service.encoding)} {gigabytes(service.sent_bytes)}, ".lstrip() if service.sent_bytes else ""
+    return f"{sent}{printable(service.source)}, {number(service.push_ms)} ms"
 
 
 def _wait(wait: pb.Wait) -> Text:

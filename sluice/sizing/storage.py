@@ -12,7 +12,7 @@ _CHECKPOINT_BYTES = 12
 """A trained parameter in a checkpoint: float32 weight and AdamW's two moments."""
 
 _SNAPSHOTS = 2
-"""The published version, and the next one while it is packed."""
+"""The published version, and the next one while it is packed. The delta between two has a snapshot more, the former one."""
 
 
 def push_bytes(shape: ModelShape, config: Config) -> int:
@@ -37,6 +37,7 @@ def learner_host_memory(shape: ModelShape, config: Config) -> Estimate:
     """Memory of the machine with rank 0 while it trains, beyond what the ranks' GPUs hold."""
     here, learner = config.launch.learner_nproc_per_node, config.learner
     states = sum(state_bytes(shape, config).values()) * here // ranks_of(config) if learner.cpu_offload else 0
+    delta = config.weights.delta_share
     staged = _checkpoint_bytes(shape, config) * here // ranks_of(config) if learner.async_checkpoint else 0
     return Estimate(
         title="host memory, machine of rank 0, while it trains",
@@ -46,6 +47,11 @@ def learner_host_memory(shape: ModelShape, config: Config) -> Estimate:
                     name="snapshots of the weights: published, and next",
                     size_bytes=_SNAPSHOTS * push_bytes(shape, config),
                     knob="model.dtype",
+                ),
+                Part(
+                    name="the former snapshot, while its delta is made, and deltas",
+                    size_bytes=round((1 + 2 * delta) * push_bytes(shape, config)) if delta else 0,
+                    knob="weights.encoding: dense",
                 ),
                 Part(name="copy of a checkpoint", size_bytes=staged, knob="learner.async_checkpoint: false"),
                 Part(name="weights, moments and gradients", size_bytes=states, knob="learner.cpu_offload: false"),
@@ -57,11 +63,17 @@ def learner_host_memory(shape: ModelShape, config: Config) -> Estimate:
 def rollout_host_memory(shape: ModelShape, config: Config) -> Estimate:
     """Memory of the machine of one rollout, beyond what its GPUs hold, while new weights arrive."""
     model, arriving = BYTES[config.model.dtype] * shape.parameters, push_bytes(shape, config)
+    delta = config.weights.delta_share
     return Estimate(
         title="host memory, each rollout",
         parts=kept(
             (
                 Part(name="the version that arrives", size_bytes=arriving, knob="model.dtype"),
+                Part(
+                    name="the version held, as the base of a delta, and the delta",
+                    size_bytes=round((1 + delta) * arriving) if delta else 0,
+                    knob="weights.encoding: dense",
+                ),
                 Part(
                     name="the version merged with its adapters",
                     size_bytes=model if pushes_adapters(config) else 0,

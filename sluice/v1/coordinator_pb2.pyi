@@ -131,6 +131,8 @@ class ServiceStatus(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     PUSH_MS_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_FIELD_NUMBER: _builtins.int
     service_id: _builtins.str
     role: Global___ServiceRole.ValueType
     state: Global___ServiceState.ValueType
@@ -150,6 +152,10 @@ class ServiceStatus(_message.Message):
     """
     push_ms: _builtins.float
     """How long the newest push took, from opening the transfer to `applied` (rollouts); 0 before a push."""
+    encoding: _builtins.str
+    """How its newest weights travelled (rollouts): "dense" or "delta"; empty before a push, and with files."""
+    sent_bytes: _builtins.int
+    """How many bytes of weights travelled then."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """Weights in use (rollouts) or published (the learner)."""
@@ -168,10 +174,12 @@ class ServiceStatus(_message.Message):
         node: _builtins.str = ...,
         source: _builtins.str = ...,
         push_ms: _builtins.float = ...,
+        encoding: _builtins.str = ...,
+        sent_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "heartbeat_age_s", b"heartbeat_age_s", "node", b"node", "push_ms", b"push_ms", "role", b"role", "running", b"running", "service_id", b"service_id", "source", b"source", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "encoding", b"encoding", "heartbeat_age_s", b"heartbeat_age_s", "node", b"node", "push_ms", b"push_ms", "role", b"role", "running", b"running", "sent_bytes", b"sent_bytes", "service_id", b"service_id", "source", b"source", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,6 +29,7 @@ from sluice.weights import files, flights, lending, staging
 from sluice.weights.backends import Carrier, Collective, Rendezvous, TransferGroup, join, join_limit_s
 from sluice.weights.cargo import Cargo
 from sluice.weights.fetching import FetchedGroup
+from sluice.weights.held import HeldVersion, rebuilt
 from sluice.weights.links import tell_first
 from sluice.weights.manifest import Manifest, new_digest
 from sluice.weights.payload import Payload
@@ -60,6 +61,8 @@ class _Arrival:
     cargo: Cargo
     hasher: blake3
     """Fed every verified byte of a dense payload."""
+    base: np.ndarray | None = field(repr=False)
+    """For a delta: the base's bytes, uint8[manifest.total_bytes]."""
     started: float
     """Clock: monotonic."""
 
@@ -68,20 +71,30 @@ class WeightReceiver:
     """Receives versions for one rollout. Methods block, so an event loop calls them in threads; a `join` ends older waits."""
 
     def __init__(
-        self, *, shares: bool = False, digest_threads: int = 1, credentials: Credentials = NO_CREDENTIALS
+        self,
+        *,
+        shares: bool = False,
+        keeps_base: bool = False,
+        threads: int = 1,
+        digest_threads: int = 1,
+        credentials: Credentials = NO_CREDENTIALS,
     ) -> None:
         """With `shares` this process lends the versions that it has verified to other processes of the machine, and maps
-        theirs in place of receiving bytes (lending.py). `digest_threads`: threads that digest what arrives; blake3.AUTO takes
+        theirs in place of receiving bytes (lending.py). With `keeps_base` the version that was recycled last stays in memory,
+        and its deltas are taken (`threads` apply them). `digest_threads`: threads that digest what arrives; blake3.AUTO takes
         all cores. `credentials` are shown to sources over gRPC."""
         self._shares, self._digest_threads, self._credentials = shares, digest_threads, credentials
         self._lock = threading.Lock()
         """Guards the fields below; never held while waiting."""
+        self._held = HeldVersion(keeps=keeps_base, threads=threads)
         self._epoch: str | None = None
         self._group: TransferGroup | None = None
         self._pending: Future[Received] | None = None
         self._arrival: _Arrival | None = None
         self._last: Cargo | None = None
         """The cargo that arrived last, until the next one arrives."""
+        self._lent: list[Cargo] = []
+        """Cargoes that links may still send."""
         self._spare: np.ndarray | None = None
         self._threads: list[threading.Thread] = []
         atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
@@ -109,7 +122,8 @@ class WeightReceiver:
     def begin(self, *, epoch: str, manifest: Manifest, payload: Payload | None = None, file_path: str = "") -> None:
         """Starts receiving a payload; with `file_path` reads the file and needs neither payload nor epoch.
 
-        Raises NotReady when the epoch was not joined, when the epoch has failed, or when another receive is under way.
+        Raises NotReady when the epoch was not joined, when the epoch has failed, when another receive is under way, or for a
+        delta from a version other than the one held here.
         """
         with self._lock:
             if self._pending is not None and not self._pending.done():
@@ -123,7 +137,7 @@ class WeightReceiver:
                     raise NotReady(f"epoch {epoch} was not joined or has failed; join a fresh one")
                 assert payload is not None
                 arrival = self._arrival_of(manifest, payload)
-                source = lambda: self._borrow_in_place_of(arrival, group) or _receive(group, arrival)  # noqa: E731
+                source = lambda: self._borrow_in_place_of(arrival, group) or self._receive(group, arrival)  # noqa: E731
             self._pending = Future()
             work = (self._pending, lambda: self._announced(source()))
             thread = threading.Thread(target=_fulfil, args=work, name="weights-receive", daemon=True)
@@ -172,16 +186,16 @@ class WeightReceiver:
                 has = "nothing" if cargo is None else f"payload {cargo.payload.id[:16]}"
                 raise NotReady(f"this rollout has {has}, not payload {payload_id[:16]}")
             cargo.lend()
+            self._lent.append(cargo)
         try:
             yield cargo
         finally:
             cargo.give_back()
 
     def recycle(self, received: Received) -> None:
-        """Gives the buffer back for a later receive."""
+        """Gives the buffer back when the engine has the version: as the base of deltas, or for a later receive."""
         with self._lock:
-            if received.buffer.flags.writeable:
-                self._spare = received.buffer
+            self._spare_is(self._held.replace(received.manifest, received.buffer))
 
     def close(self) -> None:
         """Leaves the epoch; waits for receiving threads, each at most for its running operation."""
@@ -213,12 +227,15 @@ class WeightReceiver:
             if same and not former.cargo.has_failed:
                 return former
             former.cargo.fail(TransferError(f"{former.manifest.version}: given up for {manifest.version}"))
-            if not former.cargo.is_lent:
-                self._spare = former.cargo.buffer
-        hasher = new_digest(manifest.tensors, threads=self._digest_threads)
-        buffer = self._take_spare(payload.total_bytes)
-        cargo = Cargo(payload, buffer, hasher=hasher, digest_threads=self._digest_threads)
-        self._arrival = _Arrival(manifest=manifest, cargo=cargo, hasher=hasher, started=time.monotonic())
+            if former.base is None:
+                self._spare_is(former.cargo.buffer)
+        base, hasher = self._held.base_of(payload), new_digest(manifest.tensors, threads=self._digest_threads)
+        if base is None:
+            buffer = self._take_spare(payload.total_bytes)
+            cargo = Cargo(payload, buffer, hasher=hasher, digest_threads=self._digest_threads)
+        else:
+            cargo = Cargo(payload, np.empty(payload.total_bytes, np.uint8), digest_threads=self._digest_threads)
+        self._arrival = _Arrival(manifest=manifest, cargo=cargo, hasher=hasher, base=base, started=time.monotonic())
         return self._arrival
 
     def _borrow_in_place_of(self, arrival: _Arrival, group: TransferGroup) -> Received | None:
@@ -246,12 +263,29 @@ class WeightReceiver:
             lending.announce(received.buffer, digest=received.digest)
         return received
 
+    def _receive(self, group: TransferGroup, arrival: _Arrival) -> Received:
+        manifest, cargo = arrival.manifest, arrival.cargo
+        _fill(cargo, group)
+        try:
+            if arrival.base is None:
+                return _verified(manifest, cargo.buffer, arrival.hasher.hexdigest(), arrival.started)
+            with self._lock:
+                buffer = self._take_spare(manifest.total_bytes)
+            digest = rebuilt(arrival.base, cargo.buffer, manifest, into=buffer, threads=self._held.threads)
+            return _verified(manifest, buffer, digest, arrival.started)
+        except TransferError as error:
+            cargo.fail(error)  # it is whole and wrong: nothing of it may be kept
+            raise
+
+    def _spare_is(self, buffer: np.ndarray | None) -> None:
+        if buffer is not None and buffer.flags.writeable:
+            self._spare = buffer
+
     def _take_spare(self, total_bytes: int) -> np.ndarray:
         spare, self._spare = self._spare, None
-        last, self._last = self._last, None
-        if last is not None and last.is_lent and spare is last.buffer:
-            spare = None  # links still send the version that it holds
-        if spare is not None and spare.size == total_bytes and staging.reclaim(spare):
+        self._lent = [cargo for cargo in self._lent if cargo.is_lent]
+        sent = any(cargo.buffer is spare for cargo in self._lent)  # links still send the version that it holds
+        if spare is not None and not sent and spare.size == total_bytes and staging.reclaim(spare):
             return spare
         return staging.new(total_bytes)
 
@@ -278,18 +312,14 @@ def _close_late(joined: Future[TransferGroup]) -> None:
         joined.result().close()
 
 
-def _receive(group: TransferGroup, arrival: _Arrival) -> Received:
-    cargo, first = arrival.cargo, arrival.cargo.verified
+def _fill(cargo: Cargo, group: TransferGroup) -> None:
+    """Receives the buckets that the cargo lacks."""
+    first = cargo.verified
     tell_first(group, first)
     with closing(flights.receive(group, _rooms(cargo.payload, first))) as arriving:
         for bucket, part in enumerate(arriving, first):
             cargo.accept(bucket, part)
     group.rest()
-    try:
-        return _verified(arrival.manifest, cargo.buffer, arrival.hasher.hexdigest(), arrival.started)
-    except TransferError as error:
-        cargo.fail(error)  # it is whole and wrong: nothing of it may be kept
-        raise
 
 
 def _rooms(payload: Payload, first: int) -> Iterator[np.ndarray]:

@@ -16,6 +16,7 @@ from sluice.errors import DiskFull, NotReady, Unavailable
 from sluice.run_dir.full_disk import is_full
 from sluice.weights import files, payload
 from sluice.weights.cargo import Cargo
+from sluice.weights.deltas import Deltas, Held
 from sluice.weights.links import Links
 from sluice.weights.manifest import Manifest
 from sluice.weights.payload import Payload
@@ -53,14 +54,17 @@ class WeightSender:
         bind: str = "127.0.0.1",
         port: int = 0,
         directory: Path | None = None,
+        deltas: Deltas | None = None,
     ) -> None:
         """`directory` takes the files of `file` transfers. `auto` is gloo or nccl for each receiver, by its device and
-        this process's `device` (sluice/accelerator.py). Raises OSError when the store cannot listen."""
+        this process's `device` (sluice/accelerator.py). Without `deltas` every version travels whole, as files do.
+        Raises OSError when the store cannot listen."""
         if backend == "file" and directory is None:
             raise ValueError("weights.backend=file needs a directory that rollouts can read")
         self._backend: Literal["auto", "gloo", "nccl", "grpc", "file"] = backend
         self._device = device
         self._directory = directory
+        self._deltas = deltas if backend != "file" else None
         self.links = Links(host=host, bind=bind, port=port, meets=backend != "grpc") if backend != "file" else None
         self._lock = threading.Lock()
         self._newest: Snapshot | None = None
@@ -86,6 +90,8 @@ class WeightSender:
     def publish(self, snapshot: Snapshot) -> None:
         """Makes `snapshot` the snapshot to send; transfers under way go on with their own snapshots. Returns when its buckets
         are digested, so that nobody who opens a transfer waits for them."""
+        if self._deltas is not None:
+            self._deltas.publish(snapshot)
         with self._lock:
             self._newest, self._cargo = snapshot, None
             self._published += 1
@@ -97,11 +103,13 @@ class WeightSender:
         if self.links is not None:
             self._cargo_of(snapshot)
 
-    def open(self, *, rollout_id: str, epoch: str, timeout_s: float, receiver_device: str = "") -> OpenedTransfer:
+    def open(
+        self, *, rollout_id: str, epoch: str, timeout_s: float, receiver_device: str = "", held: Held | None = None
+    ) -> OpenedTransfer:
         """Begins sending the newest snapshot to one receiver; returns when the buckets are digested, which happens once a
         version (`file`: when the file is written).
 
-        An epoch keeps the backend with which it began.
+        A receiver that holds `held` gets a delta where there is one. An epoch keeps the backend with which it began.
         Raises NotReady when nothing is published yet or the epoch has ended or is busy (then open a fresh one),
         Overloaded at MAX_LINKS, Unavailable when the disk refuses the file.
         """
@@ -114,7 +122,11 @@ class WeightSender:
             return OpenedTransfer(manifest=snapshot.manifest, backend="file", file_path=str(path))
         backend = backend_between(self._device, receiver_device) if self._backend == "auto" else self._backend
         assert backend != "file"
-        cargo = self._cargo_of(snapshot)
+        cargo = None
+        if self._deltas is not None and held is not None:
+            cargo = self._deltas.cargo(held, snapshot, wait_s=timeout_s / 2)
+        if cargo is None:
+            cargo = self._cargo_of(snapshot)
         with self._lock:
             link = self.links.open(cargo, receiver_id=rollout_id, epoch=epoch, backend=backend, timeout_s=timeout_s)
             self._opened_at[rollout_id] = self._published
@@ -131,6 +143,8 @@ class WeightSender:
     def close(self) -> None:
         """Retires every epoch; waits for the senders' threads, for each thread at most until its running operation ends."""
         atexit.unregister(self.close)
+        if self._deltas is not None:
+            self._deltas.close()
         if self.links is not None:
             self.links.close()
 

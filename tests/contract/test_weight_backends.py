@@ -8,16 +8,17 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
 
 from sluice.weights import links as links_module
 from sluice.weights.backends import Collective, Rendezvous, TransferGroup
+from sluice.weights.deltas import Deltas
 from sluice.weights.sender import WeightSender
 from sluice.weights.snapshot import Snapshot
-from tests.integration.weight_cases import random_snapshot
+from tests.integration.weight_cases import random_snapshot, stepped_snapshot
 from tests.integration.weight_processes import (
     OPERATION_S,
     Backend,
@@ -40,12 +41,17 @@ SETTLE_S = OPERATION_S + 8.0
 class World:
     """A learner's sender here and two receivers that serve version 0."""
 
-    def __init__(self, backend: Backend, directory: Path, fault: Fault) -> None:
+    def __init__(
+        self, backend: Backend, directory: Path, fault: Fault, *, snapshots: Callable[[int], Snapshot] = random_snapshot
+    ) -> None:
+        """`snapshots` makes the version of a number; versions travel as deltas where that is shorter."""
+        self.snapshots = snapshots
         self.backend, self.directory = backend, directory
         self.fault = fault
         """Of the learner's transfers to `victim`."""
         self.closing = contextlib.ExitStack()
-        self.sender = WeightSender(backend=backend, host="127.0.0.1", directory=directory)
+        deltas = Deltas(most_share=0.5) if snapshots is not random_snapshot else None
+        self.sender = WeightSender(backend=backend, host="127.0.0.1", directory=directory, deltas=deltas)
         if backend == "grpc":
             assert self.sender.links is not None
             self.closing.enter_context(serving(self.sender.links, passing=self.pass_piece))
@@ -73,7 +79,7 @@ class World:
             self.fault.pass_bucket()
 
     def publish(self, number: int) -> None:
-        self.sender.publish(random_snapshot(number))
+        self.sender.publish(self.snapshots(number))
 
     def dying_learner(self) -> SenderProcess:
         """Another learner over the same backend, which has published version 1."""
@@ -89,16 +95,20 @@ class World:
 
     def recovers(self, *, number: int, victim_serves: int | None) -> None:
         """The four promises, once `other` was pushed `number` and `victim` has failed."""
-        assert self.other.serves() == told(number)
+        assert self.other.serves() == self.told(number)
         if victim_serves is None:
             self.replace_victim()
         else:
-            assert self.victim.serves() == told(victim_serves)
+            assert self.victim.serves() == self.told(victim_serves)
         self.publish(number + 1)
         for receiver in self.receivers.values():
             assert receiver.push(self.sender) == {"applied": number + 1}
-            assert receiver.serves() == told(number + 1)
+            assert receiver.serves() == self.told(number + 1)
         self.sender_is_free(but=self.receivers.keys() if self.joins else ())
+
+    def told(self, number: int) -> tuple[int, str]:
+        """What a receiver that holds this version says of itself."""
+        return number, self.snapshots(number).manifest.digest
 
     def sender_is_free(self, *, but: Collection[str]) -> None:
         """Within the deadline no sender's thread is left but one for each of these rollouts, and no stream."""
@@ -139,11 +149,6 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     made = World(request.param, tmp_path, fault)
     yield made
     made.close()
-
-
-def told(number: int) -> tuple[int, str]:
-    """What a receiver that holds this version says of itself."""
-    return number, random_snapshot(number).manifest.digest
 
 
 def flipped(snapshot: Snapshot) -> Snapshot:
@@ -192,7 +197,7 @@ def test_a_late_joiner_and_a_late_receiver_skip_to_the_newest(world: World) -> N
         assert world.other.push(world.sender) == {"applied": number}
     joiner = world.receivers["joiner"] = ReceiverProcess("joiner")
     assert joiner.push(world.sender) == {"applied": 3}
-    assert joiner.serves() == world.other.serves() == told(3)
+    assert joiner.serves() == world.other.serves() == world.told(3)
     world.recovers(number=3, victim_serves=0)
 
 
@@ -241,8 +246,42 @@ def test_a_learner_that_dies_or_freezes_within_a_bucket_leaves_the_old_version_s
     for receiver in opened:
         assert receiver.outcome()["error"] == "TransferError"
     for receiver in world.receivers.values():
-        assert receiver.serves() == told(0)
+        assert receiver.serves() == world.told(0)
     learner.kill()
     world.publish(1)
     assert world.other.push(world.sender) == {"applied": 1}
     world.recovers(number=1, victim_serves=0)
+
+
+@pytest.mark.integration
+def test_the_same_holds_while_deltas_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault, join = Fault(), links_module.join
+
+    def joined(where: Rendezvous, *, backend: Collective) -> TransferGroup:
+        return (fault.joined if "victim" in where.epoch else join)(where, backend=backend)
+
+    monkeypatch.setattr(links_module, "join", joined)
+    world = World("gloo", tmp_path, fault, snapshots=stepped_snapshot)
+    try:
+        world.publish(1)
+        fault.arm(2, break_transfer)
+        assert world.victim.push(world.sender)["error"] == "TransferError"
+        assert world.other.push(world.sender) == {"applied": 1}
+        assert _encodings(world) == ["delta", "delta"]
+        world.recovers(number=1, victim_serves=0)
+        assert _encodings(world) == ["dense", "delta"], "whole after a failure"
+        world.publish(3)
+        world.victim.begin(world.sender, fault={"after": 2, "signal": "SIGKILL"})
+        assert world.other.push(world.sender) == {"applied": 3}
+        with pytest.raises(EOFError):
+            world.victim.outcome()
+        assert _encodings(world) == ["delta", "delta"]
+        world.recovers(number=3, victim_serves=None)
+        assert _encodings(world) == ["dense", "delta"], "a new process holds nothing"
+    finally:
+        world.close()
+
+
+def _encodings(world: World) -> list[str]:
+    opened = [receiver.opened for receiver in (world.victim, world.other)]
+    return [transfer.payload.encoding for transfer in opened if transfer is not None and transfer.payload is not None]

@@ -19,6 +19,21 @@ def random_snapshot(number: int, *, total_bytes: int = 4 << 20, bucket_bytes: in
     return packer.seal(PolicyVersion(lineage="a", number=number))
 
 
+def stepped_snapshot(number: int) -> Snapshot:
+    """Version 0 is `random_snapshot(0)`; each later one changes 2 % of the bytes of the version before."""
+    first = random_snapshot(0)
+    data = first.buffer.copy()
+    for step in range(number):
+        rng = np.random.default_rng(step)
+        places = rng.integers(0, data.size, data.size // 50)
+        data[places] += rng.integers(1, 255, len(places), np.uint8)
+    packer = Packer(
+        plan([(spec.name, spec.dtype, spec.shape) for spec in first.manifest.tensors], bucket_bytes=BUCKET_BYTES)
+    )
+    packer.put("weight", data)
+    return packer.seal(PolicyVersion(lineage="a", number=number))
+
+
 def rendezvous(*, port: int, secret: str, epoch: str, timeout_s: float) -> Rendezvous:
     """As the coordinator passes it on to a receiver."""
     return Rendezvous(

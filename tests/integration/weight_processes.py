@@ -24,6 +24,7 @@ from sluice.weights import files
 from sluice.weights import links as links_module
 from sluice.weights import receiver as receiver_module
 from sluice.weights.backends import ROOT_RANK, Collective, Rendezvous, TransferGroup, join
+from sluice.weights.deltas import Held
 from sluice.weights.fetching import FetchedGroup
 from sluice.weights.flights import Flight
 from sluice.weights.manifest import new_digest
@@ -134,12 +135,16 @@ class ReceiverProcess(Process):
         super().__init__(_receive_orders)
         self.rollout_id = rollout_id
         self.epoch = ""
+        self.held: Held | None = None
+        """What it has acknowledged, as the coordinator knows it."""
+        self.opened: OpenedTransfer | None = None
+        """The newest transfer to it that `begin` opened."""
 
     def begin(self, sender: WeightSender, *, fault: Mapping[str, Any] | None = None) -> None:
         """The coordinator's part of a push to it; `outcome` is the rest."""
         self.epoch = self.epoch or f"{self.rollout_id}.{uuid.uuid4().hex[:12]}"
-        opened = sender.open(rollout_id=self.rollout_id, epoch=self.epoch, timeout_s=OPERATION_S)
-        self.begin_opened(facts_of(opened), self.epoch, fault=fault)
+        self.opened = sender.open(rollout_id=self.rollout_id, epoch=self.epoch, timeout_s=OPERATION_S, held=self.held)
+        self.begin_opened(facts_of(self.opened), self.epoch, fault=fault)
 
     def begin_opened(self, opened: Mapping[str, Any], epoch: str, *, fault: Mapping[str, Any] | None = None) -> None:
         """As `begin`, for a transfer that was opened elsewhere."""
@@ -149,7 +154,10 @@ class ReceiverProcess(Process):
         """`{"applied": number}` or `{"error": type, "text": message}`; after an error the next epoch is a fresh one."""
         answer = self.answer()
         if "error" in answer:
-            self.epoch = ""
+            self.epoch, self.held = "", None
+        elif self.opened is not None:
+            manifest = self.opened.manifest
+            self.held = Held(version=manifest.version, digest=manifest.digest)
         return answer
 
     def push(self, sender: WeightSender) -> dict[str, Any]:
@@ -200,7 +208,7 @@ def _orders(pipe: Connection) -> Any:
 
 def _receive_orders(pipe: Connection) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = "1"  # NCCL refuses two ranks on one GPU; the sender takes the first
-    fault, receiver, held = Fault(), WeightReceiver(), None
+    fault, receiver, held = Fault(), WeightReceiver(keeps_base=True), None
     receiver_module.join = fault.joined  # type: ignore[assignment]
     receiver_module.FetchedGroup = fault.fetching  # type: ignore[assignment]
     read = files.read_snapshot
@@ -222,6 +230,7 @@ def _receive_orders(pipe: Connection) -> None:
                 fault.arm_signal(0 if is_file else order["fault"]["after"], order["fault"]["signal"])
             try:
                 held = _receive(receiver, order["opened"], order["epoch"])
+                receiver.recycle(held)  # its bytes stay as they are while they are held
                 answer = {"applied": held.manifest.version.number}
             except SluiceError as error:
                 answer = {"error": type(error).__name__, "text": str(error)}

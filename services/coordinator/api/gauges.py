@@ -9,6 +9,10 @@ from services.coordinator.state.fleet import Fleet, Role, State
 from services.coordinator.state.progress import RunState
 from sluice.telemetry.prometheus import Target
 
+WHOLE_IN_A_ROW = 5
+"""Versions that a rollout has taken whole, one after another, while others got deltas: more than a newcomer, a late rollout or
+one failed push explain."""
+
 
 def gauges(parts: RunParts) -> dict[str, float]:
     """The live metrics of sluice/telemetry/catalogue/live.py that cost nothing to compute."""
@@ -24,7 +28,7 @@ def gauges(parts: RunParts) -> dict[str, float]:
 
 
 def fleet_gauges(fleet: Fleet) -> dict[str, float]:
-    """Members by role and state."""
+    """Members by role and state, and by how their weights come."""
     return {
         "fleet/rollouts_ready": float(len(fleet.of(Role.ROLLOUT))),
         "fleet/rollouts_quarantined": float(len(fleet.of(Role.ROLLOUT, state=State.QUARANTINED))),
@@ -32,7 +36,16 @@ def fleet_gauges(fleet: Fleet) -> dict[str, float]:
         "fleet/services_lost": float(
             sum(member.state is State.LOST and not member.leaving for member in fleet.members.values())
         ),
+        "weights/rollouts_without_delta": float(_without_delta(fleet)),
     }
+
+
+def _without_delta(fleet: Fleet) -> int:
+    """Rollouts that get whole versions again and again, while another one's newest version came as a delta."""
+    rollouts = fleet.of(Role.ROLLOUT)
+    if not any(member.encoding == "delta" for member in rollouts):
+        return 0
+    return sum(member.whole_in_a_row >= WHOLE_IN_A_ROW for member in rollouts)
 
 
 def disk_gauges(path: Path) -> dict[str, float]:

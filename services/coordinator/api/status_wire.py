@@ -87,6 +87,8 @@ def service(member: Member, *, now_s: float, node: str = "") -> pb.ServiceStatus
         node=node,
         source=member.source,
         push_ms=member.push_ms,
+        encoding=member.encoding,
+        sent_bytes=member.sent_bytes,
     )
 
 

@@ -49,6 +49,9 @@ class State(enum.Enum):
     LOST = "lost"
 
 
+DELTAS_TRIED = 3
+"""Deltas that may fail one after another before a rollout gets whole versions for good: it may be one that takes none."""
+
 LONGEST_WAIT_TEXT = 500
 """Characters of what a member says it waits for: a path, two numbers and the fix."""
 
@@ -76,6 +79,16 @@ class Member:
     """Why the member is quarantined or lost."""
     version: PolicyVersion | None = None
     """The version that the member is known to hold."""
+    digest: str = ""
+    """The digest with which a rollout has acknowledged `version`; empty: nobody has heard it, or a delta to it has failed."""
+    encoding: str = ""
+    """How a rollout's newest version travelled: dense or delta; empty before one, and with files."""
+    sent_bytes: int = 0
+    """How many bytes travelled."""
+    deltas_failed: int = 0
+    """How many deltas to a rollout have failed one after another."""
+    whole_in_a_row: int = 0
+    """How many of a rollout's newest versions travelled whole, without a delta between."""
     granted: int = -1
     """The largest version number that was ever pushed to this process; its samples may carry no larger one."""
     lineages: set[str] = field(default_factory=set)
@@ -115,6 +128,21 @@ class Member:
     def pauses(self) -> bool:
         """Whether the member gets no work because its answers failed."""
         return self.health.until_s is not None
+
+    @property
+    def base(self) -> tuple[PolicyVersion, str] | None:
+        """The version, with its digest, against which a rollout may be sent a delta; None: it gets versions whole."""
+        if self.version is None or not self.digest or self.deltas_failed >= DELTAS_TRIED:
+            return None
+        return self.version, self.digest
+
+    def travelled(self, encoding: str, *, sent_bytes: int) -> None:
+        """Books how a rollout's newest version came."""
+        self.encoding, self.sent_bytes = encoding, sent_bytes
+        if encoding == "delta":
+            self.whole_in_a_row = self.deltas_failed = 0
+        else:
+            self.whole_in_a_row += 1
 
 
 class Fleet:

@@ -1,11 +1,11 @@
-"""The times of the weight pushes since the last commit: written by pushes, read by the commit."""
+"""Times and bytes of the weight pushes since the last commit: written by pushes, read by the commit."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PushTime:
-    """The times of one push."""
+    """What one push took."""
 
     push_ms: float
     receive_ms: float
@@ -14,16 +14,21 @@ class PushTime:
     """Links between the learner and the rollout; 1: the learner sent."""
     source_changes: int = 0
     """How often the rollout got another source on the way."""
+    encoding: str = ""
+    """dense or delta; empty with files."""
+    sent_bytes: int = 0
+    dense_bytes: int = 0
+    """The bytes of the whole version."""
 
 
 @dataclass(slots=True)
 class PushTimes:
-    """The times of all pushes since the last commit."""
+    """All pushes since the last commit."""
 
     _since_commit: list[PushTime] = field(default_factory=list)
 
     def add(self, time: PushTime) -> None:
-        """Adds the times of a push that a rollout has applied."""
+        """Adds a push that a rollout has applied."""
         self._since_commit.append(time)
 
     def clear(self) -> None:
@@ -31,7 +36,8 @@ class PushTimes:
         self._since_commit = []
 
     def metrics(self) -> dict[str, float]:
-        """The slowest push of each phase, and the longest chain where rollouts relayed; empty without a push."""
+        """The slowest push of each phase, the bytes of all pushes, and the longest chain where rollouts relayed; empty without
+        a push."""
         if not self._since_commit:
             return {}
         links = max(time.links for time in self._since_commit)
@@ -41,4 +47,7 @@ class PushTimes:
             "weights/push_ms": max(time.push_ms for time in self._since_commit),
             "weights/receive_ms": max(time.receive_ms for time in self._since_commit),
             "weights/stall_ms": max(time.stall_ms for time in self._since_commit),
+            "weights/sent_bytes": float(sum(time.sent_bytes for time in self._since_commit)),
+            "weights/dense_bytes": float(sum(time.dense_bytes for time in self._since_commit)),
+            "weights/deltas": float(sum(time.encoding == "delta" for time in self._since_commit)),
         }

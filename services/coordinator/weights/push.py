@@ -2,6 +2,8 @@
 
 One task a rollout; no task waits for another. A push that fails in any way ends the rollout's epoch: the rollout is
 quarantined and synced again under a fresh epoch, while all other rollouts go on. A late rollout skips to the newest version.
+The learner hears which version the rollout has acknowledged, and may then send what has changed; after a failure it does not
+hear that, and sends the version whole.
 
  who waits          for what                                             unblocked by
  a rollout's task   a newer version                                      commits, registrations
@@ -25,6 +27,7 @@ from services.coordinator.wire.answers import durations_of
 from sluice.errors import SluiceError, TransferError, Unavailable
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.policy_versions import version_from_proto
+from sluice.v1 import learner_pb2
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +50,10 @@ class WeightPush:
         self._times, self._prober = times, prober
         weights = run.config.weights
         sources = Sources(
-            run.fleet, run.clock, relay=weights.relay == "auto" and weights.backend != "file", by_held=False
+            run.fleet,
+            run.clock,
+            relay=weights.relay == "auto" and weights.backend != "file",
+            by_held=weights.delta_share > 0,
         )
         blame = Blame(clients, run.clock, sources=sources, condemn=self._quarantine, timeout_s=weights.timeout_s)
         finish_s = run.config.coordinator.generate_timeout_s if weights.inflight == "finish" else None
@@ -77,7 +83,8 @@ class WeightPush:
                     await self._push(member, learner, epoch)
                 failures = 0
             except SluiceError as error:
-                epoch.name = ""
+                epoch.name = member.digest = ""
+                member.deltas_failed += epoch.encoding == "delta"
                 if member.gone.is_set():
                     return
                 self._quarantine(member, error)
@@ -101,16 +108,20 @@ class WeightPush:
         if self._prober is not None and member.state in (State.SYNCING, State.QUARANTINED):
             for odd in await self._prober.check(member, version):
                 self._quarantine(odd, TransferError(f"its probe is not that of most, of {member.service_id} for one"))
-        member.version = version
+        member.version, member.digest = version, applied.digest
         time = PushTime(
             push_ms=(self._clock.now() - started) * 1e3,
             receive_ms=receive_ms,
             stall_ms=stall_ms,
             links=brought.links,
             source_changes=brought.changes,
+            encoding=brought.opened.payload.encoding,
+            sent_bytes=_sent_bytes(brought.opened),
+            dense_bytes=manifest.total_bytes,
         )
         member.source, member.push_ms = brought.source.service_id, time.push_ms
-        member.received_bytes_per_s = 1e3 * brought.opened.payload.total_bytes / max(receive_ms, 1e-3)
+        member.received_bytes_per_s = 1e3 * time.sent_bytes / max(receive_ms, 1e-3)
+        member.travelled(time.encoding, sent_bytes=time.sent_bytes)
         self._times.add(time)
         self._announce(member, time)
 
@@ -129,6 +140,7 @@ class WeightPush:
             self._fleet.set_state(member, State.READY)
         labels = {"service_id": member.service_id, "lineage": member.version.lineage}
         values = {"version": float(member.version.number), "push_ms": time.push_ms, "stall_ms": time.stall_ms}
+        values |= {"sent_bytes": float(time.sent_bytes), "dense_bytes": float(time.dense_bytes)}
         self._events.emit(
             "weights_pushed", f"{member.service_id} holds version {member.version.number}", values=values, labels=labels
         )
@@ -143,3 +155,8 @@ def _is_behind(member: Member, learner: Member) -> bool:
     if member.version is None or newest.number > member.version.number:
         return True
     return member.state is State.QUARANTINED and not member.pauses and newest.number == member.version.number
+
+
+def _sent_bytes(opened: learner_pb2.OpenTransferResponse) -> int:
+    """What travels; a file travels whole, as does what a learner describes without a payload."""
+    return opened.payload.total_bytes if opened.HasField("payload") else opened.manifest.total_bytes

@@ -151,7 +151,7 @@ class Sources:
             self._newest, self._rounds = (learner.incarnation, learner.version), {}
             self._former = {name: source for name, source in self._former.items() if name in self._fleet.members}
             self._in = {each: entered for each, entered in self._in.items() if not each.gone.is_set()}
-        held = member.version if self._by_held else None
+        held = member.base if self._by_held else None
         entered = self._rounds.setdefault(held, Round(learner=learner))
         if (former := self._in.get(member)) is not None and former is not entered:
             former.forget(member)

@@ -24,6 +24,7 @@ from services.coordinator.weights.limits import PushLimits, files_bytes
 from services.coordinator.weights.sources import Round, Source, Sources
 from services.coordinator.wire.clients import as_sluice_errors
 from sluice.errors import NotReady, SluiceError
+from sluice.rpc.policy_versions import version_to_proto
 from sluice.v1 import learner_pb2, rollout_pb2
 from sluice.weights.payload import DIGEST_BYTES
 
@@ -39,6 +40,8 @@ class Epoch:
 
     name: str = ""
     source: str = ""
+    encoding: str = ""
+    """How the version that was opened last travels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,9 +103,12 @@ class Transfers:
         if not epoch.name or epoch.source != source.member.incarnation:
             epoch.name = f"{member.service_id}.{secrets.token_hex(6)}"
             epoch.source = source.member.incarnation
+        epoch.encoding = ""
         try:
             with as_sluice_errors(source.member):
-                return await (self._ask_learner if source.offer is None else self._ask_relay)(member, source, epoch)
+                opened = await (self._ask_learner if source.offer is None else self._ask_relay)(member, source, epoch)
+            epoch.encoding = opened.payload.encoding
+            return opened
         except SluiceError as error:
             epoch.name = ""
             if source.offer is None:
@@ -118,6 +124,8 @@ class Transfers:
             epoch=epoch.name,
             timeout_s=self._timeout_s,
             receiver_device=member.device,
+            held=version_to_proto(member.base[0]) if member.base else None,
+            held_digest=member.base[1] if member.base else "",
         )
         return await self._clients.learner(source.member).OpenTransfer(request, timeout=self._limits.opening_s())
 

@@ -10,10 +10,11 @@ from services.learner.checkpoint.export import export_version
 from services.learner.control.publisher_state import PublisherState
 from sluice.config.schema import Config
 from sluice.errors import InvalidRequest
-from sluice.rpc.policy_versions import version_to_proto
+from sluice.rpc.policy_versions import version_from_proto, version_to_proto
 from sluice.rpc.requests import duration_s, name
 from sluice.v1 import learner_pb2 as pb
 from sluice.v1 import learner_pb2_grpc
+from sluice.weights.deltas import Held
 from sluice.weights.wire import manifest_to_proto, payload_to_proto
 
 
@@ -51,6 +52,7 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
             epoch=epoch,
             timeout_s=timeout_s,
             receiver_device=device,
+            held=_held(request),
         )
         return pb.OpenTransferResponse(
             manifest=manifest_to_proto(opened.manifest),
@@ -79,3 +81,11 @@ class LearnerServicer(learner_pb2_grpc.LearnerServiceServicer):
         async with self._exporting:  # two exports to one folder would collide
             await asyncio.to_thread(export_version, snapshot, config=self._config, target=target)
         return pb.ExportResponse(path=str(target), version=version_to_proto(snapshot.manifest.version))
+
+
+def _held(request: pb.OpenTransferRequest) -> Held | None:
+    """What the receiver holds; None: nothing that is known."""
+    digest = name(request.held_digest, field="open transfer: held_digest", may_be_empty=True)
+    if not request.HasField("held") or not digest:
+        return None
+    return Held(version=version_from_proto(request.held), digest=digest)

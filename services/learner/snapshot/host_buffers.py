@@ -1,8 +1,9 @@
 """Host memory for snapshots of one layout, used again and again: page-locked where a CUDA device copies into it.
 
 A snapshot's memory comes back when nobody has the snapshot any more: neither the learner, nor a sender, nor an export. Two
-buffers do while receivers keep up: the newest version's and the next one's. Where receivers still read both, the next version
-gets memory of its own, ordinary and not kept, so that no step waits for a receiver.
+buffers do while receivers keep up: the newest version's and the next one's; where deltas are made, a third is made the first
+time that a step ends before the delta to its version has. Where all are in use, the next version gets memory of its own,
+ordinary and not kept, so that no step waits for a receiver.
 """
 
 import weakref
@@ -14,16 +15,14 @@ from torch import Tensor
 
 from sluice.accelerator import host_memory
 
-KEPT = 2
-"""Buffers that are kept."""
-
 
 class HostBuffers:
     """Buffers of `size_bytes`. Their first use finds zeros; a later use finds what the former one has left, so that a
     snapshot of the same layout has to fill the same places and finds zeros in its gaps."""
 
-    def __init__(self, size_bytes: int, *, device: torch.device) -> None:
-        self._size_bytes, self._device = size_bytes, device
+    def __init__(self, size_bytes: int, *, device: torch.device, kept: int = 2) -> None:
+        """At most `kept` buffers are kept."""
+        self._size_bytes, self._device, self._kept = size_bytes, device, kept
         self._free: deque[Tensor] = deque()
         """Any thread gives back, at any moment: appending and popping need no lock."""
         self._made = 0
@@ -32,7 +31,7 @@ class HostBuffers:
         """uint8[size_bytes]; the memory comes back by itself when this array and its slices are gone. For one thread."""
         if self._free:
             memory = self._free.pop()
-        elif self._made < KEPT:
+        elif self._made < self._kept:
             self._made += 1
             memory = host_memory(self._size_bytes, device=self._device)
         else:

@@ -47,6 +47,7 @@ class SnapshotPacker:
         self._copies = SideCopies(ranks.device)
         """The snapshot's way to the host, beside the gathering of the next tensors."""
         self._bucket_bytes = config.weights.bucket_bytes_on(ranks.device.type)
+        self._kept = 3 if config.weights.delta_share else 2
         causal_lm = policy.causal_lm
         form, untrained = published_form(Path(config.model.path), causal_lm)
         constants = {stored: causal_lm.get_buffer(name).float() for name, stored in untrained.items()}
@@ -160,7 +161,7 @@ class SnapshotPacker:
         layout = plan(named, bucket_bytes=self._bucket_bytes) if named else nothing
         return _Part(
             layout=layout,
-            buffers=HostBuffers(layout.total_bytes, device=self._ranks.device),
+            buffers=HostBuffers(layout.total_bytes, device=self._ranks.device, kept=self._kept),
             dtype=getattr(torch, dtype),
             gatherer=Gatherer(wanted, ranks=self._ranks, timed=self._timed),
             files=files,

@@ -1,5 +1,6 @@
 """`weights`: how weights get to rollouts."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -35,6 +36,11 @@ class WeightsConfig(Section):
         description="auto: a version goes to one rollout of each other machine after the other, and there from rollout to "
         "rollout (docs/weights.md); off: the learner sends to each rollout",
     )
+    encoding: Literal["auto", "dense", "delta"] = Field(
+        default="auto",
+        description="what travels to a rollout that holds an earlier version: auto: what has changed, where that is at most "
+        "half of the version; delta: wherever it is shorter; dense: always the whole version",
+    )
     inflight: Literal["keep", "recompute", "finish", "abort"] = Field(
         default="keep",
         description="running samples when weights change: keep their KV, recompute their KV, finish first (for "
@@ -53,3 +59,19 @@ class WeightsConfig(Section):
         if self.bucket_bytes != "auto":
             return self.bucket_bytes
         return CUDA_BUCKET_BYTES if device_type == "cuda" else CPU_BUCKET_BYTES
+
+    def problems(self) -> Iterator[str]:
+        """Refuses deltas where every push is a whole version."""
+        if self.encoding != "delta":
+            return
+        if self.backend == "file":
+            yield "encoding: delta needs weights.backend auto, gloo, nccl or grpc, got file, whose files hold whole versions"
+        if self.lora == "adapter":
+            yield "encoding: delta needs weights.lora: merged, got adapter, which pushes adapters whole: they are small"
+
+    @property
+    def delta_share(self) -> float:
+        """The largest share of a version's bytes at which a delta is sent; 0: no deltas."""
+        if self.backend == "file" or self.lora == "adapter":
+            return 0.0
+        return {"auto": 0.5, "delta": 1.0, "dense": 0.0}[self.encoding]

@@ -54,6 +54,14 @@ LIVE: tuple[Metric, ...] = (
         "`sluice status` has the reason; the coordinator pushes again; end and start a rollout that stays quarantined",
     ),
     entry(
+        "weights/rollouts_without_delta",
+        "services",
+        "coordinator",
+        "rollouts whose last 5 versions travelled whole, while another rollout got a delta",
+        "0",
+        "the coordinator's log has `weight_push_failed` with the reason; a rollout of an older release takes no deltas",
+    ),
+    entry(
         "fleet/rewards_ready",
         "services",
         "coordinator",

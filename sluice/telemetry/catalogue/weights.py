@@ -44,4 +44,28 @@ WEIGHTS: tuple[Metric, ...] = (
         "0; some when a rollout dies",
         "`weights_source_changed` in the coordinator's log says whose link failed and why",
     ),
+    entry(
+        "weights/sent_bytes",
+        "bytes",
+        "coordinator",
+        "bytes of weights that travelled to rollouts since the last step, all pushes together",
+        "with `weights.encoding: auto` and small steps a few hundredths of `weights/dense_bytes`",
+        "compare `weights/deltas`; the learner's log says `delta_does_not_pay` where too much of a version changes in a step",
+    ),
+    entry(
+        "weights/dense_bytes",
+        "bytes",
+        "coordinator",
+        "bytes that the same pushes would have taken whole",
+        "rollouts x bytes of the model",
+        "compare `weights/sent_bytes`",
+    ),
+    entry(
+        "weights/deltas",
+        "pushes",
+        "coordinator",
+        "pushes since the last step that sent what had changed, not the whole version",
+        "rollouts; fewer after joins, restarts and failures",
+        "see `weights/rollouts_without_delta`",
+    ),
 )

@@ -130,14 +130,17 @@ def test_the_nodes_of_services_are_shown_where_a_launcher_has_told_them():
     assert re.search(rf"{status.services[0].service_id} .* n2", picture(status))
 
 
-def test_who_sent_a_rollout_its_weights_and_how_far_it_is_behind_are_shown():
+def test_what_travelled_to_a_rollout_from_whom_and_how_far_it_is_behind_are_shown():
     status = mid_run()
-    assert "weights from" not in picture(status)
-    rollout = status.services[0]
-    rollout.version.CopyFrom(version(11))
-    rollout.source, rollout.push_ms = "rollout-7", 81.4
-    assert re.search(r"last seen +weights from", picture(status))
-    assert re.search(r"rollout-0 .* v11 \(1 behind\) .* rollout-7, 81(\.4)? ms", picture(status))
+    assert "newest push" not in picture(status, width=140)
+    first, second = status.services[:2]
+    first.version.CopyFrom(version(11))
+    first.source, first.push_ms, first.encoding, first.sent_bytes = "rollout-7", 81.4, "delta", 2_830_000
+    second.source, second.push_ms, second.sent_bytes = "learner-0", 900.0, 269_000_000  # a file
+    text = picture(status, width=140)
+    assert re.search(r"last seen +newest push", text)
+    assert re.search(r"rollout-0 .* v11 \(1 behind\) .* delta 2\.83 MB, rollout-7, 81(\.4)? ms", text)
+    assert re.search(r"  269 MB, learner-0, 900 ms", text)
 
 
 def test_a_large_fleet_is_cut_and_the_rest_counted():

@@ -1,7 +1,7 @@
 """What the coordinator's endpoint says of the fleet, and where it sends Prometheus."""
 
 from services.coordinator.api.gauges import fleet_gauges, targets
-from services.coordinator.state.fleet import Fleet, Member, Role
+from services.coordinator.state.fleet import Fleet, Member, Role, State
 
 
 def fleet_of(*names: str) -> Fleet:
@@ -33,11 +33,28 @@ def test_one_that_fell_silent_is_lost_one_that_said_so_is_not() -> None:
     beat(fleet, "reward-0", now_s=100.0)
     assert len(fleet.sweep(now_s=101.0, timeout_s=10.0)) == 2
     assert fleet_gauges(fleet) == {
+        "weights/rollouts_without_delta": 0.0,
         "fleet/rollouts_ready": 0.0,
         "fleet/rollouts_quarantined": 0.0,
         "fleet/rewards_ready": 1.0,
         "fleet/services_lost": 1.0,
     }
+
+
+def test_a_rollout_that_gets_versions_whole_counts_once_others_get_deltas() -> None:
+    fleet = fleet_of("rollout-0", "rollout-1")
+    whole, other = (fleet.members[f"rollout-{number}"] for number in range(2))
+    for member in (whole, other):
+        fleet.set_state(member, State.READY)
+        for _ in range(4):
+            member.travelled("dense", sent_bytes=100)
+    found = []
+    for encoding in ("dense", "delta", "delta"):
+        whole.travelled("dense", sent_bytes=100)
+        other.travelled(encoding, sent_bytes=10)
+        found.append(fleet_gauges(fleet)["weights/rollouts_without_delta"])
+    whole.travelled("delta", sent_bytes=10)
+    assert [*found, fleet_gauges(fleet)["weights/rollouts_without_delta"]] == [0.0, 1.0, 1.0, 0.0]
 
 
 def test_targets_are_those_who_are_here_in_an_order_that_stays() -> None:

@@ -31,6 +31,10 @@ class Ends:
     opening_s: list[float] = field(default_factory=list)
     arriving_s: list[float] = field(default_factory=list)
     deadlines_s: list[float] = field(default_factory=list)
+    sends_deltas: bool = False
+    """Whether whoever holds a version gets a delta of 10 bytes, others 1000; otherwise everybody gets a file."""
+    asked: list[tuple[int, str]] = field(default_factory=list)
+    """Number and digest of what the learner was told that the rollout holds, of every transfer; -1 without."""
 
     def learner(self, member: Member) -> "Ends":
         return self
@@ -39,9 +43,15 @@ class Ends:
         return self
 
     async def OpenTransfer(self, request: Any, timeout: float) -> Any:
+        self.asked.append((request.held.number if request.HasField("held") else -1, request.held_digest))
         version = common_pb2.PolicyVersion(lineage="a", number=self.newest)
         self.opening_s.append(timeout)
         manifest = common_pb2.WeightManifest(version=version, digest="right", total_bytes=self.total_bytes)
+        if self.sends_deltas:
+            manifest.total_bytes = 1000
+            kind = ("delta", 10) if request.held_digest else ("dense", 1000)
+            payload = common_pb2.WeightPayload(encoding=kind[0], total_bytes=kind[1])
+            return learner_pb2.OpenTransferResponse(manifest=manifest, backend="gloo", payload=payload)
         return learner_pb2.OpenTransferResponse(manifest=manifest, backend="file", file_path="-")
 
     async def ReceiveWeights(self, request: Any, timeout: float) -> Any:
@@ -79,7 +89,8 @@ class Scene:
         stage = Stage(config)
         self.ends, self.fleet, self.clock, self.doubts = ends, stage.fleet, stage.clock, Doubts()
         self.learner = self.add(Role.LEARNER, "learner")
-        self.push = WeightPush(stage.run, ends, times=PushTimes(), prober=self.doubts)
+        self.times = PushTimes()
+        self.push = WeightPush(stage.run, ends, times=self.times, prober=self.doubts)
 
     def add(self, role: Role, name: str) -> Member:
         member = Member(service_id=name, role=role, address="-", incarnation=name, capacity=1, last_beat_s=0.0)
@@ -185,3 +196,32 @@ async def test_a_probe_that_fails_quarantines_and_leaves_the_version_unclaimed(m
     async with scene.running():
         await assert_eventually(lambda: member.state is State.QUARANTINED)
         assert member.version is None
+
+
+async def test_the_learner_hears_what_a_rollout_acknowledged_until_a_push_fails_or_deltas_fail_again_and_again() -> (
+    None
+):
+    scene = Scene(Ends(sends_deltas=True))
+    scene.ends.may_apply.set()
+    member = scene.add(Role.ROLLOUT, "r")
+
+    async def push(number: int, *, fails: bool) -> None:
+        scene.ends.wrong_digests = int(fails)
+        scene.publish(number)
+        if fails:
+            await assert_eventually(lambda: member.state is State.QUARANTINED)
+            await scene.clock.advance(1.0)
+        await assert_eventually(lambda: member.version == PolicyVersion(lineage="a", number=number))
+
+    async with scene.running():
+        for number in range(3):
+            await push(number, fails=False)
+        assert scene.ends.asked == [(-1, ""), (0, "right"), (1, "right")]
+        assert (member.encoding, member.sent_bytes, member.whole_in_a_row) == ("delta", 10, 0)
+        metrics = scene.times.metrics()
+        assert [metrics[f"weights/{name}"] for name in ("sent_bytes", "dense_bytes", "deltas")] == [1020, 3000, 2]
+        scene.ends.asked.clear()
+        for number in range(3, 7):
+            await push(number, fails=True)
+    told = [held for held, _ in scene.ends.asked]
+    assert told == [2, -1, 3, -1, 4, -1, -1, -1], "after three failures in a row it is one that takes no deltas"

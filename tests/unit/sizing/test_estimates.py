@@ -122,14 +122,17 @@ def test_host_disk_and_network() -> None:
     assert sizes(storage.loading_memory(SHAPE, config)) == [4 * 1400]
     mixture = shape_of(LLAMA | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2})
     assert sizes(storage.loading_memory(mixture, config)) == [4 * mixture.parameters]
-    assert sizes(storage.learner_host_memory(SHAPE, config)) == [2 * 2 * 1400, 12 * 1400]
+    assert sizes(storage.learner_host_memory(SHAPE, config)) == [2 * 2 * 1400, 2 * 2800, 12 * 1400]
     # 3 checkpoints; 41 batches of 4 x 2 completions of 20 tokens; RUN/model; 2 exports
     assert sizes(storage.disk(SHAPE, config)) == [3 * 12 * 1400, 41 * 4 * 2 * 20 * 10, 2800, 2 * 2800]
     assert storage.push_bytes(SHAPE, config) == 2800
     alone = recipe("model.lora_rank=2", "model.target_modules=[o_proj]", "weights.lora=adapter")
     assert storage.push_bytes(SHAPE, alone) == 4 * 2 * 16
     across = recipe("rollout.tensor_parallel_size=2")
-    assert sizes(storage.rollout_host_memory(SHAPE, across)) == [2800, (160 + 2 * 304) << 20]
+    assert sizes(storage.rollout_host_memory(SHAPE, across)) == [2800, 2800 + 1400, (160 + 2 * 304) << 20]
+    whole = recipe("weights.encoding=dense")
+    assert sizes(storage.rollout_host_memory(SHAPE, whole)) == [2800]
+    assert sizes(storage.learner_host_memory(SHAPE, whole)) == [2 * 2 * 1400, 12 * 1400]
 
 
 def test_what_fits_is_not_refused_and_what_cannot_fit_is_with_the_way_out() -> None:
