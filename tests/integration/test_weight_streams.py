@@ -1,7 +1,9 @@
 """Weights over gRPC: who gets bytes, that a stream resumes and ends, and that a rollout can be the source."""
 
+import dataclasses
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,7 +108,7 @@ def test_the_receiver_that_the_coordinator_opened_for_gets_the_weights_and_nobod
 
         receiver = WeightReceiver(credentials=of[Role.ROLLOUT])
         np.testing.assert_array_equal(fetched(receiver, opened, "e").buffer, random_snapshot(1).buffer)
-        assert_eventually_blocking(lambda: not sender.links.busy(), within_s=5.0)
+        assert_eventually_blocking(lambda links=sender.links: not links.busy(), within_s=5.0)
         assert ends(of[Role.ROLLOUT], request).startswith("FAILED_PRECONDITION: epoch e: nothing was opened")
         sender.publish(random_snapshot(2))
         assert (
@@ -129,7 +131,7 @@ def test_the_receiver_that_the_coordinator_opened_for_gets_the_weights_and_nobod
 
 
 def test_what_was_interrupted_is_fetched_from_another_source_which_may_itself_still_wait(sender: WeightSender) -> None:
-    snapshot, passed = random_snapshot(1), dict.fromkeys(("e1", "e2"), 0)
+    snapshot, passed = random_snapshot(1), Counter[str]()
 
     def passing(epoch: str) -> None:
         passed[epoch] += 1
@@ -158,7 +160,7 @@ def test_what_was_interrupted_is_fetched_from_another_source_which_may_itself_st
 
 
 def test_a_receiver_that_reads_nothing_and_a_source_that_says_nothing_free_the_other_end() -> None:
-    large, links = random_snapshot(1, total_bytes=64 << 20), Links(host="127.0.0.1", meets=False)
+    large, links = random_snapshot(1, total_bytes=24 << 20), Links(host="127.0.0.1", meets=False)
     payload = dense(large.manifest, large.buffer)
     with serving(links):
         link = links.open(Cargo.whole(payload, large.buffer), receiver_id="r", epoch="e", backend="grpc", timeout_s=0.5)
@@ -176,11 +178,9 @@ def test_a_receiver_that_reads_nothing_and_a_source_that_says_nothing_free_the_o
         channel.close()  # as a receiver that dies
         assert_eventually_blocking(lambda: not links.busy(), within_s=10.0)
 
-        empty = Cargo(payload, np.empty(64 << 20, np.uint8))
+        empty = Cargo(payload, np.empty(24 << 20, np.uint8))
         waiting = links.open(empty, receiver_id="s", epoch="s", backend="grpc", timeout_s=30.0)
-        silent = Rendezvous(
-            **{name: getattr(waiting.rendezvous, name) for name in Rendezvous.__slots__} | {"timeout_s": 0.3}
-        )
+        silent = dataclasses.replace(waiting.rendezvous, timeout_s=0.3)
         group = FetchedGroup(silent, credentials=load_credentials(None))
         started = time.monotonic()
         tell_first(group, 0)
