@@ -25,6 +25,9 @@ LOADS = 3
 LAYERS, HIDDEN, WIDTH, VOCABULARY = 12, 1024, 3072, 32_000
 SAMPLE_S = 0.002
 
+PAUSE_S = 0.25
+"""Chosen: a fifth of what reading with Python's lock held stops others for, and above what two overloaded cores do anyway."""
+
 
 @dataclass(slots=True)
 class Peaks:
@@ -129,8 +132,8 @@ def _file(folder: Path) -> list[Row]:
             what="pause of another thread meanwhile, the longest of a read",
             value=pause_s,
             unit="s",
-            target="<= 0.1",
-            met=pause_s <= 0.1,
+            target=f"<= {PAUSE_S}",
+            met=pause_s <= PAUSE_S,
         ),
         Row(what="private memory while reading / bytes", value=peak, unit="", target="", met=True),
     ]
