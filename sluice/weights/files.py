@@ -118,7 +118,7 @@ def _read_header(file: io.FileIO, *, size_bytes: int) -> dict[str, Any]:
 
 def _fill(file: io.FileIO, room: np.ndarray) -> None:
     """Fills uint8[n] from the file."""
-    left = memoryview(room)
+    left = room.data
     while left:
         count = file.readinto(left)
         if not count:

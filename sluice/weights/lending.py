@@ -78,12 +78,14 @@ def find(digest: str, *, total_bytes: int) -> np.ndarray | None:
     if not _DIGEST.fullmatch(digest):
         return None
     try:
-        return staging.map_borrowed(_ask(_name_of(digest), _ANNOUNCED), total_bytes=total_bytes, digest=digest)
+        copy = staging.map_borrowed(_ask(_name_of(digest), _ANNOUNCED), total_bytes=total_bytes, digest=digest)
     except _NoHolder:
         return None
     except TransferError as error:
         log.warning("staged_copy_not_shared", reason=str(error), then="its bytes are received instead")
         return None
+    log.info("staged_copy_shared", digest=digest[:16], size_bytes=total_bytes)
+    return copy
 
 
 class _NoHolder(TransferError):

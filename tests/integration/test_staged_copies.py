@@ -174,6 +174,8 @@ def test_a_second_rollout_maps_what_the_first_one_has_and_nothing_is_sent(sender
     first, second, alone = WeightReceiver(shares=True), WeightReceiver(shares=True), WeightReceiver()
 
     def push(receiver: WeightReceiver, name: str) -> Received:
+        snapshot = sender.newest
+        assert snapshot is not None
         opened = sender.open(rollout_id=name, epoch=name, timeout_s=5.0)
         if opened.new_epoch:
             join_opened(receiver, opened, name)
@@ -185,21 +187,16 @@ def test_a_second_rollout_maps_what_the_first_one_has_and_nothing_is_sent(sender
         return received
 
     kept = []
-    for number in range(3):
-        snapshot = random_snapshot(number)
+    for snapshot in map(random_snapshot, range(3)):
         sender.publish(snapshot)
         mine = push(first, "first")
-        theirs = push(second, "second")
-        assert inode(mine.buffer) == inode(theirs.buffer), "the same memory"
+        kept.append((snapshot.buffer, push(second, "second").buffer))
+        assert inode(mine.buffer) == inode(kept[-1][1]), "the same memory"
         assert inode(push(alone, "alone").buffer) != inode(mine.buffer)
-        kept.append((snapshot.buffer, theirs.buffer))
     for sent, held in kept:  # what was borrowed stays as it was, whatever its holder did since
         np.testing.assert_array_equal(sent, held)
-    del mine, theirs, held
-    kept.clear()
-    first.close()
-    second.close()
-    alone.close()
+    for receiver in (first, second, alone):
+        receiver.close()
 
 
 def test_a_copy_is_found_by_its_bytes_until_its_holder_writes_again_or_drops_it() -> None:
