@@ -50,8 +50,12 @@ class ForkedProcess:
     @property
     def returncode(self) -> int | None:
         """That of the first rank that failed, else 0; None while one runs."""
-        codes = [process.exitcode for process in self._started]
-        return next((code for code in codes if code), None if None in codes else 0)
+        return next((code for code in self.codes if code), None if None in self.codes else 0)
+
+    @property
+    def codes(self) -> list[int | None]:
+        """That of each rank."""
+        return [process.exitcode for process in self._started]
 
     async def wait(self) -> int:
         """The exit code, when all have ended."""
@@ -67,9 +71,9 @@ class ForkedProcess:
         await self.wait()
         return b"", output
 
-    def send_signal(self, number: int) -> None:
-        """To every rank."""
-        for process in self._started:
+    def send_signal(self, number: int, *, rank: int | None = None) -> None:
+        """To every rank, or to one."""
+        for process in self._started if rank is None else [self._started[rank]]:
             assert process.pid is not None
             os.kill(process.pid, number)
 

@@ -49,8 +49,7 @@ def loaded_engine(request: pytest.FixtureRequest, model_path: Path) -> Iterator[
                 tensor_parallel_size=1,
                 gpu_memory_utilization=0.5,
                 enforce_eager=False,
-                kv_cache_bytes=4
-                << 20,  # 56 blocks of 32 tokens: full when most of CAPACITY samples need a second block
+                kv_cache_bytes=4 << 20,  # 56 blocks of 32 tokens: full when most of CAPACITY samples need a second
                 async_scheduling=overlaps,
             )
             yield engine
@@ -344,13 +343,8 @@ def test_more_requests_than_fit_all_finish_with_their_own_prompts(engine: Engine
 
     model, before = load(model_path), engine.generated_tokens
     prompts = {f"s{index}": (3 + index % 20, *PROMPT[: index % 4], 9) for index in range(3 * CAPACITY)}
-    samples = draw(
-        engine,
-        *(
-            request(name, prompt=prompt, seed=i, max_tokens=5 + i % 30)
-            for i, (name, prompt) in enumerate(prompts.items())
-        ),
-    )
+    numbered = enumerate(prompts.items())
+    samples = draw(engine, *(request(name, prompt=ids, seed=i, max_tokens=5 + i % 30) for i, (name, ids) in numbered))
     for sample in samples:
         expected = logprobs(model, prompts[sample.sample_id], sample.token_ids.tolist())
         np.testing.assert_allclose(sample.logprobs, expected, atol=TOLERANCE_NATS, rtol=0)

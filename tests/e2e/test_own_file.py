@@ -9,11 +9,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.e2e.conftest import ROOT
 from tests.tiny_model import write_tiny_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -36,36 +35,29 @@ def write(file: Path, *rows: tuple[str, str]) -> None:
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def dry_run(model: Path, file: Path, *rows: tuple[str, str]) -> subprocess.CompletedProcess[str]:
-    write(file, *rows)
-    settings = [f"model.path={model}", f"data.train_files=[{file}]", "data.max_prompt_length=64"]
-    settings.append("network.coordinator_port=0")
-    command = [sys.executable, "-m", "sluice.cli.main", "up", "-c", str(ROOT / "recipes" / "sums-smollm2.yaml")]
-    command += ["--dry-run", *(part for setting in settings for part in ("--set", setting))]
+def sluice(*words: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "sluice.cli.main", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
 
 
 def test_a_file_of_numbers_needs_nothing_but_its_name(model: Path, tmp_path: Path) -> None:
-    done = dry_run(model, tmp_path / "my.jsonl", ("3 times 4", "12"), ("5 times 6", "30"), ("7 times 8", "56"))
+    write(tmp_path / "my.jsonl", ("3 times 4", "12"), ("5 times 6", "30"), ("7 times 8", "56"))
+    settings = [f"model.path={model}", f"data.train_files=[{tmp_path / 'my.jsonl'}]", "data.max_prompt_length=64"]
+    settings.append("network.coordinator_port=0")
+    words = [part for setting in settings for part in ("--set", setting)]
+    done = sluice("up", "-c", str(ROOT / "recipes" / "sums-smollm2.yaml"), "--dry-run", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "for times: gold 3 of 3 right" in done.stdout
     assert "data, tokenizer and reward are fine" in done.stdout
 
 
-def test_a_file_whose_answers_are_no_numbers_is_refused_before_anything_trains(model: Path, tmp_path: Path) -> None:
-    done = dry_run(model, tmp_path / "my.jsonl", ("capital of france", "paris"), ("capital of spain", "madrid"))
-    assert done.returncode in (1, 2)
-    assert "route the data_source to another grader with reward.routes" in done.stderr
-
-
 def test_a_model_is_evaluated_on_a_file_without_a_run_and_without_a_learner(model: Path, tmp_path: Path) -> None:
     write(tmp_path / "my.jsonl", ("3 times 4", "12"), ("5 times 6", "30"), ("7 times 8", "56"))
-    command = [sys.executable, "-m", "sluice.cli.main", "evaluate", "--model", str(model), "--top-p", "0.7", "-n", "4"]
-    command += ["--data", str(tmp_path / "my.jsonl"), "-c", str(ROOT / "recipes" / "sums-smollm2.yaml")]
-    command += ["--json", str(tmp_path / "r.json"), "--parquet", str(tmp_path / "r.parquet")]
-    command += ["--run-dir", str(tmp_path / "kept"), "--set", "rollout.engine=transformers"]
-    command += ["--set", "data.max_prompt_length=64", "--set", "launch.check_reward=false"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    words = ["--data", str(tmp_path / "my.jsonl"), "-c", str(ROOT / "recipes" / "sums-smollm2.yaml")]
+    words += ["--json", str(tmp_path / "r.json"), "--parquet", str(tmp_path / "r.parquet")]
+    words += ["--run-dir", str(tmp_path / "kept"), "--set", "rollout.engine=transformers"]
+    words += ["--set", "data.max_prompt_length=64", "--set", "launch.check_reward=false"]
+    done = sluice("evaluate", "--model", str(model), "--top-p", "0.7", "-n", "4", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     [one] = json.loads((tmp_path / "r.json").read_text())["evaluations"]
     assert (one["set"], one["prompts"], one["n"], one["top_p"], one["ungraded"]) == ("default", 3, 4, 0.7, 0)

@@ -31,6 +31,8 @@ def test_two_ranks_without_staleness_reproduce_the_references_losses_and_weights
     run = start_run(
         "coordinator.max_staleness=0",
         "launch.learner_nproc_per_node=2",
+        "rollout.engine=transformers",
+        *("data.train_batch_size=8", "learner.mini_batch_size=4"),
         f"run.total_steps={STEPS + 1}",
         f"learner.export_every_steps={STEPS}",
         "learner.max_tokens_per_micro_batch=700",

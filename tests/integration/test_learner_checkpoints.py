@@ -34,13 +34,13 @@ Figures = dict[str, np.ndarray]
 
 @pytest.fixture(scope="module")
 def by_two(learner_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Figures]]:
-    """Two ranks: ten steps straight, saving version 5 meanwhile; five steps; and from version 5 to version 10, saved."""
+    """Two ranks: six steps straight, saving version 3 meanwhile; three steps; and from version 3 to version 6, saved."""
     folder = tmp_path_factory.mktemp("two")
     saved = folder / "checkpoints"
     jobs = [
-        _job(until=10, save=str(saved), save_at=5),
-        _job(until=5),
-        _job(until=10, load=str(saved / "step-5"), save=str(saved)),
+        _job(until=6, save=str(saved), save_at=3),
+        _job(until=3),
+        _job(until=6, load=str(saved / "step-3"), save=str(saved)),
     ]
     return saved, on_ranks(learner_model, folder / "out", jobs, ranks=2)
 
@@ -57,8 +57,8 @@ def test_two_ranks_go_on_from_what_they_saved_during_training_as_if_they_had_nev
 def test_one_rank_goes_on_from_what_it_saved_during_training_as_if_it_had_never_stopped(
     learner_model: Path, alone: Ranks, tmp_path: Path
 ) -> None:
-    straight = run_job(learner_model, _job(until=10, save=str(tmp_path), save_at=5), alone)
-    resumed = run_job(learner_model, _job(until=10, load=str(tmp_path / "step-5")), alone)
+    straight = run_job(learner_model, _job(until=6, save=str(tmp_path), save_at=3), alone)
+    resumed = run_job(learner_model, _job(until=6, load=str(tmp_path / "step-3")), alone)
     assert np.array_equal(straight["weights"], resumed["weights"])
     assert straight["metric/loss/lr"] == resumed["metric/loss/lr"]
 
@@ -67,7 +67,7 @@ def test_what_two_ranks_saved_one_rank_and_three_ranks_hold_bit_for_bit_and_trai
     learner_model: Path, alone: Ranks, by_two: tuple[Path, list[Figures]], tmp_path: Path
 ) -> None:
     saved, (straight, half, _) = by_two
-    jobs = [_job(until=until, load=str(saved / "step-5")) for until in (5, 10)]
+    jobs = [_job(until=until, load=str(saved / "step-3")) for until in (3, 6)]
     by_one = [run_job(learner_model, job, alone) for job in jobs]
     by_three = on_ranks(learner_model, tmp_path / "out", jobs, ranks=3)
     for loaded, trained_on in (by_one, by_three):
@@ -79,18 +79,18 @@ def test_any_file_that_is_cut_short_or_altered_is_named_and_the_checkpoint_befor
     learner_model: Path, alone: Ranks, by_two: tuple[Path, list[Figures]], tmp_path: Path
 ) -> None:
     saved, (_, half, _) = by_two
-    names = sorted(path.name for path in (saved / "step-10").iterdir())
+    names = sorted(path.name for path in (saved / "step-6").iterdir())
     assert len(names) == 5  # two shards, torch's metadata, our state, the manifest
     for damage in (_truncate, _flip):
         for name in names:
             copy = tmp_path / f"{damage.__name__}-{name}"
             shutil.copytree(saved, copy)
-            damage(copy / "step-10" / name)
+            damage(copy / "step-6" / name)
             with capture_logs() as logs:
-                assert checkpoint.choose("auto", directory=copy) == copy / "step-5"
+                assert checkpoint.choose("auto", directory=copy) == copy / "step-3"
             assert [log["event"] for log in logs] == ["checkpoint_skipped"]
             assert name in logs[0]["reason"]
-    again = run_job(learner_model, _job(until=5, load=str(copy / "step-5")), alone)
+    again = run_job(learner_model, _job(until=3, load=str(copy / "step-3")), alone)
     assert np.array_equal(again["weights"], half["weights"])
 
 

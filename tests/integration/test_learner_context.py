@@ -43,7 +43,7 @@ _ALGORITHMS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ADAPTERS, SINKS = len(_ALGORITHMS), len(_ALGORITHMS) + 1
 """Other models, with the settings of the second job."""
 
-TRAINED = {"1x2": (0, 1, 2, 3, 4, ADAPTERS), "2x2": (0, 3, 4), "1x4": (1, 2, 4, SINKS)}
+TRAINED = {"1x2": (0, 1, 2, 3, 4, ADAPTERS), "2x2": (0, 4), "1x4": (1, SINKS)}
 """The jobs of each mesh: ranks cost more time than what they find."""
 
 

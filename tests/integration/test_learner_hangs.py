@@ -19,12 +19,11 @@ from sluice.testing import assert_eventually
 from sluice.testing.fakes import FakeCoordinator, serving
 from tests.forked import ForkedProcess
 from tests.integration import hanging_learner
-from tests.integration.service_process import ENVIRON, Process, flags, learner, learner_under_torchrun
+from tests.integration.service_process import ENVIRON, flags, learner
 from tests.integration.tiny_run import tiny_coordinator
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
-PIPE = asyncio.subprocess.PIPE
 LIMIT_S = 2.0
 
 
@@ -36,7 +35,7 @@ async def coordinator(tmp_path: Path) -> AsyncIterator[tuple[FakeCoordinator, st
         yield fake, address
 
 
-async def _end(process: Process | ForkedProcess) -> tuple[int, str]:
+async def _end(process: ForkedProcess) -> tuple[int, str]:
     async with asyncio.timeout(60):
         _, errors = await process.communicate()
     assert process.returncode is not None
@@ -48,12 +47,12 @@ async def test_a_rank_that_hangs_while_its_heartbeats_go_on_ends_all_ranks_by_na
 ) -> None:
     fake, address = coordinator
     hang = {"HANG_AT": "1", "HANG_RANK": "1", "HANG_HOW": "sleep"}
-    script = str(Path(hanging_learner.__file__))
-    async with learner_under_torchrun(address, script, environ=hang, stderr=PIPE) as torchrun:
+    async with learner(address, main=hanging_learner.main, ranks=2, environ=hang, piped=True) as ranks:
         await fake.until(lambda: len(fake.commits) == 1)
         started = time.monotonic()
-        code, errors = await _end(torchrun)
-    assert code == 1
+        _, errors = await _end(ranks)
+    assert ranks.codes[1] == 1
+    assert ranks.codes[0] != 0
     assert time.monotonic() - started >= LIMIT_S
     assert "step_hung" in errors
     for fact in ("rank=1", "part='training of step 1'", "limit_s=2.0", "setting=learner.step_timeout_s"):
@@ -67,22 +66,19 @@ async def test_a_leader_whose_follower_is_frozen_between_two_steps_ends_by_name(
 ) -> None:
     fake, address = coordinator
     await fake.allow(ready=1, end=10)
-    async with learner_under_torchrun(address, stderr=PIPE) as torchrun:
-        assert torchrun.stderr is not None
+    async with learner(address, ranks=2, piped=True) as ranks:
         await fake.until(lambda: len(fake.commits) == 1)
-        follower = next(
-            found for found in psutil.Process(torchrun.pid).children(recursive=True) if found.environ()["RANK"] == "1"
-        )
-        follower.suspend()
+        ranks.send_signal(signal.SIGSTOP, rank=1)
         await fake.allow(ready=10)
         async with asyncio.timeout(60):
             line = b""
             while b"step_hung" not in line:
-                line = await torchrun.stderr.readline()
-                assert line, "torchrun has ended"
-        follower.kill()  # torchrun itself would wait half a minute for it to hear SIGTERM
-        code, _ = await _end(torchrun)
-    assert code == 1
+                line = await ranks.stderr.readline()
+                assert line, "the leader has ended"
+        await assert_eventually(lambda: ranks.codes[0] is not None, within_s=30, what="the leader has ended")
+        ranks.send_signal(signal.SIGKILL, rank=1)
+        await _end(ranks)
+    assert ranks.codes == [1, -signal.SIGKILL]
     assert "rank=0" in line.decode()
     assert "setting=learner.step_timeout_s" in line.decode()
 

@@ -46,7 +46,10 @@ def config_for(model_path: Path, engine: str, *, max_response_length: int = 40) 
 
 @pytest.mark.parametrize(
     "engine",
-    [pytest.param("transformers", marks=pytest.mark.integration), pytest.param("vllm", marks=pytest.mark.e2e)],
+    [
+        pytest.param("transformers", marks=pytest.mark.integration),
+        pytest.param("vllm", marks=[pytest.mark.e2e, pytest.mark.long]),
+    ],
 )
 async def test_it_registers_what_it_serves_registers_again_when_forgotten_and_leaves_on_sigterm(
     model: Path, engine: str
