@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from sluice.v1 import rollout_pb2_grpc
 from sluice.weights import links as links_module
 from sluice.weights import receiver as receiver_module
 from sluice.weights.backends import ROOT_RANK, Collective, Rendezvous, TransferGroup, join
+from sluice.weights.flights import Flight
 from sluice.weights.manifest import Manifest, new_digest
 from sluice.weights.receiver import WeightReceiver
 from tests.forked import FORKED
@@ -141,16 +143,35 @@ class _Faulty:
         self._group, self._fault, self._sends = group, fault, sends
 
     def broadcast(self, data: np.ndarray, *, root: int = ROOT_RANK) -> None:
+        self.start(data, root=root).wait()
+
+    def start(self, data: np.ndarray, *, root: int = ROOT_RANK) -> Flight:
         if root != ROOT_RANK:
-            self._group.broadcast(data, root=root)
-        elif self._sends:
-            self._group.broadcast(self._fault.pass_bucket(data))
-        else:
-            self._group.broadcast(data)
-            self._fault.took += 1
+            return self._group.start(data, root=root)
+        if self._sends:
+            data = self._fault.pass_bucket(data)
+        return _Counted(self._group.start(data), data, None if self._sends else self._fault)
+
+    def rest(self) -> None:
+        self._group.rest()
 
     def close(self) -> None:
         self._group.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """A flight whose bucket counts where it comes in."""
+
+    flight: Flight
+    data: np.ndarray
+    """Must stay until the flight has ended."""
+    fault: _Fault | None
+
+    def wait(self) -> None:
+        self.flight.wait()
+        if self.fault is not None:
+            self.fault.took += 1
 
 
 def _main(pipe: Connection, credentials: str, total_bytes: int, address: str, machine: str) -> None:

@@ -63,6 +63,7 @@ async def test_the_learner_sends_once_and_a_newcomer_takes_what_the_last_has_kep
     assert {rollout.took() for rollout in fleet.rollouts.values()} == {BUCKETS, 2 * BUCKETS}
     for _ in range(KEPT_VERSIONS):
         await fleet.spread()
+    assert fleet.sender.links is not None
     assert list(fleet.sender.links.threads()) == [first]
 
 
