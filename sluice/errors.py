@@ -112,6 +112,10 @@ class TransferError(SluiceError):
     usual_fix = "the transfer is tried again by itself; if it goes on, look at the network and the disk"
 
 
+class WrongBytes(TransferError):
+    """A source of weights sent other bytes than the learner published."""
+
+
 class LaunchError(SluiceError):
     """A process or tool that the run needs could not be started or kept alive."""
 

@@ -151,16 +151,25 @@ class _Service:
         from services.rollout.adapter_merging import AdapterMerger
         from services.rollout.servicer import RolloutServicer
         from services.rollout.weight_intake import WeightIntake
+        from services.rollout.weight_relay import WeightRelay
         from sluice.weights.receiver import WeightReceiver
 
         tokenizer = AutoTokenizer.from_pretrained(self._model.path)
+        receiver = WeightReceiver()
         self._weights = WeightIntake(
             loop=self._loop,
-            receiver=WeightReceiver(),
+            receiver=receiver,
             model=self._model,
             inflight=config.weights.inflight,
             finish_s=config.coordinator.generate_timeout_s,
             merger=AdapterMerger(self._model, config) if pushes_adapters(config) else None,
+            relay=WeightRelay(
+                receiver,
+                backend=config.weights.backend,
+                host=self._options.advertise,
+                bind=self._options.bind,
+                device=self._device,
+            ),
         )
         servicer = RolloutServicer(
             loop=self._loop,

@@ -71,7 +71,7 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
     async def GetInfo(
         self, request: rollout_pb2.RolloutServiceGetInfoRequest, context: grpc.aio.ServicerContext
     ) -> rollout_pb2.RolloutServiceGetInfoResponse:
-        engine, weights = self._loop.engine, self._loop.weights
+        engine, weights, cargo = self._loop.engine, self._loop.weights, self._weights.cargo
         return rollout_pb2.RolloutServiceGetInfoResponse(
             rollout_id=self._rollout_id(),
             engine=engine.name,
@@ -81,6 +81,9 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
             capacity_samples=engine.capacity,
             generated_tokens=engine.generated_tokens,
             max_model_len=engine.max_model_len,
+            payload_id="" if cargo is None else cargo.payload.id,
+            verified_buckets=0 if cargo is None else cargo.verified,
+            buckets=0 if cargo is None else len(cargo.payload.bucket_digests),
         )
 
     async def JoinEpoch(
@@ -120,6 +123,24 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
             digest=applied.digest,
             receive_ms=applied.receive_ms,
             stall_ms=applied.stall_ms,
+        )
+
+    async def OpenTransfer(
+        self, request: rollout_pb2.RolloutServiceOpenTransferRequest, context: grpc.aio.ServicerContext
+    ) -> rollout_pb2.RolloutServiceOpenTransferResponse:
+        opened = await self._weights.pass_on(
+            receiver_id=name(request.receiver_id, field="open transfer: receiver_id"),
+            epoch=name(request.epoch, field="open transfer: epoch"),
+            payload_id=name(request.payload_id, field="open transfer: payload_id"),
+            timeout_s=duration_s(request.timeout_s, field="open transfer: timeout_s"),
+            receiver_device=name(request.receiver_device, field="open transfer: receiver_device", may_be_empty=True),
+        )
+        return rollout_pb2.RolloutServiceOpenTransferResponse(
+            store_host=opened.rendezvous.host,
+            store_port=opened.rendezvous.port,
+            secret=opened.rendezvous.secret,
+            backend=opened.backend,
+            new_epoch=opened.new_epoch,
         )
 
     async def Drain(

@@ -12,9 +12,12 @@ import structlog
 from services.rollout.adapter_merging import AdapterMerger
 from services.rollout.engine_loop import EngineLoop, InFlight
 from services.rollout.model_files import ModelFacts, check_tensors
+from services.rollout.weight_relay import WeightRelay
 from sluice.errors import InvalidRequest, NotReady
 from sluice.policy_version import PolicyVersion
 from sluice.weights.backends import Collective, Rendezvous
+from sluice.weights.cargo import Cargo
+from sluice.weights.links import OpenedLink
 from sluice.weights.manifest import Manifest
 from sluice.weights.payload import Payload
 from sluice.weights.receiver import Received, WeightReceiver
@@ -46,15 +49,17 @@ class WeightIntake:
         inflight: InFlight,
         finish_s: float = 0.0,
         merger: AdapterMerger | None = None,
+        relay: WeightRelay | None = None,
     ) -> None:
         """With a `merger` snapshots hold adapters, otherwise all of the model's tensors. `inflight` and `finish_s` decide
-        about running samples (EngineLoop.load_weights)."""
+        about running samples (EngineLoop.load_weights). Without a `relay` this rollout passes nothing on."""
         self._loop = loop
         self._receiver = receiver
         self._model = model
         self._inflight: InFlight = inflight
         self._finish_s = finish_s
         self._merger = merger
+        self._relay = relay
         self._verbs = asyncio.Lock()
 
     async def join(self, rendezvous: Rendezvous, *, backend: Collective) -> None:
@@ -104,6 +109,28 @@ class WeightIntake:
             manifest, buffer, inflight=self._inflight, finish_s=self._finish_s, announced=received.manifest
         )
 
+    async def pass_on(
+        self, *, receiver_id: str, epoch: str, payload_id: str, timeout_s: float, receiver_device: str
+    ) -> OpenedLink:
+        """Begins sending what arrives here, or arrived last, to another rollout. Raises NotReady or Overloaded."""
+        if self._relay is None:
+            raise NotReady("this rollout passes no weights on")
+        return await asyncio.to_thread(
+            self._relay.open,
+            receiver_id=receiver_id,
+            epoch=epoch,
+            payload_id=payload_id,
+            timeout_s=timeout_s,
+            receiver_device=receiver_device,
+        )
+
+    @property
+    def cargo(self) -> Cargo | None:
+        """The payload that arrives, or arrived last; None before one."""
+        return self._receiver.cargo
+
     def close(self) -> None:
-        """Leaves the epoch."""
+        """Leaves the epoch, and ends those of others that receive from here."""
+        if self._relay is not None:
+            self._relay.close()
         self._receiver.close()

@@ -63,6 +63,7 @@ _TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "JoinEpoch": _COORDINATOR,
         "ReceiveWeights": _COORDINATOR,
         "ApplyWeights": _COORDINATOR,
+        "OpenTransfer": _COORDINATOR,
         "Drain": _COORDINATOR,
     },
     "sluice.v1.RewardService": {

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sluice.v1 import common_pb2 as sluice_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sluice/v1/rollout.proto\x12\tsluice.v1\x1a\x16sluice/v1/common.proto\")\n\nSampleSpec\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04seed\x18\x02 \x01(\x03\"\xdc\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x01(\x0c\x12&\n\x07samples\x18\x03 \x03(\x0b\x32\x15.sluice.v1.SampleSpec\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.sluice.v1.SamplingParams\x12\x32\n\x10required_version\x18\x05 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x12\n\nevaluation\x18\x06 \x01(\x08\"\"\n\x10GenerateProgress\x12\x0e\n\x06tokens\x18\x01 \x01(\x03\"q\n\x10GenerateResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.sluice.v1.GenerateProgressH\x00\x12#\n\x06sample\x18\x02 \x01(\x0b\x32\x11.sluice.v1.SampleH\x00\x42\x07\n\x05\x65vent\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\" \n\rAbortResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x05\"\x1e\n\x1cRolloutServiceGetInfoRequest\"\xe2\x01\n\x1dRolloutServiceGetInfoResponse\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12)\n\x07version\x18\x03 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x17\n\x0frunning_samples\x18\x05 \x01(\x05\x12\x18\n\x10\x63\x61pacity_samples\x18\x06 \x01(\x05\x12\x18\n\x10generated_tokens\x18\x07 \x01(\x03\x12\x15\n\rmax_model_len\x18\x08 \x01(\x05\"\x9f\x01\n\x10JoinEpochRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x12\n\nstore_host\x18\x02 \x01(\t\x12\x12\n\nstore_port\x18\x03 \x01(\x05\x12\x0e\n\x06secret\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x0c\n\x04rank\x18\x06 \x01(\x05\x12\x12\n\nworld_size\x18\x07 \x01(\x05\x12\x11\n\ttimeout_s\x18\x08 \x01(\x01\"\x13\n\x11JoinEpochResponse\"\x91\x01\n\x15ReceiveWeightsRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12+\n\x08manifest\x18\x02 \x01(\x0b\x32\x19.sluice.v1.WeightManifest\x12\x11\n\tfile_path\x18\x03 \x01(\t\x12)\n\x07payload\x18\x04 \x01(\x0b\x32\x18.sluice.v1.WeightPayload\"\x18\n\x16ReceiveWeightsResponse\"S\n\x13\x41pplyWeightsRequest\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"w\n\x14\x41pplyWeightsResponse\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nreceive_ms\x18\x03 \x01(\x01\x12\x10\n\x08stall_ms\x18\x04 \x01(\x01\"/\n\x1aRolloutServiceDrainRequest\x12\x11\n\ttimeout_s\x18\x01 \x01(\x01\".\n\x1bRolloutServiceDrainResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x05\x32\xb9\x04\n\x0eRolloutService\x12\x45\n\x08Generate\x12\x1a.sluice.v1.GenerateRequest\x1a\x1b.sluice.v1.GenerateResponse0\x01\x12:\n\x05\x41\x62ort\x12\x17.sluice.v1.AbortRequest\x1a\x18.sluice.v1.AbortResponse\x12\\\n\x07GetInfo\x12\'.sluice.v1.RolloutServiceGetInfoRequest\x1a(.sluice.v1.RolloutServiceGetInfoResponse\x12\x46\n\tJoinEpoch\x12\x1b.sluice.v1.JoinEpochRequest\x1a\x1c.sluice.v1.JoinEpochResponse\x12U\n\x0eReceiveWeights\x12 .sluice.v1.ReceiveWeightsRequest\x1a!.sluice.v1.ReceiveWeightsResponse\x12O\n\x0c\x41pplyWeights\x12\x1e.sluice.v1.ApplyWeightsRequest\x1a\x1f.sluice.v1.ApplyWeightsResponse\x12V\n\x05\x44rain\x12%.sluice.v1.RolloutServiceDrainRequest\x1a&.sluice.v1.RolloutServiceDrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sluice/v1/rollout.proto\x12\tsluice.v1\x1a\x16sluice/v1/common.proto\")\n\nSampleSpec\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04seed\x18\x02 \x01(\x03\"\xdc\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x01(\x0c\x12&\n\x07samples\x18\x03 \x03(\x0b\x32\x15.sluice.v1.SampleSpec\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.sluice.v1.SamplingParams\x12\x32\n\x10required_version\x18\x05 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x12\n\nevaluation\x18\x06 \x01(\x08\"\"\n\x10GenerateProgress\x12\x0e\n\x06tokens\x18\x01 \x01(\x03\"q\n\x10GenerateResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.sluice.v1.GenerateProgressH\x00\x12#\n\x06sample\x18\x02 \x01(\x0b\x32\x11.sluice.v1.SampleH\x00\x42\x07\n\x05\x65vent\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\" \n\rAbortResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x05\"\x1e\n\x1cRolloutServiceGetInfoRequest\"\xa1\x02\n\x1dRolloutServiceGetInfoResponse\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12)\n\x07version\x18\x03 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x17\n\x0frunning_samples\x18\x05 \x01(\x05\x12\x18\n\x10\x63\x61pacity_samples\x18\x06 \x01(\x05\x12\x18\n\x10generated_tokens\x18\x07 \x01(\x03\x12\x15\n\rmax_model_len\x18\x08 \x01(\x05\x12\x12\n\npayload_id\x18\t \x01(\t\x12\x18\n\x10verified_buckets\x18\n \x01(\x03\x12\x0f\n\x07\x62uckets\x18\x0b \x01(\x03\"\x9f\x01\n\x10JoinEpochRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x12\n\nstore_host\x18\x02 \x01(\t\x12\x12\n\nstore_port\x18\x03 \x01(\x05\x12\x0e\n\x06secret\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x0c\n\x04rank\x18\x06 \x01(\x05\x12\x12\n\nworld_size\x18\x07 \x01(\x05\x12\x11\n\ttimeout_s\x18\x08 \x01(\x01\"\x13\n\x11JoinEpochResponse\"\x91\x01\n\x15ReceiveWeightsRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12+\n\x08manifest\x18\x02 \x01(\x0b\x32\x19.sluice.v1.WeightManifest\x12\x11\n\tfile_path\x18\x03 \x01(\t\x12)\n\x07payload\x18\x04 \x01(\x0b\x32\x18.sluice.v1.WeightPayload\"\x18\n\x16ReceiveWeightsResponse\"S\n\x13\x41pplyWeightsRequest\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"w\n\x14\x41pplyWeightsResponse\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nreceive_ms\x18\x03 \x01(\x01\x12\x10\n\x08stall_ms\x18\x04 \x01(\x01\"\x87\x01\n!RolloutServiceOpenTransferRequest\x12\x13\n\x0breceiver_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\x12\x17\n\x0freceiver_device\x18\x04 \x01(\t\x12\x12\n\npayload_id\x18\x05 \x01(\t\"\x80\x01\n\"RolloutServiceOpenTransferResponse\x12\x12\n\nstore_host\x18\x01 \x01(\t\x12\x12\n\nstore_port\x18\x02 \x01(\x05\x12\x0e\n\x06secret\x18\x03 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x11\n\tnew_epoch\x18\x05 \x01(\x08\"/\n\x1aRolloutServiceDrainRequest\x12\x11\n\ttimeout_s\x18\x01 \x01(\x01\".\n\x1bRolloutServiceDrainResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x05\x32\xa6\x05\n\x0eRolloutService\x12\x45\n\x08Generate\x12\x1a.sluice.v1.GenerateRequest\x1a\x1b.sluice.v1.GenerateResponse0\x01\x12:\n\x05\x41\x62ort\x12\x17.sluice.v1.AbortRequest\x1a\x18.sluice.v1.AbortResponse\x12\\\n\x07GetInfo\x12\'.sluice.v1.RolloutServiceGetInfoRequest\x1a(.sluice.v1.RolloutServiceGetInfoResponse\x12\x46\n\tJoinEpoch\x12\x1b.sluice.v1.JoinEpochRequest\x1a\x1c.sluice.v1.JoinEpochResponse\x12U\n\x0eReceiveWeights\x12 .sluice.v1.ReceiveWeightsRequest\x1a!.sluice.v1.ReceiveWeightsResponse\x12O\n\x0c\x41pplyWeights\x12\x1e.sluice.v1.ApplyWeightsRequest\x1a\x1f.sluice.v1.ApplyWeightsResponse\x12k\n\x0cOpenTransfer\x12,.sluice.v1.RolloutServiceOpenTransferRequest\x1a-.sluice.v1.RolloutServiceOpenTransferResponse\x12V\n\x05\x44rain\x12%.sluice.v1.RolloutServiceDrainRequest\x1a&.sluice.v1.RolloutServiceDrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,23 +47,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROLLOUTSERVICEGETINFOREQUEST']._serialized_start=550
   _globals['_ROLLOUTSERVICEGETINFOREQUEST']._serialized_end=580
   _globals['_ROLLOUTSERVICEGETINFORESPONSE']._serialized_start=583
-  _globals['_ROLLOUTSERVICEGETINFORESPONSE']._serialized_end=809
-  _globals['_JOINEPOCHREQUEST']._serialized_start=812
-  _globals['_JOINEPOCHREQUEST']._serialized_end=971
-  _globals['_JOINEPOCHRESPONSE']._serialized_start=973
-  _globals['_JOINEPOCHRESPONSE']._serialized_end=992
-  _globals['_RECEIVEWEIGHTSREQUEST']._serialized_start=995
-  _globals['_RECEIVEWEIGHTSREQUEST']._serialized_end=1140
-  _globals['_RECEIVEWEIGHTSRESPONSE']._serialized_start=1142
-  _globals['_RECEIVEWEIGHTSRESPONSE']._serialized_end=1166
-  _globals['_APPLYWEIGHTSREQUEST']._serialized_start=1168
-  _globals['_APPLYWEIGHTSREQUEST']._serialized_end=1251
-  _globals['_APPLYWEIGHTSRESPONSE']._serialized_start=1253
-  _globals['_APPLYWEIGHTSRESPONSE']._serialized_end=1372
-  _globals['_ROLLOUTSERVICEDRAINREQUEST']._serialized_start=1374
-  _globals['_ROLLOUTSERVICEDRAINREQUEST']._serialized_end=1421
-  _globals['_ROLLOUTSERVICEDRAINRESPONSE']._serialized_start=1423
-  _globals['_ROLLOUTSERVICEDRAINRESPONSE']._serialized_end=1469
-  _globals['_ROLLOUTSERVICE']._serialized_start=1472
-  _globals['_ROLLOUTSERVICE']._serialized_end=2041
+  _globals['_ROLLOUTSERVICEGETINFORESPONSE']._serialized_end=872
+  _globals['_JOINEPOCHREQUEST']._serialized_start=875
+  _globals['_JOINEPOCHREQUEST']._serialized_end=1034
+  _globals['_JOINEPOCHRESPONSE']._serialized_start=1036
+  _globals['_JOINEPOCHRESPONSE']._serialized_end=1055
+  _globals['_RECEIVEWEIGHTSREQUEST']._serialized_start=1058
+  _globals['_RECEIVEWEIGHTSREQUEST']._serialized_end=1203
+  _globals['_RECEIVEWEIGHTSRESPONSE']._serialized_start=1205
+  _globals['_RECEIVEWEIGHTSRESPONSE']._serialized_end=1229
+  _globals['_APPLYWEIGHTSREQUEST']._serialized_start=1231
+  _globals['_APPLYWEIGHTSREQUEST']._serialized_end=1314
+  _globals['_APPLYWEIGHTSRESPONSE']._serialized_start=1316
+  _globals['_APPLYWEIGHTSRESPONSE']._serialized_end=1435
+  _globals['_ROLLOUTSERVICEOPENTRANSFERREQUEST']._serialized_start=1438
+  _globals['_ROLLOUTSERVICEOPENTRANSFERREQUEST']._serialized_end=1573
+  _globals['_ROLLOUTSERVICEOPENTRANSFERRESPONSE']._serialized_start=1576
+  _globals['_ROLLOUTSERVICEOPENTRANSFERRESPONSE']._serialized_end=1704
+  _globals['_ROLLOUTSERVICEDRAINREQUEST']._serialized_start=1706
+  _globals['_ROLLOUTSERVICEDRAINREQUEST']._serialized_end=1753
+  _globals['_ROLLOUTSERVICEDRAINRESPONSE']._serialized_start=1755
+  _globals['_ROLLOUTSERVICEDRAINRESPONSE']._serialized_end=1801
+  _globals['_ROLLOUTSERVICE']._serialized_start=1804
+  _globals['_ROLLOUTSERVICE']._serialized_end=2482
 # @@protoc_insertion_point(module_scope)

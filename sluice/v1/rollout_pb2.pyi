@@ -204,6 +204,9 @@ class RolloutServiceGetInfoResponse(_message.Message):
     CAPACITY_SAMPLES_FIELD_NUMBER: _builtins.int
     GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
+    PAYLOAD_ID_FIELD_NUMBER: _builtins.int
+    VERIFIED_BUCKETS_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
     engine: _builtins.str
     """"vllm" or "transformers", with its version and the device."""
@@ -217,6 +220,12 @@ class RolloutServiceGetInfoResponse(_message.Message):
     """Tokens generated since start."""
     max_model_len: _builtins.int
     """Context length in tokens."""
+    payload_id: _builtins.str
+    """The payload that arrives or arrived last: blake3 over its WeightPayload, hex; empty before one."""
+    verified_buckets: _builtins.int
+    """How many leading buckets of that payload have arrived and were right."""
+    buckets: _builtins.int
+    """How many buckets that payload has."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """Weights in use."""
@@ -232,10 +241,13 @@ class RolloutServiceGetInfoResponse(_message.Message):
         capacity_samples: _builtins.int = ...,
         generated_tokens: _builtins.int = ...,
         max_model_len: _builtins.int = ...,
+        payload_id: _builtins.str = ...,
+        verified_buckets: _builtins.int = ...,
+        buckets: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_samples", b"capacity_samples", "digest", b"digest", "engine", b"engine", "generated_tokens", b"generated_tokens", "max_model_len", b"max_model_len", "rollout_id", b"rollout_id", "running_samples", b"running_samples", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "capacity_samples", b"capacity_samples", "digest", b"digest", "engine", b"engine", "generated_tokens", b"generated_tokens", "max_model_len", b"max_model_len", "payload_id", b"payload_id", "rollout_id", b"rollout_id", "running_samples", b"running_samples", "verified_buckets", b"verified_buckets", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -406,6 +418,78 @@ class ApplyWeightsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApplyWeightsResponse: _TypeAlias = ApplyWeightsResponse  # noqa: Y015
+
+@_typing.final
+class RolloutServiceOpenTransferRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVER_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    RECEIVER_DEVICE_FIELD_NUMBER: _builtins.int
+    PAYLOAD_ID_FIELD_NUMBER: _builtins.int
+    receiver_id: _builtins.str
+    """The rollout that receives."""
+    epoch: _builtins.str
+    """A new epoch makes a new transfer group; a known epoch reuses the epoch's group."""
+    timeout_s: _builtins.float
+    """Limit of the join and of every transfer operation."""
+    receiver_device: _builtins.str
+    """The receiver's RegisterRequest.device, by which weights.backend auto chooses; empty: not told."""
+    payload_id: _builtins.str
+    """The payload that the receiver is to get; refused with FAILED_PRECONDITION where this rollout has another one."""
+    def __init__(
+        self,
+        *,
+        receiver_id: _builtins.str = ...,
+        epoch: _builtins.str = ...,
+        timeout_s: _builtins.float = ...,
+        receiver_device: _builtins.str = ...,
+        payload_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "payload_id", b"payload_id", "receiver_device", b"receiver_device", "receiver_id", b"receiver_id", "timeout_s", b"timeout_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutServiceOpenTransferRequest: _TypeAlias = RolloutServiceOpenTransferRequest  # noqa: Y015
+
+@_typing.final
+class RolloutServiceOpenTransferResponse(_message.Message):
+    """Manifest and payload are not part of the answer: the receiver gets them from the coordinator, which has them from the learner."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_HOST_FIELD_NUMBER: _builtins.int
+    STORE_PORT_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    NEW_EPOCH_FIELD_NUMBER: _builtins.int
+    store_host: _builtins.str
+    store_port: _builtins.int
+    secret: _builtins.str
+    """By which the two ends of this epoch know each other; never crosses the store or the group."""
+    backend: _builtins.str
+    """"nccl" or "gloo"."""
+    new_epoch: _builtins.bool
+    """Whether the epoch is new: then the receiver has to join the transfer group."""
+    def __init__(
+        self,
+        *,
+        store_host: _builtins.str = ...,
+        store_port: _builtins.int = ...,
+        secret: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        new_epoch: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "new_epoch", b"new_epoch", "secret", b"secret", "store_host", b"store_host", "store_port", b"store_port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutServiceOpenTransferResponse: _TypeAlias = RolloutServiceOpenTransferResponse  # noqa: Y015
 
 @_typing.final
 class RolloutServiceDrainRequest(_message.Message):

@@ -64,6 +64,11 @@ class RolloutServiceStub(object):
                 request_serializer=sluice_dot_v1_dot_rollout__pb2.ApplyWeightsRequest.SerializeToString,
                 response_deserializer=sluice_dot_v1_dot_rollout__pb2.ApplyWeightsResponse.FromString,
                 _registered_method=True)
+        self.OpenTransfer = channel.unary_unary(
+                '/sluice.v1.RolloutService/OpenTransfer',
+                request_serializer=sluice_dot_v1_dot_rollout__pb2.RolloutServiceOpenTransferRequest.SerializeToString,
+                response_deserializer=sluice_dot_v1_dot_rollout__pb2.RolloutServiceOpenTransferResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/sluice.v1.RolloutService/Drain',
                 request_serializer=sluice_dot_v1_dot_rollout__pb2.RolloutServiceDrainRequest.SerializeToString,
@@ -116,6 +121,14 @@ class RolloutServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenTransfer(self, request, context):
+        """Begins passing on the payload that this rollout receives, or received last, to another rollout. Returns at once: where that
+        rollout joins.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Takes no new requests; returns when the running ones have ended.
         """
@@ -155,6 +168,11 @@ def add_RolloutServiceServicer_to_server(servicer, server):
                     servicer.ApplyWeights,
                     request_deserializer=sluice_dot_v1_dot_rollout__pb2.ApplyWeightsRequest.FromString,
                     response_serializer=sluice_dot_v1_dot_rollout__pb2.ApplyWeightsResponse.SerializeToString,
+            ),
+            'OpenTransfer': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenTransfer,
+                    request_deserializer=sluice_dot_v1_dot_rollout__pb2.RolloutServiceOpenTransferRequest.FromString,
+                    response_serializer=sluice_dot_v1_dot_rollout__pb2.RolloutServiceOpenTransferResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -324,6 +342,33 @@ class RolloutService(object):
             '/sluice.v1.RolloutService/ApplyWeights',
             sluice_dot_v1_dot_rollout__pb2.ApplyWeightsRequest.SerializeToString,
             sluice_dot_v1_dot_rollout__pb2.ApplyWeightsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenTransfer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sluice.v1.RolloutService/OpenTransfer',
+            sluice_dot_v1_dot_rollout__pb2.RolloutServiceOpenTransferRequest.SerializeToString,
+            sluice_dot_v1_dot_rollout__pb2.RolloutServiceOpenTransferResponse.FromString,
             options,
             channel_credentials,
             insecure,

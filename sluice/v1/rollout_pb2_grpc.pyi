@@ -43,6 +43,10 @@ class RolloutServiceStub:
     """Starts receiving one version into the staging buffer, in the background."""
     ApplyWeights: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.ApplyWeightsRequest, _rollout_pb2.ApplyWeightsResponse]
     """Waits for the receive, verifies the bytes, applies the weights between two engine steps."""
+    OpenTransfer: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RolloutServiceOpenTransferRequest, _rollout_pb2.RolloutServiceOpenTransferResponse]
+    """Begins passing on the payload that this rollout receives, or received last, to another rollout. Returns at once: where that
+    rollout joins.
+    """
     Drain: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RolloutServiceDrainRequest, _rollout_pb2.RolloutServiceDrainResponse]
     """Takes no new requests; returns when the running ones have ended."""
 
@@ -61,6 +65,10 @@ class RolloutServiceAsyncStub(RolloutServiceStub):
     """Starts receiving one version into the staging buffer, in the background."""
     ApplyWeights: _aio.UnaryUnaryMultiCallable[_rollout_pb2.ApplyWeightsRequest, _rollout_pb2.ApplyWeightsResponse]  # type: ignore[assignment]
     """Waits for the receive, verifies the bytes, applies the weights between two engine steps."""
+    OpenTransfer: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RolloutServiceOpenTransferRequest, _rollout_pb2.RolloutServiceOpenTransferResponse]  # type: ignore[assignment]
+    """Begins passing on the payload that this rollout receives, or received last, to another rollout. Returns at once: where that
+    rollout joins.
+    """
     Drain: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RolloutServiceDrainRequest, _rollout_pb2.RolloutServiceDrainResponse]  # type: ignore[assignment]
     """Takes no new requests; returns when the running ones have ended."""
 
@@ -112,6 +120,16 @@ class RolloutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_rollout_pb2.ApplyWeightsResponse, _abc.Awaitable[_rollout_pb2.ApplyWeightsResponse]]:
         """Waits for the receive, verifies the bytes, applies the weights between two engine steps."""
+
+    @_abc_1.abstractmethod
+    def OpenTransfer(
+        self,
+        request: _rollout_pb2.RolloutServiceOpenTransferRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rollout_pb2.RolloutServiceOpenTransferResponse, _abc.Awaitable[_rollout_pb2.RolloutServiceOpenTransferResponse]]:
+        """Begins passing on the payload that this rollout receives, or received last, to another rollout. Returns at once: where that
+        rollout joins.
+        """
 
     @_abc_1.abstractmethod
     def Drain(

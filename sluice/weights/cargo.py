@@ -10,7 +10,7 @@ import time
 import numpy as np
 from blake3 import blake3
 
-from sluice.errors import TransferError
+from sluice.errors import TransferError, WrongBytes
 from sluice.weights.payload import Payload, digest_of
 
 
@@ -29,6 +29,7 @@ class Cargo:
         self._hasher = hasher
         self._changed = threading.Condition()
         self._verified = 0
+        self._readers = 0
         self._error: TransferError | None = None
 
     @classmethod
@@ -51,6 +52,21 @@ class Cargo:
     def has_failed(self) -> bool:
         return self._error is not None
 
+    @property
+    def is_lent(self) -> bool:
+        """Whether somebody may still read the buffer, which then takes no other bytes."""
+        return self._readers > 0
+
+    def lend(self) -> None:
+        """Notes one more reader of the buffer."""
+        with self._changed:
+            self._readers += 1
+
+    def give_back(self) -> None:
+        """Notes that a reader is done."""
+        with self._changed:
+            self._readers -= 1
+
     def accept(self, bucket: int, data: np.ndarray) -> None:
         """Takes the bucket that arrived, uint8[n]; a bucket that is already there is left as it is.
 
@@ -63,7 +79,8 @@ class Cargo:
                 return
             if not right or bucket > self._verified:
                 what = "comes too early" if right else "has a digest other than the learner's"
-                raise TransferError(f"bucket {bucket} of {len(self.payload.bucket_digests)} {what}")
+                kind = TransferError if right else WrongBytes
+                raise kind(f"bucket {bucket} of {len(self.payload.bucket_digests)} {what}")
             self.buffer[self.payload.bounds(bucket)] = data
             if self._hasher is not None:
                 self._hasher.update(data.data)

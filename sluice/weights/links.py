@@ -136,9 +136,11 @@ class _Link:
         """Queues one cargo. Raises NotReady when the epoch has ended or another cargo still waits."""
         if self._ended.is_set():
             raise NotReady(f"epoch {self.rendezvous.epoch} has ended; open a fresh one")
+        cargo.lend()
         try:
             self._inbox.put_nowait(cargo)
         except queue.Full:
+            cargo.give_back()
             raise NotReady(
                 f"epoch {self.rendezvous.epoch} has not begun its former transfer; open a fresh one"
             ) from None
@@ -157,7 +159,10 @@ class _Link:
         try:
             group = join(self.rendezvous, backend=self.backend)
             while not self._ended.is_set() and (cargo := self._inbox.get()) is not None:
-                self._send_buckets(group, cargo)
+                try:
+                    self._send_buckets(group, cargo)
+                finally:
+                    cargo.give_back()
                 del cargo  # its memory is free for a later version
                 self.busy = not self._inbox.empty()
         except TransferError as error:
@@ -165,8 +170,15 @@ class _Link:
         finally:
             self._ended.set()
             self.busy = False
+            self._give_back_what_waits()
             if group is not None:
                 group.close()
+
+    def _give_back_what_waits(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (cargo := self._inbox.get_nowait()) is not None:
+                    cargo.give_back()
 
     def _send_buckets(self, group: TransferGroup, cargo: Cargo) -> None:
         started, count = time.monotonic(), len(cargo.payload.bucket_digests)

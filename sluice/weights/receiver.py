@@ -10,9 +10,10 @@ that is lacking, from whichever source.
 """
 
 import atexit
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,11 +66,13 @@ class WeightReceiver:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        """Guards the six fields below; never held while waiting."""
+        """Guards the seven fields below; never held while waiting."""
         self._epoch: str | None = None
         self._group: TransferGroup | None = None
         self._pending: Future[Received] | None = None
         self._arrival: _Arrival | None = None
+        self._last: Cargo | None = None
+        """The cargo that arrived last, until the next one arrives."""
         self._spare: np.ndarray | None = None
         self._threads: list[threading.Thread] = []
         atexit.register(self.close)  # a thread inside gloo at interpreter exit would abort the process
@@ -129,8 +132,32 @@ class WeightReceiver:
             raise
         with self._lock:
             if self._pending is pending:
+                self._last = self._arrival.cargo if self._arrival is not None else None
                 self._pending = self._arrival = None
         return received
+
+    @property
+    def cargo(self) -> Cargo | None:
+        """What arrives, or what arrived last; None before the first payload and after a file."""
+        with self._lock:
+            return self._last if self._arrival is None else self._arrival.cargo
+
+    @contextlib.contextmanager
+    def lent(self, payload_id: str) -> Iterator[Cargo]:
+        """The cargo of a payload that arrives or arrived last, whose buffer takes no other bytes within the block.
+
+        Raises NotReady when this receiver has another payload, or none.
+        """
+        with self._lock:
+            cargo = self._last if self._arrival is None else self._arrival.cargo
+            if cargo is None or cargo.has_failed or cargo.payload.id != payload_id:
+                has = "nothing" if cargo is None else f"payload {cargo.payload.id[:16]}"
+                raise NotReady(f"this rollout has {has}, not payload {payload_id[:16]}")
+            cargo.lend()
+        try:
+            yield cargo
+        finally:
+            cargo.give_back()
 
     def recycle(self, received: Received) -> None:
         """Gives the buffer back for a later receive."""
@@ -168,7 +195,8 @@ class WeightReceiver:
             if same and not former.cargo.has_failed:
                 return former
             former.cargo.fail(TransferError(f"{former.manifest.version}: given up for {manifest.version}"))
-            self._spare = former.cargo.buffer
+            if not former.cargo.is_lent:
+                self._spare = former.cargo.buffer
         hasher = new_digest(manifest.tensors)
         cargo = Cargo(payload, self._take_spare(payload.total_bytes), hasher=hasher)
         self._arrival = _Arrival(manifest=manifest, cargo=cargo, hasher=hasher, started=time.monotonic())
@@ -176,6 +204,9 @@ class WeightReceiver:
 
     def _take_spare(self, total_bytes: int) -> np.ndarray:
         spare, self._spare = self._spare, None
+        last, self._last = self._last, None
+        if last is not None and last.is_lent and spare is last.buffer:
+            spare = None  # links still send the version that it holds
         return spare if spare is not None and spare.size == total_bytes else np.empty(total_bytes, np.uint8)
 
 

@@ -238,6 +238,9 @@ def good_requests(model: Path, *, fence: int) -> dict[str, Message]:
             timeout_s=0.05,
         ),
         rollout + "ReceiveWeights": rollout_pb2.ReceiveWeightsRequest(epoch="e", manifest=manifest),
+        rollout + "OpenTransfer": rollout_pb2.RolloutServiceOpenTransferRequest(
+            receiver_id="r", epoch="e", timeout_s=0.05, payload_id="p"
+        ),
         rollout + "ApplyWeights": rollout_pb2.ApplyWeightsRequest(version=version(0), timeout_s=0.05),
         "/sluice.v1.RewardService/Score": reward_pb2.ScoreRequest(
             group_id="g",

@@ -15,6 +15,11 @@ class WeightsConfig(Section):
     )
     bucket_bytes: PositiveInt = Field(default=1 << 20, description="bytes a transfer operation")
     timeout_s: PositiveFloat = Field(default=10.0, description="limit of a join and of every transfer operation")
+    relay: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto: a version goes to one rollout of each other machine after the other, and there from rollout to "
+        "rollout (docs/weights.md); off: the learner sends to each rollout",
+    )
     inflight: Literal["keep", "recompute", "finish", "abort"] = Field(
         default="keep",
         description="running samples when weights change: keep their KV, recompute their KV, finish first (for "

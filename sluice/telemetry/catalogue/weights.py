@@ -28,4 +28,20 @@ WEIGHTS: tuple[Metric, ...] = (
         "milliseconds; < 1 % of step/wall_s",
         "with `weights.inflight: recompute` the stall includes the prompts computed again; use `keep`",
     ),
+    entry(
+        "weights/relay_links",
+        "links",
+        "coordinator",
+        "links between the learner and the rollout that is furthest away; left out while the learner sends to each itself",
+        "one a machine, and one a rollout of the largest machine",
+        "fewer, larger machines, or `weights.relay: off` for a small fleet on a fast network",
+    ),
+    entry(
+        "weights/source_changes",
+        "changes",
+        "coordinator",
+        "rollouts that got another source while a version was on its way; left out as `weights/relay_links` is",
+        "0; some when a rollout dies",
+        "`weights_source_changed` in the coordinator's log says whose link failed and why",
+    ),
 )

@@ -24,7 +24,7 @@ PROMISED = {
         *("Register", "Heartbeat", "GetBatch", "CommitStep", "CommitCheckpoint", "MeetLearner"),
     },
     "RolloutService": {
-        *("Generate", "Abort", "GetInfo", "JoinEpoch", "ReceiveWeights", "ApplyWeights", "Drain"),
+        *("Generate", "Abort", "GetInfo", "JoinEpoch", "ReceiveWeights", "ApplyWeights", "OpenTransfer", "Drain"),
     },
     "RewardService": {"Score", "ListGraders"},
     "LearnerService": {"GetInfo", "OpenTransfer", "SaveCheckpoint", "Export"},
