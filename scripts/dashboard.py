@@ -138,6 +138,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
     ),
     "Weights": (
         Panel("Push", ("weights/push_ms", "weights/receive_ms", "weights/stall_ms")),
+        Panel("Relay", ("weights/relay_links", "weights/source_changes")),
         Panel("Stall by rollout", ("rollout/stall_ms",)),
         Panel("Version by rollout", ("rollout/version",)),
         Panel("Publishing", ("learner/gather_ms", "learner/pack_ms", "learner/digest_ms")),

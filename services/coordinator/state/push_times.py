@@ -10,6 +10,10 @@ class PushTime:
     push_ms: float
     receive_ms: float
     stall_ms: float
+    links: int = 1
+    """Links between the learner and the rollout; 1: the learner sent."""
+    source_changes: int = 0
+    """How often the rollout got another source on the way."""
 
 
 @dataclass(slots=True)
@@ -27,10 +31,13 @@ class PushTimes:
         self._since_commit = []
 
     def metrics(self) -> dict[str, float]:
-        """The slowest push of each phase; empty without a push."""
+        """The slowest push of each phase, and the longest chain where rollouts relayed; empty without a push."""
         if not self._since_commit:
             return {}
-        return {
+        links = max(time.links for time in self._since_commit)
+        changes = sum(time.source_changes for time in self._since_commit)
+        relayed = {"weights/relay_links": float(links), "weights/source_changes": float(changes)}
+        return (relayed if links > 1 or changes else {}) | {
             "weights/push_ms": max(time.push_ms for time in self._since_commit),
             "weights/receive_ms": max(time.receive_ms for time in self._since_commit),
             "weights/stall_ms": max(time.stall_ms for time in self._since_commit),

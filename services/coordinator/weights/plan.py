@@ -11,7 +11,7 @@ the time of the narrowest link, and one bucket's time a host until the last one 
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -69,8 +69,9 @@ class _Tree:
         """Connected relays by host, the one next to the root first."""
 
     def keep(self, former: Mapping[str, str]) -> None:
-        """Takes over the sources that may still serve."""
-        for name in self._hosts:
+        """Takes over the sources that may still serve; of two receivers in one place the one with more behind it stays."""
+        behind = _behind(self._hosts, former)
+        for name in sorted(self._hosts, key=lambda name: (-behind[name], name)):
             source = former.get(name, "")
             if name == self._root or source not in self._relays:
                 continue
@@ -132,6 +133,15 @@ class _Tree:
                 if reached in self._relays:
                     self._relays_at.setdefault(self._hosts[reached], []).append(reached)
             level, depth = [below for reached in level for below in self._served.get(reached, ())], depth + 1
+
+
+def _behind(names: Iterable[str], former: Mapping[str, str]) -> Counter[str]:
+    """How many of `names` hung on each in the former plan."""
+    behind = Counter[str]()
+    for name in names:
+        for _ in range(_links_up(name, former) if name in former else 0):
+            behind[name := former[name]] += 1
+    return behind
 
 
 def _in_order(receivers: Collection[Receiver], former: Mapping[str, str]) -> list[Receiver]:

@@ -1,4 +1,4 @@
-"""Keeps every rollout on the newest version: opens a transfer at the learner, has the rollout receive and apply a version.
+"""Keeps every rollout on the newest version: has the version brought there (transfer.py), checked, and put to work.
 
 One task a rollout; no task waits for another. A push that fails in any way ends the rollout's epoch: the rollout is
 quarantined and synced again under a fresh epoch, while all other rollouts go on. A late rollout skips to the newest version.
@@ -10,9 +10,6 @@ quarantined and synced again under a fresh epoch, while all other rollouts go on
 """
 
 import asyncio
-import secrets
-from collections.abc import Awaitable
-from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -20,46 +17,19 @@ import structlog
 from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.state.push_times import PushTime, PushTimes
 from services.coordinator.state.run_context import RunContext
+from services.coordinator.weights.blame import Blame
+from services.coordinator.weights.calls import PushClients
+from services.coordinator.weights.sources import Sources
+from services.coordinator.weights.transfer import Epoch, Transfers
 from services.coordinator.wire.answers import durations_of
-from services.coordinator.wire.clients import as_sluice_errors
 from sluice.errors import SluiceError, TransferError, Unavailable
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.policy_versions import version_from_proto
-from sluice.v1 import learner_pb2, rollout_pb2
 
 log = structlog.get_logger(__name__)
 
 RETRY_PAUSE_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Pauses after consecutive failures of one rollout; the last pause repeats."""
-
-
-class LearnerCalls(Protocol):
-    """The learner's RPCs of a push."""
-
-    def OpenTransfer(
-        self, request: learner_pb2.OpenTransferRequest, /, *, timeout: float
-    ) -> Awaitable[learner_pb2.OpenTransferResponse]: ...
-
-
-class RolloutCalls(Protocol):
-    """A rollout's RPCs of a push."""
-
-    def JoinEpoch(
-        self, request: rollout_pb2.JoinEpochRequest, /, *, timeout: float
-    ) -> Awaitable[rollout_pb2.JoinEpochResponse]: ...
-    def ReceiveWeights(
-        self, request: rollout_pb2.ReceiveWeightsRequest, /, *, timeout: float
-    ) -> Awaitable[rollout_pb2.ReceiveWeightsResponse]: ...
-    def ApplyWeights(
-        self, request: rollout_pb2.ApplyWeightsRequest, /, *, timeout: float
-    ) -> Awaitable[rollout_pb2.ApplyWeightsResponse]: ...
-
-
-class PushClients(Protocol):
-    """Both ends of a push by member (wire/clients.py)."""
-
-    def learner(self, member: Member) -> LearnerCalls: ...
-    def rollout(self, member: Member) -> RolloutCalls: ...
 
 
 class VersionCheck(Protocol):
@@ -68,24 +38,20 @@ class VersionCheck(Protocol):
     async def check(self, member: Member, version: PolicyVersion) -> list[Member]: ...
 
 
-@dataclass(kw_only=True, slots=True)
-class _Epoch:
-    """A rollout's transfer group; valid for one learner process."""
-
-    name: str = ""
-    learner: str = ""
-
-
 class WeightPush:
     """The weight pushes of a run."""
 
     def __init__(self, run: RunContext, clients: PushClients, *, times: PushTimes, prober: VersionCheck | None) -> None:
         """Without a `prober` a rollout is READY when it has applied a version."""
         self._fleet, self._events, self._clock = run.fleet, run.events, run.clock
-        self._clients, self._times, self._prober = clients, times, prober
-        self._timeout_s = run.config.weights.timeout_s
-        self._finish_s = run.config.coordinator.generate_timeout_s if run.config.weights.inflight == "finish" else None
-        """How long rollouts let running samples end before they apply a version; None: rollouts do not wait."""
+        self._times, self._prober = times, prober
+        weights = run.config.weights
+        sources = Sources(
+            run.fleet, run.clock, relay=weights.relay == "auto" and weights.backend != "file", by_held=False
+        )
+        blame = Blame(clients, run.clock, sources=sources, condemn=self._quarantine, timeout_s=weights.timeout_s)
+        finish_s = run.config.coordinator.generate_timeout_s if weights.inflight == "finish" else None
+        self._transfers = Transfers(run, clients, sources=sources, blame=blame, finish_s=finish_s)
 
     async def run(self) -> None:
         """Serves every rollout that registers, until cancelled."""
@@ -100,7 +66,7 @@ class WeightPush:
                 await self._fleet.roster.wait()
 
     async def _keep_current(self, member: Member) -> None:
-        epoch, failures = _Epoch(), 0
+        epoch, failures = Epoch(), 0
         while not member.gone.is_set():
             learner = self._fleet.learner
             if learner is None or not _is_behind(member, learner) or member.state is State.DRAINING:
@@ -118,19 +84,13 @@ class WeightPush:
                 await self._clock.sleep(RETRY_PAUSE_S[min(failures, len(RETRY_PAUSE_S) - 1)])
                 failures += 1
 
-    async def _push(self, member: Member, learner: Member, epoch: _Epoch) -> None:
+    async def _push(self, member: Member, learner: Member, epoch: Epoch) -> None:
         """Pushes one version to one rollout. After a SluiceError the old version still serves."""
         started = self._clock.now()
         if member.version is None and not member.pauses:
             self._fleet.set_state(member, State.SYNCING)
-        if not epoch.name or epoch.learner != learner.incarnation:
-            epoch.name = f"{member.service_id}.{secrets.token_hex(6)}"
-            epoch.learner = learner.incarnation
-        opened = await self._open(member, learner, epoch.name)
-        manifest = opened.manifest
-        member.granted = max(member.granted, manifest.version.number)
-        member.lineages.add(manifest.version.lineage)
-        applied = await self._receive(member, epoch.name, opened)
+        brought = await self._transfers.bring(member, learner, epoch)
+        manifest, applied = brought.opened.manifest, brought.applied
         if applied.digest != manifest.digest or applied.version != manifest.version:
             raise TransferError(
                 f"{member.service_id} applied {applied.version.number} with digest {applied.digest[:12]}, the learner "
@@ -142,52 +102,17 @@ class WeightPush:
             for odd in await self._prober.check(member, version):
                 self._quarantine(odd, TransferError(f"its probe is not that of most, of {member.service_id} for one"))
         member.version = version
-        time = PushTime(push_ms=(self._clock.now() - started) * 1e3, receive_ms=receive_ms, stall_ms=stall_ms)
+        time = PushTime(
+            push_ms=(self._clock.now() - started) * 1e3,
+            receive_ms=receive_ms,
+            stall_ms=stall_ms,
+            links=brought.links,
+            source_changes=brought.changes,
+        )
+        member.source, member.push_ms = brought.source.service_id, time.push_ms
+        member.received_bytes_per_s = 1e3 * brought.opened.payload.total_bytes / max(receive_ms, 1e-3)
         self._times.add(time)
         self._announce(member, time)
-
-    async def _open(self, member: Member, learner: Member, epoch: str) -> learner_pb2.OpenTransferResponse:
-        with as_sluice_errors(learner):
-            return await self._clients.learner(learner).OpenTransfer(
-                learner_pb2.OpenTransferRequest(
-                    rollout_id=member.service_id,
-                    epoch=epoch,
-                    timeout_s=self._timeout_s,
-                    receiver_device=member.device,
-                ),
-                timeout=self._timeout_s,
-            )
-
-    async def _receive(
-        self, member: Member, epoch: str, opened: learner_pb2.OpenTransferResponse
-    ) -> rollout_pb2.ApplyWeightsResponse:
-        rollout, limit = self._clients.rollout(member), self._timeout_s
-        with as_sluice_errors(member):
-            if opened.new_epoch and opened.backend != "file":
-                join = rollout_pb2.JoinEpochRequest(
-                    epoch=epoch,
-                    store_host=opened.store_host,
-                    store_port=opened.store_port,
-                    secret=opened.secret,
-                    backend=opened.backend,
-                    rank=1,
-                    world_size=2,
-                    timeout_s=limit,
-                )
-                await rollout.JoinEpoch(join, timeout=limit + 2)
-            receive = rollout_pb2.ReceiveWeightsRequest(
-                epoch=epoch, manifest=opened.manifest, payload=opened.payload, file_path=opened.file_path
-            )
-            await rollout.ReceiveWeights(receive, timeout=limit)
-            # Each bucket has a limit; the whole receive has one bucket's limit more than its bytes need at the slowest rate.
-            whole_s = limit + opened.manifest.total_bytes / SLOWEST_BYTES_PER_S
-            apply = rollout_pb2.ApplyWeightsRequest(version=opened.manifest.version, timeout_s=whole_s)
-            member.finishing = self._finish_s is not None
-            try:
-                return await rollout.ApplyWeights(apply, timeout=whole_s + (self._finish_s or 0.0) + 2)
-            finally:
-                member.finishing = False
-                self._fleet.changed.notify()
 
     def _quarantine(self, member: Member, error: SluiceError) -> None:
         log.warning("weight_push_failed", service_id=member.service_id, reason=str(error))
@@ -209,10 +134,6 @@ class WeightPush:
         )
         if newly:
             self._events.emit("service_ready", f"{member.service_id} is ready", labels=labels)
-
-
-SLOWEST_BYTES_PER_S = 50e6
-"""Chosen: half of a gigabit link; a slower transfer counts as dead."""
 
 
 def _is_behind(member: Member, learner: Member) -> bool:

@@ -1,29 +1,57 @@
 """From whom each rollout gets the newest version while the version spreads: who has come, who has begun, who is in doubt.
 
-A *round* is one version for rollouts that hold the same version before it and so get the same payload. Who arrives in a
-round gets a source by the plan (plan.py), which later arrivals do not change. A rollout may be a source as soon as it has
-begun to receive.
+A *round* is one version for rollouts that get the same payload: all of them, unless the payload depends on the version
+that they hold. Who arrives in a round gets a source by the plan (plan.py), which later arrivals do not change. A rollout
+may be a source as soon as it has begun to receive.
 
  who waits          for what                                   unblocked by
  a rollout's task   its source to begin to receive             the source's task: begun, failed, gone
 """
 
 import asyncio
+import functools
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from services.coordinator.state.fleet import Fleet, Member, State
 from services.coordinator.state.signal import Signal
 from services.coordinator.weights.plan import Receiver, plan_sources
+from services.coordinator.weights.watch import Look
 from sluice.clock import Clock
 from sluice.errors import Unavailable
 from sluice.policy_version import PolicyVersion
-from sluice.v1 import learner_pb2
+from sluice.v1 import learner_pb2, rollout_pb2
+from sluice.weights.wire import manifest_from_proto, payload_from_proto
 
 DOUBT_S: Final = 300.0
 """How long a rollout that was slow or did not answer is nobody's source. Chosen: some pushes of a large model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What the learner sends to some rollouts, whoever passes it on."""
+
+    opened: learner_pb2.OpenTransferResponse
+    """The learner's own words: nobody takes manifest and digests from a relay."""
+
+    @functools.cached_property
+    def payload_id(self) -> str:
+        """The name of the payload."""
+        return payload_from_proto(self.opened.payload, manifest_from_proto(self.opened.manifest)).id
+
+    def through(self, relay: rollout_pb2.RolloutServiceOpenTransferResponse) -> learner_pb2.OpenTransferResponse:
+        """The same from a relay."""
+        return learner_pb2.OpenTransferResponse(
+            manifest=self.opened.manifest,
+            payload=self.opened.payload,
+            store_host=relay.store_host,
+            store_port=relay.store_port,
+            secret=relay.secret,
+            backend=relay.backend,
+            new_epoch=relay.new_epoch,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +59,20 @@ class Source:
     """Who sends a rollout its payload."""
 
     member: Member
-    offer: learner_pb2.OpenTransferResponse | None
-    """What a relay got from the learner, which its receivers get from the coordinator; None where the learner sends."""
+    offer: Offer | None
+    """What is passed on; None where the learner sends."""
+    links: int
+    """Links between the learner and the rollout."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Begun:
+    """A rollout that receives, or has received."""
+
+    offer: Offer
+    links: int
+    at_s: float
+    """When it began with this source. Clock: the coordinator's."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -41,19 +81,37 @@ class Round:
 
     learner: Member
     members: dict[str, Member] = field(default_factory=dict)
-    begun: dict[str, learner_pb2.OpenTransferResponse] = field(default_factory=dict)
-    """By name: what the learner sends to those that have begun to receive."""
-    accused: dict[str, set[str]] = field(default_factory=dict)
-    """By name of the receiver: the sources whose bytes it found wrong."""
+    begun: dict[str, _Begun] = field(default_factory=dict)
+    """By name: those that have begun to receive."""
+    per_s: dict[str, float] = field(default_factory=dict)
+    """By name: the buckets a second of those that have all."""
+    accused: dict[str, dict[str, Member]] = field(default_factory=dict)
+    """By name of the receiver: the sources whose bytes it found wrong, by name."""
     slow: dict[str, set[str]] = field(default_factory=dict)
     """By name of the receiver: the sources that were slow for it."""
     planned: dict[str, str] | None = None
     changed: Signal = field(default_factory=Signal)
 
-    def begins(self, member: Member, opened: learner_pb2.OpenTransferResponse) -> None:
+    def begins(self, member: Member, opened: learner_pb2.OpenTransferResponse, *, source: Source, now_s: float) -> None:
         """From now on others may receive from this rollout."""
-        self.begun[member.service_id] = opened
+        offer = source.offer or Offer(opened=opened)
+        self.begun[member.service_id] = _Begun(offer=offer, links=source.links, at_s=now_s)
         self.changed.notify()
+
+    def ends(self, member: Member, receive_ms: float, *, buckets: int) -> None:
+        """Notes the rate at which the rollout got all buckets."""
+        self.per_s[member.service_id] = 1e3 * buckets / max(receive_ms, 1e-3)
+
+    def buckets_per_s(self, member: Member, look: Look) -> float:
+        """The rate at which a source that has `look.source` buckets got them."""
+        begun = self.begun.get(member.service_id)
+        if (done := self.per_s.get(member.service_id)) is not None or begun is None:
+            return done or 0.0
+        return look.source / max(look.at_s - begun.at_s, 1e-3)
+
+    def is_slow_itself(self, member: Member) -> bool:
+        """Whether the rollout was slow with two sources, so that a third would not help."""
+        return len(self.slow.get(member.service_id, ())) > 1
 
     def pauses(self, member: Member) -> None:
         """Nobody new receives from this rollout until it has begun again."""
@@ -75,13 +133,14 @@ class Round:
 class Sources:
     """The rounds of the newest version, and the plan of the rounds before."""
 
-    def __init__(self, fleet: Fleet, clock: Clock, *, relay: bool) -> None:
-        """Without `relay` everybody gets everything from the learner."""
-        self._fleet, self._clock, self._relay = fleet, clock, relay
+    def __init__(self, fleet: Fleet, clock: Clock, *, relay: bool, by_held: bool) -> None:
+        """Without `relay` everybody gets everything from the learner; `by_held`: whether rollouts that hold different versions
+        get different payloads."""
+        self._fleet, self._clock, self._relay, self._by_held = fleet, clock, relay, by_held
         self._newest: tuple[str, PolicyVersion | None] = ("", None)
         """The learner's process and version that the rounds are for."""
         self._rounds: dict[Hashable, Round] = {}
-        """By the version that the rollouts of a round hold."""
+        """By the version that the rollouts of a round hold, where payloads depend on it."""
         self._former: dict[str, str] = {}
         """The newest source of each rollout, by name."""
         self._in: dict[Member, Round] = {}
@@ -92,7 +151,8 @@ class Sources:
             self._newest, self._rounds = (learner.incarnation, learner.version), {}
             self._former = {name: source for name, source in self._former.items() if name in self._fleet.members}
             self._in = {each: entered for each, entered in self._in.items() if not each.gone.is_set()}
-        entered = self._rounds.setdefault(member.version, Round(learner=learner))
+        held = member.version if self._by_held else None
+        entered = self._rounds.setdefault(held, Round(learner=learner))
         if (former := self._in.get(member)) is not None and former is not entered:
             former.forget(member)
         self._in[member] = entered
@@ -111,14 +171,24 @@ class Sources:
             if self._relay and not direct:
                 name = self._plan(entered).get(member.service_id, name)
             if (source := entered.members.get(name)) is None:
-                return Source(member=entered.learner, offer=None)
-            if (offer := entered.begun.get(name)) is not None:
-                return Source(member=source, offer=offer)
+                return Source(member=entered.learner, offer=None, links=1)
+            if (begun := entered.begun.get(name)) is not None:
+                if not begun.offer.opened.HasField(
+                    "payload"
+                ):  # a learner that describes none: nobody could check a relay
+                    return Source(member=entered.learner, offer=None, links=1)
+                return Source(member=source, offer=begun.offer, links=begun.links + 1)
             await entered.changed.wait()
 
     def doubt(self, source: Member, entered: Round, *, for_good: bool = False) -> None:
         """Has nobody receive from this rollout for DOUBT_S, or for as long as its process lives."""
         source.relays_from_s = math.inf if for_good else max(source.relays_from_s, self._clock.now() + DOUBT_S)
+        entered.replan()
+
+    def trust(self, sources: Iterable[Member], entered: Round) -> None:
+        """Believes sources again."""
+        for source in sources:
+            source.relays_from_s = 0.0
         entered.replan()
 
     def is_slow(self, member: Member, source: Member, entered: Round) -> None:
@@ -128,9 +198,8 @@ class Sources:
         if len(slow) == 1:
             self.doubt(source, entered)
             return
-        for name in slow:
-            if (wronged := entered.members.get(name)) is not None and wronged.relays_from_s < math.inf:
-                wronged.relays_from_s = 0.0
+        wronged = [entered.members[name] for name in slow if name in entered.members]
+        self.trust([source for source in wronged if source.relays_from_s < math.inf], entered)
         self.doubt(member, entered)
 
     def _plan(self, entered: Round) -> dict[str, str]:
