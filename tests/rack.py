@@ -27,10 +27,16 @@ class Rack:
     cable: str
     """This machine's interface on the cable."""
     machines: tuple[str, ...]
+    addresses: tuple[str, ...]
+    """Of the machines."""
 
     def limit(self, megabit_per_s: float) -> None:
         """From now on no more leaves this machine for the rack."""
         _run("tc", "qdisc", "replace", "dev", self.cable, *_bucket(megabit_per_s))
+
+    def sent_bytes(self) -> int:
+        """What has left this machine for the rack since the rack was made."""
+        return int(Path(f"/sys/class/net/{self.cable}/statistics/tx_bytes").read_text())
 
     def slow_down(self, number: int, megabit_per_s: float) -> None:
         """From now on no more leaves a machine of the rack."""
@@ -66,7 +72,8 @@ def rack(machines: int, *, megabit_per_s: float) -> Iterator[Rack]:
         _batch(bridge, lines)
         for place, name in enumerate(names):
             _batch(name, ["link set lo up", f"addr add {subnet}.{place + 2}/24 dev rack0", "link set rack0 up"])
-        made = Rack(here=f"{subnet}.1", cable=cable, machines=tuple(names))
+        addresses = tuple(f"{subnet}.{place + 2}" for place in range(machines))
+        made = Rack(here=f"{subnet}.1", cable=cable, machines=tuple(names), addresses=addresses)
         made.limit(megabit_per_s)
         yield made
     finally:

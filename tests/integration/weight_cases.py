@@ -12,9 +12,9 @@ from sluice.weights.snapshot import Packer, Snapshot
 BUCKET_BYTES = 64 << 10
 
 
-def random_snapshot(number: int, *, total_bytes: int = 4 << 20) -> Snapshot:
+def random_snapshot(number: int, *, total_bytes: int = 4 << 20, bucket_bytes: int = BUCKET_BYTES) -> Snapshot:
     """One tensor of random bytes, the same for the same number."""
-    packer = Packer(plan([("weight", "float32", (total_bytes // 4,))], bucket_bytes=BUCKET_BYTES))
+    packer = Packer(plan([("weight", "float32", (total_bytes // 4,))], bucket_bytes=bucket_bytes))
     packer.put("weight", np.random.default_rng(number).integers(0, 255, total_bytes, np.uint8))
     return packer.seal(PolicyVersion(lineage="a", number=number))
 
