@@ -17,8 +17,9 @@ from benchmarks.report import Row
 from services.coordinator.weights.plan import Receiver, plan_sources
 
 ROLLOUTS = 16
-LINK_MBIT = 40.0
-TOTAL_BYTES = 4 << 20
+LINK_MBIT = 10.0
+TOTAL_BYTES = 2 << 20
+"""Chosen with LINK_MBIT: the link is what takes time, not the few cores that 17 processes share."""
 ROUNDS = 3
 TARGET = 1.5
 
@@ -42,7 +43,7 @@ def run() -> list[Row]:
 
 
 async def _bucket_s() -> float:
-    """Seconds a bucket of a push between two processes of this machine."""
+    """Seconds a bucket of a push between two processes of this machine; of some pushes the one that was disturbed least."""
     from tests.integration.relay_fleet import RelayFleet
 
     with tempfile.TemporaryDirectory() as folder:
@@ -50,16 +51,16 @@ async def _bucket_s() -> float:
         async with fleet.standing():
             await fleet.add("r")
             times_ms = [await fleet.push_ms() for _ in range(1 + ROUNDS)][1:]
-    return statistics.median(times_ms) / 1e3 / (LOCAL_BYTES // BUCKET_BYTES)
+    return min(times_ms) / 1e3 / (LOCAL_BYTES // BUCKET_BYTES)
 
 
 async def _behind_a_narrow_link() -> list[Row]:
     if os.geteuid() != 0:
         print("no network namespaces without root: the push over a narrow link is left out")
         return []
-    alone_ms, _ = await _pushes(1, relay="auto")
-    chain_ms, chain_bytes = await _pushes(ROLLOUTS, relay="auto")
-    pairs_ms, pairs_bytes = await _pushes(ROLLOUTS, relay="off")
+    alone_ms, _ = await _pushes(1, relay="auto", rounds=ROUNDS)
+    chain_ms, chain_bytes = await _pushes(ROLLOUTS, relay="auto", rounds=ROUNDS)
+    pairs_ms, pairs_bytes = await _pushes(ROLLOUTS, relay="off", rounds=1)
     what = f"{TOTAL_BYTES >> 20} MiB over {LINK_MBIT:g} Mbit/s"
     ratio = chain_ms / alone_ms
     return [
@@ -79,7 +80,7 @@ async def _behind_a_narrow_link() -> list[Row]:
     ]
 
 
-async def _pushes(rollouts: int, *, relay: str) -> tuple[float, float]:
+async def _pushes(rollouts: int, *, relay: str, rounds: int) -> tuple[float, float]:
     """The median push in ms until the last rollout has applied, and bytes over the link a push / bytes of the payload."""
     from tests.integration.relay_fleet import RelayFleet
     from tests.rack import rack
@@ -90,8 +91,8 @@ async def _pushes(rollouts: int, *, relay: str) -> tuple[float, float]:
             await fleet.add(*made.machines)
             await fleet.push_ms()  # meets, and touches the memory
             before = made.sent_bytes()
-            times_ms = [await fleet.push_ms() for _ in range(ROUNDS)]
-            return statistics.median(times_ms), (made.sent_bytes() - before) / ROUNDS / TOTAL_BYTES
+            times_ms = [await fleet.push_ms() for _ in range(rounds)]
+            return statistics.median(times_ms), (made.sent_bytes() - before) / rounds / TOTAL_BYTES
 
 
 def _on_paper(handling_s_a_byte: float) -> list[Row]:
