@@ -9,7 +9,9 @@ lowest priority. Blocks of steps with and without pushes take turns; a block's f
 in 2 pairs of blocks.
 """
 
+import importlib
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -19,6 +21,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +64,9 @@ GROUPS = {"demo": 20, "50MB": 4}
 
 SAMPLES, PROMPT, ANSWER = 8, 8, 48
 
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["benchmarks.publish_overlap"])
+
 
 def run() -> list[Row]:
     """Each model and number of receivers in a process of its own."""
@@ -94,15 +100,18 @@ class _Receiver:
 
     def __init__(self, number: int) -> None:
         self.name, self.received = f"r{number}", 0
-        command = [sys.executable, "-m", "benchmarks.publish_overlap", "receive", f"{self.name}.epoch"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self._pipe, theirs = _FORKED.Pipe()
+        # By its full name: in the server that forks, this file is not the main one.
+        receive = importlib.import_module("benchmarks.publish_overlap").receive
+        self._process = _FORKED.Process(target=receive, args=(theirs, f"{self.name}.epoch"), daemon=True)
+        self._process.start()
+        theirs.close()
         self._busy = False
         self._answering: threading.Thread | None = None
 
     def is_ready(self) -> None:
         """Waits for the process to have started."""
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline().strip() == "ready", f"{self.name} did not start"
+        assert self._pipe.recv_bytes() == b"ready"
 
     def take(self, sender: WeightSender) -> None:
         """The coordinator's part of a push, unless the receiver is still at an older version: a late one skips."""
@@ -118,13 +127,12 @@ class _Receiver:
             "manifest": manifest_to_proto(opened.manifest).SerializeToString().hex(),
             "payload": payload_to_proto(opened.payload).SerializeToString().hex(),
         }
-        print(json.dumps(order), file=self.process.stdin)
+        self._pipe.send_bytes(json.dumps(order).encode())
         self._answering = threading.Thread(target=self._hear, daemon=True)
         self._answering.start()
 
     def _hear(self) -> None:
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline().strip() == "done", f"{self.name} has failed"
+        self._pipe.recv_bytes()
         self.received += 1
         self._busy = False
 
@@ -135,9 +143,9 @@ class _Receiver:
             assert not self._busy, f"{self.name} has received nothing within {LIMIT_S:g} s"
 
     def end(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(LIMIT_S)
+        """Ends the process."""
+        self._pipe.close()
+        self._process.join(LIMIT_S)
 
 
 class _Run:
@@ -246,13 +254,16 @@ def _measure(model: str, receivers: int, pairs: int) -> None:
     ranks.leave()
 
 
-def _receive(epoch: str) -> None:
-    """A receiver's process: one version for every line on standard input."""
+def receive(pipe: Connection, epoch: str) -> None:
+    """A receiver's process: one version for every order on the pipe."""
     os.nice(19)
     receiver = WeightReceiver()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        order = json.loads(line)
+    pipe.send_bytes(b"ready")
+    while True:
+        try:
+            order = json.loads(pipe.recv_bytes())
+        except EOFError:
+            break
         if order["new"]:
             where = Rendezvous(
                 host="127.0.0.1",
@@ -268,7 +279,7 @@ def _receive(epoch: str) -> None:
         message = common_pb2.WeightPayload.FromString(bytes.fromhex(order["payload"]))
         receiver.begin(epoch=epoch, manifest=manifest, payload=payload_from_proto(message, manifest))
         receiver.recycle(receiver.result(timeout_s=LIMIT_S))
-        print("done", flush=True)
+        pipe.send_bytes(b"received")
     receiver.close()
 
 
@@ -313,12 +324,5 @@ def _batch(count: int) -> Batch:
     return Batch(step=0, digest="d", groups=tuple(groups))
 
 
-def _main(words: Sequence[str]) -> None:
-    if words[0] == "receive":
-        _receive(words[1])
-    else:
-        _measure(words[0], int(words[1]), int(words[2]))
-
-
 if __name__ == "__main__":
-    end_process(lambda: _main(sys.argv[1:]))
+    end_process(lambda: _measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from sluice.errors import TransferError
 from sluice.testing import assert_eventually_blocking
 from sluice.weights.authentication import prove
-from sluice.weights.backends import Rendezvous, _GlooGroup
+from sluice.weights.backends import Rendezvous
+from sluice.weights.gloo_group import GlooGroup
 from sluice.weights.receiver import Received, WeightReceiver
 from sluice.weights.sender import OpenedTransfer, WeightSender
 from tests.integration.weight_cases import join_opened, random_snapshot
@@ -159,7 +160,7 @@ def test_an_end_that_was_connected_without_the_secret_gets_no_weights_and_gives_
 
     def end(rank: int, secret: str) -> None:
         where = Rendezvous(host="127.0.0.1", port=1, secret=secret, epoch="e", rank=rank, world_size=2, timeout_s=2.0)
-        group = _GlooGroup.form(meeting, where)
+        group = GlooGroup.form(meeting, where)
         try:
             prove(group, secret=secret, epoch="e", rank=rank)
         finally:

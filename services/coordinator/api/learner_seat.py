@@ -82,7 +82,7 @@ class LearnerSeat:
         """
         held, self._holds = self._holds, None
         most = self._config.coordinator.max_batch_deaths
-        if held is None or most == 0 or held[0] != self._progress.trained_steps:
+        if held is None or most == 0 or held[0] < self._progress.trained_steps:
             return
         step, digest = held
         self._deaths = self._deaths.after_another(step, digest)
