@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --no-loadscope-reorder
 
-.PHONY: help setup typescript promtool demo demo-llm test tests test-oldest chaos compose-test test-cluster fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
+.PHONY: help setup typescript promtool demo demo-llm test tests test-oldest chaos compose-test test-cluster test-kubernetes fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,11 @@ test-cluster: setup ## every engine's promises and runs, on clusters that the te
 	@scripts/slurm.sh || [ $$? -eq 3 ]
 	@scripts/kubernetes_tools.sh
 	$(PY) -m pytest -v -p no:randomly -m cluster tests/cluster $(ARGS)
+
+test-kubernetes: setup ## a run on the cluster of KUBECONFIG: pods and the node KUBERNETES_NODE deleted (docs/clusters.md)
+	@scripts/kubernetes_tools.sh
+	@scripts/kubernetes.sh
+	$(PY) -m pytest -v -s -p no:randomly -m cluster tests/cluster/test_kubernetes_run.py $(ARGS)
 
 fuzz: setup      ## 10,000 malformed, oversized, replayed and reordered messages to every method of every service
 	SLUICE_FUZZ_MESSAGES=10000 $(PY) -m pytest -q -m integration tests/integration/test_security_fuzz.py $(ARGS)

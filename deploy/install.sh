@@ -6,6 +6,7 @@
 #   learner | rollout    what the service needs beside torch
 #   coordinator | reward what the service needs
 #   embedded-redis       the Redis that a launcher starts
+#   ray                  Ray, beside every service
 #
 # Versions are those of requirements/*.lock. Wheels in wheelhouse/ are taken before those of an index.
 set -eu
@@ -49,6 +50,7 @@ case $1 in
     pip --no-deps --requirement "$LOCK"
     service rollout
     ;;
+  ray) pip --no-deps --requirement requirements/ray.lock ;;
   coordinator | reward | learner | embedded-redis) service "$1" ;;
-  *) sed -n '2,10p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,11p' "$0" >&2; exit 2 ;;
 esac

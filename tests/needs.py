@@ -108,6 +108,14 @@ def _kubectl() -> str | None:
     return None if shutil.which("kubectl") else "not on the PATH"
 
 
+def _kubernetes() -> str | None:
+    """A cluster that a test may disturb."""
+    asked = subprocess.run(
+        [ROOT / "scripts" / "kubernetes.sh"], capture_output=True, text=True, check=False, timeout=60
+    )
+    return None if asked.returncode == 0 else asked.stdout.strip().removeprefix("kubernetes: ") or asked.stderr.strip()
+
+
 def _kubernetes_tools() -> str | None:
     there = (ROOT / ".venv-kubernetes" / "bin" / "helm").exists()
     return None if there else ".venv-kubernetes is not there; scripts/kubernetes_tools.sh makes it"
@@ -153,6 +161,7 @@ def _typescript_example() -> str | None:
 _PROBES: Mapping[str, Callable[[], str | None]] = {
     "cuda": _cuda,
     "kubectl": _kubectl,
+    "kubernetes": _kubernetes,
     "kubernetes-tools": _kubernetes_tools,
     "machines": _machines,
     "landlock": _sandbox("landlock", "no Landlock that keeps files from being written (Linux 6.2)"),

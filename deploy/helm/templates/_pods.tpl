@@ -62,8 +62,8 @@ spec:
     - {name: metrics, containerPort: 19050}
     readinessProbe: # the launcher itself finds what dies or hangs in this pod
       exec: {command: [env, SLUICE_CREDENTIALS=/credentials/coordinator, python, -m, sluice.rpc.probe, "127.0.0.1:18050"]}
-      periodSeconds: 20
-      timeoutSeconds: 10
+      periodSeconds: 30
+      timeoutSeconds: 30
     resources: {{ if .Values.recipe.kubernetes.gpu }}{"limits": { {{ .Values.recipe.kubernetes.gpu | toJson }}: {{ int .Values.recipe.launch.learner_nproc_per_node }} }}{{ else }}{}{{ end }}
     securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
     volumeMounts:

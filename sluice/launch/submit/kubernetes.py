@@ -5,6 +5,7 @@ time to end in order, the job stays, and the same submission again goes on with 
 """
 
 import contextlib
+import json
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ from sluice.rpc.access import Role
 _SECRETS = (Role.COORDINATOR, Role.LEARNER, Role.OPERATOR, Role.ROLLOUT, Role.REWARD)
 _RESOURCES = {"job": "jobs", "jobset": "jobsets.jobset.x-k8s.io", "rayjob": "rayjobs.ray.io"}
 _ID = re.compile(rf"({'|'.join(_RESOURCES)})/([a-z0-9-]+)\.([a-z0-9-]+)@(.+)")
+_OLDEST = (1, 26)
+"""The first Kubernetes whose Jobs know all of our fields: by `podFailurePolicy` a run that has failed is not repeated."""
 _APPLY_S = 60
 _LOOK_EVERY_S = 2.0
 
@@ -145,7 +148,8 @@ def _check(place: Place, submission: Submission) -> None:
             f"create namespace {place.namespace}`, or name another"
         )
     settings = submission.config.kubernetes
-    problems = [problem for problem in (_claim_problem(place, submission), _kind_problem(place, submission)) if problem]
+    found = (check(place, submission) for check in (_version_problem, _claim_problem, _kind_problem))
+    problems = [problem for problem in found if problem]
     secrets = {f"{settings.credentials}-{role}": role for role in _SECRETS}
     if missing := place.missing("secret", list(secrets)):
         made = " && ".join(
@@ -158,6 +162,18 @@ def _check(place: Place, submission: Submission) -> None:
         )
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _version_problem(place: Place, submission: Submission) -> str:
+    if submission.template is not None or kind_of(submission.config) == "rayjob":
+        return ""
+    version = json.loads(place.call("get", "--raw", "/version"))
+    if (int(version["major"]), int(version["minor"].rstrip("+"))) >= _OLDEST:
+        return ""
+    return (
+        f"kubernetes.context: {place.context} is Kubernetes {version['gitVersion']}, the run's Job needs "
+        f"{'.'.join(map(str, _OLDEST))} for podFailurePolicy; name another context, or hand in a Job without it as --template"
+    )
 
 
 def _claim_problem(place: Place, submission: Submission) -> str:

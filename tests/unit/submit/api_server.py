@@ -33,6 +33,8 @@ class Cluster:
     """What the server holds."""
 
     server: str = ""
+    minor: str = "37"
+    """The version is 1.MINOR."""
     objects: dict[str, Any] = field(default_factory=dict)
     """By path: /apis/batch/v1/namespaces/team/jobs/demo-1."""
     logs: dict[str, list[str]] = field(default_factory=dict)
@@ -72,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path in ("/api", "/apis"):
             self._say(_discovery(core=path == "/api"), kind=_DISCOVERY)
         elif path == "/version":
-            self._say({"major": "1", "minor": "37", "gitVersion": "v1.37.0"})
+            self._say({"major": "1", "minor": self.there.minor, "gitVersion": f"v1.{self.there.minor}.0"})
         elif path.startswith("/openapi/v3"):
             self._say(_openapi(path.removeprefix("/openapi/v3")))
         elif path.endswith("/log"):

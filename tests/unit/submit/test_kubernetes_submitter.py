@@ -96,9 +96,12 @@ def test_what_the_cluster_lacks_is_named_and_nothing_is_made(cluster: Cluster) -
         f"{CORE}/persistentvolumeclaims/mine", kind="PersistentVolumeClaim", spec={"accessModes": ["ReadWriteOnce"]}
     )
     several = ("launch.learner_nnodes=2", "launch.learner_rdzv_endpoint=control:29400", "kubernetes.claim=mine")
+    cluster.minor = "20"
     with pytest.raises(ConfigError) as refused:
         queue.submit(submission(*several))
-    claim, jobset, secret = str(refused.value).splitlines()
+    cluster.minor = "26+"
+    version, claim, jobset, secret = str(refused.value).splitlines()
+    assert "kubernetes.context: here is Kubernetes v1.20.0, the run's Job needs 1.26 for podFailurePolicy" in version
     assert "kubernetes.claim: mine must be ReadWriteMany" in claim
     assert "launch.learner_nnodes > 1 needs JobSet, and the context here has nothing of jobset.x-k8s.io" in jobset
     assert "there is no Secret sluice-reward in team" in secret
