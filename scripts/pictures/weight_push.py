@@ -41,16 +41,16 @@ STATE = "READY"
 """The rollout's state at the end."""
 
 STEPS: tuple[Call | Work | Transfer, ...] = (
-    Work(actor="learner", lines=("step k trained: gather, pack,", "digest: snapshot k + 1")),
+    Work(actor="learner", lines=("step k trained: gather, pack;", "beside step k + 1: digest")),
     Call(caller="learner", callee="coordinator", rpc="CommitStep", carries="version k + 1, digests"),
     Work(actor="coordinator", lines=("which rollouts are behind?", "one task a rollout")),
-    Call(caller="coordinator", callee="learner", rpc="OpenTransfer", carries="answer: manifest, digest, secret"),
+    Call(caller="coordinator", callee="learner", rpc="OpenTransfer", carries="or a relaying rollout: payload, secret"),
     Call(caller="coordinator", callee="rollout", rpc="JoinEpoch", carries="new epoch only: store, secret"),
-    Call(caller="coordinator", callee="rollout", rpc="ReceiveWeights", carries="manifest"),
-    Transfer(note="bytes, bucket by bucket, over gloo, NCCL or a file; the engine goes on generating"),
-    Work(actor="rollout", lines=("staging buffer,", "digest over the bytes")),
+    Call(caller="coordinator", callee="rollout", rpc="ReceiveWeights", carries="manifest, digests of buckets"),
+    Transfer(note="whole or as a delta, in buckets, over gloo, NCCL, gRPC or a file, beside generation"),
+    Work(actor="rollout", lines=("each bucket verified: staged,", "and passed on by a relay")),
     Call(caller="coordinator", callee="rollout", rpc="ApplyWeights", carries="answer: version, digest, stall in ms"),
-    Work(actor="rollout", lines=("digest equal: switch between", "two engine steps")),
+    Work(actor="rollout", lines=("whole digest equal: switch", "between two engine steps")),
     Call(caller="coordinator", callee="rollout", rpc="Generate", carries="a probe, if the rollout is new"),
     Work(actor="coordinator", lines=(f"rollout {STATE}", "at version k + 1")),
 )
