@@ -131,6 +131,6 @@ class WeightIntake:
 
     def close(self) -> None:
         """Leaves the epoch, and ends those of others that receive from here."""
+        self._receiver.close()
         if self._relay is not None:
             self._relay.close()
-        self._receiver.close()

@@ -198,9 +198,12 @@ class WeightReceiver:
             self._spare_is(self._held.replace(received.manifest, received.buffer))
 
     def close(self) -> None:
-        """Leaves the epoch; waits for receiving threads, each at most for its running operation."""
+        """Leaves the epoch; waits for receiving threads, each at most for its running operation. Who waits here for a bucket
+        to pass on is told at once."""
         atexit.unregister(self.close)
         with self._lock:
+            if self._arrival is not None:
+                self._arrival.cargo.fail(TransferError("this rollout is leaving"))
             self._leave()
             threads = self._threads
         for thread in threads:
