@@ -106,8 +106,8 @@ class _Receiver:
         self._process = _FORKED.Process(target=receive, args=(theirs, f"{self.name}.epoch"), daemon=True)
         self._process.start()
         theirs.close()
-        self._busy = False
-        self._answering: threading.Thread | None = None
+        self._idle = threading.Event()
+        self._idle.set()
 
     def is_ready(self) -> None:
         """Waits for the process to have started."""
@@ -115,9 +115,9 @@ class _Receiver:
 
     def take(self, sender: WeightSender) -> None:
         """The coordinator's part of a push, unless the receiver is still at an older version: a late one skips."""
-        if self._busy:
+        if not self._idle.is_set():
             return
-        self._busy = True
+        self._idle.clear()
         opened = sender.open(rollout_id=self.name, epoch=f"{self.name}.epoch", timeout_s=LIMIT_S)
         assert opened.payload is not None
         order = {
@@ -128,19 +128,16 @@ class _Receiver:
             "payload": payload_to_proto(opened.payload).SerializeToString().hex(),
         }
         self._pipe.send_bytes(json.dumps(order).encode())
-        self._answering = threading.Thread(target=self._hear, daemon=True)
-        self._answering.start()
+        threading.Thread(target=self._hear, daemon=True).start()
 
     def _hear(self) -> None:
         self._pipe.recv_bytes()
         self.received += 1
-        self._busy = False
+        self._idle.set()
 
     def settle(self) -> None:
         """Waits until the receiver is idle."""
-        if self._answering is not None:
-            self._answering.join(LIMIT_S)
-            assert not self._busy, f"{self.name} has received nothing within {LIMIT_S:g} s"
+        assert self._idle.wait(LIMIT_S), f"{self.name} has received nothing within {LIMIT_S:g} s"
 
     def end(self) -> None:
         """Ends the process."""
@@ -158,6 +155,7 @@ class _Run:
         self._with_pushes = [pushes for _ in range(pairs) for pushes in (False, True)]
         """By block."""
         self.steps = WARM_UP_STEPS + len(self._with_pushes) * BLOCK_STEPS
+        self._booked, self._steps_booked = threading.Condition(), 0
         self._began, self._block = 0.0, list[float]()
         self.medians_s: dict[bool, list[float]] = {False: [], True: []}
         """The median step of each block, without and with pushes."""
@@ -171,6 +169,8 @@ class _Run:
             if self._block:
                 self.medians_s[self._pushed(step - 1)].append(statistics.median(self._block))
                 self._block.clear()
+            with self._booked:
+                assert self._booked.wait_for(lambda: self._steps_booked == step, LIMIT_S)
             for receiver in self._receivers:
                 receiver.settle()
         if step == self.steps:
@@ -187,6 +187,9 @@ class _Run:
                 receiver.take(self._sender)
             for name, values in self.metrics.items():
                 values.append(metrics[name])
+        with self._booked:
+            self._steps_booked = batch.step + 1
+            self._booked.notify_all()
         return weights_digest
 
     def publish(self, snapshot: Snapshot) -> None:
