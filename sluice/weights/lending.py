@@ -10,7 +10,7 @@ its own user alone, and its place only those that know the place's token; an ann
 
  who waits     for what                                     unblocked by
  the borrower  the holder's answer, which takes no copying  the holder's thread, its death, ANSWER_S
- the thread    the next borrower; a borrower's token        a borrower; ANSWER_S
+ the thread    the next borrower; a borrower's token        a borrower; TOKEN_S
 """
 
 import contextlib
@@ -34,6 +34,9 @@ log = structlog.get_logger(__name__)
 
 ANSWER_S = 5.0
 """Chosen: an answer takes less than a millisecond, on a machine that is not overloaded."""
+
+TOKEN_S = 1.0
+"""What a holder waits for a borrower's token; below ANSWER_S, so that one who says nothing uses up nobody else's patience."""
 
 _PLACE = re.compile(r"(sluice-[0-9a-f]{32}):([0-9a-f]{32})", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -181,7 +184,7 @@ class _Lender:
 
     def _answer(self, connection: socket.socket, announced: str) -> None:
         with connection:
-            connection.settimeout(ANSWER_S)
+            connection.settimeout(TOKEN_S)
             if not _is_own_user(connection):
                 log.warning("staged_copy_not_lent", reason="a process of another user asked")
                 return

@@ -22,10 +22,11 @@ from sluice.rpc import access
 from sluice.rpc.credentials import load_credentials
 from sluice.rpc.tokens import make_tokens
 from sluice.testing import assert_eventually
+from sluice.weights.deltas import Deltas
 from sluice.weights.sender import WeightSender
 from sluice.weights.snapshot import Snapshot
 from tests.integration.relay_rollout import ANSWER_S, RolloutProcess
-from tests.integration.weight_cases import BUCKET_BYTES, random_snapshot
+from tests.integration.weight_cases import BUCKET_BYTES, random_snapshot, stepped_snapshot
 from tests.rack import Rack
 from tests.unit.coordinator.fakes import Stage, make_config
 
@@ -40,14 +41,20 @@ class RelayFleet:
         rack: Rack | None = None,
         total_bytes: int = 1 << 20,
         bucket_bytes: int = BUCKET_BYTES,
+        deltas: bool = False,
         **weights: Any,
     ) -> None:
-        """Without a rack everybody is on loopback and only says that it is on another machine."""
+        """Without a rack everybody is on loopback and only says that it is on another machine. With `deltas` versions differ
+        little, and travel as what has changed."""
         make_tokens(folder, private_network=True)
         self._folder, self._rack, self.total_bytes, self._bucket_bytes = folder, rack, total_bytes, bucket_bytes
         here = rack.here if rack else "127.0.0.1"
-        self.sender = WeightSender(backend="auto", host=here, bind=here)
-        config = make_config(**{f"weights__{key}": value for key, value in {"timeout_s": 2.0, **weights}.items()})
+        self._deltas = deltas
+        self.sender = WeightSender(
+            backend="auto", host=here, bind=here, deltas=Deltas(most_share=0.5) if deltas else None
+        )
+        weights = {"timeout_s": 2.0, "encoding": "delta" if deltas else "dense", **weights}
+        config = make_config(**{f"weights__{key}": value for key, value in weights.items()})
         run = dataclasses.replace(Stage(config).run, clock=SystemClock())
         self.fleet, self.events, self.times = run.fleet, run.events, PushTimes()
         self._clients = Clients(load_credentials(folder / "coordinator", role=access.Role.COORDINATOR), vocabulary=10)
@@ -140,7 +147,8 @@ class RelayFleet:
         return self._clients.rollout(member)
 
     def _snapshot(self) -> Snapshot:
-        return random_snapshot(self.newest, total_bytes=self.total_bytes, bucket_bytes=self._bucket_bytes)
+        make = stepped_snapshot if self._deltas else random_snapshot
+        return make(self.newest, total_bytes=self.total_bytes, bucket_bytes=self._bucket_bytes)
 
     def _is_current(self, member: Member) -> bool:
         return member.state is State.READY and member.version is not None and member.version.number == self.newest

@@ -181,7 +181,7 @@ def _main(pipe: Connection, credentials: str, total_bytes: int, address: str, ma
 
 
 async def _serve(pipe: Connection, credentials: str, total_bytes: int, address: str) -> None:
-    fault, engine, receiver = _Fault(), _Engine(), WeightReceiver()
+    fault, engine, receiver = _Fault(), _Engine(), WeightReceiver(keeps_base=True)
     links_module.join = receiver_module.join = fault.joined  # type: ignore[assignment]
     loop = EngineLoop(engine, max_samples=64)
     loop.start()

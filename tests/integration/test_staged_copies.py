@@ -161,12 +161,11 @@ def test_a_borrowed_copy_cannot_be_written_shortened_or_mistaken() -> None:
 
 
 def test_somebody_who_asks_and_says_nothing_keeps_nobody_waiting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lending, "ANSWER_S", 0.2)
+    monkeypatch.setattr(lending, "TOKEN_S", 0.2)
     buffer = staging.new(BYTES)
     place = lending.lend(buffer, digest=DIGEST)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
         silent.connect("\0" + place.partition(":")[0])
-        monkeypatch.setattr(lending, "ANSWER_S", 10.0)
         assert lending.borrow(place, total_bytes=BYTES, digest=DIGEST).size == BYTES
 
 

@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from services.coordinator.state.fleet import State
 from sluice.clock import SystemClock
+from sluice.weights.flights import DEPTH
 from sluice.weights.sender import KEPT_VERSIONS
 from tests.integration.relay_fleet import RelayFleet
 from tests.rack import rack
@@ -72,7 +73,7 @@ async def test_behind_a_relay_that_dies_a_rollout_goes_on_where_it_was(fleet: Re
     fleet.rollouts[dying].order_fault(AFTER, "SIGKILL")
     fleet.publish()
     await fleet.all_hold_it(but=dying)
-    assert fleet.rollouts[orphan].took() <= BUCKETS + 1, "it started over"
+    assert fleet.rollouts[orphan].took() <= BUCKETS + DEPTH, "it started over"
     await fleet.lose(dying)
 
 
@@ -81,7 +82,7 @@ async def test_behind_a_relay_that_freezes_a_rollout_goes_on_where_it_was(fleet:
     fleet.rollouts[frozen].order_fault(AFTER, "SIGSTOP")
     fleet.publish()
     await fleet.all_hold_it(but=frozen)
-    assert fleet.rollouts[orphan].took() <= BUCKETS + 1, "it started over"
+    assert fleet.rollouts[orphan].took() <= BUCKETS + DEPTH, "it started over"
     assert is_in_doubt(fleet, frozen)
     assert not any(is_in_doubt(fleet, name) for name in chain if name != frozen), "those behind were starved, no more"
     fleet.rollouts[frozen].signal("SIGCONT")
@@ -94,7 +95,7 @@ async def test_a_relay_that_is_slow_loses_its_receivers(fleet: RelayFleet, chain
     await fleet.spread()
     assert is_in_doubt(fleet, slow)
     assert fleet.members[orphan].source not in (slow, "learner")
-    assert fleet.rollouts[orphan].took() <= BUCKETS + 1
+    assert fleet.rollouts[orphan].took() <= BUCKETS + DEPTH
 
 
 async def test_a_relay_that_lies_is_found_by_the_next_and_named_and_quarantined(
@@ -108,7 +109,7 @@ async def test_a_relay_that_lies_is_found_by_the_next_and_named_and_quarantined(
     assert [event.labels["service_id"] for event in told] == [liar]
     assert f"{liar} sent wrong bytes to {finder}: bucket {AFTER} of {BUCKETS}" in told[0].message
     assert fleet.members[finder].state is State.READY
-    assert fleet.rollouts[finder].took() <= BUCKETS + 1
+    assert fleet.rollouts[finder].took() <= BUCKETS + DEPTH
     await fleet.spread()
     assert liar not in fleet.sources().values(), "nobody's source for the life of its process"
 
@@ -128,6 +129,22 @@ async def test_fifty_versions_over_changing_sources_leave_no_trace(fleet: RelayF
         assert late["threads"] <= early[name]["threads"] + 1
         assert late["files"] <= early[name]["files"] + 4
         assert late["resident_bytes"] < early[name]["resident_bytes"] + (8 << 20)
+
+
+async def test_what_has_changed_goes_from_rollout_to_rollout_and_a_newcomer_gets_the_whole(tmp_path: Path) -> None:
+    fleet = RelayFleet(tmp_path, deltas=True)
+    async with fleet.standing():
+        await fleet.add("d0", "d1", "d2")
+        for encoding in ("dense", "delta", "delta"):
+            await fleet.spread()
+            assert {member.encoding for member in fleet.members.values()} == {encoding}
+            assert len(fleet.chain()) == 3
+        await fleet.add("d3")
+        await fleet.all_hold_it()
+        assert (fleet.members["d3"].encoding, fleet.members["d3"].source) == ("dense", "learner")
+        await fleet.spread()
+        assert {member.encoding for member in fleet.members.values()} == {"delta"}
+        assert len(fleet.chain()) == 4
 
 
 @pytest.mark.chaos

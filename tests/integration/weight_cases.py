@@ -19,16 +19,16 @@ def random_snapshot(number: int, *, total_bytes: int = 4 << 20, bucket_bytes: in
     return packer.seal(PolicyVersion(lineage="a", number=number))
 
 
-def stepped_snapshot(number: int) -> Snapshot:
+def stepped_snapshot(number: int, *, total_bytes: int = 4 << 20, bucket_bytes: int = BUCKET_BYTES) -> Snapshot:
     """Version 0 is `random_snapshot(0)`; each later one changes 2 % of the bytes of the version before."""
-    first = random_snapshot(0)
+    first = random_snapshot(0, total_bytes=total_bytes)
     data = first.buffer.copy()
     for step in range(number):
         rng = np.random.default_rng(step)
         places = rng.integers(0, data.size, data.size // 50)
         data[places] += rng.integers(1, 255, len(places), np.uint8)
     packer = Packer(
-        plan([(spec.name, spec.dtype, spec.shape) for spec in first.manifest.tensors], bucket_bytes=BUCKET_BYTES)
+        plan([(spec.name, spec.dtype, spec.shape) for spec in first.manifest.tensors], bucket_bytes=bucket_bytes)
     )
     packer.put("weight", data)
     return packer.seal(PolicyVersion(lineage="a", number=number))

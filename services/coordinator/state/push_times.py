@@ -36,17 +36,15 @@ class PushTimes:
         self._since_commit = []
 
     def metrics(self) -> dict[str, float]:
-        """The slowest push of each phase, the bytes of all pushes, and the longest chain where rollouts relayed; empty without
-        a push."""
+        """The slowest push of each phase, the longest chain, and the bytes of all pushes; empty without a push."""
         if not self._since_commit:
             return {}
-        links = max(time.links for time in self._since_commit)
-        changes = sum(time.source_changes for time in self._since_commit)
-        relayed = {"weights/relay_links": float(links), "weights/source_changes": float(changes)}
-        return (relayed if links > 1 or changes else {}) | {
+        return {
             "weights/push_ms": max(time.push_ms for time in self._since_commit),
             "weights/receive_ms": max(time.receive_ms for time in self._since_commit),
             "weights/stall_ms": max(time.stall_ms for time in self._since_commit),
+            "weights/relay_links": float(max(time.links for time in self._since_commit)),
+            "weights/source_changes": float(sum(time.source_changes for time in self._since_commit)),
             "weights/sent_bytes": float(sum(time.sent_bytes for time in self._since_commit)),
             "weights/dense_bytes": float(sum(time.dense_bytes for time in self._since_commit)),
             "weights/deltas": float(sum(time.encoding == "delta" for time in self._since_commit)),

@@ -256,7 +256,7 @@ def test_settings_that_need_another_one_say_which(recipe: Path, override: str, m
 
 def test_deltas_are_refused_where_every_push_is_a_whole_version(recipe: Path) -> None:
     (line,) = problems(recipe, "weights.encoding=delta", "weights.backend=file")
-    assert "weights.encoding: delta needs weights.backend auto, gloo or nccl, got file" in line
+    assert "weights.encoding: delta needs weights.backend auto, gloo, nccl or grpc, got file" in line
     (line, *_) = problems(recipe, "weights.encoding=gaps")
     assert "weights.encoding" in line
     assert "'auto', 'dense' or 'delta'" in line
