@@ -1,5 +1,6 @@
 """The parts of one run's coordinator, wired, for the servicer."""
 
+import contextlib
 from dataclasses import dataclass, field
 
 from services.coordinator.api.learner_meetings import LearnerMeetings
@@ -57,10 +58,11 @@ class RunParts:
     """Launchers that watch events now; a launcher starts and ends services for `Scale`."""
 
     async def close(self) -> None:
-        """Closes channels and connections."""
-        await self.loggers.close()
-        await self.clients.close()
-        await self.store.close()
+        """Closes channels and connections, each of them whatever becomes of the others."""
+        async with contextlib.AsyncExitStack() as closing:
+            closing.push_async_callback(self.store.close)
+            closing.push_async_callback(self.clients.close)
+            closing.push_async_callback(self.loggers.close)
 
     async def roll_back(self) -> None:
         """Makes the requested rollback, once nothing is booked any more. The process has to end afterwards."""

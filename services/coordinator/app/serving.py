@@ -68,9 +68,11 @@ async def _serve(config: Config, options: Options, ready: TextIO | None) -> int:
         return await _until_over(parts, stop, exporter, options)
     finally:
         parts.run.events.close()  # open watches would use up the grace time
-        await server.stop(grace_s=2.0)
-        exporter.close()
-        await parts.close()
+        try:
+            await server.stop(grace_s=2.0)
+        finally:
+            exporter.close()
+            await parts.close()
 
 
 async def _until_over(parts: RunParts, stop: asyncio.Event, exporter: Exporter, options: Options) -> int:
