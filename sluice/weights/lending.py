@@ -139,7 +139,7 @@ class _Lender:
         """By descriptor: a socket, and the token of the copy that is announced there; empty: of any place."""
         self._ready = select.epoll()
         self._listen(self._name, "")
-        threading.Thread(target=self._run, name="weights-lend", daemon=True).start()
+        threading.Thread(target=self._run, name="lend-copies", daemon=True).start()
 
     def lend(self, memory: staging.Memory) -> str:
         token = memory.token = memory.token or secrets.token_hex(_TOKEN_BYTES // 2)
