@@ -286,8 +286,9 @@ class Lifecycle:
 
     async def _enter(self, state: RunState) -> None:
         self._progress.state = state
-        await self.save()
+        # At once, so that whoever has seen the state hears no news of it any more.
         self._events.emit("run_state", self._progress.reason or state.value, labels={"state": state.value})
+        await self.save()
         self._board.changed.notify()
 
 
