@@ -25,7 +25,7 @@ LOADS = 3
 LAYERS, HIDDEN, WIDTH, VOCABULARY = 12, 1024, 3072, 32_000
 SAMPLE_S = 0.002
 
-PAUSE_S = 0.25
+PAUSE_S = 0.1
 """Chosen: a fifth of what reading with Python's lock held stops others for, and above what two overloaded cores do anyway."""
 
 

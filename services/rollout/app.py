@@ -150,6 +150,8 @@ class _Service:
         finally:
             await server.stop(grace_s=0.1 * config.launch.grace_s)
             self._weights.close()
+            if self._streams is not None:
+                self._streams.close()
             self._loop.close()
             self._exporter.close()
 
@@ -184,7 +186,8 @@ class _Service:
             bind=bind,
             device=self._device,
         )
-        self._links, streams = relay.links, WeightStreams(relay.links.offered) if relay.links is not None else None
+        self._links = relay.links
+        streams = self._streams = WeightStreams(relay.links.offered) if relay.links is not None else None
         self._weights = WeightIntake(
             loop=self._loop,
             receiver=receiver,

@@ -44,6 +44,7 @@ class ControlPlane:
         self._thread = ControlThread()
         self._exporter = Exporter(service="learner")
         self._server: RpcServer | None = None
+        self._streams: WeightStreams | None = None
         self.publisher: PublisherState | None = None
         """What this learner publishes; to be set before `open`."""
         self._leaving: asyncio.Task[None] | None = None
@@ -102,7 +103,7 @@ class ControlPlane:
     async def _serve(self, add_servicer: Callable[[grpc.aio.Server], None], *, calls_per_s: float) -> int:
         assert self.publisher is not None
         links = self.publisher.sender.links
-        streams = None if links is None else WeightStreams(links.offered)
+        streams = self._streams = None if links is None else WeightStreams(links.offered)
 
         def register(server: grpc.aio.Server) -> None:
             add_servicer(server)
@@ -124,6 +125,8 @@ class ControlPlane:
     async def _end(self, grace_s: float) -> None:
         if self._server is not None:
             await self._server.stop(grace_s=grace_s)
+        if self._streams is not None:
+            self._streams.close()
         await self._membership.registration.close()
 
     def _describe(self) -> pb.RegisterRequest:
