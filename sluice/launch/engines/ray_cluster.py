@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 # Ray is an extra: without it these lines have no types, and `import ray` would name the engine's own module.
 from ray import available_resources, get_runtime_context, init, kill, remote, shutdown  # pyright: ignore
 from ray import nodes as known_nodes  # pyright: ignore
+from ray.exceptions import RayError  # pyright: ignore
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group  # pyright: ignore
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # pyright: ignore
 
-from sluice.errors import ConfigError, LaunchError
+from sluice.errors import ConfigError, LaunchError, Unavailable
 from sluice.launch.commands import Needs
 from sluice.launch.engines.ray_address import reach
 from sluice.launch.engines.ray_host import Host
@@ -136,11 +137,18 @@ def nodes() -> Mapping[str, tuple[str, Mapping[str, float]]]:
 
 
 def draining() -> Mapping[str, float]:
-    """The nodes that the head drains, by id, each with the Unix time at which it will be gone, 0 for none known."""
+    """The nodes that the head drains, by id, each with the Unix time at which it will be gone, 0 for none known.
+
+    Raises Unavailable when the head does not answer.
+    """
     # Ray's own libraries ask here, every second or more often; there is no public way, and the head publishes nothing.
     from ray._private.state import state  # pyright: ignore
 
-    return {node_id: gone_at_ms / 1000 for node_id, gone_at_ms in state.get_draining_nodes().items()}
+    try:
+        found = state.get_draining_nodes()
+    except RayError as error:
+        raise Unavailable(f"ray: the head does not say which nodes it drains: {error}") from error
+    return {node_id: gone_at_ms / 1000 for node_id, gone_at_ms in found.items()}
 
 
 def grows() -> bool:

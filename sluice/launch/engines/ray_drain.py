@@ -9,7 +9,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
+import structlog
+
 from sluice.clock import Clock
+from sluice.errors import Unavailable
+
+log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 1.0
 """Chosen: little beside the 30 s that the shortest notices of clouds, and Ray's own on SIGTERM, leave."""
@@ -31,12 +36,16 @@ async def watch_drains(
     draining: Callable[[], Awaitable[Mapping[str, float]]], tasks: Callable[[], Iterable[Resident]], *, clock: Clock
 ) -> None:
     """Tells each task of a node that is being drained; for ever. `draining`: node ids, each with the Unix time at which the
-    node will be gone, 0 where Ray was told of none."""
+    node will be gone, 0 where Ray was told of none; Unavailable when the head does not answer."""
     while True:
         await clock.sleep(LOOK_EVERY_S)
         if not any(task.alive for task in tasks()):
             continue
-        gone_at_s = await draining()
+        try:
+            gone_at_s = await draining()
+        except Unavailable as error:  # a head that is gone ends tasks in its own way; one that is back is asked again
+            log.warning("drains_not_known", reason=str(error))
+            continue
         for task in tasks():
             if task.alive and task.node_id in gone_at_s:
                 task.drain(

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sluice.errors import Unavailable
 from sluice.launch.engines.ray_drain import LOOK_EVERY_S, watch_drains
 from sluice.testing import ManualClock
 
@@ -44,4 +45,19 @@ async def test_who_runs_on_a_node_that_is_drained_hears_of_it_and_nobody_is_aske
         task.alive = False
     await clock.advance(3 * LOOK_EVERY_S)
     assert len(asked) == 5
+    watch.cancel()
+
+
+async def test_a_head_that_does_not_answer_is_asked_again() -> None:
+    clock, answers, task = ManualClock(), iter([Unavailable("no head"), Unavailable("no head"), None]), Resident("n1")
+
+    async def ask() -> Mapping[str, float]:
+        if (failure := next(answers)) is not None:
+            raise failure
+        return {"id of n1": 0.0}
+
+    watch = asyncio.create_task(watch_drains(ask, lambda: [task], clock=clock))
+    await asyncio.sleep(0)
+    await clock.advance(3 * LOOK_EVERY_S)
+    assert task.heard == ["Ray drains node n1"]
     watch.cancel()
