@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from services.coordinator.state.fleet import Member, Role, State
+from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.push_times import PushTimes
 from services.coordinator.weights.push import WeightPush
 from services.coordinator.wire.clients import Clients

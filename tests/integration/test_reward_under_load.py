@@ -13,8 +13,9 @@ from structlog.testing import capture_logs
 
 from services.coordinator.groups import grading
 from services.coordinator.groups.grading import Grading
-from services.coordinator.state.fleet import Fleet, Member, Role
+from services.coordinator.state.fleet import Fleet
 from services.coordinator.state.group import Group, GroupFailed
+from services.coordinator.state.member import Member, Role
 from services.coordinator.wire.clients import Clients
 from services.reward.app import make_reward_server, open_graders
 from services.reward.routing import Router

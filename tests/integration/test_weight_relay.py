@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from services.coordinator.state.fleet import State
+from services.coordinator.state.member import State
 from sluice.clock import SystemClock
 from sluice.weights.flights import DEPTH
 from sluice.weights.sender import KEPT_VERSIONS

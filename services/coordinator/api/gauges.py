@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from services.coordinator.api.run_parts import RunParts
-from services.coordinator.state.fleet import Fleet, Role, State
+from services.coordinator.state.fleet import Fleet
+from services.coordinator.state.member import Role, State
 from services.coordinator.state.progress import RunState
 from sluice.telemetry.prometheus import Target
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.recovery.repair import Repair
 from services.coordinator.recovery.rollback import Rollbacks
-from services.coordinator.state.fleet import Member, State
 from services.coordinator.state.learner_history import Statement
+from services.coordinator.state.member import Member, State
 from services.coordinator.state.progress import RunState
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.records import Records

@@ -4,7 +4,7 @@ who waits          for what                              unblocked by
 `everybody_left`   all services to leave                 the last service's leaving; LINGER_S without any coming or going
 """
 
-from services.coordinator.state.fleet import State
+from services.coordinator.state.member import State
 from services.coordinator.state.run_context import RunContext
 
 LINGER_S = 120.0

@@ -19,7 +19,7 @@ from services.coordinator.api.registrations import (
     serves_own_weights,
 )
 from services.coordinator.api.run_parts import RunParts
-from services.coordinator.state.fleet import Member, Role, State
+from services.coordinator.state.member import Member, Role, State
 from services.coordinator.storage.run_files import BatchFile
 from services.coordinator.wire.clients import as_sluice_errors
 from services.coordinator.wire.messages import statement_from

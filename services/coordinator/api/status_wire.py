@@ -7,8 +7,8 @@ from services.coordinator.api.run_parts import RunParts
 from services.coordinator.groups.step_metrics import queue_metrics
 from services.coordinator.recovery.rollback import Account
 from services.coordinator.state.evaluation_result import EvaluationResult, Interval
-from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.state.ledger import LedgerCounts, count, ledger_metrics
+from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.progress import Progress, RunState
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.v1 import coordinator_pb2 as pb

@@ -14,7 +14,8 @@ from services.coordinator.recovery.rollback import Account, bring_in_line, histo
 from services.coordinator.run.evaluation import HeldOut
 from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
-from services.coordinator.state.fleet import Fleet, Member
+from services.coordinator.state.fleet import Fleet
+from services.coordinator.state.member import Member
 from services.coordinator.state.places import Places
 from services.coordinator.state.progress import Progress
 from services.coordinator.state.run_context import RunContext

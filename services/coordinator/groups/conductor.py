@@ -20,9 +20,9 @@ import numpy as np
 from services.coordinator.groups.generation import Generation
 from services.coordinator.groups.grading import Grading
 from services.coordinator.groups.step_metrics import StepWindow
-from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import Admission, Group, GroupFailed, Phase, group_id_of
 from services.coordinator.state.ledger_row import accepted_group, accepted_info, ledger_row, open_info
+from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import Prompts, RolloutClient
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.prompt_places import note_place, place_before

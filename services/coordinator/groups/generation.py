@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import blake3
 import structlog
 
-from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import Attempt, Group, GroupFailed, Phase
+from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import RolloutClient, Sampling, WrongAnswer
 from services.coordinator.state.run_context import RunContext
 from sluice.errors import Expired, InvalidRequest, SluiceError

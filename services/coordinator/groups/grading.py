@@ -19,8 +19,9 @@ from typing import Final
 
 import structlog
 
-from services.coordinator.state.fleet import Fleet, Member, Role
+from services.coordinator.state.fleet import Fleet
 from services.coordinator.state.group import Group, GroupFailed, PromptLike, Reward, Sample
+from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import RewardClient, TooLarge, WrongAnswer
 from sluice.clock import Clock
 from sluice.config.schema import Config

@@ -14,8 +14,8 @@ import structlog
 from services.coordinator.groups.grading import Grading
 from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.evaluation_scores import PromptOutcome, accuracies, outcome
-from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import PromptLike, Reward, Sample
+from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import RolloutClient, Sampling
 from services.coordinator.state.run_context import RunContext
 from sluice.config.evaluation_sets import EvaluationSet

@@ -19,7 +19,7 @@ from services.coordinator.run.absences import Absences
 from services.coordinator.run.evaluation import Evaluated, Evaluator
 from services.coordinator.run.failing import FailureWatch
 from services.coordinator.run.starvation import StarvationWatch
-from services.coordinator.state.fleet import Role, State
+from services.coordinator.state.member import Role, State
 from services.coordinator.state.ports import Forgot
 from services.coordinator.state.progress import RunState
 from services.coordinator.state.run_context import RunContext

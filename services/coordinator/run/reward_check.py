@@ -19,8 +19,8 @@ import numpy as np
 import structlog
 
 from services.coordinator.run.absences import Absences
-from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import PromptLike, Reward, Sample, Span
+from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import RewardClient
 from services.coordinator.state.run_context import RunContext
 from sluice.errors import ConfigError, NotReady, SluiceError

@@ -9,8 +9,9 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from services.coordinator.state.board import Board
-from services.coordinator.state.fleet import Fleet, Role, State
+from services.coordinator.state.fleet import Fleet
 from services.coordinator.state.group import Group, Phase
+from services.coordinator.state.member import Role, State
 from services.coordinator.state.places import Place
 from services.coordinator.state.progress import Progress, RunState
 from sluice.config.schema import Config

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from services.coordinator.state.fleet import Member
+from services.coordinator.state.member import Member
 
 _MOST_PREEMPTIONS = 1 << 53
 """A count above is no count: a float64, in which metrics are kept, would not hold it."""

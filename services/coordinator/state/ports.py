@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from services.coordinator.state.fleet import Member
 from services.coordinator.state.group import Group, PromptLike, QueuedGroup, Reward, Sample
+from services.coordinator.state.member import Member
 from sluice.errors import SluiceError, Unavailable
 from sluice.policy_version import PolicyVersion
 

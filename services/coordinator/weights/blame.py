@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from services.coordinator.state.fleet import Member
+from services.coordinator.state.member import Member
 from services.coordinator.weights.calls import PushClients
 from services.coordinator.weights.sources import Round, Source, Sources
 from services.coordinator.weights.watch import Look, is_broken, is_slow

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable
 from typing import Protocol
 
-from services.coordinator.state.fleet import Member
+from services.coordinator.state.member import Member
 from sluice.v1 import learner_pb2, rollout_pb2
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import structlog
 
-from services.coordinator.state.fleet import Fleet, Member, Role
+from services.coordinator.state.fleet import Fleet
 from services.coordinator.state.group import PromptLike, Sample
+from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import RolloutClient, Sampling
 from sluice.config.schema import Config
 from sluice.errors import SluiceError, TransferError

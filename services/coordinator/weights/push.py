@@ -16,7 +16,7 @@ from typing import Protocol
 
 import structlog
 
-from services.coordinator.state.fleet import Member, Role, State
+from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.push_times import PushTime, PushTimes
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.weights.blame import Blame

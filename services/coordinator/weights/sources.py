@@ -15,7 +15,8 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from services.coordinator.state.fleet import Fleet, Member, State
+from services.coordinator.state.fleet import Fleet
+from services.coordinator.state.member import Member, State
 from services.coordinator.state.signal import Signal
 from services.coordinator.weights.plan import Receiver, plan_sources
 from services.coordinator.weights.watch import Look

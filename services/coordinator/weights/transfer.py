@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from services.coordinator.state.fleet import Member
+from services.coordinator.state.member import Member
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.weights.blame import Blame
 from services.coordinator.weights.calls import PushClients

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from services.coordinator.state.fleet import Member
 from services.coordinator.state.group import Reward, Sample
+from services.coordinator.state.member import Member
 from services.coordinator.state.ports import WrongAnswer
 from services.coordinator.wire.messages import reward_from, sample_from
 from sluice.errors import SluiceError

@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 
-from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import PromptLike, Reward, Sample
+from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import Sampling, TooLarge
 from services.coordinator.wire.answers import AskedSamples, rewards_of
 from services.coordinator.wire.messages import finish_to

@@ -15,9 +15,10 @@ from services.coordinator.groups.conductor import Conductor
 from services.coordinator.groups.grading import Grading
 from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
-from services.coordinator.state.fleet import Fleet, Member, Role, State
+from services.coordinator.state.fleet import Fleet
 from services.coordinator.state.group import Group, GroupFailed, PromptLike, QueuedGroup, Reward, Sample, Span
 from services.coordinator.state.ledger import count
+from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.places import Places
 from services.coordinator.state.ports import Sampling
 from services.coordinator.state.progress import Progress, RunState

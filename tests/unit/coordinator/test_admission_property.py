@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.state.board import Board
-from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.state.group import PromptLike, Reward, Sample
 from services.coordinator.state.ledger import count
+from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.ports import Sampling
 from services.coordinator.storage.run_files import BatchFile
 from sluice.errors import Overloaded, Unavailable

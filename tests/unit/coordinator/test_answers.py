@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.coordinator.state.fleet import Member, Role
+from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import WrongAnswer
 from services.coordinator.wire.answers import AskedSamples, durations_of, rewards_of
 from sluice.limits import LARGEST_SCORE, MOST_PARTS, NAME_CHARACTERS, TEXT_CHARACTERS

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from services.coordinator.groups.assignment import Assigner
-from services.coordinator.state.fleet import Role
 from services.coordinator.state.ledger import count
+from services.coordinator.state.member import Role
 from services.coordinator.storage.run_files import BatchFile, RunFiles
 from sluice.errors import DataError, Fenced
 from sluice.testing import assert_eventually

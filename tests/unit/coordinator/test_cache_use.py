@@ -5,7 +5,7 @@ import math
 import pytest
 
 from services.coordinator.state.cache_use import CacheUse
-from services.coordinator.state.fleet import Member, Role
+from services.coordinator.state.member import Member, Role
 
 
 def rollout(name: str) -> Member:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from services.coordinator.state.fleet import Role, State
+from services.coordinator.state.member import Role, State
 from sluice.errors import InvalidRequest, Overloaded, Unavailable
 from sluice.policy_version import PolicyVersion
 from sluice.testing import assert_eventually

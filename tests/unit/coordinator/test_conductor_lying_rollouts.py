@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.state.group import Sample
+from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.ports import WrongAnswer
 from sluice.errors import Expired, InvalidRequest, Overloaded
 from sluice.policy_version import PolicyVersion

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.state.group import Group, Reward
 from services.coordinator.state.ledger import count
+from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.ports import WrongAnswer
 from sluice.errors import Expired, InvalidRequest, Overloaded
 from sluice.testing import assert_eventually

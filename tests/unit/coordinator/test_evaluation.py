@@ -13,8 +13,8 @@ from services.coordinator.groups.grading import Grading
 from services.coordinator.run.evaluation import Evaluated, Evaluator, HeldOut
 from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.evaluation_scores import by_prompt
-from services.coordinator.state.fleet import Member, Role
 from services.coordinator.state.group import Reward, Sample
+from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import WrongAnswer
 from sluice.config.evaluation_sets import evaluation_sets
 from sluice.errors import Expired, InvalidRequest, Overloaded, SluiceError, Unavailable

@@ -6,7 +6,8 @@ import dataclasses
 import pytest
 
 from services.coordinator.run.heartbeats import sweep_forever
-from services.coordinator.state.fleet import EXPECTED_S, FORGET_LOST_S, Fleet, Member, Role, State
+from services.coordinator.state.fleet import EXPECTED_S, FORGET_LOST_S, Fleet
+from services.coordinator.state.member import Member, Role, State
 from sluice.errors import Expired, Fenced, Unavailable
 from tests.unit.coordinator.fakes import Stage, make_config
 

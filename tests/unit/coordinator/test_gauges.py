@@ -1,7 +1,8 @@
 """What the coordinator's endpoint says of the fleet, and where it sends Prometheus."""
 
 from services.coordinator.api.gauges import fleet_gauges, targets
-from services.coordinator.state.fleet import Fleet, Member, Role, State
+from services.coordinator.state.fleet import Fleet
+from services.coordinator.state.member import Member, Role, State
 
 
 def fleet_of(*names: str) -> Fleet:

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.coordinator.groups.assignment import Assigner
-from services.coordinator.state.fleet import Member, Role, State
 from services.coordinator.state.group import Reward, Sample
 from services.coordinator.state.ledger import LIVE, LedgerCounts, count, ledger_metrics
 from services.coordinator.state.ledger_row import queued_row
+from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.ports import WrongAnswer
 from services.coordinator.storage.run_files import BatchFile, RunFiles
 from sluice.errors import Overloaded

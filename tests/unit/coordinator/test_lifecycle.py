@@ -10,7 +10,7 @@ import pytest
 from services.coordinator.groups.conductor import TRY_AGAIN_S
 from services.coordinator.run.absences import LONGEST_GAP_S
 from services.coordinator.run.lifecycle import Lifecycle
-from services.coordinator.state.fleet import Role, State
+from services.coordinator.state.member import Role, State
 from services.coordinator.state.places import FORGOTTEN_S, Place
 from sluice.errors import Expired, LaunchError, SluiceError, Unavailable
 from sluice.testing import assert_eventually

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.coordinator.state.fleet import Fleet, Member, Role, State
+from services.coordinator.state.fleet import Fleet
 from services.coordinator.state.group import Sample, Span
+from services.coordinator.state.member import Member, Role, State
 from services.coordinator.weights.prober import ProbeAnswer, Prober, difference_nats
 from sluice.errors import NotReady, SluiceError, TransferError
 from sluice.policy_version import PolicyVersion

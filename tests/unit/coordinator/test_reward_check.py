@@ -10,8 +10,8 @@ from structlog.testing import capture_logs
 
 from services.coordinator.groups.step_metrics import StepWindow
 from services.coordinator.run.reward_check import AGAIN_AFTER_S, GARBAGE, check_reward
-from services.coordinator.state.fleet import Role, State
 from services.coordinator.state.group import Group, Reward
+from services.coordinator.state.member import Role, State
 from services.coordinator.state.ports import WrongAnswer
 from services.coordinator.wire.messages import group_from, group_to, reward_from
 from sluice.errors import ConfigError, Expired, InvalidRequest, Overloaded, Unavailable

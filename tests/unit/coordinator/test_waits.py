@@ -12,7 +12,7 @@ import structlog
 from services.coordinator.run.stall import StallWatch
 from services.coordinator.run.starvation import StarvationWatch
 from services.coordinator.run.waits import KEPT_S, Since, Situation, find_waits
-from services.coordinator.state.fleet import Role, State
+from services.coordinator.state.member import Role, State
 from services.coordinator.state.places import Place
 from services.coordinator.state.progress import Progress, RunState
 from sluice.dapo.dynamic_sampling import Verdict

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.coordinator.state.fleet import Member, Role, State
+from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.push_times import PushTimes
 from services.coordinator.weights.push import WeightPush
 from services.coordinator.weights.watch import Look, is_slow
