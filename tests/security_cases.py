@@ -14,9 +14,9 @@ from sluice.rpc.access import SERVED_BY, Role
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.tokens import make_tokens
-from sluice.v1 import coordinator_pb2, learner_pb2, reward_pb2, rollout_pb2, weight_pb2
+from sluice.v1 import coordinator_pb2, environment_pb2, learner_pb2, reward_pb2, rollout_pb2, weight_pb2
 
-FILES = (coordinator_pb2, rollout_pb2, reward_pb2, learner_pb2, weight_pb2)
+FILES = (coordinator_pb2, rollout_pb2, reward_pb2, learner_pb2, environment_pb2, weight_pb2)
 
 
 def methods() -> Iterator[tuple[str, str, MethodDescriptor]]:

@@ -79,7 +79,7 @@ async def serve(options: Options) -> None:
 
 def make_engine(config: Config, model: ModelFacts, *, kind: str) -> Engine:
     """Loads the model into the engine. Raises ConfigError when prompt and response do not fit the model's context."""
-    max_model_len = config.data.max_prompt_length + config.data.max_response_length
+    max_model_len = config.longest_sequence
     if max_model_len > model.max_position_embeddings:
         raise ConfigError(
             f"data.max_prompt_length + data.max_response_length: must be <= {model.max_position_embeddings}, the context "

@@ -53,8 +53,8 @@ def logprob_chunk_tokens(config: Config, *, device_type: str) -> int:
 
 
 def longest_sequence_tokens(config: Config) -> int:
-    """Prompt and completion at their limits."""
-    return config.data.max_prompt_length + config.data.max_response_length
+    """Prompt and completion, or an episode, at their limits."""
+    return config.longest_sequence
 
 
 def most_groups_in_flight(config: Config) -> int:

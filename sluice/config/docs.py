@@ -6,6 +6,7 @@ A test keeps the page equal to the output of this module. Meanings are the schem
 import json
 import sys
 from collections.abc import Iterator
+from typing import get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -51,11 +52,14 @@ def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
 
 
 def _section(name: str) -> str:
-    section = _section_class(Config.model_fields[name])
-    assert section is not None, f"{name}: the schema's top level has sections only"
+    """One section; of one that holds named sections, the keys of each."""
+    info = Config.model_fields[name]
+    section, prefix = _section_class(info), f"{name}."
+    if section is None:
+        section, prefix = get_args(info.annotation)[1], f"{name}.NAME."
     rows = [
         f"| `{key}` | {_default(info)} | {_cell(kind_in_words(info))} | {_cell(info.description or '')} |"
-        for key, info in leaves(section, f"{name}.")
+        for key, info in leaves(section, prefix)
     ]
     head = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
     return "\n".join([f"## {name}", "", (section.__doc__ or "").strip(), "", *head, *rows, ""])

@@ -41,7 +41,7 @@ def _kind(kind: Any) -> str:
         return f"mapping of text to {_kind(arguments[1])}"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return "section"
-    return {bool: "true or false", int: "whole number", float: "number", str: "text"}[kind]
+    return {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "anything"}[kind]
 
 
 def _alternative(kind: Any) -> str:

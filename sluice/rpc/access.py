@@ -18,6 +18,8 @@ class Role(StrEnum):
     ROLLOUT = "rollout"
     REWARD = "reward"
     LEARNER = "learner"
+    ENVIRONMENT = "environment"
+    """A server of environments beside the run's own services."""
     METRICS = "metrics"
     """Prometheus or the like: reads the metrics of every service, and may do nothing else."""
 
@@ -26,7 +28,9 @@ _OPERATOR = frozenset({Role.OPERATOR})
 _COORDINATOR = frozenset({Role.COORDINATOR})
 _LEARNER = frozenset({Role.LEARNER})
 _ROLLOUT = frozenset({Role.ROLLOUT})
-_SERVICES = frozenset({Role.ROLLOUT, Role.REWARD, Role.LEARNER})
+_ENVIRONMENT = frozenset({Role.REWARD, Role.ENVIRONMENT})
+"""A reward service hosts the environments of a recipe; others have servers of their own."""
+_SERVICES = frozenset({Role.ROLLOUT, Role.REWARD, Role.LEARNER, Role.ENVIRONMENT})
 
 READS_METRICS = frozenset({Role.OPERATOR, Role.METRICS})
 """The roles that the metrics endpoint of every service answers (sluice/rpc/metrics_gate.py)."""
@@ -36,6 +40,7 @@ SERVED_BY: Mapping[str, frozenset[Role]] = {
     "sluice.v1.RolloutService": _ROLLOUT,
     "sluice.v1.RewardService": frozenset({Role.REWARD}),
     "sluice.v1.LearnerService": _LEARNER,
+    "sluice.v1.EnvironmentService": _ENVIRONMENT,
     "sluice.v1.WeightService": _LEARNER | _ROLLOUT,
 }
 """The roles that serve a service."""
@@ -87,6 +92,12 @@ _TABLE: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "OpenTransfer": _COORDINATOR,
         "SaveCheckpoint": _COORDINATOR,
         "Export": _OPERATOR,
+    },
+    "sluice.v1.EnvironmentService": {
+        "ListEnvironments": _COORDINATOR | _OPERATOR,
+        "Open": _COORDINATOR,
+        "Step": _COORDINATOR,
+        "Close": _COORDINATOR,
     },
     "sluice.v1.WeightService": {"FetchWeights": _ROLLOUT},
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": _OPERATOR},

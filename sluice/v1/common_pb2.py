@@ -25,19 +25,21 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sluice/v1/common.proto\x12\tsluice.v1\x1a\x19google/protobuf/any.proto\"0\n\rPolicyVersion\x12\x0f\n\x07lineage\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\"`\n\x0bVersionSpan\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x13\n\x0bstart_token\x18\x02 \x01(\x05\x12\x11\n\tend_token\x18\x03 \x01(\x05\"W\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x12\n\nmax_tokens\x18\x04 \x01(\x05\"\x80\x01\n\x06Prompt\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x61ta_source\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x14\n\x0cground_truth\x18\x05 \x01(\t\x12\x17\n\x0f\x65xtra_info_json\x18\x06 \x01(\t\"\xc3\x01\n\x06Sample\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\x12%\n\x05spans\x18\x04 \x03(\x0b\x32\x16.sluice.v1.VersionSpan\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.sluice.v1.FinishReason\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x12\n\nrollout_id\x18\x07 \x01(\t\x12\x0c\n\x04seed\x18\x08 \x01(\x03\"\xb4\x02\n\x0cSampleReward\x12\'\n\x06status\x18\x01 \x01(\x0e\x32\x17.sluice.v1.RewardStatus\x12\x11\n\traw_score\x18\x02 \x01(\x01\x12\x0b\n\x03\x61\x63\x63\x18\x03 \x01(\x01\x12\x11\n\textracted\x18\x04 \x01(\t\x12\x15\n\rshaped_reward\x18\x05 \x01(\x01\x12\x18\n\x10overlong_penalty\x18\x06 \x01(\x01\x12\x0e\n\x06grader\x18\x07 \x01(\t\x12\x16\n\x0egrader_version\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\x12\x31\n\x05parts\x18\n \x03(\x0b\x32\".sluice.v1.SampleReward.PartsEntry\x1a,\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xae\x01\n\x05Group\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x11\n\tadmission\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12!\n\x06prompt\x18\x04 \x01(\x0b\x32\x11.sluice.v1.Prompt\x12\"\n\x07samples\x18\x05 \x03(\x0b\x32\x11.sluice.v1.Sample\x12(\n\x07rewards\x18\x06 \x03(\x0b\x32\x17.sluice.v1.SampleReward\"b\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x14\n\x0coffset_bytes\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\"\x9e\x01\n\x0eWeightManifest\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12&\n\x07tensors\x18\x02 \x03(\x0b\x32\x15.sluice.v1.TensorSpec\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x14\n\x0c\x62ucket_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\"\xa1\x01\n\rWeightPayload\x12\x10\n\x08\x65ncoding\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x12\x14\n\x0c\x62ucket_bytes\x18\x03 \x01(\x03\x12\x16\n\x0e\x62ucket_digests\x18\x04 \x01(\x0c\x12&\n\x04\x62\x61se\x18\x05 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x13\n\x0b\x62\x61se_digest\x18\x06 \x01(\t\"9\n\x0c\x45rrorDetails\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0b\n\x03\x66ix\x18\x03 \x01(\t\"Q\n\tRpcStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04*\x93\x01\n\x0cRewardStatus\x12\x1d\n\x19REWARD_STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10REWARD_STATUS_OK\x10\x01\x12\x1a\n\x16REWARD_STATUS_UNPARSED\x10\x02\x12\x19\n\x15REWARD_STATUS_TIMEOUT\x10\x03\x12\x17\n\x13REWARD_STATUS_ERROR\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sluice/v1/common.proto\x12\tsluice.v1\x1a\x19google/protobuf/any.proto\"0\n\rPolicyVersion\x12\x0f\n\x07lineage\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\"`\n\x0bVersionSpan\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x13\n\x0bstart_token\x18\x02 \x01(\x05\x12\x11\n\tend_token\x18\x03 \x01(\x05\"W\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x12\n\nmax_tokens\x18\x04 \x01(\x05\"\xb4\x01\n\x06Prompt\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x61ta_source\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x14\n\x0cground_truth\x18\x05 \x01(\t\x12\x17\n\x0f\x65xtra_info_json\x18\x06 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x07 \x01(\t\x12\x1d\n\x15\x65nvironment_args_json\x18\x08 \x01(\t\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"\x8c\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\'\n\ntool_calls\x18\x03 \x03(\x0b\x32\x13.sluice.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x11\n\treasoning\x18\x06 \x01(\t\"\x9e\x01\n\x0c\x45pisodeScore\x12\r\n\x05score\x18\x01 \x01(\x01\x12\x0b\n\x03\x61\x63\x63\x18\x02 \x01(\x01\x12\x31\n\x05parts\x18\x03 \x03(\x0b\x32\".sluice.v1.EpisodeScore.PartsEntry\x12\x11\n\textracted\x18\x04 \x01(\t\x1a,\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8a\x02\n\x04Turn\x12\x13\n\x0bstart_token\x18\x01 \x01(\x05\x12\x11\n\tend_token\x18\x02 \x01(\x05\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.sluice.v1.FinishReason\x12\x12\n\nrollout_id\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\r\n\x05tools\x18\x07 \x03(\t\x12\'\n\x07\x61nswers\x18\x08 \x03(\x0b\x32\x16.sluice.v1.ChatMessage\x12\x13\n\x0bgenerated_s\x18\t \x01(\x01\x12\x12\n\nanswered_s\x18\n \x01(\x01\x12\x19\n\x11\x63ontext_token_ids\x18\x0b \x01(\x0c\"\x8b\x02\n\x06Sample\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x10\n\x08logprobs\x18\x03 \x01(\x0c\x12%\n\x05spans\x18\x04 \x03(\x0b\x32\x16.sluice.v1.VersionSpan\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.sluice.v1.FinishReason\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x12\n\nrollout_id\x18\x07 \x01(\t\x12\x0c\n\x04seed\x18\x08 \x01(\x03\x12\x1e\n\x05turns\x18\t \x03(\x0b\x32\x0f.sluice.v1.Turn\x12&\n\x05score\x18\n \x01(\x0b\x32\x17.sluice.v1.EpisodeScore\"\xb4\x02\n\x0cSampleReward\x12\'\n\x06status\x18\x01 \x01(\x0e\x32\x17.sluice.v1.RewardStatus\x12\x11\n\traw_score\x18\x02 \x01(\x01\x12\x0b\n\x03\x61\x63\x63\x18\x03 \x01(\x01\x12\x11\n\textracted\x18\x04 \x01(\t\x12\x15\n\rshaped_reward\x18\x05 \x01(\x01\x12\x18\n\x10overlong_penalty\x18\x06 \x01(\x01\x12\x0e\n\x06grader\x18\x07 \x01(\t\x12\x16\n\x0egrader_version\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\x12\x31\n\x05parts\x18\n \x03(\x0b\x32\".sluice.v1.SampleReward.PartsEntry\x1a,\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xae\x01\n\x05Group\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x11\n\tadmission\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12!\n\x06prompt\x18\x04 \x01(\x0b\x32\x11.sluice.v1.Prompt\x12\"\n\x07samples\x18\x05 \x03(\x0b\x32\x11.sluice.v1.Sample\x12(\n\x07rewards\x18\x06 \x03(\x0b\x32\x17.sluice.v1.SampleReward\"b\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x14\n\x0coffset_bytes\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\"\x9e\x01\n\x0eWeightManifest\x12)\n\x07version\x18\x01 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12&\n\x07tensors\x18\x02 \x03(\x0b\x32\x15.sluice.v1.TensorSpec\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x14\n\x0c\x62ucket_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\"\xa1\x01\n\rWeightPayload\x12\x10\n\x08\x65ncoding\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x12\x14\n\x0c\x62ucket_bytes\x18\x03 \x01(\x03\x12\x16\n\x0e\x62ucket_digests\x18\x04 \x01(\x0c\x12&\n\x04\x62\x61se\x18\x05 \x01(\x0b\x32\x18.sluice.v1.PolicyVersion\x12\x13\n\x0b\x62\x61se_digest\x18\x06 \x01(\t\"9\n\x0c\x45rrorDetails\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0b\n\x03\x66ix\x18\x03 \x01(\t\"Q\n\tRpcStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04*\x93\x01\n\x0cRewardStatus\x12\x1d\n\x19REWARD_STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10REWARD_STATUS_OK\x10\x01\x12\x1a\n\x16REWARD_STATUS_UNPARSED\x10\x02\x12\x19\n\x15REWARD_STATUS_TIMEOUT\x10\x03\x12\x17\n\x13REWARD_STATUS_ERROR\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sluice.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_EPISODESCORE_PARTSENTRY']._loaded_options = None
+  _globals['_EPISODESCORE_PARTSENTRY']._serialized_options = b'8\001'
   _globals['_SAMPLEREWARD_PARTSENTRY']._loaded_options = None
   _globals['_SAMPLEREWARD_PARTSENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1686
-  _globals['_FINISHREASON']._serialized_end=1831
-  _globals['_REWARDSTATUS']._serialized_start=1834
-  _globals['_REWARDSTATUS']._serialized_end=1981
+  _globals['_FINISHREASON']._serialized_start=2445
+  _globals['_FINISHREASON']._serialized_end=2590
+  _globals['_REWARDSTATUS']._serialized_start=2593
+  _globals['_REWARDSTATUS']._serialized_end=2740
   _globals['_POLICYVERSION']._serialized_start=64
   _globals['_POLICYVERSION']._serialized_end=112
   _globals['_VERSIONSPAN']._serialized_start=114
@@ -45,23 +47,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGPARAMS']._serialized_start=212
   _globals['_SAMPLINGPARAMS']._serialized_end=299
   _globals['_PROMPT']._serialized_start=302
-  _globals['_PROMPT']._serialized_end=430
-  _globals['_SAMPLE']._serialized_start=433
-  _globals['_SAMPLE']._serialized_end=628
-  _globals['_SAMPLEREWARD']._serialized_start=631
-  _globals['_SAMPLEREWARD']._serialized_end=939
-  _globals['_SAMPLEREWARD_PARTSENTRY']._serialized_start=895
-  _globals['_SAMPLEREWARD_PARTSENTRY']._serialized_end=939
-  _globals['_GROUP']._serialized_start=942
-  _globals['_GROUP']._serialized_end=1116
-  _globals['_TENSORSPEC']._serialized_start=1118
-  _globals['_TENSORSPEC']._serialized_end=1216
-  _globals['_WEIGHTMANIFEST']._serialized_start=1219
-  _globals['_WEIGHTMANIFEST']._serialized_end=1377
-  _globals['_WEIGHTPAYLOAD']._serialized_start=1380
-  _globals['_WEIGHTPAYLOAD']._serialized_end=1541
-  _globals['_ERRORDETAILS']._serialized_start=1543
-  _globals['_ERRORDETAILS']._serialized_end=1600
-  _globals['_RPCSTATUS']._serialized_start=1602
-  _globals['_RPCSTATUS']._serialized_end=1683
+  _globals['_PROMPT']._serialized_end=482
+  _globals['_TOOLCALL']._serialized_start=484
+  _globals['_TOOLCALL']._serialized_end=544
+  _globals['_CHATMESSAGE']._serialized_start=547
+  _globals['_CHATMESSAGE']._serialized_end=687
+  _globals['_EPISODESCORE']._serialized_start=690
+  _globals['_EPISODESCORE']._serialized_end=848
+  _globals['_EPISODESCORE_PARTSENTRY']._serialized_start=804
+  _globals['_EPISODESCORE_PARTSENTRY']._serialized_end=848
+  _globals['_TURN']._serialized_start=851
+  _globals['_TURN']._serialized_end=1117
+  _globals['_SAMPLE']._serialized_start=1120
+  _globals['_SAMPLE']._serialized_end=1387
+  _globals['_SAMPLEREWARD']._serialized_start=1390
+  _globals['_SAMPLEREWARD']._serialized_end=1698
+  _globals['_SAMPLEREWARD_PARTSENTRY']._serialized_start=804
+  _globals['_SAMPLEREWARD_PARTSENTRY']._serialized_end=848
+  _globals['_GROUP']._serialized_start=1701
+  _globals['_GROUP']._serialized_end=1875
+  _globals['_TENSORSPEC']._serialized_start=1877
+  _globals['_TENSORSPEC']._serialized_end=1975
+  _globals['_WEIGHTMANIFEST']._serialized_start=1978
+  _globals['_WEIGHTMANIFEST']._serialized_end=2136
+  _globals['_WEIGHTPAYLOAD']._serialized_start=2139
+  _globals['_WEIGHTPAYLOAD']._serialized_end=2300
+  _globals['_ERRORDETAILS']._serialized_start=2302
+  _globals['_ERRORDETAILS']._serialized_end=2359
+  _globals['_RPCSTATUS']._serialized_start=2361
+  _globals['_RPCSTATUS']._serialized_end=2442
 # @@protoc_insertion_point(module_scope)

@@ -184,6 +184,8 @@ class Prompt(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     GROUND_TRUTH_FIELD_NUMBER: _builtins.int
     EXTRA_INFO_JSON_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_ARGS_JSON_FIELD_NUMBER: _builtins.int
     prompt_id: _builtins.str
     """Stable identity: a hash of data source and prompt content."""
     data_source: _builtins.str
@@ -196,6 +198,10 @@ class Prompt(_message.Message):
     """verl's reward_model.ground_truth."""
     extra_info_json: _builtins.str
     """verl's extra_info, JSON; empty when absent."""
+    environment: _builtins.str
+    """The environment that the samples are episodes in; empty: single answers."""
+    environment_args_json: _builtins.str
+    """The row's env_args, a JSON object; empty when absent."""
     def __init__(
         self,
         *,
@@ -205,18 +211,212 @@ class Prompt(_message.Message):
         text: _builtins.str = ...,
         ground_truth: _builtins.str = ...,
         extra_info_json: _builtins.str = ...,
+        environment: _builtins.str = ...,
+        environment_args_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_source", b"data_source", "extra_info_json", b"extra_info_json", "ground_truth", b"ground_truth", "prompt_id", b"prompt_id", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_source", b"data_source", "environment", b"environment", "environment_args_json", b"environment_args_json", "extra_info_json", b"extra_info_json", "ground_truth", b"ground_truth", "prompt_id", b"prompt_id", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Prompt: _TypeAlias = Prompt  # noqa: Y015
 
 @_typing.final
+class ToolCall(_message.Message):
+    """A call of a tool, as the policy wrote it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """By which the tool's answer names the call; empty where the model's template has no ids."""
+    name: _builtins.str
+    arguments_json: _builtins.str
+    """What the policy wrote as the arguments: a JSON object, or other text that the environment may refuse."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
+
+@_typing.final
+class ChatMessage(_message.Message):
+    """One message of a chat."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """"system", "user", "assistant" or "tool"."""
+    content: _builtins.str
+    tool_call_id: _builtins.str
+    """Of a tool alone: the call that is answered, and the tool's name."""
+    name: _builtins.str
+    reasoning: _builtins.str
+    """Of an assistant alone: its reasoning, where the model's template sets it apart."""
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """Of an assistant alone."""
+
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        content: _builtins.str = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
+        tool_call_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        reasoning: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
+
+@_typing.final
+class EpisodeScore(_message.Message):
+    """The verdict of an environment on one episode."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PartsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SCORE_FIELD_NUMBER: _builtins.int
+    ACC_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    EXTRACTED_FIELD_NUMBER: _builtins.int
+    score: _builtins.float
+    acc: _builtins.float
+    """1 when the task is solved, else 0."""
+    extracted: _builtins.str
+    """The answer that the environment found, for people."""
+    @_builtins.property
+    def parts(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Named components."""
+
+    def __init__(
+        self,
+        *,
+        score: _builtins.float = ...,
+        acc: _builtins.float = ...,
+        parts: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        extracted: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acc", b"acc", "extracted", b"extracted", "parts", b"parts", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EpisodeScore: _TypeAlias = EpisodeScore  # noqa: Y015
+
+@_typing.final
+class Turn(_message.Message):
+    """What the policy sampled in one go: one turn of an episode."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TOKEN_FIELD_NUMBER: _builtins.int
+    END_TOKEN_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    ROLLOUT_ID_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    GENERATED_S_FIELD_NUMBER: _builtins.int
+    ANSWERED_S_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    start_token: _builtins.int
+    """The sampled tokens [start_token, end_token) of the completion. Tokens between two turns are observed: they come from the
+    environment and the template, and are never trained.
+    """
+    end_token: _builtins.int
+    finish_reason: Global___FinishReason.ValueType
+    """STOP or LENGTH."""
+    rollout_id: _builtins.str
+    seed: _builtins.int
+    text: _builtins.str
+    """Decoded turn without special tokens."""
+    generated_s: _builtins.float
+    """How long the turn's generation took, and the environment's answer."""
+    answered_s: _builtins.float
+    context_token_ids: _builtins.bytes
+    """int32[C] token ids, little-endian. Where the template rewrote the history, the turn begins a training sequence of its own,
+    with these ids as the prompt; no observed token stands before such a turn. Empty: the turn continues the former one.
+    """
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the tools that the turn called."""
+
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """What the environment answered."""
+
+    def __init__(
+        self,
+        *,
+        start_token: _builtins.int = ...,
+        end_token: _builtins.int = ...,
+        finish_reason: Global___FinishReason.ValueType = ...,
+        rollout_id: _builtins.str = ...,
+        seed: _builtins.int = ...,
+        text: _builtins.str = ...,
+        tools: _abc.Iterable[_builtins.str] | None = ...,
+        answers: _abc.Iterable[Global___ChatMessage] | None = ...,
+        generated_s: _builtins.float = ...,
+        answered_s: _builtins.float = ...,
+        context_token_ids: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_s", b"answered_s", "answers", b"answers", "context_token_ids", b"context_token_ids", "end_token", b"end_token", "finish_reason", b"finish_reason", "generated_s", b"generated_s", "rollout_id", b"rollout_id", "seed", b"seed", "start_token", b"start_token", "text", b"text", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Turn: _TypeAlias = Turn  # noqa: Y015
+
+@_typing.final
 class Sample(_message.Message):
-    """One completion of a prompt and its facts."""
+    """One completion of a prompt and its facts. The completion of an episode has several turns."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -228,22 +428,32 @@ class Sample(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     ROLLOUT_ID_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    TURNS_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Position within the group, 0-based."""
     token_ids: _builtins.bytes
     """int32[T] completion token ids, little-endian; the end token is included when finish_reason is STOP."""
     logprobs: _builtins.bytes
-    """float32[T] log-probabilities (nats) of the sampled tokens under the sampling distribution."""
+    """float32[T] log-probabilities (nats) of the sampled tokens under the sampling distribution; 0 for observed tokens."""
     finish_reason: Global___FinishReason.ValueType
     text: _builtins.str
-    """Decoded completion without special tokens."""
+    """Decoded completion without special tokens; of an episode the last turn's."""
     rollout_id: _builtins.str
-    """The rollout that generated it."""
+    """The rollout that generated it; of an episode the last turn's."""
     seed: _builtins.int
-    """The seed that the sample was drawn with."""
+    """The seed that the sample was drawn with; of an episode the first turn's."""
     @_builtins.property
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionSpan]:
-        """Covers [0, T) without gaps, oldest first."""
+        """Covers the sampled tokens without gaps, oldest first: [0, T), or all turns."""
+
+    @_builtins.property
+    def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Turn]:
+        """The turns of an episode in order; empty for a single answer, all of whose tokens are sampled."""
+
+    @_builtins.property
+    def score(self) -> Global___EpisodeScore:
+        """The environment's verdict on the episode; absent where a grader scores."""
 
     def __init__(
         self,
@@ -256,10 +466,12 @@ class Sample(_message.Message):
         text: _builtins.str = ...,
         rollout_id: _builtins.str = ...,
         seed: _builtins.int = ...,
+        turns: _abc.Iterable[Global___Turn] | None = ...,
+        score: Global___EpisodeScore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "rollout_id", b"rollout_id", "seed", b"seed", "spans", b"spans", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "rollout_id", b"rollout_id", "score", b"score", "seed", b"seed", "spans", b"spans", "text", b"text", "token_ids", b"token_ids", "turns", b"turns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sluice.v1 import common_pb2 as _common_pb2
+from sluice.v1 import environment_pb2 as _environment_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -30,6 +31,7 @@ class _ServiceRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServiceRo
     SERVICE_ROLE_ROLLOUT: _ServiceRole.ValueType  # 1
     SERVICE_ROLE_REWARD: _ServiceRole.ValueType  # 2
     SERVICE_ROLE_LEARNER: _ServiceRole.ValueType  # 3
+    SERVICE_ROLE_ENVIRONMENT: _ServiceRole.ValueType  # 4
 
 class ServiceRole(_ServiceRole, metaclass=_ServiceRoleEnumTypeWrapper):
     """The kinds of registered services."""
@@ -38,6 +40,7 @@ SERVICE_ROLE_UNSPECIFIED: ServiceRole.ValueType  # 0
 SERVICE_ROLE_ROLLOUT: ServiceRole.ValueType  # 1
 SERVICE_ROLE_REWARD: ServiceRole.ValueType  # 2
 SERVICE_ROLE_LEARNER: ServiceRole.ValueType  # 3
+SERVICE_ROLE_ENVIRONMENT: ServiceRole.ValueType  # 4
 Global___ServiceRole: _TypeAlias = ServiceRole  # noqa: Y015
 
 class _RunState:
@@ -1549,6 +1552,7 @@ class RegisterRequest(_message.Message):
     OWN_WEIGHTS_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
+    ENVIRONMENTS_FIELD_NUMBER: _builtins.int
     role: Global___ServiceRole.ValueType
     service_id: _builtins.str
     """Chosen by the service, stable over its restarts; empty: the coordinator gives the service an id."""
@@ -1563,7 +1567,7 @@ class RegisterRequest(_message.Message):
     engine: _builtins.str
     """"vllm 0.32.0", "transformers 5.19.0", "torch 2.13.0" ..."""
     capacity: _builtins.int
-    """Work the service takes at once: samples (rollout) or groups (reward)."""
+    """Work the service takes at once: samples (rollout), groups (reward) or episodes (environment)."""
     max_model_len: _builtins.int
     """Context length in tokens (rollouts)."""
     incarnation: _builtins.str
@@ -1586,6 +1590,10 @@ class RegisterRequest(_message.Message):
         without gaps, at most 1024. The coordinator books steps that Redis lost from this list.
         """
 
+    @_builtins.property
+    def environments(self) -> _containers.RepeatedCompositeFieldContainer[_environment_pb2.EnvironmentInfo]:
+        """From environment servers: the environments that they host."""
+
     def __init__(
         self,
         *,
@@ -1605,10 +1613,11 @@ class RegisterRequest(_message.Message):
         own_weights: _builtins.bool = ...,
         device: _builtins.str = ...,
         host: _builtins.str = ...,
+        environments: _abc.Iterable[_environment_pb2.EnvironmentInfo] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "device", b"device", "engine", b"engine", "host", b"host", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "metrics_address", b"metrics_address", "model_hash", b"model_hash", "own_weights", b"own_weights", "protocol_version", b"protocol_version", "role", b"role", "service_id", b"service_id", "tokenizer_hash", b"tokenizer_hash", "trained", b"trained", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "device", b"device", "engine", b"engine", "environments", b"environments", "host", b"host", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "metrics_address", b"metrics_address", "model_hash", b"model_hash", "own_weights", b"own_weights", "protocol_version", b"protocol_version", "role", b"role", "service_id", b"service_id", "tokenizer_hash", b"tokenizer_hash", "trained", b"trained", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,13 +29,18 @@ class ScoreItem(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     RESPONSE_TOKENS_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
+    GIVEN_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Position within the group."""
     text: _builtins.str
-    """Decoded completion."""
+    """Decoded completion; of an episode the last turn's."""
     response_tokens: _builtins.int
-    """Completion tokens, end token included."""
+    """Sampled completion tokens, end tokens included."""
     finish_reason: _common_pb2.FinishReason.ValueType
+    @_builtins.property
+    def given(self) -> _common_pb2.EpisodeScore:
+        """The verdict of the sample's environment: then no grader is asked, and the score is only shaped."""
+
     def __init__(
         self,
         *,
@@ -43,10 +48,11 @@ class ScoreItem(_message.Message):
         text: _builtins.str = ...,
         response_tokens: _builtins.int = ...,
         finish_reason: _common_pb2.FinishReason.ValueType = ...,
+        given: _common_pb2.EpisodeScore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["given", b"given"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "response_tokens", b"response_tokens", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "given", b"given", "index", b"index", "response_tokens", b"response_tokens", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,7 @@ before the rollout refuses the call."""
 _ROLE = {
     pb.SERVICE_ROLE_ROLLOUT: Role.ROLLOUT,
     pb.SERVICE_ROLE_REWARD: Role.REWARD,
+    pb.SERVICE_ROLE_ENVIRONMENT: Role.ENVIRONMENT,
     pb.SERVICE_ROLE_LEARNER: Role.LEARNER,
 }
 
@@ -300,8 +301,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                     f"({own[:12]})",
                     fix="give both the same model.path",
                 )
-        data = self._parts.run.config.data
-        longest = data.max_prompt_length + data.max_response_length
+        longest = self._parts.run.config.longest_sequence
         if role is Role.ROLLOUT and request.max_model_len < longest:
             raise NotReady(
                 f"register: the context of {request.service_id} is {request.max_model_len} tokens, data.max_prompt_length "

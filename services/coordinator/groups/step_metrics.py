@@ -51,7 +51,7 @@ class StepWindow:
     def add_scored(self, group: Group) -> None:
         """Counts a group that came back from its grader."""
         samples = group.samples.values()
-        self.lengths += [len(sample.token_ids) for sample in samples]
+        self.lengths += [sample.sampled_tokens for sample in samples]
         self.truncated += sum(sample.finish_reason == "length" for sample in samples)
         self.unique.append(len({sample.token_ids.tobytes() for sample in samples}) / len(samples))
         self.statuses.update(reward.status for reward in group.rewards)

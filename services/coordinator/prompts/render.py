@@ -28,6 +28,11 @@ class Prompt:
     """The tokenised text, for people and graders."""
     ground_truth: str
     extra_info_json: str
+    environment: str = ""
+    """Empty: single answers."""
+    environment_args_json: str = ""
+    messages: tuple[Message, ...] = ()
+    """The row's chat, with an environment alone: the environment may begin otherwise."""
 
 
 class Unusable(DataError):

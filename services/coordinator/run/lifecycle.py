@@ -19,7 +19,7 @@ from services.coordinator.run.absences import Absences
 from services.coordinator.run.evaluation import Evaluated, Evaluator
 from services.coordinator.run.failing import FailureWatch
 from services.coordinator.run.starvation import StarvationWatch
-from services.coordinator.state.member import Role, State
+from services.coordinator.state.member import Role, State, needed_roles
 from services.coordinator.state.ports import Forgot
 from services.coordinator.state.progress import RunState
 from services.coordinator.state.run_context import RunContext
@@ -110,7 +110,9 @@ class Lifecycle:
             await self._unless_stopped(self._check_reward())
         if self._check_only:
             raise _Ended(RunState.FINISHED, "")
-        await self._are_here(*(role for role in Role if role is not Role.LEARNER or not self._evaluate_only))
+        await self._are_here(
+            *(role for role in needed_roles(self._config) if role is not Role.LEARNER or not self._evaluate_only)
+        )
         self._warn()
         if self._evaluate_only:
             await self._unless_stopped(self._evaluate(full=True, needed=True))
@@ -214,7 +216,7 @@ class Lifecycle:
         if reason := self._failures.look():
             raise SluiceError(reason)
         limit = self._config.coordinator.no_service_timeout_s
-        missing = [] if self._disk.now() else self._placed(self._missing(*Role))
+        missing = [] if self._disk.now() else self._placed(self._missing(*needed_roles(self._config)))
         if gone := self._absences.look(missing, limit_s=limit):
             raise Expired(
                 f"no {' and no '.join(gone)} for {limit:.0f} s (coordinator.no_service_timeout_s){self._why()}"

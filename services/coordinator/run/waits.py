@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from services.coordinator.state.board import Board
 from services.coordinator.state.fleet import Fleet
 from services.coordinator.state.group import Group, Phase
-from services.coordinator.state.member import Role, State
+from services.coordinator.state.member import Role, State, needed_roles
 from services.coordinator.state.places import Place
 from services.coordinator.state.progress import Progress, RunState
 from sluice.config.schema import Config
@@ -121,7 +121,7 @@ def _run(situation: Situation, since: SinceOf) -> Iterator[Wait]:
     if situation.progress.stop_requested:
         yield Wait(who="run", why="is being stopped and lets the step under way end", since_s=since("stop"))
     elif situation.progress.state is RunState.STARTING and not situation.evaluating:
-        missing = [role.value for role in Role if not _is_here(situation.fleet, role)]
+        missing = [role.value for role in needed_roles(limits) if not _is_here(situation.fleet, role)]
         if missing:
             why = f"waits for a {' and a '.join(missing)} (launch.ready_timeout_s is {limits.launch.ready_timeout_s:g})"
             yield Wait(who="run", why=why, since_s=since(("start", *missing)))

@@ -81,7 +81,7 @@ def outcome(
         majority_answer=answer[:ANSWER_CHARACTERS],
         majority_acc=majority_acc,
         greedy_acc=next(iter(accs_of(greedy)), None),
-        tokens=sum(len(sample.token_ids) for sample in samples),
+        tokens=sum(sample.sampled_tokens for sample in samples),
         truncated=sum(sample.finish_reason == "length" for sample in samples),
     )
 

@@ -72,7 +72,7 @@ class Fleet:
                 self._replaced.append(replaced.incarnation)
         if member.barred or member.pauses:
             member.state, member.reason = State.QUARANTINED, member.barred or member.health.why
-        elif member.role is Role.REWARD or member.own_weights:
+        elif member.role.needs_no_weights or member.own_weights:
             member.state = State.READY
         self.members[member.service_id] = member
         self.notify_all()
@@ -199,7 +199,7 @@ class Fleet:
         for member in self.members.values():
             if not member.health.end_pause(now_s=now_s) or member.state is not State.QUARANTINED or member.barred:
                 continue
-            if member.role is Role.REWARD or member.own_weights:
+            if member.role.needs_no_weights or member.own_weights:
                 self.set_state(member, State.READY)
             else:
                 self.roster.notify()  # the weight push makes the rollout READY, with the newest version

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sluice.environments import Message, Score
 from sluice.policy_version import PolicyVersion
 
 
@@ -50,6 +51,10 @@ class PromptLike(Protocol):
     def ground_truth(self) -> str: ...
     @property
     def extra_info_json(self) -> str: ...
+    @property
+    def environment(self) -> str: ...
+    @property
+    def environment_args_json(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,20 +67,51 @@ class Span:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """What the policy sampled in one go in an episode: completion tokens [start, end)."""
+
+    start: int
+    end: int
+    finish_reason: str
+    """'stop' or 'length'."""
+    rollout_id: str
+    seed: int
+    text: str
+    tools: tuple[str, ...] = ()
+    """Names of the tools that the turn called."""
+    answers: tuple[Message, ...] = ()
+    """What the environment answered."""
+    generated_s: float = 0.0
+    answered_s: float = 0.0
+    context: np.ndarray | None = None
+    """[C] int32: the prompt of the training sequence that begins with this turn; None: the turn continues the former one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One completion of a rollout, validated."""
+    """One completion of a rollout, validated; or one episode, whose facts are the last turn's where it has several."""
 
     index: int
     token_ids: np.ndarray
     """[T] int32."""
     logprobs: np.ndarray
-    """[T] float32, nats."""
+    """[T] float32, nats; 0 for observed tokens."""
     spans: tuple[Span, ...]
+    """Of the sampled tokens."""
     finish_reason: str
     """'stop' or 'length'."""
     text: str
     rollout_id: str
     seed: int
+    turns: tuple[Turn, ...] = ()
+    """Empty for a single answer, all of whose tokens are sampled."""
+    score: Score | None = None
+    """The environment's verdict; None where a grader scores."""
+
+    @property
+    def sampled_tokens(self) -> int:
+        """How many tokens the policy sampled; the others were observed."""
+        return sum(turn.end - turn.start for turn in self.turns) if self.turns else len(self.token_ids)
 
     @property
     def oldest_version(self) -> int:
@@ -178,8 +214,8 @@ class Group:
 
     @property
     def response_tokens(self) -> int:
-        """Completion tokens of the group's samples."""
-        return sum(len(sample.token_ids) for sample in self.samples.values())
+        """Sampled tokens of the group's samples."""
+        return sum(sample.sampled_tokens for sample in self.samples.values())
 
     def drop_ungraded(self) -> None:
         """Drops samples that could not be graded; their tokens are lost."""

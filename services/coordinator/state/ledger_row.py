@@ -117,7 +117,7 @@ def _completion(sample: Sample, reward: Reward | None) -> dict[str, Any]:
     return {
         "sample": sample.index,
         "rollout": sample.rollout_id,
-        "tokens": len(sample.token_ids),
+        "tokens": sample.sampled_tokens,
         "finish_reason": sample.finish_reason,
         "versions": " ".join(
             f"{span.version.lineage}{span.version.number}:{span.start + 1}-{span.end}" for span in sample.spans

@@ -5,6 +5,7 @@ import enum
 from dataclasses import dataclass, field
 
 from services.coordinator.state.health import Health
+from sluice.config.schema import Config
 from sluice.policy_version import PolicyVersion
 
 
@@ -13,7 +14,20 @@ class Role(enum.Enum):
 
     ROLLOUT = "rollout"
     REWARD = "reward"
+    ENVIRONMENT = "environment"
+
+    @property
+    def needs_no_weights(self) -> bool:
+        """Whether a member serves as soon as it is here."""
+        return self in (Role.REWARD, Role.ENVIRONMENT)
+
     LEARNER = "learner"
+
+
+def needed_roles(config: Config) -> tuple[Role, ...]:
+    """The roles without which a run does not train."""
+    environments = (Role.ENVIRONMENT,) if config.environments else ()
+    return (Role.ROLLOUT, Role.REWARD, Role.LEARNER, *environments)
 
 
 class State(enum.Enum):

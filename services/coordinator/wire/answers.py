@@ -52,6 +52,8 @@ class AskedSamples:
         who, tokens = f"{self.member.service_id}: sample {message.index}", len(message.token_ids) // 4
         if message.finish_reason not in _FINISH_REASONS:
             raise WrongAnswer(f"{who} ended for reason {message.finish_reason}", tokens=tokens)
+        if message.turns or message.HasField("score"):
+            raise WrongAnswer(f"{who} has turns or a score, which episodes alone have", tokens=tokens)
         try:
             sample = sample_from(message, rollout_id=self.member.service_id)
         except SluiceError as error:

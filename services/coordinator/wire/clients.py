@@ -22,11 +22,13 @@ from sluice.policy_version import PolicyVersion
 from sluice.rpc.access import Role as AccessRole
 from sluice.rpc.arrays import pack_ids
 from sluice.rpc.channel import open_channel
+from sluice.rpc.chat_messages import score_to
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.error_status import error_of
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.v1 import (
     common_pb2,
+    environment_pb2_grpc,
     learner_pb2_grpc,
     reward_pb2,
     reward_pb2_grpc,
@@ -37,6 +39,7 @@ from sluice.v1 import (
 _STUB = {
     Role.ROLLOUT: rollout_pb2_grpc.RolloutServiceStub,
     Role.REWARD: reward_pb2_grpc.RewardServiceStub,
+    Role.ENVIRONMENT: environment_pb2_grpc.EnvironmentServiceStub,
     Role.LEARNER: learner_pb2_grpc.LearnerServiceStub,
 }
 
@@ -107,8 +110,9 @@ class Clients:
                 reward_pb2.ScoreItem(
                     index=sample.index,
                     text=sample.text,
-                    response_tokens=len(sample.token_ids),
+                    response_tokens=sample.sampled_tokens,
                     finish_reason=finish_to(sample.finish_reason),
+                    given=None if sample.score is None else score_to(sample.score),
                 )
                 for sample in samples
             ],

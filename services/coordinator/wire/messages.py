@@ -8,9 +8,11 @@ from services.coordinator.prompts.render import Prompt
 from services.coordinator.state.group import Group, GroupFailed, QueuedGroup, Reward, Sample, Span
 from services.coordinator.state.learner_history import Statement, TrainedStep
 from services.coordinator.state.ledger_row import accepted_group
+from services.coordinator.wire.turns import FINISH, FINISH_OF, fault_of_cover, turn_from, turn_to
 from sluice.errors import InvalidRequest, SluiceError
 from sluice.limits import MAX_MESSAGE_BYTES
 from sluice.rpc.arrays import pack_floats, pack_ids, unpack_floats, unpack_ids
+from sluice.rpc.chat_messages import score_from, score_to
 from sluice.rpc.policy_versions import version_from_proto, version_to_proto
 from sluice.run_dir.stored_group import StoredGroups
 from sluice.v1 import common_pb2 as pb
@@ -19,13 +21,6 @@ from sluice.v1 import coordinator_pb2
 LARGEST_GROUP_BYTES = MAX_MESSAGE_BYTES - 64
 """GetBatch sends one group a message; 64 bytes are for the frame around the group. Redis would take twice as much."""
 
-_FINISH = {
-    pb.FINISH_REASON_STOP: "stop",
-    pb.FINISH_REASON_LENGTH: "length",
-    pb.FINISH_REASON_ABORT: "abort",
-    pb.FINISH_REASON_ERROR: "error",
-}
-_FINISH_OF = {name: value for value, name in _FINISH.items()}
 _STATUS = {
     pb.REWARD_STATUS_OK: "ok",
     pb.REWARD_STATUS_UNPARSED: "unparsed",
@@ -56,28 +51,30 @@ def sample_from(message: pb.Sample, *, rollout_id: str = "") -> Sample:
     rollout_id = rollout_id or message.rollout_id
     try:
         ids, logprobs = unpack_ids(message.token_ids), unpack_floats(message.logprobs)
+        turns = tuple(turn_from(turn) for turn in message.turns)
     except InvalidRequest as error:
         raise SluiceError(f"{rollout_id}: sample {message.index}: {error}") from error
     spans = tuple(
         Span(version=version_from_proto(span.version), start=span.start_token, end=span.end_token)
         for span in message.spans
     )
-    edges = [0, *(span.end for span in spans)]
-    covered = bool(spans) and edges[-1] == len(ids) and [span.start for span in spans] == edges[:-1]
-    if len(ids) == 0 or len(ids) != len(logprobs) or not covered:
+    fault = fault_of_cover(spans, turns, tokens=len(ids))
+    if fault or len(ids) == 0 or len(ids) != len(logprobs):
         raise SluiceError(
             f"{rollout_id}: sample {message.index} has {len(ids)} tokens, {len(logprobs)} log-probabilities "
-            f"and version spans {[(span.start, span.end) for span in spans]}; they must cover the tokens one to one"
+            f"and {fault or 'spans'}; they must cover the sampled tokens one to one"
         )
     return Sample(
         index=message.index,
         token_ids=ids,
         logprobs=logprobs,
         spans=spans,
-        finish_reason=_FINISH.get(message.finish_reason, "error"),
+        finish_reason=FINISH.get(message.finish_reason, "error"),
         text=message.text,
         rollout_id=rollout_id,
         seed=message.seed,
+        turns=turns,
+        score=score_from(message.score) if message.HasField("score") else None,
     )
 
 
@@ -110,6 +107,8 @@ def group_from(message: pb.Group) -> Group:
             text=prompt.text,
             ground_truth=prompt.ground_truth,
             extra_info_json=prompt.extra_info_json,
+            environment=prompt.environment,
+            environment_args_json=prompt.environment_args_json,
         ),
         cursor="",
         attempt=message.attempt,
@@ -132,6 +131,8 @@ def group_to(group: Group) -> pb.Group:
             text=prompt.text,
             ground_truth=prompt.ground_truth,
             extra_info_json=prompt.extra_info_json,
+            environment=prompt.environment,
+            environment_args_json=prompt.environment_args_json,
         ),
         samples=[_sample_to(group.samples[index]) for index in sorted(group.samples)],
         rewards=[_reward_to(reward) for reward in group.rewards],
@@ -140,7 +141,7 @@ def group_to(group: Group) -> pb.Group:
 
 def finish_to(reason: str) -> "pb.FinishReason.ValueType":
     """Core -> wire."""
-    return _FINISH_OF[reason]
+    return FINISH_OF[reason]
 
 
 def _sample_to(sample: Sample) -> pb.Sample:
@@ -152,10 +153,12 @@ def _sample_to(sample: Sample) -> pb.Sample:
             pb.VersionSpan(version=version_to_proto(span.version), start_token=span.start, end_token=span.end)
             for span in sample.spans
         ],
-        finish_reason=_FINISH_OF[sample.finish_reason],
+        finish_reason=FINISH_OF[sample.finish_reason],
         text=sample.text,
         rollout_id=sample.rollout_id,
         seed=sample.seed,
+        turns=[turn_to(turn) for turn in sample.turns],
+        score=None if sample.score is None else score_to(sample.score),
     )
 
 
@@ -207,7 +210,7 @@ class ZstdGroups:
                     "raw_score": reward.raw_score,
                     "shaped_reward": reward.shaped_reward,
                     "acc": reward.acc,
-                    "finish_reason": _FINISH[sample.finish_reason],
+                    "finish_reason": FINISH[sample.finish_reason],
                     "tokens": len(unpack_ids(sample.token_ids)),
                 }
                 for sample, reward in zip(group.samples, group.rewards, strict=True)

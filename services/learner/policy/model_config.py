@@ -34,7 +34,7 @@ def read_model_config(config: Config) -> PreTrainedConfig:
         found = AutoConfig.from_pretrained(config.model.path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"model.path: {config.model.path} has no usable config.json: {one_line(error)}") from error
-    prepare(found, max_model_len=config.data.max_prompt_length + config.data.max_response_length)
+    prepare(found, max_model_len=config.longest_sequence)
     return found
 
 

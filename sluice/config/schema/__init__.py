@@ -8,6 +8,7 @@ from sluice.config.schema.algorithm import AlgorithmConfig, FilterGroupsConfig, 
 from sluice.config.schema.config import PAYLOAD_BYTES_A_TOKEN, Config
 from sluice.config.schema.coordinator import CoordinatorConfig
 from sluice.config.schema.data import DataConfig
+from sluice.config.schema.environments import EnvironmentConfig
 from sluice.config.schema.eval import EvalConfig, EvalSetConfig
 from sluice.config.schema.kubernetes import KubernetesConfig
 from sluice.config.schema.launch import LaunchConfig
@@ -27,6 +28,7 @@ __all__ = [
     "Config",
     "CoordinatorConfig",
     "DataConfig",
+    "EnvironmentConfig",
     "EvalConfig",
     "EvalSetConfig",
     "FilterGroupsConfig",

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 
+from pydantic import Field
+
 from sluice.config.divisors import divisors
 from sluice.config.exact_dapo import departures
 from sluice.config.schema.algorithm import AlgorithmConfig
 from sluice.config.schema.coordinator import CoordinatorConfig
 from sluice.config.schema.data import DataConfig
+from sluice.config.schema.environments import EnvironmentConfig
 from sluice.config.schema.eval import EvalConfig
 from sluice.config.schema.kubernetes import KubernetesConfig
 from sluice.config.schema.launch import LaunchConfig
@@ -37,6 +40,9 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     reward: RewardConfig = RewardConfig()
+    environments: dict[str, EnvironmentConfig] = Field(
+        default_factory=dict, description="name -> environment, {environment, settings, network, episodes, workers}"
+    )
     learner: LearnerConfig = LearnerConfig()
     coordinator: CoordinatorConfig = CoordinatorConfig()
     weights: WeightsConfig = WeightsConfig()
@@ -55,6 +61,14 @@ class Config(Section):
     def mini_batch_size(self) -> int:
         """Groups an optimizer update."""
         return self.learner.mini_batch_size or self.data.train_batch_size
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence: prompt and completion at their limits, or an episode at its limit."""
+        data = self.data
+        if not self.environments:
+            return data.max_prompt_length + data.max_response_length
+        return data.max_episode_tokens or data.max_prompt_length + 2 * data.max_response_length
 
     @property
     def learner_ranks(self) -> int:

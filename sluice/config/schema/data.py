@@ -24,7 +24,16 @@ class DataConfig(Section):
         default=2048, description="longest prompt in tokens; longer ones are skipped"
     )
     max_response_length: PositiveInt = Field(
-        default=20480, description="longest completion in tokens, end token included"
+        default=20480, description="longest completion in tokens, end token included; of an episode all sampled tokens"
+    )
+    environment: str = Field(
+        default="",
+        description="environment of rows that name none; empty: they ask for single answers (docs/environments.md)",
+    )
+    max_episode_tokens: PositiveInt | None = Field(
+        default=None,
+        description="longest episode in tokens: prompt, sampled and observed; default max_prompt_length + 2 x "
+        "max_response_length",
     )
     shuffle: bool = Field(default=True, description="permute each epoch (a pure function of seed and epoch)")
     template: Literal["model", "none"] = Field(

@@ -28,3 +28,8 @@ class RolloutConfig(Section):
         description="limit of one engine step or change of weights (which has a second more for each 100 MB); a rollout "
         "that takes longer counts as hung, ends and is started again",
     )
+    max_turns: PositiveInt = Field(default=8, description="turns that the policy has in an episode at most")
+    turn_timeout_s: PositiveFloat = Field(
+        default=60.0,
+        description="limit of an environment's answer to one turn; then the episode starts again elsewhere",
+    )

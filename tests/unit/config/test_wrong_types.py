@@ -42,7 +42,8 @@ def test_every_key_takes_or_refuses_every_value_in_lines_that_name_it(key: str) 
 @pytest.mark.parametrize("key", [key for key in schema_keys() if "." not in key])
 def test_a_section_takes_no_value_that_is_no_section(key: str) -> None:
     for value in ("true", "3", "1.5", "text", "[]", "[1]", "2020-01-01"):
-        assert lines_of(key, value) == [f"override: {key}: must be a section with keys of its own, got {python(value)}"]
+        rule = "a mapping" if key == "environments" else "a section with keys of its own"
+        assert lines_of(key, value) == [f"override: {key}: must be {rule}, got {python(value)}"]
 
 
 def python(value: str) -> str:

@@ -37,6 +37,8 @@ class FakePrompt:
     text: str = "1+1="
     ground_truth: str = "2"
     extra_info_json: str = ""
+    environment: str = ""
+    environment_args_json: str = ""
 
     @property
     def token_ids(self) -> np.ndarray:

@@ -101,6 +101,8 @@ WRONG_SAMPLES: dict[str, tuple[dict[str, Any], str]] = {
     "never pushed": ({"spans": spans(("a", 5, 0, 3))}, "stamped versions a5"),
     "backwards": ({"spans": spans(("a", 4, 0, 2), ("a", 3, 2, 3))}, "stamped versions a4, a3"),
     "another lineage": ({"spans": spans(("b", 3, 0, 3))}, "stamped versions b3"),
+    "turns": ({"turns": [pb.Turn(end_token=3)]}, "turns or a score, which episodes alone have"),
+    "a score": ({"score": pb.EpisodeScore(score=1)}, "turns or a score, which episodes alone have"),
     "an empty span": ({"spans": spans(("a", 3, 0, 0), ("a", 3, 0, 3))}, "empty version spans"),
 }
 

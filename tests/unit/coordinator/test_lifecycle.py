@@ -130,7 +130,7 @@ async def looks(stage: Stage, seconds: int) -> None:
 
 
 async def test_a_start_without_a_role_ends_after_the_limit_and_names_that_role_alone(starting: Stage) -> None:
-    waiting = asyncio.create_task(made_of(starting)._are_here(*Role))
+    waiting = asyncio.create_task(made_of(starting)._are_here(Role.ROLLOUT, Role.REWARD, Role.LEARNER))
     starting.add_member(Role.ROLLOUT, "rollout-0", version=0)
     await looks(starting, READY_S)
     assert not waiting.done()
@@ -182,7 +182,7 @@ async def test_a_service_that_dies_late_in_a_start_has_the_whole_limit_to_come_b
 
 async def test_a_repair_of_any_length_does_not_use_up_the_time_that_services_have_to_come(starting: Stage) -> None:
     starting.progress.repairing = True
-    waiting = asyncio.create_task(made_of(starting)._are_here(*Role))
+    waiting = asyncio.create_task(made_of(starting)._are_here(Role.ROLLOUT, Role.REWARD, Role.LEARNER))
     await looks(starting, 5 * READY_S)
     assert not waiting.done()
     starting.progress.repairing = False
@@ -192,7 +192,7 @@ async def test_a_repair_of_any_length_does_not_use_up_the_time_that_services_hav
 
 
 async def test_a_rollout_that_waited_for_the_weights_of_a_late_learner_has_a_limit_of_its_own(starting: Stage) -> None:
-    waiting = asyncio.create_task(made_of(starting)._are_here(*Role))
+    waiting = asyncio.create_task(made_of(starting)._are_here(Role.ROLLOUT, Role.REWARD, Role.LEARNER))
     starting.add_member(Role.ROLLOUT, "rollout-0")
     await looks(starting, READY_S - 1)
     starting.add_member(Role.LEARNER, "learner")

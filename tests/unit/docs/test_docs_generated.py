@@ -28,6 +28,7 @@ PROMISED = {
     },
     "RewardService": {"Score", "ListGraders"},
     "LearnerService": {"GetInfo", "OpenTransfer", "SaveCheckpoint", "Export"},
+    "EnvironmentService": {"ListEnvironments", "Open", "Step", "Close"},
     "WeightService": {"FetchWeights"},
 }
 """What scripts may rely on within sluice.v1: nothing here ever goes away."""

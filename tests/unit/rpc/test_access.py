@@ -20,7 +20,9 @@ def test_every_service_is_served_by_somebody() -> None:
     assert {service for service, _, _ in methods()} == set(SERVED_BY)
 
 
-@pytest.mark.parametrize(("role", "more"), [(Role.ROLLOUT, {"FetchWeights"}), (Role.REWARD, set())])
+@pytest.mark.parametrize(
+    ("role", "more"), [(Role.ROLLOUT, {"FetchWeights"}), (Role.REWARD, set()), (Role.ENVIRONMENT, set())]
+)
 def test_a_rollout_or_reward_can_do_little_more_than_join(role: Role, more: set[str]) -> None:
     may = {path.rpartition("/")[2] for path, roles in ALLOWED.items() if role in roles}
     assert may == {"GetConfig", "Register", "Heartbeat"} | more
@@ -43,7 +45,7 @@ def test_only_health_is_open_to_everybody() -> None:
 
 
 def test_services_have_business_with_the_coordinator_only_but_rollouts_for_weights() -> None:
-    assert audiences(Role.REWARD) == audiences(Role.LEARNER) == {Role.COORDINATOR}
+    assert audiences(Role.REWARD) == audiences(Role.ENVIRONMENT) == audiences(Role.LEARNER) == {Role.COORDINATOR}
     assert audiences(Role.ROLLOUT) == {Role.COORDINATOR, Role.LEARNER, Role.ROLLOUT}
-    assert audiences(Role.COORDINATOR) == {Role.ROLLOUT, Role.REWARD, Role.LEARNER}
+    assert audiences(Role.COORDINATOR) == {Role.ROLLOUT, Role.REWARD, Role.LEARNER, Role.ENVIRONMENT}
     assert audiences(Role.OPERATOR) == audiences(Role.METRICS) == SERVERS

@@ -67,7 +67,7 @@ def test_secrets_are_named_and_each_pod_sees_those_of_its_roles_alone(case: str)
     roles = {"control": launcher, "rollout": {Role.ROLLOUT}, "reward": {Role.REWARD}, "learner": set()}
     for name, pod in pods(case).items():
         named = {volume["secret"]["secretName"].removeprefix(prefix) for volume in pod["volumes"] if "secret" in volume}
-        assert named == roles.get(name.rpartition("-")[0], set(Role) - {Role.METRICS})
+        assert named == roles.get(name.rpartition("-")[0], set(Role) - {Role.METRICS, Role.ENVIRONMENT})
 
 
 def test_what_is_probed_is_probed_with_the_health_service_and_rewards_have_no_way_out() -> None:
