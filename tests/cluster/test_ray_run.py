@@ -24,7 +24,8 @@ from tests.e2e.conftest import ROOT, base_model  # noqa: F401 - a fixture
 pytestmark = [pytest.mark.cluster, pytest.mark.needs("ray"), pytest.mark.timeout(600)]
 
 RECIPE = ROOT / "recipes" / "cpu-demo.yaml"
-STEPS = 8
+STEPS = 40
+"""So many that a run on a fast machine is not over before Ray has noticed the loss of a node."""
 SHORT = (f"run.total_steps={STEPS}", "eval.prompts=16", "eval.n=2", "eval.every_steps=0", "network.coordinator_port=0")
 REPLICAS = ("launch.rollout_replicas=2", "launch.reward_replicas=2", "learner.checkpoint_every_steps=1")
 """With the learner five tasks of one CPU on two nodes of three: a rollout on each node, whatever comes first."""
