@@ -15,15 +15,21 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceSample:
-    """One completion of a prompt."""
+    """One completion of a prompt, or one episode with an environment."""
 
     completion_ids: list[int]
     rollout_logprobs: list[float]
-    """One a completion token, nats, under the distribution that was sampled from."""
+    """One a sampled token, nats, under the distribution that was sampled from."""
     reward: float
     """Shaped."""
     truncated: bool = False
     """Whether it was cut at the length limit."""
+    sampled: list[bool] | None = None
+    """Which completion tokens the policy sampled; None: all. The others are context."""
+    context_ids: list[int] | None = None
+    """What stands before a part of an episode in place of the prompt."""
+    later: tuple["ReferenceSample", ...] = ()
+    """The rest of an episode whose history was rewritten: same sample, same reward."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +83,8 @@ def reference_update(
     if variant.proximal == "recompute":
         with torch.no_grad():
             for group in groups:
-                for sample in group.samples:
-                    logprobs = reference_logprobs(model, group.prompt_ids, sample.completion_ids, temperature)
-                    first[id(sample)] = logprobs
+                for part in (part for sample in group.samples for part in (sample, *sample.later)):
+                    first[id(part)] = reference_sampled_logprobs(model, group.prompt_ids, part, temperature)
     updates = []
     for start in range(0, len(groups), mini_batch_size):
         token_losses = []
@@ -88,14 +93,17 @@ def reference_update(
             for sample, advantage in zip(group.samples, advantages, strict=True):
                 if overlong_filtering and sample.truncated:
                     continue
-                logprobs = reference_logprobs(model, group.prompt_ids, sample.completion_ids, temperature)
-                rollout = torch.tensor(sample.rollout_logprobs)
-                proximal = first[id(sample)] if variant.proximal == "recompute" else rollout
-                losses = reference_token_losses(
-                    logprobs, proximal, advantage, clip_ratio_low, clip_ratio_high, clip_ratio_c, variant.loss_mode
-                )
-                compared = proximal if variant.proximal == "recompute" else logprobs.detach()
-                token_losses.append(losses * reference_correction(compared - rollout, variant))
+                parts = []
+                for part in (sample, *sample.later):
+                    logprobs = reference_sampled_logprobs(model, group.prompt_ids, part, temperature)
+                    rollout = torch.tensor(part.rollout_logprobs)
+                    proximal = first[id(part)] if variant.proximal == "recompute" else rollout
+                    losses = reference_token_losses(
+                        logprobs, proximal, advantage, clip_ratio_low, clip_ratio_high, clip_ratio_c, variant.loss_mode
+                    )
+                    compared = proximal if variant.proximal == "recompute" else logprobs.detach()
+                    parts.append(losses * reference_correction(compared - rollout, variant))
+                token_losses.append(torch.cat(parts))
         loss = reference_aggregate(token_losses, loss_agg_mode, loss_scale_factor)
         optimizer.zero_grad()
         loss.backward()
@@ -120,6 +128,14 @@ def reference_logprobs(
     logits = model(input_ids=torch.tensor([prompt_ids + completion_ids])).logits[0].float() / temperature
     before_completion = torch.log_softmax(logits, dim=-1)[len(prompt_ids) - 1 : -1]
     return before_completion[torch.arange(len(completion_ids)), torch.tensor(completion_ids)]
+
+
+def reference_sampled_logprobs(
+    model: torch.nn.Module, prompt_ids: list[int], part: ReferenceSample, temperature: float
+) -> Tensor:
+    """[A] nats: log-probability of every token that the policy sampled, given all tokens before it, observed ones too."""
+    logprobs = reference_logprobs(model, part.context_ids or prompt_ids, part.completion_ids, temperature)
+    return logprobs if part.sampled is None else logprobs[torch.tensor(part.sampled)]
 
 
 def reference_token_losses(

@@ -26,7 +26,7 @@ from services.learner.snapshot.pack import SnapshotPacker
 from services.learner.training.train_step import Trainer
 from sluice.policy_version import PolicyVersion
 from tests.forked import run_ranks
-from tests.unit.learner.learner_cases import make_batch, make_config, poisoned
+from tests.unit.learner.learner_cases import make_batch, make_config, make_episodes, poisoned
 
 
 def on_ranks(model: Path, out: Path, jobs: list[dict[str, Any]], *, ranks: int) -> list[dict[str, np.ndarray]]:
@@ -83,7 +83,8 @@ class _HeldWriter(CheckpointWriter):
 
 
 def _batch(job: dict[str, Any], step: int) -> Batch:
-    batch = make_batch(step=step, groups=job["groups"], n=job["n"])
+    make = make_episodes if job.get("episodes") else make_batch
+    batch = make(step=step, groups=job["groups"], n=job["n"])
     return poisoned(batch) if job.get("poisoned") else batch
 
 

@@ -43,7 +43,10 @@ _ALGORITHMS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ADAPTERS, SINKS = len(_ALGORITHMS), len(_ALGORITHMS) + 1
 """Other models, with the settings of the second job."""
 
-TRAINED = {"1x2": (0, 1, 2, 3, 4, ADAPTERS), "2x2": (0, 4), "1x4": (1, SINKS)}
+EPISODES = len(_ALGORITHMS) + 2
+"""Observed tokens and split episodes, with the settings of the last algorithm."""
+
+TRAINED = {"1x2": (0, 1, 2, 3, 4, ADAPTERS, EPISODES), "2x2": (0, 4, EPISODES), "1x4": (1, SINKS)}
 """The jobs of each mesh: ranks cost more time than what they find."""
 
 
@@ -59,7 +62,8 @@ def _jobs(models: Sequence[dict[str, Any]] = (), *, ranks: int, context: int) ->
             "launch": {"learner_nproc_per_node": ranks},
         }
         jobs.append({"until": 1, "groups": 4, "n": 4, "config": config})
-    return jobs + [jobs[1] | {"config": jobs[1]["config"] | {"model": model}} for model in models]
+    of_models = [jobs[1] | {"config": jobs[1]["config"] | {"model": model}} for model in models]
+    return [*jobs, *of_models, jobs[-1] | {"episodes": True}]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +116,7 @@ def test_gradients_are_those_of_one_rank_and_of_a_padded_batch(
 ) -> None:
     for index, ours in found[mesh].items():
         assert _apart(_gradient(ours), _gradient(one[index])) < 1e-6, index
-        assert bool(ours["metric/learner/prompt_tokens_saved"]) == (index not in (1, ADAPTERS, SINKS)), index
+        assert bool(ours["metric/learner/prompt_tokens_saved"]) == (index not in (1, ADAPTERS, SINKS, EPISODES)), index
     for index in PADDED.keys() & found[mesh].keys():
         assert _apart(_gradient(found[mesh][index]), _padded_gradient(model, mode=PADDED[index])) < 1e-6, index
 

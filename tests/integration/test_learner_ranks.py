@@ -24,7 +24,7 @@ from tests.reference_dapo import (
     reference_token_losses,
     reference_update,
 )
-from tests.unit.learner.learner_cases import as_reference, make_batch, make_config, write_tiny_model
+from tests.unit.learner.learner_cases import as_reference, make_batch, make_config, make_episodes, write_tiny_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -49,6 +49,9 @@ def by_two(
         _job(mode="seq-mean-token-mean", filtering=True),
         _variant_job(RECOMPUTED, max_tokens=40),
         _variant_job({"loss_mode": "gspo"}, max_tokens=40),
+        _job(max_tokens=40, episodes=True),
+        _job(mode="seq-mean-token-mean", filtering=True, episodes=True),
+        _variant_job(RECOMPUTED, max_tokens=40, episodes=True),
     ]
     jobs = {"reference": reference, "layouts": _layout_jobs(calm_model_path), "memory": _memory_jobs()}
     return _at_one_go(learner_model, tmp_path_factory.mktemp("two") / "out", jobs, ranks=2)
@@ -88,6 +91,7 @@ def _reference(
     groups: int = 5,
     n: int = 3,
     variant: ReferenceVariant = DAPO,
+    episodes: bool = False,
 ) -> Figures:
     """Gradients and figures of the last update of the plain single-process reference."""
     config = make_config(learner_model)
@@ -102,7 +106,7 @@ def _reference(
     updates = reference_update(
         model,
         optimizer,
-        as_reference(make_batch(groups=groups, n=n)),
+        as_reference((make_episodes if episodes else make_batch)(groups=groups, n=n)),
         mini_batch_size=3,
         temperature=config.rollout.temperature,
         clip_ratio_low=0.2,
@@ -175,11 +179,21 @@ def test_every_variant_and_correction_equals_the_plain_reference(
 
 
 def test_two_ranks_equal_the_reference(learner_model: Path, by_two: dict[str, list[Figures]]) -> None:
-    plain, filtered, corrected, gspo = by_two["reference"]
+    plain, filtered, corrected, gspo, *_ = by_two["reference"]
     _assert_equal(plain, _reference(learner_model))
     _assert_equal(filtered, _reference(learner_model, mode="seq-mean-token-mean", filtering=True))
     _assert_equal(corrected, _reference(learner_model, variant=ReferenceVariant(**RECOMPUTED)))
     _assert_equal(gspo, _reference(learner_model, variant=ReferenceVariant(loss_mode="gspo")))
+
+
+def test_two_ranks_equal_the_reference_on_episodes(learner_model: Path, by_two: dict[str, list[Figures]]) -> None:
+    """Observed tokens are context alone; the sequences of a split episode are one sample."""
+    *_, plain, filtered, corrected = by_two["reference"]
+    _assert_equal(plain, _reference(learner_model, episodes=True))
+    _assert_equal(filtered, _reference(learner_model, mode="seq-mean-token-mean", filtering=True, episodes=True))
+    _assert_equal(corrected, _reference(learner_model, variant=ReferenceVariant(**RECOMPUTED), episodes=True))
+    sampled = sum(s.sampled_tokens for s in make_episodes(groups=5, n=3).sequences)
+    assert plain["metric/learner/trained_tokens"] == sampled
 
 
 LAYOUTS = {

@@ -1,8 +1,9 @@
 """A batch as flat vectors, and back: the form in which a batch crosses ranks and lies on disk. Nothing is pickled.
 
-Letters: S sequences, T all tokens of all sequences (prompts and completions), C all completion tokens.
+Letters: S sequences, T all tokens of all sequences (prompts and completions), C all completion tokens, A all sampled tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -25,12 +26,16 @@ class FlatBatch:
     """int32[S]: 0 or 1."""
     rewards: np.ndarray
     """float64[S], shaped."""
+    continues: np.ndarray
+    """int32[S]: 1 where a sequence is of the same sample as the one before, else 0."""
     token_ids: np.ndarray
     """int32[T]."""
+    observed: np.ndarray
+    """int32[C]: 1 for tokens that an environment wrote, else 0."""
     versions: np.ndarray
-    """int32[C]."""
+    """int32[A]."""
     rollout_logprobs: np.ndarray
-    """float32[C], nats."""
+    """float32[A], nats."""
 
 
 DTYPES: dict[str, type[np.generic]] = {
@@ -42,6 +47,9 @@ DTYPES: dict[str, type[np.generic]] = {
 _FORMER_NAMES = {"rollout_logprobs": "behaviour_logprobs"}
 """New name -> former name of vectors in files that earlier versions wrote."""
 
+_LENGTHS = {"continues": "prompts", "observed": "versions"}
+"""Vectors that files of earlier versions lack, all zero there -> vectors of the same length."""
+
 
 def flatten(batch: Batch) -> FlatBatch:
     """The vectors of a batch."""
@@ -52,6 +60,8 @@ def flatten(batch: Batch) -> FlatBatch:
         "completions": [s.completion_tokens for s in sequences],
         "truncated": [s.truncated for s in sequences],
         "rewards": [s.reward for s in sequences],
+        "continues": [s.continues for s in sequences],
+        "observed": np.concatenate([~s.sampled for s in sequences]),
         "token_ids": np.concatenate([s.token_ids for s in sequences]),
         "versions": np.concatenate([s.versions for s in sequences]),
         "rollout_logprobs": np.concatenate([s.rollout_logprobs for s in sequences]),
@@ -62,8 +72,10 @@ def flatten(batch: Batch) -> FlatBatch:
 def rebuild(flat: FlatBatch, *, step: int, digest: str, group_ids: list[str]) -> Batch:
     """The batch that `flatten` took. Raises ValueError when the vectors contradict each other."""
     token_parts = np.split(flat.token_ids, np.cumsum(flat.prompts + flat.completions)[:-1])
-    version_parts = np.split(flat.versions, np.cumsum(flat.completions)[:-1])
-    logprob_parts = np.split(flat.rollout_logprobs, np.cumsum(flat.completions)[:-1])
+    observed_parts = [part.astype(np.bool_) for part in np.split(flat.observed, np.cumsum(flat.completions)[:-1])]
+    sampled = np.cumsum([len(part) - int(part.sum()) for part in observed_parts])
+    version_parts = np.split(flat.versions, sampled[:-1])
+    logprob_parts = np.split(flat.rollout_logprobs, sampled[:-1])
     members: list[list[TrainSequence]] = [[] for _ in group_ids]
     for index, position in enumerate(flat.groups.tolist()):
         members[position].append(
@@ -74,6 +86,8 @@ def rebuild(flat: FlatBatch, *, step: int, digest: str, group_ids: list[str]) ->
                 versions=version_parts[index],
                 reward=float(flat.rewards[index]),
                 truncated=bool(flat.truncated[index]),
+                observed=observed_parts[index] if observed_parts[index].any() else None,
+                continues=bool(flat.continues[index]),
             )
         )
     groups = tuple(
@@ -98,6 +112,12 @@ def write_batch(batch: Batch, path: Path) -> None:
 def read_batch(path: Path) -> Batch:
     """The batch in a file that `write_batch` of this or an earlier version wrote. Raises OSError or ValueError."""
     with np.load(path, allow_pickle=False) as stored:
-        flat = FlatBatch(**{name: stored[name if name in stored else _FORMER_NAMES[name]] for name in DTYPES})
+        flat = FlatBatch(**{name: _vector(stored, name) for name in DTYPES})
         step, digest, group_ids = int(stored["step"]), str(stored["digest"]), stored["group_ids"].tolist()
     return rebuild(flat, step=step, digest=digest, group_ids=group_ids)
+
+
+def _vector(stored: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in stored and name in _LENGTHS:
+        return np.zeros(len(stored[_LENGTHS[name]]), DTYPES[name])
+    return stored[name if name in stored else _FORMER_NAMES[name]]

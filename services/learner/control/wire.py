@@ -55,27 +55,76 @@ def _group(message: common_pb2.Group, *, vocabulary: int) -> TrainGroup:
     sequences = []
     for sample, reward in zip(message.samples, message.rewards, strict=True):
         try:
-            sequences.append(_sequence(prompt, sample, reward))
-            _check_ids(sequences[-1].token_ids, vocabulary=vocabulary)
+            of_sample = _sequences(prompt, sample, reward)
+            for sequence in of_sample:
+                _check_ids(sequence.token_ids, vocabulary=vocabulary)
+            sequences += of_sample
         except ValueError as error:
             raise InvalidRequest(f"group {message.group_id}, sample {sample.index}: {error}") from error
     return TrainGroup(group_id=message.group_id, sequences=tuple(sequences))
 
 
-def _sequence(prompt: np.ndarray, sample: common_pb2.Sample, reward: common_pb2.SampleReward) -> TrainSequence:
+def _sequences(prompt: np.ndarray, sample: common_pb2.Sample, reward: common_pb2.SampleReward) -> list[TrainSequence]:
+    """The sequences of one sample: one, or of an episode one for each history that its template made."""
     if sample.finish_reason not in _FINISHED:
         raise ValueError(f"finish_reason: must be STOP or LENGTH, got {sample.finish_reason}")
     if reward.status not in _GRADED:
         raise ValueError(f"reward: was not graded (status {reward.status}); its score means nothing")
-    completion = unpack_ids(sample.token_ids)
-    return TrainSequence(
-        token_ids=np.concatenate([prompt, completion]),
-        prompt_tokens=len(prompt),
-        rollout_logprobs=unpack_floats(sample.logprobs),
-        versions=_versions(sample.spans, tokens=len(completion)),
-        reward=reward.shaped_reward,
-        truncated=sample.finish_reason == common_pb2.FINISH_REASON_LENGTH,
-    )
+    completion, logprobs = unpack_ids(sample.token_ids), unpack_floats(sample.logprobs)
+    if len(logprobs) != len(completion):
+        raise ValueError(
+            f"rollout_logprobs: must have one value a completion token ({len(completion)}), got {len(logprobs)}"
+        )
+    sampled = _sampled(sample.turns, tokens=len(completion))
+    versions = _versions(sample.spans, sampled=sampled)
+    sequences: list[TrainSequence] = []
+    for context, start, end in _parts(prompt, sample.turns, tokens=len(completion)):
+        kept = sampled[start:end]
+        sequences.append(
+            TrainSequence(
+                token_ids=np.concatenate([context, completion[start:end]]),
+                prompt_tokens=len(context),
+                rollout_logprobs=logprobs[start:end][kept],
+                versions=versions[start:end][kept],
+                reward=reward.shaped_reward,
+                truncated=sample.finish_reason == common_pb2.FINISH_REASON_LENGTH,
+                observed=None if kept.all() else ~kept,
+                continues=bool(sequences),
+            )
+        )
+    return sequences
+
+
+def _sampled(turns: Sequence[common_pb2.Turn], *, tokens: int) -> np.ndarray:
+    """bool[tokens]: which tokens the policy sampled; all of them where there are no turns.
+
+    Raises ValueError for turns out of order, empty or beyond the completion, and for observed tokens outside two turns of one
+    sequence.
+    """
+    if not turns:
+        return np.ones(tokens, np.bool_)
+    sampled, reached = np.zeros(tokens, np.bool_), 0
+    for turn in turns:
+        where = f"turns: [{turn.start_token}, {turn.end_token}) after {reached}"
+        if not reached <= turn.start_token < turn.end_token <= tokens:
+            raise ValueError(f"{where} of {tokens} completion tokens: must be in order and have tokens")
+        if turn.start_token > reached and (reached == 0 or turn.context_token_ids):
+            raise ValueError(f"{where}: no observed tokens may stand before the first turn of a sequence")
+        sampled[turn.start_token : turn.end_token] = True
+        reached = turn.end_token
+    if reached != tokens:
+        raise ValueError(f"turns: must end with the {tokens} completion tokens, they end after {reached}")
+    return sampled
+
+
+def _parts(prompt: np.ndarray, turns: Sequence[common_pb2.Turn], *, tokens: int) -> list[tuple[np.ndarray, int, int]]:
+    """(prompt, start, end) of each sequence of a sample, by turns that begin with a context of their own."""
+    if turns and turns[0].context_token_ids:
+        raise ValueError("turns: the first one must have the group's prompt, it has a context of its own")
+    begins = [(turn.start_token, unpack_ids(turn.context_token_ids)) for turn in turns if turn.context_token_ids]
+    starts = [(0, prompt), *begins]
+    ends = [start for start, _ in begins] + [tokens]
+    return [(context, start, end) for (start, context), end in zip(starts, ends, strict=True)]
 
 
 def _check_ids(token_ids: np.ndarray, *, vocabulary: int) -> None:
@@ -85,15 +134,17 @@ def _check_ids(token_ids: np.ndarray, *, vocabulary: int) -> None:
         raise ValueError(f"token_ids: must be 0 to {vocabulary - 1}, the ids of the model, got {outside[0]}")
 
 
-def _versions(spans: Sequence[common_pb2.VersionSpan], *, tokens: int) -> np.ndarray:
-    """int32[tokens]: the version of each token. The spans must cover all tokens, in order and without gaps."""
-    versions = np.empty(tokens, np.int32)
-    covered = 0
+def _versions(spans: Sequence[common_pb2.VersionSpan], *, sampled: np.ndarray) -> np.ndarray:
+    """int32[T]: the version of each token, -1 for observed ones. The spans must cover the sampled tokens alone, in order."""
+    versions, covered = np.full(len(sampled), -1, np.int32), 0
     for span in spans:
-        if span.start_token != covered or span.end_token < covered:
+        between = sampled[covered : span.start_token]
+        if span.start_token < covered or span.end_token < span.start_token or between.any():
             raise ValueError(f"spans: must be without gaps, got [{span.start_token}, {span.end_token}) after {covered}")
-        versions[covered : span.end_token] = span.version.number
+        if not sampled[span.start_token : span.end_token].all():
+            raise ValueError(f"spans: [{span.start_token}, {span.end_token}) covers tokens that were observed")
+        versions[span.start_token : span.end_token] = span.version.number
         covered = span.end_token
-    if covered != tokens:
-        raise ValueError(f"spans: must cover the {tokens} completion tokens, they cover {covered}")
+    if covered != len(sampled):
+        raise ValueError(f"spans: must cover the {len(sampled)} completion tokens, they cover {covered}")
     return versions

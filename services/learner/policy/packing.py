@@ -3,7 +3,9 @@
 The linear layers see exactly the real tokens; `attention` keeps tokens from looking across sequences. With context
 parallelism each rank of a group has a slice of the row (slices.py).
 
-Letters: N packed input tokens, M completion tokens (targets), S sequences.
+Targets are the tokens that the policy sampled; what an environment wrote is read and never predicted.
+
+Letters: N packed input tokens, M sampled tokens (targets), S sequences.
 """
 
 from collections.abc import Sequence
@@ -33,7 +35,7 @@ class Packed:
     predictors: Tensor
     """int64[M]: packed index of the token whose hidden state predicts the target."""
     targets: Tensor
-    """int64[M]: completion token ids."""
+    """int64[M]: ids of the sampled tokens."""
     sequence: Tensor
     """int64[M]: which of the S sequences each target belongs to, in packed order."""
     sequences: int
@@ -76,22 +78,25 @@ def pack(
     """
     if not sequences:
         return _dummy(device)
-    completions = np.array([s.completion_tokens for s in sequences])
+    sampled = np.array([s.sampled_tokens for s in sequences])
     tokens = _whole(sequences, device) if groups is None else _shared(sequences, groups, device)
+    predictors = tokens.predictors
+    if any(s.observed is not None for s in sequences):
+        predictors = predictors[np.concatenate([s.sampled for s in sequences])]
     per_token = (
         np.concatenate([s.rollout_logprobs for s in sequences]),
         step - np.concatenate([s.versions for s in sequences]),
-        np.repeat(np.asarray(advantages, np.float32), completions),
-        np.repeat(np.asarray(weights, np.float32), completions),
+        np.repeat(np.asarray(advantages, np.float32), sampled),
+        np.repeat(np.asarray(weights, np.float32), sampled),
     )
     rollout, ages, advantage, weight = (torch.from_numpy(values).to(device) for values in per_token)
     return Packed(
         input_ids=_ids(tokens.ids, device)[None],
         position_ids=_ids(tokens.positions, device)[None],
         layout=tokens.layout,
-        predictors=_ids(tokens.predictors, device),
-        targets=_ids(np.concatenate([s.token_ids[s.prompt_tokens :] for s in sequences]), device),
-        sequence=_ids(np.repeat(np.arange(len(sequences)), completions), device),
+        predictors=_ids(predictors, device),
+        targets=_ids(np.concatenate([s.targets for s in sequences]), device),
+        sequence=_ids(np.repeat(np.arange(len(sequences)), sampled), device),
         sequences=len(sequences),
         rollout_logprobs=rollout,
         ages=ages,
@@ -131,7 +136,7 @@ def sliced(packed: Packed, context: ContextGroup) -> Packed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Tokens:
-    """The N packed tokens; each array int[N], but `predictors` int[M]."""
+    """The N packed tokens; each array int[N], but `predictors`: one a completion token, sampled or observed."""
 
     ids: np.ndarray
     positions: np.ndarray

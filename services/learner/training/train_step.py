@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from services.learner.batches.batch import Batch, TrainSequence, advantages
+from services.learner.batches.batch import Batch, TrainSequence, advantages, samples_of
 from services.learner.batches.plan import MiniBatch, plan_step
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy.forward import Policy
@@ -141,7 +141,7 @@ class Trainer:
             ranks=self._context.data_ranks,
             max_tokens=self._budget_tokens,
             rows=self.policy.rows,
-            prompts=[s.prompt_tokens for s in work.sequences] if self._sharing.active else None,
+            prompts=[s.prompt_tokens for s in work.sequences] if self._sharing.active and not work.split else None,
         )
 
     def _in_both_forms(self, plan: tuple[MiniBatch, ...], work: "_Work") -> tuple[Tensor, Tensor]:
@@ -226,15 +226,20 @@ class Trainer:
         return self.policy
 
     def _weights(self, mini_batch: MiniBatch, work: "_Work") -> dict[int, float]:
-        """The factor of each token loss, by sequence, with the denominators of the whole mini-batch."""
+        """The factor of each token loss, by sequence, with the denominators of the whole mini-batch.
+
+        The sequences of one sample count as one in every aggregation mode.
+        """
         algorithm = self._config.algorithm
-        trained_tokens = [work.trained_tokens(s) for s in mini_batch.sequences]
+        of_sample = samples_of([work.sequences[s] for s in mini_batch.sequences])
+        trained_tokens = np.zeros(of_sample[-1] + 1, np.int64)
+        np.add.at(trained_tokens, of_sample, [work.trained_tokens(s) for s in mini_batch.sequences])
         weights = token_weights(
-            np.array(trained_tokens),
+            trained_tokens,
             mode=algorithm.loss_agg_mode,
             loss_scale_factor=algorithm.loss_scale_factor or self._config.data.max_response_length,
         )
-        return dict(zip(mini_batch.sequences, weights.tolist(), strict=True))
+        return dict(zip(mini_batch.sequences, weights[of_sample].tolist(), strict=True))
 
     def _accumulate(self, packed: Packed, proximal: Tensor | None, tally: Tally) -> Tensor:
         """Forward and backward of one micro-batch. Returns float32[3, M]: rollout and learner logprobs, ages."""
@@ -308,12 +313,17 @@ class _Work:
     """[S]: whether the sequence is in the loss."""
 
     @property
+    def split(self) -> bool:
+        """Whether some sample is several sequences, whose prompts differ from the group's: then no prompt is shared."""
+        return any(s.continues for s in self.sequences)
+
+    @property
     def trained_lengths(self) -> list[int]:
         """Input tokens of each sequence in the loss."""
         return [s.input_tokens for s, trained in zip(self.sequences, self.trained, strict=True) if trained]
 
     def trained_tokens(self, sequence: int) -> int:
-        return self.sequences[sequence].completion_tokens if self.trained[sequence] else 0
+        return self.sequences[sequence].sampled_tokens if self.trained[sequence] else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

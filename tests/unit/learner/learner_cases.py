@@ -68,6 +68,34 @@ def make_batch(*, step: int = 0, groups: int = 6, n: int = 4, seed: int = 0) -> 
     )
 
 
+def make_episodes(*, step: int = 0, groups: int = 6, n: int = 4, seed: int = 0) -> Batch:
+    """Episodes: observed tokens between sampled ones, some samples in two or three sequences with prompts of their own."""
+    rng = np.random.default_rng([seed, step, 17])
+    plain = make_batch(step=step, groups=groups, n=n, seed=seed)
+    found = []
+    for group in plain.groups:
+        sequences: list[TrainSequence] = []
+        for sequence in group.sequences:
+            sequences.append(_observing(rng, sequence))
+            for _ in range(int(rng.integers(0, 3))):
+                later = _sequence(rng, rng.integers(0, VOCABULARY, rng.integers(1, 12)), sequence.reward, step)
+                later = dataclasses.replace(later, truncated=sequence.truncated, continues=True)
+                sequences.append(_observing(rng, later))
+        found.append(TrainGroup(group_id=group.group_id, sequences=tuple(sequences)))
+    return dataclasses.replace(plain, groups=tuple(found))
+
+
+def _observing(rng: np.random.Generator, sequence: TrainSequence) -> TrainSequence:
+    observed = rng.random(sequence.completion_tokens) < 0.4
+    observed[[0, -1]] = False
+    return dataclasses.replace(
+        sequence,
+        observed=observed if observed.any() else None,
+        rollout_logprobs=sequence.rollout_logprobs[~observed],
+        versions=sequence.versions[~observed],
+    )
+
+
 def poisoned(batch: Batch) -> Batch:
     """The batch with one sample whose log-probabilities are NaN: the update with the first group is not finite."""
     first = batch.groups[0]
@@ -100,18 +128,31 @@ def as_reference(batch: Batch) -> list[ReferenceGroup]:
     return [
         ReferenceGroup(
             prompt_ids=group.sequences[0].token_ids[: group.sequences[0].prompt_tokens].tolist(),
-            samples=[
-                ReferenceSample(
-                    completion_ids=s.token_ids[s.prompt_tokens :].tolist(),
-                    rollout_logprobs=s.rollout_logprobs.tolist(),
-                    reward=s.reward,
-                    truncated=s.truncated,
-                )
-                for s in group.sequences
-            ],
+            samples=[_as_reference(parts) for parts in parts_of(group)],
         )
         for group in batch.groups
     ]
+
+
+def parts_of(group: TrainGroup) -> list[list[TrainSequence]]:
+    """The sequences of each sample."""
+    parts: list[list[TrainSequence]] = []
+    for sequence in group.sequences:
+        parts = [*parts[:-1], [*parts[-1], sequence]] if sequence.continues else [*parts, [sequence]]
+    return parts
+
+
+def _as_reference(parts: list[TrainSequence]) -> ReferenceSample:
+    first, *later = parts
+    return ReferenceSample(
+        completion_ids=first.token_ids[first.prompt_tokens :].tolist(),
+        rollout_logprobs=first.rollout_logprobs.tolist(),
+        reward=first.reward,
+        truncated=first.truncated,
+        sampled=None if first.observed is None else (~first.observed).tolist(),
+        context_ids=first.token_ids[: first.prompt_tokens].tolist(),
+        later=tuple(_as_reference([part]) for part in later),
+    )
 
 
 def groups_to_wire(batch: Batch) -> list[common_pb2.Group]:
@@ -122,23 +163,52 @@ def groups_to_wire(batch: Batch) -> list[common_pb2.Group]:
             prompt=common_pb2.Prompt(
                 token_ids=pack_ids(group.sequences[0].token_ids[: group.sequences[0].prompt_tokens])
             ),
-            samples=[_sample(index, sequence) for index, sequence in enumerate(group.sequences)],
+            samples=[_sample(index, parts) for index, parts in enumerate(parts_of(group))],
             rewards=[
-                common_pb2.SampleReward(status=common_pb2.REWARD_STATUS_OK, shaped_reward=sequence.reward)
-                for sequence in group.sequences
+                common_pb2.SampleReward(status=common_pb2.REWARD_STATUS_OK, shaped_reward=parts[0].reward)
+                for parts in parts_of(group)
             ],
         )
         for group in batch.groups
     ]
 
 
-def _sample(index: int, sequence: TrainSequence) -> common_pb2.Sample:
-    version = common_pb2.PolicyVersion(lineage="a", number=int(sequence.versions[0]))
-    reason = common_pb2.FINISH_REASON_LENGTH if sequence.truncated else common_pb2.FINISH_REASON_STOP
+def _sample(index: int, parts: list[TrainSequence]) -> common_pb2.Sample:
+    version = common_pb2.PolicyVersion(lineage="a", number=int(parts[0].versions[0]))
+    sampled = np.concatenate([part.sampled for part in parts])
+    logprobs = np.zeros(len(sampled), np.float32)
+    logprobs[sampled] = np.concatenate([part.rollout_logprobs for part in parts])
+    contexts = dict(zip(np.cumsum([part.completion_tokens for part in parts])[:-1].tolist(), parts[1:], strict=True))
+    turns = [
+        common_pb2.Turn(
+            start_token=start,
+            end_token=end,
+            context_token_ids=pack_ids(contexts[start].token_ids[: contexts[start].prompt_tokens])
+            if start in contexts
+            else b"",
+        )
+        for start, end in _runs(sampled, cuts=set(contexts))
+    ]
+    episode = len(parts) > 1 or not sampled.all()
+    spans = [(turn.start_token, turn.end_token) for turn in turns]
     return common_pb2.Sample(
         index=index,
-        token_ids=pack_ids(sequence.token_ids[sequence.prompt_tokens :]),
-        logprobs=pack_floats(sequence.rollout_logprobs),
-        spans=[common_pb2.VersionSpan(version=version, start_token=0, end_token=sequence.completion_tokens)],
-        finish_reason=reason,
+        token_ids=pack_ids(np.concatenate([part.token_ids[part.prompt_tokens :] for part in parts])),
+        logprobs=pack_floats(logprobs),
+        spans=[common_pb2.VersionSpan(version=version, start_token=start, end_token=end) for start, end in spans],
+        finish_reason=common_pb2.FINISH_REASON_LENGTH if parts[0].truncated else common_pb2.FINISH_REASON_STOP,
+        turns=turns if episode else [],
     )
+
+
+def _runs(sampled: np.ndarray, *, cuts: set[int]) -> list[tuple[int, int]]:
+    """The ranges of sampled tokens, cut where a sequence begins."""
+    starts = [
+        place for place in np.flatnonzero(sampled).tolist() if place == 0 or not sampled[place - 1] or place in cuts
+    ]
+    ends = [
+        place + 1
+        for place in np.flatnonzero(sampled).tolist()
+        if place + 1 == len(sampled) or not sampled[place + 1] or place + 1 in cuts
+    ]
+    return list(zip(starts, ends, strict=True))

@@ -1,11 +1,12 @@
 """What a batch may hold."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
-from services.learner.batches.batch import Batch, TrainGroup, advantages
+from services.learner.batches.batch import Batch, TrainGroup, TrainSequence, advantages
 from tests.unit.learner.learner_cases import make_batch
 
 
@@ -33,6 +34,31 @@ def test_a_group_of_two_prompts_is_refused() -> None:
     first, second = make_batch().groups[:2]
     with pytest.raises(ValueError, match="different prompts"):
         TrainGroup(group_id="mixed", sequences=(first.sequences[0], second.sequences[0]))
+
+
+def test_the_sequences_of_one_sample_share_its_advantage_and_count_once() -> None:
+    one, other = make_batch(groups=1, n=2).groups[0].sequences  # rewards 1 and 0
+    later = dataclasses.replace(one, token_ids=other.token_ids[::-1].copy(), **_facts(other), continues=True)
+    group = TrainGroup(group_id="g", sequences=(one, later, later, other))
+    assert advantages([group], norm_by_std=False).tolist() == [0.5, 0.5, 0.5, -0.5]
+    with pytest.raises(ValueError, match="first sequence continues nothing"):
+        TrainGroup(group_id="g", sequences=(later, other))
+    with pytest.raises(ValueError, match="sequences of one sample have different rewards or ends"):
+        TrainGroup(group_id="g", sequences=(one, dataclasses.replace(later, reward=7.0)))
+
+
+def _facts(sequence: TrainSequence) -> dict[str, Any]:
+    names = ("prompt_tokens", "rollout_logprobs", "versions")
+    return {name: getattr(sequence, name) for name in names}
+
+
+@pytest.mark.parametrize(("place", "message"), [(0, "first and the last"), (-1, "first and the last")])
+def test_a_sequence_begins_and_ends_with_a_sampled_token(place: int, message: str) -> None:
+    sequence = make_batch(groups=3).sequences[0]
+    observed = np.zeros(sequence.completion_tokens, np.bool_)
+    observed[place] = True
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(sequence, observed=observed)
 
 
 def test_tokens_of_a_version_that_the_step_has_yet_to_make_are_refused() -> None:

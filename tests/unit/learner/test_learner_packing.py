@@ -1,6 +1,7 @@
 """Packing, and the forward pass over packed sequences against one sequence at a time."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -68,6 +69,25 @@ def test_a_shared_prompt_is_laid_out_once_and_predicts_the_first_token_of_each_c
     assert packed.predictors.tolist() == [1, 3, 4, 1, 2, 5]
     assert packed.targets.tolist() == [7, 1, 0, 9, 3, 0]
     assert packed.sequence.tolist() == [0, 0, 0, 1, 2, 2]
+
+
+def test_observed_tokens_are_read_and_never_predicted_however_prompts_lie() -> None:
+    episode = replace(
+        _tiny_sequence([5, 6, 7, 1, 2, 3], 2),
+        observed=np.array([False, True, True, False]),
+        rollout_logprobs=np.array([-1.0, -2.0], np.float32),
+        versions=np.array([0, 1], np.int32),
+    )
+    other = _tiny_sequence([5, 6, 9], 2)
+    plain, shared = _packed([episode, other]), _shared([[episode, other]])
+    assert plain.input_ids.tolist() == [[5, 6, 7, 1, 2, 5, 6]]
+    assert shared.input_ids.tolist() == [[5, 6, 7, 1, 2]]
+    assert plain.predictors.tolist() == [1, 4, 6]
+    assert shared.predictors.tolist() == [1, 4, 1]
+    for packed in (plain, shared):
+        assert packed.targets.tolist() == [7, 3, 9]
+        assert packed.ages.tolist() == [2, 1, 1]
+        assert packed.sequence.tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("size", [2, 3, 64])

@@ -10,7 +10,7 @@ from sluice.rpc.arrays import pack_floats, pack_ids
 from sluice.run_dir.batch_file import digest_of
 from sluice.run_dir.stored_group import StoredGroups
 from sluice.v1 import common_pb2, coordinator_pb2
-from tests.unit.learner.learner_cases import VOCABULARY, groups_to_wire, make_batch
+from tests.unit.learner.learner_cases import VOCABULARY, groups_to_wire, make_batch, make_episodes
 
 
 def _received(groups: list[common_pb2.Group], *, digest: str = "", announced: int = 2) -> Batch:
@@ -49,6 +49,44 @@ def test_a_batch_arrives_as_it_was_sent() -> None:
             theirs.reward,
             theirs.truncated,
         )
+
+
+def test_episodes_arrive_as_the_sequences_that_they_were_sampled_in() -> None:
+    sent = make_episodes(step=3, groups=4)
+    assert any(s.continues for s in sent.sequences)
+    batch = _received(groups_to_wire(sent), announced=4)
+    assert batch.group_sizes == sent.group_sizes
+    for ours, theirs in zip(batch.sequences, sent.sequences, strict=True):
+        for name in ("token_ids", "prompt_tokens", "rollout_logprobs", "observed", "reward", "truncated", "continues"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), err_msg=name)
+
+
+def _turn(start: int, end: int, context: bytes = b"") -> common_pb2.Turn:
+    return common_pb2.Turn(start_token=start, end_token=end, context_token_ids=context)
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([_turn(0, 2), _turn(1, 6)], r"\[1, 6\) after 2 of 6 completion tokens: must be in order"),
+        ([_turn(0, 2), _turn(3, 3)], "must be in order and have tokens"),
+        ([_turn(0, 7)], "must be in order and have tokens"),
+        ([_turn(0, 2), _turn(3, 5)], "must end with the 6 completion tokens, they end after 5"),
+        ([_turn(1, 6)], "no observed tokens may stand before the first turn"),
+        ([_turn(0, 2), _turn(3, 6, pack_ids([1]))], "no observed tokens may stand before the first turn"),
+        ([_turn(0, 6, pack_ids([1]))], "the first one must have the group's prompt"),
+        ([_turn(0, 2), _turn(4, 6)], r"spans: \[0, 6\) covers tokens that were observed"),
+        ([_turn(0, 3), _turn(3, 6, pack_ids([VOCABULARY]))], "token_ids: must be 0 to"),
+    ],
+)
+def test_an_episode_that_contradicts_itself_is_refused_by_name(turns: list[common_pb2.Turn], message: str) -> None:
+    groups = _groups()
+    sample = groups[0].samples[0]
+    sample.token_ids, sample.logprobs = pack_ids([1] * 6), pack_floats([0.0] * 6)
+    sample.spans[0].end_token = 6
+    sample.turns.extend(turns)
+    with pytest.raises(InvalidRequest, match=f"group g3-0, sample 0: .*{message}"):
+        _received(groups)
 
 
 def test_each_span_stamps_its_own_tokens() -> None:
