@@ -1,0 +1,98 @@
+"""Conversations of the model families for which the `renderers` library writes tokens itself, instead of the template.
+
+The library knows what closes a turn in each family, keeps or strips reasoning as the family's template does, and reads calls
+from token ids. The import costs a second, so it waits for the first episode.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from services.coordinator.episodes.continuation import Continuation
+from services.coordinator.episodes.template import as_function, as_openai
+from sluice.environments import Message, Tool, ToolCall
+from sluice.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class FamilyChat:
+    """Conversations of one family. Raises ConfigError for a family that the library does not know, or another tokenizer."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", family: str) -> None:
+        from renderers import create_renderer
+        from renderers.configs import config_from_name
+
+        try:
+            config = config_from_name(family)
+            if config is None:
+                raise ValueError("there is no such renderer")
+            self._renderer: Any = create_renderer(tokenizer, config)
+        except Exception as error:  # the library raises anything for a tokenizer of another family
+            said = " ".join(str(error).split())[:300]
+            raise ConfigError(f"model.renderer: {family} does not fit this model's tokenizer: {said}") from error
+        self._tokenizer = tokenizer
+
+    def open(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[np.ndarray, str]:
+        """[P] int32 ids and the text, with the opening of the policy's turn. Raises DataError."""
+        ids = self._render(messages, tools)
+        return ids, self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def read(self, sampled: np.ndarray, *, context: np.ndarray, tools: Sequence[Tool]) -> Message:
+        """The assistant's message in sampled ids."""
+        parsed = self._renderer.parse_response(sampled.tolist(), tools=_specs(tools), prompt_ids=context.tolist())
+        calls = [
+            ToolCall(name=call.name, arguments_json=_text(call.arguments), id=getattr(call, "id", None) or "")
+            for call in parsed.tool_calls
+            if call.name is not None
+        ]
+        unread = [call.raw for call in parsed.tool_calls if call.name is None]
+        return Message(
+            role="assistant",
+            content="".join([parsed.content, *unread]),
+            tool_calls=tuple(calls),
+            reasoning=parsed.reasoning_content or "",
+        )
+
+    def extend(
+        self,
+        *,
+        context: np.ndarray,
+        sampled: np.ndarray,
+        history: Sequence[Message],
+        new: Sequence[Message],
+        tools: Sequence[Tool],
+    ) -> Continuation:
+        """How the conversation goes on after the turn `sampled`, with the messages `new`. Raises DataError."""
+        bridged = self._renderer.bridge_to_next_turn(
+            context.tolist(), sampled.tolist(), [as_openai(message) for message in new], tools=_specs(tools)
+        )
+        if bridged is None:
+            turn = self.read(sampled, context=context, tools=tools)
+            return Continuation(token_ids=self._render([*history, turn, *new], tools), rewritten=True)
+        ids = np.asarray(bridged if isinstance(bridged, list) else bridged.token_ids, np.int32)
+        stream = np.concatenate([context, sampled])
+        if not np.array_equal(ids[: len(stream)], stream):
+            raise DataError("the renderer has changed tokens that were sampled")
+        return Continuation(token_ids=ids[len(stream) :], rewritten=False)
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> np.ndarray:
+        try:
+            ids = self._renderer.render_ids(
+                [as_openai(message) for message in messages], tools=_specs(tools), add_generation_prompt=True
+            )
+        except Exception as error:  # of any kind, for a conversation that the family does not have
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise DataError(f"the renderer refuses the conversation: {said}") from error
+        return np.asarray(ids, np.int32)
+
+
+def _specs(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
+    return [as_function(tool) for tool in tools] or None
+
+
+def _text(arguments: object) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)

@@ -1,0 +1,204 @@
+"""The chat template of any model, extended turn by turn without a second rendering of what the policy wrote.
+
+A template is a program, so how a conversation goes on is found by rendering twice: with the turn as the last message, and with
+the new messages after it. Where the first text begins the second one, the difference is what the template writes for the new
+messages. In front of it comes what the template writes behind any turn, less the end-of-turn token that the policy has sampled
+itself. Where the template writes the history anew (it strips the reasoning of former turns, for example), nothing can be
+appended: then the second text is the context of a new training sequence.
+
+Only new text is tokenised. Reasoning and calls of tools are looked for as `<think>` and `<tool_call>{"name", "arguments"}`,
+which most templates without a renderer of their own use.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from services.coordinator.episodes.continuation import Continuation
+from sluice.environments import Message, Tool, ToolCall
+from sluice.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_STAND_IN: Final = "qvtzwx"
+"""Stands for a turn of the policy where only what the template writes behind the turn is wanted."""
+
+_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+_THOUGHT = re.compile(r"\A\s*(?:<think>)?(.*?)</think>", re.DOTALL)
+
+
+class TemplateChat:
+    """Conversations in the chat template of a tokenizer."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._tokenizer = tokenizer
+        self._knows_reasoning: bool | None = None
+
+    def open(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[np.ndarray, str]:
+        """[P] int32 ids and the text, with the opening of the policy's turn. Raises DataError."""
+        text = self._render(messages, tools, opening=True)
+        if lost := [tool.name for tool in tools if tool.name not in text]:
+            raise DataError(f"the chat template leaves out the tool {lost[0]!r}; the model knows no tools in this form")
+        return self._ids(text), text
+
+    def read(self, sampled: np.ndarray, *, context: np.ndarray, tools: Sequence[Tool]) -> Message:
+        """The assistant's message in sampled ids; without `tools` no text is a call."""
+        text = self._tokenizer.decode(self._without_end(sampled), skip_special_tokens=False)
+        opened = self._tokenizer.decode(context[-8:], skip_special_tokens=False).rstrip().endswith("<think>")
+        reasoning = ""
+        if (opened or text.lstrip().startswith("<think>")) and (thought := _THOUGHT.match(text)):
+            reasoning, text = thought[1].strip("\n"), text[thought.end() :]
+        calls = [call for block in _CALL.findall(text) if (call := _call(block))] if tools else []
+        if calls:
+            text = _CALL.sub(lambda block: "" if _call(block[1]) else block[0], text).rstrip()
+        return Message(
+            role="assistant",
+            content=text.lstrip("\n") if reasoning else text,
+            tool_calls=tuple(calls),
+            reasoning=reasoning,
+        )
+
+    def extend(
+        self,
+        *,
+        context: np.ndarray,
+        sampled: np.ndarray,
+        history: Sequence[Message],
+        new: Sequence[Message],
+        tools: Sequence[Tool],
+    ) -> Continuation:
+        """How the conversation goes on after `history` and the turn `sampled`, with the messages `new`. Raises DataError."""
+        turn = self.read(sampled, context=context, tools=tools)
+        before = self._render([*history, turn], tools, opening=False)
+        after = self._render([*history, turn, *new], tools, opening=True)
+        if not after.startswith(before) or (turn.reasoning and turn.reasoning not in after):
+            return Continuation(token_ids=self._ids(after), rewritten=True)
+        stand_in = self._render([*history, Message(role="assistant", content=_STAND_IN)], tools, opening=False)
+        behind = stand_in[stand_in.rindex(_STAND_IN) + len(_STAND_IN) :]
+        ids = self._ids(behind)
+        if len(ids) and len(sampled) and ids[0] == sampled[-1]:
+            behind = behind[len(self._tokenizer.decode(ids[:1], skip_special_tokens=False)) :]
+        return Continuation(token_ids=self._ids(behind + after[len(before) :]), rewritten=False)
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool], *, opening: bool) -> str:
+        chat = [as_openai(message if self._sets_apart() else _inline(message)) for message in messages]
+        functions = [{"type": "function", "function": as_function(tool)} for tool in tools] or None
+        return self._apply(chat, functions, opening=opening)
+
+    def _sets_apart(self) -> bool:
+        """Whether the template writes a message's `reasoning_content`; where it does not, the text has the reasoning."""
+        if self._knows_reasoning is None:
+            turn = Message(role="assistant", content="?", reasoning=_STAND_IN)
+            chat = [{"role": "user", "content": "?"}, as_openai(turn)]
+            self._knows_reasoning = _STAND_IN in self._apply(chat, None, opening=False)
+        return self._knows_reasoning
+
+    def _apply(self, chat: list[dict[str, Any]], functions: list[dict[str, Any]] | None, *, opening: bool) -> str:
+        try:
+            text = self._tokenizer.apply_chat_template(
+                chat, tools=functions, tokenize=False, add_generation_prompt=opening
+            )
+        except Exception as error:  # a template is a program, and may raise anything
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise DataError(f"the chat template refuses the conversation: {said}") from error
+        assert isinstance(text, str), "tokenize=False gives text"
+        return text
+
+    def _without_end(self, sampled: np.ndarray) -> np.ndarray:
+        special = set(self._tokenizer.all_special_ids)
+        return sampled[:-1] if len(sampled) and int(sampled[-1]) in special else sampled
+
+    def _ids(self, text: str) -> np.ndarray:
+        return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+
+class PlainChat:
+    """Conversations without a template, as a base model has them (`data.template: none`): the contents, joined by newlines.
+
+    The policy's turn ends with the end token, or where its budget ends; what follows begins on a new line.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._tokenizer = tokenizer
+
+    def open(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[np.ndarray, str]:
+        """[P] int32 ids and the text. Raises DataError for tools, which nothing would tell the policy of."""
+        if tools:
+            raise DataError(f"data.template: none knows no tools, and the environment has {tools[0].name!r}")
+        text = "\n".join(message.content for message in messages)
+        return np.asarray(self._tokenizer(text, add_special_tokens=True)["input_ids"], np.int32), text
+
+    def read(self, sampled: np.ndarray, *, context: np.ndarray, tools: Sequence[Tool]) -> Message:
+        """The text of the sampled ids."""
+        return Message(role="assistant", content=self._tokenizer.decode(sampled, skip_special_tokens=True))
+
+    def extend(
+        self,
+        *,
+        context: np.ndarray,
+        sampled: np.ndarray,
+        history: Sequence[Message],
+        new: Sequence[Message],
+        tools: Sequence[Tool],
+    ) -> Continuation:
+        """The new messages' text, on a new line."""
+        text = "\n" + "\n".join(message.content for message in new)
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return Continuation(token_ids=np.asarray(ids, np.int32), rewritten=False)
+
+
+def _inline(message: Message) -> Message:
+    """The message with its reasoning in the text, as the policy wrote it."""
+    if not message.reasoning:
+        return message
+    return replace(message, content=f"<think>\n{message.reasoning}\n</think>\n\n{message.content}", reasoning="")
+
+
+def as_openai(message: Message) -> dict[str, Any]:
+    """A message as templates and renderers take it; arguments that are a JSON object come as one."""
+    found: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        found["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        found["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": _arguments(call.arguments_json)}}
+            | ({"id": call.id} if call.id else {})
+            for call in message.tool_calls
+        ]
+    return (
+        found
+        | ({"tool_call_id": message.tool_call_id} if message.tool_call_id else {})
+        | ({"name": message.name} if message.name else {})
+    )
+
+
+def as_function(tool: Tool) -> dict[str, Any]:
+    """A tool as templates and renderers take it."""
+    parameters = dict(tool.parameters) or {"type": "object", "properties": {}}
+    return {"name": tool.name, "description": tool.description, "parameters": parameters}
+
+
+def _arguments(text: str) -> Mapping[str, Any] | str:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def _call(block: str) -> ToolCall | None:
+    """The call in a block of JSON; None for anything else."""
+    try:
+        value = json.loads(block)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or not isinstance(name := value.get("name"), str):
+        return None
+    arguments = value.get("arguments", {})
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(name=name, arguments_json=text)

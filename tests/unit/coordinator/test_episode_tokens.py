@@ -1,0 +1,216 @@
+"""Token-exact episodes: over ten chat templates, what is trained is what was sampled, and the text is the template's."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from services.coordinator.episodes.chat import Chat, chat_of
+from services.coordinator.episodes.stream import TokenStream
+from services.coordinator.state.group import Sample, Span
+from sluice.environments import Message, Tool, ToolCall
+from sluice.errors import ConfigError, DataError
+from sluice.policy_version import PolicyVersion
+from tests.unit.coordinator.chat_templates import FAMILIES, tokenizer_of
+
+ADD = Tool(name="add", description="Adds.", parameters={"type": "object", "properties": {"a": {"type": "integer"}}})
+USER = Message(role="user", content="What is 1 + 1?")
+
+
+@cache
+def family(name: str) -> tuple[PreTrainedTokenizerFast, Chat, str]:
+    template, end, _ = FAMILIES[name]
+    tokenizer = tokenizer_of(template, end)
+    return tokenizer, chat_of(tokenizer, template="model"), end
+
+
+def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> np.ndarray:
+    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+
+def turn(ids: np.ndarray, *, version: int, finish_reason: str = "stop") -> Sample:
+    return Sample(
+        index=0,
+        token_ids=ids,
+        logprobs=-np.arange(1, len(ids) + 1, dtype=np.float32),
+        spans=(Span(version=PolicyVersion(lineage="a", number=version), start=0, end=len(ids)),),
+        finish_reason=finish_reason,
+        text="",
+        rollout_id=f"r{version}",
+        seed=version,
+    )
+
+
+WORDS = st.text(st.sampled_from("ab 9é\n<|>{}\"'中"), min_size=1, max_size=12).map(str.strip).filter(bool)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[tuple[str, str, bool, list[Message]]]:
+    """Turns: kind, the policy's words, whether the turn is cut, and what the environment answers."""
+    turns = []
+    for _ in range(draw(st.integers(1, 3))):
+        kind = draw(st.sampled_from(["words", "call"]))
+        answer = Message(
+            role="tool" if kind == "call" else "user", content=draw(WORDS), name="add" if kind == "call" else ""
+        )
+        turns.append((kind, draw(WORDS), kind == "words" and draw(st.booleans()), [answer]))
+    return turns
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=6, deadline=None)
+@given(conversations())
+def test_the_stream_is_the_conversation_rendered_at_once_and_trains_what_was_sampled(
+    name: str, turns: list[tuple[str, str, bool, list[Message]]]
+) -> None:
+    tokenizer, chat, end = family(name)
+    tools = [ADD] if name != "reasoner" else []
+    prompt, _ = chat.open([USER], tools)
+    stream, history, sampled, last = TokenStream(prompt), [USER], [], prompt
+    for number, (kind, words, cut, answers) in enumerate(turns):
+        context = stream.context
+        assert context[: len(last)].tolist() == last.tolist(), "nothing that was there has changed"
+        call = (
+            f"\n<tool_call>\n{json.dumps({'name': 'add', 'arguments': {'a': 1}})}\n</tool_call>"
+            if kind == "call"
+            else ""
+        )
+        call = call if tools else ""
+        ids = ids_of(tokenizer, words + call + ("" if cut else end))
+        message = chat.read(ids, context=context, tools=tools)
+        assert [one.name for one in message.tool_calls] == (["add"] if call else [])
+        assert message.content == words
+        stream.add(turn(ids, version=number))
+        sampled.append(ids)
+        stream.answered(answers)
+        going_on = chat.extend(context=context, sampled=ids, history=history, new=answers, tools=tools)
+        assert not going_on.rewritten
+        stream.go_on(going_on)
+        history += [message, *answers]
+        last = np.concatenate([context, ids])
+    functions = [
+        {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": ADD.parameters}}
+    ]
+    whole = tokenizer.apply_chat_template(
+        [as_chat(message) for message in history],
+        tools=functions if tools else None,
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    if name != "brackets":  # writes a blank of its own before each turn of the policy
+        assert tokenizer.decode(stream.context, skip_special_tokens=False) == whole
+    sample = stream.to_sample(3, finish_reason="stop", score=None)
+    trained = [sample.token_ids[one.start : one.end].tolist() for one in sample.turns]
+    assert trained == [ids.tolist() for ids in sampled]
+    assert sample.sampled_tokens == stream.sampled_tokens == sum(map(len, sampled))
+    mask = np.zeros(len(sample.token_ids), np.bool_)
+    for span in sample.spans:
+        mask[span.start : span.end] = True
+    assert (sample.logprobs[~mask] == 0).all()
+    assert (sample.logprobs[mask] < 0).all()
+    assert int(mask.sum()) == sample.sampled_tokens
+    assert (sample.oldest_version, sample.turns[-1].rollout_id) == (0, f"r{len(turns) - 1}")
+
+
+def as_chat(message: Message) -> dict[str, object]:
+    found: dict[str, object] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        calls = [(call.name, json.loads(call.arguments_json)) for call in message.tool_calls]
+        found["tool_calls"] = [{"function": {"name": name, "arguments": arguments}} for name, arguments in calls]
+    return found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_template_that_strips_reasoning_splits_the_episode_and_no_other_does(name: str) -> None:
+    tokenizer, chat, end = family(name)
+    prompt, _ = chat.open([USER], [])
+    stream = TokenStream(prompt)
+    ids = ids_of(tokenizer, f"<think>\nhm\n</think>\n\ntwo{end}")
+    message = chat.read(ids, context=prompt, tools=[])
+    assert (message.reasoning, message.content) == ("hm", "two")
+    stream.add(turn(ids, version=0))
+    again = Message(role="user", content="Sure?")
+    going_on = chat.extend(context=prompt, sampled=ids, history=[USER], new=[again], tools=[])
+    assert going_on.rewritten == (FAMILIES[name][2] == "splits")
+    stream.go_on(going_on)
+    second = ids_of(tokenizer, f"yes{end}")
+    read = stream.context
+    stream.add(turn(second, version=1))
+    sample = stream.to_sample(0, finish_reason="stop", score=None)
+    if going_on.rewritten:
+        assert sample.turns[1].context is not None
+        assert sample.turns[1].context.tolist() == read.tolist()
+        assert b"hm" not in tokenizer.decode(read).encode()
+        assert sample.token_ids.tolist() == [*ids.tolist(), *second.tolist()]
+    else:
+        assert sample.turns[1].context is None
+        assert read.tolist()[: len(prompt) + len(ids)] == [*prompt.tolist(), *ids.tolist()]
+
+
+def test_reasoning_is_kept_while_tools_are_asked() -> None:
+    tokenizer, chat, end = family("chatml-thinking")
+    prompt, _ = chat.open([USER], [])
+    ids = ids_of(
+        tokenizer,
+        f'<think>\nhm\n</think>\n\n<tool_call>\n{{"name": "add", "arguments": {{"a": 1}}}}\n</tool_call>{end}',
+    )
+    assert chat.read(ids, context=prompt, tools=[ADD]).tool_calls == (ToolCall(name="add", arguments_json='{"a": 1}'),)
+    answer = Message(role="tool", content="2")
+    assert not chat.extend(context=prompt, sampled=ids, history=[USER], new=[answer], tools=[ADD]).rewritten
+
+
+@pytest.mark.parametrize(
+    "text", ["<tool_call>\nnonsense\n</tool_call>", "<tool_call>\n[1]\n</tool_call>", '<tool_call>{"a": 1}</tool_call>']
+)
+def test_what_is_no_call_stays_text(text: str) -> None:
+    tokenizer, chat, _ = family("chatml")
+    message = chat.read(ids_of(tokenizer, text), context=ids_of(tokenizer, "?"), tools=[ADD])
+    assert (message.content, message.tool_calls) == (text, ())
+
+
+def test_what_a_template_cannot_write_is_refused_by_name() -> None:
+    tokenizer = tokenizer_of("{% for m in messages %}{{ m.content }}{% endfor %}", "<eos>")
+    with pytest.raises(DataError, match="leaves out the tool 'add'"):
+        chat_of(tokenizer, template="model").open([USER], [ADD])
+    with pytest.raises(DataError, match=r"data.template: none knows no tools, and the environment has 'add'"):
+        chat_of(tokenizer, template="none").open([USER], [ADD])
+    tokenizer.chat_template = "{{ raise_exception('only users') }}"
+    with pytest.raises(DataError, match=r"the chat template refuses the conversation: .*only users"):
+        chat_of(tokenizer, template="model").open([USER], [])
+    with pytest.raises(ConfigError, match=r"model.renderer: qwen99 does not fit .*No renderer config registered"):
+        chat_of(tokenizer, template="model", renderer="qwen99")
+
+
+def test_without_a_template_turns_follow_on_new_lines() -> None:
+    tokenizer, _, _ = family("plain-words")
+    chat = chat_of(tokenizer, template="none")
+    prompt, text = chat.open([USER], [])
+    going_on = chat.extend(
+        context=prompt, sampled=prompt[:2], history=[USER], new=[Message(role="user", content="no")], tools=[]
+    )
+    assert (text, tokenizer.decode(going_on.token_ids), going_on.rewritten) == (USER.content, "\nno", False)
+
+
+def test_a_family_of_the_renderers_library_extends_what_was_sampled() -> None:
+    tokenizer, generic, end = family("chatml-thinking")
+    chat = chat_of(tokenizer, template="model", renderer="qwen3")
+    prompt, text = chat.open([USER], [])
+    assert text == tokenizer.decode(generic.open([USER], [])[0], skip_special_tokens=False)
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    for closing in (end, ""):  # a turn that ended, and one that was cut
+        ids = ids_of(tokenizer, call + closing)
+        message = chat.read(ids, context=prompt, tools=[ADD])
+        assert [(one.name, json.loads(one.arguments_json)) for one in message.tool_calls] == [("add", {"a": 1})]
+        answer = Message(role="tool", content="2", name="add")
+        going_on = chat.extend(context=prompt, sampled=ids, history=[USER], new=[answer], tools=[ADD])
+        assert not going_on.rewritten
+        stream = tokenizer.decode(np.concatenate([prompt, ids, going_on.token_ids]), skip_special_tokens=False)
+        assert stream.startswith(f"{text}{call}{end}\n<|im_start|>user\n<tool_response>\n2")
+        assert stream.endswith("<|im_start|>assistant\n")
+    thought = ids_of(tokenizer, f"<think>\nhm\n</think>\n\ntwo{end}")
+    again = Message(role="user", content="Sure?")
+    assert chat.extend(context=prompt, sampled=thought, history=[USER], new=[again], tools=[]).rewritten
