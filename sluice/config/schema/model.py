@@ -20,8 +20,8 @@ class ModelConfig(Section):
     lora_alpha: PositiveFloat = Field(default=16.0, description="adapters are scaled by lora_alpha / lora_rank")
     renderer: str = Field(
         default="auto",
-        description="what writes the tokens of episodes: the model's chat template, or a family of the `renderers` library such "
-        "as qwen3 (docs/environments.md)",
+        description="what writes the tokens of episodes: auto, the model's chat template, or a family of the `renderers` "
+        "library such as qwen3 (docs/environments.md)",
     )
     target_modules: Literal["all-linear"] | list[str] = Field(
         default="all-linear", description="layers with an adapter: all linear layers but the head, or named layers"

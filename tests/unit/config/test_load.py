@@ -279,8 +279,8 @@ def test_an_unknown_key_comes_with_the_one_that_was_meant(recipe: Path, key: str
 def test_an_unknown_key_with_no_near_miss_lists_what_is_known(recipe: Path) -> None:
     (line,) = problems(recipe, "model.zzz=1")
     assert (
-        line
-        == "override: model.zzz: is not a known key; known here are path, dtype, lora_rank, lora_alpha, target_modules"
+        line == "override: model.zzz: is not a known key; known here are path, dtype, lora_rank, lora_alpha, renderer, "
+        "target_modules"
     )
 
 
