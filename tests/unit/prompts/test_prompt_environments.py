@@ -71,7 +71,7 @@ def test_a_bad_column_is_refused_by_name_and_place(columns: dict[str, Any], says
 
 def test_arguments_without_an_environment_are_refused() -> None:
     with pytest.raises(
-        Unusable, match="line 1: env_args: needs an environment; name it in the row, or in data.environ"
+        Unusable, match=r"line 1: env_args: needs an environment; name it in the row, or in data.environ"
     ):
         rendered(raw_row(env_args={"n": 1}), Environments(names=("calc",)))
 
