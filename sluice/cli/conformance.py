@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
         "--row",
         default="",
         metavar="JSON",
-        help="a row of a data file that its episodes are of (default: a row with a user's turn)",
+        help="a row of a data file for its episodes (default: one with a user's turn)",
     )
     environment.set_defaults(run=_environment)
     rollout = roles.add_parser(
