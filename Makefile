@@ -15,7 +15,7 @@ help:            ## this list
 setup:           ## make .venv (ACCEL=cpu|cuda|cuda12|none)
 	@scripts/setup.sh
 
-typescript:      ## build examples/reward-typescript, where node is
+typescript:      ## build the examples in TypeScript, where node is
 	@scripts/typescript.sh || [ $$? -eq 3 ]
 
 promtool: setup  ## Prometheus's promtool in .venv, where Debian's packages are
@@ -102,4 +102,4 @@ bench-system: setup ## coordinator against a bare relay, overlap, weight push, s
 
 clean:           ## remove .venv and everything made by tests and runs
 	rm -rf .venv .venv-audit .venv-hashes .venv-kubernetes .venv-oldest build runs .pytest_cache .ruff_cache .hypothesis
-	cd examples/reward-typescript && rm -rf dist node_modules src/generated
+	cd examples/reward-typescript && rm -rf dist node_modules src/generated ../environment-typescript/dist ../environment-typescript/node_modules

@@ -1,4 +1,4 @@
-"""The service of examples/reward-typescript as a process. `make typescript` builds it: `needs("typescript-example")`."""
+"""The services of examples/*-typescript as processes. `make typescript` builds it: `needs("typescript-example")`."""
 
 import json
 import signal
@@ -11,16 +11,18 @@ from sluice.testing import assert_eventually_blocking
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "reward-typescript"
+ENVIRONMENT_EXAMPLE = ROOT / "examples" / "environment-typescript"
 
 
 class Service:
     """A running one."""
 
-    def __init__(self, log_path: Path, *arguments: str) -> None:
-        command = ["node", "dist/src/main.js", "--port", "0", *arguments]
+    def __init__(self, log_path: Path, *arguments: str, example: Path = EXAMPLE) -> None:
+        main = "dist/src/main.js" if example == EXAMPLE else f"dist/{example.name}/src/main.js"
+        command = ["node", main, "--port", "0", *arguments]
         self._log_path = log_path
         with log_path.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=EXAMPLE, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, cwd=example, stdout=log, stderr=subprocess.STDOUT)
 
     def said(self, event: str) -> list[dict[str, object]]:
         """Its log's lines about an event."""
@@ -43,9 +45,9 @@ class Service:
 
 
 @contextmanager
-def typescript_service(log_path: Path, *arguments: str) -> Iterator[Service]:
+def typescript_service(log_path: Path, *arguments: str, example: Path = EXAMPLE) -> Iterator[Service]:
     """The service with these arguments; killed in the end if it still runs."""
-    service = Service(log_path, *arguments)
+    service = Service(log_path, *arguments, example=example)
     try:
         yield service
     finally:

@@ -1,4 +1,4 @@
-"""`sluice conformance`: checks a reward or rollout server, in any language, against the contract."""
+"""`sluice conformance`: checks a reward, environment or rollout server, in any language, against the contract."""
 
 import argparse
 import asyncio
@@ -12,8 +12,10 @@ _WIDTH = 160
 
 
 def add_parser(commands: Any) -> None:
-    """Adds `conformance reward` and `conformance rollout`."""
-    conformance = commands.add_parser("conformance", help="check a reward or rollout server against the contract")
+    """Adds `conformance reward`, `conformance environment` and `conformance rollout`."""
+    conformance = commands.add_parser(
+        "conformance", help="check a reward, environment or rollout server against the contract"
+    )
     roles = conformance.add_subparsers(dest="role", required=True, metavar="ROLE")
     reward = roles.add_parser(
         "reward", help="check a reward server", description="Checks a reward server, which may be at work."
@@ -25,6 +27,20 @@ def add_parser(commands: Any) -> None:
         "--answer", default="", metavar="TEXT", help="a right completion (default: the ground truth in common forms)"
     )
     reward.set_defaults(run=_reward)
+    environment = roles.add_parser(
+        "environment",
+        help="check a server of environments",
+        description="Checks a server of environments, which must not be at work: its places are filled for a moment.",
+    )
+    environment.add_argument("address", metavar="HOST:PORT", help="its gRPC server")
+    environment.add_argument("--environment", default="", metavar="NAME", help="which (default: the first it lists)")
+    environment.add_argument(
+        "--row",
+        default="",
+        metavar="JSON",
+        help="a row of a data file for its episodes (default: one with a user's turn)",
+    )
+    environment.set_defaults(run=_environment)
     rollout = roles.add_parser(
         "rollout", help="check a rollout server", description="Checks a rollout server, which must not be at work."
     )
@@ -48,6 +64,12 @@ def _reward(args: argparse.Namespace) -> int:
             check_reward(args.address, data_source=args.data_source, ground_truth=args.ground_truth, answer=args.answer)
         )
     )
+
+
+def _environment(args: argparse.Namespace) -> int:
+    from sluice.testing.conformance import check_environment
+
+    return _show(asyncio.run(check_environment(args.address, environment=args.environment, row=args.row)))
 
 
 def _rollout(args: argparse.Namespace) -> int:

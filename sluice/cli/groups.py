@@ -20,7 +20,8 @@ def add_parser(commands: Any) -> None:
     prompts.add_argument(
         "file",
         metavar="FILE",
-        help='JSON lines with "data_source", "prompt" (text or a chat), "ground_truth", "extra_info"; - for stdin',
+        help='JSON lines with "data_source", "prompt" (text or a chat), "ground_truth", "extra_info", "environment", '
+        '"env_args"; - for stdin',
     )
 
 
@@ -68,7 +69,7 @@ def _prompts(lines: TextIO, *, where: str) -> Iterator[Any]:
             yield Prompt(**json.loads(line))
         except (ValueError, TypeError, RecursionError) as error:
             raise DataError(
-                f"{where}, line {number}: must be a JSON object with data_source and prompt, and at most ground_truth and "
-                f"extra_info: {error}",
+                f"{where}, line {number}: must be a JSON object with data_source and prompt, and at most ground_truth, "
+                f"extra_info, environment and env_args: {error}",
                 fix="mend the line; nothing was submitted",
             ) from error

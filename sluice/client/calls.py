@@ -68,12 +68,16 @@ class RunState(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """One prompt to train on. `prompt` is text or a chat ([{"role": ..., "content": ...}]); the grader gets `extra_info`."""
+    """One prompt to train on. `prompt` is text or a chat ([{"role": ..., "content": ...}]); the grader gets `extra_info`.
+
+    `environment` names one of the recipe's environments, which gets `env_args`; empty: that of data.environment."""
 
     data_source: str
     prompt: str | Sequence[Mapping[str, str]]
     ground_truth: str = ""
     extra_info: Mapping[str, Any] = field(default_factory=dict)
+    environment: str = ""
+    env_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,4 +203,6 @@ def _user_prompt(prompt: Prompt) -> pb.UserPrompt:
         prompt=text,
         ground_truth=prompt.ground_truth,
         extra_info_json=json.dumps(dict(prompt.extra_info)) if prompt.extra_info else "",
+        environment=prompt.environment,
+        environment_args_json=json.dumps(dict(prompt.env_args)) if prompt.env_args else "",
     )

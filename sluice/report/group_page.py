@@ -15,6 +15,7 @@ from sluice.config.schema import Config
 from sluice.dapo.advantage import group_advantages
 from sluice.report.figures import ABSENT, number, printable
 from sluice.report.group_texts import Texts
+from sluice.report.turns import turn_lines
 
 ACCEPTED = ("queued", "assigned", "trained")
 
@@ -27,6 +28,7 @@ def group_page(row: Mapping[str, Any], *, config: Config, texts: Texts | str | N
         _attempts(row),
         _samples(row, config),
         _parts(row),
+        _episodes(row),
         [f"verdict: {_verdict(row, config)}", *_training(row, config)],
         [] if texts is None else _texts(texts),
     ]
@@ -120,6 +122,22 @@ def _parts(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _episodes(row: Mapping[str, Any]) -> list[str]:
+    """Turns, tools and seconds of the samples that are episodes; rows of older runs have none."""
+    episodes = [one for one in row.get("completions") or () if one.get("turns")]
+    if not episodes:
+        return []
+    lines: list[tuple[str, ...]] = [("#", "turns", "observed", "generating", "environment", "tools called")]
+    for one in episodes:
+        seconds = (f"{number(one[name], 2)} s" for name in ("generated_s", "environment_s"))
+        called = ", ".join(f"{name} x{times}" for name, times in json.loads(one["tools"] or "{}").items())
+        lines.append((str(one["sample"]), str(one["turns"]), str(one["observed_tokens"]), *seconds, called or ABSENT))
+    return [
+        "episodes: turns of the policy, tokens observed beside the sampled ones, seconds",
+        *(f"  {line}" for line in aligned(lines, right=range(5))),
+    ]
+
+
 def _answer(completion: Mapping[str, Any]) -> str:
     found = completion["extracted"].replace("\n", "\\n")
     return found if completion["status"] == "ok" else f"{found or ABSENT} ({completion['status']})"
@@ -191,7 +209,9 @@ def _texts(texts: Texts | str) -> list[str]:
         return [f"texts: {texts}"]
     lines = ["prompt text", *_indented(texts.prompt)]
     for place, completion in enumerate(texts.completions):
-        lines += [f"completion {place}", *_indented(completion)]
+        turns = texts.episodes[place] if texts.episodes else ()
+        lines += [f"completion {place}"]
+        lines += [f"  {line}" for line in turn_lines(turns)] if turns else _indented(completion)
     return lines
 
 

@@ -1,10 +1,11 @@
 """Prompt and completions of one group, while a payload, a batch file or samples.jsonl keeps the texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sluice.report.samples import read_samples
+from sluice.report.turns import ShownTurn, shown_turns
 from sluice.run_dir.batch_file import batch_path, payloads_of, poison_files
 from sluice.run_dir.stored_group import StoredGroups
 from sluice.v1 import common_pb2
@@ -16,11 +17,17 @@ class Texts:
 
     prompt: str
     completions: Sequence[str]
+    episodes: Sequence[Sequence[ShownTurn]] = field(default=())
+    """The turns of each completion, none of a single answer; empty: all are single answers."""
 
 
 def texts_of(group: common_pb2.Group) -> Texts:
     """The texts in a group's payload."""
-    return Texts(prompt=group.prompt.text, completions=[sample.text for sample in group.samples])
+    return Texts(
+        prompt=group.prompt.text,
+        completions=[sample.text for sample in group.samples],
+        episodes=[shown_turns(sample) for sample in group.samples],
+    )
 
 
 def texts_on_disk(run_dir: Path, *, group_id: str, step: int) -> Texts | str:
@@ -38,7 +45,11 @@ def texts_on_disk(run_dir: Path, *, group_id: str, step: int) -> Texts | str:
         return "not on disk: only groups that were handed to the learner are written with their texts"
     for shown in read_samples(run_dir):
         if shown.group_id == group_id:
-            return Texts(prompt=shown.prompt, completions=[sample.text for sample in shown.samples])
+            return Texts(
+                prompt=shown.prompt,
+                completions=[sample.text for sample in shown.samples],
+                episodes=[sample.turns for sample in shown.samples],
+            )
     return (
         f"no longer on disk: {path} was removed, since no checkpoint that is kept can ask for it, and samples.jsonl has "
         "another group of the step"

@@ -1,8 +1,9 @@
 """Shows a few completions of a run with their rewards, from RUN/samples.jsonl.
 
 One JSON object a group: `{"group_id", "step", "prompt", "samples": [{"text", "raw_score", "shaped_reward", "acc",
-"finish_reason", "tokens"}]}`. Reading completions shows what no curve shows: a reward that is gamed, a wrong template,
-answers cut off. Text is never read as markup, and control characters are made visible.
+"finish_reason", "tokens"}]}`; a sample that is an episode has "turns" too (turns.py). Reading completions shows what no curve
+shows: a reward that is gamed, a wrong template, answers cut off. Text is never read as markup, and control characters are made
+visible.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from sluice.report.figures import printable
 from sluice.report.metrics import SAMPLES_FILE
+from sluice.report.turns import ShownTurn, turn_lines, turns_of
 from sluice.run_dir.json_lines import JsonObject, read_json_lines
 
 
@@ -29,9 +31,11 @@ class ShownSample:
     acc: float
     finish_reason: str
     tokens: int
+    turns: tuple[ShownTurn, ...] = ()
+    """Of an episode alone; `text` is the last turn's then."""
 
 
-_SAMPLE_FIELDS = tuple(field.name for field in fields(ShownSample))
+_SAMPLE_FIELDS = tuple(field.name for field in fields(ShownSample) if field.name != "turns")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +78,7 @@ def _panel(group: ShownGroup, samples_shown: int) -> Panel:
             f"{sample.shaped_reward:.3g}",
             str(sample.tokens),
             sample.finish_reason,
-            _plain(sample.text),
+            _plain("\n".join(turn_lines(sample.turns)) if sample.turns else sample.text),
         )
     title = Text(f"step {group.step}  group {group.group_id}")
     return Panel(Group(_plain(group.prompt), "", table), title=title, title_align="left", border_style="dim")
@@ -93,7 +97,10 @@ def _plain(text: str) -> Text:
 
 def _group(path: Path, record: JsonObject) -> ShownGroup:
     try:
-        samples = tuple(ShownSample(**{name: sample[name] for name in _SAMPLE_FIELDS}) for sample in record["samples"])
+        samples = tuple(
+            ShownSample(**{name: sample[name] for name in _SAMPLE_FIELDS}, turns=turns_of(sample.get("turns", ())))
+            for sample in record["samples"]
+        )
         return ShownGroup(group_id=record["group_id"], step=record["step"], prompt=record["prompt"], samples=samples)
     except KeyError as absent:
         raise ValueError(f"{path}: group {record.get('group_id')!r} lacks the field {absent}") from absent

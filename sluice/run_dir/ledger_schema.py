@@ -32,6 +32,11 @@ _COMPLETION = pa.struct(
         ("grader", pa.string()),
         ("detail", pa.string()),
         ("parts", pa.string()),
+        ("turns", pa.int32()),
+        ("observed_tokens", pa.int32()),
+        ("tools", pa.string()),
+        ("generated_s", pa.float64()),
+        ("environment_s", pa.float64()),
     ]
 )
 LEDGER_SCHEMA = pa.schema(

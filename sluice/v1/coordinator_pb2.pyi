@@ -1265,11 +1265,17 @@ class UserPrompt(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     GROUND_TRUTH_FIELD_NUMBER: _builtins.int
     EXTRA_INFO_JSON_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_ARGS_JSON_FIELD_NUMBER: _builtins.int
     data_source: _builtins.str
     prompt: _builtins.str
     """A JSON chat list ([{"role": ..., "content": ...}]) or plain text."""
     ground_truth: _builtins.str
     extra_info_json: _builtins.str
+    environment: _builtins.str
+    """The environment that the samples are episodes in; empty: that of data.environment."""
+    environment_args_json: _builtins.str
+    """A JSON object for the environment, or empty."""
     def __init__(
         self,
         *,
@@ -1277,10 +1283,12 @@ class UserPrompt(_message.Message):
         prompt: _builtins.str = ...,
         ground_truth: _builtins.str = ...,
         extra_info_json: _builtins.str = ...,
+        environment: _builtins.str = ...,
+        environment_args_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_source", b"data_source", "extra_info_json", b"extra_info_json", "ground_truth", b"ground_truth", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_source", b"data_source", "environment", b"environment", "environment_args_json", b"environment_args_json", "extra_info_json", b"extra_info_json", "ground_truth", b"ground_truth", "prompt", b"prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

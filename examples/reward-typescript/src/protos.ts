@@ -1,16 +1,18 @@
 /** The services of protos/sluice/v1, loaded when the process starts; their types are made by `npm run generate`. */
 
 import { existsSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 import * as grpc from "@grpc/grpc-js";
 import * as protoLoader from "@grpc/proto-loader";
 
 import type { ProtoGrpcType as Coordinator } from "./generated/coordinator.js";
+import type { ProtoGrpcType as Environment } from "./generated/environment.js";
 import type { ProtoGrpcType as Reward } from "./generated/reward.js";
 
 /** Sluice's protos/ folder: $SLUICE_PROTOS, else the one of the repository that this example is in. */
-const FOLDER = process.env["SLUICE_PROTOS"] ?? fileURLToPath(new URL("../../../../protos", import.meta.url));
+const FOLDER = process.env["SLUICE_PROTOS"] ?? above(dirname(fileURLToPath(import.meta.url)));
 
 /** Sluice's own limits, on both ends (sluice/limits.py): grpc-js alone would refuse what is over 4 MiB. */
 const MAX_MESSAGE_BYTES = 256 << 20;
@@ -32,7 +34,7 @@ if (!existsSync(FOLDER)) {
 }
 
 /** The same options as in package.json's `generate`, so that the types tell the truth. */
-const definition = protoLoader.loadSync(["sluice/v1/coordinator.proto", "sluice/v1/reward.proto"], {
+const definition = protoLoader.loadSync(["sluice/v1/coordinator.proto", "sluice/v1/reward.proto", "sluice/v1/environment.proto"], {
   includeDirs: [FOLDER],
   longs: Number,
   enums: String,
@@ -40,4 +42,11 @@ const definition = protoLoader.loadSync(["sluice/v1/coordinator.proto", "sluice/
   oneofs: true,
 });
 
-export const v1 = (grpc.loadPackageDefinition(definition) as unknown as Coordinator & Reward).sluice.v1;
+export const v1 = (grpc.loadPackageDefinition(definition) as unknown as Coordinator & Reward & Environment).sluice
+  .v1;
+
+/** The nearest protos/ in a folder above; the build decides how far above. */
+function above(folder: string): string {
+  const here = join(folder, "protos");
+  return existsSync(join(here, "sluice")) || dirname(folder) === folder ? here : above(dirname(folder));
+}

@@ -10,6 +10,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 import * as grpc from "@grpc/grpc-js";
 
+import type { EnvironmentInfo } from "./generated/sluice/v1/EnvironmentInfo.js";
 import type { CoordinatorServiceClient } from "./generated/sluice/v1/CoordinatorService.js";
 import type { GetConfigResponse__Output } from "./generated/sluice/v1/GetConfigResponse.js";
 import type { HeartbeatResponse__Output } from "./generated/sluice/v1/HeartbeatResponse.js";
@@ -33,8 +34,11 @@ export interface Self {
   serviceId: string;
   /** host:port that the coordinator reaches this service at. */
   address: string;
-  /** Groups it takes at once. */
+  role: "SERVICE_ROLE_REWARD" | "SERVICE_ROLE_ENVIRONMENT";
+  /** Groups, or episodes, it takes at once. */
   capacity: number;
+  /** What a server of environments hosts. */
+  environments: readonly EnvironmentInfo[];
   running: () => number;
 }
 
@@ -64,12 +68,13 @@ export class Registration {
   /** Under the id that was given before, if any, so that a restarted coordinator knows this service again. */
   async register(self: Self): Promise<void> {
     const request = {
-      role: "SERVICE_ROLE_REWARD" as const,
+      role: self.role,
       serviceId: this.serviceId || self.serviceId,
       address: self.address,
       protocolVersion: PROTOCOL_VERSION,
       engine: `node ${process.versions.node}`,
       capacity: self.capacity,
+      environments: [...self.environments],
       incarnation: this.incarnation,
     };
     const call: Call<RegisterResponse__Output> = (options, done) => this.client.Register(request, options, done);

@@ -194,9 +194,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def SubmitPrompts(
         self, request: pb.SubmitPromptsRequest, context: grpc.aio.ServicerContext
     ) -> pb.SubmitPromptsResponse:
-        ids = await self._parts.prompts.submit(
-            [(p.data_source, p.prompt, p.ground_truth, p.extra_info_json) for p in request.prompts]
-        )
+        ids = await self._parts.prompts.submit([status_wire.submitted(prompt) for prompt in request.prompts])
         return pb.SubmitPromptsResponse(prompt_ids=ids)
 
     async def ListGroups(

@@ -162,3 +162,14 @@ def summary(line: GroupLine) -> pb.GroupSummary:
         oldest_version=line.oldest_version,
         step=line.step,
     )
+
+
+def submitted(prompt: pb.UserPrompt) -> dict[str, str]:
+    """A prompt of a user as a row (prompts/rows.py); columns for environments only where there are values."""
+    row = {"data_source": prompt.data_source, "prompt": prompt.prompt, "ground_truth": prompt.ground_truth}
+    row["extra_info"] = prompt.extra_info_json
+    if prompt.environment:
+        row["environment"] = prompt.environment
+    if prompt.environment_args_json:
+        row["env_args"] = prompt.environment_args_json
+    return row

@@ -49,13 +49,9 @@ class PromptFeed:
         position, submitted = (int(part) for part in after.split(":"))
         return (-1, submitted - 1) if position == before else self._data.place(position - 1)
 
-    async def submit(self, prompts: Sequence[tuple[str, str, str, str]]) -> list[str]:
-        """Adds (data_source, prompt, ground_truth, extra_info_json) each; returns the ids. Raises InvalidRequest or
-        DiskFull, and then adds none."""
-        rows = [
-            {"data_source": source, "prompt": text, "ground_truth": truth, "extra_info": extra}
-            for source, text, truth, extra in prompts
-        ]
+    async def submit(self, prompts: Sequence[Mapping[str, str]]) -> list[str]:
+        """Adds rows as `parse_submitted` takes them; returns the ids. Raises InvalidRequest or DiskFull, and then adds none."""
+        rows = [dict(prompt) for prompt in prompts]
         self._check_sizes(rows)
         # Tokenising takes seconds for megabytes, and everybody waits for this event loop.
         rendered = [await asyncio.to_thread(self._render, row) for row in rows]

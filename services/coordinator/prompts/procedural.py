@@ -11,7 +11,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from services.coordinator.prompts.rows import Message, PromptRow
+from services.coordinator.prompts.rows import PromptRow
+from sluice.environments import Message
 from sluice.errors import DataError
 from sluice.tasks import mixadd3
 

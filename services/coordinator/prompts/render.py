@@ -3,13 +3,15 @@ become a prompt is an error, which the stream counts."""
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from services.coordinator.prompts.rows import Message, PromptRow
+from services.coordinator.prompts.rows import PromptRow
+from sluice.environments import Message
 from sluice.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -36,7 +38,30 @@ class Prompt:
 
 
 class Unusable(DataError):
-    """A row cannot become a prompt: its text is not representable, its template refuses it, or the tokenizer does."""
+    """A row cannot become a prompt: its text is not representable, its template refuses it, or the tokenizer does; or the
+    recipe lacks the row's environment."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Environments:
+    """Which environments rows may name."""
+
+    names: Collection[str] = ()
+    default: str = ""
+    """Of rows that name none; empty: they ask for single answers."""
+
+    def placed(self, row: PromptRow) -> PromptRow:
+        """The row with its environment. Raises Unusable, with the row's place, for an environment that the recipe lacks."""
+        where = f"{row.where}: " if row.where else ""
+        name = row.environment or self.default
+        if name and name not in self.names:
+            known = ", ".join(sorted(self.names)) or "none"
+            raise Unusable(f"{where}environment: must be one of the recipe's environments ({known}), got {name!r}")
+        if row.environment_args_json and not name:
+            raise Unusable(
+                f"{where}env_args: needs an environment; name it in the row, or in data.environment for all rows"
+            )
+        return row if name == row.environment else replace(row, environment=name)
 
 
 class Renderer:
@@ -46,18 +71,26 @@ class Renderer:
     joins the contents with newlines and leaves special tokens to the tokenizer, as a base model expects them.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, template: Literal["model", "none"]) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        template: Literal["model", "none"],
+        environments: Environments | None = None,
+    ) -> None:
         """Raises ConfigError when the model has no chat template to apply, or a template that is not valid."""
         if template == "model" and not tokenizer.chat_template:
             raise ConfigError(
                 "data.template: must be none for this model, whose tokenizer has no chat template, got model"
             )
         self._tokenizer, self._template = tokenizer, template
+        self._environments = environments or Environments()
         if template == "model":
             self._check_template()
 
     def render(self, row: PromptRow) -> Prompt:
         """Renders and tokenises one row. Raises Unusable with the row's place."""
+        row = self._environments.placed(row)
         where = f"{row.where}: " if row.where else ""
         try:
             text = self._text(row)
@@ -71,11 +104,14 @@ class Renderer:
             text=text,
             ground_truth=row.ground_truth,
             extra_info_json=row.extra_info_json,
+            environment=row.environment,
+            environment_args_json=row.environment_args_json,
+            messages=_as_chat(row.prompt) if row.environment else (),
         )
 
     def _text(self, row: PromptRow) -> str:
         """The text to tokenise. Raises Unusable."""
-        fields = (row.data_source, _joined(row.prompt), row.ground_truth, row.extra_info_json)
+        fields = (row.data_source, _joined(row.prompt), row.ground_truth, row.extra_info_json, row.environment)
         if not all(map(_is_encodable, fields)):
             raise Unusable("must be encodable as UTF-8, but holds half of a surrogate pair")
         if self._template == "none":
@@ -115,8 +151,7 @@ class Renderer:
             return
 
     def _chat(self, prompt: str | tuple[Message, ...]) -> str:
-        turns = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
-        chat = [{"role": turn.role, "content": turn.content} for turn in turns]
+        chat = [{"role": turn.role, "content": turn.content} for turn in _as_chat(prompt)]
         text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         assert isinstance(text, str), "tokenize=False gives text"
         return text
@@ -149,6 +184,10 @@ def _names_generic_class(folder: Path) -> bool:
     if not (settings.is_file() and (folder / "tokenizer.json").is_file()):
         return False
     return json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") == "TokenizersBackend"
+
+
+def _as_chat(prompt: str | tuple[Message, ...]) -> tuple[Message, ...]:
+    return (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
 
 
 def _joined(prompt: str | tuple[Message, ...]) -> str:

@@ -2,7 +2,8 @@
 
 The columns are verl's: `data_source`, `prompt` (a chat list or plain text), `reward_model.ground_truth` and `extra_info`;
 `ability` and `reward_model.style` are accepted and not used. A chat, `reward_model` and `extra_info` may be JSON text too, as
-in files made from tables, and text may be bytes of UTF-8. Images, videos and sounds are refused.
+in files made from tables, and text may be bytes of UTF-8. Images, videos and sounds are refused. Columns of Sluice's own:
+`environment`, the name of the environment that the row's samples are episodes in, and `env_args`, an object for it.
 """
 
 import contextlib
@@ -15,14 +16,17 @@ from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any, Protocol
 
+from sluice.environments import Message
 from sluice.errors import DataError
 from sluice.limits import NAME_CHARACTERS
 from sluice.strict_json import finite
 
-COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
+COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info", "environment", "env_args")
 REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
 MEDIA = ("images", "videos", "audios")
 """verl's columns of what no text-only model sees."""
+ARGUMENTS_CHARACTERS = 1 << 20
+"""Longest env_args as JSON: every turn of a group's episodes stands beside them in a message."""
 
 
 def _in_json(value: object) -> object:
@@ -45,14 +49,6 @@ _NO_WIDTH = frozenset("\u200b\u200c\u200d\u2060\ufeff")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Message:
-    """One turn of a chat."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class PromptRow:
     """One row of a data set."""
 
@@ -62,13 +58,17 @@ class PromptRow:
     """A string unchanged, a number as people write it, anything else as JSON."""
     extra_info_json: str = ""
     """Empty for a row without extra_info."""
+    environment: str = ""
+    """Empty for a row that names none: data.environment then."""
+    environment_args_json: str = ""
+    """Empty for a row without env_args."""
     where: str = field(default="", compare=False)
     """File and line, for people; empty for a row that is in no file."""
     prompt_id: str = field(init=False)
-    """Hash of data source and prompt: rows that share it are duplicates."""
+    """Hash of data source and prompt, and of environment and arguments if there are any: rows that share it are duplicates."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt_id", _prompt_id(self.data_source, self.prompt))
+        object.__setattr__(self, "prompt_id", _prompt_id(self))
 
 
 class PromptSource(Protocol):
@@ -95,10 +95,12 @@ def parse_row(raw: object, *, where: str) -> PromptRow:
             raise DataError(f"must be an object with {', '.join(REQUIRED_COLUMNS)}, got {_short(raw)}")
         _check_media(raw)
         return PromptRow(
-            data_source=_data_source(raw.get("data_source")),
+            data_source=_name(raw.get("data_source"), "data_source"),
             prompt=_prompt(raw.get("prompt")),
             ground_truth=_ground_truth(raw.get("reward_model")),
-            extra_info_json=_extra_info(raw.get("extra_info")),
+            extra_info_json=_object(raw.get("extra_info"), "extra_info"),
+            environment=_environment(raw.get("environment")),
+            environment_args_json=_arguments(raw.get("env_args")),
             where=where,
         )
     except DataError as error:
@@ -120,24 +122,42 @@ def _check_media(raw: Mapping[Any, Any]) -> None:
 def parse_submitted(raw: Mapping[str, str]) -> PromptRow:
     """A prompt that a user submits to a running run, every field a string. Raises DataError.
 
-    `prompt` is plain text or a JSON chat list; `extra_info` is JSON or empty; `data_source` and `ground_truth` as above.
+    `prompt` is plain text or a JSON chat list; `extra_info` and `env_args` are JSON or empty, `environment` is a name or
+    empty, and the last two may be absent; `data_source` and `ground_truth` as above.
     """
     return PromptRow(
-        data_source=_data_source(raw["data_source"]),
+        data_source=_name(raw["data_source"], "data_source"),
         prompt=_prompt(raw["prompt"]),
         ground_truth=raw["ground_truth"],
-        extra_info_json=_checked_json(raw["extra_info"]),
+        extra_info_json=_object(raw["extra_info"], "extra_info"),
+        environment=_environment(raw.get("environment")),
+        environment_args_json=_arguments(raw.get("env_args")),
     )
 
 
-def _data_source(raw: object) -> str:
+def _name(raw: object, column: str) -> str:
     """A name: it stands in metrics and in logs."""
-    name = _text(raw, "data_source")
+    name = _text(raw, column)
     if len(name) > NAME_CHARACTERS or any(character < " " for character in name):
         raise DataError(
-            f"data_source: must be a name of at most {NAME_CHARACTERS} characters on one line, got {_short(name)}"
+            f"{column}: must be a name of at most {NAME_CHARACTERS} characters on one line, got {_short(name)}"
         )
     return name
+
+
+def _environment(raw: object) -> str:
+    """The name; empty for a row without one, because columnar files fill absent values with null."""
+    return "" if raw is None or raw in ("", b"") else _name(raw, "environment")
+
+
+def _arguments(raw: object) -> str:
+    written = _object(raw, "env_args")
+    if len(written) > ARGUMENTS_CHARACTERS:
+        raise DataError(
+            f"env_args: must have at most {ARGUMENTS_CHARACTERS} characters as JSON, got {len(written)}; let the environment "
+            "read what is large from a file that env_args names"
+        )
+    return written
 
 
 def _chat_in(text: str) -> object:
@@ -197,28 +217,28 @@ def _as_people_write(value: float | Decimal) -> str:
     return f"{Decimal(str(value)).normalize():f}" if value == 0 or 1e-9 <= abs(value) < 1e21 else str(value)
 
 
-def _extra_info(value: object) -> str:
+def _object(value: object, name: str) -> str:
     """A mapping, or JSON text of one, as JSON; numbers that are not finite, with which columnar files mark gaps, are null."""
     value = _decoded(value)
     if isinstance(value, str):
-        return _checked_json(value)
+        return _checked_json(value, name)
     if value is None:
         return ""
     if not isinstance(value, Mapping):
-        raise DataError(f"extra_info: must be an object, got {_short(value)}")
-    return _to_json(finite(value), "extra_info")
+        raise DataError(f"{name}: must be an object, got {_short(value)}")
+    return _to_json(finite(value), name)
 
 
-def _checked_json(text: str) -> str:
+def _checked_json(text: str, name: str) -> str:
     if not text.strip():
         return ""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"extra_info: must be JSON or empty: {error}, got {_short(text)}") from error
+        raise DataError(f"{name}: must be JSON or empty: {error}, got {_short(text)}") from error
     if isinstance(value, str):
-        raise DataError(f"extra_info: must be an object, got {_short(value)}")
-    return _extra_info(value)
+        raise DataError(f"{name}: must be an object, got {_short(value)}")
+    return _object(value, name)
 
 
 def _text(value: object, name: str) -> str:
@@ -255,6 +275,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _prompt_id(data_source: str, prompt: str | tuple[Message, ...]) -> str:
+def _prompt_id(row: PromptRow) -> str:
+    prompt = row.prompt
     content = prompt if isinstance(prompt, str) else [[message.role, message.content] for message in prompt]
-    return hashlib.blake2b(_encode([data_source, content]).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    acted = [row.environment, row.environment_args_json] if row.environment or row.environment_args_json else []
+    written = _encode([row.data_source, content, *acted])
+    return hashlib.blake2b(written.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

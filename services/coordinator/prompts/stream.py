@@ -11,7 +11,7 @@ import structlog
 
 from services.coordinator.prompts.order import row_index
 from services.coordinator.prompts.questions import question_key
-from services.coordinator.prompts.render import Prompt, Renderer, Unusable, load_tokenizer
+from services.coordinator.prompts.render import Environments, Prompt, Renderer, Unusable, load_tokenizer
 from services.coordinator.prompts.rows import PromptRow, PromptSource, parse_submitted
 from services.coordinator.prompts.sources import open_source
 from sluice.config.schema import Config
@@ -51,14 +51,18 @@ class PromptStream:
         """The prompts of `files` (as data.train_files names them), held-out ones in the stored order; reading may take seconds.
 
         Raises:
-            DataError: a data set is missing, empty or malformed.
+            DataError: a data set is missing, empty or malformed, or a row of a file names an environment that the recipe lacks.
             ConfigError: the model has no tokenizer, or lacks the chat template that the configuration asks for.
         """
         data = config.data
         seed = _HELD_OUT_SEED if held_out else config.run.seed
+        source = open_source(files, seed=seed, held_out=held_out)
+        environments = Environments(names=frozenset(config.environments), default=data.environment)
+        for index in range(source.size or 0):
+            environments.placed(source.row(index))
         return cls(
-            open_source(files, seed=seed, held_out=held_out),
-            renderer=Renderer(load_tokenizer(config.model.path), template=data.template),
+            source,
+            renderer=Renderer(load_tokenizer(config.model.path), template=data.template, environments=environments),
             seed=seed,
             shuffle=data.shuffle and not held_out,
             max_prompt_length=data.max_prompt_length,

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,9 @@ EXTRACTED_CHARACTERS = 200
 
 PARTS = 32
 """How many named components of a score a row keeps, the first by name, because a user's function may return any number."""
+
+TOOLS = 32
+"""How many names of tools a row keeps, the first by name, because a policy may call whatever it makes up."""
 
 
 def open_info(group: Group) -> dict[str, Any]:
@@ -132,6 +136,21 @@ def _completion(sample: Sample, reward: Reward | None) -> dict[str, Any]:
         "grader": f"{reward.grader} {reward.grader_version}".strip() if reward else "",
         "detail": reward.detail if reward else "",
         "parts": _parts(grade) if grade else None,
+        **_episode(sample),
+    }
+
+
+def _episode(sample: Sample) -> dict[str, Any]:
+    """What an episode has beyond a single answer, whose columns are empty."""
+    if not sample.turns:
+        return dict.fromkeys(("turns", "observed_tokens", "tools", "generated_s", "environment_s"))
+    called = Counter(tool for turn in sample.turns for tool in turn.tools)
+    return {
+        "turns": len(sample.turns),
+        "observed_tokens": len(sample.token_ids) - sample.sampled_tokens,
+        "tools": json.dumps(dict(sorted(called.items())[:TOOLS]), ensure_ascii=False),
+        "generated_s": sum(turn.generated_s for turn in sample.turns),
+        "environment_s": sum(turn.answered_s for turn in sample.turns),
     }
 
 

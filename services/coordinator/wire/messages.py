@@ -11,6 +11,7 @@ from services.coordinator.state.ledger_row import accepted_group
 from services.coordinator.wire.turns import FINISH, FINISH_OF, fault_of_cover, turn_from, turn_to
 from sluice.errors import InvalidRequest, SluiceError
 from sluice.limits import MAX_MESSAGE_BYTES
+from sluice.report.turns import turn_records
 from sluice.rpc.arrays import pack_floats, pack_ids, unpack_floats, unpack_ids
 from sluice.rpc.chat_messages import score_from, score_to
 from sluice.rpc.policy_versions import version_from_proto, version_to_proto
@@ -211,7 +212,8 @@ class ZstdGroups:
                     "shaped_reward": reward.shaped_reward,
                     "acc": reward.acc,
                     "finish_reason": FINISH[sample.finish_reason],
-                    "tokens": len(unpack_ids(sample.token_ids)),
+                    "tokens": _sampled(sample),
+                    **({"turns": turn_records(sample)} if sample.turns else {}),
                 }
                 for sample, reward in zip(group.samples, group.rewards, strict=True)
             ],
@@ -225,3 +227,8 @@ class ZstdGroups:
         """The facts of a group in a batch file, which are all but its admission and its attempts."""
         accepted = accepted_group(group_from(self.decode(payload)), payload_bytes=0)
         return replace(accepted, life={name: value for name, value in accepted.life.items() if name != "attempts"})
+
+
+def _sampled(sample: pb.Sample) -> int:
+    turns = sample.turns
+    return sum(turn.end_token - turn.start_token for turn in turns) if turns else len(unpack_ids(sample.token_ids))

@@ -7,6 +7,7 @@
 """
 
 from sluice.testing.fakes.coordinator import FakeCoordinator
+from sluice.testing.fakes.environment import FakeEnvironment
 from sluice.testing.fakes.learner import FakeLearner
 from sluice.testing.fakes.reward import FakeReward
 from sluice.testing.fakes.rollout import FakeRollout
@@ -15,6 +16,7 @@ from sluice.testing.fakes.timed_engine import Lengths, TimedEngine
 
 __all__ = [
     "FakeCoordinator",
+    "FakeEnvironment",
     "FakeLearner",
     "FakeReward",
     "FakeRollout",

@@ -12,7 +12,12 @@ from sluice.errors import InvalidRequest
 from tests.unit.prompts.prompt_cases import raw_row
 from tests.unit.prompts.test_prompt_unusable import stream
 
-TEXTS = [("mine", f"{number}+1=", "2", "") for number in range(3)]
+
+def row(text: str, truth: str = "2", **other: str) -> dict[str, str]:
+    return {"data_source": "mine", "prompt": text, "ground_truth": truth, "extra_info": "", **other}
+
+
+TEXTS = [row(f"{number}+1=") for number in range(3)]
 
 
 def write(path: Path, count: int) -> None:
@@ -74,7 +79,7 @@ async def test_a_feed_gives_what_was_submitted_first_and_again_after_a_restart(t
 async def test_what_no_longer_fits_is_passed_over_and_the_run_goes_on(tmp_path: Path) -> None:
     files = RunFiles(tmp_path)
     wide = PromptFeed(data=stream(tmp_path, [raw_row("9+9=")]), files=files, max_prompt_tokens=50)
-    await wide.submit([("mine", "1+1=", "2", ""), ("mine", "1+" * 20 + "1=", "21", ""), ("mine", "2+2=", "4", "")])
+    await wide.submit([row("1+1="), row("1+" * 20 + "1=", "21"), row("2+2=", "4")])
     narrow_data = stream(tmp_path, [raw_row("9+9=")], max_prompt_length=10)
     narrow = PromptFeed(data=narrow_data, files=files, max_prompt_tokens=10)
     drawn, cursor = [], ""
@@ -88,5 +93,5 @@ async def test_what_no_longer_fits_is_passed_over_and_the_run_goes_on(tmp_path: 
 async def test_a_bad_prompt_is_refused_and_none_is_added(tmp_path: Path) -> None:
     feed = PromptFeed(data=stream(tmp_path, [raw_row("9+9=")]), files=RunFiles(tmp_path), max_prompt_tokens=50)
     with pytest.raises(InvalidRequest, match="data_source and prompt must be set"):
-        await feed.submit([*TEXTS, ("", "1+1=", "2", "")])
+        await feed.submit([*TEXTS, row("1+1=", data_source="")])
     assert not (tmp_path / SUBMITTED_FILE).exists()
