@@ -21,8 +21,6 @@ class BrokenEnvironment(FakeEnvironment):
         self.count = itertools.count()
         if broken == "environments_are_listed":
             self.info.version = ""
-        if broken == "a_message_over_the_limit_is_refused":
-            self.service_name = "anything"
 
     def make_server(self) -> RpcServer:
         if self.broken == "health_says_serving":

@@ -22,7 +22,7 @@ from sluice.config.schema.run import RunConfig
 from sluice.config.schema.section import Section
 from sluice.config.schema.slurm import SlurmConfig
 from sluice.config.schema.weights import WeightsConfig
-from sluice.limits import MAX_MESSAGE_BYTES
+from sluice.limits import MAX_MESSAGE_BYTES, NAME_CHARACTERS
 
 PAYLOAD_BYTES_A_TOKEN = 10
 """Id, log-probability and text under zstd. Measured: 8.5 for ids as frequent as words (Zipf), 9.9 for uniform ids."""
@@ -110,6 +110,7 @@ class Config(Section):
         """Refuses combinations across sections; a section's own refusals stand in the section's file."""
         yield from self._problems_of_sizes()
         yield from self._problems_of_sets()
+        yield from self._problems_of_environments()
         yield from self._problems_of_policies()
         yield from self._problems_of_bytes()
         engine = self.launch.engine
@@ -155,6 +156,23 @@ class Config(Section):
         for name, one in self.eval.sets.items():
             if shared := sorted(trained & set(one.files)):
                 yield f"eval.sets.{name}.files: must not share files with data.train_files, both name {shared}"
+
+    def _problems_of_environments(self) -> Iterator[str]:
+        data = self.data
+        for name in self.environments:
+            if not name.strip() or len(name) > NAME_CHARACTERS or any(character < " " for character in name):
+                yield f"environments: a name must have 1 to {NAME_CHARACTERS} characters on one line, got {name[:80]!r}"
+        if data.environment and data.environment not in self.environments:
+            known = ", ".join(sorted(self.environments)) or "none"
+            yield f"data.environment: must be one of environments ({known}), got {data.environment!r}"
+        most, answer = data.max_episode_tokens, data.max_prompt_length + data.max_response_length
+        if self.environments and most is not None and most <= answer:
+            yield (
+                "data.max_episode_tokens: must be more than data.max_prompt_length + data.max_response_length "
+                f"({answer}), or nothing that an environment answers fits between two turns; got {most}"
+            )
+        if self.environments and self.rollout.max_turns > 1 and data.max_response_length < 2:
+            yield f"data.max_response_length: must be >= 2 with environments, a token a turn, got {data.max_response_length}"
 
     def _problems_of_policies(self) -> Iterator[str]:
         algorithm = self.algorithm

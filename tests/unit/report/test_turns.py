@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -71,7 +72,7 @@ _UNGRADED = dict.fromkeys(("raw_score", "acc", "overlong_penalty", "shaped_rewar
 def test_an_episode_is_shown_turn_by_turn_from_a_payload_and_from_samples_jsonl(tmp_path: Path) -> None:
     group, codec = episode_and_answer(), ZstdGroups()
     payload = codec.encode(group)
-    line = codec.to_read(payload) | {"step": 4}
+    line: dict[str, Any] = codec.to_read(payload) | {"step": 4}
     assert [(one["tokens"], len(one.get("turns", ()))) for one in line["samples"]] == [(5, 2), (3, 0)]
     (tmp_path / "samples.jsonl").write_text(json.dumps(line) + "\n")
     from_payload, from_file = texts_of(codec.decode(payload)), texts_on_disk(tmp_path, group_id="run-0000000", step=4)
