@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import grpc
 
 from services.reward.alarm import GradingAlarm
-from services.reward.ports import OutcomeStatus, Question
+from services.reward.ports import Grade, OutcomeStatus, Question
 from services.reward.routing import Router
 from services.reward.scoring import SampleToScore, ScoredGroup, Scorer
 from sluice.errors import InvalidRequest, Overloaded
+from sluice.limits import MOST_PARTS
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import common_pb2, reward_pb2, reward_pb2_grpc
 
@@ -37,11 +38,12 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         self, request: reward_pb2.ScoreRequest, context: grpc.aio.ServicerContext
     ) -> reward_pb2.ScoreResponse:
         """Scores one group. RESOURCE_EXHAUSTED when the queue is full, or when a service that a grader asks is away."""
-        scored = await self._scorer.score(
-            question=question_of(request),
-            samples=samples_of(request),
-            deadline_s=_deadline_s(context),
-        )
+        samples, given = samples_of(request), given_of(request)
+        if given is None:
+            question, deadline_s = question_of(request), _deadline_s(context)
+            scored = await self._scorer.score(question=question, samples=samples, deadline_s=deadline_s)
+        else:
+            scored = self._scorer.shape(samples, given, environment=request.environment)
         if away := next((reward for reward in scored.rewards if reward.busy), None):
             raise Overloaded(away.detail)  # the whole group is graded again, so that one grading covers all of it
         for reward in scored.rewards:
@@ -82,6 +84,24 @@ def question_of(request: reward_pb2.ScoreRequest) -> Question:
 def samples_of(request: reward_pb2.ScoreRequest) -> list[SampleToScore]:
     """Wire -> core. Raises InvalidRequest."""
     return [_sample(item, position) for position, item in enumerate(request.items)]
+
+
+def given_of(request: reward_pb2.ScoreRequest) -> list[Grade] | None:
+    """The environment's verdicts, one a sample; None where a grader is asked. Raises InvalidRequest for a mixture."""
+    has = [item.HasField("given") for item in request.items]
+    if not any(has):
+        return None
+    if not all(has):
+        raise InvalidRequest(f"items[{has.index(False)}].given: must be set, as it is for other items of the group")
+    return [
+        Grade(
+            raw_score=item.given.score,
+            acc=item.given.acc,
+            extracted=item.given.extracted,
+            parts={name: item.given.parts[name] for name in sorted(item.given.parts)[:MOST_PARTS]},
+        )
+        for item in request.items
+    ]
 
 
 def _sample(item: reward_pb2.ScoreItem, position: int) -> SampleToScore:

@@ -159,21 +159,23 @@ def test_a_program_that_only_waits_is_a_timeout_not_a_zero():
         run_code("import time\ntime.sleep(100)", wall_s=0.5)
 
 
-def test_a_fork_bomb_reaches_its_limit_and_leaves_nothing_behind():
+def test_a_fork_bomb_reaches_its_limit_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # stands in the command line of this test's programs alone
     bomb = "import os, time\ntry:\n    for _ in range(200):\n        if os.fork() == 0: time.sleep(100)\n"
     bomb += "except OSError: pass\nelse: raise SystemExit(1)\n" + GOOD
     assert run_code(bomb).acc == 1.0
-    assert not processes_of("code_child")
+    assert not processes_of(str(tmp_path))
 
 
 @pytest.mark.needs("own-network", "own-processes")
-def test_without_network_and_without_survivors_where_namespaces_are_permitted():
+def test_without_network_and_without_survivors_where_namespaces_are_permitted(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # stands in the command line of this test's programs alone
     offline = "import socket\ntry:\n    socket.create_connection(('127.0.0.1', 9), 1)\n"
     offline += "except OSError as error:\n    assert error.errno == 1\n" + GOOD
     assert run_code(offline).acc == 1.0
     runaway = GOOD + "\nimport os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(100)"
     assert run_code(runaway).acc == 1.0
-    assert not processes_of("code_child")
+    assert not processes_of(str(tmp_path))
 
 
 def test_required_isolation_refuses_to_grade_where_there_is_none(monkeypatch):

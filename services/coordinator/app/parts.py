@@ -23,6 +23,7 @@ from services.coordinator.state.run_context import RunContext
 from services.coordinator.weights.prober import Prober
 from services.coordinator.weights.push import WeightPush
 from services.coordinator.wire.clients import Clients
+from sluice.errors import ConfigError
 from sluice.model_identity import vocabulary_size
 
 log = structlog.get_logger(__name__)
@@ -35,6 +36,11 @@ _MOST_KEPT_CHECKED = 64
 def make_parts(opened: OpenedRun, options: Options) -> RunParts:
     """All parts, wired, and without any group yet: resuming.py puts the groups of Redis back."""
     run, records, meta = opened.run, opened.records, opened.meta
+    if run.config.environments:
+        raise ConfigError(
+            "environments: this version checks rows, servers and tokens of episodes and does not play them yet, got "
+            f"{', '.join(run.config.environments)}; leave the section out"
+        )
     clients = Clients(options.credentials, vocabulary=vocabulary_size(run.config.model.path))
     push_times, cache_use = PushTimes(), CacheUse()
     grading = Grading(config=run.config, fleet=run.fleet, rewards=clients, clock=run.clock)

@@ -106,6 +106,7 @@ class Clients:
             prompt_text=prompt.text,
             ground_truth=prompt.ground_truth,
             extra_info_json=prompt.extra_info_json,
+            environment=prompt.environment,
             items=[
                 reward_pb2.ScoreItem(
                     index=sample.index,

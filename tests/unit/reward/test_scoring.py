@@ -8,7 +8,10 @@ from services.reward.ports import Grade, Outcome, Question
 from services.reward.routing import Router
 from services.reward.scoring import OverlongBuffer, SampleToScore, Scorer
 from services.reward.self_check import KNOWN, GoldRow, gold_check
+from services.reward.servicer import given_of, samples_of
+from sluice.errors import InvalidRequest
 from sluice.limits import TEXT_CHARACTERS
+from sluice.v1 import common_pb2, reward_pb2
 from tests.unit.reward.in_process import InProcess
 
 QUESTION = Question(data_source="mixadd3", prompt_text="67+58=", ground_truth="125", extra_info={})
@@ -109,3 +112,30 @@ async def test_the_self_check_finds_a_verifier_that_likes_garbage():
     likes_nothing = Question(data_source="mixadd3", prompt_text="", ground_truth="?", extra_info={})
     problems = await gold_check([GoldRow(question=likes_nothing, gold_text="#?")], scorer())
     assert ["must have acc 0, got 1" in problem for problem in problems] == [True]
+
+
+def test_the_verdicts_of_an_environment_are_shaped_and_no_grader_is_asked():
+    request = reward_pb2.ScoreRequest(data_source="nobody's", environment="guess")
+    for tokens, score in ((100, 1.0), (90, 0.0), (2, math.nan)):
+        given = common_pb2.EpisodeScore(score=score, acc=score, parts={"guesses": 2.0}, extracted="7")
+        request.items.add(response_tokens=tokens, finish_reason=common_pb2.FINISH_REASON_STOP, given=given)
+    buffer = OverlongBuffer(max_response_length=100, buffer_len=20, penalty_factor=1.0)
+    given = given_of(request)
+    assert given is not None
+    scored = scorer(overlong=buffer).shape(samples_of(request), given, environment=request.environment)
+    full, half, odd = scored.rewards
+    assert (full.raw_score, full.shaped_reward, full.acc, full.extracted, full.parts) == (
+        1.0,
+        0.0,
+        1.0,
+        "7",
+        {"guesses": 2.0},
+    )
+    assert half.shaped_reward == -0.5
+    assert (odd.status, scored.grader) == ("error", "environment:guess")
+    request.items[1].ClearField("given")
+    with pytest.raises(InvalidRequest, match=r"items\[1\].given: must be set"):
+        given_of(request)
+    for item in request.items:
+        item.ClearField("given")
+    assert given_of(request) is None
