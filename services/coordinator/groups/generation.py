@@ -11,15 +11,15 @@ samples, at most `generate_timeout_s`.
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-import blake3
 import structlog
 
 from services.coordinator.state.group import Attempt, Group, GroupFailed, Phase
 from services.coordinator.state.member import Member, Role
+from services.coordinator.state.placement import Tried, rollouts_for
 from services.coordinator.state.ports import RolloutClient, Sampling, WrongAnswer
 from services.coordinator.state.run_context import RunContext
+from services.coordinator.state.seeds import seed_of
 from sluice.errors import Expired, InvalidRequest, SluiceError
 
 log = structlog.get_logger(__name__)
@@ -36,19 +36,11 @@ class Generation:
         self._config, self._board, self._fleet, self._clock = run.config, run.board, run.fleet, run.clock
         self._rollouts, self._report_tokens = rollouts, report_tokens
 
-    def start_on(self, admission: int, tried: "Tried | None" = None) -> Member | None:
+    def start_on(self, admission: int, tried: Tried | None = None) -> Member | None:
         """The rollout on which a group of this admission may start now, after what was tried."""
         tried = tried or Tried()
-        held = [
-            (member, member.version.number)
-            for member in self._fleet.of(Role.ROLLOUT)
-            if member.version is not None and not member.finishing and member.service_id not in tried.refused_by
-        ]
-        versions = {number for _, number in held}  # few versions, however large the fleet
-        allowed = {number for number in versions if self._board.may_start(admission=admission, version=number)}
-        member = self._fleet.least_loaded(
-            [member for member, number in held if number in allowed], avoid=tried.failed_on
-        )
+        may = rollouts_for(self._fleet, self._board, admission=admission, tried=tried)
+        member = self._fleet.least_loaded(may, avoid=tried.failed_on)
         if member is not None:
             member.outstanding += self._config.rollout.n
         return member
@@ -84,7 +76,7 @@ class Generation:
             reason = f"it refused {group.group_id}, which another rollout has generated"
             self._fleet.fail(refuser, reason, now_s=self._clock.now())
 
-    async def _place(self, group: Group, tried: "Tried") -> Member:
+    async def _place(self, group: Group, tried: Tried) -> Member:
         """Waits until a rollout may start the group. Raises GroupFailed when every rollout has refused the group."""
         group.phase, group.start_version = Phase.PENDING, None
         while True:
@@ -101,7 +93,7 @@ class Generation:
                 )
             await self._board.changed.wait()
 
-    def _another_may_serve(self, tried: "Tried") -> bool:
+    def _another_may_serve(self, tried: Tried) -> bool:
         return self._fleet.another_may_serve(Role.ROLLOUT, refused_by=tried.refused_by)
 
     async def _generate_on(self, group: Group, member: Member) -> SluiceError | None:
@@ -167,18 +159,7 @@ class Generation:
 
     def _seed(self, group: Group, index: int) -> int:
         """A seed of 31 bits from the run's seed, the group and the attempt: reproducible, different for every sample."""
-        text = f"{self._config.run.seed}/{group.prompt.prompt_id}/{group.admission}/{group.attempt}/{index}"
-        return int.from_bytes(blake3.blake3(text.encode()).digest(4), "little") >> 1
-
-
-@dataclass(kw_only=True, slots=True)
-class Tried:
-    """The rollouts on which a group was tried, by service_id."""
-
-    refused_by: dict[str, Member] = field(default_factory=dict)
-    """These get the group never again."""
-    failed_on: set[str] = field(default_factory=set)
-    """These get the group again only when there is no other."""
+        return seed_of(self._config.run.seed, group.prompt.prompt_id, group.admission, group.attempt, index)
 
 
 def _made_room(group: Group, member: Member) -> bool:

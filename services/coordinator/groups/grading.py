@@ -12,13 +12,13 @@ capacity that the member stated, as far as that is believed.
  `fill`, `score`    the scores                            the reward, its loss, the caller's limit a call
 """
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 
+from services.coordinator.state.back_pressure import Patience
 from services.coordinator.state.fleet import Fleet
 from services.coordinator.state.group import Group, GroupFailed, PromptLike, Reward, Sample
 from services.coordinator.state.member import Member, Role
@@ -30,9 +30,6 @@ from sluice.errors import InvalidRequest, Overloaded, SluiceError
 _REASON: Final = {InvalidRequest: "reward_refused", Overloaded: "reward_overloaded", TooLarge: "too_large"}
 
 log = structlog.get_logger(__name__)
-
-FIRST_PAUSE_S: Final = 0.5
-LONGEST_PAUSE_S: Final = 15.0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -119,7 +116,8 @@ class Grading:
             TooLarge: no reward takes a request of this size.
             SluiceError: the error of the last try.
         """
-        pushed_back_s, pause_s = float("inf"), FIRST_PAUSE_S
+        limit_s = self._config.coordinator.score_wait_s
+        patience = Patience(self._clock, limit_s=limit_s, setting="coordinator.score_wait_s")
         while True:
             member = await self._with_room(tries)
             taken_by(member.service_id)
@@ -131,12 +129,7 @@ class Grading:
                 return rewards
             except Overloaded as error:
                 tries.avoid.add(member.service_id)
-                pushed_back_s = min(pushed_back_s, self._clock.now())
-                waited_s = self._clock.now() - pushed_back_s
-                if waited_s + pause_s > self._config.coordinator.score_wait_s:
-                    raise Overloaded(
-                        f"{error}; for {waited_s:.0f} s (coordinator.score_wait_s is {self._config.coordinator.score_wait_s:g})"
-                    ) from error
+                waited_s = patience.refused(error)
                 log.warning("graders_push_back", group_id=group_id, waited_s=round(waited_s, 1), reason=str(error))
             except InvalidRequest as error:
                 log.warning("scoring_refused", group_id=group_id, reason=str(error))
@@ -160,8 +153,7 @@ class Grading:
                 taken_by("")
                 member.outstanding -= 1
                 self._fleet.changed.notify()
-            await self._clock.sleep(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            await patience.pause()
 
     def _have_graded(self, member: Member, tries: "Tries", group_id: str) -> None:
         self._fleet.succeed(member)

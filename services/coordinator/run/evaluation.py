@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import blake3
 import structlog
 
 from services.coordinator.groups.grading import Grading
@@ -18,6 +17,7 @@ from services.coordinator.state.group import PromptLike, Reward, Sample
 from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import RolloutClient, Sampling
 from services.coordinator.state.run_context import RunContext
+from services.coordinator.state.seeds import seed_of
 from sluice.config.evaluation_sets import EvaluationSet
 from sluice.errors import Expired, InvalidRequest, NotReady, SluiceError, Unavailable, first_error
 from sluice.policy_version import PolicyVersion
@@ -266,4 +266,4 @@ def _why_not(tasks: "Sequence[asyncio.Task[tuple[list[Sample], list[Reward]]]]")
 
 def _seed(prompt_id: str, index: int) -> int:
     """A seed that is the same in every evaluation, so that versions are compared with equal randomness."""
-    return int.from_bytes(blake3.blake3(f"eval/{prompt_id}/{index}".encode()).digest(4), "little") >> 1
+    return seed_of("eval", prompt_id, index)

@@ -5,7 +5,7 @@ open -> queued -> assigned -> terminal is durable (redis_store.py); the phase of
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -36,6 +36,15 @@ TERMINAL = (
 """The terminal states apart from `failed:<reason>`."""
 
 
+class ChatTurn(Protocol):
+    """A message of a row's chat."""
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def content(self) -> str: ...
+
+
 class PromptLike(Protocol):
     """The facts of a prompt that the conductor needs."""
 
@@ -55,6 +64,8 @@ class PromptLike(Protocol):
     def environment(self) -> str: ...
     @property
     def environment_args_json(self) -> str: ...
+    @property
+    def messages(self) -> Sequence[ChatTurn]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,7 +209,8 @@ class Group:
     grader: str = ""
     """The reward service that grades the group now."""
     lost_tokens: int = 0
-    """Completion tokens of samples thrown away, because they could not be trained in time or were refused."""
+    """Completion tokens of samples and turns thrown away: they could not be trained in time, were refused, or their episode
+    began again."""
     admitted: Admission | None = None
     """None for a group that an older version of Sluice admitted."""
     attempts: list[Attempt] = field(default_factory=list)

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from services.coordinator.state.group import Group, PromptLike, QueuedGroup, Reward, Sample
 from services.coordinator.state.member import Member
+from sluice.environments import Message, Opening, Reply
 from sluice.errors import SluiceError, Unavailable
 from sluice.policy_version import PolicyVersion
 
@@ -63,6 +64,44 @@ class RewardClient(Protocol):
         self, member: Member, *, group_id: str, prompt: PromptLike, samples: Sequence[Sample], timeout_s: float
     ) -> list[Reward]:
         """Grades the samples, in order. Raises SluiceError, WrongAnswer for grades that break the contract."""
+        ...
+
+
+class EnvironmentClient(Protocol):
+    """Calls one server of environments. Each method raises SluiceError: WrongAnswer for what breaks the contract, Overloaded
+    for back-pressure, NotFound for an episode that is not open there."""
+
+    async def open(
+        self,
+        member: Member,
+        *,
+        episode_id: str,
+        prompt: PromptLike,
+        seed: int,
+        lease_s: float,
+        max_turns: int,
+        timeout_s: float,
+    ) -> Opening:
+        """Begins an episode, or repeats how a running one began."""
+        ...
+
+    async def step(
+        self,
+        member: Member,
+        *,
+        episode_id: str,
+        environment: str,
+        turn: int,
+        message: Message,
+        finish_reason: str,
+        last: bool,
+        timeout_s: float,
+    ) -> Reply:
+        """What the environment answers to a turn, or repeats the answer."""
+        ...
+
+    async def close(self, member: Member, *, episode_id: str, timeout_s: float) -> None:
+        """Ends an episode; one that is not open is no error."""
         ...
 
 

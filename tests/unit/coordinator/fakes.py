@@ -25,6 +25,7 @@ from services.coordinator.state.progress import Progress, RunState
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.records import Records
 from sluice.config.schema import Config
+from sluice.environments import Message
 from sluice.errors import Fenced
 from sluice.policy_version import PolicyVersion
 from sluice.testing import ManualClock
@@ -39,6 +40,7 @@ class FakePrompt:
     extra_info_json: str = ""
     environment: str = ""
     environment_args_json: str = ""
+    messages: tuple[Message, ...] = ()
 
     @property
     def token_ids(self) -> np.ndarray:
