@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from services.coordinator.episodes.continuation import Continuation
-from services.coordinator.episodes.template import as_function, as_openai
+from services.coordinator.episodes.template import as_function, as_openai, text_of
 from sluice.environments import Message, Tool, ToolCall
 from sluice.errors import ConfigError, DataError
 
@@ -27,7 +27,7 @@ class FamilyChat:
         from renderers.configs import config_from_name
 
         try:
-            config = config_from_name(family)
+            config: Any = config_from_name(family)
             if config is None:
                 raise ValueError("there is no such renderer")
             self._renderer: Any = create_renderer(tokenizer, config)
@@ -39,7 +39,7 @@ class FamilyChat:
     def open(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[np.ndarray, str]:
         """[P] int32 ids and the text, with the opening of the policy's turn. Raises DataError."""
         ids = self._render(messages, tools)
-        return ids, self._tokenizer.decode(ids, skip_special_tokens=False)
+        return ids, text_of(self._tokenizer, ids)
 
     def read(self, sampled: np.ndarray, *, context: np.ndarray, tools: Sequence[Tool]) -> Message:
         """The assistant's message in sampled ids."""

@@ -44,12 +44,13 @@ class TemplateChat:
         text = self._render(messages, tools, opening=True)
         if lost := [tool.name for tool in tools if tool.name not in text]:
             raise DataError(f"the chat template leaves out the tool {lost[0]!r}; the model knows no tools in this form")
+        _refuse_left_out(messages, text)
         return self._ids(text), text
 
     def read(self, sampled: np.ndarray, *, context: np.ndarray, tools: Sequence[Tool]) -> Message:
         """The assistant's message in sampled ids; without `tools` no text is a call."""
-        text = self._tokenizer.decode(self._without_end(sampled), skip_special_tokens=False)
-        opened = self._tokenizer.decode(context[-8:], skip_special_tokens=False).rstrip().endswith("<think>")
+        text = text_of(self._tokenizer, self._without_end(sampled))
+        opened = text_of(self._tokenizer, context[-8:]).rstrip().endswith("<think>")
         reasoning = ""
         if (opened or text.lstrip().startswith("<think>")) and (thought := _THOUGHT.match(text)):
             reasoning, text = thought[1].strip("\n"), text[thought.end() :]
@@ -76,18 +77,32 @@ class TemplateChat:
         turn = self.read(sampled, context=context, tools=tools)
         before = self._render([*history, turn], tools, opening=False)
         after = self._render([*history, turn, *new], tools, opening=True)
-        if not after.startswith(before) or (turn.reasoning and turn.reasoning not in after):
+        if not after.startswith(before) or not self._keeps_reasoning(history, turn, new, tools):
+            _refuse_left_out(new, after)
             return Continuation(token_ids=self._ids(after), rewritten=True)
         stand_in = self._render([*history, Message(role="assistant", content=_STAND_IN)], tools, opening=False)
+        if _STAND_IN not in stand_in:
+            raise DataError("the chat template leaves out what the model says")
         behind = stand_in[stand_in.rindex(_STAND_IN) + len(_STAND_IN) :]
-        ids = self._ids(behind)
-        if len(ids) and len(sampled) and ids[0] == sampled[-1]:
-            behind = behind[len(self._tokenizer.decode(ids[:1], skip_special_tokens=False)) :]
-        return Continuation(token_ids=self._ids(behind + after[len(before) :]), rewritten=False)
+        tail = behind + after[len(before) :]
+        _refuse_left_out(new, tail)
+        # The end of the turn is tokenised with what follows: some tokenizers put a blank before a text's first word.
+        ids = self._ids(tail)
+        sampled_the_end = len(sampled) > 0 and ids[:1].tolist() == [int(sampled[-1])]
+        special = len(ids) > 0 and int(ids[0]) in set(self._tokenizer.all_special_ids)
+        return Continuation(token_ids=ids[1:] if sampled_the_end and special else ids, rewritten=False)
+
+    def _keeps_reasoning(
+        self, history: Sequence[Message], turn: Message, new: Sequence[Message], tools: Sequence[Tool]
+    ) -> bool:
+        """Whether the reasoning is still written once `new` follows. A stand-in: a thought may recur in the chat."""
+        if not turn.reasoning:
+            return True
+        return _STAND_IN in self._render([*history, replace(turn, reasoning=_STAND_IN), *new], tools, opening=True)
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Tool], *, opening: bool) -> str:
         chat = [as_openai(message if self._sets_apart() else _inline(message)) for message in messages]
-        functions = [{"type": "function", "function": as_function(tool)} for tool in tools] or None
+        functions: list[Any] | None = [{"type": "function", "function": as_function(tool)} for tool in tools] or None
         return self._apply(chat, functions, opening=opening)
 
     def _sets_apart(self) -> bool:
@@ -98,7 +113,7 @@ class TemplateChat:
             self._knows_reasoning = _STAND_IN in self._apply(chat, None, opening=False)
         return self._knows_reasoning
 
-    def _apply(self, chat: list[dict[str, Any]], functions: list[dict[str, Any]] | None, *, opening: bool) -> str:
+    def _apply(self, chat: list[dict[str, Any]], functions: list[Any] | None, *, opening: bool) -> str:
         try:
             text = self._tokenizer.apply_chat_template(
                 chat, tools=functions, tokenize=False, add_generation_prompt=opening
@@ -110,8 +125,9 @@ class TemplateChat:
         return text
 
     def _without_end(self, sampled: np.ndarray) -> np.ndarray:
-        special = set(self._tokenizer.all_special_ids)
-        return sampled[:-1] if len(sampled) and int(sampled[-1]) in special else sampled
+        special = len(sampled) > 0 and int(sampled[-1]) in set(self._tokenizer.all_special_ids)
+        ends = special and text_of(self._tokenizer, sampled[-1:]) not in ("</think>", "</tool_call>")
+        return sampled[:-1] if ends else sampled
 
     def _ids(self, text: str) -> np.ndarray:
         return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
@@ -135,7 +151,7 @@ class PlainChat:
 
     def read(self, sampled: np.ndarray, *, context: np.ndarray, tools: Sequence[Tool]) -> Message:
         """The text of the sampled ids."""
-        return Message(role="assistant", content=self._tokenizer.decode(sampled, skip_special_tokens=True))
+        return Message(role="assistant", content=text_of(self._tokenizer, sampled, special=False))
 
     def extend(
         self,
@@ -150,6 +166,14 @@ class PlainChat:
         text = "\n" + "\n".join(message.content for message in new)
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return Continuation(token_ids=np.asarray(ids, np.int32), rewritten=False)
+
+
+def _refuse_left_out(messages: Sequence[Message], text: str) -> None:
+    """Raises DataError for a turn of user or tool that the template has left out; blanks do not count."""
+    written = "".join(text.split())
+    for message in messages:
+        if message.role in ("user", "tool") and "".join(message.content.split()) not in written:
+            raise DataError(f"the chat template leaves out the turn of role {message.role!r}")
 
 
 def _inline(message: Message) -> Message:
@@ -175,6 +199,13 @@ def as_openai(message: Message) -> dict[str, Any]:
         | ({"tool_call_id": message.tool_call_id} if message.tool_call_id else {})
         | ({"name": message.name} if message.name else {})
     )
+
+
+def text_of(tokenizer: "PreTrainedTokenizerBase", ids: np.ndarray, *, special: bool = True) -> str:
+    """The text of token ids, with the special tokens or without."""
+    text = tokenizer.decode(ids, skip_special_tokens=not special)
+    assert isinstance(text, str), "one sequence gives one text"
+    return text
 
 
 def as_function(tool: Tool) -> dict[str, Any]:

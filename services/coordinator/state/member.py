@@ -104,7 +104,8 @@ class Member:
     preemptions: int | None = None
     """A rollout's preempted samples since its start, as its newest heartbeat reports; None before one."""
     outstanding: int = 0
-    """Samples (rollout), groups (reward) or episodes (environment) that this coordinator has given to the member and not got back."""
+    """Samples (rollout), groups (reward) or episodes (environment) that this coordinator has given to the member and not got
+    back."""
     weights: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a weight push, and by an evaluation to pin the version."""
     relays_from_s: float = 0.0

@@ -185,6 +185,42 @@ def test_what_a_template_cannot_write_is_refused_by_name() -> None:
         chat_of(tokenizer, template="model", renderer="qwen99")
 
 
+def going_on_in(template: str, said: str, new: Message) -> tuple[str, bool]:
+    """How a chat goes on after a turn: the text, and whether the history was rewritten."""
+    tokenizer = tokenizer_of(template, "<|im_end|>")
+    chat = chat_of(tokenizer, template="model")
+    prompt, _ = chat.open([USER], [])
+    going_on = chat.extend(context=prompt, sampled=ids_of(tokenizer, said), history=[USER], new=[new], tools=[])
+    return str(tokenizer.decode(going_on.token_ids, skip_special_tokens=False)), going_on.rewritten
+
+
+def test_the_end_of_a_turn_is_written_once_where_a_template_does_not_close_the_last_message() -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if not loop.last or m.role != 'assistant' %}"
+        "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    again = Message(role="user", content="no")
+    goes_on = "\n<|im_start|>user\nno<|im_end|>\n<|im_start|>assistant\n"
+    assert going_on_in(template, "two<|im_end|>", again) == (goes_on, False)
+    assert going_on_in(template, "tw", again) == (f"<|im_end|>{goes_on}", False)
+
+
+def test_an_answer_that_a_template_leaves_out_is_refused_by_name() -> None:
+    template = (
+        "{% for m in messages %}{% if m.role in ['user', 'assistant'] %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    with pytest.raises(DataError, match="leaves out the turn of role 'tool'"):
+        going_on_in(template, "two<|im_end|>", Message(role="tool", content="42"))
+    with pytest.raises(DataError, match="leaves out what the model says"):
+        going_on_in("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "two", USER)
+
+
+def test_a_thought_that_recurs_in_the_chat_is_not_taken_for_kept() -> None:
+    strips = FAMILIES["reasoner"][0]
+    assert going_on_in(strips, "<think>1</think>two<eos>", Message(role="user", content="1, no"))[1]
+
+
 def test_without_a_template_turns_follow_on_new_lines() -> None:
     tokenizer, _, _ = family("plain-words")
     chat = chat_of(tokenizer, template="none")
