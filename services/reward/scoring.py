@@ -8,11 +8,15 @@ sample that timed out or failed carries NaN scores, which poison any sum that fo
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from services.reward.ports import Completion, Grade, Graded, Graders, Job, Outcome, OutcomeStatus, Question
 from services.reward.routing import Part, Router, grader_name
 from sluice.dapo.overlong import overlong_penalty
 from sluice.limits import LARGEST_SCORE, NAME_CHARACTERS, TEXT_CHARACTERS
+
+ENVIRONMENT: Final = "environment"
+"""Named as the grader of samples whose environment has scored them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +27,8 @@ class SampleToScore:
     response_tokens: int
     """Completion tokens, end token included."""
     finished: bool
+    given: Grade | None = None
+    """The verdict of the sample's environment, in place of a grader's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +93,8 @@ class Scorer:
             InvalidRequest: the data source has no verifier.
             Overloaded: too many groups wait already.
         """
+        if samples and samples[0].given is not None:
+            return self._given(samples)
         parts = self._router.parts_of(question.data_source)
         # A text over the limit is cut here and its grade thrown away, because a grader of groups needs a text a sample.
         completions = [Completion(text=s.text[-self._max_answer_chars :], finished=s.finished) for s in samples]
@@ -110,6 +118,12 @@ class Scorer:
             grader=_sendable(grader_name(parts), NAME_CHARACTERS),
             grader_version=_sendable("+".join(one.version for one in graded), NAME_CHARACTERS),
         )
+
+    def _given(self, samples: Sequence[SampleToScore]) -> ScoredGroup:
+        """The environment's verdicts, checked and shaped; no grader is asked. The environment names itself to the coordinator."""
+        outcomes = [Outcome(status="ok", grade=sample.given) for sample in samples]
+        rewards = [self._reward(sample, outcome) for sample, outcome in zip(samples, outcomes, strict=True)]
+        return ScoredGroup(rewards=rewards, grader=ENVIRONMENT, grader_version="")
 
     def _too_long(self, sample: SampleToScore) -> Outcome | None:
         """An `error` for a text over the limit: half a text might be graded as wrong."""

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import grpc
 
 from services.reward.alarm import GradingAlarm
-from services.reward.ports import OutcomeStatus, Question
+from services.reward.ports import Grade, OutcomeStatus, Question
 from services.reward.routing import Router
 from services.reward.scoring import SampleToScore, ScoredGroup, Scorer
 from sluice.errors import InvalidRequest, Overloaded
+from sluice.limits import LARGEST_SCORE
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import common_pb2, reward_pb2, reward_pb2_grpc
 
@@ -81,6 +82,9 @@ def question_of(request: reward_pb2.ScoreRequest) -> Question:
 
 def samples_of(request: reward_pb2.ScoreRequest) -> list[SampleToScore]:
     """Wire -> core. Raises InvalidRequest."""
+    given = sum(item.HasField("given") for item in request.items)
+    if given not in (0, len(request.items)):
+        raise InvalidRequest(f"items: all of a group or none have `given`, got {given} of {len(request.items)}")
     return [_sample(item, position) for position, item in enumerate(request.items)]
 
 
@@ -93,7 +97,22 @@ def _sample(item: reward_pb2.ScoreItem, position: int) -> SampleToScore:
         text=item.text,
         response_tokens=item.response_tokens,
         finished=item.finish_reason == common_pb2.FINISH_REASON_STOP,
+        given=_given(item.given, position) if item.HasField("given") else None,
     )
+
+
+def _given(score: common_pb2.EpisodeScore, position: int) -> Grade:
+    numbers = {
+        "score": score.score,
+        "acc": score.acc,
+        **{f"parts[{name}]": value for name, value in score.parts.items()},
+    }
+    for name, number in numbers.items():
+        if not abs(number) <= LARGEST_SCORE:
+            raise InvalidRequest(
+                f"items[{position}].given.{name}: must be finite and at most {LARGEST_SCORE:g} in size, got {number:g}"
+            )
+    return Grade(raw_score=score.score, acc=score.acc, extracted=score.extracted, parts=dict(score.parts))
 
 
 def _deadline_s(context: grpc.aio.ServicerContext) -> float | None:

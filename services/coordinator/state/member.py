@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from services.coordinator.state.health import Health
@@ -28,6 +29,15 @@ def needed_roles(config: Config) -> tuple[Role, ...]:
     """The roles without which a run does not train."""
     environments = (Role.ENVIRONMENT,) if config.environments else ()
     return (Role.ROLLOUT, Role.REWARD, Role.LEARNER, *environments)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvironmentInfo:
+    """An environment that a member hosts."""
+
+    version: str
+    scores: bool
+    """Whether its episodes end with a score; otherwise a grader scores them."""
 
 
 class State(enum.Enum):
@@ -66,6 +76,10 @@ class Member:
     """The identity of the device that takes a rollout's weights (sluice/accelerator.py); empty: not told."""
     host: str = ""
     """The label of the member's machine, or the host in its address where it tells none."""
+    environments: Mapping[str, EnvironmentInfo] = field(default_factory=dict)
+    """What an environment server hosts, by the names that rows give."""
+    shown_role: str = ""
+    """The role in the process's credentials, for calls to it; empty: `role`. A reward service hosts environments too."""
     state: State = State.REGISTERED
     reason: str = ""
     """Why the member is quarantined or lost."""

@@ -8,7 +8,10 @@ from services.reward.ports import Grade, Outcome, Question
 from services.reward.routing import Router
 from services.reward.scoring import OverlongBuffer, SampleToScore, Scorer
 from services.reward.self_check import KNOWN, GoldRow, gold_check
+from services.reward.servicer import question_of, samples_of
+from sluice.errors import InvalidRequest
 from sluice.limits import TEXT_CHARACTERS
+from sluice.v1 import common_pb2, reward_pb2
 from tests.unit.reward.in_process import InProcess
 
 QUESTION = Question(data_source="mixadd3", prompt_text="67+58=", ground_truth="125", extra_info={})
@@ -33,6 +36,26 @@ async def test_raw_and_shaped_are_apart_and_results_keep_the_order_of_samples():
     assert [reward.shaped_reward for reward in scored.rewards] == [1.0, -0.25, 0.5, 0.0]
     assert [reward.status for reward in scored.rewards] == ["ok", "ok", "ok", "unparsed"]
     assert (scored.grader, scored.grader_version) == ("mixadd3", "1")
+
+
+async def test_what_an_environment_has_scored_is_only_checked_and_shaped():
+    items = [
+        reward_pb2.ScoreItem(
+            response_tokens=60, finish_reason=1, given=common_pb2.EpisodeScore(score=2.5, acc=1, parts={"turns": 3})
+        )
+    ]
+    request = reward_pb2.ScoreRequest(data_source="of no grader", items=items)
+    graders = InProcess()
+    scored = await scorer(graders, overlong=BUFFER).score(question=question_of(request), samples=samples_of(request))
+    (reward,) = scored.rewards
+    assert (reward.raw_score, reward.acc, reward.overlong_penalty, reward.parts) == (2.5, 1.0, -0.25, {"turns": 3.0})
+    assert (scored.grader, graders.jobs) == ("environment", [])
+    request.items[0].given.score = math.inf
+    with pytest.raises(InvalidRequest, match=r"items\[0\].given.score: must be finite"):
+        samples_of(request)
+    request.items.add(finish_reason=1)
+    with pytest.raises(InvalidRequest, match="all of a group or none have `given`, got 1 of 2"):
+        samples_of(request)
 
 
 async def test_half_of_a_surrogate_pair_in_what_a_grader_returns_becomes_a_question_mark():
