@@ -4,8 +4,10 @@ import re
 from typing import Final
 
 from services.coordinator.api.scale_orders import Outcome
+from services.coordinator.state.member import HostedEnvironment, Role
 from services.coordinator.state.places import Place
-from sluice.errors import InvalidRequest, NotReady
+from sluice.errors import Forbidden, InvalidRequest, NotReady
+from sluice.rpc import access
 from sluice.rpc.requests import duration_s, line, name
 from sluice.v1 import coordinator_pb2 as pb
 
@@ -14,6 +16,9 @@ LARGEST_CAPACITY: Final = 65_536
 
 MOST_PLACES: Final = 16_384
 """Services of one report. Chosen: 16 times what one launcher was ever tried with."""
+
+MOST_ENVIRONMENTS: Final = 256
+"""Environments of one server. Chosen: more than a recipe that people read names."""
 
 _ADDRESS = re.compile(r"[A-Za-z0-9._:\[\]%-]{1,255}:\d{1,5}")
 
@@ -34,6 +39,33 @@ def check_registration(request: pb.RegisterRequest) -> None:
         name(step.weights_digest, field="register: trained.weights_digest", may_be_empty=True)
         for group_id in step.group_ids:
             name(group_id, field="register: trained.group_ids")
+
+
+def environments_from(request: pb.RegisterRequest) -> dict[str, HostedEnvironment]:
+    """Wire -> core: what an environment server hosts, by name. Raises InvalidRequest."""
+    if request.role != pb.SERVICE_ROLE_ENVIRONMENT:
+        if request.environments:
+            raise InvalidRequest("register: environments are for SERVICE_ROLE_ENVIRONMENT alone")
+        return {}
+    if not 0 < len(request.environments) <= MOST_ENVIRONMENTS:
+        raise InvalidRequest(
+            f"register: environments: must be 1 to {MOST_ENVIRONMENTS}, got {len(request.environments)}"
+        )
+    hosted: dict[str, HostedEnvironment] = {}
+    for info in request.environments:
+        called = name(info.name, field="register: environments.name")
+        if called in hosted:
+            raise InvalidRequest(f"register: environments: names must be unique, got {called} twice")
+        version = name(info.version, field="register: environments.version")
+        hosted[called] = HostedEnvironment(version=version, scores=info.scores)
+    return hosted
+
+
+def check_may_join(shown: access.Role | None, role: Role) -> None:
+    """Raises Forbidden for a caller whose credentials show another role; a reward service also hosts environments."""
+    may = {role.value} | ({access.Role.REWARD.value} if role is Role.ENVIRONMENT else set())
+    if shown is not None and shown.value not in may:
+        raise Forbidden(f"register: the caller is a {shown}, it may not join as a {role.value}")
 
 
 def places_from(request: pb.ReportPlacesRequest) -> list[Place]:

@@ -13,7 +13,9 @@ from services.coordinator.api.disk_patience import DiskPatience
 from services.coordinator.api.group_listing import find_payload, find_row, group_lines, line_of
 from services.coordinator.api.registrations import (
     LARGEST_CAPACITY,
+    check_may_join,
     check_registration,
+    environments_from,
     outcome_from,
     places_from,
     serves_own_weights,
@@ -26,7 +28,7 @@ from services.coordinator.wire.messages import statement_from
 from sluice import PROTOCOL_VERSION
 from sluice.addresses import host_of
 from sluice.config.load import dump_config
-from sluice.errors import DiskFull, Expired, Forbidden, InvalidRequest, NotReady
+from sluice.errors import DiskFull, Expired, InvalidRequest, NotReady
 from sluice.policy_version import OWN_WEIGHTS
 from sluice.rpc import access
 from sluice.rpc.event_stream import PROCESS_KEY, SEQUENCE_KEY
@@ -245,8 +247,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 f"{PROTOCOL_VERSION}",
                 fix="run one version of sluice everywhere",
             )
-        if (caller_role := caller()) is not None and caller_role.value != role.value:
-            raise Forbidden(f"register: the caller is a {caller_role}, it may not join as a {role.value}")
+        check_may_join(caller_role := caller(), role)
+        environments = environments_from(request)
         self._check_model(request, role)
         own_weights = role is Role.ROLLOUT and serves_own_weights(request, wanted=parts.evaluates_only)
         if role is Role.LEARNER:
@@ -262,6 +264,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             engine=request.engine,
             device=request.device,
             host=request.host or host_of(request.address),
+            environments=environments,
+            shown_role="" if caller_role is None else caller_role.value,
             own_weights=own_weights,
             version=OWN_WEIGHTS if own_weights else None,
         )
@@ -286,7 +290,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         )
 
     def _check_model(self, request: pb.RegisterRequest, role: Role) -> None:
-        if role is Role.REWARD:
+        if role.needs_no_weights:
             return
         ours = self._parts.identity
         for what, theirs, own in (

@@ -55,7 +55,7 @@ class HostedEnvironment:
 
     version: str
     scores: bool
-    """Whether its episodes end with a score."""
+    """Whether its episodes end with a score; otherwise a grader scores them."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -78,6 +78,8 @@ class Member:
     """The environments that a server of environments hosts, by name."""
     host: str = ""
     """The label of the member's machine, or the host in its address where it tells none."""
+    shown_role: str = ""
+    """The role in the process's credentials, for calls to it; empty: `role`. A reward service hosts environments too."""
     state: State = State.REGISTERED
     reason: str = ""
     """Why the member is quarantined or lost."""

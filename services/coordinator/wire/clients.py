@@ -140,7 +140,8 @@ class Clients:
         if member.gone.is_set():
             raise Unavailable(f"{member.service_id} at {member.address} is gone")
         if member not in self._peers:
-            channel = open_channel(member.address, credentials=self._credentials, to=AccessRole(member.role.value))
+            to = AccessRole(member.shown_role or member.role.value)
+            channel = open_channel(member.address, credentials=self._credentials, to=to)
             self._peers[member] = _Peer(channel=channel, stub=_STUB[member.role](channel))
             task = asyncio.create_task(self._close_when_gone(member))
             self._closers.add(task)
