@@ -120,7 +120,7 @@ class Scorer:
         )
 
     def _given(self, samples: Sequence[SampleToScore]) -> ScoredGroup:
-        """The environment's verdicts, checked and shaped; no grader is asked."""
+        """The environment's verdicts, checked and shaped; no grader is asked. The environment names itself to the coordinator."""
         outcomes = [Outcome(status="ok", grade=sample.given) for sample in samples]
         rewards = [self._reward(sample, outcome) for sample, outcome in zip(samples, outcomes, strict=True)]
         return ScoredGroup(rewards=rewards, grader=ENVIRONMENT, grader_version="")

@@ -1,6 +1,7 @@
 """Environments hosted by the reward process: real worker processes, real gRPC. One server for all faults."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -80,6 +81,7 @@ async def test_episodes_go_on_beside_every_fault_of_an_environment(tmp_path: Pat
     environments = {
         "counting": {"environment": f"{CASES}:Counting", "workers": 1, "episodes": 4, "settings": {"greeting": "hi"}},
         "waiting": {"environment": f"{CASES}:Waiting", "workers": 1, "settings": {"told": str(told)}},
+        "python": {"environment": "python", "workers": 1, "settings": {"wall_s": 1.0, "output_chars": 40}},
     }
     async with stub_of(environments, turn_timeout_s=20.0) as (stub, host):
         counting = Player(stub, "counting")
@@ -87,11 +89,13 @@ async def test_episodes_go_on_beside_every_fault_of_an_environment(tmp_path: Pat
         assert [(one.name, one.version, one.scores) for one in listed] == [
             ("counting", "7", True),
             ("waiting", "7", False),
+            ("python", "1", False),
         ]
         await _an_episode_has_one_answer_a_turn(counting)
         await _places_and_bad_requests(counting)
         await _wrong_answers(counting)
         await _slow_ones_hold_nobody(counting, Player(stub, "waiting"))
+        await _programs_run_shut_in(Player(stub, "python"))
         await _a_process_that_ends(counting)
         await _a_lease(counting, host)
         assert host.running == 0
@@ -126,7 +130,9 @@ async def _places_and_bad_requests(player: Player) -> None:
     await player.refused(player.open("p4"), grpc.StatusCode.RESOURCE_EXHAUSTED, "all of its 4 places are taken")
     await asyncio.gather(*(player.close(f"p{place}") for place in range(4)))
     invalid = grpc.StatusCode.INVALID_ARGUMENT
-    await player.refused(player.open("b", environment="no"), invalid, "must be one of counting, waiting, got 'no'")
+    await player.refused(
+        player.open("b", environment="no"), invalid, "must be one of counting, waiting, python, got 'no'"
+    )
     await player.refused(player.open("b", arguments_json="[]"), invalid, "arguments_json: must be a JSON object")
     await player.refused(player.open("b", lease_s=float("nan")), invalid, "lease_s")
     user = common.ChatMessage(role="user", content="x")
@@ -167,6 +173,26 @@ async def _slow_ones_hold_nobody(counting: Player, waiting: Player) -> None:
     assert [one.messages[0].content for one in slow] == ["slowly"] * 3
     assert took_s < 20 * 0.4, "one after another they would take 8 s for their sleep alone"
     await asyncio.gather(*map(waiting.close, names), *(counting.close(f"s{place}") for place in range(3)))
+
+
+async def _programs_run_shut_in(player: Player) -> None:
+    assert [tool.name for tool in (await player.open("py")).tools] == ["run_python"]
+    programs = {
+        "print(6 * 7)": "42",
+        "1 / 0": "by zero",
+        "import time\ntime.sleep(9)": "did not end within 1 s",
+        "print('x' * 100)": "[60 characters left out]",
+    }
+    calls = [
+        common.ToolCall(name="run_python", id=str(place), arguments_json=json.dumps({"code": program}))
+        for place, program in enumerate(programs)
+    ]
+    answers = (await player.step("py", 0, "", message=common.ChatMessage(role="assistant", tool_calls=calls))).messages
+    assert [answer.tool_call_id for answer in answers] == ["0", "1", "2", "3"]
+    for answer, said in zip(answers, programs.values(), strict=True):
+        assert said in answer.content
+    assert (await player.step("py", 1, "42")).done
+    await player.close("py")
 
 
 async def _a_process_that_ends(player: Player) -> None:

@@ -96,8 +96,7 @@ def _value(node: ast.expr) -> Number:
 
 
 def _check_power(base: Number, exponent: Number) -> None:
-    whole = isinstance(base, int) and isinstance(exponent, int)
-    if whole and abs(exponent) * max(base.bit_length(), 1) > MOST_BITS:
+    if isinstance(base, int) and isinstance(exponent, int) and abs(exponent) * max(base.bit_length(), 1) > MOST_BITS:
         raise ValueError("the power is too large")
 
 

@@ -2,8 +2,8 @@
 files or the service's environment, under limits of time and memory (docs/rewards.md). The policy reads what the program
 prints, errors included. A turn without a call ends the episode; a grader scores it.
 
-Settings: `cpu_s` (4), `wall_s` (8), `memory_bytes` (512 MiB), `output_chars` (4000), `isolation` (`required`; `if_possible` runs
-programs also where the machine permits no isolation).
+Settings: `cpu_s` (4), `wall_s` (8), `memory_bytes` (512 MiB), `output_chars` (4000), `isolation` (`required`; `if_possible`
+runs programs also where the machine permits no isolation).
 """
 
 from collections.abc import Mapping

@@ -28,7 +28,7 @@ MOST_CHARACTERS: Final = 1_000
 _SUFFIXES = (".txt", ".md")
 _WORD = re.compile(r"\w+")
 _K1, _B = 1.5, 0.75
-"""Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond (2009), section 3.5: 1.2 to 2, and .5 to .8."""
+"""Robertson and Zaragoza, The Probabilistic Relevance Framework (2009), section 3.5: 1.2 to 2, and .5 to .8."""
 _READING = threading.Lock()
 
 
