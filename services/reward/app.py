@@ -4,15 +4,22 @@ Waits: for the coordinator (`Registration`, which gives up in time), then for a 
 service tells the coordinator that it is leaving, lets running calls end and stops.
 """
 
-from contextlib import AbstractAsyncContextManager
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 
 import grpc
 import structlog
 
 from services.reward.alarm import GradingAlarm
+from services.reward.environments.host import EnvironmentHost
+from services.reward.environments.servicer import SERVICE_NAME as ENVIRONMENT_SERVICE
+from services.reward.environments.servicer import EnvironmentServicer, infos
+from services.reward.environments.starting import open_environments
 from services.reward.ports import Graders
 from services.reward.routing import Router
-from services.reward.sandbox.grader_handle import Limits
+from services.reward.sandbox.guarded_process import Limits
 from services.reward.sandbox.pools import GraderPools
 from services.reward.sandbox.protections import check_programs, say_protections
 from services.reward.scoring import OverlongBuffer, Scorer
@@ -27,7 +34,7 @@ from sluice.rpc.metrics_gate import MetricsGate
 from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
 from sluice.telemetry.prometheus import Exporter
-from sluice.v1 import coordinator_pb2, reward_pb2, reward_pb2_grpc
+from sluice.v1 import coordinator_pb2, environment_pb2_grpc, reward_pb2, reward_pb2_grpc
 
 log = structlog.get_logger(__name__)
 
@@ -65,12 +72,15 @@ async def serve(options: ServiceOptions) -> None:
         await say_protections()
         router = Router(config.reward.routes, allow_unsandboxed=config.reward.allow_unsandboxed)
         await check_programs(router.must_shut_in)
-        async with open_graders(config, router) as pools:
-            server = await make_reward_server(config, router, pools, exporter, credentials=options.credentials)
+        async with open_graders(config, router) as pools, open_environments(config) as host:
+            server = await make_reward_server(
+                config, router, pools, exporter, credentials=options.credentials, environments=host
+            )
             port = await server.start(bind=options.bind, port=options.port)
             try:
                 membership.serves(port=port, metrics_port=metrics_port)
-                await membership.stay()
+                async with hosting(options, host, port=port):
+                    await membership.stay()
                 await membership.leave()
             finally:
                 await server.stop(grace_s=0.8 * config.launch.grace_s)
@@ -80,10 +90,48 @@ async def serve(options: ServiceOptions) -> None:
     log.info("stopped")
 
 
+@asynccontextmanager
+async def hosting(options: ServiceOptions, host: EnvironmentHost, *, port: int) -> AsyncIterator[None]:
+    """Is in the run a second time meanwhile, as a server of environments at the same address, where there are any."""
+    if not host.hosted:
+        yield
+        return
+
+    def describe() -> coordinator_pb2.RegisterRequest:
+        return coordinator_pb2.RegisterRequest(
+            role=coordinator_pb2.SERVICE_ROLE_ENVIRONMENT, capacity=host.capacity, environments=infos(host)
+        )
+
+    service_id = options.service_id and f"{options.service_id}-environments"
+    membership = Membership(
+        replace(options, service_id=service_id),
+        describe=describe,
+        beat=lambda: coordinator_pb2.HeartbeatRequest(running=host.running),
+    )
+    membership.serves(port=port, metrics_port=None)
+    try:
+        async with asyncio.TaskGroup() as group:
+            beating = group.create_task(membership.stay_beside())
+            yield
+            beating.cancel()
+        await membership.leave()
+    finally:
+        await membership.registration.close()
+
+
 async def make_reward_server(
-    config: Config, router: Router, graders: Graders, exporter: Exporter, *, credentials: Credentials = NO_CREDENTIALS
+    config: Config,
+    router: Router,
+    graders: Graders,
+    exporter: Exporter,
+    *,
+    credentials: Credentials = NO_CREDENTIALS,
+    environments: EnvironmentHost | None = None,
 ) -> RpcServer:
-    """A server over running graders, not yet started. Raises LaunchError when the self-check failed."""
+    """A server over running graders, and over environments where there are any, not yet started.
+
+    Raises LaunchError when the self-check failed.
+    """
     scorer = make_scorer(config, graders, router)
     # What the recipe routes elsewhere has no known answer: a route "*" takes even the built-in data sources.
     known = [row for row in KNOWN if not router.is_routed_by_recipe(row.question.data_source)]
@@ -94,10 +142,14 @@ async def make_reward_server(
 
     def register(server: grpc.aio.Server) -> None:
         reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, server)
+        if environments is not None and environments.hosted:
+            of_environments = EnvironmentServicer(environments, turn_timeout_s=config.rollout.turn_timeout_s)
+            environment_pb2_grpc.add_EnvironmentServiceServicer_to_server(of_environments, server)
 
+    hosts = environments is not None and bool(environments.hosted)
     return make_server(
         register,
-        services=[SERVICE_NAME],
+        services=[SERVICE_NAME, *([ENVIRONMENT_SERVICE] if hosts else [])],
         credentials=credentials,
         calls_per_s=config.network.max_calls_per_s,
         exporter=exporter,

@@ -37,13 +37,19 @@ _ALWAYS_GROUP = ("data_sources", _GROUP_MARK, "ground_truths", "extra_infos")
 
 def load(place: str, settings: Mapping[str, object]) -> "Function | GroupFunction":
     """The verifier of `where:function`. Raises every error of the import, and ValueError for a function of another form."""
+    module, function = load_callable(place, what="function")
+    kind = GroupFunction if _GROUP_MARK in inspect.signature(function).parameters else Function
+    return kind(place, function, version_of(module), settings)
+
+
+def load_callable(place: str, *, what: str) -> tuple[ModuleType, Callable[..., Any]]:
+    """The module and the `what` that `where:name` names. Raises every error of the import, ValueError where it is not there."""
     where, _, name = place.rpartition(":")
     module = _from_file(Path(where)) if where.endswith(".py") else import_module(where)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"{place}: {where} has no function {name!r}")
-    kind = GroupFunction if _GROUP_MARK in inspect.signature(function).parameters else Function
-    return kind(place, function, _version(module), settings)
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ValueError(f"{place}: {where} has no {what} {name!r}")
+    return module, found
 
 
 def import_module(name: str) -> ModuleType:
@@ -227,7 +233,8 @@ def _modules_of(folder: Path) -> Iterator[None]:
             sys.path.append(str(folder))
 
 
-def _version(module: ModuleType) -> str:
+def version_of(module: ModuleType) -> str:
+    """What the module states as its `VERSION`, or else a digest of its source."""
     stated = getattr(module, "VERSION", None)
     if stated is not None:
         return str(stated)

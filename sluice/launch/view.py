@@ -309,7 +309,7 @@ def _services(services: Sequence[pb.ServiceStatus], *, newest: common_pb2.Policy
 
 def _version(service: pb.ServiceStatus, newest: common_pb2.PolicyVersion) -> str:
     """The version that a service holds, and how many versions a rollout is behind."""
-    if service.role == pb.SERVICE_ROLE_REWARD:
+    if service.role in (pb.SERVICE_ROLE_REWARD, pb.SERVICE_ROLE_ENVIRONMENT):
         return ""
     behind = newest.number - service.version.number if service.HasField("version") else 0
     lag = f" ({behind} behind)" if service.role == pb.SERVICE_ROLE_ROLLOUT and behind > 0 else ""

@@ -80,6 +80,10 @@ class Membership:
             for task in (beating, *waits):
                 task.cancel()
 
+    async def stay_beside(self) -> None:
+        """Registers and heartbeats until cancelled: for a process that is in a run a second time, in another role."""
+        await self.registration.keep_alive()
+
     async def leave(self) -> None:
         """Tells the coordinator that this process leaves, because its work is done or somebody ends it."""
         self._leaving = True

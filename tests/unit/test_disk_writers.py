@@ -39,7 +39,7 @@ WRITERS = {
     "services/learner/worker.py": LEFT_OUT,
     "services/reward/rescore/__main__.py": ONE_LINE,
     "services/reward/sandbox/code_child.py": NOT_THE_RUN,
-    "services/reward/sandbox/grader_process.py": NOT_THE_RUN,
+    "services/reward/sandbox/entering.py": NOT_THE_RUN,
     "services/reward/sandbox/isolation.py": NOT_THE_RUN,
     "services/reward/sandbox/small_root.py": NOT_THE_RUN,
     "services/reward/verifiers/code.py": NOT_THE_RUN,

@@ -1,60 +1,16 @@
-"""The service's handle on one worker process (grader_process.py) and its guard: start, give a job, read outcomes, kill.
+"""The service's handle on one grader process (grader_process.py): give a job, read outcomes.
 
-Every wait has a limit: START_LIMIT_S for the process to load a verifier, the caller's limit for one outcome, _REAP_LIMIT_S
-for a killed process to go. Every failure on the pipe is a `WorkerDied`; afterwards the handle is only good for `kill`.
+Every wait has a limit: START_LIMIT_S for the process to load a verifier, the caller's limit for one outcome. Every failure on
+the pipe is a `WorkerDied`; afterwards the handle is only good for `kill`.
 """
 
 import asyncio
-import json
-import os
-import re
-import signal
-import sys
-from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
-
-import structlog
 
 from services.reward.ports import Completion, Grade, Job, Outcome
-from services.reward.sandbox.frames import Frame, encode, receive
+from services.reward.sandbox.guarded_process import START_LIMIT_S, GuardedProcess, Limits, WorkerDied
 from sluice.clock import Clock
-from sluice.process.child import module_command
-
-log = structlog.get_logger(__name__)
-
-START_LIMIT_S: Final = 60.0
-"""Limit for a process to start and import a verifier: reasoning-gym takes 3 s on an idle core."""
-
-_REAP_LIMIT_S = 5.0
-
-_USUAL = re.compile(
-    "PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_[A-Z]+|TZ|TMPDIR|TEMP|TMP|LD_LIBRARY_PATH|VIRTUAL_ENV|CONDA_PREFIX|PYTHON[A-Z]+|"
-    "(?i:(?:https?|all|no)_proxy)|SSL_CERT_(?:FILE|DIR)|(?:REQUESTS|CURL)_CA_BUNDLE|CUDA_[A-Z_]+|NVIDIA_[A-Z_]+|NLTK_DATA|"
-    "XDG_[A-Z]+_(?:HOME|DIR)|HF_HOME|HF_HUB_OFFLINE|TRANSFORMERS_OFFLINE"
-)
-"""Names of variables that programs need to work and that hold no secret: a grader reads what it is given."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """The limits of every worker process."""
-
-    timeout_s: float
-    """Wall clock of one sample."""
-    memory_bytes: int
-    """Address space of each process of a grader."""
-    file_bytes: int
-    """Largest file that a grader can write."""
-    max_processes: int
-    """Processes and threads, the worker included, where the machine permits such a limit (isolation.py)."""
-    recycle_after: int
-    """Samples after which a process is replaced, so that a library's leaks stay small."""
-    environment: Sequence[str] = ()
-    """Variables of the service's environment that a grader sees besides the usual ones (`_USUAL`)."""
-    network: bool = False
-    """Whether a grader may use the network; False takes effect where the machine permits namespaces (isolation.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,45 +23,21 @@ class Begun:
     """Whether all completions are judged at once, so that all outcomes come at the end."""
 
 
-class WorkerDied(Exception):
-    """The process ended, is frozen, or sent bytes that are no frame."""
-
-
 class Refused(Exception):
     """The verifier cannot be loaded, so no sample of the job can be graded."""
 
 
-class WorkerProcess:
+class WorkerProcess(GuardedProcess):
     """One process, one job at a time. `start` makes a WorkerProcess."""
 
+    MODULE = "services.reward.sandbox.grader_process"
+
     def __init__(self, process: asyncio.subprocess.Process, limits: Limits, clock: Clock) -> None:
-        self._process = process
-        self._limits, self._clock = limits, clock
+        super().__init__(process, limits, clock)
         self.graded = 0
         """Samples given to the process so far."""
         self._loaded: set[str] = set()
         """Verifiers that the process has imported."""
-
-    @classmethod
-    async def start(cls, limits: Limits, clock: Clock) -> "WorkerProcess":
-        """Starts a guard and the worker process below the guard, in a session of their own."""
-        process = await asyncio.create_subprocess_exec(
-            *(
-                *module_command("services.reward.sandbox.grader_process"),
-                str(os.getpid()),
-                json.dumps(asdict(limits)),
-            ),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            env=_environment(limits.environment),
-        )
-        return cls(process, limits, clock)
-
-    @property
-    def pid(self) -> int:
-        """Process id of the guard."""
-        return self._process.pid
 
     async def begin(self, job: Job, completions: Sequence[Completion]) -> "Begun":
         """Hands over the completions; returns the verifier's version and way of judging.
@@ -145,57 +77,3 @@ class WorkerProcess:
             return Outcome(status="timeout", detail=reply["timeout"])
         grade = Grade(**reply["grade"])
         return Outcome(status=grade.status, grade=grade)
-
-    async def kill(self) -> None:
-        """Ends the process and every process below; returns when none of these processes lives any more."""
-        with suppress(ProcessLookupError):
-            self._process.terminate()
-        try:
-            async with asyncio.timeout(_REAP_LIMIT_S):
-                await self._process.wait()
-        except TimeoutError:  # the guard was stopped, or a process below is in an uninterruptible sleep
-            log.warning("grader_not_reaped", pid=self.pid, waited_s=_REAP_LIMIT_S)
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-
-    async def _within(self, limit_s: float, work: Coroutine[Any, Any, Frame]) -> Frame:
-        """The result of `work`. Raises TimeoutError after `limit_s` on the injected clock."""
-        working, alarm = asyncio.create_task(work), asyncio.create_task(self._clock.sleep(limit_s))
-        try:
-            await asyncio.wait((working, alarm), return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise TimeoutError
-            return working.result()
-        finally:
-            working.cancel()
-            alarm.cancel()
-
-    async def _exchange(self, frame: Frame) -> Frame:
-        await self._send(frame)
-        return await self._receive()
-
-    async def _send(self, frame: Frame) -> None:
-        assert self._process.stdin is not None
-        if self._process.stdin.is_closing():  # uvloop has noticed the death and would raise RuntimeError
-            raise WorkerDied("the grader process is gone")
-        try:
-            self._process.stdin.write(encode(frame))
-            await self._process.stdin.drain()
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise WorkerDied("the grader process is gone") from error
-
-    async def _receive(self) -> Frame:
-        assert self._process.stdout is not None
-        try:
-            return await receive(self._process.stdout)
-        except (asyncio.IncompleteReadError, ConnectionResetError) as error:
-            raise WorkerDied("the grader process ended") from error
-        except ValueError as error:  # a grader found the pipe and wrote to it
-            raise WorkerDied(f"the grader process sent what is not a frame: {error}") from error
-
-
-def _environment(more: Sequence[str]) -> dict[str, str]:
-    """What a grader sees of this process' environment, with one thread a library and with this process' module path."""
-    seen = {name: value for name, value in os.environ.items() if name in more or _USUAL.fullmatch(name)}
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**seen, **threads, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

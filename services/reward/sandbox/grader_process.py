@@ -6,34 +6,25 @@ completion hangs; a verifier that judges the group at once (`whole`) answers for
 output goes to /dev/null and its input is empty: the pipes are moved to other descriptors first. The process ends with its
 guard (guard.py), at any moment, and at the end of its input.
 
-The process runs under limits of memory, file size, processes and network (LIMITS, JSON: grader_handle.Limits) and, as a
+The process runs under limits of memory, file size, processes and network (LIMITS, JSON: guarded_process.Limits) and, as a
 backstop, of CPU time. The service enforces the wall-clock limit from outside (pool.py).
 """
 
 import json
 import math
-import os
 import resource
 import sys
 from typing import BinaryIO
 
 from services.reward.ports import Completion, Question
-from services.reward.sandbox import privileges
+from services.reward.sandbox.entering import enter
 from services.reward.sandbox.frames import Frame, read, write
-from services.reward.sandbox.guard import guarded
-from services.reward.sandbox.isolation import limit
 from services.reward.sandbox.loading import Asked, describe
 
 
 def main() -> None:
     """Serves jobs until the input ends."""
-    parent_pid, limits = int(sys.argv[1]), json.loads(sys.argv[2])
-    guarded(parent_pid, network=limits["network"], max_processes=limits["max_processes"])
-    limit(resource.RLIMIT_AS, limits["memory_bytes"])
-    limit(resource.RLIMIT_FSIZE, limits["file_bytes"])
-    limit(resource.RLIMIT_CORE, 0)
-    privileges.give_up()
-    jobs, replies = _move_pipes_away()
+    jobs, replies = enter(int(sys.argv[1]), json.loads(sys.argv[2]))
     while (job := read(jobs)) is not None:
         _serve(job, replies)
 
@@ -64,16 +55,6 @@ def _allow_cpu(timeout_s: float) -> None:
     soft = math.ceil(used_s.ru_utime + used_s.ru_stime + 2 * timeout_s + 1)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
-
-
-def _move_pipes_away() -> tuple[BinaryIO, BinaryIO]:
-    """Keeps stdin and stdout under private descriptors that no child inherits; 0 and 1 become /dev/null."""
-    jobs, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    os.close(null)
-    return jobs, replies
 
 
 if __name__ == "__main__":

@@ -110,6 +110,19 @@ def grade(*, question: Question, text: str, finished: bool, settings: Settings =
     )
 
 
+def play(program: str, settings: Settings) -> tuple[bool, str]:
+    """Runs a program once, without input: whether it ended well, and what it printed, its errors included.
+
+    Raises as `grade` does.
+    """
+    if settings.isolation == "required" and (problem := sandbox_problem()):
+        raise RuntimeError(f"code: {problem}")
+    check_room(Path(tempfile.gettempdir()), _ROOM_BYTES)
+    with tempfile.TemporaryDirectory(prefix="sluice-code-") as folder:
+        (Path(folder) / "program.py").write_text(program, encoding="utf-8", errors="replace")
+        return _Budget(settings, Path(folder)).played(["stdin"], "", stderr=subprocess.STDOUT)
+
+
 @functools.cache
 def promises() -> frozenset[str]:
     """What programs are kept from on this machine: those of shutting_in.PROMISES that hold."""
@@ -178,6 +191,11 @@ class _Budget:
         """The output of a run; None when the run failed or used up its CPU time. Raises TimeoutError as `grade` does."""
         if self._cpu_left_s <= 0:
             return None
+        ended, printed = self.played(mode, given)
+        return printed if ended else None
+
+    def played(self, mode: list[str], given: str, *, stderr: int = subprocess.DEVNULL) -> tuple[bool, str]:
+        """Whether the run ended well, and its output. Raises TimeoutError as `grade` does."""
         limits = {
             "cpu_s": math.ceil(self._cpu_left_s + _START_S),
             "memory_bytes": self._settings.memory_bytes,
@@ -203,7 +221,7 @@ class _Budget:
                     command,
                     stdin=stdin,
                     stdout=stdout,
-                    stderr=subprocess.DEVNULL,
+                    stderr=stderr,
                     cwd=work,
                     env=_ENVIRONMENT,
                     start_new_session=True,
@@ -216,9 +234,7 @@ class _Budget:
             os.close(begun)
         if not has_begun:
             raise RuntimeError("code: the program could not be shut in this time, or its interpreter did not start")
-        if not ended:
-            return None
-        return paths[2].read_bytes().decode("utf-8", errors="replace")
+        return ended, paths[2].read_bytes().decode("utf-8", errors="replace")
 
     def _until_ended(self, process: "subprocess.Popen[bytes]") -> bool:
         """Whether the process ended well. Books the process's time and ends its whole session."""
