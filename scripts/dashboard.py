@@ -76,6 +76,13 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         Panel("Tokens in the loss", ("learner/trained_tokens",)),
         Panel("Prompt tokens not computed again", ("learner/prompt_tokens_saved",)),
     ),
+    "Episodes": (
+        Panel("Turns of an episode", ("episode/turns_mean",)),
+        Panel("Tool calls of an episode", ("episode/tool_calls_mean",)),
+        Panel("Observed tokens of an episode", ("episode/observed_mean_tokens",)),
+        Panel("Environment's answer to a turn", ("episode/environment_s",)),
+        Panel("Episodes begun again", ("episode/restarts",)),
+    ),
     "Staleness and off-policy": (
         Panel("Age trained", ("staleness/age_mean_steps", "staleness/age_max_steps", "staleness/bound_steps")),
         Panel(

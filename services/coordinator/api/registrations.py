@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 from services.coordinator.api.scale_orders import Outcome
-from services.coordinator.state.member import HostedEnvironment, Role
+from services.coordinator.state.member import EnvironmentInfo, Role
 from services.coordinator.state.places import Place
 from sluice.errors import Forbidden, InvalidRequest, NotReady
 from sluice.rpc import access
@@ -41,7 +41,7 @@ def check_registration(request: pb.RegisterRequest) -> None:
             name(group_id, field="register: trained.group_ids")
 
 
-def environments_from(request: pb.RegisterRequest) -> dict[str, HostedEnvironment]:
+def environments_from(request: pb.RegisterRequest) -> dict[str, EnvironmentInfo]:
     """Wire -> core: what an environment server hosts, by name. Raises InvalidRequest."""
     if request.role != pb.SERVICE_ROLE_ENVIRONMENT:
         if request.environments:
@@ -51,13 +51,13 @@ def environments_from(request: pb.RegisterRequest) -> dict[str, HostedEnvironmen
         raise InvalidRequest(
             f"register: environments: must be 1 to {MOST_ENVIRONMENTS}, got {len(request.environments)}"
         )
-    hosted: dict[str, HostedEnvironment] = {}
+    hosted: dict[str, EnvironmentInfo] = {}
     for info in request.environments:
         called = name(info.name, field="register: environments.name")
         if called in hosted:
             raise InvalidRequest(f"register: environments: names must be unique, got {called} twice")
         version = name(info.version, field="register: environments.version")
-        hosted[called] = HostedEnvironment(version=version, scores=info.scores)
+        hosted[called] = EnvironmentInfo(version=version, scores=info.scores)
     return hosted
 
 

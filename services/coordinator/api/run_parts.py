@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from services.coordinator.api.learner_meetings import LearnerMeetings
 from services.coordinator.api.learner_seat import LearnerSeat
 from services.coordinator.api.scale_orders import ScaleOrders
+from services.coordinator.episodes.player import Player
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.loggers.all_loggers import Loggers
@@ -52,6 +53,8 @@ class RunParts:
     learner: LearnerSeat
     repair: Repair
     cache_use: CacheUse
+    player: Player | None
+    """Plays episodes; None without environments."""
     meetings: LearnerMeetings = field(default_factory=LearnerMeetings)
     scale_orders: ScaleOrders = field(default_factory=ScaleOrders)
     launchers: int = 0
@@ -62,6 +65,10 @@ class RunParts:
         async with contextlib.AsyncExitStack() as closing:
             closing.push_async_callback(self.store.close)
             closing.push_async_callback(self.clients.close)
+            if self.player is not None:
+                closing.push_async_callback(
+                    self.player.close
+                )  # over the clients' channels, so it is called before them
             closing.push_async_callback(self.loggers.close)
 
     async def roll_back(self) -> None:

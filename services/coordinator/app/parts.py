@@ -6,9 +6,12 @@ from services.coordinator.api.learner_seat import LearnerSeat
 from services.coordinator.api.run_parts import RunParts
 from services.coordinator.app.opening import Data, OpenedRun
 from services.coordinator.app.options import Options
+from services.coordinator.episodes.chat import chat_of
+from services.coordinator.episodes.player import Player
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.groups.grading import Grading
+from services.coordinator.prompts.render import load_tokenizer
 from services.coordinator.recovery.repair import Repair
 from services.coordinator.recovery.rollback import Rollbacks
 from services.coordinator.run.commits import Commits
@@ -23,7 +26,7 @@ from services.coordinator.state.run_context import RunContext
 from services.coordinator.weights.prober import Prober
 from services.coordinator.weights.push import WeightPush
 from services.coordinator.wire.clients import Clients
-from sluice.errors import ConfigError
+from services.coordinator.wire.episode_clients import EpisodeClients
 from sluice.model_identity import vocabulary_size
 
 log = structlog.get_logger(__name__)
@@ -36,14 +39,10 @@ _MOST_KEPT_CHECKED = 64
 def make_parts(opened: OpenedRun, options: Options) -> RunParts:
     """All parts, wired, and without any group yet: resuming.py puts the groups of Redis back."""
     run, records, meta = opened.run, opened.records, opened.meta
-    if run.config.environments:
-        raise ConfigError(
-            "environments: this version checks rows, servers and tokens of episodes and does not play them yet, got "
-            f"{', '.join(run.config.environments)}; leave the section out"
-        )
     clients = Clients(options.credentials, vocabulary=vocabulary_size(run.config.model.path))
     push_times, cache_use = PushTimes(), CacheUse()
     grading = Grading(config=run.config, fleet=run.fleet, rewards=clients, clock=run.clock)
+    player = _player(run, clients)
     conductor = Conductor(
         run,
         records,
@@ -52,11 +51,12 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
         prompts=opened.feed,
         cursor=meta.get("cursor", ""),
         admissions=int(meta.get("admissions", 0)),
+        player=player,
     )
     assigner = Assigner(run, records)
     rollbacks = Rollbacks(run, records, assigner=assigner, made=opened.rolled_back, idle=options.idle)
     repair = Repair(run, records, conductor=conductor, assigner=assigner)
-    evaluator = Evaluator(run, rollouts=clients, grading=grading, sets=opened.data.held_out)
+    evaluator = Evaluator(run, rollouts=clients, grading=grading, sets=opened.data.held_out, player=player)
 
     def situation() -> Situation:
         return Situation(
@@ -122,7 +122,18 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
         ),
         repair=repair,
         cache_use=cache_use,
+        player=player,
     )
+
+
+def _player(run: RunContext, clients: Clients) -> Player | None:
+    """Who plays episodes; None without environments, so that single answers load no second tokenizer."""
+    if not run.config.environments:
+        return None
+    config = run.config
+    chat = chat_of(load_tokenizer(config.model.path), template=config.data.template, renderer=config.model.renderer)
+    environments = EpisodeClients(clients)
+    return Player(config=run.config, fleet=run.fleet, clock=run.clock, environments=environments, chat=chat)
 
 
 def _prober(run: RunContext, clients: Clients, data: Data) -> Prober | None:

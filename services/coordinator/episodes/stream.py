@@ -77,7 +77,7 @@ class TokenStream:
         )
         self._rewritten = None
 
-    def answered(self, messages: Sequence[Message], *, seconds: float = 0.0) -> None:
+    def answered(self, messages: Sequence[Message], seconds: float = 0.0) -> None:
         """Notes what the environment answered to the last turn."""
         self._turns[-1] = replace(self._turns[-1], answers=tuple(messages), answered_s=seconds)
 
@@ -89,7 +89,7 @@ class TokenStream:
         else:
             self._append(continuation.token_ids, np.zeros(len(continuation.token_ids), np.float32))
 
-    def to_sample(self, index: int, *, finish_reason: str, score: Score | None) -> Sample:
+    def to_sample(self, index: int, finish_reason: str, score: Score | None) -> Sample:
         """The episode so far; it ends with its last turn."""
         first, last = self._turns[0], self._turns[-1]
         return Sample(

@@ -17,12 +17,15 @@ from typing import Final
 
 import numpy as np
 
+from services.coordinator.episodes.group_episodes import GroupEpisodes
+from services.coordinator.episodes.group_turns import Reports
+from services.coordinator.episodes.player import Player
 from services.coordinator.groups.generation import Generation
 from services.coordinator.groups.grading import Grading
 from services.coordinator.groups.step_metrics import StepWindow
 from services.coordinator.state.group import Admission, Group, GroupFailed, Phase, group_id_of
 from services.coordinator.state.ledger_row import accepted_group, accepted_info, ledger_row, open_info
-from services.coordinator.state.member import Member, Role
+from services.coordinator.state.member import Member, needed_roles
 from services.coordinator.state.ports import Prompts, RolloutClient
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.prompt_places import note_place, place_before
@@ -48,8 +51,10 @@ class Conductor:
         prompts: Prompts,
         cursor: str,
         admissions: int,
+        player: Player | None = None,
     ) -> None:
-        """`cursor` and `admissions` are the last ones of an earlier process of this run."""
+        """`cursor` and `admissions` are the last ones of an earlier process of this run; `player` plays the episodes of rows
+        with an environment."""
         self._config, self._run_id, self._clock = run.config, run.run_id, run.clock
         self._board, self._fleet, self._progress = run.board, run.fleet, run.progress
         self._store, self._files, self._codec = records.store, records.files, records.codec
@@ -57,6 +62,10 @@ class Conductor:
         self._generation = Generation(
             run, rollouts=rollouts, report_tokens=lambda tokens: self.window.add_tokens(tokens)
         )
+        reports = Reports(
+            tokens=lambda tokens: self.window.add_tokens(tokens), began_again=lambda: self.window.add_restart()
+        )
+        self._episodes = player and GroupEpisodes(run, player=player, rollouts=rollouts, reports=reports)
         self._cursor, self._admissions = cursor, admissions
         self.window = StepWindow(started_s=run.clock.now(), known_parts=run.progress.part_names)
         self.failures_in_a_row = 0
@@ -120,7 +129,7 @@ class Conductor:
             and self._board.has_room()
             and self._is_needed()
             and self._queue_has_room()
-            and bool(self._fleet.of(Role.REWARD))
+            and all(self._fleet.of(role) for role in needed_roles(self._config) if role.needs_no_weights)
             and not (self.fails and (self._board.open or self._clock.now() < self._try_from_s))
         )
 
@@ -170,7 +179,7 @@ class Conductor:
         """Carries one group from admission to the queue or to another end."""
         self.last_progress_s = self._clock.now()
         try:
-            await self._generation.fill(group, member)
+            await self._fill(group, member)
             await self._grading.fill(group)
         except GroupFailed as failure:
             if group.rewards:
@@ -195,6 +204,18 @@ class Conductor:
         else:
             await self.end(group, f"filtered_{verdict.value}")
         self.failures_in_a_row = 0
+
+    async def _fill(self, group: Group, member: Member | None) -> None:
+        """Fills the group's samples; `member` has places for them."""
+        if not group.prompt.environment:
+            await self._generation.fill(group, member)
+            return
+        if member is not None:  # it let the group be admitted; episodes take a place for each turn
+            self._generation.give_back(member)
+        if self._episodes is None:
+            fault = f"the row names the environment {group.prompt.environment!r}, and the recipe has no environments"
+            raise GroupFailed(reason="environment", fault=fault)
+        await self._episodes.fill(group)
 
     async def _fail(self, group: Group, failure: GroupFailed) -> None:
         self.failures_in_a_row += 1

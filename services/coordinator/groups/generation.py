@@ -45,6 +45,11 @@ class Generation:
             member.outstanding += self._config.rollout.n
         return member
 
+    def give_back(self, member: Member) -> None:
+        """Gives back the places that `start_on` took."""
+        member.outstanding -= self._config.rollout.n
+        self._fleet.changed.notify()
+
     async def fill(self, group: Group, member: Member | None) -> None:
         """Fills `group.samples`, first on `member` if given; keeps samples of failed tries while they are young enough.
 
@@ -149,8 +154,7 @@ class Generation:
             self._fleet.lose_if_unreachable(member, error, now_s=self._clock.now())
             return error
         finally:
-            member.outstanding -= settings.n
-            self._fleet.changed.notify()
+            self.give_back(member)
             self._report_tokens(attempt.tokens)
         left = settings.n - len(group.samples)
         if left and left == interrupted:

@@ -8,7 +8,7 @@ import numpy as np
 import structlog
 
 from services.coordinator.state.board import Board
-from services.coordinator.state.group import Group, Phase, QueuedGroup
+from services.coordinator.state.group import Group, Phase, QueuedGroup, Sample
 from sluice.dapo.dynamic_sampling import Verdict
 from sluice.limits import MOST_PARTS
 
@@ -47,11 +47,15 @@ class StepWindow:
     statuses: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     unique: list[float] = field(default_factory=list)
+    episodes: list[Sample] = field(default_factory=list)
+    """Of rows with an environment."""
+    restarts: int = 0
 
     def add_scored(self, group: Group) -> None:
         """Counts a group that came back from its grader."""
         samples = group.samples.values()
         self.lengths += [sample.sampled_tokens for sample in samples]
+        self.episodes += [sample for sample in samples if sample.turns]
         self.truncated += sum(sample.finish_reason == "length" for sample in samples)
         self.unique.append(len({sample.token_ids.tobytes() for sample in samples}) / len(samples))
         self.statuses.update(reward.status for reward in group.rewards)
@@ -87,6 +91,10 @@ class StepWindow:
         """Counts completion tokens that arrived from a rollout."""
         self.tokens += tokens
 
+    def add_restart(self) -> None:
+        """Counts an episode that began again."""
+        self.restarts += 1
+
     def add_verdict(self, verdict: Verdict) -> None:
         """Counts the verdict on a group."""
         self.verdicts[verdict] += 1
@@ -112,6 +120,7 @@ class StepWindow:
             values["response/truncated_fraction"] = self.truncated / samples
             for status in ("unparsed", "timeout", "error"):
                 values[f"reward/{status}_fraction"] = self.statuses[status] / samples
+        values |= _episode_metrics(self.episodes, restarts=self.restarts)
         if self.accs:
             values["reward/generated_acc"] = float(np.mean(self.accs))
             values["reward/generated_raw_mean"] = float(np.mean(self.raw))
@@ -126,3 +135,18 @@ class StepWindow:
             values["staleness/age_max_steps"] = float(max(ages))
             values["reward/trained_mean"] = float(np.mean([group.shaped_mean for group in trained]))
         return values
+
+
+def _episode_metrics(episodes: list[Sample], *, restarts: int) -> dict[str, float]:
+    """Empty without an episode."""
+    if not episodes and not restarts:
+        return {}
+    values = {"episode/restarts": float(restarts)}
+    if episodes:
+        turns = [turn for sample in episodes for turn in sample.turns]
+        observed = [len(sample.token_ids) - sample.sampled_tokens for sample in episodes]
+        values["episode/turns_mean"] = len(turns) / len(episodes)
+        values["episode/tool_calls_mean"] = sum(len(turn.tools) for turn in turns) / len(episodes)
+        values["episode/observed_mean_tokens"] = float(np.mean(observed))
+        values["episode/environment_s"] = float(np.mean([turn.answered_s for turn in turns]))
+    return values

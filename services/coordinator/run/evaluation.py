@@ -8,12 +8,15 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import structlog
 
+from services.coordinator.episodes.player import Player
+from services.coordinator.episodes.rows import OpenedPrompt, Wanted
 from services.coordinator.groups.grading import Grading
 from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.evaluation_scores import PromptOutcome, accuracies, outcome
-from services.coordinator.state.group import PromptLike, Reward, Sample
+from services.coordinator.state.group import GroupFailed, PromptLike, Reward, Sample
 from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import RolloutClient, Sampling
 from services.coordinator.state.run_context import RunContext
@@ -44,8 +47,17 @@ class Evaluated:
 class Evaluator:
     """Runs one evaluation at a time."""
 
-    def __init__(self, run: RunContext, *, rollouts: RolloutClient, grading: Grading, sets: Sequence[HeldOut]) -> None:
-        """`sets` are all evaluation sets, the default set first; there may be none."""
+    def __init__(
+        self,
+        run: RunContext,
+        *,
+        rollouts: RolloutClient,
+        grading: Grading,
+        sets: Sequence[HeldOut],
+        player: Player | None = None,
+    ) -> None:
+        """`sets` are all evaluation sets, the default set first; there may be none. `player` plays episodes."""
+        self._player = player
         self._config, self._fleet, self._progress, self._clock = run.config, run.fleet, run.progress, run.clock
         self._rollouts, self._grading = rollouts, grading
         self._sets = {held_out.settings.name: held_out for held_out in sets}
@@ -158,7 +170,12 @@ class Evaluator:
             evaluation=True,
         )
         best = replace(drawn, temperature=0.0, top_p=1.0)
-        pinned = _Pinned(member=member, version=version, room=asyncio.Semaphore(max(1, member.capacity // n)))
+        pinned = _Pinned(
+            member=member,
+            version=version,
+            room=asyncio.Semaphore(max(1, member.capacity // n)),
+            turns=asyncio.Semaphore(member.capacity),
+        )
         of = f"{settings.name}-" if settings.name else ""
         async with asyncio.TaskGroup() as tasks:
             sampled = [
@@ -195,29 +212,79 @@ class Evaluator:
     async def _score(
         self, pinned: "_Pinned", sampling: Sampling, prompt: PromptLike, n: int, name: str
     ) -> tuple[list[Sample], list[Reward]]:
-        limit = min(self._config.eval.timeout_s, self._config.coordinator.generate_timeout_s)
         request_id = f"eval-{pinned.version.lineage}{pinned.version.number}-{name}"
-        async with pinned.room:
-            try:
-                samples: Mapping[int, Sample] = {
-                    sample.index: sample
-                    async for sample in self._rollouts.generate(
-                        pinned.member,
-                        request_id=request_id,
-                        prompt=prompt,
-                        seeds={index: _seed(prompt.prompt_id, index) for index in range(n)},
-                        sampling=sampling,
-                        timeout_s=limit,
-                        required_version=pinned.version,
-                    )
-                }
-            except SluiceError as error:
-                raise _RolloutFailed(error) from error
+        samples: Mapping[int, Sample]
+        if prompt.environment:
+            samples, prompt = await self._play(pinned, sampling, prompt, n, request_id)
+        else:
+            seeds = {index: _seed(prompt.prompt_id, index) for index in range(n)}
+            async with pinned.room:
+                samples = await self._samples(pinned, sampling, prompt, seeds, request_id)
         ordered = [samples[index] for index in sorted(samples)]
         if len(ordered) != n:
             short = SluiceError(f"evaluation: {pinned.member.service_id} returned {len(ordered)} of {n} samples")
             raise _RolloutFailed(short)
         return ordered, await self._grade(request_id, prompt, ordered)
+
+    async def _samples(
+        self, pinned: "_Pinned", sampling: Sampling, prompt: PromptLike, seeds: Mapping[int, int], request_id: str
+    ) -> dict[int, Sample]:
+        """What the pinned rollout answers to one request. Raises _RolloutFailed."""
+        try:
+            return {
+                sample.index: sample
+                async for sample in self._rollouts.generate(
+                    pinned.member,
+                    request_id=request_id,
+                    prompt=prompt,
+                    seeds=seeds,
+                    sampling=sampling,
+                    timeout_s=min(self._config.eval.timeout_s, self._config.coordinator.generate_timeout_s),
+                    required_version=pinned.version,
+                )
+            }
+        except SluiceError as error:
+            raise _RolloutFailed(error) from error
+
+    async def _play(
+        self, pinned: "_Pinned", sampling: Sampling, prompt: PromptLike, n: int, request_id: str
+    ) -> tuple[dict[int, Sample], PromptLike]:
+        """n episodes on the pinned rollout, and the prompt as their environment opened it."""
+        if self._player is None:
+            raise SluiceError(f"evaluation: a row names the environment {prompt.environment!r}, the recipe has none")
+        turns = [
+            _PinnedTurns(self, pinned, sampling, prompt=prompt, index=index, request_id=request_id)
+            for index in range(n)
+        ]
+        wanted = [
+            Wanted(name=f"{request_id}.{index}", index=index, prompt=prompt, seed=_seed(prompt.prompt_id, 0))
+            for index in range(n)
+        ]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                playing = [tasks.create_task(self._player.play(*one)) for one in zip(wanted, turns, strict=True)]
+        except BaseExceptionGroup as failures:
+            error = first_error(failures)
+            raise SluiceError(f"evaluation: {error}") if isinstance(error, GroupFailed) else error from failures
+        return {index: task.result() for index, task in enumerate(playing)}, turns[0].prompt
+
+    async def pinned_turn(
+        self, pinned: "_Pinned", sampling: Sampling, prompt: PromptLike, *, index: int, turn: int, request_id: str
+    ) -> Sample:
+        """One turn of an episode. Raises _RolloutFailed."""
+        async with pinned.turns:
+            seeds = {index: seed_of("eval", prompt.prompt_id, index, turn)}
+            samples = await self._samples(pinned, sampling, prompt, seeds, request_id)
+        sample = samples.get(index)
+        if sample is None or sample.finish_reason not in ("stop", "length"):
+            how = "without a sample" if sample is None else f"with {sample.finish_reason}"
+            raise _RolloutFailed(SluiceError(f"evaluation: {pinned.member.service_id} ended a turn {how}"))
+        return sample
+
+    @property
+    def most_tries(self) -> int:
+        """Tries that one episode gets."""
+        return self._config.coordinator.max_attempts
 
     async def _grade(self, group_id: str, prompt: PromptLike, samples: Sequence[Sample]) -> list[Reward]:
         """Grades by any reward with room; by another reward when the first one dies or fails."""
@@ -242,6 +309,54 @@ class _Pinned:
     version: PolicyVersion
     room: asyncio.Semaphore
     """A place for every prompt that the rollout takes at once."""
+    turns: asyncio.Semaphore
+    """A place for every turn of an episode that the rollout takes at once."""
+
+
+class _PinnedTurns:
+    """Policy of one episode of an evaluation: all turns by one rollout, under one version."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        pinned: _Pinned,
+        sampling: Sampling,
+        *,
+        prompt: PromptLike,
+        index: int,
+        request_id: str,
+    ) -> None:
+        self._evaluator, self._pinned, self._sampling = evaluator, pinned, sampling
+        self._index, self._request_id, self._tries = index, request_id, 1
+        self.prompt = prompt
+        """The row, then the prompt as opened."""
+
+    def begin(self) -> None:
+        """Policy.begin."""
+
+    def opened(self, prompt: OpenedPrompt) -> None:
+        """Policy.opened."""
+        self.prompt = prompt
+
+    async def turn(self, context: np.ndarray, *, turn: int, max_tokens: int) -> Sample:
+        """Policy.turn. Raises _RolloutFailed, because all samples need one version."""
+        return await self._evaluator.pinned_turn(
+            self._pinned,
+            replace(self._sampling, max_tokens=max_tokens),
+            OpenedPrompt(of=self.prompt, token_ids=context, text=""),
+            index=self._index,
+            turn=turn,
+            request_id=f"{self._request_id}.{self._index}.{self._tries}.{turn}",
+        )
+
+    def lost(self, tokens: int) -> None:
+        """Policy.lost: samples of evaluations are in no account."""
+
+    def failed(self, *, reason: str, fault: str) -> None:
+        """Policy.failed."""
+        if self._tries >= self._evaluator.most_tries:
+            raise GroupFailed(reason=reason, fault=fault)
+        self._tries += 1
 
 
 class _RolloutFailed(Exception):

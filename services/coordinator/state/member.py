@@ -31,6 +31,15 @@ def needed_roles(config: Config) -> tuple[Role, ...]:
     return (Role.ROLLOUT, Role.REWARD, Role.LEARNER, *environments)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvironmentInfo:
+    """An environment that a member hosts."""
+
+    version: str
+    scores: bool
+    """Whether its episodes end with a score; otherwise a grader scores them."""
+
+
 class State(enum.Enum):
     """The state of a service."""
 
@@ -49,15 +58,6 @@ LONGEST_WAIT_TEXT = 500
 """Characters of what a member says it waits for: a path, two numbers and the fix."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HostedEnvironment:
-    """An environment that a member hosts."""
-
-    version: str
-    scores: bool
-    """Whether its episodes end with a score; otherwise a grader scores them."""
-
-
 @dataclass(kw_only=True, slots=True, eq=False)
 class Member:
     """One registered process."""
@@ -74,10 +74,10 @@ class Member:
     """A rollout's engine: implementation, version and device."""
     device: str = ""
     """The identity of the device that takes a rollout's weights (sluice/accelerator.py); empty: not told."""
-    environments: Mapping[str, HostedEnvironment] = field(default_factory=dict)
-    """The environments that a server of environments hosts, by name."""
     host: str = ""
     """The label of the member's machine, or the host in its address where it tells none."""
+    environments: Mapping[str, EnvironmentInfo] = field(default_factory=dict)
+    """What an environment server hosts, by the names that rows give."""
     shown_role: str = ""
     """The role in the process's credentials, for calls to it; empty: `role`. A reward service hosts environments too."""
     state: State = State.REGISTERED

@@ -15,6 +15,7 @@ from services.coordinator.state.group import PromptLike, Reward, Sample
 from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import Sampling, TooLarge
 from services.coordinator.wire.answers import AskedSamples, rewards_of
+from services.coordinator.wire.episode_answers import ANSWER_BYTES
 from services.coordinator.wire.messages import finish_to
 from sluice.errors import Unavailable
 from sluice.limits import MAX_REQUEST_BYTES
@@ -44,6 +45,10 @@ _STUB = {
 }
 
 
+_OPTIONS = {Role.ENVIRONMENT: (("grpc.max_receive_message_length", ANSWER_BYTES),)}
+"""A larger answer is refused unread: it comes from a user's code."""
+
+
 class Clients:
     """All outgoing calls of the coordinator."""
 
@@ -59,6 +64,10 @@ class Clients:
 
     def learner(self, member: Member) -> "learner_pb2_grpc.LearnerServiceAsyncStub":
         """The learner's stub."""
+        return self._peer(member).stub
+
+    def environment(self, member: Member) -> "environment_pb2_grpc.EnvironmentServiceAsyncStub":
+        """The stub of a server of environments."""
         return self._peer(member).stub
 
     async def generate(
@@ -141,7 +150,8 @@ class Clients:
             raise Unavailable(f"{member.service_id} at {member.address} is gone")
         if member not in self._peers:
             to = AccessRole(member.shown_role or member.role.value)
-            channel = open_channel(member.address, credentials=self._credentials, to=to)
+            options = _OPTIONS.get(member.role, ())
+            channel = open_channel(member.address, credentials=self._credentials, to=to, options=options)
             self._peers[member] = _Peer(channel=channel, stub=_STUB[member.role](channel))
             task = asyncio.create_task(self._close_when_gone(member))
             self._closers.add(task)

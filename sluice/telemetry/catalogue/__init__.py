@@ -5,6 +5,7 @@ names and no others. `python -m sluice.telemetry.catalogue` prints docs/metrics.
 """
 
 from sluice.telemetry.catalogue.ability import ABILITY
+from sluice.telemetry.catalogue.episodes import EPISODES
 from sluice.telemetry.catalogue.flow import FLOW
 from sluice.telemetry.catalogue.learner import LEARNER
 from sluice.telemetry.catalogue.ledger import LEDGER
@@ -15,7 +16,7 @@ from sluice.telemetry.catalogue.sampling import SAMPLING
 from sluice.telemetry.catalogue.weights import WEIGHTS
 from sluice.telemetry.metric import Metric
 
-OF_STEPS: tuple[Metric, ...] = (*ABILITY, *SAMPLING, *FLOW, *LEDGER, *WEIGHTS, *LOSS, *MISMATCH, *LEARNER)
+OF_STEPS: tuple[Metric, ...] = (*ABILITY, *SAMPLING, *EPISODES, *FLOW, *LEDGER, *WEIGHTS, *LOSS, *MISMATCH, *LEARNER)
 """The metrics of steps in the order of the page: the metrics to look at first stand first."""
 
 CATALOGUE: tuple[Metric, ...] = (*OF_STEPS, *LIVE)

@@ -27,7 +27,7 @@ def flat(tree: dict, prefix: str = "") -> set[str]:
     found: set[str] = set()
     for name, value in tree.items():
         found.add(prefix + name)
-        if isinstance(value, dict) and prefix + name not in ("reward.routes", "eval.sets"):
+        if isinstance(value, dict) and prefix + name not in ("reward.routes", "eval.sets", "environments"):
             found |= flat(value, f"{prefix}{name}.")
     return found
 
