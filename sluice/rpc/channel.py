@@ -18,7 +18,7 @@ def open_channel(
     Raises ConfigError when these credentials must not be shown at this address.
     """
     metadata = credentials.metadata(address, to)
-    options = [*CHANNEL_OPTIONS, *credentials.channel_options(to), *options]
+    options = _of(credentials, to, options)
     tls = credentials.channel_tls()
     channel = grpc.aio.secure_channel(address, tls, options) if tls else grpc.aio.insecure_channel(address, options)
     return _Showing(channel, metadata) if metadata else channel  # type: ignore[return-value]
@@ -29,10 +29,16 @@ def open_blocking_channel(
 ) -> grpc.Channel:
     """`open_channel` for code without an event loop."""
     metadata = credentials.metadata(address, to)
-    options = [*CHANNEL_OPTIONS, *credentials.channel_options(to), *options]
+    options = _of(credentials, to, options)
     tls = credentials.channel_tls()
     channel = grpc.secure_channel(address, tls, options) if tls else grpc.insecure_channel(address, options)
     return _Showing(channel, metadata) if metadata else channel  # type: ignore[return-value]
+
+
+def _of(credentials: Credentials, to: Role, options: Options) -> Options:
+    """Sluice's options, those of the caller before them, and those of the credentials before all: of two options of one name
+    gRPC takes the first."""
+    return tuple(dict([*CHANNEL_OPTIONS, *options, *credentials.channel_options(to)]).items())
 
 
 class _Showing:

@@ -15,7 +15,8 @@ SCORES, PLAIN = EnvironmentInfo(version="1", scores=True), EnvironmentInfo(versi
 
 
 def says(**fields: Any) -> pb.ChatMessage:
-    return pb.ChatMessage(**({"role": "user", "content": "x"} | fields))
+    given: dict[str, Any] = {"role": "user", "content": "x"} | fields
+    return pb.ChatMessage(**given)
 
 
 def opened(*messages: pb.ChatMessage, tools: list[Any] | None = None, version: str = "1") -> Callable[[], object]:
