@@ -81,9 +81,11 @@ def make_engine(config: Config, model: ModelFacts, *, kind: str) -> Engine:
     """Loads the model into the engine. Raises ConfigError when prompt and response do not fit the model's context."""
     max_model_len = config.longest_sequence
     if max_model_len > model.max_position_embeddings:
+        budgets = (
+            "data.max_episode_tokens" if config.environments else "data.max_prompt_length + data.max_response_length"
+        )
         raise ConfigError(
-            f"data.max_prompt_length + data.max_response_length: must be <= {model.max_position_embeddings}, the context "
-            f"of {model.path}, got {max_model_len}"
+            f"{budgets}: must be <= {model.max_position_embeddings}, the context of {model.path}, got {max_model_len}"
         )
     rollout = config.rollout
     set_environment(threads=rollout.threads)

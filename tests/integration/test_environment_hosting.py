@@ -223,7 +223,7 @@ async def test_an_environment_that_cannot_be_hosted_is_refused_by_name_at_the_st
         "none": {"environment": f"{CASES}:Nobody"},
         "half": {"environment": str(tmp_path / "half.py:Half")},
         "keyword": {"environment": f"{CASES}:Counting", "settings": {"greet": "x"}},
-        "unknown": {"environment": "calculater"},
+        "unknown": {"environment": "calculus"},
         "folder": {"environment": "search", "settings": {"folder": str(tmp_path / "no")}},
     }
     with pytest.raises(ConfigError) as caught:

@@ -130,7 +130,7 @@ class TemplateChat:
         return sampled[:-1] if ends else sampled
 
     def _ids(self, text: str) -> np.ndarray:
-        return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+        return ids_of(self._tokenizer, text)
 
 
 class PlainChat:
@@ -147,7 +147,7 @@ class PlainChat:
         if tools:
             raise DataError(f"data.template: none knows no tools, and the environment has {tools[0].name!r}")
         text = "\n".join(message.content for message in messages)
-        return np.asarray(self._tokenizer(text, add_special_tokens=True)["input_ids"], np.int32), text
+        return ids_of(self._tokenizer, text, special=True), text
 
     def read(self, sampled: np.ndarray, *, context: np.ndarray, tools: Sequence[Tool]) -> Message:
         """The text of the sampled ids."""
@@ -164,8 +164,7 @@ class PlainChat:
     ) -> Continuation:
         """The new messages' text, on a new line."""
         text = "\n" + "\n".join(message.content for message in new)
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Continuation(token_ids=np.asarray(ids, np.int32), rewritten=False)
+        return Continuation(token_ids=ids_of(self._tokenizer, text), rewritten=False)
 
 
 def _refuse_left_out(messages: Sequence[Message], text: str) -> None:
@@ -199,6 +198,16 @@ def as_openai(message: Message) -> dict[str, Any]:
         | ({"tool_call_id": message.tool_call_id} if message.tool_call_id else {})
         | ({"name": message.name} if message.name else {})
     )
+
+
+def ids_of(tokenizer: "PreTrainedTokenizerBase", text: str, *, special: bool = False) -> np.ndarray:
+    """int32 token ids of a text, with the tokenizer's own special tokens or without. Raises DataError."""
+    try:
+        ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+    except Exception as error:  # tokenizers raises plain Exception
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DataError(f"the tokenizer refuses {text[:80]!r}: {said}") from error
+    return np.asarray(ids, np.int32)
 
 
 def text_of(tokenizer: "PreTrainedTokenizerBase", ids: np.ndarray, *, special: bool = True) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from services.coordinator.episodes.chat import Chat, chat_of
@@ -219,6 +220,13 @@ def test_an_answer_that_a_template_leaves_out_is_refused_by_name() -> None:
 def test_a_thought_that_recurs_in_the_chat_is_not_taken_for_kept() -> None:
     strips = FAMILIES["reasoner"][0]
     assert going_on_in(strips, "<think>1</think>two<eos>", Message(role="user", content="1, no"))[1]
+
+
+def test_a_text_that_the_tokenizer_does_not_know_is_refused_by_name() -> None:
+    words = Tokenizer(models.WordLevel(vocab={"1": 0, "\n": 1}, unk_token="?"))
+    chat = chat_of(PreTrainedTokenizerFast(tokenizer_object=words), template="none")
+    with pytest.raises(DataError, match=r"the tokenizer refuses 'What is 1 \+ 1\?': .*UNK"):
+        chat.open([USER], [])
 
 
 def test_without_a_template_turns_follow_on_new_lines() -> None:
