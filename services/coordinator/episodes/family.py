@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from services.coordinator.episodes.continuation import Continuation
+from services.coordinator.episodes.continuation import Continuation, rendered_anew
 from services.coordinator.episodes.template import as_function, as_openai, text_of
 from sluice.environments import Message, Tool, ToolCall
 from sluice.errors import ConfigError, DataError
@@ -72,7 +72,7 @@ class FamilyChat:
         )
         if bridged is None:
             turn = self.read(sampled, context=context, tools=tools)
-            return Continuation(token_ids=self._render([*history, turn, *new], tools), rewritten=True)
+            return rendered_anew(self._render([*history, turn, *new], tools), context=context, sampled=sampled)
         ids = np.asarray(bridged if isinstance(bridged, list) else bridged.token_ids, np.int32)
         stream = np.concatenate([context, sampled])
         if not np.array_equal(ids[: len(stream)], stream):

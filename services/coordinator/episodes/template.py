@@ -1,10 +1,11 @@
 """The chat template of any model, extended turn by turn without a second rendering of what the policy wrote.
 
-A template is a program, so how a conversation goes on is found by rendering twice: with the turn as the last message, and with
-the new messages after it. Where the first text begins the second one, the difference is what the template writes for the new
+A template is a program, so how a conversation goes on is found by rendering: with the turn as the last message, and with the
+new messages after it. Where the first text begins the second one, the difference is what the template writes for the new
 messages. In front of it comes what the template writes behind any turn, less the end-of-turn token that the policy has sampled
 itself. Where the template writes the history anew (it strips the reasoning of former turns, for example), nothing can be
-appended: then the second text is the context of a new training sequence.
+appended: then the second text is the context of a new training sequence. The second text must also begin with what the policy
+read before the turn, because some templates change a turn only once another one follows it.
 
 Only new text is tokenised. Reasoning and calls of tools are looked for as `<think>` and `<tool_call>{"name", "arguments"}`,
 which most templates without a renderer of their own use.
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from services.coordinator.episodes.continuation import Continuation
+from services.coordinator.episodes.continuation import Continuation, rendered_anew
 from sluice.environments import Message, Tool, ToolCall
 from sluice.errors import DataError
 
@@ -38,6 +39,9 @@ class TemplateChat:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
         self._knows_reasoning: bool | None = None
+        # Some models name no end of a turn among their special tokens, and only mark it as one (Gemma, Phi).
+        marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = marked | set(tokenizer.all_special_ids)
 
     def open(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[np.ndarray, str]:
         """[P] int32 ids and the text, with the opening of the policy's turn. Raises DataError."""
@@ -75,11 +79,13 @@ class TemplateChat:
     ) -> Continuation:
         """How the conversation goes on after `history` and the turn `sampled`, with the messages `new`. Raises DataError."""
         turn = self.read(sampled, context=context, tools=tools)
+        read = self._render(history, tools, opening=True)
         before = self._render([*history, turn], tools, opening=False)
         after = self._render([*history, turn, *new], tools, opening=True)
-        if not after.startswith(before) or not self._keeps_reasoning(history, turn, new, tools):
+        extends = after.startswith(before) and after.startswith(read)
+        if not extends or not self._keeps_reasoning(history, turn, new, tools):
             _refuse_left_out(new, after)
-            return Continuation(token_ids=self._ids(after), rewritten=True)
+            return rendered_anew(self._ids(after), context=context, sampled=sampled)
         stand_in = self._render([*history, Message(role="assistant", content=_STAND_IN)], tools, opening=False)
         if _STAND_IN not in stand_in:
             raise DataError("the chat template leaves out what the model says")
@@ -89,7 +95,7 @@ class TemplateChat:
         # The end of the turn is tokenised with what follows: some tokenizers put a blank before a text's first word.
         ids = self._ids(tail)
         sampled_the_end = len(sampled) > 0 and ids[:1].tolist() == [int(sampled[-1])]
-        special = len(ids) > 0 and int(ids[0]) in set(self._tokenizer.all_special_ids)
+        special = len(ids) > 0 and int(ids[0]) in self._special
         return Continuation(token_ids=ids[1:] if sampled_the_end and special else ids, rewritten=False)
 
     def _keeps_reasoning(
@@ -125,7 +131,7 @@ class TemplateChat:
         return text
 
     def _without_end(self, sampled: np.ndarray) -> np.ndarray:
-        special = len(sampled) > 0 and int(sampled[-1]) in set(self._tokenizer.all_special_ids)
+        special = len(sampled) > 0 and int(sampled[-1]) in self._special
         ends = special and text_of(self._tokenizer, sampled[-1:]) not in ("</think>", "</tool_call>")
         return sampled[:-1] if ends else sampled
 
@@ -168,10 +174,14 @@ class PlainChat:
 
 
 def _refuse_left_out(messages: Sequence[Message], text: str) -> None:
-    """Raises DataError for a turn of user or tool that the template has left out; blanks do not count."""
+    """Raises DataError for a turn of user or tool that the template has left out; blanks do not count.
+
+    Some templates write what a tool answered as a string of JSON.
+    """
     written = "".join(text.split())
     for message in messages:
-        if message.role in ("user", "tool") and "".join(message.content.split()) not in written:
+        forms = (message.content, json.dumps(message.content, ensure_ascii=False))
+        if message.role in ("user", "tool") and not any("".join(form.split()) in written for form in forms):
             raise DataError(f"the chat template leaves out the turn of role {message.role!r}")
 
 

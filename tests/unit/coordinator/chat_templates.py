@@ -1,4 +1,7 @@
-"""Chat templates in the styles of ten families of models, short, and a tokenizer of bytes that knows their special tokens."""
+"""Chat templates in the styles of ten families of models, short, and a tokenizer of bytes that knows their special tokens.
+
+`python -m tests.unit.coordinator.chat_templates` prints the table of docs/environments.md.
+"""
 
 from typing import Final
 
@@ -91,3 +94,31 @@ def tokenizer_of(template: str, end: str) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens({"additional_special_tokens": [one for one in _SPECIAL if one not in ("<bos>", end)]})
     tokenizer.chat_template = template
     return tokenizer
+
+
+_STYLES: Final = {
+    "chatml": "Qwen2.5, SmolLM2, Hermes",
+    "chatml-thinking": "Qwen3",
+    "headers": "Llama 3",
+    "brackets": "Mistral",
+    "turns": "Gemma",
+    "bars": "Phi",
+    "reasoner": "DeepSeek-R1",
+    "eos-lines": "Zephyr",
+    "roles": "Granite",
+    "plain-words": "Alpaca, Vicuna",
+}
+_WHAT: Final = {"extends": "one training sequence", "splits": "a sequence of its own after each stripped thought"}
+
+
+def table() -> str:
+    """The table of docs/environments.md."""
+    ends = {name: end.replace("|", "\\|") for name, (_, end, _) in FAMILIES.items()}
+    lines = [f"| {_STYLES[name]} | `{ends[name]}` | {_WHAT[outcome]} |" for name, (_, _, outcome) in FAMILIES.items()]
+    return "\n".join(
+        ["| in the style of | end of a turn | a turn with reasoning, then a question |", "|---|---|---|", *lines]
+    )
+
+
+if __name__ == "__main__":
+    print(table())

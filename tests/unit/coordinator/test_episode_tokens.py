@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from services.coordinator.state.group import Sample, Span
 from sluice.environments import Message, Tool, ToolCall
 from sluice.errors import ConfigError, DataError
 from sluice.policy_version import PolicyVersion
-from tests.unit.coordinator.chat_templates import FAMILIES, tokenizer_of
+from tests.unit.coordinator.chat_templates import FAMILIES, table, tokenizer_of
+from tests.unit.docs.pages import ROOT
 
 ADD = Tool(name="add", description="Adds.", parameters={"type": "object", "properties": {"a": {"type": "integer"}}})
 USER = Message(role="user", content="What is 1 + 1?")
@@ -93,11 +95,12 @@ def test_the_stream_is_the_conversation_rendered_at_once_and_trains_what_was_sam
         stream.go_on(going_on)
         history += [message, *answers]
         last = np.concatenate([context, ids])
-    functions = [
+    functions: list[Any] = [
         {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": ADD.parameters}}
     ]
+    chat_as_openai: list[Any] = [as_chat(message) for message in history]
     whole = tokenizer.apply_chat_template(
-        [as_chat(message) for message in history],
+        chat_as_openai,
         tools=functions if tools else None,
         tokenize=False,
         add_generation_prompt=True,
@@ -117,8 +120,8 @@ def test_the_stream_is_the_conversation_rendered_at_once_and_trains_what_was_sam
     assert (sample.oldest_version, sample.turns[-1].rollout_id) == (0, f"r{len(turns) - 1}")
 
 
-def as_chat(message: Message) -> dict[str, object]:
-    found: dict[str, object] = {"role": message.role, "content": message.content}
+def as_chat(message: Message) -> dict[str, Any]:
+    found: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
         calls = [(call.name, json.loads(call.arguments_json)) for call in message.tool_calls]
         found["tool_calls"] = [{"function": {"name": name, "arguments": arguments}} for name, arguments in calls]
@@ -145,7 +148,7 @@ def test_a_template_that_strips_reasoning_splits_the_episode_and_no_other_does(n
     if going_on.rewritten:
         assert sample.turns[1].context is not None
         assert sample.turns[1].context.tolist() == read.tolist()
-        assert b"hm" not in tokenizer.decode(read).encode()
+        assert "hm" not in str(tokenizer.decode(read))
         assert sample.token_ids.tolist() == [*ids.tolist(), *second.tolist()]
     else:
         assert sample.turns[1].context is None
@@ -159,7 +162,8 @@ def test_reasoning_is_kept_while_tools_are_asked() -> None:
         tokenizer,
         f'<think>\nhm\n</think>\n\n<tool_call>\n{{"name": "add", "arguments": {{"a": 1}}}}\n</tool_call>{end}',
     )
-    assert chat.read(ids, context=prompt, tools=[ADD]).tool_calls == (ToolCall(name="add", arguments_json='{"a": 1}'),)
+    message = chat.read(ids, context=prompt, tools=[ADD])
+    assert message.tool_calls == (ToolCall(name="add", arguments_json='{"a": 1}'),)
     answer = Message(role="tool", content="2")
     assert not chat.extend(context=prompt, sampled=ids, history=[USER], new=[answer], tools=[ADD]).rewritten
 
@@ -191,7 +195,8 @@ def going_on_in(template: str, said: str, new: Message) -> tuple[str, bool]:
     tokenizer = tokenizer_of(template, "<|im_end|>")
     chat = chat_of(tokenizer, template="model")
     prompt, _ = chat.open([USER], [])
-    going_on = chat.extend(context=prompt, sampled=ids_of(tokenizer, said), history=[USER], new=[new], tools=[])
+    ids = ids_of(tokenizer, said)
+    going_on = chat.extend(context=prompt, sampled=ids, history=[USER], new=[new], tools=[])
     return str(tokenizer.decode(going_on.token_ids, skip_special_tokens=False)), going_on.rewritten
 
 
@@ -234,7 +239,11 @@ def test_without_a_template_turns_follow_on_new_lines() -> None:
     chat = chat_of(tokenizer, template="none")
     prompt, text = chat.open([USER], [])
     going_on = chat.extend(
-        context=prompt, sampled=prompt[:2], history=[USER], new=[Message(role="user", content="no")], tools=[]
+        context=prompt,
+        sampled=prompt[:2],
+        history=[USER],
+        new=[Message(role="user", content="no")],
+        tools=[],
     )
     assert (text, tokenizer.decode(going_on.token_ids), going_on.rewritten) == (USER.content, "\nno", False)
 
@@ -252,9 +261,73 @@ def test_a_family_of_the_renderers_library_extends_what_was_sampled() -> None:
         answer = Message(role="tool", content="2", name="add")
         going_on = chat.extend(context=prompt, sampled=ids, history=[USER], new=[answer], tools=[ADD])
         assert not going_on.rewritten
-        stream = tokenizer.decode(np.concatenate([prompt, ids, going_on.token_ids]), skip_special_tokens=False)
+        stream = str(tokenizer.decode(np.concatenate([prompt, ids, going_on.token_ids]), skip_special_tokens=False))
         assert stream.startswith(f"{text}{call}{end}\n<|im_start|>user\n<tool_response>\n2")
         assert stream.endswith("<|im_start|>assistant\n")
     thought = ids_of(tokenizer, f"<think>\nhm\n</think>\n\ntwo{end}")
     again = Message(role="user", content="Sure?")
     assert chat.extend(context=prompt, sampled=thought, history=[USER], new=[again], tools=[]).rewritten
+    # The library writes each history with a new question anew; without a thought to strip it is the same one.
+    plain = ids_of(tokenizer, f"two{end}")
+    assert not chat.extend(context=prompt, sampled=plain, history=[USER], new=[again], tools=[]).rewritten
+
+
+def test_an_end_of_turn_that_is_only_marked_as_special_is_written_once() -> None:
+    known, _, end = family("turns")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=known.backend_tokenizer, eos_token="<eos>", bos_token="<bos>")
+    tokenizer.chat_template = known.chat_template
+    assert end not in tokenizer.all_special_tokens
+    chat = chat_of(tokenizer, template="model")
+    prompt, _ = chat.open([USER], [])
+    ids = ids_of(tokenizer, f"two{end}")
+    message = chat.read(ids, context=prompt, tools=[])
+    assert message.content == "two"
+    going_on = chat.extend(context=prompt, sampled=ids, history=[USER], new=[USER], tools=[])
+    text = f"\n<start_of_turn>user\n{USER.content}{end}\n<start_of_turn>model\n"
+    assert (tokenizer.decode(going_on.token_ids, skip_special_tokens=False), going_on.rewritten) == (text, False)
+
+
+def test_a_template_that_strips_the_thought_before_the_last_turn_splits_the_episode_then() -> None:
+    template = (
+        "{% set ns = namespace(last=-1) %}{% for m in messages if m.role == 'assistant' %}{% set ns.last = ns.last + 1 %}"
+        "{% endfor %}{% set ns.at = -1 %}{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        "{% set ns.at = ns.at + 1 %}{% if m.reasoning_content and ns.at == ns.last %}<think>\n{{ m.reasoning_content }}\n"
+        "</think>\n\n{% endif %}{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = tokenizer_of(template, "<|im_end|>")
+    chat = chat_of(tokenizer, template="model")
+    stream, history, split = TokenStream(chat.open([USER], [])[0]), [USER], []
+    for version in range(2):
+        context, ids = stream.context, ids_of(tokenizer, f"<think>\nhm {version}\n</think>\n\ntwo<|im_end|>")
+        stream.add(turn(ids, version=version))
+        stream.answered([USER], 0.1)
+        going_on = chat.extend(context=context, sampled=ids, history=history, new=[USER], tools=[])
+        stream.go_on(going_on)
+        split.append(going_on.rewritten)
+        history += [chat.read(ids, context=context, tools=[]), USER]
+    assert split == [False, True]
+    assert stream.context.tolist() == chat.open(history, [])[0].tolist()
+
+
+def test_what_a_tool_answered_may_be_written_as_json() -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | tojson if m.role == 'tool' else m.content }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    text, rewritten = going_on_in(template, "two<|im_end|>", Message(role="tool", content='a "b"\nc'))
+    assert (text.splitlines()[2], rewritten) == (r'"a \"b\"\nc"<|im_end|>', False)
+
+
+def test_a_history_that_is_rendered_to_the_same_ids_is_no_rewritten_one() -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n"
+        "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    goes_on = f"\n<|im_start|>user\n{USER.content}<|im_end|>\n<|im_start|>assistant\n"
+    assert going_on_in(template, "two<|im_end|>", USER) == (goes_on, False)
+    assert going_on_in(template, "tw", USER)[0] == f"<|im_end|>{goes_on}"
+
+
+def test_the_page_says_which_styles_of_templates_split_an_episode() -> None:
+    assert f"\n{table()}\n" in (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
