@@ -84,7 +84,7 @@ def _field(field: FieldDescriptor, known: Known, depth: int) -> st.SearchStrateg
 def _one(field: FieldDescriptor, known: Known, depth: int) -> st.SearchStrategy[Any]:
     if field.message_type is not None:
         return messages(field.message_type, known, depth + 1)
-    if field.name in known:
+    if field.name in known and isinstance(known[field.name][0], str) == (field.type == FieldDescriptor.TYPE_STRING):
         return st.sampled_from(known[field.name])
     if field.type in _RANGES:
         low, high = _RANGES[field.type]

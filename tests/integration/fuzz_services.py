@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from services.learner.control.publisher_state import PublisherState
 from services.learner.control.servicer import LearnerServicer
 from services.reward.app import make_reward_server
+from services.reward.environments.starting import open_environments
 from services.reward.routing import Router
 from services.reward.sandbox.grader_handle import Limits
 from services.reward.sandbox.pool import GraderPool
@@ -23,7 +24,7 @@ from sluice.rpc.arrays import pack_ids
 from sluice.rpc.server import make_server
 from sluice.telemetry.prometheus import Exporter
 from sluice.testing.fakes import digest, version
-from sluice.v1 import common_pb2, learner_pb2, learner_pb2_grpc, reward_pb2, rollout_pb2
+from sluice.v1 import common_pb2, environment_pb2, learner_pb2, learner_pb2_grpc, reward_pb2, rollout_pb2
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.weights.sender import WeightSender
 from sluice.weights.streams import WeightStreams
@@ -149,6 +150,9 @@ class Services:
             "request_id": ("h", "i", "j", "k", ""),
             "finish_reason": (1, 2, 1, 2, 0, 9),
             "response_tokens": (1, 72, 0, -1, 2**31 - 1),
+            "environment": ("again", "again", "", "nowhere"),
+            "episode_id": ("e", "f", "g", ""),
+            "turn": (0, 0, 1, -1),
             "data_source": ("mixadd3", "aime2024", "gsm8k", "code", "nowhere", ""),
             "backend": ("gloo", "grpc", "nccl", "x"),
             "source_role": ("", "rollout", "x"),
@@ -165,12 +169,22 @@ class Services:
 
     async def _serve_reward(self) -> None:
         config = Config.model_validate(
-            {"model": {"path": "unused"}, "data": {"train_files": ["mixadd3:train"]}, "reward": {"workers": 1}}
+            {
+                "model": {"path": "unused"},
+                "data": {"train_files": ["mixadd3:train"]},
+                "reward": {"workers": 1},
+                "environments": {"again": {"environment": "second-try", "workers": 1, "episodes": 2000}},
+            }
         )
         limits = Limits(timeout_s=2.0, memory_bytes=2 << 30, recycle_after=1000, file_bytes=1 << 28, max_processes=256)
         pool = await self._stack.enter_async_context(GraderPool.open(workers=1, limits=limits))
-        server = await make_reward_server(config, Router(config.reward.routes), pool, Exporter(service="reward"))
-        self._channel("sluice.v1.RewardService", f"127.0.0.1:{await server.start(bind='127.0.0.1', port=0)}")
+        host = await self._stack.enter_async_context(open_environments(config))
+        server = await make_reward_server(
+            config, Router(config.reward.routes), pool, Exporter(service="reward"), environments=host
+        )
+        port = await server.start(bind="127.0.0.1", port=0)
+        for name in server.services:
+            self._channel(name, f"127.0.0.1:{port}")
         self._stack.push_async_callback(server.stop, grace_s=0)
 
     async def _serve_learner(self, model: Path) -> None:
@@ -204,7 +218,21 @@ def good_requests(model: Path, *, fence: int) -> dict[str, Message]:
     identity, prompt = model_identity(model), pack_ids([5, 6, 7])
     manifest = manifest_to_proto(snapshot(load(model), 0).manifest)
     coordinator_, rollout = "/sluice.v1.CoordinatorService/", "/sluice.v1.RolloutService/"
+    environments = "/sluice.v1.EnvironmentService/"
     return {
+        environments + "Open": environment_pb2.OpenRequest(
+            episode_id="e",
+            environment="again",
+            ground_truth="2",
+            messages=[common_pb2.ChatMessage(role="user", content="1+1?")],
+            lease_s=30.0,
+            max_turns=2,
+        ),
+        environments + "Step": environment_pb2.StepRequest(
+            episode_id="e",
+            message=common_pb2.ChatMessage(role="assistant", content="2"),
+            finish_reason=common_pb2.FINISH_REASON_STOP,
+        ),
         coordinator_ + "Register": pb.RegisterRequest(
             role=pb.SERVICE_ROLE_ROLLOUT,
             service_id="new",

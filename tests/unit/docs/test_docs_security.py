@@ -26,7 +26,7 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
         "RolloutService": 64,
         "RewardService": 256,
         "LearnerService": 1,
-        "EnvironmentService": 16,
+        "EnvironmentService": 256,
         "WeightService": 1,
     }
     assert "over 1 MiB (learner), 64 MiB (coordinator, rollout), 256 MiB (reward)" in text()
