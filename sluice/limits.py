@@ -12,7 +12,7 @@ MAX_REQUEST_BYTES: Mapping[str, int] = {
     "sluice.v1.RolloutService": 64 << 20,  # a prompt's ids, a manifest
     "sluice.v1.RewardService": MAX_MESSAGE_BYTES,  # a group's texts
     "sluice.v1.LearnerService": 1 << 20,
-    "sluice.v1.EnvironmentService": MAX_MESSAGE_BYTES,  # a reward's server has both services, and one limit
+    "sluice.v1.EnvironmentService": 16 << 20,  # a row's chat, one turn of the policy; beside rewards their limit
     "sluice.v1.WeightService": 1 << 20,
 }
 """The largest request each service takes; a larger one is refused before it is read whole."""

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 from structlog.testing import capture_logs
 
-from services.coordinator.groups import grading
 from services.coordinator.groups.grading import Grading
+from services.coordinator.state import back_pressure
 from services.coordinator.state.fleet import Fleet
 from services.coordinator.state.group import Group, GroupFailed
 from services.coordinator.state.member import Member, Role
@@ -34,7 +34,7 @@ N = 4
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
     """So that a group is told often to come again within seconds."""
-    monkeypatch.setattr(grading, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(back_pressure, "FIRST_PAUSE_S", 0.05)
 
 
 class Judge(QuietServer):

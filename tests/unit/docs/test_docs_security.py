@@ -26,9 +26,9 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
         "RolloutService": 64,
         "RewardService": 256,
         "LearnerService": 1,
-        "EnvironmentService": 256,
+        "EnvironmentService": 16,
         "WeightService": 1,
     }
-    assert "over 1 MiB (learner), 64 MiB (coordinator, rollout), 256 MiB (reward, environments)" in text()
+    assert "over 1 MiB (learner), 64 MiB (coordinator, rollout), 16 MiB (environments), 256 MiB (reward)" in text()
     assert f"over {RECEIVE_S:.0f} s to arrive, a caller that reads nothing for {SEND_S:.0f} s" in text()
     assert f"more than {MAX_CALLS_AT_ONCE} calls at once, {MAX_STREAMS_A_CONNECTION} on a connection" in text()
