@@ -21,6 +21,7 @@ from services.coordinator.run.reward_check import check_reward
 from services.coordinator.run.stall import StallWatch
 from services.coordinator.run.waits import Situation
 from services.coordinator.state.cache_use import CacheUse
+from services.coordinator.state.member import Role
 from services.coordinator.state.push_times import PushTimes
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.weights.prober import Prober
@@ -151,5 +152,8 @@ async def _check_reward(run: RunContext, clients: Clients, data: Data) -> None:
     first = [data.training.next(position)[0] for position in range(CHECKED_PROMPTS)]
     kept = [prompt for prompts in data.training.kept_for_the_check.values() for prompt in prompts]
     checked = list({prompt.prompt_id: prompt for prompt in (*first, *kept[:_MOST_KEPT_CHECKED])}.values())
-    for row in await check_reward(run, rewards=clients, prompts=checked):
+    hosted = [one for member in run.fleet.of(Role.ENVIRONMENT) for one in member.environments.items()]
+    scoring = {name for name, facts in hosted if facts.scores}  # no grader sees these rows
+    checked = [prompt for prompt in checked if prompt.environment not in scoring]
+    for row in await check_reward(run, rewards=clients, prompts=checked) if checked else ():
         run.events.emit("reward_checked", str(row))
