@@ -34,6 +34,7 @@ from sluice.shared_memory import check_room
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import common_pb2, coordinator_pb2, rollout_pb2, rollout_pb2_grpc
 from sluice.weights.adapters import pushes_adapters
+from sluice.weights.lending import reach
 
 log = structlog.get_logger(__name__)
 
@@ -248,6 +249,7 @@ class _Service:
             tokenizer_hash=self._model.tokenizer_hash,
             engine=engine.name,
             device=self._device,
+            memory=reach(),
             capacity=engine.capacity,
             max_model_len=engine.max_model_len,
             version=self._version_message(),

@@ -1561,6 +1561,7 @@ class RegisterRequest(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     ENVIRONMENTS_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     role: Global___ServiceRole.ValueType
     service_id: _builtins.str
     """Chosen by the service, stable over its restarts; empty: the coordinator gives the service an id."""
@@ -1588,6 +1589,8 @@ class RegisterRequest(_message.Message):
     """From rollouts: the UUID of the CUDA device that takes new weights ("GPU-..."), or "cpu"; empty: not told."""
     host: _builtins.str
     """Label of the machine: services that state the same share its link to other machines; empty: not told."""
+    memory: _builtins.str
+    """From rollouts: rollouts that state the same can map each other's staged copies; empty: it shares none."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The learner's newest version, or the weights that a rollout already has."""
@@ -1622,10 +1625,11 @@ class RegisterRequest(_message.Message):
         device: _builtins.str = ...,
         host: _builtins.str = ...,
         environments: _abc.Iterable[_environment_pb2.EnvironmentInfo] | None = ...,
+        memory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "device", b"device", "engine", b"engine", "environments", b"environments", "host", b"host", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "metrics_address", b"metrics_address", "model_hash", b"model_hash", "own_weights", b"own_weights", "protocol_version", b"protocol_version", "role", b"role", "service_id", b"service_id", "tokenizer_hash", b"tokenizer_hash", "trained", b"trained", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "device", b"device", "engine", b"engine", "environments", b"environments", "host", b"host", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "memory", b"memory", "metrics_address", b"metrics_address", "model_hash", b"model_hash", "own_weights", b"own_weights", "protocol_version", b"protocol_version", "role", b"role", "service_id", b"service_id", "tokenizer_hash", b"tokenizer_hash", "trained", b"trained", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

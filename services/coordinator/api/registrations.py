@@ -34,6 +34,7 @@ def check_registration(request: pb.RegisterRequest) -> None:
     line(request.engine, field="register: engine")
     name(request.device, field="register: device", may_be_empty=True)
     name(request.host, field="register: host", may_be_empty=True)
+    name(request.memory, field="register: memory", may_be_empty=True)
     for step in request.trained:
         name(step.batch_digest, field="register: trained.batch_digest", may_be_empty=True)
         name(step.weights_digest, field="register: trained.weights_digest", may_be_empty=True)

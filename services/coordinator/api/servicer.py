@@ -264,6 +264,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             engine=request.engine,
             device=request.device,
             host=request.host or host_of(request.address),
+            memory=request.memory,
             environments=environments,
             shown_role="" if caller_role is None else caller_role.value,
             own_weights=own_weights,

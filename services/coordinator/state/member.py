@@ -76,6 +76,8 @@ class Member:
     """The identity of the device that takes a rollout's weights (sluice/accelerator.py); empty: not told."""
     host: str = ""
     """The label of the member's machine, or the host in its address where it tells none."""
+    memory: str = ""
+    """Rollouts with the same one map each other's copies of a version (sluice/weights/lending.py); empty: it maps none."""
     environments: Mapping[str, EnvironmentInfo] = field(default_factory=dict)
     """What an environment server hosts, by the names that rows give."""
     shown_role: str = ""

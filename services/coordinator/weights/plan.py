@@ -3,14 +3,16 @@
     learner ──▶ first of host A ──▶ first of host B ──▶ first of host C    one chain over the hosts, narrowest link last
        │             └─▶ second of A ──▶ third of A                       on a host, one behind the other
        └─▶ LOCAL_AT_LEARNER of the learner's own host, the others behind them
+    first of a memory ──▶ all others of this memory                        they map its copy once it is whole
 
 A host's bytes come over its link once, to its *entry*, and leave over its link once. So a push to any number of hosts takes
 the time of the narrowest link, and one bucket's time a host until the last one has begun. A rollout that may not relay
-(its bytes were wrong, or it was slow) is a leaf behind the end of the chain, where nobody waits for it.
+(its bytes were wrong, or it was slow) is a leaf behind the end of the chain, where nobody waits for it. Of the rollouts that
+map each other's memory one receives the bytes, and is the only one of them that passes them on.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +32,10 @@ class Receiver:
     bytes_per_s: float = 0.0
     """The rate at which it received lately; 0: never measured."""
     may_relay: bool = True
+    memory: str = ""
+    """Receivers of one memory map each other's copies; empty: this one maps none."""
+    has_begun: bool = False
+    """Whether it receives, or has received, this payload."""
 
 
 def plan_sources(
@@ -41,12 +47,34 @@ def plan_sources(
     The root serves at most LOCAL_AT_LEARNER + 1 receivers, unless none may relay: then it serves all. A host whose
     receivers may not relay at all gets each of them over its link.
     """
-    tree = _Tree(receivers, root=root, root_host=root_host)
-    tree.keep(former or {})
-    for receiver in _in_order(receivers, former or {}):
+    former = former or {}
+    mapping = _mapping(receivers, former)
+    receiving = [receiver for receiver in receivers if receiver.name not in mapping]
+    tree = _Tree(receiving, root=root, root_host=root_host)
+    tree.keep(former)
+    for receiver in _in_order(receiving, former):
         if receiver.name not in tree.source:
             tree.attach(receiver)
-    return tree.source
+    return tree.source | mapping
+
+
+def _mapping(receivers: Iterable[Receiver], former: Mapping[str, str]) -> dict[str, str]:
+    """Those that map another's copy, with that other: of each memory a relay that has begun, else the one of last time."""
+    memories = defaultdict[str, list[Receiver]](list)
+    for receiver in receivers:
+        memories[receiver.memory].append(receiver)
+    memories.pop("", None)
+    mapping = dict[str, str]()
+    for sharing in memories.values():
+        names = {receiver.name for receiver in sharing}
+
+        def rank(receiver: Receiver, names: set[str] = names) -> tuple[bool, bool, str]:
+            return not receiver.has_begun, former.get(receiver.name, receiver.name) in names, receiver.name
+
+        first = min((receiver for receiver in sharing if receiver.may_relay), key=rank, default=None)
+        if first is not None:
+            mapping |= dict.fromkeys(names - {first.name}, first.name)
+    return mapping
 
 
 class _Tree:

@@ -54,6 +54,7 @@ class WeightPush:
             run.clock,
             relay=weights.relay == "auto" and weights.backend != "file",
             by_held=weights.delta_share > 0,
+            maps=weights.inflight != "finish",  # there a push lasts as long as the running samples
         )
         blame = Blame(clients, run.clock, sources=sources, condemn=self._quarantine, timeout_s=weights.timeout_s)
         finish_s = run.config.coordinator.generate_timeout_s if weights.inflight == "finish" else None

@@ -6,6 +6,8 @@ may be a source as soon as it has begun to receive.
 
  who waits          for what                                   unblocked by
  a rollout's task   its source to begin to receive             the source's task: begun, failed, gone
+ a rollout's task   its source to apply, where it maps the     the source's task: applied, failed, gone; patience_s
+                    source's copy instead of receiving one
 """
 
 import asyncio
@@ -24,10 +26,17 @@ from sluice.clock import Clock
 from sluice.errors import Unavailable
 from sluice.policy_version import PolicyVersion
 from sluice.v1 import learner_pb2, rollout_pb2
+from sluice.weights.deadlines import transfer_s
 from sluice.weights.wire import manifest_from_proto, payload_from_proto
 
 DOUBT_S: Final = 300.0
 """How long a rollout that was slow or did not answer is nobody's source. Chosen: some pushes of a large model."""
+
+PATIENCE_S: Final = 5.0
+"""How much longer than it should take a rollout waits for a copy that it can map. Chosen: a load on a busy machine."""
+
+PATIENCE_TIMES: Final = 4.0
+"""How many times as long as its former push the push to the copy's holder may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +111,7 @@ class Round:
     def ends(self, member: Member, receive_ms: float, *, buckets: int) -> None:
         """Notes the rate at which the rollout got all buckets."""
         self.per_s[member.service_id] = 1e3 * buckets / max(receive_ms, 1e-3)
+        self.changed.notify()
 
     def buckets_per_s(self, member: Member, look: Look) -> float:
         """The rate at which a source that has `look.source` buckets got them."""
@@ -109,6 +119,14 @@ class Round:
         if (done := self.per_s.get(member.service_id)) is not None or begun is None:
             return done or 0.0
         return look.source / max(look.at_s - begun.at_s, 1e-3)
+
+    def copy_comes_in_s(self, source: Member, now_s: float) -> float:
+        """How much longer a rollout waits to map the copy of a source that has begun; 0 once the source has applied it."""
+        if source.service_id in self.per_s:
+            return 0.0
+        begun = self.begun[source.service_id]
+        should_s = PATIENCE_TIMES * source.push_ms / 1e3 or transfer_s(begun.offer.opened.manifest.total_bytes)
+        return max(0.0, begun.at_s + should_s + PATIENCE_S - now_s)
 
     def is_slow_itself(self, member: Member) -> bool:
         """Whether the rollout was slow with two sources, so that a third would not help."""
@@ -134,10 +152,10 @@ class Round:
 class Sources:
     """The rounds of the newest version, and the plan of the rounds before."""
 
-    def __init__(self, fleet: Fleet, clock: Clock, *, relay: bool, by_held: bool) -> None:
+    def __init__(self, fleet: Fleet, clock: Clock, *, relay: bool, by_held: bool, maps: bool) -> None:
         """Without `relay` everybody gets everything from the learner; `by_held`: whether rollouts that hold different versions
-        get different payloads."""
-        self._fleet, self._clock, self._relay, self._by_held = fleet, clock, relay, by_held
+        get different payloads; `maps`: whether rollouts of one memory wait for each other's copies."""
+        self._fleet, self._clock, self._relay, self._by_held, self._maps = fleet, clock, relay, by_held, maps
         self._newest: tuple[str, PolicyVersion | None] = ("", None)
         """The learner's process and version that the rounds are for."""
         self._rounds: dict[Hashable, Round] = {}
@@ -178,8 +196,21 @@ class Sources:
                     "payload"
                 ):  # a learner that describes none: nobody could check a relay
                     return Source(member=entered.learner, offer=None, links=1)
-                return Source(member=source, offer=begun.offer, links=begun.links + 1)
-            await entered.changed.wait()
+                maps = self._maps and member.memory != "" and source.memory == member.memory
+                wait_s = entered.copy_comes_in_s(source, self._clock.now()) if maps else 0.0
+                if wait_s == 0.0:
+                    return Source(member=source, offer=begun.offer, links=begun.links + 1)
+                await self._changed(entered, within_s=wait_s)
+            else:
+                await entered.changed.wait()
+
+    async def _changed(self, entered: Round, *, within_s: float) -> None:
+        waits = [asyncio.ensure_future(wait) for wait in (entered.changed.wait(), self._clock.sleep(within_s))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def doubt(self, source: Member, entered: Round, *, for_good: bool = False) -> None:
         """Has nobody receive from this rollout for DOUBT_S, or for as long as its process lives."""
@@ -205,17 +236,21 @@ class Sources:
 
     def _plan(self, entered: Round) -> dict[str, str]:
         if entered.planned is None:
-            receivers = [self._receiver(member) for member in entered.members.values() if not member.gone.is_set()]
+            receivers = [
+                self._receiver(member, entered) for member in entered.members.values() if not member.gone.is_set()
+            ]
             root = entered.learner
             entered.planned = plan_sources(receivers, root=root.service_id, root_host=root.host, former=self._former)
             self._former |= entered.planned
         return entered.planned
 
-    def _receiver(self, member: Member) -> Receiver:
+    def _receiver(self, member: Member, entered: Round) -> Receiver:
         sound = member.state not in (State.QUARANTINED, State.DRAINING) and not member.gone.is_set()
         return Receiver(
             name=member.service_id,
             host=member.host,
             bytes_per_s=member.received_bytes_per_s,
             may_relay=sound and self._clock.now() >= member.relays_from_s,
+            memory=member.memory if self._maps else "",
+            has_begun=member.service_id in entered.begun,
         )

@@ -9,6 +9,12 @@ from hypothesis import strategies as st
 
 from services.coordinator.weights.plan import LOCAL_AT_LEARNER, Receiver, plan_sources
 
+
+def in_a_memory_of_its_host(receiver: Receiver) -> Receiver:
+    """The drawn number is that of one of the host's memories; 0: of none."""
+    return replace(receiver, memory=f"{receiver.host}.{receiver.memory}" if receiver.memory else "")
+
+
 HOSTS = ("h0", "h1", "h2", "h3", "h4")
 RECEIVERS = st.lists(
     st.builds(
@@ -17,7 +23,9 @@ RECEIVERS = st.lists(
         host=st.sampled_from(HOSTS),
         bytes_per_s=st.sampled_from((0.0, 1e8, 1e9)),
         may_relay=st.integers(0, 3).map(bool),
-    ),
+        memory=st.integers(0, 2),
+        has_begun=st.booleans(),
+    ).map(in_a_memory_of_its_host),
     max_size=24,
     unique_by=lambda receiver: receiver.name,
 )
@@ -34,10 +42,24 @@ def planned(receivers: Sequence[Receiver], former: Mapping[str, str] | None = No
             name, links = sources[name], links + 1
             assert links <= len(sources), "a circle"
             assert name == "L" or by_name[name].may_relay
-    relays = [receiver.name for receiver in receivers if receiver.may_relay]
+    mapping = {
+        name
+        for name, source in sources.items()
+        if source != "L" and by_name[name].memory and by_name[name].memory == by_name[source].memory
+    }
+    for memory in {receiver.memory for receiver in receivers if receiver.may_relay} - {""}:
+        receiving = [receiver for receiver in receivers if receiver.memory == memory and receiver.name not in mapping]
+        assert len(receiving) == 1, "of one memory one receives the bytes"
+        assert receiving[0].has_begun or not any(
+            receiver.has_begun and receiver.may_relay for receiver in receivers if receiver.memory == memory
+        )
+    assert not mapping & set(sources.values()), "who maps a copy has nothing to pass on"
+    relays = [receiver.name for receiver in receivers if receiver.may_relay and receiver.name not in mapping]
     served = Counter(sources[name] for name in relays)
     assert served["L"] <= LOCAL_AT_LEARNER + 1
     assert all(served[name] <= 2 for name in relays)
+    sources, everybody = {name: source for name, source in sources.items() if name not in mapping}, sources
+    by_name = {name: by_name[name] for name in sources}
     if relays:
         assert not any(sources[name] == "L" for name in by_name.keys() - set(relays))
     entries = Counter(by_name[name].host for name in relays if host_of(sources[name], by_name) != by_name[name].host)
@@ -48,7 +70,7 @@ def planned(receivers: Sequence[Receiver], former: Mapping[str, str] | None = No
         if host_of(sources[name], by_name) == by_name[name].host:
             feeding[by_name[name].host] -= 1
     assert all(number <= 1 for number in feeding.values()), "one link of a host out, whatever its number of rollouts"
-    return sources
+    return everybody
 
 
 def host_of(name: str, by_name: Mapping[str, Receiver]) -> str:
@@ -79,7 +101,7 @@ def test_whoever_has_a_source_keeps_it_when_others_come_go_or_fall_into_doubt(
     sources = planned([*left, newcomer], former)
     sound = {"L"} | {receiver.name for receiver in left if receiver.may_relay}
     for receiver in left:
-        if receiver.may_relay and former[receiver.name] in sound:
+        if receiver.memory == "" and receiver.may_relay and former[receiver.name] in sound:
             assert sources[receiver.name] == former[receiver.name]
 
 
@@ -99,6 +121,17 @@ def test_hosts_stand_in_one_chain_the_narrowest_link_last() -> None:
 def test_the_learners_own_host_is_served_by_the_learner_up_to_a_number() -> None:
     fleet = [Receiver(name=f"r{number}", host="h0") for number in range(6)]
     assert planned(fleet) == {"r0": "L", "r1": "L", "r2": "L", "r3": "L", "r4": "r0", "r5": "r1"}
+
+
+def test_rollouts_of_one_memory_hang_on_the_one_that_began_or_on_the_one_of_last_time() -> None:
+    fleet = [Receiver(name=f"r{number}", host=f"h{1 + number // 3}", memory=f"m{number // 3}") for number in range(6)]
+    former = planned(fleet)
+    assert former == {"r0": "L", "r1": "r0", "r2": "r0", "r3": "r0", "r4": "r3", "r5": "r3"}
+    assert planned(fleet[1:], former) == {"r1": "L", "r2": "r1", "r3": "r1", "r4": "r3", "r5": "r3"}
+    begun = [replace(receiver, has_begun=receiver.name == "r2") for receiver in fleet]
+    assert planned(begun, former)["r0"] == "r2"
+    named_first = [Receiver(name="a", host="h1", memory="m0"), *fleet]
+    assert planned(named_first, former)["a"] == "r0", "a newcomer changes nothing"
 
 
 def test_a_chain_closes_over_a_relay_that_died_and_puts_a_relay_in_doubt_at_its_end() -> None:

@@ -12,6 +12,7 @@ import pytest
 from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.push_times import PushTimes
 from services.coordinator.weights.push import WeightPush
+from services.coordinator.weights.sources import PATIENCE_S
 from services.coordinator.weights.watch import Look, is_slow
 from sluice.errors import Expired, InvalidRequest, NotReady, SluiceError, TransferError, Unavailable, WrongBytes
 from sluice.policy_version import PolicyVersion
@@ -48,6 +49,9 @@ class End:
     hangs: bool = False
     """Its applies do not come back while it receives from a rollout."""
     source: str = ""
+    frozen: asyncio.Event = field(default_factory=asyncio.Event)
+    """Its applies wait until this is set, where `freezes` says so."""
+    freezes: bool = False
 
     async def OpenTransfer(self, request: Any, *, timeout: float) -> Any:
         receiver = request.rollout_id if self.name == "learner" else request.receiver_id
@@ -77,6 +81,8 @@ class End:
             raise self.fails.pop(0)
         if self.hangs and self.source != "learner":
             await asyncio.Event().wait()
+        if self.freezes:
+            await self.frozen.wait()
         manifest = self.ends.sent[0]
         return rollout_pb2.ApplyWeightsResponse(version=request.version, digest=manifest.digest, receive_ms=1.0)
 
@@ -102,6 +108,11 @@ class Ends:
         )
         self.fleet.register(member)
         return member
+
+    def share_memory(self) -> None:
+        """Has all rollouts be on one machine, each of which can map the others' copies."""
+        for name in "abc":
+            self.members[name].host, self.members[name].memory = "host-a", "memory-a"
 
     def learner(self, member: Member) -> Any:
         return self.of[member.service_id]
@@ -132,6 +143,38 @@ async def test_each_asks_the_one_before_it_once_that_one_has_begun() -> None:
     assert ends.asked == [("a", "learner"), ("b", "a"), ("c", "b")]
     assert {name: ends.members[name].source for name in "abc"} == {"a": "learner", "b": "a", "c": "b"}
     assert ends.times.metrics()["weights/relay_links"] == 3
+
+
+async def test_of_one_memory_one_receives_and_the_others_ask_it_once_it_has_the_version() -> None:
+    ends = Ends()
+    ends.share_memory()
+    ends.of["a"].freezes = True
+    async with ends.pushing():
+        await assert_eventually(lambda: ends.of["a"].source == "learner")
+        await asyncio.sleep(0.02)
+        assert ends.asked == [("a", "learner")]
+        ends.of["a"].frozen.set()
+        await assert_eventually(ends.ready)
+    assert ends.asked == [("a", "learner"), ("b", "a"), ("c", "a")]
+
+
+async def test_a_copy_that_does_not_come_is_not_waited_for_beyond_a_patience() -> None:
+    ends = Ends()
+    ends.share_memory()
+    ends.of["a"].freezes = True
+    async with ends.pushing():
+        await assert_eventually(lambda: ends.of["a"].source == "learner")
+        await asyncio.sleep(0.02)
+        await ends.clock.advance(PATIENCE_S + 1.0)
+        await assert_eventually(lambda: all(ends.members[name].state is State.READY for name in "bc"))
+        assert ends.members["a"].state is not State.READY
+    broken = Ends()
+    broken.share_memory()
+    broken.of["a"].fails = [TransferError("its link")] * 9
+    async with broken.pushing():
+        await assert_eventually(lambda: all(broken.members[name].state is State.READY for name in "bc"))
+    assert ("b", "learner") in broken.asked
+    assert broken.members["c"].source == "b"
 
 
 async def test_without_the_relay_everybody_asks_the_learner() -> None:
