@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --no-loadscope-reorder
 
-.PHONY: help setup typescript promtool demo demo-llm test tests test-oldest chaos compose-test test-cluster test-kubernetes fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
+.PHONY: help setup typescript promtool demo demo-llm demo-turns test tests test-oldest chaos compose-test test-cluster test-kubernetes fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,9 @@ demo: setup      ## teach a small model to add: four services, two cores, a few 
 demo-llm: setup  ## teach a real model, SmolLM2-135M, to add: 93 MB more to fetch, some twenty minutes on two idle cores
 	@scripts/smollm2.sh $(ARGS)
 	@.venv/bin/sluice demo-llm $(ARGS)
+
+demo-turns: setup ## teach a small model to use a calculator, in episodes of two turns: two cores, a few minutes
+	@.venv/bin/sluice demo-turns $(ARGS)
 
 test: setup typescript promtool ## static, and every test but chaos, long, compose and cluster; the last lines of pytest name what this machine lacks
 	@scripts/check.sh tests

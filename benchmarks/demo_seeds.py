@@ -19,7 +19,7 @@ def run(seeds: Sequence[int] = SEEDS) -> list[Row]:
     """Runs every seed and compares with the targets."""
     rows: list[Row] = []
     for seed in seeds:
-        summary = _demo(seed)
+        summary = demo_summary("demo", seed=seed)
         before, after = summary["accuracy"]["before"], summary["accuracy"]["after"]
         wall = summary["train_wall_s"]
         rows += [
@@ -52,10 +52,12 @@ def run(seeds: Sequence[int] = SEEDS) -> list[Row]:
     return rows
 
 
-def _demo(seed: int) -> dict:
+def demo_summary(command: str, *, seed: int) -> dict:
+    """The summary.json of a whole run of `sluice COMMAND`."""
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:
         run_dir = Path(folder) / f"seed-{seed}"
-        command = [sys.executable, "-m", "sluice.cli.main", "demo", "--plain", "--seed", str(seed)]
-        command += ["--run-dir", str(run_dir), "--set", "network.coordinator_port=0"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        arguments = [command, "--plain", "--seed", str(seed)]
+        arguments += ["--run-dir", str(run_dir), "--set", "network.coordinator_port=0"]
+        started = [sys.executable, "-m", "sluice.cli.main", *arguments]
+        subprocess.run(started, check=True, stdout=subprocess.DEVNULL)
         return json.loads((run_dir / "summary.json").read_text())

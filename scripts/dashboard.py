@@ -52,6 +52,7 @@ def _terms(unit: str) -> list[str]:
 ROWS: Mapping[str, Sequence[Panel]] = {
     "Training": (
         Panel("Accuracy on held-out prompts", ("eval/avg_at_n", "eval/pass_at_n", "eval/maj_at_n", "eval/greedy")),
+        Panel("Held-out episodes that call a tool", ("eval/tool_use",)),
         Panel(
             "Intervals on held-out prompts",
             [f"eval/{m}_at_n_{end}" for m in ("avg", "pass", "maj") for end in ("low", "high")],
@@ -79,6 +80,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
     "Episodes": (
         Panel("Turns of an episode", ("episode/turns_mean",)),
         Panel("Tool calls of an episode", ("episode/tool_calls_mean",)),
+        Panel("Episodes that call a tool", ("episode/tool_use",)),
         Panel("Observed tokens of an episode", ("episode/observed_mean_tokens",)),
         Panel("Environment's answer to a turn", ("episode/environment_s",)),
         Panel("Episodes begun again", ("episode/restarts",)),

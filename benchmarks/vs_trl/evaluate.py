@@ -24,12 +24,13 @@ from benchmarks.vs_trl.tasks import TASKS, Demo, Sums
 from sluice.cli.demo_llm import RECIPE
 from sluice.cli.up import find_recipe
 from sluice.tasks import mixadd3, sums
+from sluice.tasks.splits import Split
 
 _SUMS_PROMPTS = 64
 """A minute of one thread for each folder; the standard error of avg@4 is then about .04."""
 
 
-def evaluate_run(run: Path, *, task: str, split: mixadd3.Split, prompts: int, max_response_tokens: int) -> None:
+def evaluate_run(run: Path, *, task: str, split: Split, prompts: int, max_response_tokens: int) -> None:
     """Reads all weights of a run that were not read on this split yet; a line each."""
     done = accuracies(run, split)
     if task == Sums.name:

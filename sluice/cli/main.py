@@ -13,6 +13,7 @@ VERBS = (
         "up",
         "submit",
         "demo_llm",
+        "demo_turns",
         "watch",
         "logs",
         "learner_node",

@@ -139,10 +139,13 @@ def _check(config: Any) -> int:
 
 def run_demo(args: argparse.Namespace) -> int:
     """Builds the base model unless the model is cached, then runs the demo recipe."""
-    recipe = find_recipe(DEMO_RECIPE)
-    base = demo_base_dir()
-    config = load_runnable(recipe, overrides=demo_overrides(args, model=base))
-    warm_up = [*module_command("services.learner.sft_base.build"), "--out", str(base)]
+    return run_on_base(args, recipe=DEMO_RECIPE, task="mixadd3", base=demo_base_dir())
+
+
+def run_on_base(args: argparse.Namespace, *, recipe: str, task: str, base: Path) -> int:
+    """Builds a task's base model unless the folder `base` has it, then runs a recipe on it."""
+    config = load_runnable(find_recipe(recipe), overrides=demo_overrides(args, model=base))
+    warm_up = [*module_command("services.learner.sft_base.build"), "--task", task, "--out", str(base)]
     try:
         subprocess.run(warm_up, check=True)
     except subprocess.CalledProcessError as error:

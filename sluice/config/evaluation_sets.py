@@ -83,4 +83,4 @@ def check_files(config: Config) -> None:
 
 def is_task(name: str) -> bool:
     """Whether the name is a task's and no file's, such as `mixadd3:SPLIT` or `reasoning-gym:TASK`."""
-    return name.startswith(("mixadd3:", "reasoning-gym:"))
+    return name.startswith(("mixadd3:", "products:", "reasoning-gym:"))

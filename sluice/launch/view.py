@@ -179,6 +179,7 @@ def evaluation_line(evaluation: pb.Evaluation) -> str:
         f"  avg@{n} {within(evaluation.avg_at_n, evaluation, 'avg_interval')}  pass@{n} {fraction(evaluation.pass_at_n)}"
         f"{f'  maj@{n} {fraction(evaluation.maj_at_n)}' if evaluation.HasField('maj_at_n') else ''}"
         f"  greedy {fraction(evaluation.greedy)}"
+        f"{f'  tool use {fraction(evaluation.tool_use)}' if evaluation.tool_use else ''}"
         f"  {evaluation.prompts} prompts in {duration(evaluation.wall_s)}"
         f"{f'  {evaluation.ungraded} samples not graded' if evaluation.ungraded else ''}"
     )

@@ -26,13 +26,13 @@ CURVES_FILE = "curves.png"
 CURVES_BYTES = 500_000
 """About the size of the picture. Measured: 320 kB and 460 kB for the demos."""
 
-BLUE, ORANGE, GREEN, RED, GREY = "#2563eb", "#ea7317", "#16a34a", "#dc2626", "#9ca3af"
+BLUE, ORANGE, GREEN, RED, GREY, DARK = "#2563eb", "#ea7317", "#16a34a", "#dc2626", "#9ca3af", "#334155"
 
 _SET_COLOURS = (GREEN, RED, "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#a16207", "#475569")
 
 Scale = Literal["from_zero", "free", "log"]
 
-_ACCURACIES = (("eval/avg_at_n", "avg@n"), ("eval/greedy", "greedy"))
+_MEASURES = (("eval/avg_at_n", "avg@n"), ("eval/greedy", "greedy"), ("eval/tool_use", "tool use"))
 _AGE_TITLE = "Age of the oldest token"
 
 _SMOOTHED_SHARE = 20
@@ -190,11 +190,13 @@ def _measured(metrics: RunMetrics, panels: Sequence[_Panel]) -> bool:
 
 
 def _draw_accuracy(axes: Axes, metrics: RunMetrics) -> None:
-    evaluations, (average, _) = metrics.evaluations, _ACCURACIES[0]
+    evaluations, (average, _) = metrics.evaluations, _MEASURES[0]
     versions = column(evaluations, "version")
-    for (name, label), colour in zip(_ACCURACIES, (BLUE, ORANGE), strict=True):
+    for (name, label), colour in zip(_MEASURES, (BLUE, ORANGE, DARK), strict=True):
         values = column(evaluations, name)
         there = np.isfinite(values)
+        if name == "eval/tool_use" and not values[there].any():
+            continue  # nothing to call, mostly
         if there.any():
             axes.plot(versions[there], values[there], color=colour, marker="o", markersize=3.5, lw=1.8, label=label)
             before = values[there][0]
@@ -268,10 +270,10 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def _changes(evaluations: Sequence[Row]) -> list[str]:
     changes = []
-    for name, label in _ACCURACIES:
+    for name, label in _MEASURES:
         values = column(evaluations, name)
         values = values[np.isfinite(values)]
-        if len(values) > 1:
+        if len(values) > 1 and (name != "eval/tool_use" or values.any()):
             changes.append(f"{label} {values[0]:.0%} → {values[-1]:.0%}")
     return changes
 

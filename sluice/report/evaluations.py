@@ -43,6 +43,7 @@ def accuracy(evaluation: pb.Evaluation | None) -> JsonObject:
         "pass_interval": _ends(evaluation, "pass_interval"),
         "maj": _finite(evaluation.maj_at_n) if evaluation.HasField("maj_at_n") else None,
         "maj_interval": _ends(evaluation, "maj_interval"),
+        "tool_use": _finite(evaluation.tool_use) if evaluation.HasField("tool_use") else None,
     }
 
 

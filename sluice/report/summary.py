@@ -98,12 +98,13 @@ def _lines(summary: JsonObject) -> list[tuple[str, Text]]:
 
 
 def _accuracy_lines(accuracy: JsonObject) -> list[tuple[str, Text]]:
-    """avg@n and greedy of the set that stands for the run, then avg@n of the other sets."""
+    """avg@n, greedy and use of tools of the set that stands for the run, then avg@n of the other sets."""
     before, after, of = accuracy["before"], accuracy["after"], accuracy["set"] or "held-out"
     others = {name: one for name, one in accuracy["sets"].items() if name != accuracy["set"]}
     return [
         (f"{of} avg@{after['n'] or before['n'] or 'n'}", _change(before["avg"], after["avg"], after["avg_interval"])),
         (f"{of} greedy", _change(before["greedy"], after["greedy"])),
+        *([(f"{of} tool use", _change(*used))] if any(used := [before["tool_use"], after["tool_use"]]) else []),
         *(
             (
                 f"{name} avg@{one['before']['n']}",

@@ -8,20 +8,15 @@ Everything here is a pure function and needs the standard library alone: the coo
 the reward service verifies with it, and the learner builds the demo's base model from its demonstrations. This module
 names the characters and does not tokenise.
 
-Prompts fall into three disjoint splits by a fixed hash of their text, whatever seed drew them: ``train`` is the only split
-used for training the base and for reinforcement learning, ``held_out`` is evaluated during a run, and ``fresh`` is for a
-final reading, because settings were never chosen on it.
+Prompts fall into the three splits of splits.py.
 """
 
-import hashlib
 import random
-from typing import Final, Literal
+from typing import Final
 
-Split = Literal["train", "held_out", "fresh"]
+from sluice.tasks.splits import SPLITS, split_of
 
 DATA_SOURCE: Final = "mixadd3"
-
-SPLITS: Final[tuple[Split, ...]] = ("train", "held_out", "fresh")
 
 MAX_DIGITS: Final = 3
 
@@ -34,8 +29,6 @@ _UNUSED = tuple(f"<unused{i}>" for i in range(64 - len(_SPECIALS) - len(_CHARACT
 VOCABULARY: Final[tuple[str, ...]] = (*_SPECIALS, *_CHARACTERS, *_UNUSED)
 """The token of every id, 64 in all: a token a character, then unused tokens."""
 
-_SPLIT_OF_RESIDUE: Final[dict[int, Split]] = {0: "held_out", 1: "fresh"}
-
 # Shares of demonstrations that only guess and that work the sum out once; the rest rambles.
 _GUESS_SHARE = 0.25
 _WORK_SHARE = 0.45
@@ -43,12 +36,6 @@ _WORK_SHARE = 0.45
 _FURTHER_PASS_PROBABILITY = 0.4
 # ... up to this many passes, so that prompt and completion fit 128 positions (8 + 4 * 26 + 3 + 5 + 1 = 121 tokens).
 _MAX_PASSES = 4
-
-
-def split_of(prompt: str) -> Split:
-    """Returns the split that a prompt's text belongs to: a hash of 0 mod 8 is held out, 1 mod 8 is fresh."""
-    digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
-    return _SPLIT_OF_RESIDUE.get(int.from_bytes(digest, "little") % 8, "train")
 
 
 def prompt(rng: random.Random) -> str:

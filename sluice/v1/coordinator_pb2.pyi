@@ -363,6 +363,7 @@ class Evaluation(_message.Message):
     MAJ_INTERVAL_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
+    TOOL_USE_FIELD_NUMBER: _builtins.int
     avg_at_n: _builtins.float
     """Mean accuracy over prompts and samples (DAPO's avg@n)."""
     pass_at_n: _builtins.float
@@ -387,6 +388,8 @@ class Evaluation(_message.Message):
     """Temperature of the n samples; 0 where it was not recorded."""
     top_p: _builtins.float
     """Nucleus mass of the n samples; 0 where it was not recorded."""
+    tool_use: _builtins.float
+    """Share of the n samples a prompt in which a tool was called; absent where samples are no episodes."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The pinned version."""
@@ -422,14 +425,20 @@ class Evaluation(_message.Message):
         maj_interval: Global___Interval | None = ...,
         temperature: _builtins.float = ...,
         top_p: _builtins.float = ...,
+        tool_use: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_maj_at_n", b"_maj_at_n", "avg_interval", b"avg_interval", "maj_at_n", b"maj_at_n", "maj_interval", b"maj_interval", "pass_interval", b"pass_interval", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_maj_at_n", b"_maj_at_n", "_tool_use", b"_tool_use", "avg_interval", b"avg_interval", "maj_at_n", b"maj_at_n", "maj_interval", b"maj_interval", "pass_interval", b"pass_interval", "tool_use", b"tool_use", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maj_at_n", b"_maj_at_n", "avg_at_n", b"avg_at_n", "avg_interval", b"avg_interval", "greedy", b"greedy", "maj_at_n", b"maj_at_n", "maj_interval", b"maj_interval", "mean_response_tokens", b"mean_response_tokens", "n", b"n", "pass_at_n", b"pass_at_n", "pass_interval", b"pass_interval", "prompts", b"prompts", "set", b"set", "temperature", b"temperature", "top_p", b"top_p", "ungraded", b"ungraded", "version", b"version", "wall_s", b"wall_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maj_at_n", b"_maj_at_n", "_tool_use", b"_tool_use", "avg_at_n", b"avg_at_n", "avg_interval", b"avg_interval", "greedy", b"greedy", "maj_at_n", b"maj_at_n", "maj_interval", b"maj_interval", "mean_response_tokens", b"mean_response_tokens", "n", b"n", "pass_at_n", b"pass_at_n", "pass_interval", b"pass_interval", "prompts", b"prompts", "set", b"set", "temperature", b"temperature", "tool_use", b"tool_use", "top_p", b"top_p", "ungraded", b"ungraded", "version", b"version", "wall_s", b"wall_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__maj_at_n: _TypeAlias = _typing.Literal["maj_at_n"]  # noqa: Y015
     _WhichOneofArgType__maj_at_n: _TypeAlias = _typing.Literal["_maj_at_n", b"_maj_at_n"]  # noqa: Y015
+    _WhichOneofReturnType__tool_use: _TypeAlias = _typing.Literal["tool_use"]  # noqa: Y015
+    _WhichOneofArgType__tool_use: _TypeAlias = _typing.Literal["_tool_use", b"_tool_use"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__maj_at_n) -> _WhichOneofReturnType__maj_at_n | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tool_use) -> _WhichOneofReturnType__tool_use | None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 

@@ -132,6 +132,7 @@ def evaluation(result: EvaluationResult) -> pb.Evaluation:
         mean_response_tokens=result.mean_response_tokens,
         wall_s=result.wall_s,
         ungraded=result.ungraded,
+        tool_use=result.tool_use,
     )
 
 

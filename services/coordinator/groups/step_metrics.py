@@ -120,7 +120,7 @@ class StepWindow:
             values["response/truncated_fraction"] = self.truncated / samples
             for status in ("unparsed", "timeout", "error"):
                 values[f"reward/{status}_fraction"] = self.statuses[status] / samples
-        values |= _episode_metrics(self.episodes, restarts=self.restarts)
+        values |= episode_metrics(self.episodes, restarts=self.restarts)
         if self.accs:
             values["reward/generated_acc"] = float(np.mean(self.accs))
             values["reward/generated_raw_mean"] = float(np.mean(self.raw))
@@ -137,8 +137,8 @@ class StepWindow:
         return values
 
 
-def _episode_metrics(episodes: list[Sample], *, restarts: int) -> dict[str, float]:
-    """Empty without an episode."""
+def episode_metrics(episodes: list[Sample], *, restarts: int) -> dict[str, float]:
+    """What is said of a step's episodes; empty without one."""
     if not episodes and not restarts:
         return {}
     values = {"episode/restarts": float(restarts)}
@@ -147,6 +147,7 @@ def _episode_metrics(episodes: list[Sample], *, restarts: int) -> dict[str, floa
         observed = [len(sample.token_ids) - sample.sampled_tokens for sample in episodes]
         values["episode/turns_mean"] = len(turns) / len(episodes)
         values["episode/tool_calls_mean"] = sum(len(turn.tools) for turn in turns) / len(episodes)
+        values["episode/tool_use"] = sum(sample.calls_tools for sample in episodes) / len(episodes)
         values["episode/observed_mean_tokens"] = float(np.mean(observed))
         values["episode/environment_s"] = float(np.mean([turn.answered_s for turn in turns]))
     return values

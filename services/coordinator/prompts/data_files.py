@@ -105,7 +105,8 @@ def _check_file(name: str, path: Path) -> None:
         raise DataError(f"{name}: must be a file, is a folder; name the files in it")
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(
-            f"{name}: must end in {' or '.join(SUFFIXES)}, or be reasoning-gym:TASK or mixadd3:SPLIT, got {path.name!r}"
+            f"{name}: must end in {' or '.join(SUFFIXES)}, or be reasoning-gym:TASK, mixadd3:SPLIT or products:SPLIT, "
+            f"got {path.name!r}"
         )
     try:
         mode = path.stat().st_mode

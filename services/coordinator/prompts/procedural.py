@@ -1,6 +1,6 @@
-"""Endless sources: prompts that a program makes, `mixadd3:SPLIT` and `reasoning-gym:TASK`.
+"""Endless sources: prompts that a program makes, `mixadd3:SPLIT`, `products:SPLIT` and `reasoning-gym:TASK`.
 
-Held-out prompts are never trained, whatever the seeds: both sources partition by a hash of the prompt's text.
+Held-out prompts are never trained, whatever the seeds: the sources partition by a hash of the prompt's text.
 """
 
 import functools
@@ -14,10 +14,11 @@ from typing import Any
 from services.coordinator.prompts.rows import PromptRow
 from sluice.environments import Message
 from sluice.errors import DataError
-from sluice.tasks import mixadd3
+from sluice.tasks import mixadd3, products
 
 REASONING_GYM = "reasoning-gym:"
 MIXADD3 = "mixadd3:"
+PRODUCTS = "products:"
 
 # Entries of one reasoning-gym data set. A task may prepare all of its entries when it is made, so a set has to be
 # small; the next block of indices takes another set.
@@ -49,6 +50,29 @@ class Mixadd3Source:
     def describe(self) -> dict[str, str | int]:
         """Name for the log at start."""
         return {"source": f"{MIXADD3}{self.split}"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProductsSource:
+    """The products of the demo of two turns (sluice/tasks/products.py)."""
+
+    split: str
+    seed: int
+
+    @property
+    def size(self) -> None:
+        """None, because the source is endless."""
+        return
+
+    def row(self, index: int) -> PromptRow:
+        """Question `index` of the split, as a chat."""
+        question = products.question_at(seed=self.seed, index=index, split=self.split)
+        chat = (Message(role="user", content=question),)
+        return PromptRow(data_source=products.DATA_SOURCE, prompt=chat, ground_truth=products.answer(question))
+
+    def describe(self) -> dict[str, str | int]:
+        """Name for the log at start."""
+        return {"source": f"{PRODUCTS}{self.split}"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,10 +3,17 @@
 from collections.abc import Sequence
 
 from services.coordinator.prompts.data_files import read_files
-from services.coordinator.prompts.procedural import MIXADD3, REASONING_GYM, Mixadd3Source, ReasoningGymSource
+from services.coordinator.prompts.procedural import (
+    MIXADD3,
+    PRODUCTS,
+    REASONING_GYM,
+    Mixadd3Source,
+    ProductsSource,
+    ReasoningGymSource,
+)
 from services.coordinator.prompts.rows import PromptSource
 from sluice.errors import DataError
-from sluice.tasks import mixadd3
+from sluice.tasks.splits import SPLITS
 
 
 def open_source(names: Sequence[str], *, seed: int, held_out: bool) -> PromptSource:
@@ -15,7 +22,7 @@ def open_source(names: Sequence[str], *, seed: int, held_out: bool) -> PromptSou
     Raises:
         DataError: a file is missing, empty or malformed, a task is unknown, or names do not go together.
     """
-    endless = [name for name in names if name.startswith((REASONING_GYM, MIXADD3))]
+    endless = [name for name in names if name.startswith((REASONING_GYM, MIXADD3, PRODUCTS))]
     if not endless:
         return read_files(names)
     if len(names) > 1:
@@ -23,13 +30,16 @@ def open_source(names: Sequence[str], *, seed: int, held_out: bool) -> PromptSou
     name = names[0]
     if name.startswith(REASONING_GYM):
         return ReasoningGymSource(task=name.removeprefix(REASONING_GYM), seed=seed, held_out=held_out)
-    return _mixadd3(name.removeprefix(MIXADD3), seed=seed, held_out=held_out)
+    if name.startswith(PRODUCTS):
+        return ProductsSource(split=_split(name, PRODUCTS, held_out=held_out), seed=seed)
+    return Mixadd3Source(split=_split(name, MIXADD3, held_out=held_out), seed=seed)
 
 
-def _mixadd3(split: str, *, seed: int, held_out: bool) -> Mixadd3Source:
+def _split(name: str, task: str, *, held_out: bool) -> str:
     """Refuses splits of the other side, so that no run trains on evaluation prompts."""
-    splits = [name for name in mixadd3.SPLITS if (name != "train") == held_out]
+    split = name.removeprefix(task)
+    splits = [one for one in SPLITS if (one != "train") == held_out]
     if split not in splits:
         setting = "data.val_files" if held_out else "data.train_files"
-        raise DataError(f"{setting}: {MIXADD3}SPLIT must be one of {', '.join(splits)} here, got {split!r}")
-    return Mixadd3Source(split=split, seed=seed)
+        raise DataError(f"{setting}: {task}SPLIT must be one of {', '.join(splits)} here, got {split!r}")
+    return split

@@ -9,7 +9,13 @@ from sluice.policy_version import PolicyVersion
 Interval = tuple[float, float]
 """The ends of a 95 % confidence interval."""
 
-_MEASURES = {"avg_at_n": "avg_interval", "pass_at_n": "pass_interval", "maj_at_n": "maj_interval", "greedy": ""}
+_MEASURES = {
+    "avg_at_n": "avg_interval",
+    "pass_at_n": "pass_interval",
+    "maj_at_n": "maj_interval",
+    "greedy": "",
+    "tool_use": "",
+}
 """Measure -> its interval."""
 
 
@@ -40,6 +46,8 @@ class EvaluationResult:
     """0 where it was not recorded."""
     top_p: float = 0.0
     """0 where it was not recorded."""
+    tool_use: float | None = None
+    """Share of the episodes in which a tool was called, greedy ones apart; None where the samples are no episodes."""
 
     def __str__(self) -> str:
         """One line for people."""
@@ -47,10 +55,9 @@ class EvaluationResult:
         within = f" [{self.avg_interval[0]:.3f}, {self.avg_interval[1]:.3f}]" if self.avg_interval else ""
         majority = "" if self.maj_at_n is None else f", maj@{self.n} {self.maj_at_n:.3f}"
         greedy = "" if self.greedy is None else f", greedy {self.greedy:.3f}"
+        tools = "" if self.tool_use is None else f", tool use {self.tool_use:.3f}"
         ungraded = f", {self.ungraded} samples not graded" if self.ungraded else ""
-        return (
-            f"{of}version {self.version.number}: avg@{self.n} {self.avg_at_n:.3f}{within}{majority}{greedy}{ungraded}"
-        )
+        return f"{of}version {self.version.number}: avg@{self.n} {self.avg_at_n:.3f}{within}{majority}{greedy}{tools}{ungraded}"
 
     @property
     def measures(self) -> dict[str, float]:
@@ -102,6 +109,7 @@ class EvaluationResult:
             maj_at_n=line.get("eval/maj_at_n"),
             temperature=line.get("temperature", 0.0),
             top_p=line.get("top_p", 0.0),
+            tool_use=line.get("eval/tool_use"),
             **{
                 field: (line[f"eval/{name}_low"], line[f"eval/{name}_high"])
                 for name, field in _MEASURES.items()

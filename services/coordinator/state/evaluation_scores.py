@@ -42,6 +42,8 @@ class PromptOutcome:
     """Completion tokens of the n samples."""
     truncated: int
     """Samples that ended by their length."""
+    called: int | None = None
+    """Samples in which a tool was called; None where the samples are no episodes."""
 
     @property
     def graded(self) -> list[float]:
@@ -83,6 +85,7 @@ def outcome(
         greedy_acc=next(iter(accs_of(greedy)), None),
         tokens=sum(sample.sampled_tokens for sample in samples),
         truncated=sum(sample.finish_reason == "length" for sample in samples),
+        called=sum(sample.calls_tools for sample in samples) if any(sample.turns for sample in samples) else None,
     )
 
 
@@ -134,6 +137,7 @@ def accuracies(outcomes: Sequence[PromptOutcome]) -> Mapping[str, Any]:
     greedy = np.array([one.greedy_acc for one in outcomes if one.greedy_acc is not None])
     means, passes = by_prompt(accs)
     known = majorities[~np.isnan(majorities)]
+    called = [one.called / len(one.accs) for one in outcomes if one.called is not None]
     best = greedy[~np.isnan(greedy)]
     return {
         "avg_at_n": float(means.mean()),
@@ -143,6 +147,7 @@ def accuracies(outcomes: Sequence[PromptOutcome]) -> Mapping[str, Any]:
         "avg_interval": mean_interval(means),
         "pass_interval": mean_interval(passes),
         "maj_interval": mean_interval((known > 0).astype(np.float64)),
+        "tool_use": float(np.mean(called)) if called else None,
         "ungraded": int(np.isnan(accs).sum() + np.isnan(greedy).sum()),
     }
 

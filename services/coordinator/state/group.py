@@ -125,6 +125,11 @@ class Sample:
         return sum(turn.end - turn.start for turn in self.turns) if self.turns else len(self.token_ids)
 
     @property
+    def calls_tools(self) -> bool:
+        """Whether it is an episode in which the policy called a tool."""
+        return any(turn.tools for turn in self.turns)
+
+    @property
     def oldest_version(self) -> int:
         """Number of the oldest version that sampled a token of the completion."""
         return min(span.version.number for span in self.spans)

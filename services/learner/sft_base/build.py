@@ -1,6 +1,6 @@
-"""Builds the base model of the CPU demo: `python -m services.learner.sft_base.build --out DIR`.
+"""Builds the base model of a CPU demo: `python -m services.learner.sft_base.build --out DIR [--task products]`.
 
-The result is an ordinary Hugging Face folder, made once: a folder that was built from the same recipe and seed is kept,
+The result is an ordinary Hugging Face folder, made once: a folder that was built from the same course and seed is kept,
 without importing torch. The folder appears whole or not at all. training.py trains the model.
 """
 
@@ -8,90 +8,77 @@ import argparse
 import hashlib
 import json
 import os
-import random
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 from services.learner.base_folder import make_once
-from services.learner.sft_base.stages import STAGES
-from sluice.tasks import mixadd3
+from services.learner.sft_base import mixadd3_course, products_course
+from services.learner.sft_base.course import Course
 
 RECORD: Final = "warmup.json"
 """File in the folder that says how the folder was made."""
 
-MIN_GREEDY_ACCURACY: Final = 0.5
-"""Greedy accuracy on training prompts that ends the last stage. Other CPUs' roundings gave .54 to .70 on held-out prompts."""
-
-ARCHITECTURE: Final[Mapping[str, int]] = {
-    "vocab_size": len(mixadd3.VOCABULARY),
-    "hidden_size": 96,
-    "intermediate_size": 256,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 3,
-    "head_dim": 32,
-    "max_position_embeddings": 128,
+COURSES: Final[Mapping[str, Course]] = {
+    course.task: course for course in (mixadd3_course.COURSE, products_course.COURSE)
 }
-"""Sizes of a Qwen3 architecture with tied embeddings: 338,784 parameters."""
+"""Task -> what its base is taught."""
 
 
-def build(out: Path, *, seed: int = 0, force: bool = False) -> bool:
-    """Makes the base model in `out` unless `out` holds the model already; returns whether the model was built.
+def build(out: Path, *, course: Course = mixadd3_course.COURSE, seed: int = 0, force: bool = False) -> bool:
+    """Makes a course's base model in `out` unless `out` holds the model already; returns whether the model was built.
 
     Raises:
         ValueError: `out` is in the way: not a folder that this function made.
-        RuntimeError: the base is less accurate than MIN_GREEDY_ACCURACY.
+        RuntimeError: the base is less accurate than the course asks for.
     """
-    record = {"key": cache_key(seed), "seed": seed, "stages": [asdict(stage) for stage in STAGES]}
+    record = {"key": cache_key(course, seed), "seed": seed, "stages": [asdict(stage) for stage in course.stages]}
     built = make_once(
-        out, record_name=RECORD, record=record, write=lambda folder: _train(folder, seed=seed), force=force
+        out, record_name=RECORD, record=record, write=lambda folder: _train(folder, course, seed=seed), force=force
     )
     print(f"warm-up: wrote {out}" if built else f"warm-up: {out} is up to date")
     return built
 
 
-def cache_key(seed: int) -> str:
-    """A key that changes whenever the recipe, the seed or the demonstrations change."""
-    rng = random.Random(seed)
-    prompts = [mixadd3.prompt_at(seed=seed, index=index, split="train") for index in range(64)]
+def cache_key(course: Course, seed: int) -> str:
+    """A key that changes whenever the course, the seed or the demonstrations change."""
     recipe = {
         "seed": seed,
-        "stages": [asdict(stage) for stage in STAGES],
-        "architecture": dict(ARCHITECTURE),
-        "vocabulary": mixadd3.VOCABULARY,
-        "demonstrations": [prompt + mixadd3.demonstration(prompt, rng) for prompt in prompts],
+        "stages": [asdict(stage) for stage in course.stages],
+        "architecture": {"vocab_size": len(course.vocabulary), **course.architecture},
+        "vocabulary": course.vocabulary,
+        "demonstrations": course.examples(seed),
     }
+    if course.chat_template is not None:
+        recipe["chat_template"] = course.chat_template
     return hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _train(folder: Path, *, seed: int) -> None:
+def _train(folder: Path, course: Course, *, seed: int) -> None:
     from services.learner.sft_base.training import save_model, train_base
 
-    model = train_base(
-        seed=seed,
-        architecture=ARCHITECTURE,
-        stages=STAGES,
-        min_accuracy=MIN_GREEDY_ACCURACY,
-        report=lambda line: print(f"warm-up {line}", flush=True),
-    )
-    save_model(model, folder)
+    started = time.monotonic()
+    model = train_base(course, seed=seed, report=lambda line: print(f"warm-up {line}", flush=True))
+    save_model(model, course, folder)
+    print(f"warm-up: took {time.monotonic() - started:.0f} s", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m services.learner.sft_base.build", description="Builds the base model of the CPU demo."
+        prog="python -m services.learner.sft_base.build", description="Builds the base model of a CPU demo."
     )
+    parser.add_argument("--task", choices=COURSES, default="mixadd3", help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=0, help="of weights and demonstrations (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="build even if the folder is up to date")
     args = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
-        build(args.out, seed=args.seed, force=args.force)
+        build(args.out, course=COURSES[args.task], seed=args.seed, force=args.force)
     except (ValueError, RuntimeError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -12,7 +12,7 @@ class DataConfig(Section):
     """Prompts."""
 
     train_files: list[str] = Field(
-        min_length=1, description=".jsonl or .parquet files, `reasoning-gym:TASK` or `mixadd3:train`"
+        min_length=1, description=".jsonl or .parquet files, `reasoning-gym:TASK`, `mixadd3:train` or `products:train`"
     )
     val_files: list[str] = Field(default_factory=list, description="held-out prompts for evaluation, same forms")
     train_batch_size: PositiveInt = Field(default=512, description="groups (prompts) a step")

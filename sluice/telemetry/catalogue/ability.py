@@ -59,6 +59,15 @@ ABILITY: tuple[Metric, ...] = (
         "falling while `eval/avg_at_n` rises: the format drifts; read samples of the run and check the end token",
     ),
     entry(
+        "eval/tool_use",
+        "fraction",
+        "coordinator",
+        "share of the n samples a held-out prompt in which the policy called a tool; absent where samples are no episodes",
+        "rises where the task needs a tool",
+        "flat near 0: no episode of a group calls a tool, so nothing rewards it; warm up on examples; falling while "
+        "`eval/avg_at_n` rises: the policy has learned to do without",
+    ),
+    entry(
         "reward/generated_acc",
         "fraction",
         "coordinator",

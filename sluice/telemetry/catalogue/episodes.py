@@ -20,6 +20,14 @@ EPISODES: tuple[Metric, ...] = (
         "near 0: the policy does not use its tools; look at an episode with `sluice explain`, warm up on examples",
     ),
     entry(
+        "episode/tool_use",
+        "fraction",
+        "coordinator",
+        "share of the generated episodes in which the policy called a tool",
+        "rises where the task needs a tool",
+        "as for `eval/tool_use`, which reads held-out prompts",
+    ),
+    entry(
         "episode/observed_mean_tokens",
         "tokens",
         "coordinator",

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from services.coordinator.groups.step_metrics import episode_metrics
 from services.coordinator.loggers.line import line_of
 from services.coordinator.prompts.questions import question_key
 from services.coordinator.prompts.rows import parse_row
 from services.coordinator.prompts.stream import PromptStream
 from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.evaluation_scores import accuracies, majority, mean_interval, outcome
-from services.coordinator.state.group import Reward
+from services.coordinator.state.group import Reward, Turn
 from services.coordinator.state.progress import KEPT_EVALUATIONS, Progress
 from services.coordinator.storage import evaluation_files
 from sluice.config.evaluation_sets import evaluation_sets
@@ -90,6 +91,24 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_limit_and_the_same_every_t
     assert mean_interval(np.ones(5)) == (1.0, 1.0)
 
 
+def test_the_use_of_tools_is_the_share_of_episodes_that_called_one_and_absent_for_single_answers() -> None:
+    turn = Turn(start=0, end=4, finish_reason="stop", rollout_id="rollout-0", seed=0, text="x")
+    called = ((), ("add",), ("add", "add"), ())
+    episodes = [
+        dataclasses.replace(make_sample(index), turns=(dataclasses.replace(turn, tools=tools), turn))
+        for index, tools in enumerate(called)
+    ]
+    answers = [make_sample(index) for index in range(4)]
+    of_episodes, of_answers = (
+        outcome(0, FakePrompt(prompt_id="p"), samples, rewards("42", "7", "7", "7"), [])
+        for samples in (episodes, answers)
+    )
+    assert accuracies([of_episodes])["tool_use"] == 0.5
+    assert accuracies([of_answers])["tool_use"] is None
+    assert "tool use 0.500" in str(result(tool_use=0.5))
+    assert episode_metrics(episodes, restarts=0)["episode/tool_use"] == 0.5
+
+
 def test_a_row_of_a_prompt_counts_what_could_not_be_graded_apart() -> None:
     samples = [
         dataclasses.replace(make_sample(i, tokens=4 + i), finish_reason="length" if i else "stop") for i in range(3)
@@ -147,6 +166,7 @@ class Watched(FakeRollouts):
 
 def test_a_line_keeps_everything_and_a_line_of_an_older_version_is_read() -> None:
     made = result(set="aime_2024", maj_at_n=0.5, avg_interval=(0.25, 0.75), maj_interval=(0.0, 1.0), top_p=0.7)
+    made = dataclasses.replace(made, tool_use=0.25)
     line = json.loads(json.dumps(made.to_line(), allow_nan=False))
     assert EvaluationResult.from_line(line) == made
     assert EvaluationResult.from_dict(json.loads(json.dumps(dataclasses.asdict(made)))) == made

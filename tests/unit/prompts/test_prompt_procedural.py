@@ -7,7 +7,7 @@ import pytest
 from services.coordinator.prompts.procedural import Mixadd3Source, ReasoningGymSource
 from services.coordinator.prompts.sources import open_source
 from sluice.errors import DataError
-from sluice.tasks import mixadd3
+from sluice.tasks import mixadd3, products
 
 
 def test_mixadd3_rows_carry_the_sum() -> None:
@@ -24,6 +24,17 @@ def test_mixadd3_evaluates_on_prompts_that_are_never_trained(split: str) -> None
     source = open_source([f"mixadd3:{split}"], seed=0, held_out=True)
     assert {mixadd3.split_of(str(source.row(index).prompt)) for index in range(50)} == {split}
     assert source.describe() == {"source": f"mixadd3:{split}"}
+
+
+def test_products_are_chats_that_carry_the_product_and_no_run_trains_on_what_it_evaluates() -> None:
+    row = open_source(["products:train"], seed=3, held_out=False).row(17)
+    (question,) = row.prompt
+    assert (row.data_source, question.role) == ("products", "user")  # type: ignore[union-attr]
+    assert question.content == products.question_at(seed=3, index=17, split="train")  # type: ignore[union-attr]
+    assert row.ground_truth == products.answer(question.content)  # type: ignore[union-attr]
+    assert open_source(["products:fresh"], seed=0, held_out=True).describe() == {"source": "products:fresh"}
+    with pytest.raises(DataError, match=r"data.train_files: products:SPLIT must be one of train here, got 'fresh'"):
+        open_source(["products:fresh"], seed=0, held_out=False)
 
 
 @pytest.mark.needs("reasoning-gym")

@@ -5,6 +5,7 @@ import math
 import pytest
 from rich.console import Console
 
+from sluice.launch.view import evaluation_line
 from sluice.report.summary import build_summary, print_summary, write_summary
 from sluice.v1 import common_pb2
 from sluice.v1 import coordinator_pb2 as pb
@@ -40,7 +41,7 @@ def finished_run(**changes):
 
 
 def nothing_but(**figures):
-    keys = ("greedy", "avg", "n", "avg_interval", "pass", "pass_interval", "maj", "maj_interval")
+    keys = ("greedy", "avg", "n", "avg_interval", "pass", "pass_interval", "maj", "maj_interval", "tool_use")
     return dict.fromkeys(keys) | figures
 
 
@@ -168,6 +169,18 @@ def test_the_closing_table_says_what_came_of_the_run(tmp_path):
         tmp_path.name,
     ):
         assert part in text, part
+
+
+def test_the_use_of_tools_has_a_line_where_tools_were_used(tmp_path):
+    status = finished_run()
+    assert "tool use" not in closing_table(tmp_path, status)
+    for evaluation, share in zip(status.evaluations, (0.0, 0.5, 0.95), strict=True):
+        evaluation.tool_use = share
+    assert "held-out tool use  .00 → .95" in closing_table(tmp_path, status)
+    assert evaluation_line(status.evaluations[-1]).endswith("greedy .97  tool use .95  0 prompts in 0:00")
+    for evaluation in status.evaluations:
+        evaluation.tool_use = 0.0
+    assert "tool use" not in closing_table(tmp_path, status)
 
 
 def test_a_run_that_is_not_exact_dapo_says_by_which_settings(tmp_path):
