@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sluice.rpc.access import ALLOWED, ANYONE, READS_METRICS, Role  # noqa: E402 - the path comes first
+from sluice.rpc.access import ALLOWED, ANYONE, READS_METRICS, TAKES_EPISODES, Role  # noqa: E402 - the path comes first
 
 PAGE = ROOT / "docs" / "security.md"
 BEGIN, END = "<!-- made by scripts/access_table.py -->", "<!-- end of what scripts/access_table.py made -->"
@@ -34,6 +34,8 @@ def table() -> str:
         methods = ", ".join(f"`{row[1]}`" for row in group)
         lines.append(f"| {service.rpartition('.')[2]} | {methods} | {roles} |")
     lines.append(f"| every metrics endpoint | `/metrics`, `/targets` | {_roles(READS_METRICS)} |")
+    lines.append(f"| the coordinator's gateway | `POST /v1/episodes` | {_roles(TAKES_EPISODES)} |")
+    lines.append("| the coordinator's gateway | everything else | the key of one episode |")
     return "\n".join(lines)
 
 

@@ -39,7 +39,7 @@ class ShownTurn:
     """Versions that sampled the turn, oldest first: `a3 a4`."""
     rollout: str
     rewritten: bool
-    """Whether the template rewrote the history before the turn, which begins a training sequence of its own then."""
+    """Whether the history before the turn is not the former turn's: the turn begins a training sequence of its own then."""
 
 
 def turn_records(sample: common_pb2.Sample) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def _facts(turn: ShownTurn) -> str:
         f"{turn.tokens} tokens in {number(turn.generated_s, 2)} s, {turn.rollout} at version {turn.versions}",
         f"called {', '.join(turn.tools)}" if turn.tools else "",
         "cut" if turn.finish_reason == "length" else "",
-        "a sequence of its own, because the template rewrote the history" if turn.rewritten else "",
+        "a sequence of its own, after a history that was rewritten or forked" if turn.rewritten else "",
     ]
     return "; ".join(filter(None, facts))
 

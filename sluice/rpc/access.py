@@ -35,6 +35,9 @@ _SERVICES = frozenset({Role.ROLLOUT, Role.REWARD, Role.LEARNER, Role.ENVIRONMENT
 READS_METRICS = frozenset({Role.OPERATOR, Role.METRICS})
 """The roles that the metrics endpoint of every service answers (sluice/rpc/metrics_gate.py)."""
 
+TAKES_EPISODES = frozenset({Role.ENVIRONMENT})
+"""The roles that the coordinator's gateway gives episodes to (services/coordinator/agents/door.py)."""
+
 SERVED_BY: Mapping[str, frozenset[Role]] = {
     "sluice.v1.CoordinatorService": _COORDINATOR,
     "sluice.v1.RolloutService": _ROLLOUT,

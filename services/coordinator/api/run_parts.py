@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from services.coordinator.api.learner_meetings import LearnerMeetings
 from services.coordinator.api.learner_seat import LearnerSeat
@@ -25,6 +26,9 @@ from services.coordinator.weights.push import WeightPush
 from services.coordinator.wire.clients import Clients
 from services.coordinator.wire.messages import ZstdGroups
 from sluice.model_identity import ModelIdentity
+
+if TYPE_CHECKING:
+    from services.coordinator.agents.gateway import Gateway
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,6 +59,8 @@ class RunParts:
     cache_use: CacheUse
     player: Player | None
     """Plays episodes; None without environments."""
+    gateway: "Gateway | None"
+    """Where agents take episodes; None without an environment `agent`."""
     meetings: LearnerMeetings = field(default_factory=LearnerMeetings)
     scale_orders: ScaleOrders = field(default_factory=ScaleOrders)
     launchers: int = 0

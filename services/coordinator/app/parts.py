@@ -4,14 +4,12 @@ import structlog
 
 from services.coordinator.api.learner_seat import LearnerSeat
 from services.coordinator.api.run_parts import RunParts
+from services.coordinator.app.episodes import make_episodes
 from services.coordinator.app.opening import Data, OpenedRun
 from services.coordinator.app.options import Options
-from services.coordinator.episodes.chat import chat_of
-from services.coordinator.episodes.player import Player
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.groups.grading import Grading
-from services.coordinator.prompts.render import load_tokenizer
 from services.coordinator.recovery.repair import Repair
 from services.coordinator.recovery.rollback import Rollbacks
 from services.coordinator.run.commits import Commits
@@ -27,7 +25,7 @@ from services.coordinator.state.run_context import RunContext
 from services.coordinator.weights.prober import Prober
 from services.coordinator.weights.push import WeightPush
 from services.coordinator.wire.clients import Clients
-from services.coordinator.wire.episode_clients import EpisodeClients
+from sluice.config.schema.environments import AGENT
 from sluice.model_identity import vocabulary_size
 
 log = structlog.get_logger(__name__)
@@ -43,7 +41,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
     clients = Clients(options.credentials, vocabulary=vocabulary_size(run.config.model.path))
     push_times, cache_use = PushTimes(), CacheUse()
     grading = Grading(config=run.config, fleet=run.fleet, rewards=clients, clock=run.clock)
-    player = _player(run, clients)
+    episodes = make_episodes(run, clients, options)
     conductor = Conductor(
         run,
         records,
@@ -52,12 +50,12 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
         prompts=opened.feed,
         cursor=meta.get("cursor", ""),
         admissions=int(meta.get("admissions", 0)),
-        player=player,
+        player=episodes.player,
     )
     assigner = Assigner(run, records)
     rollbacks = Rollbacks(run, records, assigner=assigner, made=opened.rolled_back, idle=options.idle)
     repair = Repair(run, records, conductor=conductor, assigner=assigner)
-    evaluator = Evaluator(run, rollouts=clients, grading=grading, sets=opened.data.held_out, player=player)
+    evaluator = Evaluator(run, rollouts=clients, grading=grading, sets=opened.data.held_out, player=episodes.player)
 
     def situation() -> Situation:
         return Situation(
@@ -123,18 +121,9 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
         ),
         repair=repair,
         cache_use=cache_use,
-        player=player,
+        player=episodes.player,
+        gateway=episodes.gateway,
     )
-
-
-def _player(run: RunContext, clients: Clients) -> Player | None:
-    """Who plays episodes; None without environments, so that single answers load no second tokenizer."""
-    if not run.config.environments:
-        return None
-    config = run.config
-    chat = chat_of(load_tokenizer(config.model.path), template=config.data.template, renderer=config.model.renderer)
-    environments = EpisodeClients(clients)
-    return Player(config=run.config, fleet=run.fleet, clock=run.clock, environments=environments, chat=chat)
 
 
 def _prober(run: RunContext, clients: Clients, data: Data) -> Prober | None:
@@ -153,7 +142,8 @@ async def _check_reward(run: RunContext, clients: Clients, data: Data) -> None:
     kept = [prompt for prompts in data.training.kept_for_the_check.values() for prompt in prompts]
     checked = list({prompt.prompt_id: prompt for prompt in (*first, *kept[:_MOST_KEPT_CHECKED])}.values())
     hosted = [one for member in run.fleet.of(Role.ENVIRONMENT) for one in member.environments.items()]
-    scoring = {name for name, facts in hosted if facts.scores}  # no grader sees these rows
+    agents = {name for name, one in run.config.environments.items() if one.environment == AGENT and one.scores}
+    scoring = agents | {name for name, facts in hosted if facts.scores}  # no grader sees these rows
     checked = [prompt for prompt in checked if prompt.environment not in scoring]
     for row in await check_reward(run, rewards=clients, prompts=checked) if checked else ():
         run.events.emit("reward_checked", str(row))

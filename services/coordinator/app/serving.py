@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+from collections.abc import AsyncIterator
 from typing import Any, TextIO
 
 import structlog
@@ -62,10 +63,11 @@ async def _serve(config: Config, options: Options, ready: TextIO | None) -> int:
                 bind=options.bind, port=options.metrics_port, guard=MetricsGate(options.credentials)
             )
         log.info("serving", address=joined(options.bind, port), metrics_port=metrics_port, run_dir=str(options.run_dir))
-        if ready is not None:
-            ready.write(str(port))
-            ready.close()
-        return await _until_over(parts, stop, exporter, options)
+        async with _gateway(parts, options):
+            if ready is not None:
+                ready.write(str(port))
+                ready.close()
+            return await _until_over(parts, stop, exporter, options)
     finally:
         parts.run.events.close()  # open watches would use up the grace time
         try:
@@ -73,6 +75,19 @@ async def _serve(config: Config, options: Options, ready: TextIO | None) -> int:
         finally:
             exporter.close()
             await parts.close()
+
+
+@contextlib.asynccontextmanager
+async def _gateway(parts: RunParts, options: Options) -> AsyncIterator[None]:
+    """Serves agents meanwhile, where the run has an environment of theirs and is not merely looked at."""
+    if parts.gateway is None or options.check_only or options.idle:
+        yield
+        return
+    async with parts.gateway.serving(
+        bind=options.bind, port=parts.run.config.network.gateway_port, tls=options.credentials.http_tls()
+    ) as address:
+        log.info("serving_agents", address=address)
+        yield
 
 
 async def _until_over(parts: RunParts, stop: asyncio.Event, exporter: Exporter, options: Options) -> int:
@@ -90,6 +105,8 @@ async def _until_over(parts: RunParts, stop: asyncio.Event, exporter: Exporter, 
         asyncio.create_task(parts.store.watch(), name="redis"),
         asyncio.create_task(parts.stall.run(), name="stall"),
     ]
+    if parts.gateway is not None:
+        background.append(asyncio.create_task(parts.gateway.stay(), name="gateway"))
     stopped = asyncio.create_task(stop.wait(), name="signal")
     rollback_requested = asyncio.create_task(parts.rollbacks.requested.wait(), name="rollback")
     life: asyncio.Task[Any] = stopped if options.idle else asyncio.create_task(parts.lifecycle.run(), name="lifecycle")

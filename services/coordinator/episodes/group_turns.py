@@ -65,6 +65,10 @@ class GroupTurns:
         """Policy.opened."""
         self._playing.take_prompt(prompt)
 
+    def begun(self, prompt: OpenedPrompt) -> np.ndarray:
+        """Policy.begun."""
+        return self._playing.share_prompt(prompt).token_ids
+
     def lost(self, tokens: int) -> None:
         """Policy.lost."""
         self._group.lost_tokens += tokens

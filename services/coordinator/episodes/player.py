@@ -7,7 +7,7 @@ too, and is no fault of its server. Every episode that was asked for is closed, 
 
 import itertools
 import uuid
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -32,14 +32,32 @@ CLOSING_S: Final = 2.0
 """How long the end of a run waits for episodes that are being closed."""
 
 
+class Agents(Protocol):
+    """Agents that bring their own loop."""
+
+    async def play(self, member: Member, wanted: Wanted, policy: Policy, *, episode_id: str) -> Sample:
+        """One episode by an agent that waits, on a place of `member` that is taken. Raises as Episode.play does;
+        EnvironmentFailed with Overloaded where no agent has taken the episode."""
+        ...
+
+
 class Player:
     """Plays one run's episodes, those of training and those of evaluations."""
 
     def __init__(
-        self, *, config: Config, fleet: Fleet, clock: Clock, environments: EnvironmentClient, chat: ChatLike
+        self,
+        *,
+        config: Config,
+        fleet: Fleet,
+        clock: Clock,
+        environments: EnvironmentClient,
+        chat: ChatLike | ChatCalls,
+        agents: Agents | None = None,
     ) -> None:
+        """`agents` plays the episodes whose place is at the gateway."""
+        self._agents = agents
         self._fleet, self._clock, self._environments = fleet, clock, environments
-        self._limits, self._chat = Limits.of(config), ChatCalls(chat)
+        self._limits, self._chat = Limits.of(config), chat if isinstance(chat, ChatCalls) else ChatCalls(chat)
         self._places = EnvironmentPlaces(
             fleet=fleet,
             clock=clock,
@@ -77,11 +95,13 @@ class Player:
 
     async def _play_on(self, member: Member, wanted: Wanted, policy: Policy) -> Sample:
         """One playing on a place that is taken; gives the place back."""
-        number = next(self._numbers)
+        episode_id = f"{wanted.name}.{next(self._numbers)}.{self._process}"
+        if member.own:
+            return await self._play_with_agent(member, wanted, policy, episode_id)
         episode = Episode(
             wanted,
             policy,
-            episode_id=f"{wanted.name}.{number}.{self._process}",
+            episode_id=episode_id,
             member=member,
             environments=self._environments,
             chat=self._chat,
@@ -100,6 +120,13 @@ class Player:
                 self._places.close(member, episode.episode_id)
             else:
                 self._places.give_back(member)
+
+    async def _play_with_agent(self, member: Member, wanted: Wanted, policy: Policy, episode_id: str) -> Sample:
+        assert self._agents is not None, "a gateway has members only where the player knows it"
+        try:
+            return await self._agents.play(member, wanted, policy, episode_id=episode_id)
+        finally:
+            self._places.give_back(member)
 
     def _blame(self, member: Member, error: SluiceError, policy: Policy, tried: Tried) -> None:
         """Counts the failure of a playing. Raises GroupFailed when the group cannot go on."""

@@ -70,16 +70,21 @@ class Playing:
 
     def take_prompt(self, prompt: OpenedPrompt) -> None:
         """The group's prompt is that of the chat as opened. Raises GroupFailed where episodes begin differently."""
-        if self.opened is None:
-            self.group.prompt = self.opened = prompt
-        elif self.opened.token_ids.tobytes() != prompt.token_ids.tobytes():
-            ours, other = self.opened.text, prompt.text
+        opened = self.share_prompt(prompt)
+        if opened.token_ids.tobytes() != prompt.token_ids.tobytes():
+            ours, other = opened.text, prompt.text
             at = next((place for place, pair in enumerate(zip(ours, other, strict=False)) if pair[0] != pair[1]), 0)
             raise GroupFailed(
                 reason="environment_differs",
                 fault=f"environment {prompt.environment!r} opened one seed with two chats, {ours[at : at + 40]!r} and "
                 f"{other[at : at + 40]!r} at character {at}: a group is one prompt; draw with the row's seed alone",
             )
+
+    def share_prompt(self, prompt: OpenedPrompt) -> OpenedPrompt:
+        """The group's prompt: that of the first chat that begins."""
+        if self.opened is None:
+            self.group.prompt = self.opened = prompt
+        return self.opened
 
     def drop_too_old(self, board: Board) -> None:
         """Drops samples that could not be trained in time with the others, because an episode begins again."""

@@ -27,6 +27,10 @@ class Policy(Protocol):
         """The environment has opened the chat. Raises GroupFailed for a chat that differs from the group's."""
         ...
 
+    def begun(self, prompt: OpenedPrompt) -> np.ndarray:
+        """An agent has begun with a chat of its own; returns the ids of the group's prompt: of the chat that came first."""
+        ...
+
     async def turn(self, context: np.ndarray, *, turn: int, max_tokens: int) -> Sample:
         """One turn after `context` [C] int32; a turn that fails is sampled again.
 

@@ -338,6 +338,11 @@ class _PinnedTurns:
         """Policy.opened."""
         self.prompt = prompt
 
+    def begun(self, prompt: OpenedPrompt) -> np.ndarray:
+        """Policy.begun: each sample is measured by itself."""
+        self.prompt = prompt
+        return prompt.token_ids
+
     async def turn(self, context: np.ndarray, *, turn: int, max_tokens: int) -> Sample:
         """Policy.turn. Raises _RolloutFailed, because all samples need one version."""
         return await self._evaluator.pinned_turn(

@@ -106,7 +106,8 @@ class Lifecycle:
         starting = self._progress.state is RunState.STARTING
         if self._check_only or (starting and self._config.launch.check_reward):
             # Before a rollout has loaded a large model. Environments tell whether they score, and so what graders grade.
-            await self._are_here(*(role for role in needed_roles(self._config) if role.needs_no_weights))
+            needed = needed_roles(self._config, agents=False)
+            await self._are_here(*(role for role in needed if role.needs_no_weights))
             self._warn()
             await self._unless_stopped(self._check_reward())
         if self._check_only:

@@ -61,6 +61,10 @@ class Fleet:
             raise InvalidRequest(
                 f"{member.service_id}: is the name of a {replaced.role.value} here; give this {member.role.value} another"
             )
+        if replaced is not None and replaced.own and not member.own:
+            raise InvalidRequest(
+                f"{member.service_id}: is the name of the agents at the gateway; give this server another"
+            )
         if replaced is not None:
             self._blame_for_its_end(replaced, successor=member)
             replaced.state = State.LOST
@@ -257,7 +261,7 @@ class Fleet:
             return None
         others = [member for member in free if member.service_id not in avoid] or free
         believed = self._believed(others[0].role)
-        chosen = min(others, key=lambda member: member.outstanding / min(member.capacity, believed))
+        chosen = min(others, key=lambda member: member.outstanding / _capacity(member, believed))
         # Rotating the dictionary order spreads ties over the fleet.
         self.members[chosen.service_id] = self.members.pop(chosen.service_id)
         return chosen
@@ -265,7 +269,7 @@ class Fleet:
     def with_room(self, role: Role) -> list[Member]:
         """READY members with less work than the capacity that is believed."""
         believed = self._believed(role)
-        return [member for member in self.of(role) if member.outstanding < min(member.capacity, believed)]
+        return [member for member in self.of(role) if member.outstanding < _capacity(member, believed)]
 
     def another_may_serve(self, role: Role, *, refused_by: Mapping[str, Member]) -> bool:
         """Whether a request that members refuse may be served by another one: a READY one, or one that may come back.
@@ -283,8 +287,12 @@ class Fleet:
 
     def _believed(self, role: Role) -> float:
         """The largest capacity that is believed: a member that claims more than its peers would win every placement."""
-        stated = sorted(member.capacity for member in self.of(role))
+        stated = sorted(member.capacity for member in self.of(role) if not member.own)
         return BELIEVED_TIMES * stated[(len(stated) - 1) // 3] if len(stated) > 1 else float("inf")
+
+
+def _capacity(member: Member, believed: float) -> float:
+    return member.capacity if member.own else min(member.capacity, believed)
 
 
 def _name_of(member: Member) -> str:

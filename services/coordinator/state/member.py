@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from services.coordinator.state.health import Health
 from sluice.config.schema import Config
+from sluice.config.schema.environments import AGENT
 from sluice.policy_version import PolicyVersion
 
 
@@ -25,9 +26,10 @@ class Role(enum.Enum):
     LEARNER = "learner"
 
 
-def needed_roles(config: Config) -> tuple[Role, ...]:
-    """The roles without which a run does not train."""
-    environments = (Role.ENVIRONMENT,) if config.environments else ()
+def needed_roles(config: Config, *, agents: bool = True) -> tuple[Role, ...]:
+    """The roles without which a run does not train; without `agents` those that it needs before agents have come."""
+    hosted = [one for one in config.environments.values() if agents or one.environment != AGENT]
+    environments = (Role.ENVIRONMENT,) if hosted else ()
     return (Role.ROLLOUT, Role.REWARD, Role.LEARNER, *environments)
 
 
@@ -80,6 +82,8 @@ class Member:
     """Rollouts with the same one map each other's copies of a version (sluice/weights/lending.py); empty: it maps none."""
     environments: Mapping[str, EnvironmentInfo] = field(default_factory=dict)
     """What an environment server hosts, by the names that rows give."""
+    own: bool = False
+    """Whether the member stands for agents at this process's gateway: no call to it crosses a wire; its capacity is known."""
     shown_role: str = ""
     """The role in the process's credentials, for calls to it; empty: `role`. A reward service hosts environments too."""
     state: State = State.REGISTERED

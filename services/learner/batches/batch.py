@@ -4,7 +4,7 @@ Refuses a batch that could not be trained correctly. Masks come from lengths, ne
 that equals the end token cannot hide an end token.
 
 An episode in an environment has observed tokens between those that the policy sampled: they are context and no target, so no
-loss, statistic or count has them. Where the template rewrote the history an episode is several sequences, of one sample.
+loss, statistic or count has them. Where the history was rewritten or forked an episode is several sequences, of one sample.
 
 Letters: P prompt tokens, T completion tokens of one sequence, A sampled ones among them (T where nothing was observed), S
 sequences of a batch.
@@ -91,7 +91,7 @@ class TrainSequence:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainGroup:
-    """The samples of one prompt."""
+    """The samples of one row. They share its prompt, but for episodes of agents that began otherwise (`one_prompt`)."""
 
     group_id: str
     sequences: tuple[TrainSequence, ...]
@@ -102,13 +102,16 @@ class TrainGroup:
         first = self.sequences[0]
         if first.continues:
             raise ValueError(f"group {self.group_id}: its first sequence continues nothing")
-        prompt = first.token_ids[: first.prompt_tokens]
-        begins = [s for s in self.sequences if not s.continues]
-        if any(not np.array_equal(s.token_ids[: s.prompt_tokens], prompt) for s in begins):
-            raise ValueError(f"group {self.group_id}: its samples have different prompts; a group is one prompt")
         for former, s in pairwise(self.sequences):
             if s.continues and (former.reward, former.truncated) != (s.reward, s.truncated):
                 raise ValueError(f"group {self.group_id}: sequences of one sample have different rewards or ends")
+
+    @property
+    def one_prompt(self) -> bool:
+        """Whether all sequences begin with the same prompt."""
+        first = self.sequences[0]
+        prompt = first.token_ids[: first.prompt_tokens]
+        return all(np.array_equal(s.token_ids[: s.prompt_tokens], prompt) for s in self.sequences)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -118,12 +118,13 @@ def _sampled(turns: Sequence[common_pb2.Turn], *, tokens: int) -> np.ndarray:
 
 
 def _parts(prompt: np.ndarray, turns: Sequence[common_pb2.Turn], *, tokens: int) -> list[tuple[np.ndarray, int, int]]:
-    """(prompt, start, end) of each sequence of a sample, by turns that begin with a context of their own."""
-    if turns and turns[0].context_token_ids:
-        raise ValueError("turns: the first one must have the group's prompt, it has a context of its own")
+    """(prompt, start, end) of each sequence of a sample, by turns that begin with a context of their own.
+
+    An agent may begin an episode otherwise than the group's other ones, so the first turn may have one as well.
+    """
     begins = [(turn.start_token, unpack_ids(turn.context_token_ids)) for turn in turns if turn.context_token_ids]
-    starts = [(0, prompt), *begins]
-    ends = [start for start, _ in begins] + [tokens]
+    starts = begins if turns and turns[0].context_token_ids else [(0, prompt), *begins]
+    ends = [start for start, _ in starts[1:]] + [tokens]
     return [(context, start, end) for (start, context), end in zip(starts, ends, strict=True)]
 
 

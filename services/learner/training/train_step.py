@@ -120,6 +120,7 @@ class Trainer:
             groups=np.repeat(np.arange(len(batch.groups)), batch.group_sizes).tolist(),
             advantages=advantages(batch.groups, norm_by_std=algorithm.norm_adv_by_std_in_grpo).tolist(),
             trained=[not (algorithm.overlong_filtering and s.truncated) for s in sequences],
+            split=any(s.continues for s in sequences) or not all(group.one_prompt for group in batch.groups),
         )
 
     def _plan(self, batch: Batch, work: "_Work") -> tuple[MiniBatch, ...]:
@@ -311,11 +312,8 @@ class _Work:
     """[S]."""
     trained: list[bool]
     """[S]: whether the sequence is in the loss."""
-
-    @property
-    def split(self) -> bool:
-        """Whether some sample is several sequences, whose prompts differ from the group's: then no prompt is shared."""
-        return any(s.continues for s in self.sequences)
+    split: bool
+    """Whether some sequence has a prompt that differs from its group's: then no prompt is shared."""
 
     @property
     def trained_lengths(self) -> list[int]:

@@ -6,11 +6,11 @@ from services.reward.environments.host import EnvironmentHost
 from services.reward.environments.hosted import Wanted
 from services.reward.sandbox.guarded_process import Limits
 from sluice.config.schema import Config
-from sluice.config.schema.environments import EXTERNAL
+from sluice.config.schema.environments import AGENT, EXTERNAL
 
 
 def open_environments(config: Config) -> AbstractAsyncContextManager[EnvironmentHost]:
-    """Starts and loads the recipe's environments but external ones. Raises ConfigError, a line for each that cannot be."""
+    """Starts and loads the recipe's environments that live here. Raises ConfigError, a line for each that cannot be."""
     reward = config.reward
     return EnvironmentHost.start(
         [
@@ -31,6 +31,6 @@ def open_environments(config: Config) -> AbstractAsyncContextManager[Environment
                 ),
             )
             for name, one in config.environments.items()
-            if one.environment != EXTERNAL
+            if one.environment not in (EXTERNAL, AGENT)
         ]
     )

@@ -25,6 +25,11 @@ class NetworkConfig(Section):
         description="where others reach a server: as network.bind, or a host; auto: where the server listens",
     )
     coordinator_port: NonNegativeInt = Field(default=18050, description="0: any free port")
+    gateway_port: NonNegativeInt = Field(
+        default=18080,
+        description="HTTP port of the coordinator for agents that bring their own loop; it is opened only where an "
+        "environment is `agent`; 0: any free port",
+    )
     metrics: bool = Field(
         default=True, description="a Prometheus endpoint a service, for callers with credentials where there are any"
     )

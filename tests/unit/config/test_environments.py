@@ -34,6 +34,12 @@ def test_a_recipe_with_environments_is_taken_with_either_template() -> None:
         ({"data": "environment: maze"}, "data.environment: must be one of environments (calc), got 'maze'"),
         ({"data": "environment: calc", "environments": ""}, "must be one of environments (none), got 'calc'"),
         ({"data": "max_episode_tokens: 24"}, "data.max_episode_tokens: must be more than"),
+        (
+            {"environments": "calc: {environment: agent, settings: {cards: 3}}"},
+            "environments.calc.settings: must be scores alone with `agent`, got 'cards'",
+        ),
+        ({"environments": "calc: {environment: agent, settings: {scores: 1}}"}, "scores must be true or false, got 1"),
+        ({"environments": "calc: {environment: agent, network: true}"}, "environments.calc.network: must be false for"),
         ({"response": 1}, "data.max_response_length: must be >= 2 with environments"),
         (
             {"environments": f"{'x' * 201}: {{environment: a.py:A}}"},

@@ -30,10 +30,10 @@ def test_a_sequence_needs_a_prompt_and_a_completion(prompt_tokens: int, message:
         dataclasses.replace(sequence, prompt_tokens=prompt_tokens)
 
 
-def test_a_group_of_two_prompts_is_refused() -> None:
+def test_a_group_knows_whether_its_sequences_share_one_prompt() -> None:
     first, second = make_batch().groups[:2]
-    with pytest.raises(ValueError, match="different prompts"):
-        TrainGroup(group_id="mixed", sequences=(first.sequences[0], second.sequences[0]))
+    assert first.one_prompt
+    assert not TrainGroup(group_id="mixed", sequences=(first.sequences[0], second.sequences[0])).one_prompt
 
 
 def test_the_sequences_of_one_sample_share_its_advantage_and_count_once() -> None:

@@ -6,7 +6,7 @@ import pytest
 from services.learner.batches.batch import Batch
 from services.learner.control.wire import batch_from_wire
 from sluice.errors import InvalidRequest, TransferError
-from sluice.rpc.arrays import pack_floats, pack_ids
+from sluice.rpc.arrays import pack_floats, pack_ids, unpack_ids
 from sluice.run_dir.batch_file import digest_of
 from sluice.run_dir.stored_group import StoredGroups
 from sluice.v1 import common_pb2, coordinator_pb2
@@ -65,6 +65,18 @@ def _turn(start: int, end: int, context: bytes = b"") -> common_pb2.Turn:
     return common_pb2.Turn(start_token=start, end_token=end, context_token_ids=context)
 
 
+def test_an_episode_that_began_with_a_chat_of_its_own_has_that_prompt() -> None:
+    groups = _groups()
+    own = groups[0].samples[0]
+    own.turns.append(_turn(0, len(unpack_ids(own.token_ids)), pack_ids([7, 8])))
+    group = _received(groups).groups[0]
+    first, second = group.sequences[:2]
+    assert first.token_ids[: first.prompt_tokens].tolist() == [7, 8]
+    assert not first.continues
+    assert second.token_ids[: second.prompt_tokens].tolist() == unpack_ids(groups[0].prompt.token_ids).tolist()
+    assert not group.one_prompt
+
+
 @pytest.mark.parametrize(
     ("turns", "message"),
     [
@@ -74,7 +86,6 @@ def _turn(start: int, end: int, context: bytes = b"") -> common_pb2.Turn:
         ([_turn(0, 2), _turn(3, 5)], "must end with the 6 completion tokens, they end after 5"),
         ([_turn(1, 6)], "no observed tokens may stand before the first turn"),
         ([_turn(0, 2), _turn(3, 6, pack_ids([1]))], "no observed tokens may stand before the first turn"),
-        ([_turn(0, 6, pack_ids([1]))], "the first one must have the group's prompt"),
         ([_turn(0, 2), _turn(4, 6)], r"spans: \[0, 6\) covers tokens that were observed"),
         ([_turn(0, 3), _turn(3, 6, pack_ids([VOCABULARY]))], "token_ids: must be 0 to"),
     ],

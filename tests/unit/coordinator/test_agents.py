@@ -1,0 +1,189 @@
+"""Agents' conversations over real templates, and the desk at which agents take episodes."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.coordinator.agents.asking import Ask, Ended, Refused
+from services.coordinator.agents.conversation import Conversation, Placed
+from services.coordinator.agents.desk import AgentDesk
+from services.coordinator.agents.door import Door
+from services.coordinator.agents.session import AgentSession, Pending
+from services.coordinator.episodes.chat import chat_of
+from services.coordinator.episodes.chat_calls import ChatCalls
+from services.coordinator.episodes.rows import Wanted
+from services.coordinator.state.member import State
+from services.coordinator.state.progress import RunState
+from sluice.environments import Message, Tool, ToolCall
+from sluice.errors import NotFound, Overloaded
+from sluice.rpc.access import Role
+from sluice.rpc.tokens import load, make_tokens
+from tests.unit.coordinator.chat_templates import FAMILIES, tokenizer_of
+from tests.unit.coordinator.fake_episodes import EpisodePrompt
+from tests.unit.coordinator.fakes import Stage, make_config, settle
+
+USER = Message(role="user", content="What is 1 + 1?")
+ADD = Tool(name="add", parameters={"type": "object", "properties": {}})
+CALL = '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>'
+
+
+class Talk:
+    """A conversation in one template, and what the policy writes in it."""
+
+    def __init__(self, family: str) -> None:
+        template, self.end, _ = FAMILIES[family]
+        self.tokenizer = tokenizer_of(template, self.end)
+        self.conversation = Conversation(ChatCalls(chat_of(self.tokenizer, template="model")))
+
+    def ids(self, text: str) -> np.ndarray:
+        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+    async def place(self, *messages: Message, tools: tuple[Tool, ...] = (ADD,)) -> Placed:
+        return await self.conversation.place(Ask(fingerprint=b"", messages=messages, tools=tools))
+
+    async def say(self, placed: Placed, text: str) -> Message:
+        return await self.conversation.said(placed, self.ids(text + self.end))
+
+
+async def test_a_conversation_goes_on_forks_and_is_repeated_without_rendering_a_turn_again() -> None:
+    talk = Talk("chatml")
+    first = await talk.place(USER)
+    assert first.follows.rewritten
+    assert first.text.startswith("<|im_start|>system")
+    said = await talk.say(first, f"Let me see. {CALL}")
+    (call,) = said.tool_calls
+    assert (call.id, call.name) == ("call_0_0", "add")
+    answer = Message(role="tool", content="2", tool_call_id=call.id)
+
+    going_on = await talk.place(USER, said, answer)
+    stream = np.concatenate([first.context, talk.ids(f"Let me see. {CALL}<|im_end|>")])
+    assert not going_on.follows.rewritten
+    assert np.array_equal(going_on.context[: len(stream)], stream)
+    assert [one.name for one in going_on.new] == ["add"], "the id was given here, so the tool's name stands for it"
+    assert "call_0" not in talk.tokenizer.decode(going_on.context)
+    later = await talk.say(going_on, "2.")
+
+    again = await talk.place(USER, said, answer)
+    assert again.follows.rewritten
+    assert np.array_equal(again.context, going_on.context), "a repeated request reads what the first one read"
+    await talk.say(again, "3.")
+
+    back = await talk.place(USER, said, answer, later, Message(role="user", content="Sure?"))
+    assert back.follows.rewritten, "the repeated request came between"
+    assert np.array_equal(back.context[: len(going_on.context)], going_on.context)
+    assert np.array_equal(back.context[len(going_on.context) :][:3], talk.ids("2.<|im_end|>"))
+    edited = await talk.place(USER, Message(role="assistant", content="Two."), Message(role="user", content="Sure?"))
+    assert edited.follows.rewritten
+    assert "Two.<|im_end|>" in talk.tokenizer.decode(edited.context)
+    other_tools = await talk.place(USER, said, answer, tools=())
+    assert other_tools.follows.rewritten, "the policy reads other tools"
+
+
+async def test_a_thought_that_the_agent_leaves_out_stays_where_the_template_keeps_it() -> None:
+    talk = Talk("chatml-thinking")
+    said = await talk.say(await talk.place(USER), f"<think>\nhm\n</think>\n\n{CALL}")
+    assert said.reasoning == "hm"
+    echo = Message(role="assistant", content=said.content, tool_calls=said.tool_calls)
+    placed = await talk.place(USER, echo, Message(role="tool", content="2", tool_call_id="call_0_0"))
+    assert not placed.follows.rewritten
+    assert "<think>\nhm" in talk.tokenizer.decode(placed.context)
+    other = Message(role="assistant", content="", tool_calls=(ToolCall(name="add", arguments_json='{"a": 1}'),))
+    assert (await talk.place(USER, other, Message(role="user", content="?"))).follows.rewritten
+
+
+def desk_of(**changes: Any) -> tuple[Stage, AgentDesk]:
+    stage = Stage(make_config(environments__game={"environment": "agent", "episodes": 2}, **changes))
+    return stage, AgentDesk(stage.run)
+
+
+WANTED = Wanted(name="g.0", index=0, prompt=EpisodePrompt(prompt_id="p"), seed=7)
+
+
+async def test_agents_that_wait_are_the_places_and_a_run_without_agents_lacks_the_server() -> None:
+    stage, desk = desk_of()
+    staying = asyncio.create_task(desk.stay())
+    with pytest.raises(Overloaded):
+        desk.hand_over(WANTED, episode_id="e0")
+    takes = [asyncio.create_task(desk.take("", wait_s=60)) for _ in range(2)]
+    await settle()
+    member = stage.fleet.members["agents-game"]
+    assert (member.state, member.capacity) == (State.READY, 2)
+    with pytest.raises(Refused, match="2 agents are here already"):
+        await desk.take("game", wait_s=0)
+    session = desk.hand_over(WANTED, episode_id="e1")
+    assert await takes[0] is session
+    assert member.capacity == 2
+    takes[1].cancel()
+    await settle()
+    assert member.capacity == 1
+    assert desk.session(session.key) is session
+    desk.close(session, "the rollout died")
+    assert member.capacity == 0
+    with pytest.raises(Refused, match="over: the rollout died"):
+        desk.session(session.key)
+    with pytest.raises(Refused, match="no episode is open under this key"):
+        desk.session("x" * 43)
+    for _ in range(int(stage.config.coordinator.heartbeat_timeout_s) + 3):
+        await stage.clock.advance(1.0)
+    assert member.state is State.LOST
+    assert await desk.take("game", wait_s=0) is None
+    assert stage.fleet.members["agents-game"].state is State.READY, "an agent is here again"
+    stage.progress.state = RunState.FINISHED
+    await stage.clock.advance(1.0)
+    assert stage.fleet.members["agents-game"].state is State.DRAINING
+    with pytest.raises(Refused, match="the run has ended: finished"):
+        await desk.take("game", wait_s=0)
+    staying.cancel()
+
+
+async def test_a_silent_agent_and_one_that_left_before_it_heard_end_the_episode() -> None:
+    session = AgentSession(episode_id="e", wanted=WANTED, scores=True, key="k")
+    assert "'k'" not in repr(session)
+    with pytest.raises(NotFound, match="asked for nothing in 0"):
+        await session.next(0.01)
+    asking = asyncio.create_task(session.ask(Ask(fingerprint=b"1", messages=[USER])))
+    pending = await session.next(5)
+    assert isinstance(pending, Pending)
+    with pytest.raises(Refused, match="finish after its answer"):
+        session.end(Ended(error="tired"))
+    with pytest.raises(Refused, match="asks for one at a time"):
+        await session.ask(Ask(fingerprint=b"1", messages=[USER]))
+    asking.cancel()
+    await settle()
+    asking = asyncio.create_task(session.ask(Ask(fingerprint=b"1", messages=[USER])))
+    await settle()
+    assert session._came.empty(), "the same request, whose connection had ended, waits for the answer to the first"
+    session.close("the group failed")
+    with pytest.raises(Refused, match="over: the group failed"):
+        await asking
+    left = AgentSession(episode_id="e", wanted=WANTED, scores=True, key="k")
+    left.leave()
+    with pytest.raises(Overloaded, match="has gone"):
+        await left.next(5)
+
+
+async def test_with_tokens_only_the_role_environment_takes_episodes(tmp_path: Any) -> None:
+    make_tokens(tmp_path, private_network=False)
+    stage, desk = desk_of()
+    door = Door(load(tmp_path / "coordinator"), desk, clock=stage.clock)
+
+    class Request:
+        def __init__(self, **headers: str) -> None:
+            from multidict import CIMultiDict
+
+            self.headers = CIMultiDict(headers)
+
+        def get_extra_info(self, name: str) -> None:
+            return None
+
+    def shown_by(role: Role) -> Any:
+        token = load(tmp_path / role).speaks[Role.COORDINATOR]
+        return Request(Authorization=f"Bearer {token}")
+
+    door.check_may_take(shown_by(Role.ENVIRONMENT))
+    for request, status in ((shown_by(Role.OPERATOR), 403), (Request(), 401), (Request(Authorization="Bearer x"), 401)):
+        with pytest.raises(Refused) as caught:
+            door.check_may_take(request)  # type: ignore[arg-type]
+        assert caught.value.status == status
