@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass, field
 
-from services.coordinator.episodes.rows import OpenedPrompt
+from services.coordinator.episodes.rows import OpenedPrompt, must_begin_alike
 from services.coordinator.state.board import Board
-from services.coordinator.state.group import Attempt, Group, GroupFailed, Phase, Sample
+from services.coordinator.state.group import Attempt, Group, Phase, Sample
 
 
 @dataclass(kw_only=True, slots=True)
@@ -72,14 +72,7 @@ class Playing:
         """The group's prompt is that of the chat as opened. Raises GroupFailed where episodes begin differently."""
         if self.opened is None:
             self.group.prompt = self.opened = prompt
-        elif self.opened.token_ids.tobytes() != prompt.token_ids.tobytes():
-            ours, other = self.opened.text, prompt.text
-            at = next((place for place, pair in enumerate(zip(ours, other, strict=False)) if pair[0] != pair[1]), 0)
-            raise GroupFailed(
-                reason="environment_differs",
-                fault=f"environment {prompt.environment!r} opened one seed with two chats, {ours[at : at + 40]!r} and "
-                f"{other[at : at + 40]!r} at character {at}: a group is one prompt; draw with the row's seed alone",
-            )
+        must_begin_alike(self.opened, prompt)
 
     def drop_too_old(self, board: Board) -> None:
         """Drops samples that could not be trained in time with the others, because an episode begins again."""
