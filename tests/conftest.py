@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
@@ -20,6 +21,10 @@ settings.register_profile("sluice", deadline=None, max_examples=50)
 settings.load_profile("sluice")
 
 pytest.register_assert_rewrite("tests.contract.engine_tasks")
+
+# structlog's default draws a traceback with every local variable, which takes a quarter of a second for each logged error.
+_PLAIN = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+structlog.configure(processors=[*structlog.get_config()["processors"][:-1], _PLAIN])
 
 IN_TURN = (
     "tests/e2e/",

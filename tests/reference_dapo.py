@@ -83,8 +83,8 @@ def reference_update(
     if variant.proximal == "recompute":
         with torch.no_grad():
             for group in groups:
-                for part in (part for sample in group.samples for part in (sample, *sample.later)):
-                    first[id(part)] = reference_sampled_logprobs(model, group.prompt_ids, part, temperature)
+                for sample in group.samples:
+                    first[id(sample)] = reference_sampled_logprobs(model, group.prompt_ids, sample, temperature)
     updates = []
     for start in range(0, len(groups), mini_batch_size):
         token_losses = []
@@ -93,17 +93,14 @@ def reference_update(
             for sample, advantage in zip(group.samples, advantages, strict=True):
                 if overlong_filtering and sample.truncated:
                     continue
-                parts = []
-                for part in (sample, *sample.later):
-                    logprobs = reference_sampled_logprobs(model, group.prompt_ids, part, temperature)
-                    rollout = torch.tensor(part.rollout_logprobs)
-                    proximal = first[id(part)] if variant.proximal == "recompute" else rollout
-                    losses = reference_token_losses(
-                        logprobs, proximal, advantage, clip_ratio_low, clip_ratio_high, clip_ratio_c, variant.loss_mode
-                    )
-                    compared = proximal if variant.proximal == "recompute" else logprobs.detach()
-                    parts.append(losses * reference_correction(compared - rollout, variant))
-                token_losses.append(torch.cat(parts))
+                logprobs = reference_sampled_logprobs(model, group.prompt_ids, sample, temperature)
+                rollout = torch.tensor([value for part in (sample, *sample.later) for value in part.rollout_logprobs])
+                proximal = first[id(sample)] if variant.proximal == "recompute" else rollout
+                losses = reference_token_losses(
+                    logprobs, proximal, advantage, clip_ratio_low, clip_ratio_high, clip_ratio_c, variant.loss_mode
+                )
+                compared = proximal if variant.proximal == "recompute" else logprobs.detach()
+                token_losses.append(losses * reference_correction(compared - rollout, variant))
         loss = reference_aggregate(token_losses, loss_agg_mode, loss_scale_factor)
         optimizer.zero_grad()
         loss.backward()
@@ -131,11 +128,14 @@ def reference_logprobs(
 
 
 def reference_sampled_logprobs(
-    model: torch.nn.Module, prompt_ids: list[int], part: ReferenceSample, temperature: float
+    model: torch.nn.Module, prompt_ids: list[int], sample: ReferenceSample, temperature: float
 ) -> Tensor:
     """[A] nats: log-probability of every token that the policy sampled, given all tokens before it, observed ones too."""
-    logprobs = reference_logprobs(model, part.context_ids or prompt_ids, part.completion_ids, temperature)
-    return logprobs if part.sampled is None else logprobs[torch.tensor(part.sampled)]
+    found = []
+    for part in (sample, *sample.later):
+        logprobs = reference_logprobs(model, part.context_ids or prompt_ids, part.completion_ids, temperature)
+        found.append(logprobs if part.sampled is None else logprobs[torch.tensor(part.sampled)])
+    return torch.cat(found)
 
 
 def reference_token_losses(

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import threading
 import time
 
 from sluice.environments import Message, Opening, Reply, Row, Score, Tool
 
 VERSION = "7"
+ALL_THREE = threading.Barrier(3)
 
 
 class Counting:
@@ -37,6 +39,10 @@ class Counting:
     def on_slow(self) -> str:
         time.sleep(0.3)
         return "slowly"
+
+    def on_meet(self) -> str:
+        ALL_THREE.wait()
+        return "all three"
 
     def on_hang(self) -> None:
         time.sleep(60)
@@ -70,16 +76,22 @@ class Counting:
 
 
 class Waiting:
-    """Async, without a score, ends at once; tells in a file when it is closed."""
+    """Async, without a score; ends when 20 episodes are in their turn, and tells in a file when it is closed."""
+
+    here = 0
+    all_here = asyncio.Event()
 
     def __init__(self, *, told: str) -> None:
         self.told = told
 
     async def open(self, row: Row) -> None:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0)
 
     async def step(self, message: Message) -> Reply:
-        await asyncio.sleep(0.2)
+        Waiting.here += 1
+        if Waiting.here == 20:
+            Waiting.all_here.set()
+        await Waiting.all_here.wait()
         return Reply(done=True)
 
     async def close(self) -> None:

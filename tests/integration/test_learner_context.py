@@ -44,7 +44,7 @@ ADAPTERS, SINKS = len(_ALGORITHMS), len(_ALGORITHMS) + 1
 """Other models, with the settings of the second job."""
 
 EPISODES = len(_ALGORITHMS) + 2
-"""Observed tokens and split episodes, with the settings of the last algorithm."""
+"""Observed tokens and split episodes, with every kind of sum over a sample at once."""
 
 TRAINED = {"1x2": (0, 1, 2, 3, 4, ADAPTERS, EPISODES), "2x2": (0, 4, EPISODES), "1x4": (1, SINKS)}
 """The jobs of each mesh: ranks cost more time than what they find."""
@@ -63,7 +63,10 @@ def _jobs(models: Sequence[dict[str, Any]] = (), *, ranks: int, context: int) ->
         }
         jobs.append({"until": 1, "groups": 4, "n": 4, "config": config})
     of_models = [jobs[1] | {"config": jobs[1]["config"] | {"model": model}} for model in models]
-    return [*jobs, *of_models, jobs[-1] | {"episodes": True}]
+    correction = {"rollout_is": "sequence", "rollout_rs": "geometric", "rollout_rs_threshold": 3.0}
+    sums = {"loss_mode": "gspo", "proximal": "recompute", "rollout_correction": correction}
+    episodes = jobs[-1] | {"episodes": True, "config": jobs[-1]["config"] | {"algorithm": sums}}
+    return [*jobs, *of_models, episodes]
 
 
 @pytest.fixture(scope="module")

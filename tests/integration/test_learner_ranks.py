@@ -49,11 +49,13 @@ def by_two(
         _job(mode="seq-mean-token-mean", filtering=True),
         _variant_job(RECOMPUTED, max_tokens=40),
         _variant_job({"loss_mode": "gspo"}, max_tokens=40),
-        _job(max_tokens=40, episodes=True),
-        _job(mode="seq-mean-token-mean", filtering=True, episodes=True),
-        _variant_job(RECOMPUTED, max_tokens=40, episodes=True),
     ]
-    jobs = {"reference": reference, "layouts": _layout_jobs(calm_model_path), "memory": _memory_jobs()}
+    jobs = {
+        "reference": reference,
+        "episodes": _episode_jobs(),
+        "layouts": _layout_jobs(calm_model_path),
+        "memory": _memory_jobs(),
+    }
     return _at_one_go(learner_model, tmp_path_factory.mktemp("two") / "out", jobs, ranks=2)
 
 
@@ -179,21 +181,37 @@ def test_every_variant_and_correction_equals_the_plain_reference(
 
 
 def test_two_ranks_equal_the_reference(learner_model: Path, by_two: dict[str, list[Figures]]) -> None:
-    plain, filtered, corrected, gspo, *_ = by_two["reference"]
+    plain, filtered, corrected, gspo = by_two["reference"]
     _assert_equal(plain, _reference(learner_model))
     _assert_equal(filtered, _reference(learner_model, mode="seq-mean-token-mean", filtering=True))
     _assert_equal(corrected, _reference(learner_model, variant=ReferenceVariant(**RECOMPUTED)))
     _assert_equal(gspo, _reference(learner_model, variant=ReferenceVariant(loss_mode="gspo")))
 
 
-def test_two_ranks_equal_the_reference_on_episodes(learner_model: Path, by_two: dict[str, list[Figures]]) -> None:
+EPISODES = [
+    ({}, {"max_tokens": 40}),
+    ({}, {"mode": "seq-mean-token-mean", "filtering": True}),
+    (RECOMPUTED | {"rollout_rs_threshold": 3.0}, {"max_tokens": 40}),
+    ({"loss_mode": "gspo"}, {"max_tokens": 40}),
+    ({"rollout_rs": "sequence", "rollout_rs_threshold": 1000.0}, {"max_tokens": 40}),
+]
+"""Every kind of sum over a sample: the sequences of a split one are in several micro-batches, on two ranks."""
+
+
+def _episode_jobs() -> list[dict[str, Any]]:
+    return [_variant_job(variant, episodes=True, **more) for variant, more in EPISODES]
+
+
+@pytest.mark.parametrize("ranks", ["alone", "by_two"])
+def test_episodes_equal_the_reference(learner_model: Path, ranks: str, request: pytest.FixtureRequest) -> None:
     """Observed tokens are context alone; the sequences of a split episode are one sample."""
-    *_, plain, filtered, corrected = by_two["reference"]
-    _assert_equal(plain, _reference(learner_model, episodes=True))
-    _assert_equal(filtered, _reference(learner_model, mode="seq-mean-token-mean", filtering=True, episodes=True))
-    _assert_equal(corrected, _reference(learner_model, variant=ReferenceVariant(**RECOMPUTED), episodes=True))
-    sampled = sum(s.sampled_tokens for s in make_episodes(groups=5, n=3).sequences)
-    assert plain["metric/learner/trained_tokens"] == sampled
+    given = request.getfixturevalue(ranks)
+    for index, (job, (variant, more)) in enumerate(zip(_episode_jobs(), EPISODES, strict=True)):
+        ours = given["episodes"][index] if isinstance(given, dict) else run_job(learner_model, job, given)
+        what = {name: value for name, value in more.items() if name != "max_tokens"}
+        _assert_equal(ours, _reference(learner_model, variant=ReferenceVariant(**variant), episodes=True, **what))
+        trained = [s for s in make_episodes(groups=5, n=3).sequences if not (s.truncated and "filtering" in more)]
+        assert ours["metric/learner/trained_tokens"] == sum(s.sampled_tokens for s in trained)
 
 
 LAYOUTS = {

@@ -17,6 +17,7 @@ log = structlog.get_logger()
 log.info("connecting", url="redis://user:pa55word@host/0", password='hunter2"two words')
 log.info("nested", settings={{"deep": ['hunter2"two words']}})
 logging.getLogger("redis").warning("cannot use %s", 'hunter2"two words')
+completion = "what the policy wrote"
 try:
     raise ValueError('wrong: hunter2"two words')
 except ValueError:
@@ -30,6 +31,8 @@ def test_no_line_of_a_process_shows_a_secret(fmt: str) -> None:
     assert done.stderr.count(MASK) >= 5
     for secret in ("hunter2", "two words", "pa55word"):
         assert secret not in done.stderr
+    assert "Traceback" in done.stderr
+    assert "the policy" not in done.stderr, "a traceback shows no variables: they may hold prompts and completions"
     for event in ("connecting", "nested", "cannot use", "failed", "host/0"):
         assert event in done.stderr
 

@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass, field
 
-from services.coordinator.episodes.rows import OpenedPrompt
+from services.coordinator.episodes.rows import OpenedPrompt, must_begin_alike
 from services.coordinator.state.board import Board
-from services.coordinator.state.group import Attempt, Group, GroupFailed, Phase, Sample
+from services.coordinator.state.group import Attempt, Group, Phase, Sample
 
 
 @dataclass(kw_only=True, slots=True)
@@ -70,15 +70,7 @@ class Playing:
 
     def take_prompt(self, prompt: OpenedPrompt) -> None:
         """The group's prompt is that of the chat as opened. Raises GroupFailed where episodes begin differently."""
-        opened = self.share_prompt(prompt)
-        if opened.token_ids.tobytes() != prompt.token_ids.tobytes():
-            ours, other = opened.text, prompt.text
-            at = next((place for place, pair in enumerate(zip(ours, other, strict=False)) if pair[0] != pair[1]), 0)
-            raise GroupFailed(
-                reason="environment_differs",
-                fault=f"environment {prompt.environment!r} opened one seed with two chats, {ours[at : at + 40]!r} and "
-                f"{other[at : at + 40]!r} at character {at}: a group is one prompt; draw with the row's seed alone",
-            )
+        must_begin_alike(self.share_prompt(prompt), prompt)
 
     def share_prompt(self, prompt: OpenedPrompt) -> OpenedPrompt:
         """The group's prompt: that of the first chat that begins."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.coordinator.state.group import ChatTurn, PromptLike
+from services.coordinator.state.group import ChatTurn, GroupFailed, PromptLike
 from sluice.config.schema import Config
 
 LEASE_S = 60.0
@@ -55,6 +55,19 @@ class OpenedPrompt:
     def messages(self) -> Sequence[ChatTurn]:
         """The row's chat."""
         return self.of.messages
+
+
+def must_begin_alike(first: OpenedPrompt, other: OpenedPrompt) -> None:
+    """Raises GroupFailed where two episodes of one row have begun with different chats."""
+    if first.token_ids.tobytes() == other.token_ids.tobytes():
+        return
+    ours, theirs = first.text, other.text
+    at = next((place for place, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0)
+    raise GroupFailed(
+        reason="environment_differs",
+        fault=f"environment {other.environment!r} opened one seed with two chats, {ours[at : at + 40]!r} and "
+        f"{theirs[at : at + 40]!r} at character {at}: a group is one prompt; draw with the row's seed alone",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 import structlog
 
 from services.coordinator.episodes.player import Player
-from services.coordinator.episodes.rows import OpenedPrompt, Wanted
+from services.coordinator.episodes.rows import OpenedPrompt, Wanted, must_begin_alike
 from services.coordinator.groups.grading import Grading
 from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.evaluation_scores import PromptOutcome, accuracies, outcome
@@ -252,8 +252,9 @@ class Evaluator:
         """n episodes on the pinned rollout, and the prompt as their environment opened it."""
         if self._player is None:
             raise SluiceError(f"evaluation: a row names the environment {prompt.environment!r}, the recipe has none")
+        begun: list[OpenedPrompt] = []
         turns = [
-            _PinnedTurns(self, pinned, sampling, prompt=prompt, index=index, request_id=request_id)
+            _PinnedTurns(self, pinned, sampling, prompt=prompt, begun=begun, index=index, request_id=request_id)
             for index in range(n)
         ]
         wanted = [
@@ -323,10 +324,13 @@ class _PinnedTurns:
         sampling: Sampling,
         *,
         prompt: PromptLike,
+        begun: list[OpenedPrompt],
         index: int,
         request_id: str,
     ) -> None:
+        """`begun` is of all episodes of the row; it gets the chat that is opened first, and the others must be like it."""
         self._evaluator, self._pinned, self._sampling = evaluator, pinned, sampling
+        self._begun = begun
         self._index, self._request_id, self._tries = index, request_id, 1
         self.prompt = prompt
         """The row, then the prompt as opened."""
@@ -335,7 +339,10 @@ class _PinnedTurns:
         """Policy.begin."""
 
     def opened(self, prompt: OpenedPrompt) -> None:
-        """Policy.opened."""
+        """Policy.opened. Raises GroupFailed."""
+        if not self._begun:
+            self._begun.append(prompt)
+        must_begin_alike(self._begun[0], prompt)
         self.prompt = prompt
 
     def begun(self, prompt: OpenedPrompt) -> np.ndarray:

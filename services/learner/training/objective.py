@@ -6,6 +6,7 @@ the losses and the corrections.
 Letters: M targets of the micro-batch, C targets of one chunk.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +40,21 @@ class LossStats:
 class Objective:
     """The loss of one micro-batch, computed chunk by chunk; keeps the figures for the tally."""
 
-    def __init__(self, algorithm: AlgorithmConfig, packed: Packed, proximal_logprobs: Tensor | None) -> None:
-        """proximal_logprobs: float32[M] nats under the step's first weights; None with `proximal: rollout`."""
+    def __init__(
+        self,
+        algorithm: AlgorithmConfig,
+        packed: Packed,
+        proximal_logprobs: Tensor | None,
+        *,
+        add_up: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """proximal_logprobs: float32[M] nats under the step's first weights; None with `proximal: rollout`.
+
+        add_up: takes sums over the tokens of each sequence here to those over all its tokens; None: the row has them all.
+        """
         self._algorithm = algorithm
         self._packed = packed
+        self._add_up = packed.add_up if add_up is None else add_up
         self._rollout = packed.rollout_logprobs
         self._proximal = self._rollout if proximal_logprobs is None else proximal_logprobs
         self._sequence_log_ratios: Tensor | None = None
@@ -127,5 +139,5 @@ class Objective:
             level=level,
             sequence=self._packed.sequence,
             sequences=self._packed.sequences,
-            add_up=self._packed.add_up,
+            add_up=self._add_up,
         )

@@ -5,6 +5,7 @@ how the planner cut the mini-batch. The ranks of a context group (distributed/co
 the group's micro-batches and computes its slices of them. An update with a loss or gradient that is not finite on any rank is
 skipped on all ranks.
 With `proximal: recompute` the step's first weights compute all log-probabilities again before the first update.
+A sample of several sequences is one in every mean over sequences and in every ratio of a sequence (whole_samples.py).
 
 Letters: S sequences of the batch, M trained tokens of one micro-batch.
 """
@@ -33,6 +34,7 @@ from services.learner.training.device_use import DeviceUse
 from services.learner.training.objective import Objective
 from services.learner.training.sharing import PromptSharing
 from services.learner.training.tally import Tally
+from services.learner.training.whole_samples import WholeSamples, sums_samples
 from sluice.config.schema import Config
 from sluice.dapo.aggregation import token_weights
 from sluice.dapo.mismatch import mismatch
@@ -190,12 +192,34 @@ class Trainer:
         """Sums the gradient over all micro-batches and ranks, clips the gradient and lets the optimizer take one step."""
         self.optimizer.zero_grad()
         tally, seen = Tally(self._ranks.device), []
+        whole = self._whole_samples(mini_batch, work, proximal)
         for index, (packed, known) in enumerate(zip(self._packed(mini_batch, work), proximal, strict=True)):
             self._gather_until_last(last=index == len(proximal) - 1)
-            seen.append(self._accumulate(packed, known, tally))
+            objective = self._objective(packed, known, whole, index)
+            seen.append(self._accumulate(packed, objective, tally))
         tally.reduce(self._ranks)
         norm = self._apply(tally) if tally.tokens else None
         return _Update(tally=tally, norm=norm, seen=seen)
+
+    def _whole_samples(
+        self, mini_batch: MiniBatch, work: "_Work", proximal: Sequence[Tensor | None]
+    ) -> WholeSamples | None:
+        """The sums over samples, where the loss needs them and some sample is several sequences. Collective."""
+        algorithm = self._config.algorithm
+        if not sums_samples(algorithm, [work.sequences[s] for s in mini_batch.sequences]):
+            return None
+        whole = WholeSamples(mini_batch, work.sequences, data_rank=self._context.data_rank)
+        micro_batches = self._packed(mini_batch, work)
+        whole.rehearse(micro_batches, proximal, algorithm=algorithm, policy=self.policy, ranks=self._ranks)
+        self._fsdp.reshard()  # without a backward pass, which would free the gathered weights
+        return whole
+
+    def _objective(self, packed: Packed, proximal: Tensor | None, whole: WholeSamples | None, index: int) -> Objective:
+        """The loss of micro-batch `index`."""
+        algorithm = self._config.algorithm
+        if whole is None:
+            return Objective(algorithm, packed, proximal)
+        return Objective(algorithm, whole.by_sample(packed, index), proximal, add_up=whole.add_up)
 
     def _packed(self, mini_batch: MiniBatch, work: "_Work") -> Iterator[Packed]:
         """This rank's micro-batches on its device, one at a time."""
@@ -242,9 +266,8 @@ class Trainer:
         )
         return dict(zip(mini_batch.sequences, weights[of_sample].tolist(), strict=True))
 
-    def _accumulate(self, packed: Packed, proximal: Tensor | None, tally: Tally) -> Tensor:
+    def _accumulate(self, packed: Packed, objective: Objective, tally: Tally) -> Tensor:
         """Forward and backward of one micro-batch. Returns float32[3, M]: rollout and learner logprobs, ages."""
-        objective = Objective(self._config.algorithm, packed, proximal)
         loss, logprobs, entropies = self.policy(packed, objective)
         loss.backward()
         tally.add(objective.seen(), entropies)

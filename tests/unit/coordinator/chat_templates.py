@@ -3,6 +3,7 @@
 `python -m tests.unit.coordinator.chat_templates` prints the table of docs/environments.md.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -82,13 +83,13 @@ _SPECIAL: Final = (
 _ADDED: Final = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 
-def tokenizer_of(template: str, end: str) -> PreTrainedTokenizerFast:
-    """A token a byte, and the special tokens."""
+def tokenizer_of(template: str, end: str, *, marks: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A token a byte, and the special tokens; `marks` are more of them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytes_alone = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
     bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bytes_alone.decoder = decoders.ByteLevel()
-    bytes_alone.add_special_tokens(list(_SPECIAL))
+    bytes_alone.add_special_tokens([*_SPECIAL, *marks])
     bytes_alone.add_tokens(list(_ADDED))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_alone, eos_token=end, bos_token="<bos>")
     tokenizer.add_special_tokens({"additional_special_tokens": [one for one in _SPECIAL if one not in ("<bos>", end)]})

@@ -309,20 +309,25 @@ async def test_a_lease_is_renewed_while_a_turn_is_sampled() -> None:
             rollouts.gate.release()
 
 
-async def test_an_evaluation_plays_episodes_on_one_rollout_under_one_version() -> None:
-    rollouts = Turns()
-    stage = EpisodeStage(FakeEnvironments(fails=once("step", NotFound("not open"))), rollouts=rollouts)
+def evaluator_of(environments: FakeEnvironments, rollouts: FakeRollouts) -> tuple[EpisodeStage, Evaluator]:
+    """Two held-out rows and two rollouts with one version."""
+    stage = EpisodeStage(environments, rollouts=rollouts)
     for place in range(2):
         stage.add_member(Role.ROLLOUT, f"rollout-{place}", version=3)
     stage.progress.version = stage.fleet.of(Role.ROLLOUT)[0].version
     [settings] = evaluation_sets(make_config(data__val_files=["mixadd3:fresh"]))
-    evaluator = Evaluator(
+    return stage, Evaluator(
         stage.run,
         rollouts=rollouts,
         grading=Grading(config=stage.config, fleet=stage.fleet, rewards=stage.rewards, clock=stage.clock),
         sets=[HeldOut(settings=settings, prompts=[EpisodePrompt(prompt_id="a"), EpisodePrompt(prompt_id="b")])],
         player=stage.player,
     )
+
+
+async def test_an_evaluation_plays_episodes_on_one_rollout_under_one_version() -> None:
+    rollouts = Turns()
+    stage, evaluator = evaluator_of(FakeEnvironments(fails=once("step", NotFound("not open"))), rollouts)
     evaluated = await evaluator.evaluate(n=2)
     await settle()
     assert evaluated.result.mean_response_tokens == 8
@@ -331,3 +336,14 @@ async def test_an_evaluation_plays_episodes_on_one_rollout_under_one_version() -
     counts = Counter(name.rpartition(".")[2] for name in rollouts.on)
     assert counts["1"] == 6, "a second turn for two samples and a greedy one of two prompts"
     assert np.isfinite(evaluated.result.avg_at_n)
+
+
+async def test_episodes_of_one_row_that_begin_differently_fail_an_evaluation_by_name() -> None:
+    environments = FakeEnvironments(chat_of=lambda episode_id: "go" + episode_id.split(".")[1])
+    stage, evaluator = evaluator_of(environments, Turns())
+    with pytest.raises(
+        SluiceError, match=r"evaluation: .*environment 'game' opened one seed with two chats, '[01]' and"
+    ):
+        await evaluator.evaluate(n=2)
+    await settle()
+    assert not stage.environments.opened

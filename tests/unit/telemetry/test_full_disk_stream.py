@@ -24,9 +24,9 @@ def full() -> Iterator[TextIO]:
 
 @pytest.fixture
 def restored_logs() -> Iterator[None]:
-    handlers = logging.root.handlers[:]
+    handlers, former = logging.root.handlers[:], structlog.get_config()
     yield
-    structlog.reset_defaults()
+    structlog.configure(**former)
     logging.root.handlers[:] = handlers
 
 
