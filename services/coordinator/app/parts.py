@@ -6,7 +6,7 @@ from services.coordinator.api.learner_seat import LearnerSeat
 from services.coordinator.api.run_parts import RunParts
 from services.coordinator.app.opening import Data, OpenedRun
 from services.coordinator.app.options import Options
-from services.coordinator.episodes.chat import chat_of
+from services.coordinator.episodes.chat import Chat, chat_of
 from services.coordinator.episodes.player import Player
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
@@ -15,6 +15,7 @@ from services.coordinator.prompts.render import load_tokenizer
 from services.coordinator.recovery.repair import Repair
 from services.coordinator.recovery.rollback import Rollbacks
 from services.coordinator.run.commits import Commits
+from services.coordinator.run.environment_check import check_environments, infos
 from services.coordinator.run.evaluation import Evaluator
 from services.coordinator.run.lifecycle import Lifecycle
 from services.coordinator.run.reward_check import check_reward
@@ -28,6 +29,7 @@ from services.coordinator.weights.prober import Prober
 from services.coordinator.weights.push import WeightPush
 from services.coordinator.wire.clients import Clients
 from services.coordinator.wire.episode_clients import EpisodeClients
+from sluice.config.schema import Config
 from sluice.model_identity import vocabulary_size
 
 log = structlog.get_logger(__name__)
@@ -74,7 +76,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
         )
 
     async def reward_check() -> None:
-        await _check_reward(run, clients, opened.data)
+        await _check(run, clients, opened.data, whole=options.check_only)
 
     return RunParts(
         run=run,
@@ -131,10 +133,14 @@ def _player(run: RunContext, clients: Clients) -> Player | None:
     """Who plays episodes; None without environments, so that single answers load no second tokenizer."""
     if not run.config.environments:
         return None
-    config = run.config
-    chat = chat_of(load_tokenizer(config.model.path), template=config.data.template, renderer=config.model.renderer)
     environments = EpisodeClients(clients)
-    return Player(config=run.config, fleet=run.fleet, clock=run.clock, environments=environments, chat=chat)
+    return Player(
+        config=run.config, fleet=run.fleet, clock=run.clock, environments=environments, chat=_chat(run.config)
+    )
+
+
+def _chat(config: Config) -> Chat:
+    return chat_of(load_tokenizer(config.model.path), template=config.data.template, renderer=config.model.renderer)
 
 
 def _prober(run: RunContext, clients: Clients, data: Data) -> Prober | None:
@@ -143,17 +149,30 @@ def _prober(run: RunContext, clients: Clients, data: Data) -> Prober | None:
     return Prober(config=run.config, fleet=run.fleet, rollouts=clients, prompt=data.training.next(0)[0])
 
 
-async def _check_reward(run: RunContext, clients: Clients, data: Data) -> None:
+async def _check(run: RunContext, clients: Clients, data: Data, *, whole: bool) -> None:
+    """The checks before training: rows, environments, graders. `whole` tells the episodes word by word."""
     run.events.emit("data", ", ".join(f"{name} {value!r}" for name, value in data.facts.items()))
     for reason in data.unusable[:_MOST_ROWS_NAMED]:
         run.events.emit("row_skipped", reason)
     if (more := len(data.unusable) - _MOST_ROWS_NAMED) > 0:
         run.events.emit("row_skipped", f"and {more} more rows, which the coordinator's log names")
+    scoring = await _check_environments(run, clients, data, whole=whole) if run.config.environments else set[str]()
     first = [data.training.next(position)[0] for position in range(CHECKED_PROMPTS)]
     kept = [prompt for prompts in data.training.kept_for_the_check.values() for prompt in prompts]
-    checked = list({prompt.prompt_id: prompt for prompt in (*first, *kept[:_MOST_KEPT_CHECKED])}.values())
-    hosted = [one for member in run.fleet.of(Role.ENVIRONMENT) for one in member.environments.items()]
-    scoring = {name for name, facts in hosted if facts.scores}  # no grader sees these rows
-    checked = [prompt for prompt in checked if prompt.environment not in scoring]
-    for row in await check_reward(run, rewards=clients, prompts=checked) if checked else ():
+    checked = {prompt.prompt_id: prompt for prompt in (*first, *kept[:_MOST_KEPT_CHECKED])}.values()
+    graded = [prompt for prompt in checked if prompt.environment not in scoring]  # no grader sees the others
+    for row in await check_reward(run, rewards=clients, prompts=graded) if graded else ():
         run.events.emit("reward_checked", str(row))
+
+
+async def _check_environments(run: RunContext, clients: Clients, data: Data, *, whole: bool) -> set[str]:
+    """Rehearses the environments of the data; returns those that score."""
+    prompts = [*data.training.of_each_environment(), *(prompt for one in data.held_out for prompt in one.prompts)]
+    for one in await check_environments(
+        run, environments=EpisodeClients(clients), chat=_chat(run.config), prompts=prompts
+    ):
+        for line in one.lines() if whole else [str(one)]:
+            run.events.emit("environment_checked", line)
+        for note in one.notes:
+            run.events.emit("warning", f"environments.{one.environment}: {note}")
+    return {name for name, facts in infos(run.fleet.of(Role.ENVIRONMENT)).items() if facts.scores}
