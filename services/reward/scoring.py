@@ -111,13 +111,15 @@ class Scorer:
             grader_version=_sendable("+".join(one.version for one in graded), NAME_CHARACTERS),
         )
 
-    def shape(self, samples: Sequence[SampleToScore], given: Sequence[Grade], *, environment: str) -> ScoredGroup:
-        """The verdicts of an environment, with soft overlong shaping and without any grader."""
+    def shape(
+        self, samples: Sequence[SampleToScore], given: Sequence[Grade], *, environment: str, version: str
+    ) -> ScoredGroup:
+        """The verdicts of an environment in a version, with soft overlong shaping and without any grader."""
         outcomes = [Outcome(status="ok", grade=grade) for grade in given]
         return ScoredGroup(
             rewards=[self._reward(sample, outcome) for sample, outcome in zip(samples, outcomes, strict=True)],
             grader=_sendable(f"environment:{environment}", NAME_CHARACTERS),
-            grader_version="",
+            grader_version=_sendable(version, NAME_CHARACTERS),
         )
 
     def _too_long(self, sample: SampleToScore) -> Outcome | None:

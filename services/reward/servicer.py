@@ -43,7 +43,9 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
             question, deadline_s = question_of(request), _deadline_s(context)
             scored = await self._scorer.score(question=question, samples=samples, deadline_s=deadline_s)
         else:
-            scored = self._scorer.shape(samples, given, environment=request.environment)
+            scored = self._scorer.shape(
+                samples, given, environment=request.environment, version=request.environment_version
+            )
         if away := next((reward for reward in scored.rewards if reward.busy), None):
             raise Overloaded(away.detail)  # the whole group is graded again, so that one grading covers all of it
         for reward in scored.rewards:

@@ -124,10 +124,11 @@ def print_sizes(config: Any, *, gpu_bytes: int | None, shared: bool) -> list[str
 def load_runnable(path: Path | None, *, overrides: Sequence[str]) -> Any:
     """The recipe with the environment and the overrides, after looking for every file and package that the recipe names.
 
-    Runs no code of the recipe's graders. Raises ConfigError for a grader, a module or a package that is not there, and for
-    a model that `learner.context_parallel_size` cannot cut.
+    Runs no code of graders and environments. Raises ConfigError for one, a module or a package that is not there, and for a
+    model that `learner.context_parallel_size` cannot cut.
     """
     from sluice.config.context_parallel import check_context_parallel
+    from sluice.config.environments import check_environments
     from sluice.config.graders import check_graders
     from sluice.config.load import load_config
     from sluice.config.loggers import check_loggers
@@ -135,6 +136,7 @@ def load_runnable(path: Path | None, *, overrides: Sequence[str]) -> Any:
     config = load_config(path, overrides=overrides, environ=os.environ)
     if config.launch.reward_replicas:  # a reward service on another machine has files of its own
         check_graders(config)
+        check_environments(config)
     check_loggers(config)
     check_context_parallel(config)
     return config

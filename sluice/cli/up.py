@@ -134,6 +134,8 @@ def _check(config: Any) -> int:
             print(f"sluice: {outcome.message}", file=sys.stderr)
             return outcome.exit_code
     print("data, tokenizer and reward are fine: gold answers score right, garbage scores wrong")
+    if config.environments:
+        print("environments are fine: each has played a scripted episode")
     return 0
 
 

@@ -100,8 +100,7 @@ def _flight(config: Config) -> list[tuple[str, int, str]]:
         (
             "longest sequence, tokens",
             longest,
-            f"data.max_prompt_length + data.max_response_length = "
-            f"{config.data.max_prompt_length} + {config.data.max_response_length}",
+            _how_long(config),
         ),
         (
             "groups in flight at most",
@@ -119,6 +118,18 @@ def _flight(config: Config) -> list[tuple[str, int, str]]:
             f"{config.largest_group_bytes} bytes a group",
         ),
     ]
+
+
+def _how_long(config: Config) -> str:
+    """How the longest sequence follows from the recipe."""
+    data = config.data
+    if config.environments and data.max_episode_tokens:
+        return "data.max_episode_tokens"
+    turns = "2 x " if config.environments else ""
+    return (
+        f"data.max_prompt_length + {turns}data.max_response_length = "
+        f"{data.max_prompt_length} + {turns}{data.max_response_length}"
+    )
 
 
 def _run(config: Config) -> list[tuple[str, int, str]]:

@@ -271,7 +271,8 @@ class Run:
                     exporting = "learner" in self._keeper.known and not is_over
                     if not exporting or await self._keeper.left("learner", within_s=STATUS_INTERVAL_S):
                         self._status = await self._client.status()
-                        return FINAL[self._status.state], self._status.reason
+                        code = exit_codes.BAD_USAGE if self._status.refused else FINAL[self._status.state]
+                        return code, self._status.reason
                     continue
             await asyncio.sleep(STATUS_INTERVAL_S)
 

@@ -547,6 +547,7 @@ class GetStatusResponse(_message.Message):
     WAITS_FIELD_NUMBER: _builtins.int
     ROLLBACKS_FIELD_NUMBER: _builtins.int
     EVALUATION_SETS_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     state: Global___RunState.ValueType
     reason: _builtins.str
@@ -559,6 +560,8 @@ class GetStatusResponse(_message.Message):
     """Seconds since the first group was admitted."""
     run_dir: _builtins.str
     """Where the run's files are on the coordinator's machine."""
+    refused: _builtins.bool
+    """Whether a FAILED run was refused before it trained: what `reason` names in its recipe or its data has to be changed first."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """Newest version the learner has published."""
@@ -610,10 +613,11 @@ class GetStatusResponse(_message.Message):
         waits: _abc.Iterable[Global___Wait] | None = ...,
         rollbacks: _abc.Iterable[Global___RolledBack] | None = ...,
         evaluation_sets: _abc.Iterable[_builtins.str] | None = ...,
+        refused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation_sets", b"evaluation_sets", "evaluations", b"evaluations", "ledger", b"ledger", "metrics", b"metrics", "reason", b"reason", "rollbacks", b"rollbacks", "run_dir", b"run_dir", "run_id", b"run_id", "scale", b"scale", "services", b"services", "state", b"state", "step", b"step", "total_steps", b"total_steps", "train_wall_s", b"train_wall_s", "version", b"version", "waits", b"waits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation_sets", b"evaluation_sets", "evaluations", b"evaluations", "ledger", b"ledger", "metrics", b"metrics", "reason", b"reason", "refused", b"refused", "rollbacks", b"rollbacks", "run_dir", b"run_dir", "run_id", b"run_id", "scale", b"scale", "services", b"services", "state", b"state", "step", b"step", "total_steps", b"total_steps", "train_wall_s", b"train_wall_s", "version", b"version", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

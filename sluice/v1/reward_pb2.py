@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sluice.v1 import common_pb2 as sluice_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sluice/v1/reward.proto\x12\tsluice.v1\x1a\x16sluice/v1/common.proto\"\x99\x01\n\tScoreItem\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x17\n\x0fresponse_tokens\x18\x03 \x01(\x05\x12.\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x17.sluice.v1.FinishReason\x12&\n\x05given\x18\x05 \x01(\x0b\x32\x17.sluice.v1.EpisodeScore\"\xb3\x01\n\x0cScoreRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x61ta_source\x18\x02 \x01(\t\x12\x13\n\x0bprompt_text\x18\x03 \x01(\t\x12\x14\n\x0cground_truth\x18\x04 \x01(\t\x12\x17\n\x0f\x65xtra_info_json\x18\x05 \x01(\t\x12#\n\x05items\x18\x06 \x03(\x0b\x32\x14.sluice.v1.ScoreItem\x12\x13\n\x0b\x65nvironment\x18\x07 \x01(\t\"9\n\rScoreResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.sluice.v1.SampleReward\"\x14\n\x12ListGradersRequest\"A\n\nGraderInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x61ta_sources\x18\x03 \x03(\t\"=\n\x13ListGradersResponse\x12&\n\x07graders\x18\x01 \x03(\x0b\x32\x15.sluice.v1.GraderInfo2\x99\x01\n\rRewardService\x12:\n\x05Score\x12\x17.sluice.v1.ScoreRequest\x1a\x18.sluice.v1.ScoreResponse\x12L\n\x0bListGraders\x12\x1d.sluice.v1.ListGradersRequest\x1a\x1e.sluice.v1.ListGradersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sluice/v1/reward.proto\x12\tsluice.v1\x1a\x16sluice/v1/common.proto\"\x99\x01\n\tScoreItem\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x17\n\x0fresponse_tokens\x18\x03 \x01(\x05\x12.\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x17.sluice.v1.FinishReason\x12&\n\x05given\x18\x05 \x01(\x0b\x32\x17.sluice.v1.EpisodeScore\"\xd0\x01\n\x0cScoreRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x61ta_source\x18\x02 \x01(\t\x12\x13\n\x0bprompt_text\x18\x03 \x01(\t\x12\x14\n\x0cground_truth\x18\x04 \x01(\t\x12\x17\n\x0f\x65xtra_info_json\x18\x05 \x01(\t\x12#\n\x05items\x18\x06 \x03(\x0b\x32\x14.sluice.v1.ScoreItem\x12\x13\n\x0b\x65nvironment\x18\x07 \x01(\t\x12\x1b\n\x13\x65nvironment_version\x18\x08 \x01(\t\"9\n\rScoreResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.sluice.v1.SampleReward\"\x14\n\x12ListGradersRequest\"A\n\nGraderInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x61ta_sources\x18\x03 \x03(\t\"=\n\x13ListGradersResponse\x12&\n\x07graders\x18\x01 \x03(\x0b\x32\x15.sluice.v1.GraderInfo2\x99\x01\n\rRewardService\x12:\n\x05Score\x12\x17.sluice.v1.ScoreRequest\x1a\x18.sluice.v1.ScoreResponse\x12L\n\x0bListGraders\x12\x1d.sluice.v1.ListGradersRequest\x1a\x1e.sluice.v1.ListGradersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,15 +35,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCOREITEM']._serialized_start=62
   _globals['_SCOREITEM']._serialized_end=215
   _globals['_SCOREREQUEST']._serialized_start=218
-  _globals['_SCOREREQUEST']._serialized_end=397
-  _globals['_SCORERESPONSE']._serialized_start=399
-  _globals['_SCORERESPONSE']._serialized_end=456
-  _globals['_LISTGRADERSREQUEST']._serialized_start=458
-  _globals['_LISTGRADERSREQUEST']._serialized_end=478
-  _globals['_GRADERINFO']._serialized_start=480
-  _globals['_GRADERINFO']._serialized_end=545
-  _globals['_LISTGRADERSRESPONSE']._serialized_start=547
-  _globals['_LISTGRADERSRESPONSE']._serialized_end=608
-  _globals['_REWARDSERVICE']._serialized_start=611
-  _globals['_REWARDSERVICE']._serialized_end=764
+  _globals['_SCOREREQUEST']._serialized_end=426
+  _globals['_SCORERESPONSE']._serialized_start=428
+  _globals['_SCORERESPONSE']._serialized_end=485
+  _globals['_LISTGRADERSREQUEST']._serialized_start=487
+  _globals['_LISTGRADERSREQUEST']._serialized_end=507
+  _globals['_GRADERINFO']._serialized_start=509
+  _globals['_GRADERINFO']._serialized_end=574
+  _globals['_LISTGRADERSRESPONSE']._serialized_start=576
+  _globals['_LISTGRADERSRESPONSE']._serialized_end=637
+  _globals['_REWARDSERVICE']._serialized_start=640
+  _globals['_REWARDSERVICE']._serialized_end=793
 # @@protoc_insertion_point(module_scope)

@@ -69,6 +69,7 @@ class ScoreRequest(_message.Message):
     EXTRA_INFO_JSON_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_VERSION_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     """For logs and traces."""
     data_source: _builtins.str
@@ -78,6 +79,8 @@ class ScoreRequest(_message.Message):
     """verl's extra_info, JSON."""
     environment: _builtins.str
     """The environment that the samples are episodes in; empty: single answers."""
+    environment_version: _builtins.str
+    """With `given`: the versions of the environment that gave it, joined by `+`."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreItem]: ...
     def __init__(
@@ -90,10 +93,11 @@ class ScoreRequest(_message.Message):
         extra_info_json: _builtins.str = ...,
         items: _abc.Iterable[Global___ScoreItem] | None = ...,
         environment: _builtins.str = ...,
+        environment_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_source", b"data_source", "environment", b"environment", "extra_info_json", b"extra_info_json", "ground_truth", b"ground_truth", "group_id", b"group_id", "items", b"items", "prompt_text", b"prompt_text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_source", b"data_source", "environment", b"environment", "environment_version", b"environment_version", "extra_info_json", b"extra_info_json", "ground_truth", b"ground_truth", "group_id", b"group_id", "items", b"items", "prompt_text", b"prompt_text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

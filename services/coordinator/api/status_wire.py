@@ -55,6 +55,7 @@ async def status(parts: RunParts) -> pb.GetStatusResponse:
         run_id=run.run_id,
         state=run_state(progress),
         reason=progress.reason,
+        refused=progress.refused,
         step=progress.trained_steps,
         total_steps=run.config.run.total_steps,
         version=None if progress.version is None else version_to_proto(progress.version),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.coordinator.app.options import Options
-from services.coordinator.episodes.chat import chat_of
+from services.coordinator.episodes.chat import Chat, chat_of
 from services.coordinator.episodes.chat_calls import ChatCalls
 from services.coordinator.episodes.player import Player
 from services.coordinator.episodes.rows import Limits
@@ -14,6 +14,7 @@ from services.coordinator.prompts.render import load_tokenizer
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.wire.clients import Clients
 from services.coordinator.wire.episode_clients import EpisodeClients
+from sluice.config.schema import Config
 from sluice.config.schema.environments import AGENT
 from sluice.model_identity import vocabulary_size
 
@@ -38,7 +39,7 @@ def make_episodes(run: RunContext, clients: Clients, options: Options) -> Episod
     if not config.environments:
         return Episodes()
     tokenizer = load_tokenizer(config.model.path)
-    chat = ChatCalls(chat_of(tokenizer, template=config.data.template, renderer=config.model.renderer))
+    chat = ChatCalls(make_chat(config, tokenizer))
     agents, gateway = None, None
     if any(one.environment == AGENT for one in config.environments.values()):
         agents, gateway = _agents(run, options, chat=chat, tokenizer=tokenizer)
@@ -51,6 +52,11 @@ def make_episodes(run: RunContext, clients: Clients, options: Options) -> Episod
         agents=agents,
     )
     return Episodes(player=player, gateway=gateway)
+
+
+def make_chat(config: Config, tokenizer: "PreTrainedTokenizerBase") -> Chat:
+    """The form in which the model's chats are written."""
+    return chat_of(tokenizer, template=config.data.template, renderer=config.model.renderer)
 
 
 def _agents(

@@ -4,28 +4,29 @@ import structlog
 
 from services.coordinator.api.learner_seat import LearnerSeat
 from services.coordinator.api.run_parts import RunParts
-from services.coordinator.app.episodes import make_episodes
+from services.coordinator.app.episodes import make_chat, make_episodes
 from services.coordinator.app.opening import Data, OpenedRun
 from services.coordinator.app.options import Options
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.groups.grading import Grading
+from services.coordinator.prompts.render import load_tokenizer
 from services.coordinator.recovery.repair import Repair
 from services.coordinator.recovery.rollback import Rollbacks
 from services.coordinator.run.commits import Commits
+from services.coordinator.run.environment_check import check_environments, scoring_environments
 from services.coordinator.run.evaluation import Evaluator
 from services.coordinator.run.lifecycle import Lifecycle
 from services.coordinator.run.reward_check import check_reward
 from services.coordinator.run.stall import StallWatch
 from services.coordinator.run.waits import Situation
 from services.coordinator.state.cache_use import CacheUse
-from services.coordinator.state.member import Role
 from services.coordinator.state.push_times import PushTimes
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.weights.prober import Prober
 from services.coordinator.weights.push import WeightPush
 from services.coordinator.wire.clients import Clients
-from sluice.config.schema.environments import AGENT
+from services.coordinator.wire.episode_clients import EpisodeClients
 from sluice.model_identity import vocabulary_size
 
 log = structlog.get_logger(__name__)
@@ -72,7 +73,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
         )
 
     async def reward_check() -> None:
-        await _check_reward(run, clients, opened.data)
+        await _check(run, clients, opened.data, whole=options.check_only)
 
     return RunParts(
         run=run,
@@ -132,18 +133,29 @@ def _prober(run: RunContext, clients: Clients, data: Data) -> Prober | None:
     return Prober(config=run.config, fleet=run.fleet, rollouts=clients, prompt=data.training.next(0)[0])
 
 
-async def _check_reward(run: RunContext, clients: Clients, data: Data) -> None:
+async def _check(run: RunContext, clients: Clients, data: Data, *, whole: bool) -> None:
+    """The checks before training: rows, environments, graders. `whole` tells the episodes word by word."""
     run.events.emit("data", ", ".join(f"{name} {value!r}" for name, value in data.facts.items()))
     for reason in data.unusable[:_MOST_ROWS_NAMED]:
         run.events.emit("row_skipped", reason)
     if (more := len(data.unusable) - _MOST_ROWS_NAMED) > 0:
         run.events.emit("row_skipped", f"and {more} more rows, which the coordinator's log names")
+    scoring = await _check_environments(run, clients, data, whole=whole) if run.config.environments else set[str]()
     first = [data.training.next(position)[0] for position in range(CHECKED_PROMPTS)]
     kept = [prompt for prompts in data.training.kept_for_the_check.values() for prompt in prompts]
-    checked = list({prompt.prompt_id: prompt for prompt in (*first, *kept[:_MOST_KEPT_CHECKED])}.values())
-    hosted = [one for member in run.fleet.of(Role.ENVIRONMENT) for one in member.environments.items()]
-    agents = {name for name, one in run.config.environments.items() if one.environment == AGENT and one.scores}
-    scoring = agents | {name for name, facts in hosted if facts.scores}  # no grader sees these rows
-    checked = [prompt for prompt in checked if prompt.environment not in scoring]
-    for row in await check_reward(run, rewards=clients, prompts=checked) if checked else ():
+    checked = {prompt.prompt_id: prompt for prompt in (*first, *kept[:_MOST_KEPT_CHECKED])}.values()
+    graded = [prompt for prompt in checked if prompt.environment not in scoring]  # no grader sees the others
+    for row in await check_reward(run, rewards=clients, prompts=graded) if graded else ():
         run.events.emit("reward_checked", str(row))
+
+
+async def _check_environments(run: RunContext, clients: Clients, data: Data, *, whole: bool) -> set[str]:
+    """Rehearses the environments of the data; returns those that score."""
+    prompts = [*data.training.of_each_environment(), *(prompt for one in data.held_out for prompt in one.prompts)]
+    chat = make_chat(run.config, load_tokenizer(run.config.model.path))
+    for one in await check_environments(run, environments=EpisodeClients(clients), chat=chat, prompts=prompts):
+        for line in one.lines() if whole else [str(one)]:
+            run.events.emit("environment_checked", line)
+        for note in one.notes:
+            run.events.emit("warning", f"environments.{one.environment}: {note}")
+    return scoring_environments(run)

@@ -24,6 +24,10 @@ class Chat(Protocol):
         """The assistant's message in sampled ids, which followed the ids `context`."""
         ...
 
+    def write(self, message: Message, *, history: Sequence[Message], tools: Sequence[Tool]) -> np.ndarray:
+        """[T] int32 ids with which a model of this form would write `message` after `history`. Raises DataError."""
+        ...
+
     def extend(
         self,
         *,

@@ -8,6 +8,7 @@ repeated every third of the lease, so that the episode stays open.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from services.coordinator.episodes.chat_calls import ChatCalls
@@ -86,11 +87,17 @@ class Episode:
             reply = await self._step(said, turn=turn, finish_reason=sample.finish_reason, last=last)
             if reply.done or last:
                 is_cut = sample.finish_reason == "length" or (cut and not reply.done)
-                return stream.to_sample(self._wanted.index, "length" if is_cut else "stop", reply.score)
+                return self._sample("length" if is_cut else "stop", reply.score)
             turn, history = turn + 1, [*history, said]
             if not await self._go_on(history, reply.messages, tools, context, sample):
-                return stream.to_sample(self._wanted.index, "length", await self._without_room(turn))
+                return self._sample("length", await self._without_room(turn))
             history += reply.messages
+
+    def _sample(self, finish_reason: str, score: Score | None) -> Sample:
+        assert self._stream is not None
+        hosted = self._member.environments.get(self._wanted.prompt.environment)
+        sample = self._stream.to_sample(self._wanted.index, finish_reason, score)
+        return replace(sample, environment_version=hosted.version) if hosted else sample
 
     async def _begin(self, opening: Opening) -> list[Message]:
         """The chat with which the policy begins."""

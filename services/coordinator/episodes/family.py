@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from services.coordinator.episodes.continuation import Continuation, rendered_anew
-from services.coordinator.episodes.template import as_function, as_openai, text_of
+from services.coordinator.episodes.template import as_function, as_openai, ids_of, text_of
 from sluice.environments import Message, Tool, ToolCall
 from sluice.errors import ConfigError, DataError
 
@@ -57,6 +57,14 @@ class FamilyChat:
             reasoning=parsed.reasoning_content or "",
         )
 
+    def write(self, message: Message, *, history: Sequence[Message], tools: Sequence[Tool]) -> np.ndarray:
+        """[T] int32 ids of a turn in the family's form. Raises DataError."""
+        before = self._render(history, tools)
+        after = self._render([*history, message], tools, opening=False)
+        if np.array_equal(after[: len(before)], before):
+            return after[len(before) :]
+        return ids_of(self._tokenizer, message.content)
+
     def extend(
         self,
         *,
@@ -79,10 +87,10 @@ class FamilyChat:
             raise DataError("the renderer has changed tokens that were sampled")
         return Continuation(token_ids=ids[len(stream) :], rewritten=False)
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> np.ndarray:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool], *, opening: bool = True) -> np.ndarray:
         try:
             ids = self._renderer.render_ids(
-                [as_openai(message) for message in messages], tools=_specs(tools), add_generation_prompt=True
+                [as_openai(message) for message in messages], tools=_specs(tools), add_generation_prompt=opening
             )
         except Exception as error:  # of any kind, for a conversation that the family does not have
             said = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -47,7 +47,10 @@ class TemplateChat:
         """[P] int32 ids and the text, with the opening of the policy's turn. Raises DataError."""
         text = self._render(messages, tools, opening=True)
         if lost := [tool.name for tool in tools if tool.name not in text]:
-            raise DataError(f"the chat template leaves out the tool {lost[0]!r}; the model knows no tools in this form")
+            raise DataError(
+                f"the chat template leaves out the tool {lost[0]!r}: take a model whose template writes tools, or name the "
+                "model's family in model.renderer"
+            )
         _refuse_left_out(messages, text)
         return self._ids(text), text
 
@@ -67,6 +70,15 @@ class TemplateChat:
             tool_calls=tuple(calls),
             reasoning=reasoning,
         )
+
+    def write(self, message: Message, *, history: Sequence[Message], tools: Sequence[Tool]) -> np.ndarray:
+        """[T] int32 ids of a turn in the template's own form, with the end of the turn; in the form that `read` reads where the
+        template opens turns with more than their beginning. Raises DataError."""
+        before = self._render(history, tools, opening=True)
+        after = self._render([*history, message], tools, opening=False)
+        calls = [{"name": call.name, "arguments": _arguments(call.arguments_json)} for call in message.tool_calls]
+        plain = message.content + "".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls)
+        return self._ids(after[len(before) :].rstrip() if after.startswith(before) else plain)
 
     def extend(
         self,
@@ -151,13 +163,19 @@ class PlainChat:
     def open(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[np.ndarray, str]:
         """[P] int32 ids and the text. Raises DataError for tools, which nothing would tell the policy of."""
         if tools:
-            raise DataError(f"data.template: none knows no tools, and the environment has {tools[0].name!r}")
+            raise DataError(
+                f"data.template: none knows no tools, and the environment has {tools[0].name!r}: set it to model"
+            )
         text = "\n".join(message.content for message in messages)
         return ids_of(self._tokenizer, text, special=True), text
 
     def read(self, sampled: np.ndarray, *, context: np.ndarray, tools: Sequence[Tool]) -> Message:
         """The text of the sampled ids."""
         return Message(role="assistant", content=text_of(self._tokenizer, sampled, special=False))
+
+    def write(self, message: Message, *, history: Sequence[Message], tools: Sequence[Tool]) -> np.ndarray:
+        """[T] int32 ids of the text."""
+        return ids_of(self._tokenizer, message.content)
 
     def extend(
         self,

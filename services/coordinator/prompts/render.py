@@ -109,6 +109,10 @@ class Renderer:
             messages=_as_chat(row.prompt) if row.environment else (),
         )
 
+    def environment_of(self, row: PromptRow) -> str:
+        """The environment of a row; empty for single answers. Raises Unusable."""
+        return self._environments.placed(row).environment
+
     def _text(self, row: PromptRow) -> str:
         """The text to tokenise. Raises Unusable."""
         fields = (row.data_source, _joined(row.prompt), row.ground_truth, row.extra_info_json, row.environment)

@@ -99,6 +99,20 @@ class PromptStream:
                 self.taken.append(question_key(row))
         return prompts
 
+    def of_each_environment(self) -> list[Prompt]:
+        """The first prompt that fits of each pair of data source and environment, an empty environment included.
+
+        Looks at every row of files; an endless source has one of each.
+        """
+        too_long, found = self.too_long, dict[tuple[str, str], Prompt]()
+        for index in range(self._source.size or 0):
+            row = self._source.row(index)
+            pair = (row.data_source, self._renderer.environment_of(row))
+            if pair not in found and (prompt := self._fitting(row)) is not None:
+                found[pair] = prompt
+        self.too_long = too_long
+        return [*found.values()] if self._source.size else [self.next(0)[0]]
+
     def shared_with(self, held_out: "PromptStream") -> int:
         """How many of the prompts that were taken from `held_out` are rows here.
 

@@ -25,7 +25,7 @@ from services.coordinator.state.progress import RunState
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.records import Records
 from sluice.config.evaluation_sets import EvaluationSet
-from sluice.errors import Expired, Fenced, LaunchError, SluiceError, first_error
+from sluice.errors import ConfigError, Expired, Fenced, LaunchError, SluiceError, first_error
 
 log = structlog.get_logger(__name__)
 
@@ -84,6 +84,7 @@ class Lifecycle:
             raise  # the run goes on, in another process
         except SluiceError as error:
             log.error("run_failed", reason=str(error))
+            self._progress.refused = isinstance(error, ConfigError) and self._progress.state is RunState.STARTING
             state, self._progress.reason = RunState.FAILED, str(error)
         await self._close_books(state)
         await self._enter(state)

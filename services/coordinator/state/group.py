@@ -118,6 +118,8 @@ class Sample:
     """Empty for a single answer, all of whose tokens are sampled."""
     score: Score | None = None
     """The environment's verdict; None where a grader scores."""
+    environment_version: str = ""
+    """Which version of the environment's code gave it; kept until the samples are scored."""
 
     @property
     def sampled_tokens(self) -> int:

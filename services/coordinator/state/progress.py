@@ -48,6 +48,8 @@ class Progress:
 
     state: RunState = RunState.STARTING
     reason: str = ""
+    refused: bool = False
+    """Whether a failed run was refused by the checks before training; known to the process that made them."""
     trained_steps: int = 0
     version: PolicyVersion | None = None
     """Newest version the learner has published."""

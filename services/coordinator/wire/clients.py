@@ -116,6 +116,8 @@ class Clients:
             ground_truth=prompt.ground_truth,
             extra_info_json=prompt.extra_info_json,
             environment=prompt.environment,
+            # Servers with different versions may have played episodes of one group.
+            environment_version="+".join(sorted({sample.environment_version for sample in samples} - {""})),
             items=[
                 reward_pb2.ScoreItem(
                     index=sample.index,

@@ -78,7 +78,8 @@ class LaunchConfig(Section):
     ready_timeout_s: PositiveFloat = Field(default=300.0, description="limit for a service to become ready")
     grace_s: PositiveFloat = Field(default=15.0, description="time between SIGTERM and SIGKILL")
     check_reward: bool = Field(
-        default=True, description="before training: gold answers must score right, garbage wrong"
+        default=True,
+        description="before training: gold answers must score right, garbage wrong, environments must play a scripted episode",
     )
 
     @property

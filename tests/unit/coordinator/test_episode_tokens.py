@@ -177,6 +177,18 @@ def test_what_is_no_call_stays_text(text: str) -> None:
     assert (message.content, message.tool_calls) == (text, ())
 
 
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "reasoner"])
+def test_a_turn_that_is_written_in_a_models_form_is_read_back(name: str) -> None:
+    tokenizer, chat, end = family(name)
+    context, _ = chat.open([USER], [ADD])
+    call = Message(role="assistant", content="", tool_calls=(ToolCall(name="add", arguments_json='{"a": 1}'),))
+    for said in (call, Message(role="assistant", content="It is 2.")):
+        ids = chat.write(said, history=[USER], tools=[ADD])
+        assert ids[-1] == tokenizer.convert_tokens_to_ids(end)
+        message = chat.read(ids, context=context, tools=[ADD])
+        assert (message.content.strip(), message.tool_calls) == (said.content, said.tool_calls)
+
+
 def test_what_a_template_cannot_write_is_refused_by_name() -> None:
     tokenizer = tokenizer_of("{% for m in messages %}{{ m.content }}{% endfor %}", "<eos>")
     with pytest.raises(DataError, match="leaves out the tool 'add'"):

@@ -83,6 +83,7 @@ async def test_a_group_of_episodes_is_kept_with_turns_prompt_and_given_scores() 
     assert [(span.start, span.end) for span in sample.spans] == [(0, 4), (6, 10)]
     assert sample.token_ids.tolist() == [1] * 4 + [7] * 2 + [1] * 4
     assert (sample.finish_reason, sample.score.score, sample.sampled_tokens) == ("stop", 1.0, 8)
+    assert sample.environment_version == "1", "the ledger says which code scored"
     assert stage.board.queued[FIRST].tokens == 16
     [attempt] = group.attempts
     assert (attempt.asked, attempt.samples, attempt.tokens, attempt.fault) == (2, 2, 16, "")

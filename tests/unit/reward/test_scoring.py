@@ -122,7 +122,7 @@ def test_the_verdicts_of_an_environment_are_shaped_and_no_grader_is_asked():
     buffer = OverlongBuffer(max_response_length=100, buffer_len=20, penalty_factor=1.0)
     given = given_of(request)
     assert given is not None
-    scored = scorer(overlong=buffer).shape(samples_of(request), given, environment=request.environment)
+    scored = scorer(overlong=buffer).shape(samples_of(request), given, environment=request.environment, version="3")
     full, half, odd = scored.rewards
     assert (full.raw_score, full.shaped_reward, full.acc, full.extracted, full.parts) == (
         1.0,
@@ -132,7 +132,7 @@ def test_the_verdicts_of_an_environment_are_shaped_and_no_grader_is_asked():
         {"guesses": 2.0},
     )
     assert half.shaped_reward == -0.5
-    assert (odd.status, scored.grader) == ("error", "environment:guess")
+    assert (odd.status, scored.grader, scored.grader_version) == ("error", "environment:guess", "3")
     request.items[1].ClearField("given")
     with pytest.raises(InvalidRequest, match=r"items\[1\].given: must be set"):
         given_of(request)
