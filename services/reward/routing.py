@@ -21,7 +21,6 @@ BUILT_IN: Mapping[str, str] = {name: f"services.reward.verifiers.{name}" for nam
 
 ROUTES: Mapping[str, str] = {
     "mixadd3": "mixadd3",
-    "products": "exact",
     "reasoning_gym/*": "reasoning_gym",
     "math_dapo": "math_dapo",
     "math": "math_dapo",

@@ -146,7 +146,8 @@ def print_table(evaluations: Sequence[Any]) -> None:
     from sluice.report.figures import ABSENT, duration, fraction, number
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("set", "prompts", "n", "avg@n", "pass@n", "maj@n", "greedy", "tokens", "not graded", "time"):
+    called = ["tool use"] if any(one.tool_use for one in evaluations) else []
+    for name in ("set", "prompts", "n", "avg@n", "pass@n", "maj@n", "greedy", *called, "tokens", "not graded", "time"):
         table.add_column(name, no_wrap=True)
     for one in evaluations:
         table.add_row(
@@ -157,6 +158,7 @@ def print_table(evaluations: Sequence[Any]) -> None:
             within(one.pass_at_n, one, "pass_interval"),
             within(one.maj_at_n, one, "maj_interval") if one.HasField("maj_at_n") else ABSENT,
             fraction(one.greedy),
+            *([fraction(one.tool_use) if one.HasField("tool_use") else ABSENT] if called else []),
             number(one.mean_response_tokens),
             str(one.ungraded),
             duration(one.wall_s),

@@ -13,7 +13,7 @@ from sluice.tasks import products
 VERSION: Final = "1"
 
 _CALL = re.compile(r"calc\(\s*(\d{1,9})\s*\*\s*(\d{1,9})\s*\)")
-_ANSWER = re.compile(r"(?:Answer:)?\s*(\d{1,20})\.?")
+_ANSWER = re.compile(r"(?:answer:)?\s*(\d{1,20})\.?", re.IGNORECASE)
 
 _EXAMPLE = "What is 2174*4631?"
 

@@ -1,1 +1,1 @@
-"""The base model of the CPU demo, trained on demonstrations."""
+"""The base models of the CPU demos, trained on demonstrations."""

@@ -120,3 +120,9 @@ def test_the_table_and_the_json_say_the_same(tmp_path: Path, capsys: pytest.Capt
         [0.125, 0.5],
         None,
     )
+    assert written["tool_use"] is None
+    one.tool_use = 0.75
+    print_table([one])
+    heads, values = capsys.readouterr().out.splitlines()
+    assert "greedy  tool use  tokens" in heads
+    assert values.split()[8:11] == ["–", ".75", "0"]
