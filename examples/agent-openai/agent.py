@@ -10,14 +10,19 @@ import threading
 import time
 
 import httpx
-from openai import APIStatusError, OpenAI
+from openai import APIStatusError, BadRequestError, OpenAI
 
 
 def play(client: OpenAI, episode: dict) -> float:
     """The loop: anything may happen here. Returns the score."""
     chat = episode["messages"]
     for tries_before in range(2):
-        answer = client.chat.completions.create(model=episode["model"], messages=chat).choices[0].message
+        try:
+            answer = client.chat.completions.create(model=episode["model"], messages=chat).choices[0].message
+        except BadRequestError as error:
+            if error.code != "context_length_exceeded":
+                raise
+            break  # the budgets leave no room for another turn: the episode ends as it is
         if episode["ground_truth"] in (answer.content or ""):
             return 1.0 - 0.5 * tries_before
         chat = [*chat, answer, {"role": "user", "content": "That is wrong. Try again."}]
@@ -42,7 +47,7 @@ def work(url: str) -> None:
         try:
             client.post("/episodes/finish", body={"score": play(client, episode)}, cast_to=object)
         except APIStatusError as error:
-            if error.status_code not in (401, 410):  # the episode is over here, and begins again with another agent
+            if error.status_code not in (401, 410):  # those say that the episode is over and begins again elsewhere
                 client.post("/episodes/finish", body={"error": str(error)}, cast_to=object)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from sluice.v1 import common_pb2 as common
 from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.agent_cases import Agents, Remembering, Taking, check_recorded
 from tests.integration.coordinator_cases import Cast, Coordinator, Serve
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 pytestmark = pytest.mark.integration
 
@@ -54,6 +57,7 @@ async def test_agents_play_a_run_and_every_token_is_recorded_as_it_was_sampled(s
         async with asyncio.TaskGroup() as tasks:
             for _ in range(4):
                 tasks.create_task(agents.work())
+            tasks.create_task(asyncio.to_thread(example_agent().work, agents.address))
             counts: Counter[str] = Counter()
             by_index: Counter[int] = Counter()
             for step in range(2):
@@ -68,14 +72,27 @@ async def test_agents_play_a_run_and_every_token_is_recorded_as_it_was_sampled(s
         assert by_index == {0: 8, 1: 8}
         assert set(agents.ways) == set(Agents.WAYS)
         assert counts["turns"] >= 2 * 16
-        assert counts["own contexts"] >= sum(one.way in ("fork", "retry") for one in agents.told.values()) > 0
+        assert counts["own contexts"] > 0
+
+
+def example_agent() -> Any:
+    """The module of the example."""
+    spec = importlib.util.spec_from_file_location("agent", ROOT / "examples" / "agent-openai" / "agent.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def turns_as_told(group: common.Group, agents: Agents) -> Counter[int]:
     """The samples of a trained group have the scores and the turns that the agents were told."""
     for sample, reward in zip(group.samples, group.rewards, strict=True):
         name = f"{group.group_id}.{sample.index}."
-        (told,) = [one for episode, one in agents.told.items() if episode.startswith(name)]
+        told = next((one for episode, one in agents.told.items() if episode.startswith(name)), None)
+        if told is None:  # the example's, which asks again once
+            assert (reward.raw_score, len(sample.turns)) in ((1.0, 1), (0.5, 2), (0.0, 2))
+            continue
         ids, logprobs = unpack_ids(sample.token_ids).tolist(), unpack_floats(sample.logprobs).tolist()
         recorded = [
             (ids[turn.start_token : turn.end_token], logprobs[turn.start_token : turn.end_token])

@@ -116,10 +116,7 @@ def _call_tree(call: ToolCall) -> dict[str, Any]:
 def _logprobs_tree(said: Said, text_of: Callable[[np.ndarray], str]) -> dict[str, Any]:
     ids = said.sample.token_ids
     texts = [(text_of(ids[place : place + 1]), value) for place, value in enumerate(said.sample.logprobs.tolist())]
-    content = [
-        {"token": text, "logprob": value, "bytes": list(text.encode(errors="replace")), "top_logprobs": []}
-        for text, value in texts
-    ]
+    content = [{"token": text, "logprob": value, "bytes": None, "top_logprobs": []} for text, value in texts]
     return {"content": content, "refusal": None}
 
 

@@ -1,19 +1,18 @@
 """The bodies of requests, checked: JSON as OpenAI's clients and vLLM's write it, into what an agent asks for.
 
-Sampling is the run's: log-probabilities are trained as those of the distribution that was sampled from. A body that asks for
-another distribution is refused by name; fields that change no token (`user`, `seed`, `store`, ...) are ignored.
+Fields that change no token (`user`, `seed`, `store`, ...) are ignored.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from services.coordinator.agents.asking import Ask, Ended, Refused
+from services.coordinator.agents.sampling_rules import check_sampling
 from sluice.environments import Message, Score, Tool, ToolCall
 from sluice.limits import LARGEST_SCORE, MOST_PARTS, NAME_CHARACTERS, PART_CHARACTERS, TEXT_CHARACTERS
 
@@ -23,47 +22,6 @@ MOST_TOOLS: Final = 128
 MOST_CALLS: Final = 64
 LONGEST_WAIT_S: Final = 60.0
 """How long one request may wait for an episode."""
-
-_ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "stream": (False,),
-    "top_p": (1,),
-    "top_k": (-1, 0),
-    "min_p": (0,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_tokens": (0,),
-    "top_logprobs": (0,),
-    "ignore_eos": (False,),
-    "logit_bias": ({},),
-    "stop": ("", []),
-    "bad_words": ([],),
-    "tool_choice": ("auto", "none"),
-    "response_format": ({"type": "text"},),
-    "continue_final_message": (False,),
-    "add_generation_prompt": (True,),
-    "chat_template_kwargs": ({},),
-}
-"""What these fields may be; null and left out always."""
-_NEVER: Final = [
-    "allowed_token_ids",
-    "chat_template",
-    "content_parts",
-    "features",
-    "function_call",
-    "functions",
-    "guided_choice",
-    "guided_grammar",
-    "guided_json",
-    "guided_regex",
-    "logits_processors",
-    "modalities",
-    "prefill",
-    "prompt_logprobs",
-    "structured_outputs",
-]
 
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -177,7 +135,7 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 def chat_ask(tree: dict[str, Any], *, temperature: float, body: bytes) -> Ask:
     """POST /v1/chat/completions. Raises Refused."""
-    _check_sampling(tree, temperature=temperature)
+    check_sampling(tree, temperature=temperature)
     read = _read(_Chat, tree)
     tools = [
         Tool(
@@ -197,9 +155,9 @@ def chat_ask(tree: dict[str, Any], *, temperature: float, body: bytes) -> Ask:
 
 def generate_ask(tree: dict[str, Any], *, temperature: float, vocabulary: int, body: bytes) -> Ask:
     """POST /inference/v1/generate. Raises Refused."""
-    _check_sampling(tree, temperature=temperature)
+    check_sampling(tree, temperature=temperature)
     sampling = tree.get("sampling_params")
-    _check_sampling(sampling if isinstance(sampling, dict) else {}, temperature=temperature)
+    check_sampling(sampling if isinstance(sampling, dict) else {}, temperature=temperature)
     read = _read(_Generate, tree)
     ids = np.asarray(read.token_ids, np.int32)
     if (largest := int(ids.max())) >= vocabulary:
@@ -229,23 +187,6 @@ def ended_of(tree: dict[str, Any], *, scores: bool) -> Ended:
         return Ended()
     acc = min(1.0, max(0.0, read.score)) if read.acc is None else read.acc
     return Ended(score=Score(score=read.score, acc=acc, parts=read.parts, extracted=read.extracted))
-
-
-def _check_sampling(tree: Mapping[str, Any], *, temperature: float) -> None:
-    """Raises Refused for a field that asks for other tokens than the run samples."""
-    for name in _NEVER:
-        if tree.get(name) not in (None, [], {}, ""):
-            raise Refused(400, "unsupported_value", f"{name}: is not supported here; leave it out", param=name)
-    for name, allowed in (*_ONLY.items(), ("temperature", (temperature,))):
-        value = tree.get(name)
-        if value is not None and value not in allowed:
-            may = " or ".join(json.dumps(one) for one in allowed)
-            why = (
-                "" if name in ("stream", "n", "tool_choice") else ", because the run decides how its tokens are sampled"
-            )
-            raise Refused(
-                400, "unsupported_value", f"{name}: must be {may} or left out{why}; got {value!r:.80}", param=name
-            )
 
 
 _F = TypeVar("_F", bound=_Form)
