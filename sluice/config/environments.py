@@ -3,24 +3,43 @@
 No code of an environment is run (user_code.py); the reward service that hosts it imports it and has the last word.
 """
 
+from collections.abc import Mapping
+
 from sluice.config.schema import Config
 from sluice.config.schema.environments import EXTERNAL
 from sluice.config.user_code import did_you_mean, problem_of
 from sluice.errors import ConfigError
 
-BUILT_IN_ENVIRONMENTS = ("calculator", "python", "search", "second-try")
+BUILT_IN_ENVIRONMENTS = ("calculator", "gymnasium", "openenv", "python", "search", "second-try")
 """The keys of services/reward/environments/loading.py: BUILT_IN."""
+
+
+ADAPTERS = ("gymnasium", "openenv")
+"""Those whose setting `make` names code of the user's."""
 
 
 def check_environments(config: Config) -> None:
     """Raises ConfigError with a line for each environment that is missing as seen from the working directory."""
     problems = [
-        f"environments.{name}.environment: {problem}"
+        f"environments.{name}.{problem}"
         for name, one in config.environments.items()
-        if (problem := environment_problem(one.environment))
+        if (problem := _problem(one.environment, one.settings))
     ]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _problem(environment: str, settings: Mapping[str, object]) -> str | None:
+    """Key and problem of one environment."""
+    if problem := environment_problem(environment):
+        return f"environment: {problem}"
+    if environment not in ADAPTERS:
+        return None
+    where, _, name = str(settings.get("make", "")).rpartition(":")
+    if not (where and name.isidentifier()):
+        return f"settings.make: must be `file.py:Class` or `module:Class`, got {settings.get('make')!r}"
+    problem = problem_of(where, name, what="class or function", methods=("reset", "step"))
+    return problem and f"settings.make: {problem}"
 
 
 def environment_problem(environment: str) -> str | None:

@@ -5,6 +5,7 @@ the environment's settings as keywords, and calls the object's methods, which ma
 
 - `open(row)` -> Opening | list of messages | None: chat and tools with which the policy begins; None for the row's chat.
 - `step(message)` -> Reply | str: what the policy reads next, or that the episode is done.
+- `unfinished()`, if there is one -> Score: of an episode that the policy's last turn leaves unfinished; 0 without it.
 - `close()`, if there is one: always called, also after a failure of `step`.
 
 A class attribute `scores = True` says that episodes end with a score; otherwise a grader scores the last turn. `tools` (a

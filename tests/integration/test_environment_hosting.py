@@ -35,7 +35,9 @@ def config_of(environments: dict[str, Any]) -> Config:
 
 
 @asynccontextmanager
-async def stub_of(environments: dict[str, Any], *, turn_timeout_s: float) -> AsyncIterator[tuple[Any, EnvironmentHost]]:
+async def stub_of(
+    environments: dict[str, Any], *, turn_timeout_s: float
+) -> AsyncIterator[tuple[Any, EnvironmentHost, grpc.aio.Channel]]:
     async with open_environments(config_of(environments)) as host:
         servicer = EnvironmentServicer(host, turn_timeout_s=turn_timeout_s)
         server = make_server(
@@ -44,7 +46,7 @@ async def stub_of(environments: dict[str, Any], *, turn_timeout_s: float) -> Asy
         port = await server.start(bind="127.0.0.1", port=0)
         channel = open_channel(f"127.0.0.1:{port}")
         try:
-            yield pb_grpc.EnvironmentServiceStub(channel), host
+            yield pb_grpc.EnvironmentServiceStub(channel), host, channel
         finally:
             await channel.close()
             await server.stop(grace_s=1.0)
@@ -83,7 +85,7 @@ async def test_episodes_go_on_beside_every_fault_of_an_environment(tmp_path: Pat
         "python": {"environment": "python", "workers": 1, "settings": {"wall_s": 60.0, "output_chars": 40}},
         "hasty": {"environment": "python", "workers": 1, "settings": {"wall_s": 0.5}},
     }
-    async with stub_of(environments, turn_timeout_s=20.0) as (stub, host):
+    async with stub_of(environments, turn_timeout_s=20.0) as (stub, host, _):
         counting = Player(stub, "counting")
         listed = (await stub.ListEnvironments(pb.ListEnvironmentsRequest(), timeout=5)).environments
         assert [(one.name, one.version, one.scores) for one in listed] == [
@@ -220,11 +222,14 @@ async def _a_lease(player: Player, host: EnvironmentHost) -> None:
 
 
 async def test_an_environment_that_cannot_be_hosted_is_refused_by_name_at_the_start(tmp_path: Path) -> None:
-    (tmp_path / "half.py").write_text("class Half:\n    def open(self, row): pass\n")
+    half = "class Half:\n    def open(self, row): pass\n"
+    (tmp_path / "half.py").write_text(half)
+    (tmp_path / "odd.py").write_text(f"{half}    def step(self, message): pass\n    VERSION = '1 beta'\n")
     wrong = {
         "gone": {"environment": str(tmp_path / "gone.py:Class")},
         "none": {"environment": f"{CASES}:Nobody"},
         "half": {"environment": str(tmp_path / "half.py:Half")},
+        "version": {"environment": str(tmp_path / "odd.py:Half")},
         "keyword": {"environment": f"{CASES}:Counting", "settings": {"greet": "x"}},
         "unknown": {"environment": "calculus"},
         "folder": {"environment": "search", "settings": {"folder": str(tmp_path / "no")}},
@@ -237,5 +242,6 @@ async def test_an_environment_that_cannot_be_hosted_is_refused_by_name_at_the_st
     assert "has no class 'Nobody'" in lines["environments.none"]
     assert "the class has no method `step`" in lines["environments.half"]
     assert "takes no 'greet', which the environment's settings name" in lines["environments.keyword"]
-    assert "must be one of calculator, python, search, second-try" in lines["environments.unknown"]
+    assert "must be one of calculator, gymnasium, openenv, python, search, second-try" in lines["environments.unknown"]
+    assert "VERSION: must be 1 to 200 ASCII characters without blanks, got '1 beta'" in lines["environments.version"]
     assert "is not a folder" in lines["environments.folder"]

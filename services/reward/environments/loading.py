@@ -8,6 +8,8 @@ from services.reward import functions
 
 BUILT_IN: Final[Mapping[str, str]] = {
     "calculator": "services.reward.environments.builtin.calculator:Calculator",
+    "gymnasium": "services.reward.environments.builtin.reset_step:ResetStep",
+    "openenv": "services.reward.environments.builtin.reset_step:ResetStep",
     "python": "services.reward.environments.builtin.python:Python",
     "search": "services.reward.environments.builtin.search:Search",
     "second-try": "services.reward.environments.builtin.second_try:SecondTry",

@@ -12,6 +12,7 @@ import ctypes
 import inspect
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -24,8 +25,11 @@ from services.reward.environments.loading import Loaded
 from services.reward.sandbox.entering import enter
 from services.reward.sandbox.frames import Frame, read, write
 from services.reward.sandbox.loading import describe
+from sluice.environments import Message, Reply
+from sluice.limits import NAME_CHARACTERS
 
 MOST_THREADS: Final = 64
+_VERSION = re.compile(rf"[!-~]{{1,{NAME_CHARACTERS}}}")
 _STACK_BYTES = 4 << 20
 _M_ARENA_MAX = -8  # <malloc.h>
 
@@ -87,17 +91,32 @@ class _Worker:
             return {"opening": frame_of(opening)}
         if frame["do"] == "step":
             message = message_in(frame["message"])
-            given = await self._call(self._objects[episode].step, message)
-            return {"reply": frame_of(reply_of(given, to=message, scores=self._loaded.scores, last=frame["last"]))}
+            return {"reply": frame_of(await self._step(self._objects[episode], message, last=frame["last"]))}
         await self._close(self._objects.pop(episode, None))
         return {"closed": True}
+
+    async def _step(self, made: Any, message: Message, *, last: bool) -> Reply:
+        """The checked reply; of an episode that its last turn leaves unfinished with the score that the object gives it."""
+        assert self._loaded is not None
+        given = await self._call(made.step, message)
+        if last and not getattr(given, "done", False) and callable(getattr(made, "unfinished", None)):
+            score = await self._call(made.unfinished)
+            given = Reply(done=True, score=score)
+        return reply_of(given, to=message, scores=self._loaded.scores, last=last)
 
     async def _load(self, frame: Frame) -> Frame:
         """Makes one object on trial, so that settings that do not serve are found before the first episode."""
         loaded = await self._call(Loaded, frame["environment"], frame["settings"])
-        await self._close(await self._call(loaded.new))
+        trial = await self._call(loaded.new)
+        await self._close(trial)
         self._loaded = loaded
-        return {"ready": loaded.version, "scores": loaded.scores}
+        # An object that stands for other code has a version of its own.
+        version = str(getattr(trial, "VERSION", loaded.version))
+        if not _VERSION.fullmatch(version):
+            raise ValueError(
+                f"VERSION: must be 1 to {NAME_CHARACTERS} ASCII characters without blanks, got {version!r:.80}"
+            )
+        return {"ready": version, "scores": loaded.scores}
 
     async def _close(self, made: Any) -> None:
         close = getattr(made, "close", None)

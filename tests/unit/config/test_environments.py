@@ -67,8 +67,8 @@ def test_what_cannot_be_played_is_refused_by_name(changes: dict[str, Any], says:
         ("games.py:Guess", None),
         ("games.py:Inherits", None),
         ("games.py:make", None),
-        ("calcuator", "must be one of calculator, python, "),
-        ("calcuator", "got 'calcuator'; did you mean calculator?"),
+        ("calculato", "must be one of calculator, gymnasium, "),
+        ("calculato", "got 'calculato'; did you mean calculator?"),
         ("games.py", "games.py needs a class: `games.py:Environment`"),
         ("game.py:Guess", "game.py is not a file (looked for "),
         ("game.py:Guess", "; did you mean games.py?"),
@@ -91,9 +91,9 @@ def test_an_environment_is_looked_for_without_being_run(
 
 
 def test_all_missing_environments_are_named_by_key_and_the_built_in_ones_are_the_services() -> None:
-    config = parse_config(recipe(environments="a: {environment: a.py:A}, b: {environment: b}"), where="r.yaml")
+    config = parse_config(recipe(environments="a: {environment: a.py:A}, b: {environment: openenv}"), where="r.yaml")
     with pytest.raises(
-        ConfigError, match=r"environments.a.environment: a.py is not .*\nenvironments.b.environment: must"
+        ConfigError, match=r"environments.a.environment: a.py is not .*\nenvironments.b.settings.make: must"
     ):
         check_environments(config)
     assert tuple(BUILT_IN) == BUILT_IN_ENVIRONMENTS

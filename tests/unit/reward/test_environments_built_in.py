@@ -1,9 +1,11 @@
 """The built-in environments, in this process."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from services.coordinator.prompts.sources import open_source
 from services.reward.environments.builtin.calculator import Calculator, calculate
 from services.reward.environments.builtin.search import Search
 from services.reward.environments.builtin.second_try import SecondTry
@@ -126,3 +128,14 @@ def test_a_wrong_answer_gets_a_second_try_and_no_third() -> None:
     assert (wrong.done, wrong.score.score, wrong.score.acc) == (True, 0.0, 0.0)
     with pytest.raises(ValueError, match="grader: must be one of"):
         SecondTry(grader="judge")
+
+
+@pytest.mark.needs("reasoning-gym")
+def test_a_reasoning_gym_task_gets_a_second_try_from_its_own_scorer() -> None:
+    task = open_source(["reasoning-gym:chain_sum"], seed=0, held_out=False).row(0)
+    one = SecondTry(later=0.5)
+    one.open(row(data_source=task.data_source, ground_truth=task.ground_truth))
+    assert one.step(turn("<answer>nothing</answer>")).messages[0].role == "user"
+    end = one.step(turn(f"<answer>{json.loads(task.ground_truth)['answer']}</answer>"))
+    assert end.score is not None
+    assert (end.done, end.score.score, end.score.acc, end.score.parts) == (True, 0.5, 1.0, {"tries": 2.0})
