@@ -23,7 +23,7 @@ settings.load_profile("sluice")
 pytest.register_assert_rewrite("tests.contract.engine_tasks")
 
 # structlog's default draws a traceback with every local variable, which takes a quarter of a second for each logged error.
-_PLAIN = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+_PLAIN = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
 structlog.configure(processors=[*structlog.get_config()["processors"][:-1], _PLAIN])
 
 IN_TURN = (

@@ -22,7 +22,7 @@ from tests.reference_dapo import ReferenceGroup, ReferenceSample, ReferenceUpdat
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-STEPS = 3
+STEPS = 2
 
 
 def test_two_ranks_without_staleness_reproduce_the_references_losses_and_weights(

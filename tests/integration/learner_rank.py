@@ -9,10 +9,12 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedConfig
 
 from services.learner.batches.batch import Batch
 from services.learner.batches.batch_sharing import share_batch
@@ -20,10 +22,13 @@ from services.learner.checkpoint import training_state as checkpoint
 from services.learner.checkpoint.writer import CheckpointWriter
 from services.learner.distributed.ending import end_process
 from services.learner.distributed.ranks import Command, Ranks, join_ranks
+from services.learner.policy import model as loading
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
+from services.learner.policy.proof import Forms, prove
 from services.learner.snapshot.pack import SnapshotPacker
 from services.learner.training.train_step import Trainer
+from sluice.config.schema import Config
 from sluice.policy_version import PolicyVersion
 from tests.forked import run_ranks
 from tests.unit.learner.learner_cases import make_batch, make_config, make_episodes, poisoned
@@ -42,7 +47,8 @@ def run_job(model: Path, job: dict[str, Any], ranks: Ranks) -> dict[str, np.ndar
     With `save`, a folder, version `save_at` (default: the last) is saved there; no byte is written before the training is over.
     """
     config = make_config(model, **job.get("config", {}))
-    policy = load_policy(config, ranks)
+    with patch.object(loading, "prove", _prove_once):
+        policy = load_policy(config, ranks)
     trainer = Trainer(policy=policy, optimizer=make_optimizer(policy, config), config=config, ranks=ranks)
     if "load" in job:
         checkpoint.load(trainer, Path(job["load"]))
@@ -57,6 +63,24 @@ def run_job(model: Path, job: dict[str, Any], ranks: Ranks) -> dict[str, np.ndar
     snapshot = SnapshotPacker(policy=policy, config=config, ranks=ranks).gather(PolicyVersion(lineage="a", number=1))
     weights = {} if snapshot is None else {"weights": snapshot.buffer.view(np.float32)}
     return weights | _gradients(trainer) | {f"metric/{name}": np.array(value) for name, value in metrics.items()}
+
+
+def _prove_once(config: Config, model_config: PreTrainedConfig, **given: Any) -> Forms:
+    """The proof of a model takes as long as a small step, and all ranks have had the same jobs before."""
+    learner = config.learner
+    same = (
+        learner.gradient_checkpointing,
+        learner.fp32_lm_head,
+        learner.logprob_chunk_tokens,
+        config.rollout.temperature,
+    )
+    key = repr((config.model, model_config.to_json_string(), *same))
+    if key not in _PROVED:
+        _PROVED[key] = prove(config, model_config, **given)
+    return _PROVED[key]
+
+
+_PROVED: dict[str, Forms] = {}
 
 
 class _HeldWriter(CheckpointWriter):

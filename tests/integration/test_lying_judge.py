@@ -16,7 +16,7 @@ from tests.quiet_server import QuietServer, answering
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-LIES = 8
+LIES = 4
 """Calls that the judge lies to, before it begins to do its work."""
 
 

@@ -128,8 +128,8 @@ def live_through(epochs: int, *, measured_after: int, seed: int) -> None:
 
 @pytest.mark.integration
 @pytest.mark.timeout(180)
-def test_fifty_epochs_of_joins_and_deaths_leave_one_digest_and_no_trace() -> None:
-    live_through(50, measured_after=10, seed=1)
+def test_twenty_epochs_of_joins_and_deaths_leave_one_digest_and_no_trace() -> None:
+    live_through(20, measured_after=4, seed=1)
 
 
 @pytest.mark.chaos

@@ -228,6 +228,8 @@ class Episode:
                     raise EnvironmentFailed(error) from error
             return task.result()
         finally:
-            if not task.done():
+            if task.done():
+                _ = task.cancelled() or task.exception()  # read, also where a cancellation came at the same moment
+            else:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)

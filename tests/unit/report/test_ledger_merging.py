@@ -61,7 +61,7 @@ def run_dir(tmp_path: Path) -> Path:
 def test_a_run_has_few_files_however_many_groups_it_had(run_dir: Path) -> None:
     numbers, chance = 0, random.Random(0)
     most = 0
-    while numbers < 300:
+    while numbers < 160:
         count = chance.randint(1, PART)
         write(run_dir, numbers, count)
         merge(run_dir)
