@@ -6,6 +6,7 @@ They keep every promise of registrations, weights and probes: otherwise they wou
 import asyncio
 import itertools
 import math
+import os
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -82,7 +83,7 @@ class Liar(FakeService):
         """Until cancelled."""
         try:
             for life in itertools.count():
-                self.incarnation = f"{self.service_id}-{life}"
+                self.incarnation = f"{self.service_id}-{os.getpid()}-{life}"
                 self._died.clear()
                 await self.join(coordinator)
                 await self._died.wait()

@@ -14,6 +14,9 @@ from tests.tiny_model import write_tiny_model
 
 RESULTS = ROOT / "build" / "chaos.json"
 
+EPISODE_RUNS = 3
+"""Seeds of runs with environments: their whole rotation (plan.py)."""
+
 RECIPE: dict[str, Any] = {
     "run": {"name": "chaos", "total_steps": 24},
     "model": {"dtype": "float32"},
@@ -47,6 +50,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
         option = metafunc.config.getoption
         metafunc.parametrize("seed", option("--seed", None) or range(option("--runs", 12)))
+    if "episode_seed" in metafunc.fixturenames:
+        option = metafunc.config.getoption
+        metafunc.parametrize("episode_seed", option("--seed", None) or range(min(EPISODE_RUNS, option("--runs", 12))))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 Over consecutive seeds every victim is killed and frozen, for a while and for good, in turn; the moment, the second victim
 and how long a while is are drawn. A moment is a number of committed steps and a pause after it: the same place in the run
 on any machine. Where members lie beside the honest ones, a run has two such liars: the one in turn, and one that is drawn.
+Runs with environments have a rotation of their own, whose strikes wait for what an episode is about.
 """
 
 import enum
@@ -26,6 +27,12 @@ class Victim(enum.Enum):
     TORCHRUN = "torchrun"
     """The parent of the learner's ranks."""
     REDIS = "redis"
+    ENVIRONMENT = "environment"
+    """A server of an environment, which is started by hand."""
+
+
+LAUNCHED: Sequence[Victim] = tuple(victim for victim in Victim if victim is not Victim.ENVIRONMENT)
+"""Those that the launcher starts, and starts again."""
 
 
 class Deed(enum.Enum):
@@ -35,6 +42,14 @@ class Deed(enum.Enum):
     FREEZE = "frozen"
     FREEZE_FOR_GOOD = "frozen for good"
     """Until somebody notices and ends it."""
+
+
+class Moment(enum.Enum):
+    """What some episode must be about when a strike comes."""
+
+    ANY = ""
+    THIRD_TURN = "in a third turn"
+    BETWEEN_TURNS = "between two turns"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,9 +75,13 @@ class Strike:
     pause_s: float
     """Then this long."""
     hits: tuple[Hit, ...]
+    moment: Moment = Moment.ANY
+    """Then until an episode is there."""
 
     def __str__(self) -> str:
-        return f"after step {self.after_step} + {self.pause_s:.2f} s: {' and '.join(map(str, self.hits))}"
+        when = f"after step {self.after_step} + {self.pause_s:.2f} s"
+        when += f" {self.moment.value}" if self.moment.value else ""
+        return f"{when}: {' and '.join(map(str, self.hits))}"
 
 
 class Lie(enum.Enum):
@@ -108,7 +127,20 @@ class Plan:
         return f"seed {self.seed}: " + "; ".join(map(str, (*self.liars, *self.strikes)))
 
 
-ROTATION: Sequence[tuple[Victim, Deed]] = tuple((victim, deed) for deed, victim in product(Deed, Victim))
+ROTATION: Sequence[tuple[Victim, Deed]] = tuple((victim, deed) for deed, victim in product(Deed, LAUNCHED))
+
+EPISODE_ROTATION: Sequence[tuple[Victim, Deed, Moment]] = (
+    (Victim.ENVIRONMENT, Deed.KILL, Moment.BETWEEN_TURNS),
+    (Victim.ROLLOUT, Deed.KILL, Moment.THIRD_TURN),
+    (Victim.COORDINATOR, Deed.KILL, Moment.BETWEEN_TURNS),
+    (Victim.ENVIRONMENT, Deed.FREEZE, Moment.ANY),
+    (Victim.REDIS, Deed.KILL, Moment.BETWEEN_TURNS),
+    (Victim.REWARD, Deed.KILL, Moment.ANY),
+    (Victim.ROLLOUT, Deed.FREEZE, Moment.THIRD_TURN),
+    (Victim.ENVIRONMENT, Deed.KILL, Moment.THIRD_TURN),
+    (Victim.COORDINATOR, Deed.FREEZE_FOR_GOOD, Moment.THIRD_TURN),
+)
+"""With its reward a run loses the environments that the reward hosts."""
 
 THAWS_S = (1.0, 5.0)
 """Shorter and longer than `coordinator.heartbeat_timeout_s` of the runs here, shorter than their `launch.frozen_timeout_s`."""
@@ -123,7 +155,7 @@ def make_plan(seed: int, *, steps: int, strikes: int = 2, liars: bool = False) -
         victim, deed = ROTATION[(seed * strikes + index) % len(ROTATION)]
         hits = [_hit(random, victim, deed)]
         if random.random() < 0.5:
-            other = random.choice([one for one in Victim if one is not victim])
+            other = random.choice([one for one in LAUNCHED if one is not victim])
             hits.append(_hit(random, other, random.choice(list(Deed))))
         made.append(
             Strike(
@@ -131,6 +163,21 @@ def make_plan(seed: int, *, steps: int, strikes: int = 2, liars: bool = False) -
             )
         )
     return Plan(seed=seed, strikes=tuple(made), liars=_two_liars(random, seed) if liars else ())
+
+
+def make_episode_plan(seed: int, *, steps: int, strikes: int = 3) -> Plan:
+    """As make_plan, for a run with environments; three seeds in a row have the whole rotation.
+
+    Strikes come early in their parts of the run, while there are episodes to wait for.
+    """
+    random, span = Random(seed), steps // strikes
+    made = []
+    for index in range(strikes):
+        victim, deed, moment = EPISODE_ROTATION[(seed * strikes + index) % len(EPISODE_ROTATION)]
+        after_step, pause_s = index * span + random.randint(1, span // 2), random.uniform(0.0, 0.3)
+        hits = (_hit(random, victim, deed),)
+        made.append(Strike(after_step=after_step, pause_s=pause_s, hits=hits, moment=moment))
+    return Plan(seed=seed, strikes=tuple(made))
 
 
 def _two_liars(random: Random, seed: int) -> tuple[LyingMember, ...]:

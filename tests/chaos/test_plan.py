@@ -3,7 +3,19 @@
 import pytest
 
 from tests.chaos.liar import KINDS
-from tests.chaos.plan import LIAR, ROTATION, Deed, Lie, Plan, Victim, make_plan
+from tests.chaos.plan import (
+    EPISODE_ROTATION,
+    LAUNCHED,
+    LIAR,
+    ROTATION,
+    Deed,
+    Lie,
+    Moment,
+    Plan,
+    Victim,
+    make_episode_plan,
+    make_plan,
+)
 
 STEPS = 24
 
@@ -20,7 +32,7 @@ def test_a_seed_says_everything() -> None:
 @pytest.mark.parametrize("first", [0, 3, 1000])
 def test_twelve_seeds_in_a_row_do_each_deed_to_each_victim(first: int) -> None:
     plans = [make_plan(seed, steps=STEPS) for seed in range(first, first + 12)]
-    assert hits(plans) == set(ROTATION) == {(victim, deed) for victim in Victim for deed in Deed}
+    assert hits(plans) == set(ROTATION) == {(victim, deed) for victim in LAUNCHED for deed in Deed}
 
 
 def test_strikes_come_in_order_up_to_the_last_step_and_hit_one_or_two() -> None:
@@ -55,3 +67,14 @@ def test_liars_are_two_a_run_and_nine_seeds_in_a_row_have_each_lie_with_and_with
 def test_a_run_is_struck_in_the_same_way_with_liars_and_without() -> None:
     for seed in range(20):
         assert make_plan(seed, steps=STEPS, liars=True).strikes == make_plan(seed, steps=STEPS).strikes
+
+
+@pytest.mark.parametrize("first", [0, 2, 100])
+def test_three_seeds_in_a_row_strike_at_everything_that_episodes_depend_on(first: int) -> None:
+    plans = [make_episode_plan(seed, steps=18) for seed in range(first, first + 3)]
+    struck = [(hit.victim, hit.deed, strike.moment) for p in plans for strike in p.strikes for hit in strike.hits]
+    assert set(struck) == set(EPISODE_ROTATION)
+    assert (Victim.ROLLOUT, Deed.KILL, Moment.THIRD_TURN) in struck
+    assert all(1 <= strike.after_step < 18 for plan in plans for strike in plan.strikes)
+    assert make_episode_plan(0, steps=18) == make_episode_plan(0, steps=18)
+    assert "in a third turn: rollout killed" in str(make_episode_plan(0, steps=18))

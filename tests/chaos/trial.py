@@ -3,6 +3,7 @@
 who waits      for what                             unblocked by
 `carry_out`    the step before each strike          the run's metrics.jsonl, its end, or the deadline
 `finish`       the launcher's exit                  its exit, or the deadline; then `whereabouts` says who is where
+`finish`       the end of open episodes             the servers' leases, or the limit for them
 """
 
 import json
@@ -17,7 +18,8 @@ import psutil
 
 from sluice.rpc.credentials import load_credentials
 from sluice.v1 import coordinator_pb2 as pb
-from tests.chaos.plan import Deed, Hit, Plan, Victim
+from tests.chaos.episodes import Episodes
+from tests.chaos.plan import Deed, Hit, Moment, Plan, Victim
 from tests.chaos.verdict import problems
 from tests.chaos.victims import descendants, family, is_alive, send
 from tests.chaos.witness import Recovery, Witness
@@ -47,11 +49,13 @@ class Trial:
         beside: Callable[[str], Sequence[Sequence[str]]] = lambda coordinator: (),
         forgetful: bool = False,
         credentials: Path | None = None,
+        episodes: Sequence[Episodes] = (),
     ) -> None:
         """`prefix` goes before the launcher's command line; `beside` gives those of processes that are started by hand.
 
         With a Redis that is `forgetful` the coordinator may for a moment know of fewer steps than it did. `credentials` is
-        the folder that the run has, with an operator's in it.
+        the folder that the run has, with an operator's in it. `episodes` are those of servers of environments, which
+        `beside` starts: the first one is the victim, which is started anew when it is killed.
         """
         self.run_dir = run_dir
         self.output_path = run_dir.parent / f"{run_dir.name}.out"
@@ -61,6 +65,7 @@ class Trial:
         self._command += ["--run-dir", str(run_dir), "--set", f"network.coordinator_port={self.port}"]
         self._command += [part for override in overrides for part in ("--set", override)]
         self._by_hand, self._beside = beside, list[subprocess.Popen[bytes]]()
+        self._episodes = episodes
         self._deadline_s, self._give_up = deadline_s, time.monotonic() + deadline_s
         self.witness = Witness(
             address=f"{host}:{self.port}",
@@ -90,10 +95,12 @@ class Trial:
         self._beside.append(self._start(words))
 
     def carry_out(self, plan: Plan) -> None:
-        """Strikes as planned, each when its step is committed."""
+        """Strikes as planned, each when its step is committed and an episode is there."""
         for strike in plan.strikes:
             self.until(lambda strike=strike: self.steps() >= strike.after_step, what=f"step {strike.after_step}")
             time.sleep(strike.pause_s)
+            if strike.moment is not Moment.ANY:
+                self.until(lambda strike=strike: self._episodes[0].is_one(strike.moment), what=strike.moment.value)
             self.strike(strike.hits)
 
     def strike(self, hits: Sequence[Hit]) -> None:
@@ -109,12 +116,15 @@ class Trial:
         recovery = Recovery(victims=list(map(str, hits)), struck_s=now, thawed_s=now, former={})
         for hit in hits:
             process = found[hit.victim]
+            started_by = process.cmdline() if hit.victim is Victim.ENVIRONMENT and hit.deed is Deed.KILL else []
             send(process, signal.SIGKILL if hit.deed is Deed.KILL else signal.SIGSTOP)
             if hit.thaw_after_s is None:
                 recovery.former[hit.victim] = (process.pid, self.witness.address_of(hit.victim))
             else:
                 recovery.thawed_s = max(recovery.thawed_s, now + hit.thaw_after_s)
                 self.witness.thaw_later(process, at_s=now + hit.thaw_after_s)
+            if started_by:
+                self.start_beside(started_by)
         self.witness.note(recovery)
 
     def cut(self, name: str, *, cut: Callable[[], None], mend: Callable[[], None], for_s: float) -> None:
@@ -150,12 +160,13 @@ class Trial:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the run has not ended in {self._deadline_s} s\n{self.whereabouts()}") from None
         assert code == 0, f"exit code {code}\n{self.output()}\n{self.whereabouts()}"
+        still_open = [problem for one in self._episodes for problem in one.left_open()]
         for started in self._beside:
             started.terminate()
             started.wait(LEAVE_S)
         assert self.witness.watches, "the witness has failed; its traceback is above"
         self.witness.close()
-        found = [*problems(self.run_dir), *self.witness.went_back, *self.left_behind()]
+        found = [*problems(self.run_dir), *still_open, *self.witness.went_back, *self.left_behind()]
         assert not found, "\n".join([*found, f"in {self.run_dir}"])
 
     def steps(self) -> int:

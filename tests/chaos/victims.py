@@ -14,6 +14,7 @@ _MODULES = {
     "services.reward.sandbox.grader_process": Victim.GRADER,
     "services.coordinator": Victim.COORDINATOR,
     "services.learner.distributed.node": Victim.TORCHRUN,
+    "tests.chaos.environment": Victim.ENVIRONMENT,
 }
 _RANKS = {"0": Victim.LEADER, "1": Victim.FOLLOWER}
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
@@ -70,6 +71,8 @@ def _role(process: psutil.Process) -> Victim | None:
         if "-m" not in words[:4]:
             return None  # also a process that has not become its service yet
         module = words[words.index("-m") + 1]
+        if "--lies" in words:
+            return None
         if module == "services.learner":
             return _RANKS[process.environ().get("RANK", "0")]  # a rank alone has no number
         return _MODULES.get(module)

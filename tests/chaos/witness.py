@@ -17,7 +17,7 @@ from sluice.rpc.channel import open_blocking_channel
 from sluice.rpc.credentials import Credentials
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import coordinator_pb2_grpc
-from tests.chaos.plan import LIAR, Victim
+from tests.chaos.plan import LAUNCHED, LIAR, Victim
 from tests.chaos.victims import by_role, send
 
 LOOK_S = 0.1
@@ -161,9 +161,11 @@ class Witness:
 
     def _all_are_back(self, recovery: Recovery) -> bool:
         ready = {one.role: one.address for one in self._honest() if one.state == pb.SERVICE_STATE_READY}
-        if not self.answers or not self.alive.keys() >= set(Victim) or not ready.keys() >= set(SERVICE.values()):
+        if not self.answers or not self.alive.keys() >= set(LAUNCHED) or not ready.keys() >= set(SERVICE.values()):
             return False
         return all(
-            self.alive[victim].pid != pid and (victim not in SERVICE or ready[SERVICE[victim]] != address)
+            victim in self.alive
+            and self.alive[victim].pid != pid
+            and (victim not in SERVICE or ready[SERVICE[victim]] != address)
             for victim, (pid, address) in recovery.former.items()
         )

@@ -17,6 +17,7 @@ OTHER_RESULTS: dict[str, dict[str, Any]] = {
     "statuses_are_known": {"status": 9},
     "scores_are_finite": {"raw_score": float("inf")},
     "shaping_adds_up": {"shaped_reward": 7.0},
+    "a_given_score_is_kept": {"acc": 1.0},
     "the_grader_is_named": {"grader_version": ""},
 }
 """What is wrong with every result."""

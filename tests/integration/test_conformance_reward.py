@@ -66,7 +66,7 @@ async def test_an_address_where_nothing_answers_is_named(monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     ("broken", "code", "says"),
-    [("", 0, "21 passed, 0 failed, 0 left out"), ("garbage_is_not_right", 1, "FAIL  garbage is not right")],
+    [("", 0, "22 passed, 0 failed, 0 left out"), ("garbage_is_not_right", 1, "FAIL  garbage is not right")],
 )
 async def test_the_command_prints_a_table_and_ends_with_the_verdict(broken: str, code: int, says: str) -> None:
     async with serving(BrokenReward(broken)) as address:

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from services.reward.environments.host import EnvironmentHost
 from services.reward.environments.servicer import SERVICE_NAME, EnvironmentServicer
@@ -159,7 +160,13 @@ async def _wrong_answers(player: Player) -> None:
         await player.refused(player.step(word, 0, word), grpc.StatusCode.NOT_FOUND, "is not open")
     schema = '{"schema": {"type": "array"}}'
     wrong = player.open("schema", arguments_json=schema)
-    await player.refused(wrong, grpc.StatusCode.INTERNAL, "tool look: parameters.type must be 'object', got 'array'")
+    with capture_logs() as logs:
+        await player.refused(
+            wrong, grpc.StatusCode.INTERNAL, "tool look: parameters.type must be 'object', got 'array'"
+        )
+    [said] = [line for line in logs if line["event"] == "rpc_failed"]
+    assert "tool look" in said["reason"]
+    assert "exc_info" not in said, "the fault of a user's code has no traceback, which would show what the policy wrote"
 
 
 async def _slow_ones_hold_nobody(counting: Player, waiting: Player) -> None:

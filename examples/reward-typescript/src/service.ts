@@ -2,6 +2,7 @@
 
 import * as grpc from "@grpc/grpc-js";
 
+import type { EpisodeScore__Output } from "./generated/sluice/v1/EpisodeScore.js";
 import type { SampleReward } from "./generated/sluice/v1/SampleReward.js";
 import type { ScoreItem__Output } from "./generated/sluice/v1/ScoreItem.js";
 import type { ScoreRequest__Output } from "./generated/sluice/v1/ScoreRequest.js";
@@ -55,7 +56,11 @@ export class RewardService {
       if (position % SLICE_ITEMS === SLICE_ITEMS - 1) {
         await new Promise(setImmediate); // let heartbeats and other calls in
       }
-      results.push(Date.now() < deadline ? this.reward(request.groundTruth, item) : this.late(item));
+      if (item.given) {
+        results.push(this.shaped(request.environment, item, item.given));
+      } else {
+        results.push(Date.now() < deadline ? this.reward(request.groundTruth, item) : this.late(item));
+      }
     }
     return results;
   }
@@ -79,6 +84,21 @@ export class RewardService {
     };
   }
 
+  /** An environment's verdict, with the penalty for length alone. */
+  private shaped(environment: string, item: ScoreItem__Output, given: EpisodeScore__Output): SampleReward {
+    const penalty = overlongPenalty(item.responseTokens, this.settings.overlong);
+    return {
+      status: "REWARD_STATUS_OK",
+      rawScore: given.score,
+      acc: given.acc,
+      extracted: given.extracted,
+      parts: given.parts,
+      shapedReward: given.score + penalty,
+      overlongPenalty: penalty,
+      grader: `environment:${environment}`,
+    };
+  }
+
   private late(item: ScoreItem__Output): SampleReward {
     return this.ungraded("REWARD_STATUS_TIMEOUT", "the caller's deadline left no time to grade it", item);
   }
@@ -97,9 +117,13 @@ export class RewardService {
 
 /** Throws InvalidRequest naming the field, the rule and the value. */
 function check(request: ScoreRequest__Output): void {
-  if (!DATA_SOURCES.includes(request.dataSource)) {
-    const given = JSON.stringify(request.dataSource.slice(0, 80));
-    throw new InvalidRequest(`data_source: no grader for ${given}, known are ${DATA_SOURCES.join(", ")}`);
+  const given = request.items.filter((item) => item.given).length;
+  if (given !== 0 && given !== request.items.length) {
+    throw new InvalidRequest(`items: given must be set for all of the ${request.items.length} items or for none, is for ${given}`);
+  }
+  if (given === 0 && !DATA_SOURCES.includes(request.dataSource)) {
+    const source = JSON.stringify(request.dataSource.slice(0, 80));
+    throw new InvalidRequest(`data_source: no grader for ${source}, known are ${DATA_SOURCES.join(", ")}`);
   }
   if (request.items.length > MAX_ITEMS) {
     throw new InvalidRequest(`items: must be at most ${MAX_ITEMS}, got ${request.items.length}`);

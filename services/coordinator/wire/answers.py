@@ -5,7 +5,7 @@ attempt of the member, not of the group. Groups that were recorded once are read
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,7 @@ from services.coordinator.state.group import Reward, Sample
 from services.coordinator.state.member import Member
 from services.coordinator.state.ports import WrongAnswer
 from services.coordinator.wire.messages import reward_from, sample_from
+from sluice.environments import Score
 from sluice.errors import SluiceError
 from sluice.limits import LARGEST_SCORE, MOST_PARTS, NAME_CHARACTERS, PART_CHARACTERS, TEXT_CHARACTERS
 from sluice.policy_version import PolicyVersion
@@ -106,11 +107,18 @@ class AskedSamples:
         return ""
 
 
-def rewards_of(member: Member, answer: reward_pb2.ScoreResponse, *, samples: int) -> list[Reward]:
-    """The grades of so many samples. Raises WrongAnswer."""
-    if len(answer.results) != samples:
-        raise WrongAnswer(f"{member.service_id}: {len(answer.results)} results for {samples} samples")
-    return [_reward_of(member, index, message) for index, message in enumerate(answer.results)]
+def rewards_of(member: Member, answer: reward_pb2.ScoreResponse, *, given: Sequence[Score | None]) -> list[Reward]:
+    """The grades of the samples; `given` has the verdict of each sample's environment, if any. Raises WrongAnswer."""
+    if len(answer.results) != len(given):
+        raise WrongAnswer(f"{member.service_id}: {len(answer.results)} results for {len(given)} samples")
+    rewards = [_reward_of(member, index, message) for index, message in enumerate(answer.results)]
+    for index, (reward, score) in enumerate(zip(rewards, given, strict=True)):
+        if score is not None and reward.graded and (reward.raw_score, reward.acc) != (score.score, score.acc):
+            raise WrongAnswer(
+                f"{member.service_id}: the grade of sample {index} has raw_score {reward.raw_score:g} and acc "
+                f"{reward.acc:g}; its environment's verdict must be kept, {score.score:g} and {score.acc:g}"
+            )
+    return rewards
 
 
 def _reward_of(member: Member, index: int, message: pb.SampleReward) -> Reward:

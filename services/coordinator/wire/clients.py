@@ -138,7 +138,7 @@ class Clients:
         stub = self._peer(member).stub
         with as_sluice_errors(member):
             response = await stub.Score(request, timeout=timeout_s)
-        return rewards_of(member, response, samples=len(samples))
+        return rewards_of(member, response, given=[sample.score for sample in samples])
 
     async def close(self) -> None:
         """Closes every channel."""

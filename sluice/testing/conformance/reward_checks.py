@@ -113,6 +113,20 @@ async def shaping_adds_up(server: RewardServer) -> None:
 
 
 @SUITE.check
+async def a_given_score_is_kept(server: RewardServer) -> None:
+    """the verdict of an environment (`given`) is raw_score and acc as it is, for any data source, and is only shaped"""
+    request = server.request(GARBAGE[:2], data_source=UNKNOWN_SOURCE, ground_truth="", environment="conformance")
+    for item, score in zip(request.items, (0.25, -2.0), strict=True):
+        item.given.CopyFrom(common_pb2.EpisodeScore(score=score, acc=0.5, parts={"turns": 3}))
+    for item, result in zip(request.items, await server.send(request), strict=True):
+        require(result.status == common_pb2.REWARD_STATUS_OK, f"status {result.status}, {result.detail!r}")
+        seen = (result.raw_score, result.acc, dict(result.parts))
+        require(seen == (item.given.score, 0.5, {"turns": 3.0}), f"raw_score, acc and parts {seen}")
+        total = result.raw_score + result.overlong_penalty
+        require(math.isclose(result.shaped_reward, total, abs_tol=1e-6), f"shaped_reward {result.shaped_reward}")
+
+
+@SUITE.check
 async def the_grader_is_named(server: RewardServer) -> None:
     """every result names its grader and the grader's version"""
     for result in await server.score([*gold_forms(server.ground_truth), *GARBAGE]):

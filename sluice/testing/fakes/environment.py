@@ -53,6 +53,12 @@ class FakeEnvironment(FakeService, environment_pb2_grpc.EnvironmentServiceServic
         self.episodes: dict[str, Episode] = {}
         """Open episodes, and those whose lease has ended unnoticed."""
 
+    def registration(self, **changes: Any) -> pb.RegisterRequest:
+        """FakeService.registration, with what it hosts."""
+        request = super().registration(**changes)
+        request.environments.append(self.info)
+        return request
+
     def add_to(self, server: grpc.aio.Server) -> None:
         """Adds this servicer."""
         environment_pb2_grpc.add_EnvironmentServiceServicer_to_server(self, server)

@@ -10,6 +10,7 @@ import pytest
 from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import WrongAnswer
 from services.coordinator.wire.answers import AskedSamples, durations_of, rewards_of
+from sluice.environments import Score
 from sluice.limits import LARGEST_SCORE, MOST_PARTS, NAME_CHARACTERS, TEXT_CHARACTERS
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.arrays import pack_floats, pack_ids
@@ -127,7 +128,16 @@ def grade(**changes: Any) -> pb.SampleReward:
 
 def rewards(*results: pb.SampleReward, samples: int | None = None) -> Any:
     answer = reward_pb2.ScoreResponse(results=results)
-    return rewards_of(member(), answer, samples=len(results) if samples is None else samples)
+    return rewards_of(member(), answer, given=[None] * (len(results) if samples is None else samples))
+
+
+def test_the_verdict_of_an_environment_must_be_kept() -> None:
+    kept, other = grade(), grade(raw_score=0.0, shaped_reward=-0.25)
+    verdict = Score(score=1.0, acc=1.0)
+    answer = reward_pb2.ScoreResponse(results=[kept, other])
+    assert rewards_of(member(), answer, given=[verdict, None])[0].graded
+    with pytest.raises(WrongAnswer, match="sample 1 has raw_score 0 and acc 1; its environment's verdict must be kept"):
+        rewards_of(member(), answer, given=[verdict, verdict])
 
 
 def test_good_grades_pass_and_an_ungraded_sample_may_have_no_scores() -> None:
