@@ -35,7 +35,7 @@ def _sharing_cases(draw: st.DrawFn) -> dict:
     return case
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(case=_cases() | _sharing_cases())
 def test_every_trained_sequence_is_planned_exactly_once_and_every_rank_has_as_many_micro_batches(case: dict) -> None:
     plan = plan_step(**case)
@@ -47,7 +47,7 @@ def test_every_trained_sequence_is_planned_exactly_once_and_every_rank_has_as_ma
         assert planned == [s for s in mini.sequences if case["trained"][s]]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(case=_cases())
 def test_the_token_budget_holds_except_for_a_sequence_alone(case: dict) -> None:
     for micro in _micro_batches(plan_step(**case)):
@@ -56,7 +56,7 @@ def test_the_token_budget_holds_except_for_a_sequence_alone(case: dict) -> None:
         assert tokens <= case["max_tokens"] or len(micro) == 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(case=_sharing_cases())
 def test_a_shared_prompt_counts_once_a_micro_batch_in_the_budget_and_in_the_tokens_saved(case: dict) -> None:
     n, prompts, lengths = case["group_sizes"][0], case["prompts"], case["lengths"]
@@ -99,7 +99,7 @@ def test_prompts_that_are_short_beside_the_answers_are_not_shared() -> None:
     assert mini.saved_tokens == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(case=_cases() | _sharing_cases())
 def test_the_same_input_gives_the_same_plan(case: dict) -> None:
     assert plan_step(**case) == plan_step(**case)
