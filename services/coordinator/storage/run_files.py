@@ -72,7 +72,7 @@ class RunFiles:
         """
         self.run_dir, self._most_bytes = run_dir, most_bytes
         self.disk = disk or DiskWaits(clock=SystemClock())
-        self._appending = threading.Lock()
+        self._appending, self._keeping = threading.Lock(), threading.Lock()
         self.follow: Callable[[Mapping[str, Any]], None] = lambda line: None
         """A callback for every written line of a step or an evaluation; must return at once."""
         for folder in ("batches", "ledger", "logs"):
@@ -192,7 +192,11 @@ class RunFiles:
     async def keep_evaluation(self, result: EvaluationResult, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes an evaluation's file to RUN/evaluations, in place of a former one of its set and version; of too many files,
         or too large ones, the oldest go."""
-        await self.disk.write(evaluation_files.keep, self.run_dir, result, rows, most_bytes=self._most_bytes)
+        await self.disk.write(self._keep_evaluation, result, rows)
+
+    def _keep_evaluation(self, result: EvaluationResult, rows: Sequence[Mapping[str, Any]]) -> None:
+        with self._keeping:  # two evaluations of one version may end at once, and have one file
+            evaluation_files.keep(self.run_dir, result, rows, most_bytes=self._most_bytes)
 
     async def append_sample(self, line: Mapping[str, Any]) -> None:
         """Appends a group for people to RUN/samples.jsonl."""

@@ -1,5 +1,6 @@
 """Evaluation sets: their settings, what is counted of a prompt, how sure it is, and what is kept of many evaluations."""
 
+import asyncio
 import dataclasses
 import json
 import math
@@ -20,6 +21,7 @@ from services.coordinator.state.evaluation_scores import accuracies, majority, m
 from services.coordinator.state.group import Reward, Turn
 from services.coordinator.state.progress import KEPT_EVALUATIONS, Progress
 from services.coordinator.storage import evaluation_files
+from services.coordinator.storage.run_files import RunFiles
 from sluice.config.evaluation_sets import evaluation_sets
 from sluice.errors import InvalidRequest
 from sluice.policy_version import PolicyVersion
@@ -257,3 +259,10 @@ class Renders:
 
     def render(self, row: Any) -> Any:
         return FakePrompt(prompt_id=row.prompt_id)
+
+
+async def test_evaluations_of_one_version_that_end_at_once_have_one_whole_file(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path)
+    await asyncio.gather(*(files.keep_evaluation(result(3), []) for _ in range(24)))
+    assert [path.name for path in (tmp_path / "evaluations").iterdir()] == ["a-000003.parquet"]
+    assert pq.read_table(tmp_path / "evaluations" / "a-000003.parquet").num_rows == 0
