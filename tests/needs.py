@@ -158,6 +158,12 @@ def _typescript_example() -> str | None:
     return "examples/reward-typescript is not built; `make typescript` says why" if checked.returncode else None
 
 
+def _verifiers() -> str | None:
+    """Not beside vLLM: the two ask for different versions of openai."""
+    there = (ROOT / ".venv-verifiers" / "bin" / "sluice").exists()
+    return None if there else ".venv-verifiers is not there; docs/environments.md makes it"
+
+
 _PROBES: Mapping[str, Callable[[], str | None]] = {
     "cuda": _cuda,
     "kubectl": _kubectl,
@@ -177,4 +183,5 @@ _PROBES: Mapping[str, Callable[[], str | None]] = {
     "tmpfs": _tmpfs,
     "two-gpus": _two_gpus,
     "typescript-example": _typescript_example,
+    "verifiers": _verifiers,
 }

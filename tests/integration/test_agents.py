@@ -11,6 +11,9 @@ from typing import Any
 import openai
 import pytest
 
+from sluice.agents.episode import Episode, Outcome
+from sluice.agents.gateway import Gateway
+from sluice.agents.worker import Tally, Worker
 from sluice.rpc.arrays import unpack_floats, unpack_ids
 from sluice.testing import assert_eventually
 from sluice.v1 import common_pb2 as common
@@ -58,6 +61,7 @@ async def test_agents_play_a_run_and_every_token_is_recorded_as_it_was_sampled(s
             for _ in range(4):
                 tasks.create_task(agents.work())
             tasks.create_task(asyncio.to_thread(example_agent().work, agents.address))
+            adapter = tasks.create_task(work_as_an_adapter(agents))
             counts: Counter[str] = Counter()
             by_index: Counter[int] = Counter()
             for step in range(2):
@@ -67,12 +71,34 @@ async def test_agents_play_a_run_and_every_token_is_recorded_as_it_was_sampled(s
                     by_index += turns_as_told(part.group, agents)
                 await cast.learner.commit(run, step, batch)
             status = await run.until(lambda status: status.state == pb.RUN_STATE_FINISHED)
+        tally = adapter.result()  # which hears of the run's end
+        assert tally.finished > 0
+        assert tally.failed == 0
         assert status.ledger.closed
         assert status.ledger.trained == 8
         assert by_index == {0: 8, 1: 8}
         assert set(agents.ways) == set(Agents.WAYS)
         assert counts["turns"] >= 2 * 16
         assert counts["own contexts"] > 0
+
+
+async def work_as_an_adapter(agents: Agents) -> Tally:
+    """The worker of `sluice agent`, over a runner that asks once by token ids."""
+
+    class Asking:
+        async def play(self, episode: Episode, *, seat: int) -> Outcome:
+            assert seat in (0, 1)
+            assert (episode.limits.turns, episode.limits.sequence_tokens, episode.env_args) == (4, 100, {})
+            body = {"token_ids": [20, 21], "sampling_params": {"temperature": episode.sampling.temperature}}
+            answer = await agents.post("/inference/v1/generate", episode.key, body)
+            assert answer.status_code == 200, answer.text
+            return Outcome(score=1.0, parts={"asked": 1.0})
+
+    gateway = Gateway(agents.address, headers={}, wait_s=1.0)
+    try:
+        return await Worker(gateway, Asking(), environment="mine", parallel=2, grace_s=1.0).work()
+    finally:
+        await gateway.aclose()
 
 
 def example_agent() -> Any:
@@ -90,7 +116,7 @@ def turns_as_told(group: common.Group, agents: Agents) -> Counter[int]:
     for sample, reward in zip(group.samples, group.rewards, strict=True):
         name = f"{group.group_id}.{sample.index}."
         told = next((one for episode, one in agents.told.items() if episode.startswith(name)), None)
-        if told is None:  # the example's, which asks again once
+        if told is None:  # the example's, which asks again once, or the adapter's
             assert (reward.raw_score, len(sample.turns)) in ((1.0, 1), (0.5, 2), (0.0, 2))
             continue
         ids, logprobs = unpack_ids(sample.token_ids).tolist(), unpack_floats(sample.logprobs).tolist()
