@@ -121,9 +121,13 @@ def test_arguments_are_made_up_from_the_schema() -> None:
         "deep": {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]},
         "list": {"type": "array"},
         "any": True,
+        "either": {"type": ["integer", "null"]},
+        "odd": {"type": "object", "properties": ["x"], "required": True},
+        "names": {"type": "object", "required": [["x"], "y"]},
     }
     schema = {"type": "object", "properties": {**kinds, "optional": {"type": "string"}}, "required": [*kinds]}
     made = {"text": "1", "of": "b", "n": 1, "left": 7, "deep": {"on": True}, "list": [], "any": "1"}
+    made |= {"either": 1, "odd": {}, "names": {"y": "1"}}
     assert made_up(schema) == made
     assert made_up({}) == {}
 
