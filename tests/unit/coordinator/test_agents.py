@@ -1,19 +1,22 @@
 """Agents' conversations over real templates, and the desk at which agents take episodes."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from services.coordinator.agents.asking import Ask, Ended, Refused
+from services.coordinator.agents.asking import CONTEXT_LENGTH, Ask, Ended, Refused
 from services.coordinator.agents.conversation import Conversation, Placed
 from services.coordinator.agents.desk import AgentDesk
 from services.coordinator.agents.door import Door
+from services.coordinator.agents.playing import AgentPlayer
 from services.coordinator.agents.session import AgentSession, Pending
 from services.coordinator.episodes.chat import chat_of
 from services.coordinator.episodes.chat_calls import ChatCalls
-from services.coordinator.episodes.rows import Wanted
+from services.coordinator.episodes.episode import EnvironmentFailed
+from services.coordinator.episodes.rows import Limits, Wanted
 from services.coordinator.state.member import State
 from services.coordinator.state.progress import RunState
 from sluice.environments import Message, Tool, ToolCall
@@ -141,7 +144,7 @@ async def test_agents_that_wait_are_the_places_and_a_run_without_agents_lacks_th
 async def test_a_silent_agent_and_one_that_left_before_it_heard_end_the_episode() -> None:
     session = AgentSession(episode_id="e", wanted=WANTED, scores=True, key="k")
     assert "'k'" not in repr(session)
-    with pytest.raises(NotFound, match="asked for nothing in 0"):
+    with pytest.raises(NotFound, match="asked for no turn that could be sampled in 0"):
         await session.next(0.01)
     asking = asyncio.create_task(session.ask(Ask(fingerprint=b"1", messages=[USER])))
     pending = await session.next(5)
@@ -162,6 +165,34 @@ async def test_a_silent_agent_and_one_that_left_before_it_heard_end_the_episode(
     left.leave()
     with pytest.raises(Overloaded, match="has gone"):
         await left.next(5)
+
+
+async def test_requests_that_are_refused_for_ever_end_the_episode() -> None:
+    stage, desk = desk_of()
+    talk = Talk("chatml")
+    limits = Limits(
+        turns=2, prompt_tokens=4, sampled_tokens=4, episode_tokens=8, answer_s=0.2, lease_s=60.0, push_back_s=60.0
+    )
+    agents = AgentPlayer(desk, limits=limits, chat=ChatCalls(chat_of(talk.tokenizer, template="model")), text_of=str)
+    taking = asyncio.create_task(desk.take("game", wait_s=60))
+    await settle()
+    policy: Any = SimpleNamespace(begin=lambda: None, lost=lambda tokens: None)
+    playing = asyncio.create_task(agents.play(stage.fleet.members["agents-game"], WANTED, policy, episode_id="e1"))
+    session = await taking
+    assert session is not None
+
+    async def insists() -> str:
+        while True:
+            with pytest.raises(Refused) as caught:
+                await session.ask(Ask(fingerprint=b"", messages=[USER]))
+            if caught.value.code != CONTEXT_LENGTH:
+                return str(caught.value)
+
+    async with asyncio.timeout(20):
+        said = await insists()
+    assert "over: the agent of e1 asked for no turn that could be sampled in 0.2 s" in said
+    with pytest.raises(EnvironmentFailed):
+        await playing
 
 
 async def test_with_tokens_only_the_role_environment_takes_episodes(tmp_path: Any) -> None:
