@@ -1,6 +1,7 @@
 """Agents' conversations over real templates, and the desk at which agents take episodes."""
 
 import asyncio
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from services.coordinator.agents.asking import CONTEXT_LENGTH, Ask, Ended, Refus
 from services.coordinator.agents.conversation import Conversation, Placed
 from services.coordinator.agents.desk import AgentDesk
 from services.coordinator.agents.door import Door
+from services.coordinator.agents.forms import chat_ask, read_json
 from services.coordinator.agents.playing import AgentPlayer
 from services.coordinator.agents.session import AgentSession, Pending
 from services.coordinator.episodes.chat import chat_of
@@ -38,7 +40,9 @@ class Talk:
     def __init__(self, family: str) -> None:
         template, self.end, _ = FAMILIES[family]
         self.tokenizer = tokenizer_of(template, self.end)
-        self.conversation = Conversation(ChatCalls(chat_of(self.tokenizer, template="model")))
+        self.chat: Any = chat_of(self.tokenizer, template="model")
+        self.calls = ChatCalls(self.chat)
+        self.conversation = Conversation(self.calls)
 
     def ids(self, text: str) -> np.ndarray:
         return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
@@ -94,6 +98,47 @@ async def test_a_thought_that_the_agent_leaves_out_stays_where_the_template_keep
     assert "<think>\nhm" in talk.tokenizer.decode(placed.context)
     other = Message(role="assistant", content="", tool_calls=(ToolCall(name="add", arguments_json='{"a": 1}'),))
     assert (await talk.place(USER, other, Message(role="user", content="?"))).follows.rewritten
+
+
+async def test_what_is_long_leaves_the_event_loop() -> None:
+    talk = Talk("chatml")
+    places: list[str] = []
+    render = talk.chat.open
+
+    def told(*chat: Any) -> Any:
+        places.append(threading.current_thread().name)
+        return render(*chat)
+
+    talk.chat.open = told
+    thought = Message(role="assistant", content="", reasoning="x" * 9_000)
+    wide = Tool(name="add", parameters={"type": "object", "properties": {}, "description": "x" * 9_000})
+    for messages, tools in (([USER], (ADD,)), ([USER, thought, USER], (ADD,)), ([USER], (ADD, wide))):
+        await talk.calls.open(messages, tools)
+    assert [place.startswith("chat") for place in places] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"a": "\xed\xa0\x80"}', "can't decode byte 0xed"),
+        (b'{"a": "\\ud800"}', "surrogates not allowed"),
+        ('{"a": "\\ud800"}'.encode("utf-16"), "can't decode byte 0xff"),
+        (b'{"a": NaN}', "NaN is no JSON"),
+        (b'{"a": ' + b"[" * 9_000, "recursion"),
+        (b"[]", "must be a JSON object, got list"),
+    ],
+    ids=["half", "escaped", "utf-16", "nan", "deep", "list"],
+)
+def test_a_body_is_json_in_utf8(body: bytes, says: str) -> None:
+    with pytest.raises(Refused, match=says):
+        read_json(body)
+
+
+def test_a_tool_without_bounds_is_refused() -> None:
+    function = {"name": "f", "parameters": {"type": "object", "description": "x" * (1 << 16)}}
+    tree = {"messages": [{"role": "user", "content": "?"}], "tools": [{"type": "function", "function": function}]}
+    with pytest.raises(Refused, match="tools: 'f' has over 65536 characters"):
+        chat_ask(tree, temperature=1.0, body=b"")
 
 
 def desk_of(**changes: Any) -> tuple[Stage, AgentDesk]:
@@ -173,7 +218,7 @@ async def test_requests_that_are_refused_for_ever_end_the_episode() -> None:
     limits = Limits(
         turns=2, prompt_tokens=4, sampled_tokens=4, episode_tokens=8, answer_s=0.2, lease_s=60.0, push_back_s=60.0
     )
-    agents = AgentPlayer(desk, limits=limits, chat=ChatCalls(chat_of(talk.tokenizer, template="model")), text_of=str)
+    agents = AgentPlayer(desk, limits=limits, chat=talk.calls, text_of=str)
     taking = asyncio.create_task(desk.take("game", wait_s=60))
     await settle()
     policy: Any = SimpleNamespace(begin=lambda: None, lost=lambda tokens: None)
