@@ -186,6 +186,23 @@ async def test_agents_that_wait_are_the_places_and_a_run_without_agents_lacks_th
     staying.cancel()
 
 
+async def test_people_are_told_where_agents_take_episodes_once_there_is_such_a_place() -> None:
+    stage, desk = desk_of()
+    staying = asyncio.create_task(desk.stay())
+
+    def told() -> list[str]:
+        return [event.message for event in stage.run.events._kept if event.kind == "agents_awaited"]
+
+    await settle()
+    await stage.clock.advance(1.0)
+    assert told() == []
+    desk.address = "http://127.0.0.1:1/v1"
+    for _ in range(3):
+        await stage.clock.advance(1.0)
+    assert told() == ["game: no agent is here; they take episodes at http://127.0.0.1:1/v1"]
+    staying.cancel()
+
+
 async def test_a_silent_agent_and_one_that_left_before_it_heard_end_the_episode() -> None:
     session = AgentSession(episode_id="e", wanted=WANTED, scores=True, key="k")
     assert "'k'" not in repr(session)
