@@ -29,7 +29,7 @@ SETTINGS = {
     "data__max_response_length": 12,
     "data__max_episode_tokens": 100,
     "data__val_files": [],
-    "rollout__turn_timeout_s": 4.0,
+    "rollout__turn_timeout_s": 8.0,
     "rollout__max_turns": 4,
     "run__total_steps": 2,
     "network__gateway_port": 0,
