@@ -38,6 +38,9 @@ NAME_CHARACTERS = 200
 MOST_PARTS = 32
 """Components of a score that are kept, the first by name, because a user's function may return any number."""
 
+SCHEMA_CHARACTERS = 1 << 16
+"""Of a tool's description, and of the JSON Schema of its arguments."""
+
 PART_CHARACTERS = 100
 """Longest name of a component that is kept."""
 

@@ -6,13 +6,12 @@ No code of an environment is run (user_code.py); the reward service that hosts i
 from collections.abc import Mapping
 
 from sluice.config.schema import Config
-from sluice.config.schema.environments import EXTERNAL
+from sluice.config.schema.environments import AGENT, EXTERNAL
 from sluice.config.user_code import did_you_mean, problem_of
 from sluice.errors import ConfigError
 
 BUILT_IN_ENVIRONMENTS = ("calculator", "gymnasium", "openenv", "python", "search", "second-try")
 """The keys of services/reward/environments/loading.py: BUILT_IN."""
-
 
 ADAPTERS = ("gymnasium", "openenv")
 """Those whose setting `make` names code of the user's."""
@@ -44,7 +43,7 @@ def _problem(environment: str, settings: Mapping[str, object]) -> str | None:
 
 def environment_problem(environment: str) -> str | None:
     """What is wrong with an environment's place, with the nearest that exists; None when the environment was found."""
-    known = (*BUILT_IN_ENVIRONMENTS, EXTERNAL)
+    known = (*BUILT_IN_ENVIRONMENTS, EXTERNAL, AGENT)
     if environment in known:
         return None
     where, colon, name = environment.rpartition(":")

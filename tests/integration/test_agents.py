@@ -11,15 +11,22 @@ from typing import Any
 import openai
 import pytest
 
+from services.coordinator.agents import gateway
+from services.coordinator.agents.desk import AgentDesk
+from services.coordinator.agents.door import Door
+from services.coordinator.episodes.rows import Limits
 from sluice.agents.episode import Episode, Outcome
 from sluice.agents.gateway import Gateway
 from sluice.agents.worker import Tally, Worker
 from sluice.rpc.arrays import unpack_floats, unpack_ids
+from sluice.rpc.tokens import load as load_tokens
+from sluice.rpc.tokens import make_tokens
 from sluice.testing import assert_eventually
 from sluice.v1 import common_pb2 as common
 from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.agent_cases import Agents, Remembering, Taking, check_recorded
 from tests.integration.coordinator_cases import Cast, Coordinator, Serve
+from tests.unit.coordinator.fakes import Stage, make_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -32,7 +39,7 @@ SETTINGS = {
     "data__max_response_length": 12,
     "data__max_episode_tokens": 100,
     "data__val_files": [],
-    "rollout__turn_timeout_s": 4.0,
+    "rollout__turn_timeout_s": 8.0,
     "rollout__max_turns": 4,
     "run__total_steps": 2,
     "network__gateway_port": 0,
@@ -208,3 +215,39 @@ async def what_is_refused(agents: Agents, cast: Cast) -> None:
     assert (await agents.post("/v1/episodes/finish", key, {"error": "was a test"})).status_code == 200
     await asyncio.sleep(0.05)
     assert (await refused(good))[1].startswith("episode_over: the episode is over: the agent of")
+
+
+async def test_callers_that_send_no_request_lose_their_connection_and_write_no_tracebacks(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(gateway, "HEAD_S", 0.5)
+    make_tokens(tmp_path, private_network=False)
+    stage = Stage(make_config(environments__mine={"environment": "agent"}))
+    desk = AgentDesk(stage.run)
+    door = Door(load_tokens(tmp_path / "coordinator"), desk, clock=stage.clock)
+    facts = gateway.Facts(
+        model="m", limits=Limits.of(stage.config), temperature=1.0, vocabulary=64, text_of=lambda ids: ""
+    )
+    head = b"POST /v1/episodes HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+    async def answer(sent: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            writer.write(sent)
+            async with asyncio.timeout(20):
+                return (await reader.read(200)).partition(b"\r\n")[0]
+        finally:
+            writer.close()
+
+    async with gateway.Gateway(desk, door, facts).serving(bind="127.0.0.1", port=0, tls=None) as address:
+        host, _, port = address.removeprefix("http://").removesuffix("/v1").partition(":")
+        assert await answer(head + b"Authorization: Bearer \xff\xfe\r\nContent-Length: 2\r\n\r\n{}") == (
+            b"HTTP/1.1 401 Unauthorized"
+        )
+        assert await answer(head + b"X-Long: " + b"y" * 9_000 + b"\r\n\r\n") == b"HTTP/1.0 400 Bad Request"
+        assert await asyncio.gather(answer(b""), answer(head)) == [b"", b""], "nothing came, or half of a head"
+    assert "Traceback" not in capfd.readouterr().err
+    assert not [record for record in caplog.records if record.exc_info]

@@ -66,7 +66,7 @@ class AgentDesk:
             if one.environment == AGENT
         }
         self.address = ""
-        """Where the gateway listens, once it does."""
+        """Where the gateway listens, once it does; a check before training has no gateway."""
         self._sessions: dict[bytes, AgentSession] = {}
         self._ends: OrderedDict[bytes, str] = OrderedDict()
 
@@ -152,7 +152,7 @@ class AgentDesk:
     def _look(self, line: Line) -> None:
         member, now_s = line.member, self._clock.now()
         if member is None or member.state is State.LOST:
-            if now_s - line.told_s > TELL_EVERY_S and not self._progress.state.final:
+            if self.address and now_s - line.told_s > TELL_EVERY_S and not self._progress.state.final:
                 line.told_s = now_s
                 self._events.emit(
                     "agents_awaited", f"{line.name}: no agent is here; they take episodes at {self.address}"

@@ -64,8 +64,9 @@ class _Caller:
         self._request = request
 
     def invocation_metadata(self) -> Iterable[Any]:
-        """CallContext.invocation_metadata: the one header that counts."""
-        return [("authorization", value) for value in self._request.headers.getall("Authorization", [])]
+        """CallContext.invocation_metadata: the one header that counts, of which HTTP takes any bytes."""
+        shown = self._request.headers.getall("Authorization", [])
+        return [("authorization", value.encode("ascii", errors="replace").decode()) for value in shown]
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         """CallContext.auth_context."""

@@ -14,7 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from services.coordinator.agents.asking import Ask, Ended, Refused
 from services.coordinator.agents.sampling_rules import check_sampling
 from sluice.environments import Message, Score, Tool, ToolCall
-from sluice.limits import LARGEST_SCORE, MOST_PARTS, NAME_CHARACTERS, PART_CHARACTERS, TEXT_CHARACTERS
+from sluice.limits import (
+    LARGEST_SCORE,
+    MOST_PARTS,
+    NAME_CHARACTERS,
+    PART_CHARACTERS,
+    SCHEMA_CHARACTERS,
+    TEXT_CHARACTERS,
+)
 
 MOST_MESSAGES: Final = 1_024
 MOST_TOOLS: Final = 128
@@ -123,7 +130,8 @@ class _Finish(_Form):
 def read_json(body: bytes) -> dict[str, Any]:
     """An object. Raises Refused."""
     try:
-        tree = json.loads(body or b"{}", parse_constant=_refuse_constant)
+        # Of bytes the reader takes surrogates too, and UTF-16, in which an escape is no such bytes.
+        tree = json.loads(body.decode() or "{}", parse_constant=_refuse_constant)
         if _ESCAPED_SURROGATE.search(body):  # half of a pair is no text, and nothing after this could write it
             json.dumps(tree, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -143,6 +151,13 @@ def chat_ask(tree: dict[str, Any], *, temperature: float, body: bytes) -> Ask:
         )
         for one in read.tools or ()
     ]
+    if long := next((one.name for one in tools if _characters(one) > SCHEMA_CHARACTERS), None):
+        raise Refused(
+            400,
+            "invalid_value",
+            f"tools: {long!r} has over {SCHEMA_CHARACTERS} characters of description or parameters",
+            param="tools",
+        )
     if twice := {one.name for one in tools if sum(other.name == one.name for other in tools) > 1}:
         raise Refused(400, "invalid_value", f"tools: two have the name {min(twice)!r}", param="tools")
     return Ask(
@@ -187,6 +202,11 @@ def ended_of(tree: dict[str, Any], *, scores: bool) -> Ended:
         return Ended()
     acc = min(1.0, max(0.0, read.score)) if read.acc is None else read.acc
     return Ended(score=Score(score=read.score, acc=acc, parts=read.parts, extracted=read.extracted))
+
+
+def _characters(tool: Tool) -> int:
+    """Of its description or its schema, whichever is longer."""
+    return max(len(tool.description), len(json.dumps(tool.parameters)))
 
 
 _F = TypeVar("_F", bound=_Form)

@@ -6,12 +6,13 @@
  POST /v1/episodes/finish     the episode's score, or why the agent gave up
  GET  /v1/models              the one model
 
-Bounds: MOST_CONNECTIONS; a request's headers as aiohttp bounds them, its body BODY_BYTES within BODY_S. A caller is checked
-before the body is read. A caller that goes away ends its request.
+Bounds: MOST_CONNECTIONS; a request's headers as aiohttp bounds them, a connection's first ones within HEAD_S, a body BODY_BYTES
+within BODY_S. A caller is checked before the body is read. A caller that goes away ends its request.
 """
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -34,9 +35,15 @@ log = structlog.get_logger(__name__)
 
 BODY_BYTES: Final = 8 << 20
 BODY_S: Final = 30.0
+HEAD_S: Final = 10.0
+"""Without it connections of nobody in particular would take all places; between requests aiohttp has a limit of its own."""
 MOST_CONNECTIONS: Final = 4_096
 PARSED_HERE_BYTES: Final = 64 << 10
 """A larger body is parsed in a thread: JSON takes some 10 ms a megabyte."""
+
+# aiohttp logs a traceback for every request that is no HTTP, at no bounded rate, and from callers without credentials.
+_SILENT = logging.getLogger(f"{__name__}.http")
+_SILENT.setLevel(logging.CRITICAL + 1)
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -59,11 +66,15 @@ class Gateway:
 
     def __init__(self, desk: AgentDesk, door: Door, facts: Facts) -> None:
         self._desk, self._door, self._facts = desk, door, facts
+        self._unheard: set[object] = set()
+        """Connections that have not sent a request's head yet, for HEAD_S at most."""
 
     @contextlib.asynccontextmanager
     async def serving(self, *, bind: str, port: int, tls: ssl.SSLContext | None) -> AsyncIterator[str]:
         """Serves meanwhile; gives the address for agents. Raises LaunchError when the port is taken."""
-        runner = web.AppRunner(self._app(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+        runner = web.AppRunner(
+            self._app(), access_log=None, logger=_SILENT, handler_cancellation=True, shutdown_timeout=1.0
+        )
         await runner.setup()
         try:
             server = await self._listen(runner, bind, port, tls)
@@ -81,14 +92,24 @@ class Gateway:
         await self._desk.stay()
 
     async def _listen(self, runner: web.AppRunner, bind: str, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
-        accept = runner.server
+        accept, loop = runner.server, asyncio.get_running_loop()
         assert accept is not None, "setup makes it"
 
         def protocol() -> asyncio.Protocol:
-            return accept() if len(accept.connections) < MOST_CONNECTIONS else _Full()
+            if len(accept.connections) >= MOST_CONNECTIONS:
+                return _Full()
+            connection = accept()
+            self._unheard.add(connection)
+            loop.call_later(HEAD_S, end_if_unheard, connection)
+            return connection
+
+        def end_if_unheard(connection: web.RequestHandler) -> None:
+            if connection in self._unheard:
+                self._unheard.discard(connection)
+                connection.force_close()
 
         try:
-            return await asyncio.get_running_loop().create_server(protocol, bind, port, ssl=tls)
+            return await loop.create_server(protocol, bind, port, ssl=tls)
         except OSError as error:
             raise LaunchError(
                 f"cannot listen on {joined(bind, port)}: {error.strerror or error}; set network.gateway_port to a free "
@@ -111,6 +132,7 @@ class Gateway:
     @web.middleware
     async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Every error as OpenAI's clients read it."""
+        self._unheard.discard(request.protocol)
         try:
             return await handler(request)
         except Refused as refused:

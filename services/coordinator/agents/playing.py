@@ -1,13 +1,13 @@
 """Plays an episode that an agent drives: the agent's requests are answered with turns of the policy, until its last word.
 
 The agent's loop takes the place of `Open` and `Step`; turns, tokens, budgets and what a failure costs are those of every
-episode (episodes/episode.py). Waits: for the agent, at most `Limits.answer_s` a request; for turns (Policy.turn says who
-unblocks them).
+episode (episodes/episode.py). Waits: for the agent, at most `Limits.answer_s` from a turn to the request that leads to the next
+one; for turns (Policy.turn says who unblocks them).
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -75,12 +75,14 @@ class _Playing:
     _stream: TokenStream | None = None
     _silent_s: float = 0.0
     """How long the agent has been asking for nothing since the last turn."""
+    _since_s: float = field(default_factory=time.monotonic)
+    """When the last turn was sampled, or the episode given to the agent."""
     _out_of_room: bool = False
     """Whether the budgets cut the last turn, or left none."""
 
     async def play(self) -> Sample:
         """The episode as one sample. Raises SluiceError for an agent that fails, and what the policy raises."""
-        came = await self.session.next(self.limits.answer_s)
+        came = await self._next()
         self.policy.begin()
         try:
             while isinstance(came, Pending):
@@ -93,7 +95,7 @@ class _Playing:
 
     async def _next(self) -> Pending | Ended:
         asked = time.monotonic()
-        came = await self.session.next(self.limits.answer_s)
+        came = await self.session.next(self.limits.answer_s, waited_s=asked - self._since_s)
         self._silent_s += time.monotonic() - asked
         return came
 
@@ -129,7 +131,7 @@ class _Playing:
         message = await self.conversation.said(placed, sample.token_ids)
         names = [call.name for call in message.tool_calls]
         stream.add(sample, tools=names, seconds=time.monotonic() - started)
-        self._silent_s = 0.0
+        self._silent_s, self._since_s = 0.0, time.monotonic()
         self._out_of_room = sample.finish_reason == "length" and len(sample.token_ids) >= most
         return Said(turn=turn, context=placed.context, sample=sample, message=message)
 

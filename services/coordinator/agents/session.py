@@ -102,15 +102,17 @@ class AgentSession:
         self._never_heard = True
         self._came.put_nowait(Ended(error="its connection ended"))
 
-    async def next(self, limit_s: float) -> Pending | Ended:
-        """The agent's next request, or its last word. Raises NotFound for an agent that is silent for `limit_s`, Overloaded
-        for one that never heard of the episode."""
+    async def next(self, limit_s: float, *, waited_s: float = 0.0) -> Pending | Ended:
+        """The agent's next request, or its last word. Raises Overloaded for an agent that never heard of the episode, NotFound
+        for one of which nothing comes in `limit_s`, of which `waited_s` are over: requests that were refused count as silence.
+        """
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(limit_s - waited_s):
                 came = await self._came.get()
         except TimeoutError:
             raise NotFound(
-                f"the agent of {self.episode_id} asked for nothing in {limit_s:g} s (rollout.turn_timeout_s)"
+                f"the agent of {self.episode_id} asked for no turn that could be sampled in {limit_s:g} s "
+                "(rollout.turn_timeout_s)"
             ) from None
         if self._never_heard:
             raise Overloaded(f"the agent that waited for {self.episode_id} has gone")

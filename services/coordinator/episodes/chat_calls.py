@@ -13,7 +13,7 @@ from sluice.environments import Message, Tool
 T = TypeVar("T")
 
 SHORT_CHARACTERS: Final = 8_192
-"""A chat of at most so many characters is rendered and tokenised in the event loop: 1 to 3 ms."""
+"""A chat of at most so many characters, its tools' too, is rendered and tokenised in the event loop: 1 to 3 ms."""
 SHORT_TOKENS: Final = 2_048
 
 
@@ -42,7 +42,7 @@ class ChatCalls:
 
     async def open(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[np.ndarray, str]:
         """Chat.open."""
-        return await self._call(_is_short(messages), lambda: self._chat.open(messages, tools))
+        return await self._call(_is_short(messages, tools), lambda: self._chat.open(messages, tools))
 
     async def read(self, sampled: np.ndarray, *, context: np.ndarray, tools: Sequence[Tool]) -> Message:
         """Chat.read."""
@@ -59,7 +59,7 @@ class ChatCalls:
         tools: Sequence[Tool],
     ) -> Continuation:
         """Chat.extend."""
-        short = len(context) + len(sampled) <= SHORT_TOKENS and _is_short(new)
+        short = len(context) + len(sampled) <= SHORT_TOKENS and _is_short(new, tools)
         return await self._call(
             short,
             lambda: self._chat.extend(context=context, sampled=sampled, history=history, new=new, tools=tools),
@@ -70,5 +70,13 @@ class ChatCalls:
             return call() if short else await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
-def _is_short(messages: Sequence[Message]) -> bool:
-    return sum(len(message.content) for message in messages) <= SHORT_CHARACTERS
+def _is_short(messages: Sequence[Message], tools: Sequence[Tool]) -> bool:
+    characters = sum(len(one.content) + len(one.reasoning) for one in messages)
+    characters += sum(len(call.arguments_json) for one in messages for call in one.tool_calls)
+    for tool in tools:
+        if (
+            characters > SHORT_CHARACTERS
+        ):  # a schema is at most SCHEMA_CHARACTERS long: soon written, but not 128 of them
+            break
+        characters += len(tool.description) + len(str(tool.parameters))
+    return characters <= SHORT_CHARACTERS

@@ -4,14 +4,13 @@ The library knows what closes a turn in each family, keeps or strips reasoning a
 from token ids. The import costs a second, so it waits for the first episode.
 """
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from services.coordinator.episodes.continuation import Continuation, rendered_anew
-from services.coordinator.episodes.template import as_function, as_openai, ids_of, text_of
+from services.coordinator.episodes.template import as_function, as_openai, call_of, ids_of, text_of
 from sluice.environments import Message, Tool, ToolCall
 from sluice.errors import ConfigError, DataError
 
@@ -43,17 +42,15 @@ class FamilyChat:
 
     def read(self, sampled: np.ndarray, *, context: np.ndarray, tools: Sequence[Tool]) -> Message:
         """The assistant's message in sampled ids."""
-        parsed = self._renderer.parse_response(sampled.tolist(), tools=_specs(tools), prompt_ids=context.tolist())
-        calls = [
-            ToolCall(name=call.name, arguments_json=_text(call.arguments), id=getattr(call, "id", None) or "")
-            for call in parsed.tool_calls
-            if call.name is not None
-        ]
-        unread = [call.raw for call in parsed.tool_calls if call.name is None]
+        try:
+            parsed = self._renderer.parse_response(sampled.tolist(), tools=_specs(tools), prompt_ids=context.tolist())
+        except Exception:  # noqa: BLE001 - of any kind, for what a policy may write: brackets or digits without end
+            return Message(role="assistant", content=text_of(self._tokenizer, sampled, special=False))
+        calls = [(call.raw, _call(call)) for call in parsed.tool_calls]
         return Message(
             role="assistant",
-            content="".join([parsed.content, *unread]),
-            tool_calls=tuple(calls),
+            content="".join([parsed.content, *(raw for raw, call in calls if call is None)]),
+            tool_calls=tuple(call for _, call in calls if call is not None),
             reasoning=parsed.reasoning_content or "",
         )
 
@@ -75,9 +72,12 @@ class FamilyChat:
         tools: Sequence[Tool],
     ) -> Continuation:
         """How the conversation goes on after the turn `sampled`, with the messages `new`. Raises DataError."""
-        bridged = self._renderer.bridge_to_next_turn(
-            context.tolist(), sampled.tolist(), [as_openai(message) for message in new], tools=_specs(tools)
-        )
+        try:
+            bridged = self._renderer.bridge_to_next_turn(
+                context.tolist(), sampled.tolist(), [as_openai(message) for message in new], tools=_specs(tools)
+            )
+        except Exception as error:  # as in `_render`
+            raise _refused(error) from error
         if bridged is None:
             turn = self.read(sampled, context=context, tools=tools)
             return rendered_anew(self._render([*history, turn, *new], tools), context=context, sampled=sampled)
@@ -93,8 +93,7 @@ class FamilyChat:
                 [as_openai(message) for message in messages], tools=_specs(tools), add_generation_prompt=opening
             )
         except Exception as error:  # of any kind, for a conversation that the family does not have
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise DataError(f"the renderer refuses the conversation: {said}") from error
+            raise _refused(error) from error
         return np.asarray(ids, np.int32)
 
 
@@ -102,5 +101,12 @@ def _specs(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
     return [as_function(tool) for tool in tools] or None
 
 
-def _text(arguments: object) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+def _call(parsed: Any) -> ToolCall | None:
+    """A call that the library has read."""
+    arguments = parsed.arguments if isinstance(parsed.arguments, str) else parsed.arguments or {}
+    return call_of(parsed.name, arguments, call_id=getattr(parsed, "id", None) or "")
+
+
+def _refused(error: Exception) -> DataError:
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return DataError(f"the renderer refuses the conversation: {said}")

@@ -231,21 +231,25 @@ class _Rehearsal:
 
 
 def made_up(schema: Mapping[str, Any], *, depth: int = 0) -> dict[str, Any]:
-    """Arguments that a JSON Schema of an object allows: its required properties, with the least that each may be."""
-    properties, required = schema.get("properties", {}), schema.get("required", ())
-    return {name: _value(properties.get(name), depth) for name in required}
+    """Arguments that a JSON Schema of an object allows: its required properties, with a plain value each. Of a schema within it
+    nobody has checked the form."""
+    properties, required = schema.get("properties"), schema.get("required")
+    known = properties if isinstance(properties, Mapping) else {}
+    names = required if isinstance(required, list | tuple) else ()
+    return {name: _value(known.get(name), depth) for name in names if isinstance(name, str)}
 
 
 def _value(schema: Any, depth: int) -> Any:
     if not isinstance(schema, Mapping) or depth > _DEEPEST:
         return "1"
-    for stated in ("const", "default"):
-        if stated in schema:
-            return schema[stated]
+    for given in ("const", "default"):
+        if given in schema:
+            return schema[given]
     if isinstance(schema.get("enum"), Sequence) and schema["enum"]:
         return schema["enum"][0]
     made: Mapping[str, Any] = {"integer": 1, "number": 1, "boolean": True, "array": [], "null": None}
-    kind = schema.get("type")
+    stated = schema.get("type")
+    kind = next(iter(stated), None) if isinstance(stated, list | tuple) else stated
     if kind == "object":
         return made_up(schema, depth=depth + 1)
     return made.get(kind, "1") if isinstance(kind, str) else "1"

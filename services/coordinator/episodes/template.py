@@ -22,6 +22,7 @@ import numpy as np
 from services.coordinator.episodes.continuation import Continuation, rendered_anew
 from sluice.environments import Message, Tool, ToolCall
 from sluice.errors import DataError
+from sluice.limits import NAME_CHARACTERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -265,8 +266,17 @@ def _call(block: str) -> ToolCall | None:
         value = json.loads(block)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict) or not isinstance(name := value.get("name"), str):
+    return call_of(value.get("name"), value.get("arguments", {})) if isinstance(value, dict) else None
+
+
+def call_of(name: object, arguments: object, *, call_id: str = "") -> ToolCall | None:
+    """A call as the policy wrote it; None for one that no wire carries: another name than a short text, half of a surrogate
+    pair, arguments that are nested too deeply."""
+    if not isinstance(name, str) or len(name) > NAME_CHARACTERS:
         return None
-    arguments = value.get("arguments", {})
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(name=name, arguments_json=text)
+    try:
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        f"{name}{text}".encode()
+    except (ValueError, RecursionError):
+        return None
+    return ToolCall(name=name, arguments_json=text, id=call_id)

@@ -9,6 +9,7 @@ As with graders, a server that fails beside one that passes does not end the sta
 """
 
 import asyncio
+import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import structlog
@@ -137,7 +138,8 @@ async def _outcome(
             chat=chat,
             prompt=prompt,
             limits=Limits.of(run.config),
-            name=f"check-{prompt.prompt_id[:64]}-{trial}",
+            # A server answers an open episode from memory, so no two processes share an id, as with those of training.
+            name=f"check-{prompt.prompt_id[:64]}-{trial}-{uuid.uuid4().hex[:8]}",
             seed=run.config.run.seed,
         )
     except SluiceError as error:

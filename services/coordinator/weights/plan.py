@@ -116,16 +116,21 @@ class _Tree:
         name, near = receiver.name, self._relays_at.get(receiver.host, [])
         if receiver.may_relay:
             free = [other for other in near if self._has_place(other, name)]
-            source = min(free or self._ends(), key=lambda other: (self._depth[other], other))
+            source = min(free or self._ends() or self._connected(), key=lambda other: (self._depth[other], other))
         else:
             source = self._source_of_leaf(near)
         self._serve(name, source)
         self._reach(name, self._depth[source] + 1)
 
     def _ends(self) -> list[str]:
-        """Of every host whose link feeds nobody yet, the relay next to the root. There always is one: each connected host
-        brings a link of its own for the one link that brings the bytes to that host."""
+        """Of every host whose link feeds nobody yet, the relay next to the root. Each connected host brings a link of its own
+        for the one link that brings the bytes to that host, so there is one, but where a former plan's link leads from a relay
+        that is not connected yet, or to the root's host."""
         return [names[0] for host, names in self._relays_at.items() if host not in self._feeding]
+
+    def _connected(self) -> list[str]:
+        """All relays that are connected: a link carries the bytes twice rather than not at all."""
+        return [name for names in self._relays_at.values() for name in names]
 
     def _source_of_leaf(self, near: list[str]) -> str:
         """A relay of the leaf's own host, else of the chain's last host, else any: the one with the fewest receivers."""

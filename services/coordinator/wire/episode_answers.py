@@ -11,7 +11,14 @@ from typing import Any, Final
 from services.coordinator.state.member import EnvironmentInfo
 from services.coordinator.state.ports import WrongAnswer
 from sluice.environments import Message, Opening, Reply, Score, Tool
-from sluice.limits import LARGEST_SCORE, MOST_PARTS, NAME_CHARACTERS, PART_CHARACTERS, TEXT_CHARACTERS
+from sluice.limits import (
+    LARGEST_SCORE,
+    MOST_PARTS,
+    NAME_CHARACTERS,
+    PART_CHARACTERS,
+    SCHEMA_CHARACTERS,
+    TEXT_CHARACTERS,
+)
 from sluice.rpc.chat_messages import message_from, tool_from
 from sluice.v1 import common_pb2, environment_pb2
 
@@ -20,7 +27,6 @@ MOST_MESSAGES: Final = 64
 MESSAGE_CHARACTERS: Final = 1 << 20
 MOST_TOOLS: Final = 128
 """OpenAI's API takes as many."""
-SCHEMA_CHARACTERS: Final = 1 << 16
 ANSWER_BYTES: Final = 16 << 20
 """The largest answer that is received at all."""
 

@@ -1,19 +1,24 @@
 """Agents' conversations over real templates, and the desk at which agents take episodes."""
 
 import asyncio
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from services.coordinator.agents.asking import Ask, Ended, Refused
+from services.coordinator.agents.asking import CONTEXT_LENGTH, Ask, Ended, Refused
 from services.coordinator.agents.conversation import Conversation, Placed
 from services.coordinator.agents.desk import AgentDesk
 from services.coordinator.agents.door import Door
+from services.coordinator.agents.forms import chat_ask, read_json
+from services.coordinator.agents.playing import AgentPlayer
 from services.coordinator.agents.session import AgentSession, Pending
 from services.coordinator.episodes.chat import chat_of
 from services.coordinator.episodes.chat_calls import ChatCalls
-from services.coordinator.episodes.rows import Wanted
+from services.coordinator.episodes.episode import EnvironmentFailed
+from services.coordinator.episodes.rows import Limits, Wanted
 from services.coordinator.state.member import State
 from services.coordinator.state.progress import RunState
 from sluice.environments import Message, Tool, ToolCall
@@ -35,7 +40,9 @@ class Talk:
     def __init__(self, family: str) -> None:
         template, self.end, _ = FAMILIES[family]
         self.tokenizer = tokenizer_of(template, self.end)
-        self.conversation = Conversation(ChatCalls(chat_of(self.tokenizer, template="model")))
+        self.chat: Any = chat_of(self.tokenizer, template="model")
+        self.calls = ChatCalls(self.chat)
+        self.conversation = Conversation(self.calls)
 
     def ids(self, text: str) -> np.ndarray:
         return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
@@ -93,6 +100,47 @@ async def test_a_thought_that_the_agent_leaves_out_stays_where_the_template_keep
     assert (await talk.place(USER, other, Message(role="user", content="?"))).follows.rewritten
 
 
+async def test_what_is_long_leaves_the_event_loop() -> None:
+    talk = Talk("chatml")
+    places: list[str] = []
+    render = talk.chat.open
+
+    def told(*chat: Any) -> Any:
+        places.append(threading.current_thread().name)
+        return render(*chat)
+
+    talk.chat.open = told
+    thought = Message(role="assistant", content="", reasoning="x" * 9_000)
+    wide = Tool(name="add", parameters={"type": "object", "properties": {}, "description": "x" * 9_000})
+    for messages, tools in (([USER], (ADD,)), ([USER, thought, USER], (ADD,)), ([USER], (ADD, wide))):
+        await talk.calls.open(messages, tools)
+    assert [place.startswith("chat") for place in places] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"a": "\xed\xa0\x80"}', "can't decode byte 0xed"),
+        (b'{"a": "\\ud800"}', "surrogates not allowed"),
+        ('{"a": "\\ud800"}'.encode("utf-16"), "can't decode byte 0xff"),
+        (b'{"a": NaN}', "NaN is no JSON"),
+        (b'{"a": ' + b"[" * 9_000, "recursion"),
+        (b"[]", "must be a JSON object, got list"),
+    ],
+    ids=["half", "escaped", "utf-16", "nan", "deep", "list"],
+)
+def test_a_body_is_json_in_utf8(body: bytes, says: str) -> None:
+    with pytest.raises(Refused, match=says):
+        read_json(body)
+
+
+def test_a_tool_without_bounds_is_refused() -> None:
+    function = {"name": "f", "parameters": {"type": "object", "description": "x" * (1 << 16)}}
+    tree = {"messages": [{"role": "user", "content": "?"}], "tools": [{"type": "function", "function": function}]}
+    with pytest.raises(Refused, match="tools: 'f' has over 65536 characters"):
+        chat_ask(tree, temperature=1.0, body=b"")
+
+
 def desk_of(**changes: Any) -> tuple[Stage, AgentDesk]:
     stage = Stage(make_config(environments__game={"environment": "agent", "episodes": 2}, **changes))
     return stage, AgentDesk(stage.run)
@@ -138,10 +186,27 @@ async def test_agents_that_wait_are_the_places_and_a_run_without_agents_lacks_th
     staying.cancel()
 
 
+async def test_people_are_told_where_agents_take_episodes_once_there_is_such_a_place() -> None:
+    stage, desk = desk_of()
+    staying = asyncio.create_task(desk.stay())
+
+    def told() -> list[str]:
+        return [event.message for event in stage.run.events._kept if event.kind == "agents_awaited"]
+
+    await settle()
+    await stage.clock.advance(1.0)
+    assert told() == []
+    desk.address = "http://127.0.0.1:1/v1"
+    for _ in range(3):
+        await stage.clock.advance(1.0)
+    assert told() == ["game: no agent is here; they take episodes at http://127.0.0.1:1/v1"]
+    staying.cancel()
+
+
 async def test_a_silent_agent_and_one_that_left_before_it_heard_end_the_episode() -> None:
     session = AgentSession(episode_id="e", wanted=WANTED, scores=True, key="k")
     assert "'k'" not in repr(session)
-    with pytest.raises(NotFound, match="asked for nothing in 0"):
+    with pytest.raises(NotFound, match="asked for no turn that could be sampled in 0"):
         await session.next(0.01)
     asking = asyncio.create_task(session.ask(Ask(fingerprint=b"1", messages=[USER])))
     pending = await session.next(5)
@@ -162,6 +227,34 @@ async def test_a_silent_agent_and_one_that_left_before_it_heard_end_the_episode(
     left.leave()
     with pytest.raises(Overloaded, match="has gone"):
         await left.next(5)
+
+
+async def test_requests_that_are_refused_for_ever_end_the_episode() -> None:
+    stage, desk = desk_of()
+    talk = Talk("chatml")
+    limits = Limits(
+        turns=2, prompt_tokens=4, sampled_tokens=4, episode_tokens=8, answer_s=0.2, lease_s=60.0, push_back_s=60.0
+    )
+    agents = AgentPlayer(desk, limits=limits, chat=talk.calls, text_of=str)
+    taking = asyncio.create_task(desk.take("game", wait_s=60))
+    await settle()
+    policy: Any = SimpleNamespace(begin=lambda: None, lost=lambda tokens: None)
+    playing = asyncio.create_task(agents.play(stage.fleet.members["agents-game"], WANTED, policy, episode_id="e1"))
+    session = await taking
+    assert session is not None
+
+    async def insists() -> str:
+        while True:
+            with pytest.raises(Refused) as caught:
+                await session.ask(Ask(fingerprint=b"", messages=[USER]))
+            if caught.value.code != CONTEXT_LENGTH:
+                return str(caught.value)
+
+    async with asyncio.timeout(20):
+        said = await insists()
+    assert "over: the agent of e1 asked for no turn that could be sampled in 0.2 s" in said
+    with pytest.raises(EnvironmentFailed):
+        await playing
 
 
 async def test_with_tokens_only_the_role_environment_takes_episodes(tmp_path: Any) -> None:

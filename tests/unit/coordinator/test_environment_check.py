@@ -45,9 +45,11 @@ class Servers:
     fails: Callable[[str, str], Exception | None] = lambda service_id, call: None
     open_now: dict[str, Any] = field(default_factory=dict)
     said: list[Message] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
 
     async def open(self, member: Any, *, episode_id: str, prompt: Any, seed: int, max_turns: int, **_: Any) -> Opening:
         self._fail(member.service_id, "open")
+        self.ids.append(episode_id)
         self.open_now[episode_id] = self.make()
         facts = {"data_source": "", "ground_truth": "", "extra_info": {}, "arguments": {}}
         row = Row(messages=prompt.messages, seed=seed, max_turns=max_turns, **facts)
@@ -121,9 +123,13 @@ def test_arguments_are_made_up_from_the_schema() -> None:
         "deep": {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]},
         "list": {"type": "array"},
         "any": True,
+        "either": {"type": ["integer", "null"]},
+        "odd": {"type": "object", "properties": ["x"], "required": True},
+        "names": {"type": "object", "required": [["x"], "y"]},
     }
     schema = {"type": "object", "properties": {**kinds, "optional": {"type": "string"}}, "required": [*kinds]}
     made = {"text": "1", "of": "b", "n": 1, "left": 7, "deep": {"on": True}, "list": [], "any": "1"}
+    made |= {"either": 1, "odd": {}, "names": {"y": "1"}}
     assert made_up(schema) == made
     assert made_up({}) == {}
 
@@ -179,6 +185,13 @@ async def test_what_would_fail_every_episode_is_refused_by_name(
     with pytest.raises(ConfigError, match=says):
         await checked(servers, **changes)
     assert not servers.open_now
+
+
+async def test_no_two_checks_share_an_episode_which_a_server_would_answer_from_memory() -> None:
+    servers = Servers(Guess)
+    for _ in range(2):
+        await checked(servers)
+    assert len(set(servers.ids)) == 4
 
 
 async def test_a_server_that_fails_beside_one_that_passes_is_put_aside() -> None:

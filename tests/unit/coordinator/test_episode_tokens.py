@@ -17,6 +17,7 @@ from services.coordinator.state.group import Sample, Span
 from sluice.environments import Message, Tool, ToolCall
 from sluice.errors import ConfigError, DataError
 from sluice.policy_version import PolicyVersion
+from sluice.rpc.chat_messages import message_from, message_to
 from tests.unit.coordinator.chat_templates import FAMILIES, table, tokenizer_of
 from tests.unit.docs.pages import ROOT
 
@@ -282,6 +283,39 @@ def test_a_family_of_the_renderers_library_extends_what_was_sampled() -> None:
     # The library writes each history with a new question anew; without a thought to strip it is the same one.
     plain = ids_of(tokenizer, f"two{end}")
     assert not chat.extend(context=prompt, sampled=plain, history=[USER], new=[again], tools=[]).rewritten
+
+
+@pytest.mark.parametrize("renderer", ["auto", "qwen3"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        '{"name": "add", "arguments": ' + "[" * 3_000,
+        '{"name": "add", "arguments": {"a": ' + "9" * 5_000 + "}}",
+        '{"name": "add", "arguments": {"a": "\\ud83d"}}',
+        '{"name": "\\ud83d"}',
+        '{"name": 5, "arguments": {}}',
+        '{"name": ["add"]}',
+        '{"name": "' + "a" * 2_000 + '"}',
+    ],
+    ids=lambda call: call[:34],
+)
+def test_a_call_that_no_wire_carries_is_what_the_policy_said(call: str, renderer: str) -> None:
+    tokenizer, generic, end = family("chatml-thinking")
+    chat = generic if renderer == "auto" else chat_of(tokenizer, template="model", renderer=renderer)
+    prompt, _ = chat.open([USER], [ADD])
+    ids = ids_of(tokenizer, f"<tool_call>\n{call}\n</tool_call>{end}")
+    message = chat.read(ids, context=prompt, tools=[ADD])
+    assert message.tool_calls == ()
+    assert call in message_from(message_to(message)).content
+
+
+def test_a_message_that_a_family_cannot_write_is_an_error_of_the_data() -> None:
+    tokenizer, _, end = family("chatml-thinking")
+    chat = chat_of(tokenizer, template="model", renderer="qwen3")
+    prompt, _ = chat.open([USER], [])
+    half = Message(role="tool", content="\ud83d")
+    with pytest.raises(DataError, match="the renderer refuses the conversation: TypeError"):
+        chat.extend(context=prompt, sampled=ids_of(tokenizer, end), history=[USER], new=[half], tools=[])
 
 
 def test_an_end_of_turn_that_is_only_marked_as_special_is_written_once() -> None:

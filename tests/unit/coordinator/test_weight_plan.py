@@ -134,6 +134,17 @@ def test_rollouts_of_one_memory_hang_on_the_one_that_began_or_on_the_one_of_last
     assert planned(named_first, former)["a"] == "r0", "a newcomer changes nothing"
 
 
+def test_a_newcomer_has_a_source_where_relays_without_the_bytes_keep_all_links() -> None:
+    """Histories that random ones found, one in 40,000: their relay died, or the learner came to the host of a relay."""
+    near, far = Receiver(name="a", host="h0", bytes_per_s=1.0), Receiver(name="b", host="h1")
+    new, entry = Receiver(name="new", host="h1"), Receiver(name="w", host="h2")
+    of = {"root": "L", "root_host": "h0"}
+    former = {"a": "gone", "gone": "L", "b": "a", "new": "gone"}
+    assert plan_sources([near, far, new], **of, former=former) == {"b": "a", "new": "L", "a": "L"}
+    former = {"w": "gone", "a": "w", "b": "a"}
+    assert plan_sources([near, far, new, entry], **of, former=former) == {"a": "w", "b": "a", "w": "L", "new": "b"}
+
+
 def test_a_chain_closes_over_a_relay_that_died_and_puts_a_relay_in_doubt_at_its_end() -> None:
     fleet = [Receiver(name=f"r{number}", host=f"host{number}") for number in range(5)]
     former = planned(fleet)

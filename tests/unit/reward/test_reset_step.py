@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 
 from services.reward.environments.builtin.reset_step import ResetStep
@@ -32,7 +33,7 @@ class Hunt(gymnasium.Env[str, str]):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self.steps += 1
         found = action == str(self.number)
-        return "yes" if found else "no", 1.0 if found else 0.5, found, self.steps == 3, {"is_success": found}
+        return "yes" if found else "no", 1.0 if found else 0.5, found, self.steps == 3, {"is_success": np.bool_(found)}
 
     def close(self) -> None:
         self.closed = True

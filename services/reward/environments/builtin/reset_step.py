@@ -110,10 +110,11 @@ class ResetStep:
 
     def _scored(self, *, truncated: bool) -> Score:
         info = self._end.info if self._end else {}
-        success = next((info[name] for name in ("is_success", "success") if isinstance(info.get(name), bool)), None)
+        said = (info[name] for name in ("is_success", "success") if name in info)
+        success = next((number for one in said if (number := functions.as_number(one)) in (0.0, 1.0)), None)
         return Score(
             score=self._score,
-            acc=None if success is None else float(success),
+            acc=success,
             parts={"steps": float(self._steps), "truncated": float(truncated)},
         )
 
