@@ -6,7 +6,7 @@ No code of an environment is run (user_code.py); the reward service that hosts i
 from collections.abc import Mapping
 
 from sluice.config.schema import Config
-from sluice.config.schema.environments import EXTERNAL
+from sluice.config.schema.environments import AGENT, EXTERNAL
 from sluice.config.user_code import did_you_mean, problem_of
 from sluice.errors import ConfigError
 
@@ -44,7 +44,7 @@ def _problem(environment: str, settings: Mapping[str, object]) -> str | None:
 
 def environment_problem(environment: str) -> str | None:
     """What is wrong with an environment's place, with the nearest that exists; None when the environment was found."""
-    known = (*BUILT_IN_ENVIRONMENTS, EXTERNAL)
+    known = (*BUILT_IN_ENVIRONMENTS, EXTERNAL, AGENT)
     if environment in known:
         return None
     where, colon, name = environment.rpartition(":")

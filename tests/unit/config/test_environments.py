@@ -64,6 +64,7 @@ def test_what_cannot_be_played_is_refused_by_name(changes: dict[str, Any], says:
     [
         ("calculator", None),
         ("external", None),
+        ("agent", None),
         ("games.py:Guess", None),
         ("games.py:Inherits", None),
         ("games.py:make", None),
