@@ -152,7 +152,8 @@ class AgentDesk:
     def _look(self, line: Line) -> None:
         member, now_s = line.member, self._clock.now()
         if member is None or member.state is State.LOST:
-            if now_s - line.told_s > TELL_EVERY_S and not self._progress.state.final:
+            may_come = self.address and not self._progress.state.final
+            if may_come and now_s - line.told_s > TELL_EVERY_S:
                 line.told_s = now_s
                 self._events.emit(
                     "agents_awaited", f"{line.name}: no agent is here; they take episodes at {self.address}"

@@ -58,8 +58,10 @@ def group_lines(parts: RunParts) -> Iterator[GroupLine]:
 async def find_row(parts: RunParts, wanted: str) -> dict[str, Any]:
     """The row of the group with this id or number, with the columns known so far. Raises NotFound with similar ids."""
 
+    number = wanted.lstrip("0") or "0"  # as the ids write it, or without zeros
+
     def is_it(group_id: str, admission: int) -> bool:
-        return wanted in (group_id, str(admission))
+        return wanted == group_id or number == str(admission)
 
     for live in _live(parts):
         if is_it(live.group.group_id, live.group.admission):
