@@ -58,7 +58,7 @@ def group_lines(parts: RunParts) -> Iterator[GroupLine]:
 async def find_row(parts: RunParts, wanted: str) -> dict[str, Any]:
     """The row of the group with this id or number, with the columns known so far. Raises NotFound with similar ids."""
 
-    number = wanted.lstrip("0") or "0"  # as the ids write it, or without zeros
+    number = str(int(wanted)) if wanted.isdecimal() and len(wanted) < 19 else ""  # also with zeros, as in the ids
 
     def is_it(group_id: str, admission: int) -> bool:
         return wanted == group_id or number == str(admission)
