@@ -6,6 +6,20 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 
+def print_checked(config: Any) -> None:
+    """Says what a dry run of `config` that came to its end has found."""
+    from sluice.config.schema.environments import AGENT
+
+    if not config.environments:
+        print("data, tokenizer and reward are fine: gold answers score right, garbage scores wrong")
+        return
+    print("data, tokenizer and reward are fine: where a grader scores, gold answers score right, garbage scores wrong")
+    if any(one.environment != AGENT for one in config.environments.values()):
+        print("environments are fine: each that the data names has played a scripted episode")
+    if agents := [name for name, one in config.environments.items() if one.environment == AGENT]:
+        print(f"not tried, because agents come when they like: {', '.join(agents)}")
+
+
 def report(status: Any, *, departures: Sequence[str], run_dir: Path, wall_s: float) -> None:
     """Writes both files and prints the table of a run that trained at least one step; `status` is the run's last status.
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sluice.cli.closing import report
+from sluice.cli.closing import print_checked, report
 from sluice.cli.config import load_runnable, print_derived
 from sluice.errors import ConfigError, LaunchError
 from sluice.process.child import module_command
@@ -112,8 +112,7 @@ def check_here(config: Any) -> int:
     if absent := [path for path in (config.model.path, *files) if not Path(path).expanduser().exists()]:
         print(f"not on this machine, so left to the run's own start: {', '.join(absent)}")
         return 0
-    here = {"network": NetworkConfig(coordinator_port=0, metrics=False)}
-    return _check(config.model_copy(update=here))
+    return _check(config.model_copy(update={"network": NetworkConfig()}))
 
 
 def _check(config: Any) -> int:
@@ -126,6 +125,8 @@ def _check(config: Any) -> int:
     from sluice.launch.view import make_view
 
     check_files(config)
+    ports = {"coordinator_port": 0, "gateway_port": 0, "metrics": False}  # so that there may be a run beside it
+    config = config.model_copy(update={"network": config.network.model_copy(update=ports)})
     with tempfile.TemporaryDirectory(prefix="sluice-dry-run-") as folder:
         run_dir = Path(folder) / "dry-run"
         view = make_view(sys.stdout, plain=True)
@@ -133,9 +134,7 @@ def _check(config: Any) -> int:
         if outcome.exit_code:
             print(f"sluice: {outcome.message}", file=sys.stderr)
             return outcome.exit_code
-    print("data, tokenizer and reward are fine: gold answers score right, garbage scores wrong")
-    if config.environments:
-        print("environments are fine: each has played a scripted episode")
+    print_checked(config)
     return 0
 
 

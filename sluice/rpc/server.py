@@ -56,7 +56,8 @@ class RpcServer:
         except RuntimeError as error:
             raise LaunchError(
                 f"cannot listen on {address}: another process uses the port, or this machine has no such address; "
-                "choose another port, 0 takes any free one, or another address (network.bind and network.advertise, --bind)"
+                "choose another port, of a coordinator network.coordinator_port (0 takes any free one), or another address "
+                "(network.bind and network.advertise, --bind)"
             ) from error
         await self.server.start()
         for service in (*self.services, ""):

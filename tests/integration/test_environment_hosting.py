@@ -145,7 +145,7 @@ async def _places_and_bad_requests(player: Player) -> None:
 
 async def _wrong_answers(player: Player) -> None:
     rules = {
-        "raise": "step: RuntimeError: StopIteration('no more')",
+        "raise": "step: RuntimeError: StopIteration('no more') (environment_cases.py:",
         "large": "messages[0].content must be at most 1048576 bytes, got 104857600 characters",
         "nonsense": "step must return a Reply or a text, got int",
         "half": "messages[0].content must be text that UTF-8 can encode",

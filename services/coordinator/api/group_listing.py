@@ -58,8 +58,10 @@ def group_lines(parts: RunParts) -> Iterator[GroupLine]:
 async def find_row(parts: RunParts, wanted: str) -> dict[str, Any]:
     """The row of the group with this id or number, with the columns known so far. Raises NotFound with similar ids."""
 
+    number = str(int(wanted)) if wanted.isdecimal() and len(wanted) < 19 else ""  # also with zeros, as in the ids
+
     def is_it(group_id: str, admission: int) -> bool:
-        return wanted in (group_id, str(admission))
+        return wanted == group_id or number == str(admission)
 
     for live in _live(parts):
         if is_it(live.group.group_id, live.group.admission):

@@ -158,8 +158,10 @@ def _text(value: object, where: str, most_bytes: int) -> int:
 
 
 def _tools(given: object) -> tuple[Tool, ...]:
-    if not isinstance(given, list | tuple) or not all(isinstance(tool, Tool) for tool in given):
-        raise WrongAnswer("tools must be a list of Tools")
+    if not isinstance(given, list | tuple):
+        raise WrongAnswer(f"tools must be a list of Tools, got {type(given).__name__}")
+    if others := [type(tool).__name__ for tool in given if not isinstance(tool, Tool)]:
+        raise WrongAnswer(f"tools must be a list of Tools of sluice.environments, got one of type {others[0]}")
     if len(given) > MOST_TOOLS:
         raise WrongAnswer(f"tools: at most {MOST_TOOLS}, got {len(given)}")
     names, total = set[str](), 0

@@ -225,7 +225,8 @@ class EnvironmentHost:
             return read(frame)
         except TimeoutError:
             self._end(episode)
-            raise Expired(f"environment {name}: {do} took longer than {limit_s:g} s; its process was ended") from None
+            took = f"took longer than {limit_s:.3g} s (its bound is rollout.turn_timeout_s)"
+            raise Expired(f"environment {name}: {do} {took}; its process was ended") from None
         except WorkerDied as death:
             self._end(episode)
             if do == "step":

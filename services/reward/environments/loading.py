@@ -28,6 +28,8 @@ class Loaded:
         self._settings = dict(settings)
         self._check(environment)
         self.version = str(getattr(self._make, "VERSION", None) or functions.version_of(module))
+        self.file = str(getattr(module, "__file__", None) or "")
+        """The source that the class or function is in."""
         self.scores = bool(getattr(self._make, "scores", False))
         """Whether its episodes end with a score."""
 

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -77,8 +78,14 @@ class _Worker:
         try:
             answer = await self._do(frame)
         except Exception as error:  # noqa: BLE001 - foreign code may raise anything; the reason is the answer
-            answer = {"error": f"{frame['do']}: {describe(error)}"}
+            answer = {"error": f"{frame['do']}: {describe(error)}{self._place(error)}"}
         write(self._replies, {"id": frame["id"], **answer})
+
+    def _place(self, error: Exception) -> str:
+        """The last line of the environment's own file that an error came through; nothing for an error of no such line."""
+        file = "" if self._loaded is None else self._loaded.file
+        through = [one for one in traceback.extract_tb(error.__traceback__) if file and one.filename == file]
+        return f" ({os.path.basename(file)}:{through[-1].lineno} in {through[-1].name})" if through else ""
 
     async def _do(self, frame: Frame) -> Frame:
         if frame["do"] == "load":
@@ -138,7 +145,9 @@ def _caught(method: Callable[..., Any], of: tuple[Any, ...]) -> tuple[Exception 
     try:
         return None, method(*of)
     except Exception as error:  # noqa: BLE001 - as above
-        return error if not isinstance(error, StopIteration) else RuntimeError(repr(error)), None
+        if isinstance(error, StopIteration):
+            return RuntimeError(repr(error)).with_traceback(error.__traceback__), None
+        return error, None
 
 
 if __name__ == "__main__":

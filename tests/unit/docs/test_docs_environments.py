@@ -35,7 +35,7 @@ def test_the_environment_in_twenty_lines_works_as_it_is_typed_in(tmp_path, monke
             seed=seed,
             max_turns=config.rollout.max_turns,
         )
-        assert "from 1 to 20" in episode.open(given)[0].content
+        assert "from 1 to 20" in episode.open(given)[-1].content
         assert episode.step(Message(role="assistant", content="a text")) == "Write a number."
         low, high = 1, 20
         while isinstance(said := episode.step(Message(role="assistant", content=f"{(low + high) // 2}")), str):
