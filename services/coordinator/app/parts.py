@@ -1,5 +1,7 @@
 """Makes the parts of a run's coordinator and wires them."""
 
+import asyncio
+
 import structlog
 
 from services.coordinator.api.learner_seat import LearnerSeat
@@ -151,7 +153,9 @@ async def _check(run: RunContext, clients: Clients, data: Data, *, whole: bool) 
 
 async def _check_environments(run: RunContext, clients: Clients, data: Data, *, whole: bool) -> set[str]:
     """Rehearses the environments of the data; returns those that score."""
-    prompts = [*data.training.of_each_environment(), *(prompt for one in data.held_out for prompt in one.prompts)]
+    # A million rows take half a minute, in which services would not be heard.
+    training = await asyncio.to_thread(data.training.of_each_environment)
+    prompts = [*training, *(prompt for one in data.held_out for prompt in one.prompts)]
     chat = make_chat(run.config, load_tokenizer(run.config.model.path))
     for one in await check_environments(run, environments=EpisodeClients(clients), chat=chat, prompts=prompts):
         for line in one.lines() if whole else [str(one)]:
