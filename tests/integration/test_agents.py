@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import importlib.util
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -67,7 +68,8 @@ async def test_agents_play_a_run_and_every_token_is_recorded_as_it_was_sampled(s
         async with asyncio.TaskGroup() as tasks:
             for _ in range(4):
                 tasks.create_task(agents.work())
-            tasks.create_task(asyncio.to_thread(example_agent().work, agents.address))
+            example = threading.Thread(target=example_agent().work, args=(agents.address,), daemon=True)
+            example.start()  # no task's: it looks for a coordinator for as long as there is none, also after a failure
             adapter = tasks.create_task(work_as_an_adapter(agents))
             counts: Counter[str] = Counter()
             by_index: Counter[int] = Counter()
@@ -78,14 +80,16 @@ async def test_agents_play_a_run_and_every_token_is_recorded_as_it_was_sampled(s
                     by_index += turns_as_told(part.group, agents)
                 await cast.learner.commit(run, step, batch)
             status = await run.until(lambda status: status.state == pb.RUN_STATE_FINISHED)
-        tally = adapter.result()  # which hears of the run's end
+        await asyncio.to_thread(example.join, 30.0)
+        assert not example.is_alive(), "it hears of the run's end, as the adapter does"
+        tally = adapter.result()
         assert tally.finished > 0
         assert tally.failed == 0
         assert status.ledger.closed
         assert status.ledger.trained == 8
         assert by_index == {0: 8, 1: 8}
         assert set(agents.ways) == set(Agents.WAYS)
-        assert counts["turns"] >= 2 * 16
+        assert counts["turns"] >= 2 * 16 - tally.finished  # the adapter asks once, everybody else twice or more
         assert counts["own contexts"] > 0
 
 

@@ -43,6 +43,7 @@ WRITERS = {
     "services/reward/sandbox/isolation.py": NOT_THE_RUN,
     "services/reward/sandbox/small_root.py": NOT_THE_RUN,
     "services/reward/verifiers/code.py": NOT_THE_RUN,
+    "sluice/cli/agent.py": ONE_LINE,
     "sluice/cli/config.py": ONE_LINE,
     "sluice/cli/demo_llm.py": ONE_LINE,
     "sluice/cli/model_evaluation.py": ONE_LINE,
