@@ -1,8 +1,10 @@
 """Rollouts and graders that are lost, wrong or replaced, and evaluations. Real gRPC and a real Redis."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pyarrow.parquet as pq
@@ -11,7 +13,7 @@ import pytest
 from sluice.testing.fakes import FakeLearner, FakeRollout, serving
 from sluice.v1 import common_pb2
 from sluice.v1 import coordinator_pb2 as pb
-from tests.integration.coordinator_cases import Cast, Serve, code_of, state_is
+from tests.integration.coordinator_cases import Cast, Coordinator, Serve, code_of, state_is
 
 pytestmark = pytest.mark.integration
 
@@ -23,7 +25,20 @@ async def test_a_rollout_that_was_lost_for_a_moment_gets_weights_again(serve: Se
         await run.until(lambda status: any(member.state == pb.SERVICE_STATE_LOST for member in status.services))
         applied = len(cast.rollout.applied)
         await cast.register(run)
-        await run.until(lambda _: len(cast.rollout.applied) > applied, within_s=1.9)  # then it is lost again
+        beating = asyncio.create_task(beats(run, cast.learner, cast.rollout))  # without, both are lost again in 2 s
+        try:
+            await run.until(lambda _: len(cast.rollout.applied) > applied)
+        finally:
+            beating.cancel()
+
+
+async def beats(run: Coordinator, *services: Any) -> None:
+    """Heartbeats of fake services, until cancelled."""
+    while True:
+        for service in services:
+            who = {"service_id": service.service_id, "incarnation": service.incarnation}
+            await run.stub.Heartbeat(pb.HeartbeatRequest(**who), timeout=5)
+        await asyncio.sleep(0.2)
 
 
 async def test_a_learner_that_is_replaced_in_the_middle_of_a_push_does_not_cost_the_rollout_its_weights(

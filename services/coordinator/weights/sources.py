@@ -172,6 +172,7 @@ class Sources:
             self._in = {each: entered for each, entered in self._in.items() if not each.gone.is_set()}
         held = member.base if self._by_held else None
         entered = self._rounds.setdefault(held, Round(learner=learner))
+        entered.learner = learner  # a process that was lost for a moment is another member
         if (former := self._in.get(member)) is not None and former is not entered:
             former.forget(member)
         self._in[member] = entered
