@@ -6,8 +6,8 @@ may be a source as soon as it has begun to receive.
 
  who waits          for what                                   unblocked by
  a rollout's task   its source to begin to receive             the source's task: begun, failed, gone
- a rollout's task   its source to apply, where it maps the     the source's task: applied, failed, gone; patience_s
-                    source's copy instead of receiving one
+ a rollout's task   its source to apply, where it maps the     the source's task: applied, failed, gone;
+                    source's copy instead of receiving one     the time for it (`copy_comes_in_s`)
 """
 
 import asyncio
@@ -106,6 +106,7 @@ class Round:
         """From now on others may receive from this rollout."""
         offer = source.offer or Offer(opened=opened)
         self.begun[member.service_id] = _Begun(offer=offer, links=source.links, at_s=now_s)
+        self.per_s.pop(member.service_id, None)  # a rollout that begins anew has nothing whole
         self.changed.notify()
 
     def ends(self, member: Member, receive_ms: float, *, buckets: int) -> None:

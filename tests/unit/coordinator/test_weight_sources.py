@@ -12,7 +12,7 @@ import pytest
 from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.push_times import PushTimes
 from services.coordinator.weights.push import WeightPush
-from services.coordinator.weights.sources import PATIENCE_S
+from services.coordinator.weights.sources import PATIENCE_S, Round, Source
 from services.coordinator.weights.watch import Look, is_slow
 from sluice.errors import Expired, InvalidRequest, NotReady, SluiceError, TransferError, Unavailable, WrongBytes
 from sluice.policy_version import PolicyVersion
@@ -263,3 +263,16 @@ def test_a_link_is_slow_when_its_receiver_gets_much_less_than_it_could_have() ->
         assert is_slow(first, last, source_per_s=40.0) is slow
     starved = Look(at_s=0.0, source=3, receiver=2)
     assert not is_slow(starved, Look(at_s=1.0, source=4, receiver=3), source_per_s=40.0), "it had all that was there"
+
+
+async def test_who_begins_anew_has_no_whole_copy() -> None:
+    ends = Ends()
+    learner, a = ends.members["learner"], ends.members["a"]
+    entered, source = Round(learner=learner), Source(member=learner, offer=None, links=1)
+    opened = learner_pb2.OpenTransferResponse(manifest=ends.sent[0], payload=ends.sent[1])
+    entered.begins(a, opened, source=source, now_s=0.0)
+    assert entered.copy_comes_in_s(a, 0.0) > PATIENCE_S
+    entered.ends(a, 1.0, buckets=BUCKETS)
+    assert entered.copy_comes_in_s(a, 0.0) == 0.0
+    entered.begins(a, opened, source=source, now_s=1.0)
+    assert entered.copy_comes_in_s(a, 1.0) > PATIENCE_S
