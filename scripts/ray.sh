@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stamp=.venv/.ray-$(cksum < requirements/ray.lock | cut -d' ' -f1)
-[ -f "$stamp" ] && exit 0
+[ -f "$stamp" ] && [ -x .venv/bin/ray ] && exit 0
 
 printf 'ray: Ray, into .venv\n'
 pins=.venv/ray-pins.txt

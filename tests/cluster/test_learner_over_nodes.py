@@ -74,7 +74,7 @@ def _nodes_of_the_learner(site: Site) -> list[str]:
     return [node for node in nodes if node]
 
 
-@pytest.mark.parametrize("engine", ["ray", "slurm"])
+@pytest.mark.parametrize("engine", [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("ray", "slurm")])
 def test_a_node_with_ranks_of_the_learner_is_lost_and_the_run_goes_on_without_a_restart_counted(
     engine: str, tmp_path: Path
 ) -> None:
