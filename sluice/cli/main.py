@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +31,7 @@ VERBS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; returns its exit code: 0, 1, 2, 3 or 130 (docs/delivery.md)."""
+    """Runs one subcommand; returns its exit code: 0, 1, 2, 3, 130 or 141 (docs/delivery.md)."""
     parser = _Parser(prog="sluice", description="DAPO training of language models as an asynchronous service system.")
     parser.add_argument("--version", action="version", version=f"sluice {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -41,12 +43,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sluice.errors import SluiceError
 
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        return 141
     except SluiceError as error:
         print(f"sluice: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
         return 130
+
+
+def _reader_has_left() -> bool:
+    """Whether nobody reads standard output any more (`sluice groups | head`). What is still to be written then goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 class _Parser(argparse.ArgumentParser):
