@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from sluice.launch.commands import Needs
+from sluice.launch.engines.port import LOST
 from sluice.launch.engines.slurm import SlurmEngine
+from sluice.launch.engines.slurm_job import nodes_of
 from tests.cluster.slurm_cluster import CPUS, GPUS, SlurmCluster, slurm_cluster
-from tests.contract.engine_tasks import SLEEPS, TasksOnNodes, shell, start
+from tests.contract.engine_tasks import SLEEPS, TasksOnNodes, pid_of, shell, start
 
 pytestmark = [pytest.mark.cluster, pytest.mark.needs("slurm"), pytest.mark.timeout(300)]
 
-WHOLE = ("--nodes=2", "--ntasks-per-node=1", f"--cpus-per-task={CPUS}", f"--gres=gpu:{GPUS}", "--no-kill")
+WHOLE = ("--ntasks-per-node=1", f"--cpus-per-task={CPUS}", f"--gres=gpu:{GPUS}", "--no-kill")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,8 +43,8 @@ class SlurmSite:
     def environ(self) -> Mapping[str, str]:
         return {"SLURM_CONF": self.cluster.environ["SLURM_CONF"], "SLURM_JOB_ID": self.job}
 
-    async def open(self) -> None:
-        self.job = await asyncio.to_thread(self.cluster.hold, *WHOLE)
+    async def open(self, *, nodes: int = 2) -> None:
+        self.job = await asyncio.to_thread(self.cluster.hold, f"--nodes={nodes}", *WHOLE)
         for name, value in self.environ.items():
             self.patch.setenv(name, value)
         self.home = await asyncio.to_thread(self.cluster.home, self.job)
@@ -75,6 +78,32 @@ class TestSlurmEngine(TasksOnNodes):
             await site.open()
             yield site
             await site.close()
+
+    async def test_places_that_slurm_takes_for_held_after_a_node_is_lost_are_used_again(
+        self, site: SlurmSite, tmp_path: Path
+    ) -> None:
+        whole = Needs(cpus=site.cpus_per_node, gpus=site.gpus_per_node)
+        await site.close()
+        await site.open(nodes=3)
+        try:
+            tasks = [await start(site, shell(f"learner-{n}", SLEEPS, needs=whole), tmp_path) for n in range(3)]
+            _, dead, left = sorted(tasks, key=lambda task: (task.node != site.home, task.node))
+            await site.kill_node(dead.node)
+            assert await dead.wait() == LOST
+            async with asyncio.timeout(120):
+                while len(await nodes_of(site.job)) == 3:  # noqa: ASYNC110
+                    await asyncio.sleep(1)
+            await asyncio.gather(*(task.stop(grace_s=10) for task in (left, dead)))
+            async with asyncio.timeout(60):
+                again = await start(
+                    site, shell("again", f"echo gpus=$CUDA_VISIBLE_DEVICES; {SLEEPS}", needs=whole), tmp_path
+                )
+            await pid_of(tmp_path / "again.log")
+            assert again.node == left.node
+            assert again.log_tail().startswith("gpus=0,1")
+            await again.stop(grace_s=10)
+        finally:
+            await site.mend()
 
     async def test_a_step_that_somebody_cancels_has_a_signal_and_no_lost_node(
         self, site: SlurmSite, tmp_path: Path

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,9 @@ from sluice.process.output import opened_log
 LOOK_EVERY_S = 2.0
 """How often a task that waits looks for room, and how old an answer of Slurm's controller may be: the controller serves a whole
 cluster."""
+
+BELIEVED_BUSY = 2
+"""Refusals in a row of a node that has room, from which Slurm's count of a job that has lost a node is taken for wrong."""
 
 INSIDE = """launch.engine: slurm places services on the nodes of a Slurm job, and this is none (SLURM_JOB_ID is not set); type
   sluice submit -c RECIPE --on slurm         to hand the run in, or
@@ -46,6 +50,8 @@ class SlurmEngine:
         """Nodes on which something went wrong: until when (monotonic seconds) they are left alone, and why."""
         self._unfit: dict[str, str] = {}
         """Nodes that lack what the run needs, and what."""
+        self._busy: Counter[str] = Counter()
+        """How often in a row Slurm has called a node busy that has room."""
         self._address = ""
         self._looking = asyncio.Lock()
         self._seen: tuple[float, Sequence[Node], Mapping[str, str]] = (float("-inf"), (), {})
@@ -94,6 +100,7 @@ class SlurmEngine:
                 try:
                     return await self._begin(command, place, log_path)
                 except NoStep as error:
+                    self._busy[place.name] += error.busy
                     self._resting[place.name] = (time.monotonic() + error.rest_s, str(error))
                     continue
             if place != said:
@@ -113,14 +120,34 @@ class SlurmEngine:
     async def _begin(self, command: Command, node: Node, log_path: Path) -> Step:
         command = replace(command, needs=share(node, command.needs))
         with opened_log(command.name, log_path):
-            step = Step(command, node, job=self._job, log_path=log_path, node_timeout_s=self._node_timeout_s)
+            step = Step(
+                command,
+                node,
+                job=self._job,
+                log_path=log_path,
+                node_timeout_s=self._node_timeout_s,
+                overlaps=self._is_miscounted(node, command.needs),
+            )
         self._steps.add(step)
         try:
             await step.begin()
         except BaseException:
             self._steps.discard(step)  # nothing of it is left
             raise
+        if not step.overlaps:
+            self._busy.pop(node.name, None)
         return step
+
+    def _is_miscounted(self, node: Node, needs: Needs) -> bool:
+        """Whether Slurm's count of a node is to be passed over.
+
+        Of a job that has lost a node Slurm (22.05) never counts the places of steps free that were running then: "unable to
+        update job's core use information due to job resizing". The first refusal may be a step whose end Slurm has not
+        heard of. GPUs whose ids this launcher does not know are left to the steps that have them.
+        """
+        shrunk = len(self._seen[1]) < len(self._all)
+        used = self._taken().get(node.name, Needs(cpus=0))
+        return shrunk and self._busy[node.name] >= BELIEVED_BUSY and (not needs.gpus or not used.gpus)
 
     async def _look(self) -> tuple[Sequence[Node], Mapping[str, str]]:
         """The job's nodes and those of them that are silent, LOOK_EVERY_S old at most. What Slurm does not say now it said

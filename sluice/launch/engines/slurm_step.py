@@ -40,19 +40,23 @@ _CANNOT_RUN = re.compile(r"execve\(\)|unrecognized option")
 class NoStep(Exception):
     """Slurm has not made the step, or its node is silent, for the reason that is the text. Another node may do better."""
 
-    def __init__(self, why: str, *, rest_s: float) -> None:
+    def __init__(self, why: str, *, rest_s: float, busy: bool = False) -> None:
         super().__init__(why)
         self.rest_s = rest_s
         """How long the node is better left alone."""
+        self.busy = busy
+        """Whether Slurm believes that the place is taken."""
 
 
 class Step:
     """A task (port.py), placed by `begin`."""
 
-    def __init__(self, command: Command, node: Node, *, job: str, log_path: Path, node_timeout_s: float) -> None:
+    def __init__(
+        self, command: Command, node: Node, *, job: str, log_path: Path, node_timeout_s: float, overlaps: bool
+    ) -> None:
         self.name, self.node, self.log_path, self.needs = command.name, node.name, log_path, command.needs
         self.started_s, self.killed, self.lost = time.monotonic(), "", ""
-        self._command, self._place, self._job = command, node, job
+        self._command, self._place, self._job, self.overlaps = command, node, job, overlaps
         self._node_timeout_s, self._beat_s = node_timeout_s, min(1.0, node_timeout_s / BEATS)
         self._begun = asyncio.Event()
         self._relayed: BinaryIO | None = None
@@ -71,7 +75,7 @@ class Step:
         cancelled, nothing is left placed."""
         self._srun = await asyncio.create_subprocess_exec(
             *armed(signal.SIGTERM),
-            *srun_line(self._command, self._place, job=self._job),
+            *srun_line(self._command, self._place, job=self._job, overlaps=self.overlaps),
             *self._placed_line(),
             *self._command.argv,
             stdin=asyncio.subprocess.PIPE,
@@ -102,7 +106,7 @@ class Step:
             raise LaunchError(f"{self.name} cannot start on node {self.node}: {words}")
         if self.alive:
             raise NoStep(f"starts no step within {self._node_timeout_s:g} s ({words})", rest_s=self._node_timeout_s)
-        raise NoStep(f"starts no step ({words})", rest_s=ROOM_WITHIN_S)
+        raise NoStep(f"starts no step ({words})", rest_s=ROOM_WITHIN_S, busy="nodes are busy" in words)
 
     # --- what goes on ---------------------------------------------------------------------------------------------
 

@@ -19,12 +19,12 @@ _DEVICES = (
 )
 
 
-def srun_line(command: Command, node: Node, *, job: str) -> list[str]:
+def srun_line(command: Command, node: Node, *, job: str, overlaps: bool) -> list[str]:
     """What stands before the step's own words.
 
     `--exact` takes what is asked for and no more, `--gres=none` keeps a task without GPUs from all of the job's; `--mem=0` has
-    the steps of a node share the job's memory, which the first step would take whole. The environment goes with srun's own, so
-    that no value of a variable is in an argument list.
+    the steps of a node share the job's memory, which the first step would take whole. `overlaps`: whatever Slurm believes that
+    other steps hold. The environment goes with srun's own, so that no value of a variable is in an argument list.
     """
     needs = command.needs
     line = [
@@ -37,6 +37,7 @@ def srun_line(command: Command, node: Node, *, job: str) -> list[str]:
     ]
     line += [] if node.component is None else [f"--het-group={node.component}"]
     line += [f"--cpus-per-task={max(1, needs.cpus)}", f"--gres=gpu:{needs.gpus}" if needs.gpus else "--gres=none"]
+    line += ["--overlap"] if overlaps else []
     return [*line, "--exact", "--mem=0", "--mpi=none", "--export=ALL", f"--immediate={ROOM_WITHIN_S}", "--unbuffered"]
 
 

@@ -59,11 +59,12 @@ def test_in_a_heterogeneous_job_learner_and_rollouts_have_components_of_their_ow
 
 def test_srun_gets_no_secret_in_its_arguments_and_no_flag_from_the_environment() -> None:
     command = Command(name="rollout-0", argv=["x"], environ={"TOKEN": "s3cret"}, needs=Needs(cpus=2, gpus=1))
-    line = srun_line(command, node("n1"), job="7")
+    line = srun_line(command, node("n1"), job="7", overlaps=False)
     assert "s3cret" not in " ".join(line)
     assert {"--jobid=7", "--nodelist=n1", "--cpus-per-task=2", "--gres=gpu:1", "--export=ALL"} <= set(line)
-    assert {"--gres=none", "--het-group=1"} <= set(
-        srun_line(Command(name="reward-0", argv=["x"], environ={}), node("n1", component=1), job="7")
+    assert "--overlap" not in line
+    assert {"--gres=none", "--het-group=1", "--overlap"} <= set(
+        srun_line(Command(name="reward-0", argv=["x"], environ={}), node("n1", component=1), job="7", overlaps=True)
     )
     inherited = {"SLURM_NTASKS_PER_NODE": "2", "SLURM_CONF": "/c", "CUDA_VISIBLE_DEVICES": "0", "PATH": "/bin"}
     assert step_environ(inherited) == {"SLURM_CONF": "/c", "PATH": "/bin"}
