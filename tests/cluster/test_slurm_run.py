@@ -1,5 +1,6 @@
 """A run on a real Slurm: handed in, watched, its node lost, ended; and what Slurm would not start."""
 
+import contextlib
 import json
 import os
 import time
@@ -53,31 +54,57 @@ def until(job: str, condition: Callable[[], bool], *, within_s: float, run_dir: 
         raise AssertionError(f"job {job} is {SlurmSubmitter().state(job)}, and has said:\n{said}") from None
 
 
+@contextlib.contextmanager
+def blind(node: str, cluster: SlurmCluster, *, hiding: Path) -> Iterator[None]:
+    """Shared storage is not mounted on the node."""
+    cluster.lose(node)
+    cluster.add(node, hiding=hiding)
+    try:
+        cluster.mend()
+        yield
+    finally:
+        cluster.lose(node)
+        cluster.mend()
+
+
 def test_a_run_that_loses_a_node_goes_on_elsewhere_and_closes_its_ledger(
     cluster: SlurmCluster, base_model: Path, tmp_path: Path
 ) -> None:
     run_dir, submitter = tmp_path / "run", SlurmSubmitter()
-    job = submitter.submit(submission(run_dir, f"model.path={base_model}", "slurm.nodes=3", *TINY, *FEW))
+    with blind("n3", cluster, hiding=tmp_path):
+        job = submitter.submit(submission(run_dir, f"model.path={base_model}", "slurm.nodes=3", *TINY, *FEW))
 
-    def steps() -> int:
-        metrics = run_dir / "metrics.jsonl"
-        return metrics.read_text().count('"kind":"step"') if metrics.exists() else 0
+        def steps() -> int:
+            metrics = run_dir / "metrics.jsonl"
+            return metrics.read_text().count('"kind":"step"') if metrics.exists() else 0
 
-    until(job, lambda: steps() >= 2, within_s=240, run_dir=run_dir)
-    assert submitter.state(job) is JobState.RUNNING
-    cluster.lose(_node_of(cluster, job, "rollout-0"))
-    over = (JobState.FINISHED, JobState.FAILED, JobState.STOPPED)
-    until(job, lambda: submitter.state(job) in over, within_s=300, run_dir=run_dir)
+        until(job, lambda: steps() >= 2, within_s=240, run_dir=run_dir)
+        assert submitter.state(job) is JobState.RUNNING
+        cluster.lose(_node_of(cluster, job, "rollout-0"))
+        over = (JobState.FINISHED, JobState.FAILED, JobState.STOPPED)
+        until(job, lambda: submitter.state(job) in over, within_s=300, run_dir=run_dir)
     said = "\n".join(submitter.logs(job, follow=True))
     assert submitter.state(job) is JobState.FINISHED, said
     assert "rollout-0 is lost: node n" in said
+    assert "node n3 is left out from now on, and " in said, "the emptiest node, where the storage is not mounted"
     assert "restart 1 of" not in said, "a lost node costs no restart"
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["steps"], summary["groups"]["closed"]) == (8, True)
     assert problems(run_dir) == []
     for name in ("rollout-0", "reward-0", "learner"):
         assert (run_dir / "logs" / f"{name}.log").stat().st_size > 0
-    cluster.mend()
+
+
+def test_a_node_that_does_not_see_the_run_directory_is_refused_by_name_at_the_start(
+    cluster: SlurmCluster, base_model: Path, tmp_path: Path
+) -> None:
+    run_dir, submitter = tmp_path / "run", SlurmSubmitter()
+    with blind("n2", cluster, hiding=tmp_path):
+        job = submitter.submit(submission(run_dir, f"model.path={base_model}", "slurm.nodes=3", *TINY, *FEW))
+        until(job, lambda: submitter.state(job) is JobState.FAILED, within_s=120, run_dir=run_dir)
+    said = "\n".join(submitter.logs(job, follow=True))
+    assert f"run.dir: {run_dir} on " in said
+    assert "is not the run's directory; put it on storage that every node mounts" in said
 
 
 def test_what_slurm_would_never_start_is_refused_in_seconds_and_nothing_is_queued(
