@@ -166,6 +166,8 @@ class _Prompt:
     text: str = "12+345+6="
     ground_truth: str = "363"
     extra_info_json: str = ""
+    environment: str = ""
+    environment_args_json: str = ""
 
     @property
     def token_ids(self) -> np.ndarray:
