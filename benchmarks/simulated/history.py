@@ -168,6 +168,7 @@ class _Prompt:
     extra_info_json: str = ""
     environment: str = ""
     environment_args_json: str = ""
+    messages: tuple[()] = ()
 
     @property
     def token_ids(self) -> np.ndarray:
