@@ -150,7 +150,9 @@ def bypass_loss(value: Any) -> str:
 
 
 def adv_estimator(value: Any) -> str:
-    if value not in ("grpo", "maxrl"):
+    if value == "grpo":
+        raise Unset("advantages are relative to the group (DAPO eq. 9) unless maxrl is asked for")
+    if value != "maxrl":
         raise ValueError("advantages are relative to the group: grpo (DAPO eq. 9) or maxrl; set it to grpo")
     return value
 

@@ -39,7 +39,7 @@ def test_sequence_parallelism_is_context_parallelism_by_either_key_and_one_is_th
         (f"{ACTOR}.entropy_coeff=0.001", "no entropy bonus"),
         (f"{ACTOR}.ppo_epochs=2", "trained once"),
         (f"{ACTOR}.policy_loss.loss_mode=clip_cov", "dppo_kl and sapo"),
-        (f"{ACTOR}.grad_baselining.enable=true", "baseline from gradient norms"),
+        (f"{ACTOR}.grad_baselining.enable=True", "baseline from gradient norms"),
         ("algorithm.rollout_correction.loss_type=pg", "ppo_clip and reinforce"),
         (f"{ACTOR}.optim.lr_scheduler_type=polynomial", "constant, linear and cosine"),
         (f"{ACTOR}.optim.lr_warmup_steps_ratio=0.1", "set optim.lr_warmup_steps"),
