@@ -118,7 +118,10 @@ class Objective:
     def _token_loss(self, logprobs: Tensor, where: slice) -> TokenLoss:
         algorithm, proximal = self._algorithm, self._proximal[where]
         given: dict[str, Any] = {"learner_logprobs": logprobs, "advantages": self._packed.advantages[where]}
-        clip = {"clip_ratio_low": algorithm.clip_ratio_low, "clip_ratio_high": algorithm.clip_ratio_high}
+        clip: dict[str, Any] = {
+            "clip_ratio_low": algorithm.clip_ratio_low,
+            "clip_ratio_high": algorithm.clip_ratio_high,
+        }
         c = algorithm.clip_ratio_c
         match algorithm.loss_mode:
             case "vanilla":
@@ -137,8 +140,8 @@ class Objective:
             case "ipo":
                 return ipo_token_loss(rollout_logprobs=proximal, **given, **clip, clip_ratio_c=c)
             case "sapo":
-                tau = {"tau_pos": algorithm.tau_pos, "tau_neg": algorithm.tau_neg}
-                return sapo_token_loss(proximal_logprobs=proximal, **given, **tau)
+                given |= {"tau_pos": algorithm.tau_pos, "tau_neg": algorithm.tau_neg}
+                return sapo_token_loss(proximal_logprobs=proximal, **given)
             case "reinforce":
                 return reinforce_token_loss(rollout_logprobs=proximal, **given)
 

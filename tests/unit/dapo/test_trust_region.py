@@ -1,7 +1,7 @@
 """Masks by probability: DPPO (arXiv:2602.04879) and IPO, by hand and against autograd of the plain objective."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def _loss(
 ) -> tuple[TokenLoss, Tensor]:
     """The loss, and its gradient with respect to the learner's logprobs."""
     learner, rollout, advantages = (torch.tensor(values) for values in zip(*drawn, strict=True))
-    given = {"rollout_logprobs": rollout.log(), "advantages": advantages}
+    given: dict[str, Any] = {"rollout_logprobs": rollout.log(), "advantages": advantages}
     given |= {"clip_ratio_low": low, "clip_ratio_high": high, "clip_ratio_c": c}
     logprobs = learner.log().requires_grad_()
     if kind == "ipo":
