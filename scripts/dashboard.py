@@ -95,7 +95,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "KL of rollout and learner, k1, by age",
             ("mismatch/k1_nats", "mismatch/k1_age0_nats", "mismatch/k1_age1_nats", "mismatch/k1_age2plus_nats"),
         ),
-        Panel("Effective sample size", ("mismatch/ess",)),
+        Panel("Effective sample size", ("mismatch/ess", "loss/lr_factor")),
         Panel("Log-probability difference", ("mismatch/abs_diff_mean", "mismatch/abs_diff_max")),
         Panel("Ratio before the step", ("mismatch/ratio_p50", "mismatch/ratio_p99")),
         Panel("Ratio in the loss", ("loss/ratio_mean", "loss/ratio_p50", "loss/ratio_p99", "loss/ratio_max")),

@@ -5,6 +5,7 @@ is written out a second time, those of the variants and corrections too. Groups 
 (eq. 11), rewards as shaped (eq. 13).
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ class ReferenceSample:
     """One a sampled token, nats, under the distribution that was sampled from."""
     reward: float
     """Shaped."""
+    acc: float = 0.0
+    """1 right, 0 wrong."""
     truncated: bool = False
     """Whether it was cut at the length limit."""
     sampled: list[bool] | None = None
@@ -54,11 +57,14 @@ class ReferenceVariant:
     """What may differ from DAPO, by the names of the configuration."""
 
     loss_mode: str = "vanilla"
+    adv_estimator: str = "grpo"
+    ess_scaling: bool = False
     proximal: str = "rollout"
     rollout_is: str = "none"
     rollout_is_threshold: float = 2.0
     rollout_rs: str = "none"
     rollout_rs_threshold: float = 2.0
+    opsm_delta: float | None = None
 
 
 def reference_update(
@@ -87,9 +93,11 @@ def reference_update(
                     first[id(sample)] = reference_sampled_logprobs(model, group.prompt_ids, sample, temperature)
     updates = []
     for start in range(0, len(groups), mini_batch_size):
-        token_losses = []
+        token_losses, log_weights = [], []
         for group in groups[start : start + mini_batch_size]:
             advantages = reference_advantages([s.reward for s in group.samples], norm_by_std=norm_adv_by_std)
+            if variant.adv_estimator == "maxrl":
+                advantages = reference_maxrl([s.acc for s in group.samples])
             for sample, advantage in zip(group.samples, advantages, strict=True):
                 if overlong_filtering and sample.truncated:
                     continue
@@ -100,12 +108,18 @@ def reference_update(
                     logprobs, proximal, advantage, clip_ratio_low, clip_ratio_high, clip_ratio_c, variant.loss_mode
                 )
                 compared = proximal if variant.proximal == "recompute" else logprobs.detach()
-                token_losses.append(losses * reference_correction(compared - rollout, variant))
+                token_losses.append(losses * reference_correction(compared - rollout, advantage, variant))
+                log_weights.append((logprobs.detach() - rollout).sum().item())
         loss = reference_aggregate(token_losses, loss_agg_mode, loss_scale_factor)
         optimizer.zero_grad()
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        factor = reference_lr_factor(log_weights) if variant.ess_scaling else 1.0
+        for parameters in optimizer.param_groups:
+            parameters["lr"] *= factor
         optimizer.step()
+        for parameters in optimizer.param_groups:
+            parameters["lr"] /= factor
         updates.append(ReferenceUpdate(loss=loss.item(), grad_norm=grad_norm.item()))
     return updates
 
@@ -116,6 +130,18 @@ def reference_advantages(rewards: list[float], *, norm_by_std: bool) -> list[flo
         return rewards
     mean, std = statistics.fmean(rewards), statistics.stdev(rewards)
     return [(reward - mean) / (std + 1e-6) if norm_by_std else reward - mean for reward in rewards]
+
+
+def reference_maxrl(accs: list[float]) -> list[float]:
+    """arXiv:2602.02710, algorithm 1."""
+    rate = statistics.fmean(accs)
+    return [(acc - rate) / (rate + 1e-6) for acc in accs]
+
+
+def reference_lr_factor(log_weights: list[float]) -> float:
+    """arXiv:2602.17616: the root of the share of effective samples."""
+    weights = [math.exp(value) for value in log_weights]
+    return math.sqrt(sum(weights) ** 2 / (len(weights) * sum(weight**2 for weight in weights)))
 
 
 def reference_logprobs(
@@ -154,6 +180,20 @@ def reference_token_losses(
     if loss_mode == "gspo":  # arXiv:2507.18071, eq. 14: the sequence's ratio in value, the token's in gradient
         sequence = torch.exp((logprobs - proximal).mean()).detach()
         ratios = sequence * torch.exp(logprobs - logprobs.detach())
+    if loss_mode == "reinforce":
+        return -advantage * torch.exp(logprobs - logprobs.detach())
+    if loss_mode == "sapo":  # arXiv:2511.20347
+        tau = 1.0 if advantage > 0 else 1.05
+        return -advantage * 4 / tau / (1 + torch.exp(-tau * (ratios - 1)))
+    if loss_mode in ("dppo_tv", "dppo_kl", "ipo"):  # arXiv:2602.04879, and prime-rl
+        inside = torch.tensor(
+            [
+                _inside(math.exp(p), math.exp(m), advantage, clip_ratio_low, clip_ratio_high, loss_mode)
+                for p, m in zip(logprobs.tolist(), proximal.tolist(), strict=True)
+            ]
+        )
+        weights = torch.clamp(ratios.detach(), max=clip_ratio_c)
+        return -advantage * weights * inside * torch.exp(logprobs - logprobs.detach())
     clipped = torch.clamp(ratios, 1 - clip_ratio_low, 1 + clip_ratio_high)
     objective = torch.minimum(ratios * advantage, clipped * advantage)
     if advantage < 0 and clip_ratio_c is not None:
@@ -161,7 +201,17 @@ def reference_token_losses(
     return -objective
 
 
-def reference_correction(log_ratios: Tensor, variant: ReferenceVariant) -> Tensor:
+def _inside(p: float, m: float, advantage: float, low: float, high: float, loss_mode: str) -> bool:
+    """Whether a token of probability p, sampled at m, stays in the loss."""
+    if loss_mode == "ipo":
+        return -low <= p - m <= high
+    if loss_mode == "dppo_tv":
+        return p - m <= high if advantage > 0 else m - p <= low
+    divergence = m * math.log(m / p) + (1 - m) * math.log((1 - m) / (1 - p))
+    return p <= m or divergence <= high if advantage > 0 else p >= m or divergence <= low
+
+
+def reference_correction(log_ratios: Tensor, advantage: float, variant: ReferenceVariant) -> Tensor:
     """[T] factors of the token losses: truncated importance weight, or 0 where the ratio to the rollout is out of bounds."""
 
     def ratios(level: str) -> Tensor:
@@ -174,6 +224,8 @@ def reference_correction(log_ratios: Tensor, variant: ReferenceVariant) -> Tenso
     if variant.rollout_rs != "none":
         upper, found = variant.rollout_rs_threshold, ratios(variant.rollout_rs)
         factors = torch.where((found >= 1 / upper) & (found <= upper), factors, 0.0)
+    if variant.opsm_delta is not None and advantage < 0 and -log_ratios.mean() > variant.opsm_delta:
+        factors = torch.zeros_like(factors)
     return factors
 
 

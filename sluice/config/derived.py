@@ -12,7 +12,21 @@ def derived_table(config: Config) -> list[tuple[str, str, str]]:
 
 def notes(config: Config) -> list[str]:
     """What is permitted and yet seldom meant, for people to read before a run starts."""
-    return [*_notes_of_budget(config), *_notes_of_context(config)]
+    return [*_notes_of_budget(config), *_notes_of_context(config), *_notes_of_bounds(config)]
+
+
+_USUAL_BOUNDS = {"gspo": "3e-4 and 4e-4", "dppo_kl": "0.05 and 0.05"}
+"""Of losses whose bounds are no ratios of tokens: what their papers took for the lower and the upper one."""
+
+
+def _notes_of_bounds(config: Config) -> Iterator[str]:
+    algorithm = config.algorithm
+    usual = _USUAL_BOUNDS.get(algorithm.loss_mode)
+    if usual and (algorithm.clip_ratio_low, algorithm.clip_ratio_high) == (0.2, 0.28):
+        yield (
+            f"algorithm.clip_ratio_low, algorithm.clip_ratio_high: 0.2 and 0.28 are DAPO's; {algorithm.loss_mode} bounds "
+            f"something else, and its paper has {usual}"
+        )
 
 
 def _notes_of_budget(config: Config) -> Iterator[str]:

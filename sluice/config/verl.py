@@ -167,6 +167,14 @@ class _Translator:
             self._remarks.append("run.total_steps: is not set by the source, set it: epochs do not end a run")
         if "algorithm.adv_estimator" not in self.settings:
             self._remarks.append("algorithm.adv_estimator: is not set by the source; training is with group advantages")
+        loss, mode = (
+            {**self.fallbacks, **self.moved}.get(f"algorithm.{key}") for key in ("loss_mode", "loss_agg_mode")
+        )
+        if loss in ("gspo", "sapo") and mode != "seq-mean-token-mean":
+            self._remarks.append(
+                f"algorithm.loss_agg_mode: verl's {loss} takes seq-mean-token-mean whatever the source says; set it to have "
+                "the same"
+            )
         self._remarks.append(
             "coordinator.max_staleness: is left at Sluice's default; 0 alternates strictly, as verl does"
         )

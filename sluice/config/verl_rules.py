@@ -130,8 +130,30 @@ def schedule(value: Any) -> str:
 
 
 def loss_mode(value: Any) -> str:
-    if value not in ("vanilla", "gspo", "cispo"):
-        raise ValueError("policy losses are vanilla (DAPO's), gspo and cispo; set it to one of them")
+    if value == "bypass_mode":
+        raise Unset("rollout_correction.loss_type says which loss")
+    if value not in ("vanilla", "gspo", "cispo", "dppo_tv", "dppo_kl", "sapo"):
+        raise ValueError(
+            "policy losses are vanilla (DAPO's), gspo, cispo, dppo_tv, dppo_kl and sapo; set it to one of them"
+        )
+    return value
+
+
+def bypass_loss(value: Any) -> str:
+    if value == "ppo_clip":
+        raise Unset("policy_loss.loss_mode says which clipped loss")
+    if value != "reinforce":
+        raise ValueError(
+            "losses without recomputed log-probabilities are ppo_clip and reinforce; set it to one of them"
+        )
+    return value
+
+
+def adv_estimator(value: Any) -> str:
+    if value == "grpo":
+        raise Unset("advantages are relative to the group (DAPO eq. 9) unless maxrl is asked for")
+    if value != "maxrl":
+        raise ValueError("advantages are relative to the group: grpo (DAPO eq. 9) or maxrl; set it to grpo")
     return value
 
 

@@ -13,7 +13,9 @@ from sluice.config.verl_rules import (
     Only,
     Rule,
     Switched,
+    adv_estimator,
     bypass,
+    bypass_loss,
     context_size,
     correction_level,
     dtype,
@@ -67,6 +69,13 @@ _CORRECTION = (
 _WEIGHT = "the weight is proximal / rollout, so algorithm.proximal is recompute unless bypass_mode says otherwise"
 _MASK = "masked tokens stay in the denominator of the loss, where verl takes them out"
 
+_ESS = "actor_rollout_ref.actor.ess_scaling.enable"
+_ESS_RULE = (
+    "steps are scaled by sqrt(effective samples / samples) of weights that are not truncated; set scaling_rule to sqrt, "
+    "base_ess_ratio to 1 and use_clipped to false"
+)
+_NO_BASELINE = "VCPO's baseline from gradient norms of single samples is not there; set it to false"
+
 _ACTOR: dict[str, Rule] = {
     "ppo_mini_batch_size": move("learner.mini_batch_size"),
     "ppo_max_token_len_per_gpu": move("learner.max_tokens_per_micro_batch"),
@@ -102,7 +111,7 @@ _ACTOR: dict[str, Rule] = {
     "kl_loss_type": Ignore(why="there is no KL term"),
     "entropy_coeff": Only(values=(0,), why="DAPO has no entropy bonus; set it to 0"),
     "ppo_epochs": Only(values=(1,), why="every group is trained once; set it to 1"),
-    "policy_loss.loss_mode": move("algorithm.loss_mode", loss_mode),
+    "policy_loss.loss_mode": Move(to=("algorithm.loss_mode",), convert=loss_mode, fallback=True),
     **{
         f"policy_loss.{key}": Ignore(why="only used by other policy losses")
         for key in (
@@ -117,8 +126,16 @@ _ACTOR: dict[str, Rule] = {
     },
     "tis_imp_ratio_cap": Only(values=(-1, None), why=_CORRECTION),
     "use_rollout_log_probs": Ignore(why=_LOGPROBS),
-    "tau_pos": Ignore(why="only used by other policy losses"),
-    "tau_neg": Ignore(why="only used by other policy losses"),
+    "tau_pos": move("algorithm.tau_pos"),
+    "tau_neg": move("algorithm.tau_neg"),
+    "ess_scaling.enable": move("algorithm.ess_scaling"),
+    **{
+        f"ess_scaling.{key}": Switched(switch=_ESS, off=(False,), rule=Only(values=values, why=_ESS_RULE))
+        for key, values in {"scaling_rule": ("sqrt",), "base_ess_ratio": (1,), "use_clipped": (False,)}.items()
+    },
+    "grad_baselining.enable": Only(values=(False,), why=_NO_BASELINE),
+    "grad_baselining.*": Ignore(why="only used with actor.grad_baselining.enable"),
+    "update_policy_per_traj": Ignore(why=_NO_BASELINE),
     "freeze_vision_tower": Ignore(why="models are text only"),
     "router_replay.mode": Only(values=("disabled",), why="expert routing is not replayed; set it to disabled"),
     "qat.enable": Only(values=(False,), why="there is no quantisation-aware training; set it to false"),
@@ -294,7 +311,7 @@ _DATA: dict[str, Rule] = {
 _FILTER = "algorithm.filter_groups.enable"
 
 _ALGORITHM: dict[str, Rule] = {
-    "adv_estimator": Only(values=("grpo",), why="advantages are relative to the group (DAPO eq. 9); set it to grpo"),
+    "adv_estimator": move("algorithm.adv_estimator", adv_estimator),
     "norm_adv_by_std_in_grpo": move("algorithm.norm_adv_by_std_in_grpo"),
     "filter_groups.enable": move("algorithm.filter_groups.enable"),
     "filter_groups.metric": Switched(switch=_FILTER, off=(False,), rule=move("algorithm.filter_groups.metric")),
@@ -326,7 +343,9 @@ _ALGORITHM: dict[str, Rule] = {
     "rollout_correction.rollout_rs_threshold": move("algorithm.rollout_correction.rollout_rs_threshold", one_bound),
     "rollout_correction.rollout_rs_threshold_lower": move("algorithm.rollout_correction.rollout_rs_threshold_lower"),
     "rollout_correction.bypass_mode": move("algorithm.proximal", bypass),
-    "rollout_correction.loss_type": Only(values=("ppo_clip",), why=_CORRECTION),
+    "rollout_correction.loss_type": Switched(
+        switch="algorithm.rollout_correction.bypass_mode", off=(False,), rule=move("algorithm.loss_mode", bypass_loss)
+    ),
     "rollout_correction.rollout_is_batch_normalize": Only(values=(False, None), why=_CORRECTION),
     "rollout_correction.rollout_token_veto_threshold": Only(values=(None,), why=_CORRECTION),
 }

@@ -2,8 +2,10 @@
 
 With `proximal: recompute` (decoupled PPO, Hilton et al. 2021, arXiv:2110.00641, eq. 6) the clip is centred on the step's
 first policy and the loss is weighted by proximal / rollout. Truncating that weight is TIS, by token (Yao et al. 2025) or
-by the sequence's product; masking ratios outside two bounds is IcePop by token, MIS by sequence. No gradient flows through
-weight or mask. A masked token has loss zero and stays in every denominator, so the gradient cannot depend on the layout.
+by the sequence's product; masking ratios outside two bounds is IcePop by token, MIS by sequence; masking bad sequences alone
+that the learner has left is OPSM. No gradient flows through weight or mask. A masked token has loss zero and stays in every
+denominator, so the gradient cannot depend on the layout. With `loss_mode: reinforce` the weight is learner / rollout under the
+current weights, which needs no second forward pass.
 
 Letters: T packed tokens, S sequences of a micro-batch.
 """
@@ -52,3 +54,13 @@ def rejection_mask(log_ratio: Tensor, *, lower: float, upper: float) -> Tensor:
     """[T] bool: lower <= exp(log_ratio) <= upper. Tokens with False, among them tokens with a NaN ratio, are masked."""
     ratio = log_ratio.exp()
     return (ratio >= lower) & (ratio <= upper)
+
+
+def off_policy_sequence_mask(log_ratio: Tensor, advantages: Tensor, *, delta: float) -> Tensor:
+    """[T] bool: not (A < 0 and -log_ratio > delta); tokens with False are masked, among them A < 0 with a NaN ratio.
+
+    OPSM (DeepSeek-V3.2, arXiv:2512.02556, eq. 9): a sequence with a negative advantage is left out once the learner finds it
+    less likely than the policy that sampled it did, by more than `delta` nats a token on average. log_ratio: [T] nats,
+    learner - rollout at level `geometric`; advantages: [T].
+    """
+    return (advantages >= 0) | (-log_ratio <= delta)

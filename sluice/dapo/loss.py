@@ -3,6 +3,7 @@
 Per token only: `aggregation` has the weights that sum token losses to one loss, `correction` has what may be done about
 stale tokens beyond the clip, and the caller masks (a masked token has weight 0). There is no KL and no entropy term. GSPO
 and CISPO combine the same pieces in another way; their advantages and aggregation are DAPO's unless configured otherwise.
+`trust_region` and `soft_gate` have losses that replace the clip.
 
 Letters: T packed tokens. "Proximal" is the policy in the ratio's denominator: the one that sampled, or the step's first.
 """
@@ -98,6 +99,36 @@ def cispo_token_loss(
         clipped_low=(ratio < weight) & (advantages < 0),
         clipped_dual=torch.zeros_like(ratio, dtype=torch.bool),
     )
+
+
+def reinforce_token_loss(*, learner_logprobs: Tensor, rollout_logprobs: Tensor, advantages: Tensor) -> TokenLoss:
+    """loss_t = -A, with the gradient -A of log pi: the plain policy gradient (Williams 1992), without ratio and clip.
+
+    On stale tokens it needs the weights of `correction.importance_weights` of the current weights, by token or sequence
+    (truncated importance sampling); `ratio` is for the statistics alone. [T] each; learner_logprobs in nats, with gradient.
+    """
+    ratio = clamped(log_ratios(learner_logprobs, rollout_logprobs)).detach().exp()
+    nothing = torch.zeros_like(ratio, dtype=torch.bool)
+    return TokenLoss(
+        loss=score_function_loss(learner_logprobs, advantages, torch.ones_like(ratio)),
+        ratio=ratio,
+        clipped_high=nothing,
+        clipped_low=nothing,
+        clipped_dual=nothing,
+    )
+
+
+def score_function_loss(learner_logprobs: Tensor, advantages: Tensor, weight: Tensor) -> Tensor:
+    """[T] float32 of the value -A w and the gradient -A w of log pi, for [T] constant weights w >= 0.
+
+    The value is that of an objective linear in the ratio, so losses of several modes compare. Raises ValueError if the
+    shapes differ.
+    """
+    if not learner_logprobs.shape == advantages.shape == weight.shape:
+        shapes = [tuple(t.shape) for t in (learner_logprobs, advantages, weight)]
+        raise ValueError(f"token loss: log-probabilities, advantages and weights must have one shape, got {shapes}")
+    own = log_ratios(learner_logprobs, learner_logprobs.detach())  # zero, with the token's gradient
+    return -advantages.float() * weight.detach() * own.exp()
 
 
 def log_ratios(learner_logprobs: Tensor, other_logprobs: Tensor) -> Tensor:

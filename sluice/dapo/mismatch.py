@@ -8,6 +8,8 @@ Letters: T trained tokens of a step, all ranks.
 
 import numpy as np
 
+from sluice.dapo.step_scale import effective_share
+
 MAX_LOG_RATIO = 20.0
 """Clamp in nats before exp, as in the loss, so that one broken token cannot turn a mean or a quantile into inf."""
 
@@ -39,7 +41,6 @@ def mismatch(*, rollout_logprobs: np.ndarray, learner_logprobs: np.ndarray, ages
     clamped = diff.clip(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = np.exp(clamped)
     k3 = np.expm1(clamped) - clamped
-    relative = np.exp(diff - diff.max())  # r up to a common factor, at most 1
     p50, p99 = np.quantile(ratio, [0.5, 0.99])
     return {
         "mismatch/abs_diff_mean": float(np.abs(diff).mean()),
@@ -50,7 +51,7 @@ def mismatch(*, rollout_logprobs: np.ndarray, learner_logprobs: np.ndarray, ages
         **_by_age("k3", k3, ages),
         "mismatch/ratio_p50": float(p50),
         "mismatch/ratio_p99": float(p99),
-        "mismatch/ess": float(relative.sum() ** 2 / (relative.size * np.square(relative).sum())),
+        "mismatch/ess": effective_share(diff),
     }
 
 

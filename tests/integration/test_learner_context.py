@@ -37,6 +37,14 @@ _ALGORITHMS: list[tuple[dict[str, Any], dict[str, Any]]] = [
         },
         {},
     ),
+    (
+        {
+            "loss_mode": "reinforce",
+            "ess_scaling": True,
+            "rollout_correction": {"rollout_is": "sequence", "opsm_delta": 0.1},
+        },
+        {},
+    ),
 ]
 """Shared prompts and whole sequences, and every kind of sum over a sequence, in several micro-batches but for the first."""
 
@@ -46,7 +54,7 @@ ADAPTERS, SINKS = len(_ALGORITHMS), len(_ALGORITHMS) + 1
 EPISODES = len(_ALGORITHMS) + 2
 """Observed tokens and split episodes, with every kind of sum over a sample at once."""
 
-TRAINED = {"1x2": (0, 1, 2, 3, 4, ADAPTERS, EPISODES), "2x2": (0, 4, EPISODES), "1x4": (1, SINKS)}
+TRAINED = {"1x2": (0, 1, 2, 3, 4, 5, ADAPTERS, EPISODES), "2x2": (0, 4, EPISODES), "1x4": (1, SINKS)}
 """The jobs of each mesh: ranks cost more time than what they find."""
 
 

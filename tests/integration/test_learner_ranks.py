@@ -49,6 +49,7 @@ def by_two(
         _job(mode="seq-mean-token-mean", filtering=True),
         _variant_job(RECOMPUTED, max_tokens=40),
         _variant_job({"loss_mode": "gspo"}, max_tokens=40),
+        _variant_job(LATE, max_tokens=40),
     ]
     jobs = {
         "reference": reference,
@@ -154,18 +155,26 @@ VARIANTS = [
     {"rollout_rs": "sequence", "rollout_rs_threshold": 50.0},
     {"loss_mode": "gspo", "proximal": "recompute", "rollout_is": "token", "rollout_rs": "token"},
     {"loss_mode": "cispo", "rollout_rs": "geometric", "rollout_rs_threshold": 1.5},
+    {"loss_mode": "dppo_tv"},
+    {"loss_mode": "dppo_kl", "adv_estimator": "maxrl"},
+    {"loss_mode": "ipo", "rollout_rs": "token", "rollout_rs_threshold": 6.0},
+    {"loss_mode": "sapo", "opsm_delta": 0.1},
+    {"loss_mode": "reinforce", "rollout_is": "token", "rollout_is_threshold": 1.5},
+    {"proximal": "recompute", "rollout_is": "token", "opsm_delta": 0.1, "rollout_rs": "geometric"},
+    {"ess_scaling": True},
+    {"loss_mode": "reinforce", "rollout_is": "sequence", "opsm_delta": 0.1, "ess_scaling": True},
 ]
 
 
 def _variant_job(variant: dict[str, Any], **more: Any) -> dict[str, Any]:
     job = _job(**more)
-    top = {name: value for name, value in variant.items() if not name.startswith("rollout_")}
-    correction = {name: value for name, value in variant.items() if name.startswith("rollout_")}
+    correction = {name: value for name, value in variant.items() if name.startswith(("rollout_", "opsm_"))}
+    top = {name: value for name, value in variant.items() if name not in correction}
     job["config"]["algorithm"] |= top | {"rollout_correction": correction}
     return job
 
 
-RECOMPUTED = VARIANTS[3]
+RECOMPUTED, LATE = VARIANTS[3], VARIANTS[-1]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
@@ -181,12 +190,16 @@ def test_every_variant_and_correction_equals_the_plain_reference(
 
 
 def test_two_ranks_equal_the_reference(learner_model: Path, by_two: dict[str, list[Figures]]) -> None:
-    plain, filtered, corrected, gspo = by_two["reference"]
+    plain, filtered, corrected, gspo, late = by_two["reference"]
     _assert_equal(plain, _reference(learner_model))
     _assert_equal(filtered, _reference(learner_model, mode="seq-mean-token-mean", filtering=True))
     _assert_equal(corrected, _reference(learner_model, variant=ReferenceVariant(**RECOMPUTED)))
     _assert_equal(gspo, _reference(learner_model, variant=ReferenceVariant(loss_mode="gspo")))
+    _assert_equal(late, _reference(learner_model, variant=ReferenceVariant(**LATE)))
 
+
+KEPT = {"loss_mode": "reinforce", "rollout_is": "sequence", "rollout_rs": "geometric", "rollout_rs_threshold": 3.0}
+"""Weights of the current weights, without the samples whose weights are next to nothing."""
 
 EPISODES = [
     ({}, {"max_tokens": 40}),
@@ -194,6 +207,8 @@ EPISODES = [
     (RECOMPUTED | {"rollout_rs_threshold": 3.0}, {"max_tokens": 40}),
     ({"loss_mode": "gspo"}, {"max_tokens": 40}),
     ({"rollout_rs": "sequence", "rollout_rs_threshold": 1000.0}, {"max_tokens": 40}),
+    ({"opsm_delta": 0.1, "ess_scaling": True}, {"max_tokens": 40}),
+    (KEPT, {"max_tokens": 40}),
 ]
 """Every kind of sum over a sample: the sequences of a split one are in several micro-batches, on two ranks."""
 

@@ -10,13 +10,14 @@ Letters: P prompt tokens, T completion tokens of one sequence, A sampled ones am
 sequences of a batch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from sluice.dapo.advantage import group_advantages
+from sluice.dapo.advantage import group_advantages, maxrl_advantages
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +40,8 @@ class TrainSequence:
     """bool[T]: which completion tokens an environment wrote; None: none. The first and the last one are sampled."""
     continues: bool = False
     """Whether the sequence is of the same sample as the one before it in the group, after a rewritten history."""
+    acc: float = math.nan
+    """1 when the sample is right, 0 when it is wrong; NaN where that is not known, which MaxRL's advantages refuse."""
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:
@@ -141,17 +144,19 @@ class Batch:
         return [len(group.sequences) for group in self.groups]
 
 
-def advantages(groups: Sequence[TrainGroup], *, norm_by_std: bool) -> np.ndarray:
-    """float64[S] in the order of `Batch.sequences` (DAPO, arXiv:2503.14476, eq. 9).
+def advantages(groups: Sequence[TrainGroup], *, norm_by_std: bool, maxrl: bool = False) -> np.ndarray:
+    """float64[S] in the order of `Batch.sequences` (DAPO, arXiv:2503.14476, eq. 9; with `maxrl` those of MaxRL).
 
     Every sample counts once in its group's mean and deviation, also a sample that overlong filtering masks in the loss. The
     sequences of one sample share its advantage.
     """
     found = []
     for group in groups:
-        of_samples = group_advantages(
-            np.array([s.reward for s in group.sequences if not s.continues]), norm_by_std=norm_by_std
-        )
+        samples = [s for s in group.sequences if not s.continues]
+        if maxrl:
+            of_samples = maxrl_advantages(np.array([s.acc for s in samples]))
+        else:
+            of_samples = group_advantages(np.array([s.reward for s in samples]), norm_by_std=norm_by_std)
         found.append(of_samples[samples_of(group.sequences)])
     return np.concatenate(found)
 

@@ -26,6 +26,8 @@ class FlatBatch:
     """int32[S]: 0 or 1."""
     rewards: np.ndarray
     """float64[S], shaped."""
+    accs: np.ndarray
+    """float64[S]: 1 right, 0 wrong, NaN not known."""
     continues: np.ndarray
     """int32[S]: 1 where a sequence is of the same sample as the one before, else 0."""
     token_ids: np.ndarray
@@ -39,7 +41,7 @@ class FlatBatch:
 
 
 DTYPES: dict[str, type[np.generic]] = {
-    field.name: {"rewards": np.float64, "rollout_logprobs": np.float32}.get(field.name, np.int32)
+    field.name: {"rewards": np.float64, "accs": np.float64, "rollout_logprobs": np.float32}.get(field.name, np.int32)
     for field in fields(FlatBatch)
 }
 
@@ -47,8 +49,8 @@ DTYPES: dict[str, type[np.generic]] = {
 _FORMER_NAMES = {"rollout_logprobs": "behaviour_logprobs"}
 """New name -> former name of vectors in files that earlier versions wrote."""
 
-_LENGTHS = {"continues": "prompts", "observed": "versions"}
-"""Vectors that files of earlier versions lack, all zero there -> vectors of the same length."""
+_LENGTHS = {"continues": "prompts", "observed": "versions", "accs": "prompts"}
+"""Vectors that files of earlier versions lack -> vectors of the same length: all zero there, and `accs` all NaN."""
 
 
 def flatten(batch: Batch) -> FlatBatch:
@@ -60,6 +62,7 @@ def flatten(batch: Batch) -> FlatBatch:
         "completions": [s.completion_tokens for s in sequences],
         "truncated": [s.truncated for s in sequences],
         "rewards": [s.reward for s in sequences],
+        "accs": [s.acc for s in sequences],
         "continues": [s.continues for s in sequences],
         "observed": np.concatenate([~s.sampled for s in sequences]),
         "token_ids": np.concatenate([s.token_ids for s in sequences]),
@@ -88,6 +91,7 @@ def rebuild(flat: FlatBatch, *, step: int, digest: str, group_ids: list[str]) ->
                 truncated=bool(flat.truncated[index]),
                 observed=observed_parts[index] if observed_parts[index].any() else None,
                 continues=bool(flat.continues[index]),
+                acc=float(flat.accs[index]),
             )
         )
     groups = tuple(
@@ -119,5 +123,5 @@ def read_batch(path: Path) -> Batch:
 
 def _vector(stored: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     if name not in stored and name in _LENGTHS:
-        return np.zeros(len(stored[_LENGTHS[name]]), DTYPES[name])
+        return np.full(len(stored[_LENGTHS[name]]), np.nan if name == "accs" else 0, DTYPES[name])
     return stored[name if name in stored else _FORMER_NAMES[name]]

@@ -90,6 +90,7 @@ def _sequences(prompt: np.ndarray, sample: common_pb2.Sample, reward: common_pb2
                 truncated=sample.finish_reason == common_pb2.FINISH_REASON_LENGTH,
                 observed=None if kept.all() else ~kept,
                 continues=bool(sequences),
+                acc=reward.acc,
             )
         )
     return sequences

@@ -46,3 +46,13 @@ def learning_rate(
     passed = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     remaining = 1 - passed if kind == "linear" else (1 + math.cos(math.pi * passed)) / 2
     return peak * (min_ratio + (1 - min_ratio) * remaining)
+
+
+def take_step(optimizer: torch.optim.Optimizer, *, lr_factor: float) -> None:
+    """One step at `lr_factor` times the learning rate of each group of parameters, which stays as it was."""
+    lrs = [group["lr"] for group in optimizer.param_groups]
+    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+        group["lr"] = lr * lr_factor
+    optimizer.step()
+    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+        group["lr"] = lr

@@ -28,11 +28,12 @@ from services.learner.batches.batch import Batch, TrainSequence, advantages, sam
 from services.learner.batches.plan import MiniBatch, plan_step
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy.forward import Policy
-from services.learner.policy.optimizer import learning_rate
+from services.learner.policy.optimizer import learning_rate, take_step
 from services.learner.policy.packing import Packed, pack, sliced
 from services.learner.training.device_use import DeviceUse
 from services.learner.training.objective import Objective
 from services.learner.training.sharing import PromptSharing
+from services.learner.training.step_scale import StepScale
 from services.learner.training.tally import Tally
 from services.learner.training.whole_samples import WholeSamples, sums_samples
 from sluice.config.schema import Config
@@ -120,7 +121,11 @@ class Trainer:
         return _Work(
             sequences=sequences,
             groups=np.repeat(np.arange(len(batch.groups)), batch.group_sizes).tolist(),
-            advantages=advantages(batch.groups, norm_by_std=algorithm.norm_adv_by_std_in_grpo).tolist(),
+            advantages=advantages(
+                batch.groups,
+                norm_by_std=algorithm.norm_adv_by_std_in_grpo,
+                maxrl=algorithm.adv_estimator == "maxrl",
+            ).tolist(),
             trained=[not (algorithm.overlong_filtering and s.truncated) for s in sequences],
             split=any(s.continues for s in sequences) or not all(group.one_prompt for group in batch.groups),
         )
@@ -193,13 +198,22 @@ class Trainer:
         self.optimizer.zero_grad()
         tally, seen = Tally(self._ranks.device), []
         whole = self._whole_samples(mini_batch, work, proximal)
+        scale = self._step_scale(mini_batch, work)
         for index, (packed, known) in enumerate(zip(self._packed(mini_batch, work), proximal, strict=True)):
             self._gather_until_last(last=index == len(proximal) - 1)
             objective = self._objective(packed, known, whole, index)
             seen.append(self._accumulate(packed, objective, tally))
+            if scale is not None:
+                scale.add(index, packed, seen[-1][1])
         tally.reduce(self._ranks)
-        norm = self._apply(tally) if tally.tokens else None
-        return _Update(tally=tally, norm=norm, seen=seen)
+        norm, factor = self._apply(tally, scale) if tally.tokens else (None, 1.0)
+        return _Update(tally=tally, norm=norm, lr_factor=factor, seen=seen)
+
+    def _step_scale(self, mini_batch: MiniBatch, work: "_Work") -> StepScale | None:
+        """What finds the factor of the update's learning rate, with `algorithm.ess_scaling`."""
+        if not self._config.algorithm.ess_scaling:
+            return None
+        return StepScale(mini_batch, work.sequences, data_rank=self._context.data_rank, ranks=self._ranks)
 
     def _whole_samples(
         self, mini_batch: MiniBatch, work: "_Work", proximal: Sequence[Tensor | None]
@@ -273,20 +287,22 @@ class Trainer:
         tally.add(objective.seen(), entropies)
         return torch.stack([packed.rollout_logprobs, logprobs, packed.ages.float()])
 
-    def _apply(self, tally: Tally) -> float:
-        """Clips and takes the optimizer's step; returns the norm before clipping, NaN when the update was skipped.
+    def _apply(self, tally: Tally, scale: StepScale | None) -> tuple[float, float]:
+        """Clips and takes the optimizer's step.
 
-        Loss and norm are sums over ranks, so every rank decides alike.
+        Returns the norm before clipping, NaN when the update was skipped, and the factor of the learning rate. Loss, norm and
+        factor are from sums over ranks, so every rank decides alike.
         """
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
         total = get_total_norm(gradients)
         norm = total.full_tensor() if isinstance(total, DTensor) else total
         if not math.isfinite(tally.loss) or not torch.isfinite(norm):
-            return float("nan")
+            return float("nan"), 1.0
         clip_grads_with_norm_(self.policy.parameters(), self._config.learner.grad_clip, norm)
-        self.optimizer.step()
+        factor = 1.0 if scale is None else scale.factor()
+        take_step(self.optimizer, lr_factor=factor)
         self._skipped_in_a_row = 0
-        return float(norm)
+        return float(norm), factor
 
     def _count_skip(self, update: "_Update") -> None:
         self._skipped_in_a_row += 1
@@ -306,6 +322,8 @@ class Trainer:
         metrics = total.metrics(updates=len(done))
         if done:
             metrics["loss/grad_norm"] = sum(update.norm or 0.0 for update in done) / len(done)
+            if self._config.algorithm.ess_scaling:
+                metrics["loss/lr_factor"] = sum(update.lr_factor for update in done) / len(done)
         return (
             metrics
             | self._mismatch(updates[0])
@@ -354,6 +372,8 @@ class _Update:
     tally: Tally
     norm: float | None
     """Gradient norm; NaN when skipped, None when no token of the mini-batch is in the loss."""
+    lr_factor: float
+    """What the learning rate was multiplied by."""
     seen: list[Tensor]
     """For each of this rank's micro-batches float32[3, M]: rollout and learner log-probabilities, ages."""
 

@@ -1,9 +1,9 @@
 """Sums over whole samples where a sample is several training sequences: an episode whose history the template rewrote.
 
-A ratio of a sequence (GSPO's, and those of `rollout_is` and `rollout_rs`) is a sum over the sample's tokens, and the
-sequences of a sample may lie in several micro-batches and on several ranks. So an update with such samples is rehearsed: the
-objective is made for each micro-batch, without gradients, and the sums that it asks for are collected. Then each sum is that
-of all ranks, and the update asks for the same sums in the same order.
+A ratio of a sequence (GSPO's, and those of `rollout_is`, `rollout_rs` and `opsm_delta`) is a sum over the sample's tokens, and
+the sequences of a sample may lie in several micro-batches and on several ranks. So an update with such samples is rehearsed:
+the objective is made for each micro-batch, without gradients, and the sums that it asks for are collected. Then each sum is
+that of all ranks, and the update asks for the same sums in the same order.
 
 Letters: M targets of one micro-batch on this rank, Q samples of the mini-batch.
 """
@@ -29,9 +29,7 @@ class WholeSamples:
 
     def __init__(self, mini_batch: MiniBatch, sequences: Sequence[TrainSequence], *, data_rank: int) -> None:
         """sequences: those of the batch; data_rank: the place of this rank's micro-batches in the plan."""
-        of_samples = samples_of([sequences[s] for s in mini_batch.sequences])
-        self._samples = int(of_samples[-1]) + 1
-        number = dict(zip(mini_batch.sequences, of_samples.tolist(), strict=True))
+        self._samples, number = numbered(mini_batch, sequences)
         self._numbers = [[number[s] for s in members] for members in mini_batch.micro_batches[data_rank]]
         self._totals: list[Tensor] = []
         self._rehearsed = False
@@ -73,8 +71,19 @@ class WholeSamples:
         return sums
 
 
+def numbered(mini_batch: MiniBatch, sequences: Sequence[TrainSequence]) -> tuple[int, dict[int, int]]:
+    """The samples of a mini-batch, Q, and of each of its sequences the number of the sample, from 0."""
+    of_samples = samples_of([sequences[s] for s in mini_batch.sequences]).tolist()
+    return of_samples[-1] + 1, dict(zip(mini_batch.sequences, of_samples, strict=True))
+
+
 def sums_samples(algorithm: AlgorithmConfig, sequences: Sequence[TrainSequence]) -> bool:
     """Whether the loss sums over samples, and one of the samples is several sequences."""
     correction = algorithm.rollout_correction
-    whole = algorithm.loss_mode == "gspo" or correction.rollout_is in _LEVELS or correction.rollout_rs in _LEVELS
+    whole = (
+        algorithm.loss_mode == "gspo"
+        or correction.rollout_is in _LEVELS
+        or correction.rollout_rs in _LEVELS
+        or correction.opsm_delta is not None
+    )
     return whole and any(s.continues for s in sequences)

@@ -182,6 +182,11 @@ class Config(Section):
                 "algorithm.proximal: recompute alone ignores who sampled a token, which collapses on stale ones: set "
                 "algorithm.rollout_correction.rollout_is: token, or coordinator.max_staleness: 0"
             )
+        if algorithm.adv_estimator == "maxrl" and self.reward.overlong_buffer.enable:
+            yield (
+                "reward.overlong_buffer.enable: must be false with algorithm.adv_estimator: maxrl, which reads right or wrong "
+                "and no shaped reward; set algorithm.overlong_filtering: true to leave truncated samples out"
+            )
         if self.weights.lora == "adapter" and not self.model.lora_rank:
             yield "weights.lora: adapter needs adapters; set model.lora_rank, or weights.lora: merged"
 

@@ -57,6 +57,11 @@ def test_check_prints_the_derived_numbers(recipe: Path, capsys: pytest.CaptureFi
         ),
         (["algorithm.filter_groups.metric=seq_reward"], "algorithm.filter_groups.metric: seq_reward"),
         (["algorithm.loss_mode=gspo"], "algorithm.loss_mode: gspo"),
+        (["algorithm.ess_scaling=true"], "algorithm.ess_scaling: true"),
+        (
+            ["algorithm.rollout_correction.opsm_delta=0.1"],
+            "algorithm.rollout_correction.opsm_delta: 0.1",
+        ),
         (["algorithm.loss_agg_mode=seq-mean-token-mean"], "algorithm.loss_agg_mode: seq-mean-token-mean"),
         (["algorithm.norm_adv_by_std_in_grpo=false"], "algorithm.norm_adv_by_std_in_grpo: false"),
         (["algorithm.rollout_correction.rollout_rs=token"], "algorithm.rollout_correction.rollout_rs: token"),

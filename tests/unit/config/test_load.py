@@ -245,6 +245,7 @@ def test_what_sections_refuse_by_themselves_is_told_at_once(recipe: Path) -> Non
     [
         ("algorithm.rollout_correction.rollout_is=token", "rollout_is: needs algorithm.proximal: recompute"),
         ("algorithm.proximal=recompute", "set algorithm.rollout_correction.rollout_is: token"),
+        ("algorithm.loss_mode=reinforce", "set algorithm.rollout_correction.rollout_is: sequence or token"),
         ("launch.learner_nnodes=2", "learner_rdzv_endpoint: must be HOST:PORT"),
         ("weights.lora=adapter", "set model.lora_rank"),
     ],
@@ -252,6 +253,38 @@ def test_what_sections_refuse_by_themselves_is_told_at_once(recipe: Path) -> Non
 def test_settings_that_need_another_one_say_which(recipe: Path, override: str, message: str) -> None:
     (line,) = problems(recipe, override)
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["loss_mode=dppo_kl", "proximal=recompute"],
+            "loss_mode: dppo_kl compares the learner with the policy that sampled",
+        ),
+        (["loss_mode=ipo", "proximal=recompute"], "set algorithm.proximal: rollout"),
+        (["loss_mode=sapo", "rollout_correction.rollout_is=token"], "the gated ratio is the importance weight already"),
+        (
+            ["loss_mode=dppo_tv", "rollout_correction.rollout_is=token"],
+            "the truncated ratio is the importance weight already",
+        ),
+        (["adv_estimator=maxrl", "filter_groups.metric=score"], "filter_groups.metric: must be acc with"),
+        (["rollout_correction.opsm_delta=-1"], "opsm_delta"),
+        (["tau_pos=0"], "tau_pos"),
+    ],
+)
+def test_losses_and_corrections_that_exclude_each_other_say_why(
+    recipe: Path, overrides: list[str], message: str
+) -> None:
+    overrides = [f"algorithm.{override}" for override in overrides]
+    (line,) = problems(recipe, "coordinator.max_staleness=0", *overrides)
+    assert message in line
+
+
+def test_maxrl_is_refused_where_rewards_are_shaped(recipe: Path) -> None:
+    shaped = ["reward.overlong_buffer.enable=true", "reward.overlong_buffer.len=1"]
+    (line,) = problems(recipe, "algorithm.adv_estimator=maxrl", *shaped)
+    assert "reward.overlong_buffer.enable: must be false with algorithm.adv_estimator: maxrl" in line
 
 
 def test_deltas_are_refused_where_every_push_is_a_whole_version(recipe: Path) -> None:

@@ -38,7 +38,9 @@ def test_sequence_parallelism_is_context_parallelism_by_either_key_and_one_is_th
         (f"{ROLLOUT}.top_k=50", "top_k to -1"),
         (f"{ACTOR}.entropy_coeff=0.001", "no entropy bonus"),
         (f"{ACTOR}.ppo_epochs=2", "trained once"),
-        (f"{ACTOR}.policy_loss.loss_mode=clip_cov", "gspo and cispo"),
+        (f"{ACTOR}.policy_loss.loss_mode=clip_cov", "dppo_kl and sapo"),
+        (f"{ACTOR}.grad_baselining.enable=True", "baseline from gradient norms"),
+        ("algorithm.rollout_correction.loss_type=pg", "ppo_clip and reinforce"),
         (f"{ACTOR}.optim.lr_scheduler_type=polynomial", "constant, linear and cosine"),
         (f"{ACTOR}.optim.lr_warmup_steps_ratio=0.1", "set optim.lr_warmup_steps"),
         (f"{ROLLOUT}.name=sglang", "set it to vllm"),
@@ -123,6 +125,32 @@ def test_off_policy_treatment_and_loss_modes_are_translated() -> None:
     assert (algorithm["proximal"], algorithm["loss_mode"]) == ("recompute", "gspo")
     bypassed = translated("algorithm.rollout_correction.bypass_mode=true")["algorithm"]
     assert bypassed["proximal"] == "rollout"
+
+
+def test_losses_for_greater_age_are_translated() -> None:
+    sapo = (f"{ACTOR}.policy_loss.loss_mode=sapo", f"{ACTOR}.tau_pos=1.0", f"{ACTOR}.tau_neg=1.2")
+    algorithm = translated(*sapo, "algorithm.adv_estimator=maxrl", f"{ACTOR}.ess_scaling.enable=true")["algorithm"]
+    assert {key: algorithm[key] for key in ("loss_mode", "tau_pos", "tau_neg", "adv_estimator", "ess_scaling")} == {
+        "loss_mode": "sapo",
+        "tau_pos": 1.0,
+        "tau_neg": 1.2,
+        "adv_estimator": "maxrl",
+        "ess_scaling": True,
+    }
+    assert translated(f"{ACTOR}.policy_loss.loss_mode=dppo_tv")["algorithm"]["loss_mode"] == "dppo_tv"
+    correction = "algorithm.rollout_correction"
+    bypass = (
+        f"{correction}.bypass_mode=true",
+        f"{correction}.loss_type=reinforce",
+        f"{correction}.rollout_is=sequence",
+    )
+    for given in ("vanilla", "bypass_mode"):
+        algorithm = translated(f"{ACTOR}.policy_loss.loss_mode={given}", *bypass)["algorithm"]
+        assert (algorithm["loss_mode"], algorithm["proximal"]) == ("reinforce", "rollout")
+    off = translated(f"{correction}.bypass_mode=false", f"{correction}.loss_type=reinforce")["algorithm"]
+    assert "loss_mode" not in off
+    notes = from_verl(["actor_rollout_ref.model.path=m", *sapo]).notes
+    assert any("verl's sapo takes seq-mean-token-mean" in note for note in notes)
 
 
 def test_verls_resolved_defaults_of_the_correction_change_nothing() -> None:

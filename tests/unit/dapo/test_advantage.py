@@ -1,4 +1,4 @@
-"""Group-relative advantages: DAPO eq. 9."""
+"""Group-relative advantages: DAPO eq. 9, and MaxRL's."""
 
 import math
 import statistics
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sluice.dapo.advantage import group_advantages
+from sluice.dapo.advantage import group_advantages, maxrl_advantages
 
 rewards_of_a_group = st.lists(st.floats(-10, 10), min_size=2, max_size=32).map(np.array)
 
@@ -64,3 +64,23 @@ def test_integer_rewards_give_float64() -> None:
 def test_rewards_that_are_no_finite_vector_are_refused(rewards: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
         group_advantages(np.array(rewards), norm_by_std=True)
+
+
+@pytest.mark.parametrize(
+    ("accs", "expected"),
+    [
+        ([1.0, 0.0, 0.0, 0.0], [3.0, -1.0, -1.0, -1.0]),  # rate 1/4
+        ([1.0, 1.0, 1.0, 0.0], [1 / 3, 1 / 3, 1 / 3, -1.0]),  # rate 3/4
+        ([0.0, 0.0], [0.0, 0.0]),
+        ([1.0, 1.0], [0.0, 0.0]),
+        ([1.0], [0.0]),
+    ],
+)
+def test_maxrl_divides_by_the_groups_success_rate(accs: list[float], expected: list[float]) -> None:
+    assert maxrl_advantages(np.array(accs), eps=0.0 if any(accs) else 1e-6).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("accs", [[], [[1.0, 0.0]], [1.0, -1.0], [0.0, 1.5], [1.0, math.nan]])
+def test_accuracies_that_are_not_right_or_wrong_are_refused(accs: list[float]) -> None:
+    with pytest.raises(ValueError, match="numbers from 0 to 1"):
+        maxrl_advantages(np.array(accs))

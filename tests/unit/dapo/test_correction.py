@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from sluice.dapo.correction import broadcast_log_ratio, importance_weights, rejection_mask
+from sluice.dapo.correction import (
+    broadcast_log_ratio,
+    importance_weights,
+    off_policy_sequence_mask,
+    rejection_mask,
+)
 from sluice.dapo.loss import log_ratios
 
 SEQUENCE = torch.tensor([0, 0, 1])
@@ -58,3 +63,10 @@ def test_what_leaves_either_bound_is_masked_and_the_bounds_belong_to_it() -> Non
 
 def test_a_ratio_that_is_not_a_number_is_masked() -> None:
     assert rejection_mask(torch.tensor([math.nan]), lower=0.5, upper=2.0).tolist() == [False]
+
+
+def test_only_bad_sequences_that_the_learner_has_left_are_masked() -> None:
+    drift = torch.tensor([-0.3, -0.3, -0.2, 0.3, math.nan, math.nan])  # nats a token, learner - rollout
+    advantages = torch.tensor([-1.0, 1.0, -1.0, -1.0, -1.0, 0.0])
+    kept = off_policy_sequence_mask(drift, advantages, delta=0.2)
+    assert kept.tolist() == [False, True, True, True, False, True]

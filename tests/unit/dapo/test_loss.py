@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sluice.dapo.loss import TokenLoss, cispo_token_loss, dapo_token_loss, gspo_token_loss
+from sluice.dapo.loss import (
+    TokenLoss,
+    cispo_token_loss,
+    dapo_token_loss,
+    gspo_token_loss,
+    reinforce_token_loss,
+)
 
 LOW, HIGH, DUAL = 0.2, 0.28, 10.0
 
@@ -208,3 +214,15 @@ def test_gspo_of_sequences_of_one_token_is_dapo(drawn: list[tuple[float, float]]
     )
     torch.testing.assert_close(gspo.loss, dapo.loss)
     torch.testing.assert_close(torch.tensor(_gradient(gspo, learner)), dapo_gradient)
+
+
+def test_the_plain_policy_gradient_has_neither_ratio_nor_clip() -> None:
+    learner = torch.tensor([-1.0, -3.0]).requires_grad_()
+    advantages = torch.tensor([2.0, -0.5])
+    out = reinforce_token_loss(
+        learner_logprobs=learner, rollout_logprobs=torch.tensor([-2.0, -3.0]), advantages=advantages
+    )
+    assert out.loss.tolist() == [-2.0, 0.5]
+    assert _gradient(out, learner) == [-2.0, 0.5]
+    assert out.ratio.tolist() == pytest.approx([math.e, 1.0])
+    assert not (out.clipped_high | out.clipped_low | out.clipped_dual).any()

@@ -120,6 +120,7 @@ def _sequence(rng: np.random.Generator, prompt: np.ndarray, reward: float, step:
         versions=np.full(len(completion), max(0, step - int(rng.integers(0, 2))), np.int32),
         reward=float(reward),
         truncated=bool(rng.random() < 0.2),
+        acc=float(reward == 1.0),
     )
 
 
@@ -148,6 +149,7 @@ def _as_reference(parts: list[TrainSequence]) -> ReferenceSample:
         completion_ids=first.token_ids[first.prompt_tokens :].tolist(),
         rollout_logprobs=first.rollout_logprobs.tolist(),
         reward=first.reward,
+        acc=first.acc,
         truncated=first.truncated,
         sampled=None if first.observed is None else (~first.observed).tolist(),
         context_ids=first.token_ids[: first.prompt_tokens].tolist(),

@@ -52,3 +52,12 @@ def test_the_weight_of_a_sequence_is_that_of_its_whole_ratio_before_any_clamp() 
 def test_a_mask_by_sequence_looks_at_the_whole_ratio_without_recomputed_logprobs_too() -> None:
     algorithm = AlgorithmConfig.model_validate({"rollout_correction": {"rollout_rs": "sequence"}})
     assert not _seen(algorithm, recomputed=False).masked.any()
+
+
+def test_a_truncated_weight_of_the_current_weights_needs_no_recomputed_logprobs() -> None:
+    correction = {"rollout_is": "sequence", "rollout_is_threshold": 0.5, "opsm_delta": 0.0}
+    algorithm = AlgorithmConfig.model_validate({"loss_mode": "reinforce", "rollout_correction": correction})
+    seen = _seen(algorithm, recomputed=False)
+    assert (-seen.loss).tolist() == pytest.approx([0.5] * 3)  # of exp(-0.5) = .61
+    assert seen.truncated.all()
+    assert not seen.masked.any()  # the advantage is positive
