@@ -59,8 +59,7 @@ def run_ranks(command: Sequence[str], *, count: int) -> int:
     limit_s = LOST_S
     try:
         with _listening() as store:
-            for number in range(count):
-                ranks.append(_start(command, number, count, store))
+            ranks.extend(_start(command, number, count, store) for number in range(count))
         return _until_one_fails(ranks)
     except _Stopped as stopped:
         limit_s = LEAVE_S

@@ -5,8 +5,8 @@ device. Rank 0 leads. A leader without work sends IDLE, so that no rank waits lo
 
  who waits   for what                             unblocked by
  each rank   the other ranks, in a collective     the last rank's part, the end of a rank, or COLLECTIVE_TIMEOUT
-The parent of the ranks notices a dead one at once on its machine, closed sockets show the death on other machines; a machine with
-a cut link is noticed after COLLECTIVE_TIMEOUT. Each case ends all ranks, which then start again from the checkpoint.
+The ranks' parent notices a dead one at once on its machine, closed sockets show the death on other machines; a machine with a
+cut link is noticed after COLLECTIVE_TIMEOUT. Each case ends all ranks, which then start again from the checkpoint.
 """
 
 import contextlib
