@@ -28,8 +28,8 @@ from sluice.config.schema import Config
 from sluice.testing.fakes import FakeLearner
 
 VERL = 2_800.0
-"""Trajectories a second of one process into verl's durable backend, whose cost is by trajectory and not by byte; measured by its
-authors on their machine (https://github.com/verl-project/verl/issues/7579, 11.3: 2,800 to 2,900)."""
+"""Trajectories a second of one process into verl's durable backend, whose cost is by trajectory and not by byte; measured by
+its authors on their machine (https://github.com/verl-project/verl/issues/7579, 11.3: 2,800 to 2,900)."""
 MAX_STALENESS = 2
 
 
