@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from services.learner.distributed.local_ranks import STORE_FD
@@ -150,12 +150,12 @@ def join_ranks() -> Ranks:
     return Ranks(rank=rank, size=size, device=device, mesh=mesh, backend="nccl" if cuda else "gloo")
 
 
-def _store(rank: int, size: int) -> dist.TCPStore | None:
+def _store(rank: int, size: int) -> TCPStore | None:
     """The store of ranks that local_ranks.py started; None: torchrun's variables say where the store is."""
     listening = os.environ.pop(STORE_FD, None)
     if listening is None:
         return None
-    return dist.TCPStore(
+    return TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         size,
