@@ -107,8 +107,9 @@ def _until_one_fails(ranks: Sequence[_Rank]) -> int:
         assert ended is not None
         rank = running.pop(ended.si_pid)
         if code := rank.process.wait():
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
-            log.warning("rank_ended", rank=rank.number, how=how, consequence="all ranks of the learner end")
+            if code < 0:  # otherwise the rank itself has said why
+                how = signal.Signals(-code).name
+                log.warning("rank_killed", rank=rank.number, signal=how, consequence="all ranks of the learner end")
             return exit_codes.BAD_USAGE if code == exit_codes.BAD_USAGE else 1
     return 0
 
