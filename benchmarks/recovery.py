@@ -3,7 +3,8 @@
 Real runs of `sluice up` (tests/chaos: two learner ranks, a rollout, a reward with one grader process, embedded Redis, a tiny
 model) under SIGKILL and SIGSTOP at moments drawn from seeds. A row is the median over the strikes of one victim alone, or of
 several at once. The target is ten seconds beside what nobody can save: the start of the processes themselves, two learner
-ranks importing what they need, measured before the runs. Who is frozen for good is first noticed by a deadline, which is part
+ranks importing what they need, measured before the runs; the loads of model and checkpoint, which the ranks log, are told
+apart. Who is frozen for good is first noticed by a deadline, which is part
 of the time and has no target. About ten minutes on 2 idle cores.
 """
 
@@ -31,7 +32,12 @@ def run(arguments: Sequence[str] = ("tests/chaos/test_kill_anything.py",)) -> li
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-m", "chaos", *arguments]
     subprocess.run(command, cwd=ROOT, check=True)
     rows = [Row(what="start of two learner ranks' processes", value=start_s, unit="s", target="", met=True)]
-    return rows + recovery_rows(json.loads(NOTED.read_text()), start_s=start_s)
+    strikes = json.loads(NOTED.read_text())
+    runs = {strike["test"]: strike["loads_s"] for strike in strikes}
+    if loads_s := [load_s for run_loads_s in runs.values() for load_s in run_loads_s]:
+        what = f"model and checkpoint of a learner that starts ({len(loads_s)}), part of its recovery"
+        rows.append(Row(what=what, value=statistics.median(loads_s), unit="s", target="", met=True))
+    return rows + recovery_rows(strikes, start_s=start_s)
 
 
 def recovery_rows(strikes: Iterable[Mapping[str, Any]], *, start_s: float) -> list[Row]:

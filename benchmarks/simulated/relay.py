@@ -41,7 +41,8 @@ class Relay(coordinator_pb2_grpc.CoordinatorServiceServicer):
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
-        pool = aioredis.BlockingConnectionPool.from_url(args.redis_url, max_connections=16, timeout=TIMEOUT_S)
+        limits = {"timeout": TIMEOUT_S, "socket_timeout": TIMEOUT_S}
+        pool = aioredis.BlockingConnectionPool.from_url(args.redis_url, max_connections=16, **limits)
         self._redis = aioredis.Redis(connection_pool=pool)
         self._rollouts: list[Any] = []
         self._ids: list[str] = []

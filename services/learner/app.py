@@ -8,6 +8,7 @@ puts together what trains, gathers and saves.
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -141,10 +142,13 @@ def make_worker(
     torch.set_num_threads(cpu_threads(config, on_cuda=ranks.device.type == "cuda"))
     torch.manual_seed(config.run.seed)
     check_shared_folders(ranks, run_dir=Path(run_dir), model_path=config.model.path)
+    began_s = time.monotonic()
     worker = Worker(config=config, ranks=ranks, run_dir=Path(run_dir))
+    model_s = time.monotonic() - began_s
     state = worker.restore(rollbacks)
     if ranks.leads:
-        log.info("model_ready", path=config.model.path, version=str(_version(state)), ranks=ranks.size)
+        took = {"model_s": round(model_s, 3), "checkpoint_s": round(time.monotonic() - began_s - model_s, 3)}
+        log.info("model_ready", path=config.model.path, version=str(_version(state)), ranks=ranks.size, **took)
     return config, worker, state
 
 

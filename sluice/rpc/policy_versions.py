@@ -1,5 +1,7 @@
 """Policy versions to and from protobuf."""
 
+import functools
+
 from sluice.errors import InvalidRequest
 from sluice.policy_version import PolicyVersion
 from sluice.v1 import common_pb2
@@ -16,10 +18,14 @@ def version_to_proto(version: PolicyVersion) -> common_pb2.PolicyVersion:
 
 def version_from_proto(message: common_pb2.PolicyVersion) -> PolicyVersion:
     """Wire -> PolicyVersion. Raises InvalidRequest for a lineage that is no short word, or a number that is no step."""
-    if len(message.lineage) > _LONGEST_LINEAGE or not (message.lineage.isalnum() or not message.lineage):
-        raise InvalidRequest(
-            f"version: lineage must be at most {_LONGEST_LINEAGE} letters, got {message.lineage[:40]!r}"
-        )
-    if not -1 <= message.number <= _LARGEST_NUMBER:
-        raise InvalidRequest(f"version: number must be -1 to {_LARGEST_NUMBER}, got {message.number}")
-    return PolicyVersion(lineage=message.lineage, number=message.number)
+    return _version(message.lineage, message.number)
+
+
+@functools.lru_cache(maxsize=64)
+def _version(lineage: str, number: int) -> PolicyVersion:
+    """Every span of every sample names one of a few versions."""
+    if len(lineage) > _LONGEST_LINEAGE or not (lineage.isalnum() or not lineage):
+        raise InvalidRequest(f"version: lineage must be at most {_LONGEST_LINEAGE} letters, got {lineage[:40]!r}")
+    if not -1 <= number <= _LARGEST_NUMBER:
+        raise InvalidRequest(f"version: number must be -1 to {_LARGEST_NUMBER}, got {number}")
+    return PolicyVersion(lineage=lineage, number=number)

@@ -1,6 +1,7 @@
 """The tiny model and its recipe, how many runs there are, and the table of recovery times at the end."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,22 @@ def start_trial(recipe: Path, tmp_path: Path, request: pytest.FixtureRequest) ->
 
     yield make
     noted = request.config.stash.setdefault(_NOTED, [])
-    noted += [(request.node.name, recovery) for trial in made for recovery in trial.witness.recoveries]
+    noted += [
+        (request.node.name, recovery, _loads_s(trial.run_dir))
+        for trial in made
+        for recovery in trial.witness.recoveries
+    ]
 
 
-_NOTED = pytest.StashKey[list[tuple[str, Recovery]]]()
+def _loads_s(run_dir: Path) -> list[float]:
+    """Seconds that each start of the learner took for model and checkpoint."""
+    log = run_dir / "logs" / "learner.log"
+    found = _LOAD.findall(log.read_text(errors="replace")) if log.exists() else []
+    return [float(checkpoint_s) + float(model_s) for checkpoint_s, model_s in found]
+
+
+_LOAD = re.compile(r"model_ready .*checkpoint_s=([\d.]+).* model_s=([\d.]+)")
+_NOTED = pytest.StashKey[list[tuple[str, Recovery, list[float]]]]()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -93,7 +106,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not noted:
         return
     terminalreporter.section("recovery: seconds until everybody is READY again, and until the next step is committed")
-    for _, recovery in sorted(noted, key=lambda one: one[1].victims):
+    for _, recovery, _ in sorted(noted, key=lambda one: one[1].victims):
         terminalreporter.line(
             f"{_seconds(recovery.back_s)} {_seconds(recovery.step_s)}  {' and '.join(recovery.victims)}"
         )
@@ -101,7 +114,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     lines = [
         {"test": name, "victims": one.victims, "thawed_s": one.thawed_s - one.struck_s}
         | {"back_s": one.back_s, "step_s": one.step_s}
-        for name, one in noted
+        | {"loads_s": loads}
+        for name, one, loads in noted
     ]
     RESULTS.write_text(json.dumps(lines, indent=1) + "\n")
     terminalreporter.line(f"in {RESULTS}")

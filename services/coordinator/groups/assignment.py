@@ -75,8 +75,11 @@ class Assigner:
             left_s = give_up_s - self._clock.now()
             if left_s <= 0:
                 return self._why_not(choice)
-            await self._board.changed.wait(min(left_s, 1.0))
+            await self._board.changed.until(self._may_go, min(left_s, 1.0))
         return "the run is being stopped"
+
+    def _may_go(self) -> bool:
+        return self._closed or self._progress.stop_requested or self._board.may_fill_a_batch
 
     def learner_waits_s(self) -> float:
         """How long the learner has been waiting for its next batch, over all its calls; 0 while the learner has a batch."""

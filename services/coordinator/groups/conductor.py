@@ -12,7 +12,7 @@ Only a batch that would otherwise lose a group waits for the group's task (assig
 
 import asyncio
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import Final
 
 import numpy as np
@@ -36,6 +36,8 @@ from sluice.dapo.dynamic_sampling import Verdict, judge_scores
 FEWEST_FAILURES: Final = 16
 """Groups that fail in a row before a common cause is assumed; at least two batches of them."""
 TRY_AGAIN_S: Final = 5.0
+ADMITTED_AT_ONCE: Final = 16
+"""Chosen: rendering so many prompts keeps the event loop for some milliseconds."""
 
 
 class Conductor:
@@ -83,12 +85,13 @@ class Conductor:
             for group in list(self._board.open.values()):
                 tasks.create_task(self._carry(group), name=group.group_id)
             while True:
-                member = self._generation.start_on(self._admissions) if self._may_admit() else None
-                if member is None:
+                begun = list(self._begin())
+                if not begun:
                     await self._board.changed.wait(self._until_try_s())
                     continue
-                group = await self._admit()
-                tasks.create_task(self._carry(group, member), name=group.group_id)
+                await unbroken(self._record(*(group for group, _ in begun)))
+                for group, member in begun:
+                    tasks.create_task(self._carry(group, member), name=group.group_id)
 
     @property
     def admissions(self) -> int:
@@ -115,7 +118,8 @@ class Conductor:
         while self._admissions < until:
             group_id = group_id_of(self._admissions, run_id=self._run_id)
             if self._admissions >= until - most and group_id not in known:
-                again.append(await self._admit())
+                again.append(self._admit())
+                await unbroken(self._record(again[-1]))
                 continue
             _, self._cursor = self._prompts.next(self._cursor)
             self._admissions += 1
@@ -153,7 +157,26 @@ class Conductor:
         batches_ahead = self._board.rank(self._admissions) // self._config.data.train_batch_size
         return self._board.next_step + batches_ahead < self._config.run.total_steps
 
-    async def _admit(self) -> Group:
+    def _begin(self) -> Iterator[tuple[Group, Member]]:
+        """Admits as many groups as may start now, so that Redis hears of them in one round trip."""
+        for _ in range(ADMITTED_AT_ONCE):
+            member = self._generation.start_on(self._admissions) if self._may_admit() else None
+            if member is None:
+                return
+            yield self._admit(), member
+
+    async def _record(self, *groups: Group) -> None:
+        """Writes admitted groups to Redis, in their order."""
+        records = (
+            self._store.admit(
+                group.group_id, info=open_info(group), cursor=group.cursor_after, admissions=group.admission + 1
+            )
+            for group in groups
+        )
+        await asyncio.gather(*records)
+
+    def _admit(self) -> Group:
+        """The next group, on the board; nothing may start on it before `_record`."""
         prompt, after = self._prompts.next(self._cursor)
         epoch, row = self._prompts.origin(self._cursor, after)
         group = Group(
@@ -161,6 +184,7 @@ class Conductor:
             admission=self._admissions,
             prompt=prompt,
             cursor=self._cursor,
+            cursor_after=after,
             admitted=Admission(
                 time_s=time.time(),
                 rank=self._board.rank(self._admissions),
@@ -171,8 +195,6 @@ class Conductor:
         )
         self._cursor, self._admissions = after, self._admissions + 1
         self._board.add(group)
-        info = open_info(group)
-        await unbroken(self._store.admit(group.group_id, info=info, cursor=after, admissions=self._admissions))
         return group
 
     async def _carry(self, group: Group, member: Member | None = None) -> None:

@@ -10,7 +10,7 @@ samples, at most `generate_timeout_s`.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -19,7 +19,7 @@ from services.coordinator.state.member import Member, Role
 from services.coordinator.state.placement import Tried, rollouts_for
 from services.coordinator.state.ports import RolloutClient, Sampling, WrongAnswer
 from services.coordinator.state.run_context import RunContext
-from services.coordinator.state.seeds import seed_of
+from services.coordinator.state.seeds import seeds_of
 from sluice.errors import Expired, InvalidRequest, SluiceError
 
 log = structlog.get_logger(__name__)
@@ -129,7 +129,7 @@ class Generation:
                     member,
                     request_id=f"{group.group_id}.{group.attempt}" + (f".{again}" if again else ""),
                     prompt=group.prompt,
-                    seeds={index: self._seed(group, index) for index in missing},
+                    seeds=self._seeds(group, missing),
                     sampling=Sampling(
                         temperature=settings.temperature, max_tokens=self._config.data.max_response_length
                     ),
@@ -161,9 +161,10 @@ class Generation:
             return _Interrupted(f"{member.service_id} aborted {left} samples for newer weights")
         return SluiceError(f"{member.service_id} ended {group.group_id} {left} samples short") if left else None
 
-    def _seed(self, group: Group, index: int) -> int:
-        """A seed of 31 bits from the run's seed, the group and the attempt: reproducible, different for every sample."""
-        return seed_of(self._config.run.seed, group.prompt.prompt_id, group.admission, group.attempt, index)
+    def _seeds(self, group: Group, indexes: Iterable[int]) -> dict[int, int]:
+        """Seeds of 31 bits from the run's seed, the group and the attempt: reproducible, different for every sample."""
+        named = (self._config.run.seed, group.prompt.prompt_id, group.admission, group.attempt)
+        return seeds_of(*named, last=indexes)
 
 
 def _made_room(group: Group, member: Member) -> bool:

@@ -9,6 +9,7 @@ evaluated. And every reason for a run's end: finished, stopped, starved, failed.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -181,9 +182,19 @@ class Lifecycle:
                     evaluated = self._progress.trained_steps
                     if self._ledger.is_due:
                         tasks.create_task(self._ledger.flush(), name="ledger")
-                    await self._board.changed.wait(1.0)
+                    await self._board.changed.until(partial(self._is_due, evaluated), 1.0)
             finally:
                 conducting.cancel()
+
+    def _is_due(self, evaluated: int) -> bool:
+        """Whether `_train` has to look before its second is over: nearly every change is a group's, and means nothing to it."""
+        progress = self._progress
+        return (
+            progress.stop_requested
+            or progress.trained_steps != evaluated
+            or self._starvation.is_due
+            or self._conductor.fails
+        )
 
     def _due(self, before: int) -> list[EvaluationSet]:
         """The sets to evaluate since so many steps were trained."""

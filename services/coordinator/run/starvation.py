@@ -31,24 +31,38 @@ class StarvationWatch:
         self._conductor = conductor
         self._step, self._warned = -1, 0.0
 
+    @property
+    def is_due(self) -> bool:
+        """Whether `look` has anything to tell, as far as can be known cheaply."""
+        most = self._filters.max_num_gen_batches
+        first = max(_LEAST, most / 2) if most > 0 else WARN_AT
+        warned = self._warned if self._step == self._board.next_step else 0.0
+        return self._is_over or self._spent >= max(first, 2 * warned)
+
+    @property
+    def _spent(self) -> float:
+        board = self._board
+        return gen_batches(verdicts_since_assignment=board.verdicts, gen_batch_size=board.gen_batch_size)
+
+    @property
+    def _is_over(self) -> bool:
+        return self._filters.on_starvation != "wait" and starved(
+            verdicts_since_assignment=self._board.verdicts,
+            gen_batch_size=self._board.gen_batch_size,
+            max_num_gen_batches=self._filters.max_num_gen_batches,
+        )
+
     def look(self) -> str:
         """Warns when a warning is due; returns why the run must stop, or ""."""
         board, most = self._board, self._filters.max_num_gen_batches
-        spent = gen_batches(verdicts_since_assignment=board.verdicts, gen_batch_size=board.gen_batch_size)
-        if self._step != board.next_step:
-            self._step, self._warned = board.next_step, 0.0
-        first = max(_LEAST, most / 2) if most > 0 else WARN_AT
-        is_over = self._filters.on_starvation != "wait" and starved(
-            verdicts_since_assignment=board.verdicts, gen_batch_size=board.gen_batch_size, max_num_gen_batches=most
-        )
-        if not is_over and spent < max(first, 2 * self._warned):
+        if not self.is_due:
             return ""
         choice = board.choose()
         if choice.ready:  # the learner has not asked for the batch yet
             return ""
-        if not is_over:
-            self._warned = spent
-            self._warn(spent, missing=board.train_batch_size - len(choice.chosen))
+        if not self._is_over:
+            self._step, self._warned = board.next_step, self._spent
+            self._warn(self._warned, missing=board.train_batch_size - len(choice.chosen))
             return ""
         return (
             f"{board.verdicts} groups judged ({most} generation batches) without a full batch: {self._split()}; the data is "

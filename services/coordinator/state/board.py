@@ -108,6 +108,11 @@ class Board:
         return len(self.open) < self.gen_batch_size and not self._is_going_partial
 
     @property
+    def may_fill_a_batch(self) -> bool:
+        """Whether `choose` may find a batch that is ready; cheap, and never False where it would."""
+        return len(self.queued) >= self.train_batch_size or (self._partial_is_due and bool(self.queued))
+
+    @property
     def _is_going_partial(self) -> bool:
         return self.asked == self.next_step and self._partial_is_due and 0 < len(self.queued) < self.train_batch_size
 

@@ -134,7 +134,8 @@ class Sample:
     @property
     def oldest_version(self) -> int:
         """Number of the oldest version that sampled a token of the completion."""
-        return min(span.version.number for span in self.spans)
+        spans = self.spans  # one, unless weights came meanwhile
+        return spans[0].version.number if len(spans) == 1 else min(span.version.number for span in spans)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,6 +208,8 @@ class Group:
     prompt: PromptLike
     cursor: str
     """The position of the group's prompt, so that a restarted coordinator finds the prompt again."""
+    cursor_after: str = ""
+    """The position of the next prompt; empty for a group that was admitted by an earlier process."""
     attempt: int = 1
     phase: Phase = Phase.PENDING
     start_version: int | None = None
@@ -238,6 +241,8 @@ class Group:
 
     def drop_ungraded(self) -> None:
         """Drops samples that could not be graded; their tokens are lost."""
+        if all(reward.graded for reward in self.rewards):
+            return
         graded = [
             (index, reward) for index, reward in zip(sorted(self.samples), self.rewards, strict=True) if reward.graded
         ]

@@ -1,8 +1,24 @@
 """Seeds by name: reproducible, and different for every name."""
 
+from collections.abc import Iterable
+
 import blake3
 
 
 def seed_of(*parts: object) -> int:
     """A seed of 31 bits from the parts of a name."""
-    return int.from_bytes(blake3.blake3("/".join(map(str, parts)).encode()).digest(4), "little") >> 1
+    return _seed(blake3.blake3("/".join(map(str, parts)).encode()))
+
+
+def seeds_of(*parts: object, last: Iterable[int]) -> dict[int, int]:
+    """For each last part the seed of the name that ends with it."""
+    begun, seeds = blake3.blake3(("/".join(map(str, parts)) + "/").encode()), {}
+    for part in last:
+        named = begun.copy()
+        named.update(str(part).encode())
+        seeds[part] = _seed(named)
+    return seeds
+
+
+def _seed(name: blake3.blake3) -> int:
+    return int.from_bytes(name.digest(4), "little") >> 1

@@ -1,6 +1,7 @@
 """A signal on which tasks of one event loop wait for a change."""
 
 import asyncio
+from collections.abc import Callable
 
 
 class Signal:
@@ -24,3 +25,17 @@ class Signal:
         except TimeoutError:
             return False
         return True
+
+    async def until(self, is_due: Callable[[], bool], timeout_s: float) -> bool:
+        """True at the first notify after which `is_due` holds, False when `timeout_s` passes first.
+
+        For a waiter whom few changes concern: `is_due` is cheap and asked after every notify, the waiter itself is not.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    await self._event.wait()
+                    if is_due():
+                        return True
+        except TimeoutError:
+            return False

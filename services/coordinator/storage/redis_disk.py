@@ -5,6 +5,7 @@ reads. A server on this machine is asked to write only where its folder has room
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +13,7 @@ from typing import TypeVar
 import redis.asyncio as aioredis
 
 from sluice.errors import Unavailable
-from sluice.run_dir.full_disk import DiskWaits, check_room, prove_room
+from sluice.run_dir.full_disk import DiskWaits, check_room, free_bytes, prove_room
 
 T = TypeVar("T")
 
@@ -21,6 +22,9 @@ LOOK_AGAIN_S = 2.0
 
 SPARE_BYTES = 1 << 20
 """What is left free beside a write. Chosen: above what other writers of a run put on the disk between a look and a write."""
+
+ROOMY_BYTES, ROOMY_S = 1 << 30, 0.25
+"""A disk with so much room is not looked at again for so long. Chosen: nobody writes 4 GiB/s; a look costs a thread's turn."""
 
 WRITTEN_A_BYTE = 2
 """Bytes of the append-only file for a byte of a script's arguments. Measured: 1.1 at 2 kB a payload, less for larger ones."""
@@ -34,6 +38,8 @@ class RedisDisk:
         self._folder: Path | None = None
         """The server's folder, of a server on this machine."""
         self._name = Path("Redis")
+        self._roomy_until_s = float("-inf")
+        """Until when, on the monotonic clock, a disk with much room is believed to have some."""
 
     async def find(self, connection: aioredis.Redis) -> None:
         """Asks the server for its folder."""
@@ -51,7 +57,10 @@ class RedisDisk:
             nonlocal in_doubt
             if self._folder is None:
                 return await send()
-            await asyncio.to_thread(prove_room if in_doubt else check_room, self._folder, needed)
+            if in_doubt:
+                await asyncio.to_thread(prove_room, self._folder, needed)
+            elif time.monotonic() >= self._roomy_until_s and await asyncio.to_thread(_is_roomy, self._folder, needed):
+                self._roomy_until_s = time.monotonic() + ROOMY_S
             in_doubt = True
             return await self._watched(send, self._folder, needed)
 
@@ -75,3 +84,9 @@ class RedisDisk:
     async def answered(self, ask: Callable[[], Awaitable[T]]) -> T:
         """The answer to `ask`, which is repeated while Redis refuses it for want of room."""
         return await self._disk.until(ask, folder=self._name)
+
+
+def _is_roomy(folder: Path, needed: int) -> bool:
+    """Whether there is much more room than `needed`. Raises NoRoom where there is less."""
+    check_room(folder, needed)
+    return free_bytes(folder) - needed >= ROOMY_BYTES

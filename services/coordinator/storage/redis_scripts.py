@@ -26,6 +26,11 @@ SENT_AT_ONCE_BYTES = 16 << 20
 """Limit of the scripts of one round trip together (a single script may be larger): Redis answers nobody else meanwhile."""
 
 
+TRIP_S = 0.004
+"""A round trip begins at the earliest so long after the former one. Chosen: a group takes seconds, and a trip costs both
+processes more than the scripts that share it, so that under load scripts are better gathered than sent one by one."""
+
+
 class RedisScripts:
     """The scripts of lua.py on the keys of one run.
 
@@ -44,6 +49,8 @@ class RedisScripts:
         self._asked: deque[_Asked] = deque()
         self._sending: asyncio.Task[None] | None = None
         self._forgot = asyncio.Event()
+        self._began_s = float("-inf")
+        """When the last round trip began, on the event loop's clock."""
 
     async def forgotten(self) -> None:
         """Waits until a call finds that Redis has lost writes, then raises Forgot."""
@@ -66,12 +73,10 @@ class RedisScripts:
 
     async def _send(self) -> None:
         while self._asked:
-            together = [self._asked.popleft()]
-            size = together[0].size
-            while self._asked and size + self._asked[0].size <= SENT_AT_ONCE_BYTES:
-                together.append(self._asked.popleft())
-                size += together[-1].size
+            together: list[_Asked] = []
             try:
+                await self._gather()
+                size = self._take(together)
                 answers = await self._answers(together, size_bytes=size)
             except asyncio.CancelledError:
                 for asked in (*together, *self._asked):
@@ -81,6 +86,22 @@ class RedisScripts:
                 answers = [error] * len(together)
             for asked, answer in zip(together, answers, strict=True):
                 self._tell(asked, answer)
+
+    async def _gather(self) -> None:
+        """Lets further scripts join the next round trip where trips follow one another closely."""
+        now_s = asyncio.get_running_loop().time()
+        if (early_s := self._began_s + TRIP_S - now_s) > 0:
+            await asyncio.sleep(early_s)
+        self._began_s = now_s + max(early_s, 0.0)
+
+    def _take(self, together: list["_Asked"]) -> int:
+        """Moves the scripts of one round trip to `together`; returns about their bytes."""
+        together.append(self._asked.popleft())
+        size = together[0].size
+        while self._asked and size + self._asked[0].size <= SENT_AT_ONCE_BYTES:
+            together.append(self._asked.popleft())
+            size += together[-1].size
+        return size
 
     async def _answers(self, together: Sequence["_Asked"], *, size_bytes: int) -> list[Any]:
         """Answers or errors of scripts, one by one. What Redis refuses because its disk is full is sent again, when it may

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from services.coordinator.state.group import Reward, Sample
 from services.coordinator.state.member import Member
 from services.coordinator.state.ports import WrongAnswer
@@ -29,7 +31,15 @@ CHARACTERS_A_TOKEN: Final = 1_024
 LONGEST_MS: Final = 1e9
 """Longest duration that a member may state: eleven days."""
 
+_UINT32: Final = np.dtype("<u4")
 _FINISH_REASONS = frozenset(pb.FinishReason.values()) - {pb.FINISH_REASON_UNSPECIFIED}
+_TEXTS: Final = (
+    ("extracted", TEXT_CHARACTERS),
+    ("detail", TEXT_CHARACTERS),
+    ("grader", NAME_CHARACTERS),
+    ("grader_version", NAME_CHARACTERS),
+)
+_SCORES: Final = ("raw_score", "acc", "shaped_reward", "overlong_penalty")
 _STATUSES = frozenset(pb.RewardStatus.values()) - {pb.REWARD_STATUS_UNSPECIFIED}
 
 
@@ -75,10 +85,11 @@ class AskedSamples:
             return f"has {tokens} tokens, at most {self.max_tokens} were asked for"
         if sample.finish_reason == "length" and tokens < self.max_tokens:
             return f"ended by its length after {tokens} tokens of {self.max_tokens}"
-        if int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary:
+        if np.maximum.reduce(ids.view(_UINT32)) >= self.vocabulary:  # as unsigned, ids below 0 are the largest
             odd = int(ids[(ids < 0) | (ids >= self.vocabulary)][0])
             return f"has token id {odd}; the model's ids are 0 to {self.vocabulary - 1}"
-        if not bool(((logprobs >= SMALLEST_LOGPROB_NATS) & (logprobs <= LARGEST_LOGPROB_NATS)).all()):
+        least, most = np.minimum.reduce(logprobs), np.maximum.reduce(logprobs)  # NaN where there is one
+        if not (least >= SMALLEST_LOGPROB_NATS and most <= LARGEST_LOGPROB_NATS):
             odd = float(logprobs[~((logprobs >= SMALLEST_LOGPROB_NATS) & (logprobs <= LARGEST_LOGPROB_NATS))][0])
             return f"has log-probability {odd:g}; it must be finite and at most 0"
         if len(sample.text) > CHARACTERS_A_TOKEN * tokens:
@@ -95,12 +106,12 @@ class AskedSamples:
             return f"is stamped version {wrong[0]}; {self.only} was asked for" if wrong else ""
         member, oldest = self.member, self.oldest
         assert oldest is not None
-        lineages = member.lineages | {oldest.lineage}
+        lineages = {version.lineage for version in versions}
         if (
             numbers != sorted(numbers)
             or numbers[0] < oldest.number
             or numbers[-1] > member.granted
-            or not lineages.issuperset(version.lineage for version in versions)
+            or not lineages - {oldest.lineage} <= member.lineages
         ):
             stamped = ", ".join(map(str, versions[:5]))
             return f"is stamped versions {stamped}; {oldest} to number {member.granted} were pushed to the rollout"
@@ -125,28 +136,20 @@ def _reward_of(member: Member, index: int, message: pb.SampleReward) -> Reward:
     who = f"{member.service_id}: the grade of sample {index}"
     if message.status not in _STATUSES:
         raise WrongAnswer(f"{who} has status {message.status}, which no grade has")
-    texts = {
-        "extracted": (message.extracted, TEXT_CHARACTERS),
-        "detail": (message.detail, TEXT_CHARACTERS),
-        "grader": (message.grader, NAME_CHARACTERS),
-        "grader_version": (message.grader_version, NAME_CHARACTERS),
-    }
-    for name, (text, most) in texts.items():
-        if len(text) > most:
-            raise WrongAnswer(f"{who} has {len(text)} characters of {name}, at most {most} are allowed")
     reward = reward_from(message, parts=_parts_of(message.parts))
+    for name, most in _TEXTS:
+        if len(text := getattr(reward, name)) > most:
+            raise WrongAnswer(f"{who} has {len(text)} characters of {name}, at most {most} are allowed")
     if not reward.graded:
         return reward  # the scores mean nothing, and are NaN rightly
-    scores = {
-        "raw_score": reward.raw_score,
-        "acc": reward.acc,
-        "shaped_reward": reward.shaped_reward,
-        "overlong_penalty": reward.overlong_penalty,
-        **{f"parts[{name!r}]": value for name, value in reward.parts.items()},
-    }
-    for name, value in scores.items():
-        if not abs(value) <= LARGEST_SCORE:
+    for name in _SCORES:
+        if not abs(value := getattr(reward, name)) <= LARGEST_SCORE:
             raise WrongAnswer(f"{who} has {name} {value:g}; scores must be finite and at most {LARGEST_SCORE:g}")
+    for name, value in reward.parts.items():
+        if not abs(value) <= LARGEST_SCORE:
+            raise WrongAnswer(
+                f"{who} has parts[{name!r}] {value:g}; scores must be finite and at most {LARGEST_SCORE:g}"
+            )
     whole = reward.raw_score + reward.overlong_penalty
     if reward.overlong_penalty > 0 or not math.isclose(reward.shaped_reward, whole, rel_tol=1e-6, abs_tol=1e-6):
         raise WrongAnswer(

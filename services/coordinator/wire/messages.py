@@ -120,6 +120,24 @@ def group_from(message: pb.Group) -> Group:
 
 def group_to(group: Group) -> pb.Group:
     """Core -> wire."""
+    message = _group_without_samples(group)
+    message.samples.extend(_sample_to(group.samples[index]) for index in sorted(group.samples))
+    message.rewards.extend(map(_reward_to, group.rewards))
+    return message
+
+
+def group_bytes(group: Group) -> bytes:
+    """`group_to`, serialised; the same bytes. Made sample by sample, as messages merge where their bytes are joined: every
+    buffer of a large group's size costs a copy, and memory that the kernel hands out anew."""
+    pieces = [_group_without_samples(group).SerializeToString()]
+    pieces += [
+        pb.Group(samples=[_sample_to(group.samples[index])]).SerializeToString() for index in sorted(group.samples)
+    ]
+    pieces.append(pb.Group(rewards=map(_reward_to, group.rewards)).SerializeToString())
+    return b"".join(pieces)
+
+
+def _group_without_samples(group: Group) -> pb.Group:
     prompt = group.prompt
     return pb.Group(
         group_id=group.group_id,
@@ -135,8 +153,6 @@ def group_to(group: Group) -> pb.Group:
             environment=prompt.environment,
             environment_args_json=prompt.environment_args_json,
         ),
-        samples=[_sample_to(group.samples[index]) for index in sorted(group.samples)],
-        rewards=[_reward_to(reward) for reward in group.rewards],
     )
 
 
@@ -186,7 +202,7 @@ class ZstdGroups:
 
     def encode(self, group: Group) -> bytes:
         """A compressed, self-contained group. Raises GroupFailed for a group that does not fit a message to the learner."""
-        body = group_to(group).SerializeToString()
+        body = group_bytes(group)
         if len(body) > LARGEST_GROUP_BYTES:
             raise GroupFailed(
                 reason="too_large",

@@ -1,4 +1,6 @@
-"""The learner's ranks of one machine: several under torchrun; a rank alone takes the place of this process.
+"""The learner's ranks of one machine: a rank alone takes the place of this process, several are its children.
+
+Where the learner has further machines, torchrun starts the ranks; otherwise this process does (local_ranks.py).
 
 `python -m services.learner.distributed.node ... -- FLAGS OF services.learner`
 
@@ -17,18 +19,19 @@ import argparse
 import os
 import signal
 import sys
-import uuid
 from typing import TYPE_CHECKING
 
 from services.learner.distributed.environment import prepare_allocator
 from services.learner.distributed.interface import interface_towards
-from sluice.addresses import joined, loopback, loopback_interface
+from services.learner.distributed.local_ranks import run_ranks
+from sluice.addresses import loopback_interface
 from sluice.errors import Expired, SluiceError
 from sluice.interfaces import NCCL_INTERFACE
 from sluice.process import exit_codes
 from sluice.process.child import armed, module_command
 from sluice.rpc.service import LEARNER_PORT, ServiceOptions, exit_code, options_from, service_parser
 from sluice.rpc.service_parser import ServiceParser
+from sluice.telemetry.logs import configure_logs
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -50,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.nnodes == args.nproc_per_node == 1:  # torchrun would cost seconds of imports and watch over nobody's peer
         os.environ.pop("RANK", None)
         os.execv(sys.executable, _rank(args))
+    if args.nnodes == 1:
+        configure_logs(service="learner")
+        return run_ranks(_rank(args), count=args.nproc_per_node)
     return _one_round(args)
 
 
@@ -59,8 +65,6 @@ def _one_round(args: argparse.Namespace) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
-
-    from sluice.telemetry.logs import configure_logs
 
     configure_logs(service="learner")
     meeting = None  # to be kept: machine 0's serves the store
@@ -136,14 +140,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _torchrun_arguments(args: argparse.Namespace) -> list[str]:
-    if args.nnodes == 1:
-        # torchrun's --standalone would look up the machine's own name, which need not resolve.
-        here = loopback()
-        meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", joined(here, 0), "--rdzv-id", uuid.uuid4().hex]
-        meet += ["--local-addr", here]
-    else:
-        meet = ["--rdzv-backend", "static", "--rdzv-endpoint", args.rdzv_endpoint, "--rdzv-id", args.rdzv_id]
-        meet += ["--node-rank", str(args.node_rank), "--rdzv-conf", f"timeout={max(1, round(args.timeout_s))}"]
+    meet = ["--rdzv-backend", "static", "--rdzv-endpoint", args.rdzv_endpoint, "--rdzv-id", args.rdzv_id]
+    meet += ["--node-rank", str(args.node_rank), "--rdzv-conf", f"timeout={max(1, round(args.timeout_s))}"]
     # A rank that outlived a killed torchrun would go on in the old round while a new rank takes its place. Each rank is in
     # a session of its own, and a frozen rank would not hear SIGTERM.
     sizes = ["--nnodes", str(args.nnodes), "--nproc-per-node", str(args.nproc_per_node)]

@@ -5,8 +5,8 @@ device. Rank 0 leads. A leader without work sends IDLE, so that no rank waits lo
 
  who waits   for what                             unblocked by
  each rank   the other ranks, in a collective     the last rank's part, the end of a rank, or COLLECTIVE_TIMEOUT
-torchrun notices a dead rank at once on the rank's machine, closed sockets show the death on other machines; a machine with
-a cut link is noticed after COLLECTIVE_TIMEOUT. Each case ends all ranks, which then start again from the checkpoint.
+The ranks' parent notices a dead one at once on its machine, closed sockets show the death on other machines; a machine with a
+cut link is noticed after COLLECTIVE_TIMEOUT. Each case ends all ranks, which then start again from the checkpoint.
 """
 
 import contextlib
@@ -22,9 +22,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from services.learner.distributed.local_ranks import STORE_FD
 from sluice.errors import ConfigError, Unavailable
 
 LEADER = 0
@@ -129,23 +130,40 @@ class Ranks:
 
 
 def join_ranks() -> Ranks:
-    """Joins the ranks that torchrun started; without torchrun a world of one. NCCL with a CUDA device, else gloo."""
+    """Joins the ranks that local_ranks.py or torchrun started; otherwise a world of one. NCCL with a CUDA device, else gloo."""
     alone = "RANK" not in os.environ
     rank, size = (0, 1) if alone else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     device = device_of_rank(alone=alone)
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
+    store = HashStore() if alone else _store(rank, size)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=HashStore() if alone else None,
-        rank=rank if alone else -1,
-        world_size=size if alone else -1,
+        store=store,
+        rank=-1 if store is None else rank,
+        world_size=-1 if store is None else size,
         timeout=COLLECTIVE_TIMEOUT,
     )
     # An explicit mesh: with a GPU in sight fully_shard would otherwise move a gloo model there.
     mesh = init_device_mesh(device.type, (size,))
     return Ranks(rank=rank, size=size, device=device, mesh=mesh, backend="nccl" if cuda else "gloo")
+
+
+def _store(rank: int, size: int) -> TCPStore | None:
+    """The store of ranks that local_ranks.py started; None: torchrun's variables say where the store is."""
+    listening = os.environ.pop(STORE_FD, None)
+    if listening is None:
+        return None
+    return TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        size,
+        is_master=rank == LEADER,
+        timeout=COLLECTIVE_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=int(listening) if listening else None,
+    )
 
 
 def device_of_rank(*, alone: bool) -> torch.device:
