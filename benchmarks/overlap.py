@@ -6,59 +6,49 @@ gives every token the same time, and the learner, which sleeps its training time
 - Lengths: log-normal, median a quarter of the limit, sigma 0.9, cut at the limit. Most answers short, some at the limit: the
   long tail that DAPO (arXiv:2503.14476, section 3.2) and verl's fully asynchronous trainer (docs/advance/fully_async.md, 28k
   responses) speak of. The limit is 512 tokens instead of DAPO's 20,480: bytes shrink, the shape stays.
-- Signal: half of the prompts, the others all right or all wrong in equal parts, so a batch of B takes 2 B groups.
-  `data.gen_batch_size` is 2 B (DAPO's recipe draws 3 B): the synchronous mode gets a first wave that fills the batch.
+- Signal: half of the prompts, the others all right or all wrong in equal parts, so a batch of B takes 2 B groups. The rollouts
+  hold the samples of 2 B groups at once. `data.gen_batch_size` is 2 B; DAPO's recipe draws 3 B.
 - Generation : training from 0.25 to 4. verl's tables have both ends: 430 of 485 s a step in the update (8:8 H20, 7B), and
   generation as the larger part at 28k responses (128 H20: 356 s a step synchronously, 151 s asynchronously).
-- The engine holds all samples of a first wave at once, so generation is its longest answers and the refills behind them.
 
-Generation of a ratio is what the synchronous run measures (batch asked for until handed out), training what the learner
-sleeps. Time is scaled: the longer of the two is some seconds instead of minutes, so what the coordinator itself needs weighs
-a hundred times what it would; its CPU seconds a step are printed.
+The synchronous run is tuned: of the generation batches in SYNC_WAVES the one with the shortest step, by fleet, at ratio 1.
+Generation of a ratio is what the synchronous run waits for a batch (asked for until handed out), training what the learner
+sleeps. The time of a token that gives a ratio is found by synchronous runs of the same steps, because what the coordinator
+needs does not shrink with a token's time, and other steps have other lengths. Time is scaled: the longer of the two is some
+seconds instead of minutes, so what the coordinator itself needs weighs a hundred times what it would; its CPU seconds a step
+are printed. With G = T no schedule can have more than (G + T) / max(G, T) = 2 times the synchronous speed.
+
+`python -m benchmarks.overlap 16` measures the fleet of 16 rollouts alone; results/overlap.json keeps what it has of the others.
 """
 
-import asyncio
-import statistics
-import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import uvloop
 
-from benchmarks.report import Row
-from benchmarks.simulated.learner import whole_batch
-from benchmarks.simulated.stage import Stage, stage
-from sluice.config.schema import Config
-from sluice.testing.fakes import FakeLearner
-from sluice.testing.fakes.service import Connection
-from sluice.v1 import coordinator_pb2 as pb
+from benchmarks.report import RESULTS, Row, show, write
+from benchmarks.simulated.pace import LIMIT, Fleet, Pace, Schedule, pace
 
-LIMIT, MEDIAN, SIGMA = 512, 128, 0.9
-SIGNAL = 0.5
-SAMPLES = 8
 RATIOS = (0.25, 0.5, 1.0, 2.0, 4.0)
-WARM_UP, STEPS = 2, 8
+STEPS = 8
 EFFICIENCY, SPEED_UP, TRAINED = 1.05, 2.0, 0.99
-TRIED_TOKEN_S = 2e-3
-"""Time a token in the run that finds out how long generation takes."""
+SYNC_WAVES = (2, 3)
+SCHEDULES = (
+    Schedule(max_staleness=1),
+    Schedule(max_staleness=1, refill_confidence=0.9),
+    Schedule(max_staleness=1, refill_confidence=0.5),
+    Schedule(max_staleness=2),
+    Schedule(max_staleness=2, refill_confidence=0.9),
+    Schedule(max_staleness=4),
+)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fleet:
-    """How many rollouts, and a batch that keeps them busy."""
-
-    rollouts: int
-    batch: int
-    longer_s: float
-    """The longer of generation and training."""
-
-    @property
-    def slots(self) -> int:
-        """Samples a rollout generates at once."""
-        return -(-2 * self.batch * SAMPLES // self.rollouts)
-
+CLOSE = 0.04
+"""How far measured generation may be from what was asked for. Chosen: two runs of the same steps differ by about as much."""
+TRIES = 4
+FIRST_WAVE = 1.5
+"""Generation of a batch in longest answers, the first guess."""
 
 CURVE = Fleet(rollouts=16, batch=16, longer_s=2.0)
 OTHERS = (
@@ -69,142 +59,106 @@ OTHERS = (
 CASES = tuple((CURVE, ratio) for ratio in RATIOS) + tuple((fleet, 1.0) for fleet in OTHERS)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pace:
-    """A run in its steady state."""
+class Measure(Protocol):
+    """Runs a schedule; a token takes `token_s`, a step's training `train_s`."""
 
-    step_s: float
-    waited_s: float
-    """Of a step, for its batch."""
-    cpu_s: float
-    """Of the coordinator, a step."""
-    trained: float
-    """Groups trained or assigned / those and the stale and surplus ones."""
+    def __call__(self, fleet: Fleet, way: Schedule, /, *, train_s: float, token_s: float, steps: int) -> Pace: ...
 
 
-def run(cases: Sequence[tuple[Fleet, float]] = CASES, steps: int = STEPS) -> list[Row]:
-    """Every case synchronously and with ages up to 1 and 2."""
+def _real_pace(fleet: Fleet, way: Schedule, /, *, train_s: float, token_s: float, steps: int) -> Pace:
+    return uvloop.run(pace(fleet, way, train_s=train_s, token_s=token_s, steps=steps))
+
+
+def run(cases: Sequence[tuple[Fleet, float]] = CASES, steps: int = STEPS, measure: Measure = _real_pace) -> list[Row]:
+    """Every case synchronously and by every schedule."""
     rows: list[Row] = []
-    tried: dict[Fleet, float] = {}
+    tuned: dict[Fleet, Schedule] = {}
     for fleet, ratio in cases:
-        if fleet not in tried:
-            probe = uvloop.run(
-                _pace(fleet, max_staleness=0, train_s=0.0, token_s=TRIED_TOKEN_S, steps=max(3, steps // 2))
-            )
-            tried[fleet] = probe.waited_s
-        train_s = fleet.longer_s * min(1.0, 1 / ratio)
-        token_s = TRIED_TOKEN_S * fleet.longer_s * min(1.0, ratio) / tried[fleet]
-        paces = [
-            uvloop.run(_pace(fleet, max_staleness=age, train_s=train_s, token_s=token_s, steps=steps))
-            for age in (0, 1, 2)
-        ]
-        rows += _rows(fleet, ratio, train_s, *paces)
+        if fleet not in tuned:
+            tuned[fleet] = _tuned(fleet, steps, measure)
+        train_s, generation_s = fleet.longer_s * min(1.0, 1 / ratio), fleet.longer_s * min(1.0, ratio)
+        token_s, sync = _calibrated(
+            fleet, tuned[fleet], train_s=train_s, generation_s=generation_s, steps=steps, measure=measure
+        )
+        paces = {way: measure(fleet, way, train_s=train_s, token_s=token_s, steps=steps) for way in SCHEDULES}
+        measured = f"{ratio:g} ({sync.waited_s / train_s:.2f} measured)"
+        what = f"{fleet.rollouts} rollouts (simulated), generation : training {measured}"
+        rows += _sync_rows(f"{what}: synchronous, gen_batch_size {tuned[fleet].waves} B", sync)
+        for way, found in paces.items():
+            rows += _rows(f"{what}: {way}", way, found, sync=sync, train_s=train_s, balanced=ratio == 1.0)
     return rows
 
 
-def _rows(fleet: Fleet, ratio: float, train_s: float, sync: Pace, *asynchronous: Pace) -> list[Row]:
-    generation_s = sync.waited_s
-    measured, balanced = generation_s / train_s, ratio == 1.0
-    what = f"{fleet.rollouts} rollouts (simulated), generation : training {ratio:g} ({measured:.2f} measured)"
-    rows = [
-        Row(what=f"{what}: synchronous", value=sync.step_s, unit="s/step", target="", met=True),
-        Row(what=f"{what}: coordinator, synchronous", value=sync.cpu_s, unit="CPU s/step", target="", met=True),
-    ]
-    for age, pace in enumerate(asynchronous, start=1):
-        efficiency = pace.step_s / max(generation_s, train_s)
-        faster = sync.step_s / pace.step_s
-        name = f"{what}: max_staleness {age}"
-        rows += [
-            Row(
-                what=f"{name}, step / max(generation, training)",
-                value=efficiency,
-                unit="",
-                target=f"<= {EFFICIENCY}",
-                met=efficiency <= EFFICIENCY,
-            ),
-            Row(
-                what=f"{name}, times the synchronous speed",
-                value=faster,
-                unit="",
-                target=f">= {SPEED_UP}" if balanced else "",
-                met=faster >= SPEED_UP or not balanced,
-            ),
-            Row(
-                what=f"{name}, qualifying groups trained",
-                value=pace.trained,
-                unit="",
-                target=f">= {TRAINED}",
-                met=pace.trained >= TRAINED,
-            ),
-            Row(what=f"{name}, coordinator", value=pace.cpu_s, unit="CPU s/step", target="", met=True),
-        ]
-    return rows
+def _tuned(fleet: Fleet, steps: int, measure: Measure) -> Schedule:
+    """The fastest synchronous schedule at about ratio 1."""
+    token_s = fleet.longer_s / (FIRST_WAVE * LIMIT)
+    ways = [Schedule(max_staleness=0, waves=waves) for waves in SYNC_WAVES]
+    return min(ways, key=lambda way: measure(fleet, way, train_s=fleet.longer_s, token_s=token_s, steps=steps).step_s)
 
 
-async def _pace(fleet: Fleet, *, max_staleness: int, train_s: float, token_s: float, steps: int) -> Pace:
-    with tempfile.TemporaryDirectory(prefix="sluice-overlap-") as folder:
-        async with (
-            stage(Path(folder) / "stage") as around,
-            around.coordinator(_config(around.model, fleet, max_staleness)),
-            around.reward(),
-            around.fleet(fleet.rollouts, *_engine(fleet, token_s)),
-        ):
-            learner = FakeLearner(model=around.model)
-            try:
-                return await _train(around, learner, await learner.join(around.address), train_s, steps)
-            finally:
-                await learner.stop()
+def _calibrated(
+    fleet: Fleet, way: Schedule, *, train_s: float, generation_s: float, steps: int, measure: Measure
+) -> tuple[float, Pace]:
+    """The token time with which the synchronous run waits `generation_s` a batch, by secants, and that run.
+
+    The wait is a constant of the machine and a multiple of the token time; the constant is large for many rollouts.
+    """
+    token_s = generation_s / (FIRST_WAVE * LIMIT)
+    tried: list[tuple[float, float, Pace]] = []
+    for _ in range(TRIES):
+        sync = measure(fleet, way, train_s=train_s, token_s=token_s, steps=steps)
+        tried.append((abs(sync.waited_s / generation_s - 1.0), token_s, sync))
+        if tried[-1][0] <= CLOSE:
+            break
+        slope = sync.waited_s / token_s
+        if len(tried) > 1 and token_s != tried[-2][1]:
+            secant = (sync.waited_s - tried[-2][2].waited_s) / (token_s - tried[-2][1])
+            slope = secant if secant > slope / 4 else slope  # else noise
+        token_s = max(token_s / 4, token_s + (generation_s - sync.waited_s) / slope)
+    _, token_s, sync = min(tried, key=lambda one: one[0])
+    return token_s, sync
 
 
-async def _train(around: Stage, learner: FakeLearner, run: Connection, train_s: float, steps: int) -> Pace:
-    waited: list[float] = []
-    marks: list[tuple[float, float]] = []
-    for step in range(WARM_UP + steps):
-        asked = time.perf_counter()
-        batch = await whole_batch(learner, run, step)
-        waited.append(time.perf_counter() - asked)
-        await asyncio.sleep(train_s)
-        await learner.commit(run, step, batch)
-        marks.append((time.perf_counter(), around.conductor_cpu_s()))
-    step_s, cpu_s = ((last - first) / steps for first, last in zip(marks[WARM_UP - 1], marks[-1], strict=True))
-    ledger = (await run.stub.GetStatus(pb.GetStatusRequest(), timeout=30)).ledger
-    return Pace(step_s=step_s, waited_s=statistics.mean(waited[WARM_UP:]), cpu_s=cpu_s, trained=_trained(ledger))
+def _sync_rows(what: str, sync: Pace) -> Iterator[Row]:
+    yield _row(what, sync.step_s, "s/step")
+    yield _row(f"{what}, qualifying groups trained", sync.trained)
+    yield _row(f"{what}, groups generated a trained group", sync.generated)
+    yield from _cpu_rows(what, sync)
 
 
-def _trained(ledger: pb.Ledger) -> float:
-    used = ledger.trained + ledger.assigned
-    return used / (used + ledger.stale + ledger.surplus)
+def _rows(name: str, way: Schedule, pace: Pace, *, sync: Pace, train_s: float, balanced: bool) -> Iterator[Row]:
+    efficiency, faster = pace.step_s / max(sync.waited_s, train_s), sync.step_s / pace.step_s
+    most, wanted = way.max_staleness, f">= {SPEED_UP}" if balanced else ""
+    what = f"{name}, step / max(generation, training)"
+    yield _row(what, efficiency, "", f"<= {EFFICIENCY}", met=efficiency <= EFFICIENCY)
+    yield _row(f"{name}, times the synchronous speed", faster, "", wanted, met=faster >= SPEED_UP or not balanced)
+    yield _row(f"{name}, qualifying groups trained", pace.trained, "", f">= {TRAINED}", met=pace.trained >= TRAINED)
+    yield _row(f"{name}, groups generated a trained group", pace.generated)
+    yield _row(f"{name}, mean age", pace.age_mean, "steps")
+    yield _row(f"{name}, largest age", pace.age_max, "steps", f"<= {most}", met=pace.age_max <= most)
+    yield from _cpu_rows(name, pace)
 
 
-def _engine(fleet: Fleet, token_s: float) -> list[str]:
-    flags = {
-        "--median-tokens": MEDIAN,
-        "--sigma": SIGMA,
-        "--most-tokens": LIMIT,
-        "--token-s": token_s,
-        "--slots": fleet.slots,
-        "--signal": SIGNAL,
-    }
-    return [str(part) for flag in flags.items() for part in flag]
+def _cpu_rows(name: str, pace: Pace) -> Iterator[Row]:
+    if pace.cpu_s is not None:
+        yield _row(f"{name}, coordinator", pace.cpu_s, "CPU s/step")
 
 
-def _config(model: Path, fleet: Fleet, max_staleness: int) -> Config:
-    return Config.model_validate(
-        {
-            "run": {"total_steps": 10_000},
-            "model": {"path": str(model)},
-            "data": {
-                "train_files": ["mixadd3:train"],
-                "train_batch_size": fleet.batch,
-                "gen_batch_size": 2 * fleet.batch,
-                "max_prompt_length": 16,
-                "max_response_length": LIMIT,
-                "template": "none",
-            },
-            "rollout": {"n": SAMPLES},
-            "reward": {"workers": 1},
-            "coordinator": {"max_staleness": max_staleness, "heartbeat_timeout_s": 60.0},
-            "launch": {"check_reward": False},
-            "eval": {"every_steps": 0},
-        }
-    )
+def _row(what: str, value: float, unit: str = "", target: str = "", *, met: bool = True) -> Row:
+    return Row(what=what, value=value, unit=unit, target=target, met=met)
+
+
+def main() -> None:
+    """Measures the fleets whose sizes are named, and keeps the rows of the others."""
+    sizes = {int(size) for size in sys.argv[1:]}
+    measured = run([case for case in CASES if case[0].rollouts in sizes])
+    show("overlap", measured)
+    before = [Row(**row) for row in json.loads((RESULTS / "overlap.json").read_text())["rows"]]
+    kept = [row for row in before if int(row.what.split()[0]) not in sizes]
+    order = [fleet.rollouts for fleet in (CURVE, *OTHERS)]
+    rows = sorted([*kept, *measured], key=lambda row: order.index(int(row.what.split()[0])))
+    print(f"written to {write('overlap', rows)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ from sluice.launch.commands import Command, coordinator_command
 from sluice.launch.embedded_redis import start_redis
 from sluice.launch.processes import Child, read_ready, start
 
-READY_S = 60.0
+READY_S = 180.0
 
 
 @dataclass(kw_only=True)

@@ -75,6 +75,8 @@ def most_groups_in_flight(config: Config) -> int:
     """Groups that may be generated or scored at once: at most the cap, and at most as many as can be trained in time."""
     if config.coordinator.max_staleness == 0:
         return config.gen_batch_size
+    if config.coordinator.refill_confidence < 1:  # rejected groups do not count
+        return config.gen_batch_size
     in_time = (config.coordinator.max_staleness + 1) * config.data.train_batch_size
     return min(config.gen_batch_size, in_time)
 
@@ -88,6 +90,8 @@ def most_queued_bytes(config: Config) -> int:
     alive = (config.coordinator.max_staleness + 1) * config.data.train_batch_size
     if config.coordinator.max_staleness == 0:
         alive = config.gen_batch_size
+    elif config.coordinator.refill_confidence < 1:  # all groups in flight may be kept, against the forecast
+        alive += config.gen_batch_size
     full = config.coordinator.queue_max_bytes + most_groups_in_flight(config) * config.largest_group_bytes
     return min(alive * config.largest_group_bytes, full)
 
@@ -120,7 +124,7 @@ def _flight(config: Config) -> list[tuple[str, int, str]]:
             "groups in flight at most",
             groups,
             "data.gen_batch_size"
-            if config.coordinator.max_staleness == 0
+            if config.coordinator.max_staleness == 0 or config.coordinator.refill_confidence < 1
             else "data.gen_batch_size, and no more than (coordinator.max_staleness + 1) x data.train_batch_size",
         ),
         ("sequences in flight at most", sequences, f"groups in flight x rollout.n = {groups} x {config.rollout.n}"),

@@ -13,6 +13,9 @@ Claim: if every group is in time when the group starts, and no assignment breaks
 trained token is older than K and no accepted group ever expires. The gate cannot close for good. docs/staleness.md proves
 both; services/coordinator/groups/assignment.py waits for the groups in flight for which an assignment would break (I).
 
+Groups may also start ahead of the verdicts on the groups before them: the gate is then asked for the rank that a group will
+probably have (`coordinator.refill_confidence`), and what turns out one too many is dropped. No trained token is older for it.
+
 At K = 0 a batch may be over-generated (`gen_batch_size` > B, as in verl): groups of rank B and more start although (I) does
 not hold for them, to stand in for groups that will be rejected. The groups left after the assignment are surplus: dropped.
 """
@@ -34,7 +37,7 @@ def in_time(*, rank: int, next_step: int, version: int, train_batch_size: int, m
 def may_start(
     *, rank: int, next_step: int, version: int, train_batch_size: int, max_staleness: int, gen_batch_size: int
 ) -> bool:
-    """The admission gate: may a group of this rank start on a rollout that holds `version`?
+    """The admission gate: may a group of this rank, or of this likely rank, start on a rollout that holds `version`?
 
     True iff the group is `in_time`; at `max_staleness` 0 also for over-generation: any rank < `gen_batch_size`, if the
     rollout holds the version that `next_step` starts from.

@@ -165,7 +165,7 @@ def _verdict(row: Mapping[str, Any], config: Config) -> str:
     then = {
         "stale": f"then too old: its oldest token is of version {row['oldest_version']}, and coordinator.max_staleness is "
         f"{config.coordinator.max_staleness}",
-        "surplus": "then not needed: the batch of its version was full without it",
+        "surplus": "then not needed: the batches that could train it were full without it",
         "rollback": "then the run was rolled back",
         "abandoned": "then the run ended",
     }

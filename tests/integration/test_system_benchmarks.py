@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import coordinator_relay, long_run, overlap, recovery, reward_load
-from benchmarks.simulated.history import Pace
+from benchmarks.simulated import history
+from benchmarks.simulated.pace import Fleet, Pace, Schedule, pace
+from benchmarks.simulated.virtual_pace import virtual_pace
 from sluice.testing.fakes import Lengths, TimedEngine, version
 
 pytestmark = pytest.mark.integration
@@ -21,10 +23,34 @@ async def test_coordinator_and_relay_carry_the_same_load(tmp_path: Path) -> None
 
 
 async def test_a_timed_run_trains_what_qualifies_and_nothing_else() -> None:
-    fleet = overlap.Fleet(rollouts=3, batch=4, longer_s=0.1)
-    pace = await overlap._pace(fleet, max_staleness=1, train_s=0.01, token_s=1e-4, steps=2)
-    assert pace.trained == 1.0
-    assert pace.step_s >= 0.01
+    fleet = Fleet(rollouts=3, batch=4, longer_s=0.1)
+    measured = await pace(fleet, Schedule(max_staleness=1), train_s=0.01, token_s=1e-4, steps=2)
+    assert measured.trained == 1.0
+    assert measured.step_s >= 0.01
+    assert 0 <= measured.age_mean <= measured.age_max <= 1
+
+
+def test_in_virtual_time_refills_ahead_make_shorter_steps_of_the_same_ages() -> None:
+    fleet = Fleet(rollouts=2, batch=8, longer_s=1.0)
+    plain, ahead = (
+        virtual_pace(fleet, Schedule(max_staleness=1, refill_confidence=c), train_s=1.0, token_s=1.2e-3, steps=8)
+        for c in (1.0, 0.5)
+    )
+    assert ahead.step_s < 0.95 * plain.step_s
+    assert plain.trained == 1.0
+    assert plain.age_max == ahead.age_max == 1
+
+
+def test_the_token_time_of_a_ratio_is_found_although_the_machine_adds_a_constant() -> None:
+    def machine(fleet: Fleet, way: Schedule, /, *, train_s: float, token_s: float, steps: int) -> Pace:
+        return Pace(
+            step_s=0.0, waited_s=3.0 + 700 * token_s, cpu_s=0.0, trained=1.0, generated=2.0, age_mean=0.0, age_max=0.0
+        )
+
+    fleet, way = Fleet(rollouts=2, batch=8, longer_s=10.0), Schedule(max_staleness=0)
+    token_s, sync = overlap._calibrated(fleet, way, train_s=1.0, generation_s=10.0, steps=1, measure=machine)
+    assert abs(sync.waited_s - 10.0) < 0.4
+    assert sync.waited_s == 3.0 + 700 * token_s
 
 
 async def test_a_timed_engine_stamps_the_version_that_sampled_each_token() -> None:
@@ -76,7 +102,7 @@ def test_a_loaded_reward_service_loses_nothing(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.long
 def test_a_long_run_is_looked_at_before_between_and_after_its_written_past() -> None:
     told: list[str] = []
-    pace = Pace(batch=4, checkpoint_steps=3, evaluation_steps=2)
+    pace = history.Pace(batch=4, checkpoint_steps=3, evaluation_steps=2)
     rows = long_run.run(48, looks=2, pace=pace, live_batches=2, tell=told.append)
     looks = [line for line in told if "restart" in line]
     groups = [int(line.removeprefix("Redis emptied, and repaired:").split(" groups")[0]) for line in looks]

@@ -12,6 +12,7 @@ from services.coordinator.prompts import PromptStream
 from services.coordinator.prompts.feed import PromptFeed
 from services.coordinator.recovery.rollback import Account, bring_in_line, history, surviving_evaluations
 from services.coordinator.run.evaluation import HeldOut
+from services.coordinator.state.acceptance import Acceptance
 from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Fleet
@@ -109,6 +110,7 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
         gen_batch_size=config.gen_batch_size,
         max_staleness=config.coordinator.max_staleness,
         partial_after=config.partial_after,
+        acceptance=Acceptance.of(config),
         changed=fleet.changed,
     )
     return OpenedRun(

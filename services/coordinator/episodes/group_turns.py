@@ -18,7 +18,7 @@ import structlog
 from services.coordinator.episodes.playing import Playing
 from services.coordinator.episodes.policy import BeginAgain
 from services.coordinator.episodes.rows import OpenedPrompt
-from services.coordinator.state.group import GroupFailed, Sample
+from services.coordinator.state.group import GroupFailed, Phase, Sample
 from services.coordinator.state.member import Member, Role
 from services.coordinator.state.placement import Tried, rollouts_for
 from services.coordinator.state.ports import RolloutClient, Sampling, WrongAnswer
@@ -118,10 +118,11 @@ class GroupTurns:
         """A place for one turn. Raises BeginAgain for an episode that has become too old, GroupFailed when all refuse."""
         admission = self._group.admission
         while True:
-            if self._oldest is not None and not self._board.may_start(admission=admission, version=self._oldest):
+            if self._oldest is not None and not self._board.may_go_on(admission=admission, version=self._oldest):
                 fault = f"the turns of version {self._oldest} could not be trained in time any more"
                 raise BeginAgain(reason="too_old", fault=fault)
-            may = rollouts_for(self._fleet, self._board, admission=admission, tried=self._tried)
+            begun = self._group.phase is Phase.IN_FLIGHT
+            may = rollouts_for(self._fleet, self._board, admission=admission, tried=self._tried, begun=begun)
             member = self._with_prefix(may) or self._fleet.least_loaded(may, avoid=self._tried.failed_on)
             if member is not None:
                 member.outstanding += 1

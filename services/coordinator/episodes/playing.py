@@ -83,7 +83,7 @@ class Playing:
         old = [
             index
             for index, sample in self.group.samples.items()
-            if not board.may_start(admission=self.group.admission, version=sample.oldest_version)
+            if not board.may_go_on(admission=self.group.admission, version=sample.oldest_version)
         ]
         for index in old:
             self.group.lost_tokens += self.group.samples.pop(index).sampled_tokens

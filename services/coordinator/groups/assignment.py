@@ -178,9 +178,8 @@ class Assigner:
         return True
 
     async def _drop(self, expired: list[QueuedGroup]) -> None:
-        term = "surplus" if self._board.max_staleness == 0 else "stale"
         for group in expired:
-            await unbroken(self._end(group, term))
+            await unbroken(self._end(group, self._board.term_of_late(group)))
 
     async def _end(self, group: QueuedGroup, term: str) -> None:
         row = queued_row(group, term=term, step=-1)

@@ -154,7 +154,7 @@ class Conductor:
 
     def _is_needed(self) -> bool:
         """Whether another group could still be trained before the last step ends."""
-        batches_ahead = self._board.rank(self._admissions) // self._config.data.train_batch_size
+        batches_ahead = self._board.likely_rank(self._admissions) // self._config.data.train_batch_size
         return self._board.next_step + batches_ahead < self._config.run.total_steps
 
     def _begin(self) -> Iterator[tuple[Group, Member]]:
@@ -213,7 +213,7 @@ class Conductor:
         group.drop_ungraded()
         verdict = self._judge(group)
         self.window.add_verdict(verdict)
-        self._board.verdicts += 1
+        self._board.judge(kept=verdict is Verdict.KEPT)
         if verdict is Verdict.KEPT and not self._too_late(group):
             try:
                 payload = self._codec.encode(group)
@@ -222,7 +222,7 @@ class Conductor:
                 return
             await unbroken(self._accept(group, payload))
         elif verdict is Verdict.KEPT:
-            await self.end(group, "surplus" if self._board.max_staleness == 0 else "stale")
+            await self.end(group, self._board.term_of_late(group))
         else:
             await self.end(group, f"filtered_{verdict.value}")
         self.failures_in_a_row = 0
@@ -256,9 +256,8 @@ class Conductor:
         )
 
     def _too_late(self, group: Group) -> bool:
-        oldest = group.oldest_version
-        assert oldest is not None
-        return self._board.next_step - oldest > self._board.max_staleness
+        assert group.oldest_version is not None
+        return self._board.is_too_old(group.oldest_version)
 
     async def _accept(self, group: Group, payload: bytes) -> None:
         accepted = accepted_group(group, payload_bytes=len(payload))

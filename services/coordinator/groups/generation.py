@@ -36,10 +36,10 @@ class Generation:
         self._config, self._board, self._fleet, self._clock = run.config, run.board, run.fleet, run.clock
         self._rollouts, self._report_tokens = rollouts, report_tokens
 
-    def start_on(self, admission: int, tried: Tried | None = None) -> Member | None:
-        """The rollout on which a group of this admission may start now, after what was tried."""
+    def start_on(self, admission: int, tried: Tried | None = None, *, begun: bool = False) -> Member | None:
+        """The rollout on which a group of this admission may start (or go on) now, after what was tried."""
         tried = tried or Tried()
-        may = rollouts_for(self._fleet, self._board, admission=admission, tried=tried)
+        may = rollouts_for(self._fleet, self._board, admission=admission, tried=tried, begun=begun)
         member = self._fleet.least_loaded(may, avoid=tried.failed_on)
         if member is not None:
             member.outstanding += self._config.rollout.n
@@ -86,10 +86,10 @@ class Generation:
         group.phase, group.start_version = Phase.PENDING, None
         while True:
             oldest = group.oldest_version
-            if oldest is not None and not self._board.may_start(admission=group.admission, version=oldest):
+            if oldest is not None and not self._board.may_go_on(admission=group.admission, version=oldest):
                 group.lost_tokens += group.response_tokens
                 group.samples.clear()
-            member = self.start_on(group.admission, tried)
+            member = self.start_on(group.admission, tried, begun=bool(group.samples))
             if member is not None:
                 return member
             if tried.refused_by and not self._another_may_serve(tried):

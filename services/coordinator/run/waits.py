@@ -214,7 +214,7 @@ def _admission(situation: Situation, since: SinceOf) -> Iterator[Wait]:
 def _why_closed(situation: Situation) -> tuple[str, str] | None:
     """A name and a sentence for closed admission; None while admission is open, or closed because enough groups are live."""
     board, settings = situation.board, situation.config.coordinator
-    step = board.next_step + board.rank(situation.admissions) // board.train_batch_size
+    step = board.next_step + board.likely_rank(situation.admissions) // board.train_batch_size
     ready = [member.version.number for member in situation.fleet.of(Role.ROLLOUT) if member.version is not None]
     if situation.progress.stop_requested or step >= situation.config.run.total_steps:
         return None

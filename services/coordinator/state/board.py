@@ -6,6 +6,7 @@ sluice/dapo/staleness.py has the rule of the age bound and docs/staleness.md the
 import bisect
 from dataclasses import dataclass
 
+from services.coordinator.state.acceptance import Acceptance
 from services.coordinator.state.group import Group, Phase, QueuedGroup
 from services.coordinator.state.signal import Signal
 from sluice.dapo.staleness import in_time, may_start
@@ -35,13 +36,16 @@ class Board:
         gen_batch_size: int,
         max_staleness: int,
         partial_after: int | None = None,
+        acceptance: Acceptance | None = None,
         changed: Signal | None = None,
     ) -> None:
+        """With `acceptance` groups start ahead of verdicts; not at `max_staleness` 0, where `gen_batch_size` says how many."""
         self.train_batch_size = train_batch_size
         self.gen_batch_size = gen_batch_size
         self.max_staleness = max_staleness
         self._partial_after = partial_after
         """Verdicts on one batch after which a partial batch may go; None: batches are always full."""
+        self._acceptance = acceptance if max_staleness > 0 else None
         self.open: dict[str, Group] = {}
         self.queued: dict[str, QueuedGroup] = {}
         self.queued_bytes = 0
@@ -55,6 +59,8 @@ class Board:
         self.changed = changed or Signal()
         """The fleet's signal, so that waiters for room and for a rollout wait for one signal."""
         self._admissions: list[int] = []
+        self._accepted: list[int] = []
+        """Admissions of the accepted groups, ascending; kept for the ranks of groups that start ahead."""
 
     def add(self, group: Group) -> None:
         """Adds an admitted group."""
@@ -78,27 +84,51 @@ class Board:
         self.open.pop(live.group_id, None)
         if accepted := self.queued.pop(live.group_id, None):
             self.queued_bytes -= accepted.payload_bytes
+            self._accepted.remove(live.admission)
         self._admissions.remove(live.admission)
         self.changed.notify()
 
     def _queue(self, accepted: QueuedGroup) -> None:
         self.queued[accepted.group_id] = accepted
         self.queued_bytes += accepted.payload_bytes
+        bisect.insort(self._accepted, accepted.admission)
+
+    def judge(self, *, kept: bool) -> None:
+        """Counts a verdict."""
+        self.verdicts += 1
+        if self._acceptance is not None:
+            self._acceptance.judged(kept=kept)
 
     def rank(self, admission: int) -> int:
         """The number of live groups admitted before this admission."""
         return bisect.bisect_left(self._admissions, admission)
 
+    def likely_rank(self, admission: int) -> int:
+        """The rank without the groups in flight that will probably be rejected, where groups start ahead; else the rank."""
+        rank = self.rank(admission)
+        if self._acceptance is None:
+            return rank
+        accepted = bisect.bisect_left(self._accepted, admission)
+        return accepted + self._acceptance.most_kept(rank - accepted)
+
     def may_start(self, *, admission: int, version: int) -> bool:
         """The admission gate for a group on a rollout that holds `version`."""
         return may_start(
-            rank=self.rank(admission),
+            rank=self.likely_rank(admission),
             next_step=self.next_step,
             version=version,
             train_batch_size=self.train_batch_size,
             max_staleness=self.max_staleness,
             gen_batch_size=self.gen_batch_size,
         )
+
+    def may_go_on(self, *, admission: int, version: int) -> bool:
+        """Whether a group whose oldest token is of `version` can still be trained in time, as far as is known.
+
+        A forecast may get worse. A group that started ahead goes on until its next batch would be too late.
+        """
+        may_yet = self._acceptance is not None and not self.is_too_old(version)
+        return may_yet or self.may_start(admission=admission, version=version)
 
     def has_room(self) -> bool:
         """Whether another group may be open at all: `gen_batch_size` caps the groups in flight.
@@ -124,11 +154,19 @@ class Board:
         """Open groups in a phase."""
         return sum(group.phase is phase for group in self.open.values())
 
+    def is_too_old(self, version: int) -> bool:
+        """Whether a token of `version` is too old for the next step. The bound on age rests on this alone."""
+        return self.next_step - version > self.max_staleness
+
+    def term_of_late(self, group: Group | QueuedGroup) -> str:
+        """The end of a group with signal that no batch can train in time: it was one too many, or too slow."""
+        is_one_too_many = self.max_staleness == 0 or (self._acceptance is not None and not group.doomed)
+        return "surplus" if is_one_too_many else "stale"
+
     def choose(self) -> Choice:
         """The groups of which batch `next_step` would be made now."""
-        oldest = self.next_step - self.max_staleness
-        usable = [group for group in self.queued.values() if group.oldest_version >= oldest]
-        expired = [group for group in self.queued.values() if group.oldest_version < oldest]
+        usable = [group for group in self.queued.values() if not self.is_too_old(group.oldest_version)]
+        expired = [group for group in self.queued.values() if self.is_too_old(group.oldest_version)]
         is_full = len(usable) >= self.train_batch_size
         if not is_full and not (
             usable and self._partial_is_due

@@ -264,6 +264,8 @@ class QueuedGroup:
     prompt_id: str
     attempt: int
     shaped_mean: float
+    doomed: bool = False
+    """Whether a batch went without the group, while the group was in flight, that should have waited."""
     life: Mapping[str, Any] = field(default_factory=dict)
     """The group's ledger row with the columns known so far (ledger_row.py)."""
 

@@ -54,6 +54,7 @@ def accepted_group(group: Group, *, payload_bytes: int) -> QueuedGroup:
         prompt_id=group.prompt.prompt_id,
         attempt=group.attempt,
         shaped_mean=sum(reward.shaped_reward for reward in group.rewards) / len(group.rewards),
+        doomed=group.doomed,
         life=ledger_row(group, term="queued", ended=False),
     )
 

@@ -17,13 +17,14 @@ class Tried:
     """These get the work again only when there is no other."""
 
 
-def rollouts_for(fleet: Fleet, board: Board, *, admission: int, tried: Tried) -> list[Member]:
-    """READY rollouts that hold a version on which a group of this admission may start."""
+def rollouts_for(fleet: Fleet, board: Board, *, admission: int, tried: Tried, begun: bool = False) -> list[Member]:
+    """READY rollouts that hold a version on which a group of this admission may start, or go on where it has `begun`."""
+    gate = board.may_go_on if begun else board.may_start
     held = [
         (member, member.version.number)
         for member in fleet.of(Role.ROLLOUT)
         if member.version is not None and not member.finishing and member.service_id not in tried.refused_by
     ]
     versions = {number for _, number in held}  # few versions, however large the fleet
-    allowed = {number for number in versions if board.may_start(admission=admission, version=number)}
+    allowed = {number for number in versions if gate(admission=admission, version=number)}
     return [member for member, number in held if number in allowed]

@@ -112,6 +112,7 @@ class Config(Section):
         yield from self._problems_of_sets()
         yield from self._problems_of_environments()
         yield from self._problems_of_policies()
+        yield from self._problems_of_refills()
         yield from self._problems_of_bytes()
         engine = self.launch.engine
         yield from self.network.problems_here() if engine == "local" else self.network.problems_on_a_cluster(engine)
@@ -189,6 +190,19 @@ class Config(Section):
             )
         if self.weights.lora == "adapter" and not self.model.lora_rank:
             yield "weights.lora: adapter needs adapters; set model.lora_rank, or weights.lora: merged"
+
+    def _problems_of_refills(self) -> Iterator[str]:
+        confidence = self.coordinator.refill_confidence
+        if confidence < 1 and self.coordinator.max_staleness == 0:
+            yield (
+                "coordinator.refill_confidence: must be 1 while coordinator.max_staleness is 0, got "
+                f"{confidence:g}; data.gen_batch_size says there how many groups start ahead"
+            )
+        if confidence < 1 and not self.algorithm.filter_groups.enable:
+            yield (
+                "coordinator.refill_confidence: must be 1 while algorithm.filter_groups.enable is false, got "
+                f"{confidence:g}; no group is rejected, so there is nothing to refill"
+            )
 
     def _problems_of_bytes(self) -> Iterator[str]:
         if self.largest_batch_bytes > self.coordinator.queue_max_bytes:

@@ -11,6 +11,15 @@ class CoordinatorConfig(Section):
     max_staleness: NonNegativeInt = Field(
         default=1, description="largest age in steps of any trained token; 0 is synchronous"
     )
+    refill_confidence: float = Field(
+        default=1.0,
+        ge=0.5,
+        le=1.0,
+        description="how sure it must be that a group is needed before the group starts. 1: it is, whatever the verdicts on "
+        "the groups ahead of it. Less: refills of rejected groups start before the verdicts, as many as the recent "
+        "acceptance foretells, and what turns out one too many is dropped (surplus); data.gen_batch_size still caps the "
+        "groups in flight",
+    )
     straggler_deadline_s: PositiveFloat = Field(
         default=60.0, description="how long a batch waits for groups that would expire"
     )

@@ -9,9 +9,9 @@ _TERMS = (
     ("stale", "dropped as too old to be trained", "near 0", "fewer rollouts, or a larger `coordinator.max_staleness`"),
     (
         "surplus",
-        "generated beyond the batch in a synchronous schedule",
-        "0 unless max_staleness is 0",
-        "lower `data.gen_batch_size`",
+        "generated ahead of the verdicts and not needed",
+        "0 unless max_staleness is 0 or refill_confidence below 1",
+        "lower `data.gen_batch_size` in a synchronous schedule, else raise `coordinator.refill_confidence`",
     ),
     ("rollback", "dropped because weights were rolled back", "0", "expected after a rollback only"),
     ("failed", "that could not be generated or graded", "near 0", "`sluice ledger` splits them by reason"),

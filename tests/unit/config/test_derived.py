@@ -30,6 +30,10 @@ BASE = ["model.path=m", "data.train_files=[a.jsonl]"]
             ["coordinator.max_staleness=0", "data.gen_batch_size=1536", "learner.mini_batch_size=32"],
             {"groups in flight at most": "1,536", "maximum age, steps": "0", "maximum age, optimizer updates": "15"},
         ),
+        (  # refills ahead of the verdicts: the cap alone
+            ["data.gen_batch_size=1536", "coordinator.refill_confidence=0.5"],
+            {"groups in flight at most": "1,536", "maximum age, steps": "1"},
+        ),
         (  # fully on-policy
             ["coordinator.max_staleness=0"],
             {"optimizer updates per step": "1", "maximum age, optimizer updates": "0"},
@@ -70,6 +74,7 @@ def test_every_number_says_how_it_follows() -> None:
     [
         ([], 2 * 512 * 16 * 20480 * 10),  # K = 1: two batches may be alive
         (["coordinator.max_staleness=0", "data.gen_batch_size=600"], 600 * 16 * 20480 * 10),
+        (["data.gen_batch_size=600", "coordinator.refill_confidence=0.9"], (2 * 512 + 600) * 16 * 20480 * 10),
         (
             ["coordinator.max_staleness=9"],
             (4 << 30) + 512 * 16 * 20480 * 10,

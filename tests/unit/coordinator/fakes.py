@@ -13,6 +13,7 @@ import numpy as np
 
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.groups.grading import Grading
+from services.coordinator.state.acceptance import Acceptance
 from services.coordinator.state.board import Board
 from services.coordinator.state.events import Events
 from services.coordinator.state.fleet import Fleet
@@ -281,6 +282,7 @@ class Stage:
             gen_batch_size=self.config.gen_batch_size,
             max_staleness=self.config.coordinator.max_staleness,
             partial_after=self.config.partial_after,
+            acceptance=Acceptance.of(self.config),
             changed=self.fleet.changed,
         )
         self.progress, self.events = Progress(state=RunState.RUNNING), Events()

@@ -23,6 +23,7 @@ from services.coordinator.state.ledger import count
 from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.ports import Sampling
 from services.coordinator.storage.run_files import BatchFile
+from sluice.dapo.staleness import in_time
 from sluice.errors import Overloaded, Unavailable
 from sluice.policy_version import PolicyVersion
 from tests.unit.coordinator.fakes import Stage, make_config, make_reward, make_sample
@@ -118,6 +119,7 @@ class Run:
         padding: int,
         seed: int,
         partial: bool = False,
+        confidence: float = 1.0,
     ) -> None:
         self.chance = random.Random(seed)
         config = make_config(
@@ -125,12 +127,13 @@ class Run:
             data__gen_batch_size=batch + extra,
             learner__mini_batch_size=batch,
             coordinator__max_staleness=staleness,
+            coordinator__refill_confidence=confidence if staleness else 1.0,
             coordinator__straggler_deadline_s=STRAGGLER_DEADLINE_S,
             coordinator__queue_max_bytes=batch * 2 * 8 * 10,
             run__total_steps=steps,
             algorithm__filter_groups={"on_starvation": "train_partial", "max_num_gen_batches": 1} if partial else {},
         )
-        self.partial = partial
+        self.partial, self.plain = partial, confidence == 1.0
         self.steps, self.staleness = steps, staleness
         self.rollouts = Rollouts()
         self.stage = Stage(config, rollouts=self.rollouts, rewards=Rewards(self.chance, acceptance))  # type: ignore[arg-type]
@@ -138,6 +141,10 @@ class Run:
         self.assigner = Assigner(self.stage.run, self.stage.records(Files()))
         self.version, self.training, self.joined = 0, False, 0
         self.doomed: set[str] = set()
+        self.sure: dict[str, int] = {}
+        """Oldest versions of the groups that are in time whatever the verdicts on the groups ahead of them."""
+        self.ahead: set[str] = set()
+        """Groups that were under way when they were not."""
         self.join()
 
     @property
@@ -156,7 +163,32 @@ class Run:
         await self.chance.choice(happens)()
         for _ in range(12):
             await asyncio.sleep(0)
+        self._check_who_is_sure()
         assert count(self.stage.store.counters, self.stage.board).groups_closed
+
+    def _check_who_is_sure(self) -> None:
+        """The invariant of the proof: a group that is in time at its rank stays in time, unless its oldest token gets older."""
+        board = self.stage.board
+        oldest = {group.group_id: group.oldest_version for group in board.queued.values()}
+        for group in board.open.values():
+            under_way = [v for v in (group.start_version, group.oldest_version) if v is not None]
+            oldest |= {group.group_id: min(under_way)} if under_way else {}
+        for group_id, version in oldest.items():
+            live = board.open.get(group_id) or board.queued[group_id]
+            sure = in_time(
+                rank=board.rank(live.admission),
+                next_step=board.next_step,
+                version=version,
+                train_batch_size=board.train_batch_size,
+                max_staleness=board.max_staleness,
+            )
+            was = self.sure.get(group_id, version + 1)
+            assert sure or version < was or group_id in self.doomed, f"{group_id} is not in time any more"
+            if sure:
+                self.sure[group_id] = version
+            else:
+                self.sure.pop(group_id, None)
+                self.ahead.add(group_id)
 
     async def _sample(self) -> None:
         """One arrives; often of the newest request, because short answers overtake long ones."""
@@ -222,10 +254,11 @@ class Run:
         assert sizes <= set(range(1, full + 1)) if self.partial else sizes == {full}
         trained = [group.group_id for groups in self.assigner.assigned.values() for group in groups]
         assert len(set(trained)) == len(trained)
-        late = {row["group_id"] for row in store.rows_ if row["term"] in ("stale", "surplus")}
-        if self.staleness > 0:
-            assert counts.terms["surplus"] == 0
-            assert late <= self.doomed, "a group with signal was dropped that no batch went without"
+        late = {term: {row["group_id"] for row in store.rows_ if row["term"] == term} for term in ("stale", "surplus")}
+        assert late["stale"] <= self.doomed, "a group with signal was dropped that no batch went without"
+        assert not late["surplus"] & self.sure.keys(), "a group with signal was dropped that could be trained in time"
+        if self.staleness > 0 and self.plain:
+            assert not late["surplus"]
 
 
 async def _live(run: Run) -> int:
@@ -249,12 +282,13 @@ async def _live(run: Run) -> int:
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(
     batch=st.integers(1, 4),
-    extra=st.integers(0, 3),
+    extra=st.integers(0, 6),
     staleness=st.integers(0, 4),
     acceptance=st.sampled_from([0.3, 0.7, 1.0]),
     padding=st.sampled_from([0, 400]),  # bytes a payload; two of 400 are more than the queue of a batch of four takes
     seed=st.integers(0, 2**32),
     partial=st.booleans(),
+    confidence=st.sampled_from([1.0, 0.9, 0.5]),
 )
 def test_no_run_breaks_the_age_bound_passes_a_group_over_or_stalls(**drawn: Any) -> None:
     run = Run(steps=4, **drawn)
@@ -274,6 +308,31 @@ def test_the_bound_is_used_up_and_stragglers_are_dropped_in_some_of_these_runs()
     assert ages == {0, 1}
     assert doomed > 0
     assert lost > 0
+
+
+def test_groups_that_start_ahead_are_trained_or_dropped_in_some_of_these_runs_and_the_plain_rule_starts_none() -> None:
+    trained, dropped = set(), 0
+    for seed in range(6):
+        for confidence in (0.5, 1.0):
+            run = Run(
+                batch=3,
+                extra=9,
+                staleness=1,
+                steps=6,
+                acceptance=0.3,
+                padding=0,
+                seed=seed,
+                confidence=confidence,
+            )
+            asyncio.run(_live(run))
+            run.check_end()
+            if confidence == 1.0:
+                assert not run.ahead - run.doomed
+                continue
+            trained |= run.ahead & {group.group_id for groups in run.assigner.assigned.values() for group in groups}
+            dropped += run.stage.store.counters["surplus"]
+    assert trained
+    assert dropped > 0
 
 
 def test_batches_that_are_not_full_are_trained_in_some_of_these_runs() -> None:
@@ -296,8 +355,14 @@ def _room_in_bytes_alone(conductor: Conductor) -> bool:
         (Board, {"_would_be_late": lambda *_: False}),
         (Board, {"may_start": lambda *_, **__: True}),
         (Conductor, {"_queue_has_room": _room_in_bytes_alone}),
+        (Board, {"is_too_old": lambda *_: False}),
     ],
-    ids=["a batch waits for nobody", "every group may start", "back-pressure holds up the next batch"],
+    ids=[
+        "a batch waits for nobody",
+        "every group may start",
+        "back-pressure holds up the next batch",
+        "age is no matter",
+    ],
 )
 def test_a_broken_gate_assignment_or_back_pressure_is_caught(
     part: type, broken: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -306,10 +371,12 @@ def test_a_broken_gate_assignment_or_back_pressure_is_caught(
         monkeypatch.setattr(part, name, instead)
 
     padding = 400 if part is Conductor else 0
+    drawn: dict[str, Any] = {"batch": 2, "extra": 3, "staleness": 1, "steps": 6, "acceptance": 0.7, "padding": padding}
+    drawn |= {"extra": 6, "acceptance": 0.3, "confidence": 0.5} if "is_too_old" in broken else {}
 
     def forty_runs() -> None:
         for seed in range(40):
-            run = Run(batch=2, extra=3, staleness=1, steps=6, acceptance=0.7, padding=padding, seed=seed)
+            run = Run(**drawn, seed=seed)
             asyncio.run(_live(run))
             run.check_end()
 

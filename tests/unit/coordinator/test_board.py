@@ -1,5 +1,6 @@
 """Which groups make up the next batch, and for whom it waits."""
 
+from services.coordinator.state.acceptance import Acceptance
 from services.coordinator.state.board import Board
 from services.coordinator.state.group import Group
 from tests.unit.coordinator.fakes import FakePrompt, make_accepted, make_sample
@@ -103,6 +104,45 @@ def test_every_removal_frees_the_ranks_behind_it() -> None:
     assert made.rank(2) == 2
     made.remove(groups[0])
     assert made.rank(2) == 1
+
+
+def test_as_many_groups_start_ahead_of_the_verdicts_as_the_acceptance_foretells() -> None:
+    made = Board(
+        train_batch_size=4,
+        gen_batch_size=100,
+        max_staleness=1,
+        acceptance=Acceptance(confidence=0.5, train_batch_size=4),
+    )
+    made.next_step = 1  # version 0 is held: four groups whatever the verdicts
+
+    def start() -> int:
+        """The groups that may be live."""
+        while made.may_start(admission=len(made.open) + len(made.queued), version=0):
+            made.add(in_flight(len(made.open) + len(made.queued)))
+        return len(made.open) + len(made.queued)
+
+    assert start() == 4, "without evidence every group counts as kept"
+    for verdict in range(100):
+        made.judge(kept=verdict % 2 == 1)
+    assert start() == 7, "at a half, 3.5 of seven are kept, which is as likely as not fewer than four"
+    made.accept(made.open["g0"], make_accepted(0))
+    made.accept(made.open["g1"], make_accepted(1))
+    assert start() == 7, "two kept and five in flight: 4.5"
+    assert [made.may_go_on(admission=6, version=version) for version in (-1, 0)] == [False, True]
+    assert made.rank(7) == 7, "the rank that the age bound is proved with stays"
+
+
+def test_a_group_that_started_ahead_is_one_too_many_and_a_doomed_one_too_slow() -> None:
+    slow, plain = in_flight(0), board()
+    ahead = Board(
+        train_batch_size=2,
+        gen_batch_size=4,
+        max_staleness=1,
+        acceptance=Acceptance(confidence=0.5, train_batch_size=2),
+    )
+    assert [made.term_of_late(slow) for made in (plain, ahead, board(staleness=0))] == ["stale", "surplus", "surplus"]
+    slow.doomed = True
+    assert [made.term_of_late(slow) for made in (plain, ahead)] == ["stale", "stale"]
 
 
 def starving_board(*, judged: int, staleness: int = 1) -> Board:
