@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from services.rollout.cache_load import CacheLoad
 from sluice.policy_version import PolicyVersion
 from sluice.weights.manifest import Manifest
 
@@ -113,7 +114,9 @@ class Engine(Protocol):
     max_model_len: int
     """Context length in tokens."""
     capacity: int
-    """Samples that the engine runs at once; more samples may be added and wait inside."""
+    """Samples that the engine has room for at once; more samples may be added and wait inside."""
+    limit: int
+    """Samples that the engine runs at once now, 1 to `capacity`; set between two steps. What runs goes on when it falls."""
     version: PolicyVersion | None
     """The version of the weights in use; None before the first `load_weights`."""
     generated_tokens: int
@@ -134,6 +137,10 @@ class Engine(Protocol):
 
     def step(self) -> list[FinishedSample]:
         """Advances each running request by one token and returns the samples that ended."""
+        ...
+
+    def cache_load(self) -> CacheLoad | None:
+        """What fills the KV cache after the newest step; None for an engine without a bounded cache."""
         ...
 
     def abort(self, sample_ids: Collection[str]) -> list[FinishedSample]:

@@ -21,6 +21,7 @@ import numpy as np
 import structlog
 
 from services.rollout.engine import Engine, FinishedSample, FinishReason, RunningSample, SampleRequest
+from services.rollout.pacer import Pacer
 from sluice.errors import InvalidRequest, NotReady, Overloaded, SluiceError
 from sluice.policy_version import PolicyVersion
 from sluice.weights.manifest import Manifest
@@ -54,8 +55,8 @@ Event = FinishedSample | Progress
 class EngineLoop:
     """Made, started and used inside one event loop."""
 
-    def __init__(self, engine: Engine, *, max_samples: int) -> None:
-        """`max_samples` bounds running and waiting samples together."""
+    def __init__(self, engine: Engine, *, max_samples: int, pacer: Pacer | None = None) -> None:
+        """`max_samples` bounds running and waiting samples together; without a `pacer` the engine's limit stays as it is."""
         self.engine = engine
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Resolves only if the engine fails."""
@@ -64,7 +65,7 @@ class EngineLoop:
         self.last_stall_ms = 0.0
         """How long the newest push kept the engine from generating."""
         self._most_kv_use: float | None = None
-        self._max_samples = max_samples
+        self._max_samples, self._pacer = max_samples, pacer
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[str, asyncio.Queue[Event | EngineFailed]] = {}
@@ -268,7 +269,9 @@ class EngineLoop:
                 command()
                 self._switch_if_due()
             self._begun_s = now_s = time.monotonic()
-            self._deliver(self.engine.step())
+            self._deliver(ended := self.engine.step())
+            if self._pacer is not None:
+                self._pacer.after_step(self.engine, ended)
             if (use := self.engine.kv_use) is not None:
                 self._most_kv_use = max(self._most_kv_use or 0.0, use)
             self._switch_if_due()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.rollout.concurrency import FIRST_SAMPLES, Concurrency
 from services.rollout.engine import Engine, FinishedSample, FinishReason, SampleRequest, Span
 from services.rollout.engine_loop import EngineLoop, Event, InFlight
 from services.rollout.model_files import read_model
+from services.rollout.pacer import Pacer
 from sluice.policy_version import PolicyVersion
 from sluice.testing import assert_eventually
 
@@ -68,6 +71,7 @@ def engine(loaded_engine: Engine, model_path: Path) -> Iterator[Engine]:
     loaded_engine.load_weights(first.manifest, first.buffer, recompute_kv=False)
     yield loaded_engine
     loaded_engine.abort(list(loaded_engine.running))
+    loaded_engine.limit = loaded_engine.capacity
 
 
 def request(
@@ -365,6 +369,43 @@ def test_a_full_kv_cache_is_seen_and_what_it_puts_back_is_counted_and_finishes(e
     assert 0.9 < most <= 1.0
     assert engine.preemptions > before
     assert engine.kv_use == 0.0
+
+
+def test_no_more_samples_start_than_the_limit_and_those_that_run_go_on_when_it_falls(engine: Engine) -> None:
+    seed = _seed_that_does_not_stop(engine, 40)
+    engine.limit = 5
+    for index in range(12):
+        engine.add(request(f"s{index}", seed=seed, max_tokens=40))
+    started = []
+    for limit in (5, 5, 2, 2):
+        engine.limit = limit
+        engine.step()
+        started.append(sum(bool(sample.token_ids) for sample in engine.running.values()))
+    assert set(started[_in_flight(engine) :]) == {5}
+    if (load := engine.cache_load()) is not None:
+        assert (len(load.running), len(load.waiting)) == (5, 7)
+        assert load.use > 0
+        assert load.computed_tokens == load.running.held_tokens.sum() == 5 * 32  # a block of 32 tokens each
+    assert len(finish(engine)) == 12
+
+
+def test_a_paced_engine_puts_far_less_back_in_a_cache_that_is_too_small(engine: Engine) -> None:
+    if engine.cache_load() is None:
+        return
+    pacer = Pacer(Concurrency(most_samples=CAPACITY, most_tokens=100), now_s=itertools.count().__next__)
+    put_back = []
+    for paced in (False, True):
+        before = engine.preemptions
+        engine.limit = FIRST_SAMPLES if paced else CAPACITY
+        for index in range(2 * CAPACITY):
+            engine.add(request(f"s{index}", seed=index, max_tokens=100))
+        while engine.running:
+            ended = engine.step()
+            if paced:
+                pacer.after_step(engine, ended)
+        put_back.append(engine.preemptions - before)
+    assert 2 * put_back[1] < put_back[0]
+    assert engine.limit > FIRST_SAMPLES
 
 
 def _in_flight(engine: Engine) -> int:

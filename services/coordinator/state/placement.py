@@ -18,7 +18,7 @@ class Tried:
 
 
 def rollouts_for(fleet: Fleet, board: Board, *, admission: int, tried: Tried) -> list[Member]:
-    """READY rollouts that hold a version on which a group of this admission may start."""
+    """READY rollouts that hold a version on which a group of this admission may start, and that do not state to be full."""
     held = [
         (member, member.version.number)
         for member in fleet.of(Role.ROLLOUT)
@@ -26,4 +26,4 @@ def rollouts_for(fleet: Fleet, board: Board, *, admission: int, tried: Tried) ->
     ]
     versions = {number for _, number in held}  # few versions, however large the fleet
     allowed = {number for number in versions if board.may_start(admission=admission, version=number)}
-    return [member for member, number in held if number in allowed]
+    return fleet.without_full([member for member, number in held if number in allowed])

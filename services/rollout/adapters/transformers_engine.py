@@ -49,7 +49,7 @@ class TransformersEngine:
         """Loads the model, on CUDA where there is a CUDA device."""
         self.name = f"transformers {transformers.__version__} on {device_name()}"
         self.max_model_len = max_model_len
-        self.capacity = max_num_seqs
+        self.capacity = self.limit = max_num_seqs
         self.version: PolicyVersion | None = None
         self.generated_tokens = 0
         self.kv_use: float | None = None  # the cache grows with its samples
@@ -83,7 +83,7 @@ class TransformersEngine:
     def step(self) -> list[FinishedSample]:
         # Logits are made and used within one step, so that a token's version is the version that computed its logits.
         self._batch.advance()
-        room = self.capacity - len(self._batch.rows)
+        room = max(0, self.limit - len(self._batch.rows))
         if joining := [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]:
             self._batch.join(joining)
         if not self._batch.rows:
@@ -101,6 +101,9 @@ class TransformersEngine:
         self.generated_tokens += len(token_ids)
         self._batch.keep(stays)
         return ended
+
+    def cache_load(self) -> None:
+        return None
 
     def abort(self, sample_ids: Collection[str]) -> list[FinishedSample]:
         known = {sample_id for sample_id in sample_ids if sample_id in self._running}

@@ -26,6 +26,8 @@ from vllm.v1.executor import Executor
 
 from services.rollout.adapters.environment import device_name
 from services.rollout.adapters.vllm_arguments import cpu_arguments, cuda_arguments
+from services.rollout.adapters.vllm_cache import cache_load
+from services.rollout.cache_load import CacheLoad
 from services.rollout.engine import FinishedSample, FinishReason, RunningSample, SampleRequest
 from services.rollout.model_files import ModelFacts
 from sluice.policy_version import PolicyVersion
@@ -63,7 +65,7 @@ class VllmEngine:
         """
         self.name = f"vllm {vllm.__version__} on {device_name()}"
         self.max_model_len = max_model_len
-        self.capacity = max_num_seqs
+        self.capacity = self.limit = max_num_seqs
         self.version: PolicyVersion | None = None
         self.generated_tokens = 0
         self.kv_use: float | None = 0.0
@@ -110,6 +112,9 @@ class VllmEngine:
         config.scheduler_config.async_scheduling = overlaps  # on a CPU vLLM has switched it off
         # The scheduler's figures come with every step's outputs; nothing is printed.
         self._core = InprocClient(config, Executor.get_class(config), log_stats=True)
+        scheduler = self._core.engine_core.scheduler
+        assert isinstance(scheduler, Scheduler)
+        self._scheduler = scheduler
 
     @property
     def running(self) -> Mapping[str, RunningSample]:
@@ -120,13 +125,17 @@ class VllmEngine:
         self._backlog.append(request)
 
     def step(self) -> list[FinishedSample]:
-        while self._backlog and len(self._running) - len(self._backlog) < self.capacity:
+        self._scheduler.max_num_active_reqs = self.limit  # samples that were put back keep to it too
+        while self._backlog and len(self._running) - len(self._backlog) < self.limit:
             self._core.add_request(self._core_request(self._backlog.popleft()))
         self._take(self._core.get_output())
         ended, self._ended = self._ended, {}
         for sample_id in ended:
             del self._running[sample_id]
         return list(ended.values())
+
+    def cache_load(self) -> CacheLoad:
+        return cache_load(self._scheduler, self._running, self._backlog)
 
     def abort(self, sample_ids: Collection[str]) -> list[FinishedSample]:
         self._drain()  # what is still computed is of these samples too
@@ -149,9 +158,7 @@ class VllmEngine:
             sample.switch(manifest.version)
         self._restart_unstarted()
         if recompute_kv:
-            scheduler = self._core.engine_core.scheduler
-            assert isinstance(scheduler, Scheduler)
-            self._recomputed |= {request.request_id for request in scheduler.running}
+            self._recomputed |= {request.request_id for request in self._scheduler.running}
             self._core.reset_prefix_cache(reset_running_requests=True)
 
     def close(self) -> None:

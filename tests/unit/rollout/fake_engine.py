@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from services.rollout.cache_load import CacheLoad
 from services.rollout.engine import FinishedSample, FinishReason, RunningSample, SampleRequest
 from sluice.policy_version import PolicyVersion
 from sluice.weights.manifest import Manifest
@@ -16,6 +17,7 @@ class FakeEngine:
     name = "fake 1"
     max_model_len = 64
     capacity = 8
+    limit = 8
 
     def __init__(self) -> None:
         self.version: PolicyVersion | None = None
@@ -35,6 +37,9 @@ class FakeEngine:
 
     def add(self, request: SampleRequest) -> None:
         self._running[request.sample_id] = RunningSample(request, self.version)
+
+    def cache_load(self) -> CacheLoad | None:
+        return None
 
     def step(self) -> list[FinishedSample]:
         assert self.gate.wait(5.0)
