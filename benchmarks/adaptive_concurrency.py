@@ -19,9 +19,8 @@ import numpy as np
 
 from benchmarks.report import Row
 from benchmarks.simulated.paged_engine import BLOCK_TOKENS, PagedEngine, Simulated
-from services.rollout.concurrency import FIRST_SAMPLES, Concurrency
+from services.rollout.concurrency import Concurrency
 from services.rollout.engine import Engine, SampleRequest
-from services.rollout.pacer import Pacer
 from sluice.policy_version import PolicyVersion
 
 TARGET, MOST_PREEMPTIONS = 0.95, 0.2
@@ -132,18 +131,22 @@ def _rows(name: str, fixed: dict[int, Figures], paced: Figures) -> list[Row]:
 
 
 def _simulate(workload: Workload, number: int | None) -> Figures:
-    """With a fixed number of samples at once, or paced."""
+    """With a fixed number of samples at once, or by the controller."""
     engine, groups = PagedEngine(blocks=workload.blocks, capacity=workload.capacity), workload.draw()
-    pacer = Pacer(Concurrency(most_samples=workload.capacity, most_tokens=workload.longest), now_s=lambda: engine.now_s)
-    engine.limit = number or FIRST_SAMPLES
+    concurrency = Concurrency(most=workload.capacity)
+    engine.limit = number or concurrency.limit
     for first in range(0, len(groups), workload.at_once):
-        batch = groups[first : first + workload.at_once]
-        for sample in itertools.chain.from_iterable(batch):
+        for sample in itertools.chain.from_iterable(groups[first : first + workload.at_once]):
             engine.add(sample)
         while engine.running or engine.waiting:
-            ended = engine.step()
+            engine.step()
             if number is None:
-                pacer.after_step(engine, ended)
+                engine.limit = concurrency.after_step(
+                    use=engine.kv_use,
+                    running=len(engine.running),
+                    waiting=len(engine.waiting),
+                    preemptions=engine.preemptions,
+                )
     samples = list(itertools.chain.from_iterable(groups))
     return Figures(
         tokens_per_s=sum(sample.tokens for sample in samples) / engine.now_s,
@@ -192,9 +195,9 @@ def _vllm() -> tuple[dict[int, Figures], Figures]:
 
 
 def _draw(engine: Engine, number: int | None, *, groups: int) -> Figures:
-    """The same samples each time, with a fixed number at once, or paced by a controller that knows nothing yet."""
-    pacer = Pacer(Concurrency(most_samples=CAPACITY, most_tokens=LONGEST), now_s=time.monotonic)
-    engine.limit = number or FIRST_SAMPLES
+    """The same samples each time, with a fixed number at once, or by a controller that begins anew."""
+    concurrency = Concurrency(most=CAPACITY)
+    engine.limit = number or concurrency.limit
     for group, index in itertools.product(range(groups), range(SAMPLES)):
         engine.add(
             SampleRequest(
@@ -205,15 +208,22 @@ def _draw(engine: Engine, number: int | None, *, groups: int) -> Figures:
                 max_tokens=LONGEST,
             )
         )
-    tokens, preemptions, started_s = engine.generated_tokens, engine.preemptions, time.process_time()
+    tokens, before, started_s = engine.generated_tokens, engine.preemptions, time.process_time()
     while engine.running:
-        ended = engine.step()
+        engine.step()
         if number is None:
-            pacer.after_step(engine, ended)
+            started, use = engine.started, engine.kv_use
+            assert use is not None
+            engine.limit = concurrency.after_step(
+                use=use,
+                running=started,
+                waiting=len(engine.running) - started,
+                preemptions=engine.preemptions - before,
+            )
     seconds = time.process_time() - started_s
     return Figures(
         tokens_per_s=(engine.generated_tokens - tokens) / seconds,
-        preemptions=(engine.preemptions - preemptions) / (groups * SAMPLES),
+        preemptions=(engine.preemptions - before) / (groups * SAMPLES),
     )
 
 

@@ -8,13 +8,7 @@ another sample of the group. No step in which one was put back starts any. The t
 from collections import Counter, deque
 from dataclasses import dataclass
 
-import numpy as np
-
-from services.rollout.cache_load import CacheLoad, Sequences
-from services.rollout.engine import FinishedSample, FinishReason
-
 BLOCK_TOKENS = 16
-SEEN_WAITING = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +47,7 @@ class Simulated:
 
 
 class PagedEngine:
-    """See services.rollout.engine.Engine, of which a pacer needs `limit`, `preemptions` and `cache_load`."""
+    """One engine: `add`, then `step` until nothing runs or waits; `limit` may change between two steps."""
 
     def __init__(self, *, blocks: int, capacity: int, costs: Costs = Costs(), step_tokens: int = 8192) -> None:
         self.capacity = self.limit = capacity
@@ -70,7 +64,8 @@ class PagedEngine:
     def add(self, sample: Simulated) -> None:
         self.waiting.append(sample)
 
-    def step(self) -> list[FinishedSample]:
+    def step(self) -> None:
+        """One token for every running sample."""
         before = self.preemptions
         self._grow()
         computed = self._start() if self.preemptions == before else 0
@@ -84,21 +79,6 @@ class PagedEngine:
             self.running.remove(sample)
             self._release(sample)
         self.kv_use = 1 - self._free / self._blocks
-        return [_finished(sample) for sample in ended]
-
-    def cache_load(self) -> CacheLoad:
-        ahead = [self.waiting[place] for place in range(min(SEEN_WAITING, len(self.waiting)))]
-        seen, first = set(+self._holders), []
-        for sample in ahead:
-            first.append(0.0 if sample.group in seen else 1.0)
-            seen.add(sample.group)
-        running = _sequences(self.running, [1 / self._holders[sample.group] for sample in self.running])
-        return CacheLoad(
-            use=self.kv_use,
-            computed_tokens=float(running.held_tokens.sum()),
-            running=running,
-            waiting=_sequences(ahead, first),
-        )
 
     def _grow(self) -> None:
         """A block for every running sample whose blocks are full; puts back the newest samples where there is none."""
@@ -146,29 +126,3 @@ class PagedEngine:
 
 def _blocks_of(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS)
-
-
-def _sequences(samples: list[Simulated], shares: list[float]) -> Sequences:
-    """`shares`: of its prompt's blocks, which a sample has."""
-    return Sequences(
-        held_tokens=np.array(
-            [
-                BLOCK_TOKENS * (sample.prompt_blocks * share + _blocks_of(sample.generated))
-                for sample, share in zip(samples, shares, strict=True)
-            ],
-            np.float64,
-        ),
-        generated_tokens=np.array([s.generated for s in samples], np.int64),
-        max_tokens=np.array([s.max_tokens for s in samples], np.int64),
-    )
-
-
-def _finished(sample: Simulated) -> FinishedSample:
-    ids = np.zeros(sample.generated, np.int32)
-    return FinishedSample(
-        sample_id=str(id(sample)),
-        token_ids=ids,
-        logprobs=ids.astype(np.float32),
-        spans=(),
-        finish_reason=FinishReason.LENGTH if sample.generated >= sample.max_tokens else FinishReason.STOP,
-    )

@@ -7,7 +7,6 @@ the coordinator that it is leaving, lets running samples end for half of the gra
 
 import asyncio
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +14,12 @@ import grpc
 import structlog
 
 from services.rollout.adapters.environment import set_environment
-from services.rollout.concurrency import FIRST_SAMPLES, Concurrency
+from services.rollout.concurrency import Concurrency
 from services.rollout.engine import Engine
 from services.rollout.engine_loop import EngineFailed, EngineLoop
 from services.rollout.engine_metrics import RolloutMetrics
 from services.rollout.engine_watch import end_process, hung_s
 from services.rollout.model_files import ModelFacts, read_model
-from services.rollout.pacer import Pacer
 from sluice.clock import SystemClock
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
@@ -120,13 +118,13 @@ def _fixed_samples(config: Config) -> int:
     return DEFAULT_SAMPLES if chosen == "auto" else chosen
 
 
-def _pacer(config: Config, engine: Engine) -> Pacer | None:
+def _concurrency(config: Config, engine: Engine) -> Concurrency | None:
     """What `rollout.max_num_seqs: auto` asks for, where the engine has a bounded cache."""
-    if config.rollout.max_num_seqs != "auto" or engine.cache_load() is None:
+    if config.rollout.max_num_seqs != "auto" or engine.kv_use is None:
         return None
-    engine.limit = min(FIRST_SAMPLES, engine.capacity)
-    concurrency = Concurrency(most_samples=engine.capacity, most_tokens=config.data.max_response_length)
-    return Pacer(concurrency, now_s=time.monotonic)
+    concurrency = Concurrency(most=engine.capacity)
+    engine.limit = concurrency.limit
+    return concurrency
 
 
 class _Service:
@@ -150,8 +148,8 @@ class _Service:
 
         self._device = identity()
         self._model = model
-        self._pacer = _pacer(config, engine)
-        self._loop = EngineLoop(engine, max_samples=WAITING_FACTOR * engine.capacity, pacer=self._pacer)
+        self._concurrency = _concurrency(config, engine)
+        self._loop = EngineLoop(engine, max_samples=WAITING_FACTOR * engine.capacity, concurrency=self._concurrency)
         if self._options.own_weights:
             self._loop.serve_own(OWN_WEIGHTS)
         self._loop.start()
@@ -278,7 +276,7 @@ class _Service:
 
     def _beat(self) -> coordinator_pb2.HeartbeatRequest:
         kv_use = self._loop.take_kv_use()
-        limit = None if self._pacer is None else self._pacer.take_limit()
+        limit = None if self._concurrency is None else self._concurrency.take_largest()
         self._metrics.refresh(self._loop, kv_use=kv_use, limit=limit)
         return coordinator_pb2.HeartbeatRequest(
             running=self._loop.running,

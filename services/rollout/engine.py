@@ -11,7 +11,6 @@ from typing import Protocol
 
 import numpy as np
 
-from services.rollout.cache_load import CacheLoad
 from sluice.policy_version import PolicyVersion
 from sluice.weights.manifest import Manifest
 
@@ -131,16 +130,17 @@ class Engine(Protocol):
         """Added and unfinished requests, by sample_id."""
         ...
 
+    @property
+    def started(self) -> int:
+        """Those of `running` that run and do not wait."""
+        ...
+
     def add(self, request: SampleRequest) -> None:
         """Queues a request, which starts at the next step that has room."""
         ...
 
     def step(self) -> list[FinishedSample]:
         """Advances each running request by one token and returns the samples that ended."""
-        ...
-
-    def cache_load(self) -> CacheLoad | None:
-        """What fills the KV cache after the newest step; None for an engine without a bounded cache."""
         ...
 
     def abort(self, sample_ids: Collection[str]) -> list[FinishedSample]:

@@ -173,8 +173,8 @@ class Evaluator:
         pinned = _Pinned(
             member=member,
             version=version,
-            room=asyncio.Semaphore(max(1, member.takes // n)),
-            turns=asyncio.Semaphore(member.takes),
+            room=asyncio.Semaphore(max(1, member.capacity // n)),
+            turns=asyncio.Semaphore(member.capacity),
         )
         of = f"{settings.name}-" if settings.name else ""
         async with asyncio.TaskGroup() as tasks:

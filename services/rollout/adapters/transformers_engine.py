@@ -72,6 +72,10 @@ class TransformersEngine:
     def running(self) -> Mapping[str, RunningSample]:
         return self._running
 
+    @property
+    def started(self) -> int:
+        return len(self._batch.rows)
+
     def add(self, request: SampleRequest) -> None:
         sample = RunningSample(request, self.version)
         noise = torch.Generator(self._device)
@@ -101,9 +105,6 @@ class TransformersEngine:
         self.generated_tokens += len(token_ids)
         self._batch.keep(stays)
         return ended
-
-    def cache_load(self) -> None:
-        return None
 
     def abort(self, sample_ids: Collection[str]) -> list[FinishedSample]:
         known = {sample_id for sample_id in sample_ids if sample_id in self._running}

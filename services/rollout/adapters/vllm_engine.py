@@ -26,8 +26,6 @@ from vllm.v1.executor import Executor
 
 from services.rollout.adapters.environment import device_name
 from services.rollout.adapters.vllm_arguments import cpu_arguments, cuda_arguments
-from services.rollout.adapters.vllm_cache import cache_load
-from services.rollout.cache_load import CacheLoad
 from services.rollout.engine import FinishedSample, FinishReason, RunningSample, SampleRequest
 from services.rollout.model_files import ModelFacts
 from sluice.policy_version import PolicyVersion
@@ -120,6 +118,10 @@ class VllmEngine:
     def running(self) -> Mapping[str, RunningSample]:
         return self._running
 
+    @property
+    def started(self) -> int:
+        return len(self._scheduler.running)
+
     def add(self, request: SampleRequest) -> None:
         self._running[request.sample_id] = RunningSample(request, self.version)
         self._backlog.append(request)
@@ -133,9 +135,6 @@ class VllmEngine:
         for sample_id in ended:
             del self._running[sample_id]
         return list(ended.values())
-
-    def cache_load(self) -> CacheLoad:
-        return cache_load(self._scheduler, self._running, self._backlog)
 
     def abort(self, sample_ids: Collection[str]) -> list[FinishedSample]:
         self._drain()  # what is still computed is of these samples too

@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from services.rollout.cache_load import CacheLoad
 from services.rollout.engine import FinishedSample, FinishReason, RunningSample, SampleRequest
 from sluice.policy_version import PolicyVersion
 from sluice.weights.manifest import Manifest
@@ -35,11 +34,12 @@ class FakeEngine:
     def running(self) -> Mapping[str, RunningSample]:
         return self._running
 
+    @property
+    def started(self) -> int:
+        return min(self.limit, len(self._running))
+
     def add(self, request: SampleRequest) -> None:
         self._running[request.sample_id] = RunningSample(request, self.version)
-
-    def cache_load(self) -> CacheLoad | None:
-        return None
 
     def step(self) -> list[FinishedSample]:
         assert self.gate.wait(5.0)
