@@ -52,7 +52,6 @@ class PagedEngine:
     def __init__(self, *, blocks: int, capacity: int, costs: Costs = Costs(), step_tokens: int = 8192) -> None:
         self.capacity = self.limit = capacity
         self.preemptions = 0
-        self.recomputed_tokens = 0
         self.now_s = 0.0
         self.kv_use = 0.0
         self._blocks, self._free, self._costs, self._step_tokens = blocks, blocks, costs, step_tokens
@@ -62,6 +61,7 @@ class PagedEngine:
         """Running samples of each group, which share the prompt's blocks."""
 
     def add(self, sample: Simulated) -> None:
+        """Queues a sample."""
         self.waiting.append(sample)
 
     def step(self) -> None:
@@ -120,7 +120,6 @@ class PagedEngine:
             self._holders[sample.group] += 1
             self.running.append(sample)
             computed += tokens
-            self.recomputed_tokens += sample.generated
         return computed
 
 

@@ -14,7 +14,7 @@ import grpc
 import structlog
 
 from services.rollout.adapters.environment import set_environment
-from services.rollout.concurrency import Concurrency
+from services.rollout.concurrency import Concurrency, handed_over
 from services.rollout.engine import Engine
 from services.rollout.engine_loop import EngineFailed, EngineLoop
 from services.rollout.engine_metrics import RolloutMetrics
@@ -284,7 +284,7 @@ class _Service:
             generated_tokens=self._loop.engine.generated_tokens,
             kv_use=kv_use,
             preemptions=self._loop.engine.preemptions,
-            capacity=limit or 0,
+            capacity=0 if limit is None else handed_over(limit),
         )
 
     def _version_message(self) -> common_pb2.PolicyVersion | None:

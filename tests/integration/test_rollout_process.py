@@ -61,7 +61,7 @@ async def test_it_registers_what_it_serves_registers_again_when_forgotten_and_le
         assert request.engine.startswith(engine)
         assert request.device == "cpu"
         # An engine whose cache grows has a fixed number; one with a bounded cache begins with a group.
-        capacity, stated = (256, 0) if engine == "transformers" else (1024, 16)
+        capacity, stated = (256, 0) if engine == "transformers" else (1024, 20)
         assert (request.capacity, request.max_model_len) == (capacity, 48)
         await coordinator.until(lambda: bool(coordinator.beats), timeout_s=10.0)
         assert coordinator.beats[0].capacity == stated

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulated.paged_engine import PagedEngine, Simulated
-from services.rollout.concurrency import CUT, FIRST_SAMPLES, GROWTH, HIGH, LOW, Concurrency
+from services.rollout.concurrency import CUT, FIRST_SAMPLES, GROWTH, HIGH, LOW, Concurrency, handed_over
 
 MOST = 200
 
@@ -50,6 +50,10 @@ def test_samples_that_were_put_back_cut_it_once_a_step() -> None:
     concurrency = grown(50)
     assert concurrency.after_step(use=0.99, running=40, waiting=10, preemptions=7) == int(CUT * 40)
     assert concurrency.after_step(use=(LOW + HIGH) / 2, running=40, waiting=10, preemptions=7) == int(CUT * 40)
+
+
+def test_at_least_one_sample_more_is_handed_over_than_runs_or_nothing_would_grow() -> None:
+    assert all(limit < handed_over(limit) <= 2 * limit for limit in range(1, 1025))
 
 
 def test_a_heartbeat_hears_the_largest_limit_since_the_one_before() -> None:
