@@ -101,14 +101,14 @@ def run() -> list[Row]:
     return rows + _rows("vLLM on a CPU, groups of 16", *_vllm())
 
 
-def _rows(name: str, fixed: dict[int, Figures], paced: Figures) -> list[Row]:
+def _rows(name: str, fixed: dict[int, Figures], auto: Figures) -> list[Row]:
     best, largest = max(fixed, key=lambda number: fixed[number].tokens_per_s), max(fixed)
     most = fixed[best]
     calm = max(
         (number for number in fixed if fixed[number].preemptions <= MOST_PREEMPTIONS),
         key=lambda number: fixed[number].tokens_per_s,
     )
-    ratio = paced.tokens_per_s / most.tokens_per_s
+    ratio = auto.tokens_per_s / most.tokens_per_s
     return [
         Row(
             what=f"{name}: tokens/s of auto / best fixed number ({best}, {most.preemptions:.2f} preemptions a sample)",
@@ -116,12 +116,12 @@ def _rows(name: str, fixed: dict[int, Figures], paced: Figures) -> list[Row]:
         ),
         Row(
             what=f"{name}: preemptions a sample of auto",
-            value=paced.preemptions, unit="", target=f"<= {MOST_PREEMPTIONS}", met=paced.preemptions <= MOST_PREEMPTIONS,
+            value=auto.preemptions, unit="", target=f"<= {MOST_PREEMPTIONS}", met=auto.preemptions <= MOST_PREEMPTIONS,
         ),
         Row(
             what=f"{name}: tokens/s of auto / best fixed number without thrash ({calm}, "
             f"{fixed[calm].preemptions:.2f} preemptions a sample)",
-            value=paced.tokens_per_s / fixed[calm].tokens_per_s, unit="x", target="shown", met=True,
+            value=auto.tokens_per_s / fixed[calm].tokens_per_s, unit="x", target="shown", met=True,
         ),
         Row(
             what=f"{name}: tokens/s of {largest} / best fixed number ({fixed[largest].preemptions:.2f} preemptions a sample)",
@@ -165,7 +165,7 @@ WIDTH, LAYERS = 128, 2
 
 
 def _vllm() -> tuple[dict[int, Figures], Figures]:
-    """The fixed numbers, and paced: medians of ROUNDS."""
+    """The fixed numbers, and the controller: medians of ROUNDS."""
     from services.rollout.adapters.environment import set_environment
 
     set_environment(threads=1)  # before vLLM and torch are imported
