@@ -135,6 +135,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             (Query(expr='sluice_rollout_kv_use{service="rollout"}', legend="{{instance}}"),),
         ),
         Panel("Preempted samples/s by rollout", ("rollout/preempted_samples",)),
+        Panel("Samples at once at most by rollout", ("rollout/limit_samples",)),
         Panel("Queue", ("queue/groups", "queue/in_flight_groups")),
     ),
     "Rewards": (

@@ -14,6 +14,7 @@ import grpc
 import structlog
 
 from services.rollout.adapters.environment import set_environment
+from services.rollout.concurrency import Concurrency, handed_over
 from services.rollout.engine import Engine
 from services.rollout.engine_loop import EngineFailed, EngineLoop
 from services.rollout.engine_metrics import RolloutMetrics
@@ -22,6 +23,7 @@ from services.rollout.model_files import ModelFacts, read_model
 from sluice.clock import SystemClock
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
+from sluice.config.schema.rollout import DEFAULT_SAMPLES
 from sluice.errors import ConfigError
 from sluice.interfaces import prefer_for_nccl
 from sluice.policy_version import OWN_WEIGHTS
@@ -94,7 +96,7 @@ def make_engine(config: Config, model: ModelFacts, *, kind: str) -> Engine:
         from services.rollout.adapters.transformers_engine import TransformersEngine
 
         return TransformersEngine(
-            model, dtype=config.model.dtype, max_model_len=max_model_len, max_num_seqs=rollout.max_num_seqs
+            model, dtype=config.model.dtype, max_model_len=max_model_len, max_num_seqs=_fixed_samples(config)
         )
     from services.rollout.adapters.vllm_engine import VllmEngine
 
@@ -102,12 +104,27 @@ def make_engine(config: Config, model: ModelFacts, *, kind: str) -> Engine:
         model,
         dtype=config.model.dtype,
         max_model_len=max_model_len,
-        max_num_seqs=rollout.max_num_seqs,
+        max_num_seqs=rollout.most_samples,
         tensor_parallel_size=rollout.tensor_parallel_size,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         enforce_eager=rollout.enforce_eager,
         kv_cache_bytes=rollout.kv_cache_bytes,
     )
+
+
+def _fixed_samples(config: Config) -> int:
+    """`rollout.max_num_seqs` for an engine that cannot tell how full its cache is."""
+    chosen = config.rollout.max_num_seqs
+    return DEFAULT_SAMPLES if chosen == "auto" else chosen
+
+
+def _concurrency(config: Config, engine: Engine) -> Concurrency | None:
+    """What `rollout.max_num_seqs: auto` asks for, where the engine has a bounded cache."""
+    if config.rollout.max_num_seqs != "auto" or engine.kv_use is None:
+        return None
+    concurrency = Concurrency(most=engine.capacity)
+    engine.limit = concurrency.limit
+    return concurrency
 
 
 class _Service:
@@ -131,7 +148,8 @@ class _Service:
 
         self._device = identity()
         self._model = model
-        self._loop = EngineLoop(engine, max_samples=WAITING_FACTOR * engine.capacity)
+        self._concurrency = _concurrency(config, engine)
+        self._loop = EngineLoop(engine, max_samples=WAITING_FACTOR * engine.capacity, concurrency=self._concurrency)
         if self._options.own_weights:
             self._loop.serve_own(OWN_WEIGHTS)
         self._loop.start()
@@ -258,13 +276,15 @@ class _Service:
 
     def _beat(self) -> coordinator_pb2.HeartbeatRequest:
         kv_use = self._loop.take_kv_use()
-        self._metrics.refresh(self._loop, kv_use=kv_use)
+        limit = None if self._concurrency is None else self._concurrency.take_largest()
+        self._metrics.refresh(self._loop, kv_use=kv_use, limit=limit)
         return coordinator_pb2.HeartbeatRequest(
             running=self._loop.running,
             version=self._version_message(),
             generated_tokens=self._loop.engine.generated_tokens,
             kv_use=kv_use,
             preemptions=self._loop.engine.preemptions,
+            capacity=0 if limit is None else handed_over(limit),
         )
 
     def _version_message(self) -> common_pb2.PolicyVersion | None:

@@ -113,7 +113,9 @@ class Engine(Protocol):
     max_model_len: int
     """Context length in tokens."""
     capacity: int
-    """Samples that the engine runs at once; more samples may be added and wait inside."""
+    """Samples that the engine has room for at once; more samples may be added and wait inside."""
+    limit: int
+    """Samples that the engine runs at once now, 1 to `capacity`; set between two steps. What runs goes on when it falls."""
     version: PolicyVersion | None
     """The version of the weights in use; None before the first `load_weights`."""
     generated_tokens: int
@@ -126,6 +128,11 @@ class Engine(Protocol):
     @property
     def running(self) -> Mapping[str, RunningSample]:
         """Added and unfinished requests, by sample_id."""
+        ...
+
+    @property
+    def started(self) -> int:
+        """Those of `running` that run and do not wait."""
         ...
 
     def add(self, request: SampleRequest) -> None:

@@ -20,6 +20,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import structlog
 
+from services.rollout.concurrency import Concurrency
 from services.rollout.engine import Engine, FinishedSample, FinishReason, RunningSample, SampleRequest
 from sluice.errors import InvalidRequest, NotReady, Overloaded, SluiceError
 from sluice.policy_version import PolicyVersion
@@ -54,8 +55,8 @@ Event = FinishedSample | Progress
 class EngineLoop:
     """Made, started and used inside one event loop."""
 
-    def __init__(self, engine: Engine, *, max_samples: int) -> None:
-        """`max_samples` bounds running and waiting samples together."""
+    def __init__(self, engine: Engine, *, max_samples: int, concurrency: Concurrency | None = None) -> None:
+        """`max_samples` bounds running and waiting samples together; `concurrency` sets the engine's limit after every step."""
         self.engine = engine
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Resolves only if the engine fails."""
@@ -64,7 +65,7 @@ class EngineLoop:
         self.last_stall_ms = 0.0
         """How long the newest push kept the engine from generating."""
         self._most_kv_use: float | None = None
-        self._max_samples = max_samples
+        self._max_samples, self._concurrency = max_samples, concurrency
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[str, asyncio.Queue[Event | EngineFailed]] = {}
@@ -271,11 +272,22 @@ class EngineLoop:
             self._deliver(self.engine.step())
             if (use := self.engine.kv_use) is not None:
                 self._most_kv_use = max(self._most_kv_use or 0.0, use)
+                self._pace(use)
             self._switch_if_due()
             if now_s > report_at:
                 report_at = now_s + PROGRESS_INTERVAL_S
                 tokens = {sample_id: len(sample.token_ids) for sample_id, sample in self.engine.running.items()}
                 self._post(lambda tokens=tokens: self._on_progress(tokens))
+
+    def _pace(self, use: float) -> None:
+        if self._concurrency is not None:
+            started = self.engine.started
+            self.engine.limit = self._concurrency.after_step(
+                use=use,
+                running=started,
+                waiting=len(self.engine.running) - started,
+                preemptions=self.engine.preemptions,
+            )
 
     def _add(self, requests: Sequence[SampleRequest]) -> None:
         if self._switches:

@@ -47,7 +47,7 @@ def gpu_memory(shape: ModelShape, config: Config) -> Estimate:
         layer.experts.chosen * layer.experts.intermediate if layer.experts else shape.intermediate
         for layer in shape.layers
     )
-    logits = 2 * _FLOAT32 * config.rollout.max_num_seqs * shape.vocabulary  # and their log-softmax
+    logits = 2 * _FLOAT32 * config.rollout.most_samples * shape.vocabulary  # and their log-softmax
     step = STEP_TOKENS * b * (4 * shape.hidden + 3 * -(-widest // parallel))
     share = "" if parallel == 1 else f", 1/{parallel}"
     return Estimate(
@@ -59,7 +59,7 @@ def gpu_memory(shape: ModelShape, config: Config) -> Estimate:
                 knob="rollout.tensor_parallel_size",
             ),
             Part(
-                name=f"logits of {config.rollout.max_num_seqs} sequences, and one step of {STEP_TOKENS} tokens",
+                name=f"logits of {config.rollout.most_samples} sequences, and one step of {STEP_TOKENS} tokens",
                 size_bytes=logits + step,
                 knob="rollout.max_num_seqs",
             ),

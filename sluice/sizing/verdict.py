@@ -52,10 +52,12 @@ def cautions(shape: ModelShape, config: Config, *, gpu_bytes: int) -> Iterator[s
     if config.rollout.engine != "vllm":
         return
     cache = kv_cache(shape, config, gpu_bytes=gpu_bytes)
-    if cache.sequences is not None and 1 <= cache.sequences < config.rollout.max_num_seqs:
+    number = config.rollout.max_num_seqs
+    if cache.sequences is not None and number != "auto" and 1 <= cache.sequences < number:
         yield (
-            f"rollout.max_num_seqs is {config.rollout.max_num_seqs}, and {int(cache.sequences)} sequences of full length "
-            "fit the KV cache; when more grow long, vLLM preempts some and computes them again (rollout/preemptions)"
+            f"rollout.max_num_seqs is {number}, and {int(cache.sequences)} sequences of full length "
+            "fit the KV cache; when more grow long, vLLM preempts some and computes them again (rollout/preemptions); auto "
+            "runs as many as fit"
         )
 
 

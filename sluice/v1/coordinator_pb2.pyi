@@ -1743,6 +1743,7 @@ class HeartbeatRequest(_message.Message):
     WAITS_FOR_FIELD_NUMBER: _builtins.int
     KV_USE_FIELD_NUMBER: _builtins.int
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
     service_id: _builtins.str
     incarnation: _builtins.str
     running: _builtins.int
@@ -1759,6 +1760,10 @@ class HeartbeatRequest(_message.Message):
     """
     preemptions: _builtins.int
     """Samples that a rollout's engine put back since start because its KV cache was full, and computed again later."""
+    capacity: _builtins.int
+    """Work the service takes at once now, in the unit of RegisterRequest.capacity and at most that; 0: as registered. A rollout
+    that states it gets no new group while as many of its samples are unfinished.
+    """
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """Weights in use."""
@@ -1775,10 +1780,11 @@ class HeartbeatRequest(_message.Message):
         waits_for: _builtins.str = ...,
         kv_use: _builtins.float | None = ...,
         preemptions: _builtins.int = ...,
+        capacity: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_use", b"_kv_use", "kv_use", b"kv_use", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_use", b"_kv_use", "draining", b"draining", "generated_tokens", b"generated_tokens", "incarnation", b"incarnation", "kv_use", b"kv_use", "preemptions", b"preemptions", "running", b"running", "service_id", b"service_id", "version", b"version", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_use", b"_kv_use", "capacity", b"capacity", "draining", b"draining", "generated_tokens", b"generated_tokens", "incarnation", b"incarnation", "kv_use", b"kv_use", "preemptions", b"preemptions", "running", b"running", "service_id", b"service_id", "version", b"version", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__kv_use: _TypeAlias = _typing.Literal["kv_use"]  # noqa: Y015
     _WhichOneofArgType__kv_use: _TypeAlias = _typing.Literal["_kv_use", b"_kv_use"]  # noqa: Y015

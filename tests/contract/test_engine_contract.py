@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.rollout.concurrency import Concurrency
 from services.rollout.engine import Engine, FinishedSample, FinishReason, SampleRequest, Span
 from services.rollout.engine_loop import EngineLoop, Event, InFlight
 from services.rollout.model_files import read_model
@@ -68,6 +69,7 @@ def engine(loaded_engine: Engine, model_path: Path) -> Iterator[Engine]:
     loaded_engine.load_weights(first.manifest, first.buffer, recompute_kv=False)
     yield loaded_engine
     loaded_engine.abort(list(loaded_engine.running))
+    loaded_engine.limit = loaded_engine.capacity
 
 
 def request(
@@ -365,6 +367,39 @@ def test_a_full_kv_cache_is_seen_and_what_it_puts_back_is_counted_and_finishes(e
     assert 0.9 < most <= 1.0
     assert engine.preemptions > before
     assert engine.kv_use == 0.0
+
+
+def test_no_more_samples_start_than_the_limit_and_those_that_run_go_on_when_it_falls(engine: Engine) -> None:
+    seed = _seed_that_does_not_stop(engine, 40)
+    engine.limit = 5
+    for index in range(12):
+        engine.add(request(f"s{index}", seed=seed, max_tokens=40))
+    started = []
+    for limit in (5, 5, 2, 2):
+        engine.limit = limit
+        engine.step()
+        started.append(sum(bool(sample.token_ids) for sample in engine.running.values()))
+    assert set(started[_in_flight(engine) :]) == {5}
+    assert (engine.started, len(engine.running)) == (5, 12)
+    assert len(finish(engine)) == 12
+
+
+async def test_as_many_samples_run_as_the_cache_holds(engine: Engine) -> None:
+    if engine.kv_use is None:  # a cache that grows is never full
+        return
+    put_back, most = [], Concurrency(most=CAPACITY)
+    for concurrency in (None, most):
+        before = engine.preemptions
+        engine.limit = CAPACITY if concurrency is None else concurrency.limit
+        loop = EngineLoop(_Unclosed(engine), max_samples=2 * CAPACITY, concurrency=concurrency)
+        loop.serve_own(PolicyVersion(lineage="a", number=0))
+        loop.start()
+        wanted = [request(f"s{index}", seed=index, max_tokens=100) for index in range(2 * CAPACITY)]
+        assert len(await _finished(loop.generate(wanted))) == len(wanted)
+        loop.close()
+        put_back.append(engine.preemptions - before)
+    assert 2 * put_back[1] < put_back[0]
+    assert most.take_largest() > 16
 
 
 def _in_flight(engine: Engine) -> int:

@@ -38,7 +38,7 @@ def config_for(model_path: Path, engine: str, *, max_response_length: int = 40) 
                 "max_prompt_length": 8,
                 "max_response_length": max_response_length,
             },
-            "rollout": {"engine": engine, "max_num_seqs": 32, "kv_cache_bytes": 32 << 20},
+            "rollout": {"engine": engine, "max_num_seqs": "auto", "kv_cache_bytes": 32 << 20},
             "launch": {"grace_s": 4.0},
         }
     )
@@ -60,7 +60,11 @@ async def test_it_registers_what_it_serves_registers_again_when_forgotten_and_le
         assert request.role == pb.SERVICE_ROLE_ROLLOUT
         assert request.engine.startswith(engine)
         assert request.device == "cpu"
-        assert (request.capacity, request.max_model_len) == (32, 48)
+        # An engine whose cache grows has a fixed number; one with a bounded cache begins with a group.
+        capacity, stated = (256, 0) if engine == "transformers" else (1024, 20)
+        assert (request.capacity, request.max_model_len) == (capacity, 48)
+        await coordinator.until(lambda: bool(coordinator.beats), timeout_s=10.0)
+        assert coordinator.beats[0].capacity == stated
         assert len(request.model_hash) == len(request.tokenizer_hash) == 64
         assert not request.HasField("version")
         found = await scrape(request.metrics_address)

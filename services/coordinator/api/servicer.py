@@ -319,6 +319,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             running=request.running,
             draining=request.draining,
             waits_for=request.waits_for,
+            target=request.capacity,
             now_s=self._parts.run.clock.now(),
         )
         member = self._parts.run.fleet.members.get(request.service_id)

@@ -172,8 +172,7 @@ class GroupTurns:
             self._fleet.lose_if_unreachable(member, error, now_s=self._clock.now())
             return self._thrown(taken, error)
         finally:
-            member.outstanding -= 1
-            self._fleet.changed.notify()
+            self._fleet.give_back(member)
         if taken is None:
             return SluiceError(f"{member.service_id} ended a turn of {self._group.group_id} without a sample")
         if taken.finish_reason in ("stop", "length"):

@@ -47,8 +47,7 @@ class Generation:
 
     def give_back(self, member: Member) -> None:
         """Gives back the places that `start_on` took."""
-        member.outstanding -= self._config.rollout.n
-        self._fleet.changed.notify()
+        self._fleet.give_back(member, self._config.rollout.n)
 
     async def fill(self, group: Group, member: Member | None) -> None:
         """Fills `group.samples`, first on `member` if given; keeps samples of failed tries while they are young enough.
@@ -121,6 +120,7 @@ class Generation:
     async def _receive(self, group: Group, member: Member, missing: list[int], attempt: Attempt) -> SluiceError | None:
         """Takes the samples in the order of arrival; returns the error or None."""
         settings, limit = self._config.rollout, self._config.coordinator.generate_timeout_s
+        places = settings.n
         again = sum(former.number == group.attempt for former in group.attempts) - 1
         interrupted = 0
         try:
@@ -136,6 +136,9 @@ class Generation:
                     timeout_s=limit,
                 ):
                     attempt.tokens += len(sample.token_ids)
+                    if member.target is not None and places > 1:  # whose next sample may start
+                        places -= 1
+                        self._fleet.give_back(member)
                     if sample.finish_reason not in ("stop", "length"):
                         group.lost_tokens += len(sample.token_ids)
                         if sample.finish_reason == "abort" and _made_room(group, member):
@@ -154,7 +157,7 @@ class Generation:
             self._fleet.lose_if_unreachable(member, error, now_s=self._clock.now())
             return error
         finally:
-            self.give_back(member)
+            self._fleet.give_back(member, places)
             self._report_tokens(attempt.tokens)
         left = settings.n - len(group.samples)
         if left and left == interrupted:

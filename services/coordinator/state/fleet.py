@@ -127,13 +127,19 @@ class Fleet:
         draining: bool,
         now_s: float,
         waits_for: str = "",
+        target: int = 0,
     ) -> bool:
-        """Takes a heartbeat; False when the process is not known and must register again."""
+        """Takes a heartbeat; False when the process is not known and must register again. `target` is what the member takes at
+        once now; 0: as registered.
+        """
         member = self.members.get(service_id)
         if member is None or member.incarnation != incarnation or member.state is State.LOST:
             return False
         member.last_beat_s, member.running, member.leaving = now_s, running, draining
         member.waits_for = waits_for[:LONGEST_WAIT_TEXT]
+        before, member.target = member.takes, target if target > 0 else None
+        if member.takes > before:
+            self.changed.notify()
         if draining and member.state is not State.DRAINING:
             self.set_state(member, State.DRAINING)
         return True
@@ -271,6 +277,20 @@ class Fleet:
         believed = self._believed(role)
         return [member for member in self.of(role) if member.outstanding < _capacity(member, believed)]
 
+    def without_full(self, members: list[Member]) -> list[Member]:
+        """The rollouts without those that state how much they take now and have as much."""
+        if all(member.target is None for member in members):
+            return members
+        believed = self._believed(Role.ROLLOUT)
+        return [
+            member for member in members if member.target is None or member.outstanding < _capacity(member, believed)
+        ]
+
+    def give_back(self, member: Member, places: int = 1) -> None:
+        """Takes back places that work had on the member, and wakes those that wait for one."""
+        member.outstanding -= places
+        self.changed.notify()
+
     def another_may_serve(self, role: Role, *, refused_by: Mapping[str, Member]) -> bool:
         """Whether a request that members refuse may be served by another one: a READY one, or one that may come back.
 
@@ -292,7 +312,7 @@ class Fleet:
 
 
 def _capacity(member: Member, believed: float) -> float:
-    return member.capacity if member.own else min(member.capacity, believed)
+    return member.capacity if member.own else min(member.takes, believed)
 
 
 def _name_of(member: Member) -> str:

@@ -107,6 +107,9 @@ class Member:
     """The lineages of the versions that were pushed to this process."""
     finishing: bool = False
     """Whether the rollout lets running samples end before new weights, and so gets no new group."""
+    target: int | None = None
+    """How much of `capacity` the member takes at once now, as its newest heartbeat states; None: all of it, and more may wait
+    there."""
     running: int = 0
     """Running samples or groups, as the member's heartbeats report."""
     preemptions: int | None = None
@@ -136,6 +139,11 @@ class Member:
     """Set when the member is lost or replaced; waiters on a call to the member stop waiting."""
     health: Health = field(default_factory=Health)
     """The service's record, which a new process of the service takes over."""
+
+    @property
+    def takes(self) -> int:
+        """How much the member takes at once now."""
+        return self.capacity if self.target is None else min(self.capacity, self.target)
 
     @property
     def pauses(self) -> bool:

@@ -18,7 +18,8 @@ class Tried:
 
 
 def rollouts_for(fleet: Fleet, board: Board, *, admission: int, tried: Tried, begun: bool = False) -> list[Member]:
-    """READY rollouts that hold a version on which a group of this admission may start, or go on where it has `begun`."""
+    """READY rollouts that hold a version on which a group of this admission may start, or go on where it has `begun`, and
+    that do not state to be full."""
     gate = board.may_go_on if begun else board.may_start
     held = [
         (member, member.version.number)
@@ -27,4 +28,4 @@ def rollouts_for(fleet: Fleet, board: Board, *, admission: int, tried: Tried, be
     ]
     versions = {number for _, number in held}  # few versions, however large the fleet
     allowed = {number for number in versions if gate(admission=admission, version=number)}
-    return [member for member, number in held if number in allowed]
+    return fleet.without_full([member for member, number in held if number in allowed])

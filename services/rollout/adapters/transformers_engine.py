@@ -49,7 +49,7 @@ class TransformersEngine:
         """Loads the model, on CUDA where there is a CUDA device."""
         self.name = f"transformers {transformers.__version__} on {device_name()}"
         self.max_model_len = max_model_len
-        self.capacity = max_num_seqs
+        self.capacity = self.limit = max_num_seqs
         self.version: PolicyVersion | None = None
         self.generated_tokens = 0
         self.kv_use: float | None = None  # the cache grows with its samples
@@ -72,6 +72,10 @@ class TransformersEngine:
     def running(self) -> Mapping[str, RunningSample]:
         return self._running
 
+    @property
+    def started(self) -> int:
+        return len(self._batch.rows)
+
     def add(self, request: SampleRequest) -> None:
         sample = RunningSample(request, self.version)
         noise = torch.Generator(self._device)
@@ -83,7 +87,7 @@ class TransformersEngine:
     def step(self) -> list[FinishedSample]:
         # Logits are made and used within one step, so that a token's version is the version that computed its logits.
         self._batch.advance()
-        room = self.capacity - len(self._batch.rows)
+        room = max(0, self.limit - len(self._batch.rows))
         if joining := [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]:
             self._batch.join(joining)
         if not self._batch.rows:

@@ -63,7 +63,7 @@ class VllmEngine:
         """
         self.name = f"vllm {vllm.__version__} on {device_name()}"
         self.max_model_len = max_model_len
-        self.capacity = max_num_seqs
+        self.capacity = self.limit = max_num_seqs
         self.version: PolicyVersion | None = None
         self.generated_tokens = 0
         self.kv_use: float | None = 0.0
@@ -110,17 +110,25 @@ class VllmEngine:
         config.scheduler_config.async_scheduling = overlaps  # on a CPU vLLM has switched it off
         # The scheduler's figures come with every step's outputs; nothing is printed.
         self._core = InprocClient(config, Executor.get_class(config), log_stats=True)
+        scheduler = self._core.engine_core.scheduler
+        assert isinstance(scheduler, Scheduler)
+        self._scheduler = scheduler
 
     @property
     def running(self) -> Mapping[str, RunningSample]:
         return self._running
+
+    @property
+    def started(self) -> int:
+        return len(self._scheduler.running)
 
     def add(self, request: SampleRequest) -> None:
         self._running[request.sample_id] = RunningSample(request, self.version)
         self._backlog.append(request)
 
     def step(self) -> list[FinishedSample]:
-        while self._backlog and len(self._running) - len(self._backlog) < self.capacity:
+        self._scheduler.max_num_active_reqs = self.limit  # samples that were put back keep to it too
+        while self._backlog and len(self._running) - len(self._backlog) < self.limit:
             self._core.add_request(self._core_request(self._backlog.popleft()))
         self._take(self._core.get_output())
         ended, self._ended = self._ended, {}
@@ -149,9 +157,7 @@ class VllmEngine:
             sample.switch(manifest.version)
         self._restart_unstarted()
         if recompute_kv:
-            scheduler = self._core.engine_core.scheduler
-            assert isinstance(scheduler, Scheduler)
-            self._recomputed |= {request.request_id for request in scheduler.running}
+            self._recomputed |= {request.request_id for request in self._scheduler.running}
             self._core.reset_prefix_cache(reset_running_requests=True)
 
     def close(self) -> None:

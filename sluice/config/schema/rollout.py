@@ -1,10 +1,14 @@
 """`rollout`: generation."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
 from sluice.config.schema.section import PositiveFloat, PositiveInt, Section
+
+DEFAULT_SAMPLES: Final = 256
+MOST_SAMPLES: Final = 1024
+"""The bound of `max_num_seqs: auto`: what vLLM chooses by itself on the largest GPUs."""
 
 
 class RolloutConfig(Section):
@@ -14,7 +18,12 @@ class RolloutConfig(Section):
     temperature: PositiveFloat = Field(default=1.0, description="sampling temperature of training")
     engine: Literal["vllm", "transformers"] = Field(default="vllm", description="inference engine")
     tensor_parallel_size: PositiveInt = Field(default=1, description="devices one vLLM engine is spread over")
-    max_num_seqs: PositiveInt = Field(default=256, description="samples an engine runs at once")
+    max_num_seqs: PositiveInt | Literal["auto"] = Field(
+        default=DEFAULT_SAMPLES,
+        description="samples an engine runs at once; auto: as many as its KV cache will hold until they end, "
+        f"1 to {MOST_SAMPLES}, and the coordinator keeps the others ({DEFAULT_SAMPLES} with the transformers engine, whose "
+        "cache grows)",
+    )
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="CUDA only, without kv_cache_bytes")
     enforce_eager: bool = Field(default=False, description="run the model without CUDA graphs; a CPU has none")
     kv_cache_bytes: PositiveInt | None = Field(
@@ -33,3 +42,8 @@ class RolloutConfig(Section):
         default=60.0,
         description="limit of an environment's answer to one turn; then the episode starts again elsewhere",
     )
+
+    @property
+    def most_samples(self) -> int:
+        """The samples that an engine may ever run at once."""
+        return MOST_SAMPLES if self.max_num_seqs == "auto" else self.max_num_seqs

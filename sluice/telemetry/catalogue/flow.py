@@ -86,9 +86,10 @@ FLOW: tuple[Metric, ...] = (
         "samples",
         "coordinator",
         "samples put back during the step because a KV cache was full, over all rollouts; they are computed again",
-        "0",
-        "lower `rollout.max_num_seqs`, raise `rollout.kv_cache_bytes` (without it on CUDA `rollout.gpu_memory_utilization`) or "
-        "`rollout.tensor_parallel_size`; `sluice config check` counts how many sequences fit",
+        "0; with `rollout.max_num_seqs: auto` up to a sixth of the samples",
+        "`rollout.max_num_seqs: auto` or a lower number, or raise `rollout.kv_cache_bytes` (without it on CUDA "
+        "`rollout.gpu_memory_utilization`) or `rollout.tensor_parallel_size`; `sluice config check` counts how many sequences "
+        "fit",
     ),
     entry(
         "step/wall_s",

@@ -107,9 +107,19 @@ LIVE: tuple[Metric, ...] = (
         "samples",
         "rollout",
         "samples running or waiting in the engine",
-        "near `rollout.max_num_seqs`, never 0 for long",
+        "near `rollout/limit_samples`, never 0 for long",
         "0 while other rollouts are busy: this rollout is quarantined or syncing; all at 0: admission waits, and "
         "`sluice status` says for what",
+    ),
+    entry(
+        "rollout/limit_samples",
+        "samples",
+        "rollout",
+        "samples that the engine runs at once at most, the largest number since the last heartbeat: `rollout.max_num_seqs`, or "
+        "what `auto` makes of the KV cache",
+        "moves with the lengths of completions, by a factor of two within a step",
+        "near 1 for long: one sample fills the cache, raise `rollout.kv_cache_bytes` or `rollout.tensor_parallel_size`; at the "
+        "bound of `auto` with a low `rollout/kv_use`: fewer rollouts would do",
     ),
     entry(
         "rollout/version",

@@ -16,6 +16,7 @@ class FakeEngine:
     name = "fake 1"
     max_model_len = 64
     capacity = 8
+    limit = 8
 
     def __init__(self) -> None:
         self.version: PolicyVersion | None = None
@@ -32,6 +33,10 @@ class FakeEngine:
     @property
     def running(self) -> Mapping[str, RunningSample]:
         return self._running
+
+    @property
+    def started(self) -> int:
+        return min(self.limit, len(self._running))
 
     def add(self, request: SampleRequest) -> None:
         self._running[request.sample_id] = RunningSample(request, self.version)
