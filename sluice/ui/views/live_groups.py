@@ -1,0 +1,51 @@
+"""The groups that are live now, as the coordinator knows them."""
+
+from nicegui import ui
+
+from sluice.errors import SluiceError
+from sluice.report.figures import ABSENT
+from sluice.ui.page import Page
+from sluice.ui.parts import box, chip, link, panel, plain_table, said, term_look
+
+REFRESH_S = 2.0
+SHOWN = 12
+
+_LIVE = ("pending", "in_flight", "scored", "queued", "assigned")
+
+
+def live_groups(page: Page) -> None:
+    """The newest groups that the coordinator has not closed yet."""
+    with panel("Live now", note="the newest, as the coordinator knows them; others below when they have ended"):
+        content = box().style("min-height: 120px")
+
+    async def refresh() -> None:
+        live = page.run.live
+        if live is None or live.client is None or live.away_since is not None:
+            return
+        try:
+            found = [one for one in await live.client.groups(limit=200) if one.state in _LIVE]
+        except SluiceError:
+            return  # the banner says so
+        content.clear()
+        with content:
+            if not found:
+                said("div", "No group is live.", "soft")
+                return
+            plain_table(
+                ("group", "state", "step", "oldest version", "attempts"),
+                [
+                    (
+                        lambda one=one: link(one.group_id, page.group(one.group_id)),
+                        lambda one=one: chip(*term_look(one.state)[:2]),
+                        str(one.step) if one.step >= 0 else ABSENT,
+                        str(one.oldest_version) if one.oldest_version >= 0 else ABSENT,
+                        str(one.attempt),
+                    )
+                    for one in found[:SHOWN]
+                ],
+                right=(2, 3, 4),
+            )
+            if len(found) > SHOWN:
+                said("div", f"and {len(found) - SHOWN} more", "soft small")
+
+    ui.timer(REFRESH_S, refresh, immediate=True)
