@@ -65,6 +65,7 @@ async def _confirmed(name: str, question: str) -> bool:
         said("h2", f"{name}?")
         said("div", question)
         _answers(dialog, name, lambda: True)
+    dialog.on("hide", dialog.delete)
     return bool(await dialog)
 
 
@@ -75,6 +76,7 @@ async def _number(name: str, question: str, now: int) -> int | None:
             said("span", question)
             field = ui.number(value=now, min=0, max=4096, precision=0).props("dense outlined autofocus")
         _answers(dialog, name, lambda: -1 if field.value is None else int(field.value))
+    dialog.on("hide", dialog.delete)
     answer = await dialog
     return answer if isinstance(answer, int) and answer >= 0 else None
 

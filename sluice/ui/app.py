@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import structlog
 import uvicorn
 from fastapi import FastAPI, Request
 from nicegui import app as pages
@@ -18,14 +17,11 @@ from nicegui import ui
 from starlette.responses import RedirectResponse
 
 from sluice.errors import SluiceError
-from sluice.rpc.access import Role
 from sluice.ui.gate import ROLE, Gate, Tokens
 from sluice.ui.page import VIEWS, Page, frame, page_of
 from sluice.ui.parts import box, empty
 from sluice.ui.runs import Runs
 from sluice.ui.views import configuration, data, evaluation, fleet, group, groups, overview
-
-log = structlog.get_logger(__name__)
 
 ASSETS = Path(__file__).parent / "assets"
 BUILD_S = 30.0
@@ -101,7 +97,7 @@ def _add_pages(runs: Runs) -> None:
     async def one_group(request: Request, group_id: str) -> None:
         await _show(runs, f"group/{group_id}", request, lambda page: group.show(page, group_id))
 
-    ui.page("/group/{group_id}", title="Group · Sluice", response_timeout=BUILD_S)(one_group)
+    ui.page("/group/{group_id:path}", title="Group · Sluice", response_timeout=BUILD_S)(one_group)
 
 
 def _page(runs: Runs, view: str, show: Any) -> Any:
@@ -122,13 +118,9 @@ async def _show(runs: Runs, view: str, request: Request, show: Any) -> None:
         return
     with frame(page), box(classes="stack") as content:
         try:
-            with contextlib.suppress(SluiceError):
-                await page.run.ask_config()
+            await page.run.ask_config()
             await show(page)
         except SluiceError as error:
             content.clear()
             with content:
                 empty("This cannot be shown", str(error))
-
-
-OPERATOR = str(Role.OPERATOR)

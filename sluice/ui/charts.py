@@ -151,6 +151,7 @@ def _line(name: str, at: np.ndarray, values: np.ndarray, *, colour: str, dash: o
         "data": [[_round(x), _round(y)] for x, y in zip(at[keep], values[keep], strict=True)],
         "showSymbol": len(at) < 2,
         "symbolSize": 5,
+        "symbol": "circle",
         "itemStyle": {"color": colour},
         "lineStyle": {"color": colour, "width": 2, "type": dash},
         "emphasis": {"disabled": True},
@@ -191,12 +192,12 @@ def _options(panel: Panel, series: list[dict[str, Any]], look: Look, *, empty: b
     return {
         "animation": False,
         "textStyle": {"fontFamily": FONT},
-        "grid": {"left": 8, "right": 14, "top": 34, "bottom": 8, "containLabel": True},
+        "grid": {"left": 8, "right": 14, "top": 60, "bottom": 8, "containLabel": True},
         "legend": {
             "type": "scroll",
             "data": names,
             "left": 0,
-            "top": 0,
+            "top": 28,
             "itemWidth": 22,
             "itemHeight": 8,
             "textStyle": text,
@@ -217,15 +218,16 @@ def _options(panel: Panel, series: list[dict[str, Any]], look: Look, *, empty: b
         "yAxis": {
             "type": "log" if log else "value",
             "scale": not panel.from_zero,
-            "max": None if not bound or log else max(bound + 0.35, 1.35),
-            "axisLabel": text,
+            "max": panel.most if not bound or log else max(bound + 0.35, 1.35),
+            "interval": panel.most / 4 if panel.most and not log else None,
+            "axisLabel": text | ({":formatter": "(value) => value.toExponential(0)"} if log else {}),
             "splitLine": {"lineStyle": {"color": GRID}},
             "splitNumber": 4,
         },
         "dataZoom": [{"type": "inside", "zoomOnMouseWheel": "ctrl", "moveOnMouseWheel": False, "filterMode": "none"}],
         "toolbox": {
             "right": 0,
-            "top": -4,
+            "top": 0,
             "itemSize": 13,
             "feature": {
                 "dataZoom": {"yAxisIndex": "none", "title": {"zoom": "zoom into a part", "back": "back"}},
@@ -246,7 +248,7 @@ def histogram_options(counts: Sequence[int]) -> dict[str, Any]:
     axis = {"axisLabel": text, "axisLine": {"lineStyle": {"color": GRID}}, "axisTick": {"show": False}}
     return {
         "animation": False,
-        "grid": {"left": 8, "right": 14, "top": 14, "bottom": 24, "containLabel": True},
+        "grid": {"left": 8, "right": 14, "top": 40, "bottom": 24, "containLabel": True},
         "tooltip": {"trigger": "axis", "className": "chart-tip", "confine": True},
         "xAxis": axis
         | {"type": "category", "data": names, "name": "right, %", "nameLocation": "middle", "nameGap": 28}

@@ -27,8 +27,17 @@ _NOBODY = "-"
 class Live:
     """One coordinator. `serve` runs until it is cancelled; everything else reads what `serve` has found."""
 
-    def __init__(self, address: str, *, credentials: Credentials, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        credentials: Credentials,
+        where: Callable[[], str] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`where` tells the address of the coordinator that was started last, which may be another one than the first."""
         self.address = address
+        self._where = where or (lambda: self.address)
         self._credentials, self._clock = credentials, clock
         self.client: AsyncClient | None = None
         self.status: Status | None = None
@@ -48,18 +57,24 @@ class Live:
 
     async def serve(self) -> None:
         """Asks and follows until cancelled."""
-        async with AsyncClient(self.address, credentials=self._credentials, retry_reads=False) as client:
-            self.client = client
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._ask(client))
-                tasks.create_task(self._follow(client))
+        while True:
+            async with AsyncClient(self.address, credentials=self._credentials, retry_reads=False) as client:
+                self.client = client
+                async with asyncio.TaskGroup() as tasks:
+                    following = tasks.create_task(self._follow(client))
+                    await self._ask(client)
+                    following.cancel()
+            self.address = self._where()
 
     async def _ask(self, client: AsyncClient) -> None:
+        """Returns when the coordinator is at another address."""
         while True:
             try:
                 self._take(await client.status())
             except SluiceError as error:
                 self._miss(error)
+                if self._where() != self.address:
+                    return
             await asyncio.sleep(ASK_EVERY_S)
 
     async def _follow(self, client: AsyncClient) -> None:

@@ -151,8 +151,10 @@ def _other_runs(page: Page) -> None:
     others = [name for name in names if name != page.run.name]
     if page.view in ("overview", "configuration"):
         with box("label", "field"):
-            chosen = ui.select(others, value=[run.name for run in page.over], multiple=True, label="lay over")
-            chosen.props("dense outlined options-dense").on("popup-hide", lambda: lay(list(chosen.value)))
+            chosen = ui.select(others, value=[run.name for run in page.over], multiple=True)
+            chosen.props('dense outlined options-dense prefix="lay over" aria-label="runs to lay over this one"').on(
+                "popup-hide", lambda: lay(list(chosen.value))
+            )
 
 
 def _banner(run: Run) -> None:

@@ -23,6 +23,8 @@ class Panel:
     log: bool = False
     """Whether the values span decades."""
     from_zero: bool = True
+    most: float | None = None
+    """The largest value that there can be."""
 
 
 def _panel(key: str, title: str, unit: str, *lines: tuple[str, str], **how: float | bool) -> Panel:
@@ -51,6 +53,7 @@ PANELS: tuple[Panel, ...] = (
         ("sampling/all_right_fraction", "dropped: all right"),
         ("sampling/all_wrong_fraction", "dropped: all wrong"),
         scale=100,
+        most=100,
     ),
     _panel(
         "age",

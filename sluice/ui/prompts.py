@@ -48,7 +48,10 @@ def coverage(ledger: Ledger) -> Coverage:
     kinds = ", ".join(
         f"count(*) FILTER ({KINDS[kind]}) AS {kind}" for kind in ("never", "always", "between", "ungraded")
     )
-    bins = ", ".join(f"count(*) FILTER (acc IS NOT NULL AND least(floor(acc * {BINS}), {BINS - 1}) = {at}) AS b{at}" for at in range(BINS))
+    bins = ", ".join(
+        f"count(*) FILTER (acc IS NOT NULL AND least(floor(acc * {BINS}), {BINS - 1}) = {at}) AS b{at}"
+        for at in range(BINS)
+    )
     (row,) = ledger.ask(
         f"SELECT count(*) AS prompts, coalesce(sum(groups), 0) AS groups, {kinds}, {bins}, max(epoch) + 1 AS epochs "
         f"FROM ({_PROMPTS})"

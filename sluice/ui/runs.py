@@ -27,6 +27,8 @@ class Run:
     live: Live | None
     told: Config | None = field(default=None)
     """The configuration that the coordinator told, where there are no files."""
+    problem: str = ""
+    """Why the coordinator's configuration cannot be read."""
 
     def metrics(self) -> RunMetrics:
         """Of the files, else what the coordinator said since the page was opened."""
@@ -40,7 +42,8 @@ class Run:
         if self.files is not None:
             return self.files.config()
         if self.told is None:
-            raise NotFound(f"{self.name}: its coordinator has not told the configuration yet; look again in a moment")
+            why = self.problem or "has not been told by the coordinator yet; look again in a moment"
+            raise NotFound(f"the configuration of {self.name}: {why}")
         return self.told
 
     def ledger_files(self) -> RunFiles:
@@ -53,9 +56,18 @@ class Run:
         return self.files
 
     async def ask_config(self) -> None:
-        """Has the coordinator tell the configuration of a run without files. Raises SluiceError."""
-        if self.files is None and self.told is None and self.live is not None and self.live.client is not None:
-            self.told = parse_config(await self.live.client.config(), where=f"the configuration of {self.live.address}")
+        """Has the coordinator tell the configuration of a run without files; `problem` says why it could not."""
+        if self.files is not None or self.told is not None or self.live is None or self.live.client is None:
+            return
+        try:
+            told = await self.live.client.config()
+        except SluiceError as error:
+            self.problem = str(error)
+            return
+        try:
+            self.told = parse_config(told, where=f"the configuration of {self.live.address}")
+        except SluiceError as error:
+            self.problem = f"{error}; is the coordinator of another version of Sluice?"
 
 
 class Runs:
@@ -84,10 +96,13 @@ class Runs:
         return self._runs[name]
 
 
-def open_runs(folders: Iterable[Path], *, coordinator: str, credentials: str | Path | None) -> Runs:
+def open_runs(
+    folders: Iterable[Path], *, coordinator: str, credentials: str | Path | None, starts: bool = False
+) -> Runs:
     """The runs of a command line. Raises SluiceError: a folder that is no run, too many runs, bad credentials.
 
-    A folder whose coordinator-address names a coordinator is shown live while that answers.
+    A folder whose coordinator-address names a coordinator is shown live unless the run has ended; `starts` says that it has
+    been started again.
     """
     found: list[Run] = []
     folders = [folder.resolve() for folder in folders]
@@ -95,7 +110,7 @@ def open_runs(folders: Iterable[Path], *, coordinator: str, credentials: str | P
         raise NotFound(f"RUN: must be at most {MOST_RUNS} run directories, got {len(folders)}; name fewer")
     for folder in folders:
         check_run_dir(folder)
-        live = _live_of(folder, credentials) if not coordinator else None
+        live = _live_of(folder, credentials, starts=starts) if not coordinator else None
         found.append(Run(name=_name(folder, folders), files=RunFiles(folder), live=live))
     if coordinator:
         live = Live(coordinator, credentials=load_credentials(credentials, role=Role.OPERATOR))
@@ -106,16 +121,19 @@ def open_runs(folders: Iterable[Path], *, coordinator: str, credentials: str | P
     return Runs(found)
 
 
-def _live_of(folder: Path, credentials: str | Path | None) -> Live | None:
-    """The coordinator of a run that has not ended; None where the folder names none."""
+def _live_of(folder: Path, credentials: str | Path | None, *, starts: bool) -> Live | None:
+    """The coordinator of a run that has not ended, or that `starts` again; None where the folder names none."""
     files = RunFiles(folder)
-    if files.summary() is not None or not (folder / ADDRESS_FILE).exists():
+    if (files.summary() is not None and not starts) or not (folder / ADDRESS_FILE).exists():
         return None
+
+    def where() -> str:
+        return (folder / ADDRESS_FILE).read_text(encoding="utf-8").strip()
+
     try:
-        address = (folder / ADDRESS_FILE).read_text(encoding="utf-8").strip()
         given = credentials or files.config().network.credentials
         folder_of_role = Path(given) / Role.OPERATOR if given and not credentials else given
-        return Live(address, credentials=load_credentials(folder_of_role, role=Role.OPERATOR))
+        return Live(where(), credentials=load_credentials(folder_of_role, role=Role.OPERATOR), where=where)
     except (SluiceError, OSError, UnicodeDecodeError):
         return None
 

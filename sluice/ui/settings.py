@@ -12,6 +12,9 @@ from sluice.ui.shown_text import visible
 
 REQUIRED = "(no default)"
 
+_ABSENT: Any = object()
+"""In the place of a default that a key lacks."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
@@ -30,23 +33,22 @@ def settings(config: Config, *, other: Config | None = None) -> list[Setting]:
 
 
 def _section(section: BaseModel, other: BaseModel | None, prefix: str) -> list[Setting]:
+    """Without `other` the defaults stand beside. A value that is a section on one side alone is one key."""
     found: list[Setting] = []
     for name, info in type(section).model_fields.items():
         value, key = getattr(section, name), f"{prefix}{name}"
-        beside = getattr(other, name, None) if other is not None else None
-        if isinstance(value, BaseModel):
-            found += _section(value, beside if isinstance(beside, BaseModel) else None, f"{key}.")
+        beside = _default(info) if other is None else getattr(other, name)
+        if isinstance(value, BaseModel) and (isinstance(beside, BaseModel) or beside is _ABSENT):
+            found += _section(value, None if beside is _ABSENT else beside, f"{key}.")
             continue
-        against = _written(beside) if other is not None else _default(info)
-        text = _written(value)
-        found.append(
-            Setting(key=key, value=text, against=against, differs=text != against, description=info.description or "")
-        )
+        text, against = _written(value), REQUIRED if beside is _ABSENT else _written(beside)
+        described = info.description or ""
+        found.append(Setting(key=key, value=text, against=against, differs=text != against, description=described))
     return found
 
 
-def _default(info: FieldInfo) -> str:
-    return REQUIRED if info.is_required() else _written(info.get_default(call_default_factory=True, validated_data={}))
+def _default(info: FieldInfo) -> Any:
+    return _ABSENT if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
 
 
 def _written(value: Any) -> str:

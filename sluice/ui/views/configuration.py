@@ -65,11 +65,12 @@ def _table(page: Page, rows: list[Setting], other: Config | None) -> None:
         said("div", "No key fits." if other is None else "The two runs have the same configuration.", "soft")
         return
     against = page.over[0].name if other is not None else "default"
+    all_differ = all(one.differs for one in rows)
     departing = {line.partition(":")[0] for line in page.run.config().departures}
 
     def key(one: Setting) -> None:
-        said("span", one.key, "mono")
-        if one.differs:
+        said("span", one.key, "mono key")
+        if one.differs and not all_differ:
             said("span", " ")
             chip("differs", "info")
         if one.key in departing:

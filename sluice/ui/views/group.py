@@ -24,13 +24,14 @@ async def show(page: Page, group_id: str) -> None:
                     said("div", text)
             for line in facts.training:
                 said("div", line, "note-line good").style("margin-bottom: 6px")
-        with panel("Its life"):
-            _life(row)
-    with panel("Prompt"):
-        if isinstance(found.texts, str):
-            said("div", f"Texts: {found.texts}.", "soft")
-        else:
-            text_block(found.texts.prompt)
+        with box(classes="stack"):
+            with panel("Its life"):
+                _life(row)
+            with panel("Prompt").style("flex: 1 1 auto"):
+                if isinstance(found.texts, str):
+                    said("div", f"Texts: {found.texts}.", "soft")
+                else:
+                    text_block(found.texts.prompt)
     samples(page, found)
 
 

@@ -49,7 +49,13 @@ async def show(page: Page) -> None:
     if page.run.live is not None:
         live_groups(page)
     if page.run.files is None:
-        page.run.ledger_files()  # raises, with what to do
+        said(
+            "div",
+            "The run's directory is not on this machine, so groups that ended a while ago are not here; `sluice ui` shows "
+            "them where the directory is.",
+            "note-line",
+        )
+        return
     wanted, problems = group_filter(page.query)
     table = _Table(page, wanted)
     for problem in problems:
@@ -83,17 +89,26 @@ class _Table:
         self.rows.add_slot("body-cell-term", _TERM_CELL)
         self.rows.add_slot("body-cell-prompt", _PROMPT_CELL)
         self.total = -1
+        self.is_filled = False
         self.named: dict[str, str] = {}
 
     async def load(self) -> None:
-        """Fills filters and rows for the first time."""
-        terms, sources = await asyncio.to_thread(lambda: (self.ledger.terms(), self.ledger.sources()))
+        """Fills filters and rows for the first time; again later where there is no ledger yet."""
+        try:
+            terms, sources = await asyncio.to_thread(lambda: (self.ledger.terms(), self.ledger.sources()))
+        except SluiceError as error:
+            self.note.text = str(error)
+            return
+        self.is_filled = True
         with self.filters:
             Filters(self.page, self.wanted, self._want).fields(list(terms), list(sources))
         await self.ask()
 
     async def ask(self) -> None:
         """Asks for the page that is shown; rows may have come."""
+        if not self.is_filled:
+            await self.load()
+            return
         wanted = self.wanted
         begun = time.perf_counter()
         try:

@@ -1,4 +1,4 @@
-"""The groups that are live now, as the coordinator knows them."""
+"""The newest groups as the coordinator knows them, live or ended."""
 
 from nicegui import ui
 
@@ -10,12 +10,10 @@ from sluice.ui.parts import box, chip, link, panel, plain_table, said, term_look
 REFRESH_S = 2.0
 SHOWN = 12
 
-_LIVE = ("pending", "in_flight", "scored", "queued", "assigned")
-
 
 def live_groups(page: Page) -> None:
-    """The newest groups that the coordinator has not closed yet."""
-    with panel("Live now", note="the newest, as the coordinator knows them; others below when they have ended"):
+    """Kept up to date while the page is open."""
+    with panel("Newest groups", note="as the coordinator knows them, live or ended"):
         content = box().style("min-height: 120px")
 
     async def refresh() -> None:
@@ -23,13 +21,13 @@ def live_groups(page: Page) -> None:
         if live is None or live.client is None or live.away_since is not None:
             return
         try:
-            found = [one for one in await live.client.groups(limit=200) if one.state in _LIVE]
+            found = await live.client.groups(limit=SHOWN)
         except SluiceError:
             return  # the banner says so
         content.clear()
         with content:
             if not found:
-                said("div", "No group is live.", "soft")
+                said("div", "No group has been admitted yet.", "soft")
                 return
             plain_table(
                 ("group", "state", "step", "oldest version", "attempts"),
@@ -41,11 +39,9 @@ def live_groups(page: Page) -> None:
                         str(one.oldest_version) if one.oldest_version >= 0 else ABSENT,
                         str(one.attempt),
                     )
-                    for one in found[:SHOWN]
+                    for one in found
                 ],
                 right=(2, 3, 4),
             )
-            if len(found) > SHOWN:
-                said("div", f"and {len(found) - SHOWN} more", "soft small")
 
     ui.timer(REFRESH_S, refresh, immediate=True)

@@ -1,7 +1,7 @@
 """How the run learns, and whether it is healthy: figures, what departs from the paper, the ledger, charts."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nicegui import ui
@@ -35,24 +35,34 @@ async def show(page: Page) -> None:
             "metrics.jsonl gets a line for every step and every evaluation; this page shows it as it comes.",
         )
         return
-    tiles = _figures(overview_figures(page.run))
+    figures, terms = await asyncio.to_thread(_known, page)
+    tiles = _figures(figures)
     _departures(page)
     ledger = box()
     with ledger:
-        _ledger(page)
+        _ledger(page, terms)
     draw = _Charts(page, series)
 
     async def refresh() -> None:
+        nonlocal terms
         fresh = await asyncio.to_thread(_series, page)
-        for one, tile in zip(overview_figures(page.run), tiles, strict=True):
+        figures, now = await asyncio.to_thread(_known, page)
+        for one, tile in zip(figures, tiles, strict=True):
             tile["value"].text, tile["unit"].text, tile["note"].text = one.value, one.unit, one.note
         if _sizes(fresh) != _sizes(draw.series):
             draw(fresh)
+        if now != terms:
+            terms = now
             ledger.clear()
             with ledger:
-                _ledger(page)
+                _ledger(page, terms)
 
     ui.timer(REFRESH_S, refresh)
+
+
+def _known(page: Page) -> tuple[Sequence[Figure], Mapping[str, int]]:
+    """What is read of files, for a thread of its own."""
+    return overview_figures(page.run), ledger_of(page.run)
 
 
 def _series(page: Page) -> list[Series]:
@@ -102,9 +112,8 @@ def _departures(page: Page) -> None:
                 said("span", f" {line}", "mono")
 
 
-def _ledger(page: Page) -> None:
+def _ledger(page: Page, terms: Mapping[str, int]) -> None:
     """Every group by what became of it."""
-    terms = ledger_of(page.run)
     total = sum(terms.values())
     with panel("What became of the groups", note=f"{total:,} admitted" if total else ""):
         if not total:

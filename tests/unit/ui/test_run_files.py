@@ -129,3 +129,18 @@ def test_every_key_of_the_configuration_stands_beside_its_default_or_another_run
     assert rows["run.name"].against == "run"
     assert {one.key for one in settings(config) if one.differs} >= {"model.path"}
     assert [one.key for one in settings(config, other=config) if one.differs] == []
+
+
+async def test_a_coordinator_of_another_version_is_named_where_its_configuration_would_stand() -> None:
+    class Answers:
+        async def config(self) -> str:
+            return "run: {name: x, brand_new_key: 3}"
+
+    (run,) = open_runs([], coordinator="127.0.0.1:9", credentials=None)
+    with pytest.raises(NotFound, match="has not been told by the coordinator yet"):
+        run.config()
+    assert run.live is not None
+    run.live.client = Answers()  # type: ignore[assignment]
+    await run.ask_config()
+    with pytest.raises(NotFound, match=r"(?s)brand_new_key.*another version of Sluice"):
+        run.config()
