@@ -138,13 +138,14 @@ def links(host: str, port: int, tokens: Any) -> list[str]:
 
 
 def _log_to(path: Path) -> None:
-    """What this process says goes to the run's logs, not into the launcher's view."""
+    """What this process says goes to the run's logs, not into the launcher's view, unless the disk is full."""
     from sluice.run_dir.private import make_private_folder, open_private
 
-    make_private_folder(path.parent)
-    with open_private(path, "ab") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
+    with contextlib.suppress(OSError):
+        make_private_folder(path.parent)
+        with open_private(path, "ab") as file:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
 
 
 def _listening(host: str, port: int) -> socket.socket:
