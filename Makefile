@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --no-loadscope-reorder
 
-.PHONY: help setup typescript promtool demo demo-llm demo-turns test tests test-oldest chaos compose-test test-cluster test-kubernetes fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
+.PHONY: help setup typescript promtool chromium demo demo-llm demo-turns test tests test-oldest chaos compose-test test-cluster test-kubernetes fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -21,6 +21,9 @@ typescript:      ## build the examples in TypeScript, where node is
 promtool: setup  ## Prometheus's promtool in .venv, where Debian's packages are
 	@scripts/promtool.sh || [ $$? -eq 3 ]
 
+chromium: setup  ## Debian's Chromium, for the tests of the page, where apt-get and root are
+	@scripts/chromium.sh || [ $$? -eq 3 ]
+
 demo: setup      ## teach a small model to add: four services, two cores, a few minutes
 	@.venv/bin/sluice demo $(ARGS)
 
@@ -31,7 +34,7 @@ demo-llm: setup  ## teach a real model, SmolLM2-135M, to add: 93 MB more to fetc
 demo-turns: setup ## teach a small model to use a calculator, in episodes of two turns: two cores, a few minutes
 	@.venv/bin/sluice demo-turns $(ARGS)
 
-test: setup typescript promtool ## static, and every test but chaos, long, compose and cluster; the last lines of pytest name what this machine lacks
+test: setup typescript promtool chromium ## static, and every test but chaos, long, compose and cluster; the last lines of pytest name what this machine lacks
 	@scripts/check.sh tests
 
 tests:

@@ -65,6 +65,15 @@ def _missing(name: str) -> str | None:
     return why and f"{name}: {why}"
 
 
+def chromium() -> str | None:
+    """The path of Debian's, or of whatever else has one of its names."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def _chromium() -> str | None:
+    return None if chromium() else "not on the PATH; scripts/chromium.sh says why"
+
+
 def _cuda() -> str | None:
     import torch
 
@@ -165,6 +174,7 @@ def _verifiers() -> str | None:
 
 
 _PROBES: Mapping[str, Callable[[], str | None]] = {
+    "chromium": _chromium,
     "cuda": _cuda,
     "kubectl": _kubectl,
     "kubernetes": _kubernetes,

@@ -222,6 +222,7 @@ def run_here(config: Any, args: argparse.Namespace) -> int:
     """Runs a checked recipe on this machine, reports, and returns the exit code."""
     import asyncio
 
+    from sluice.cli.ui import beside
     from sluice.config.evaluation_sets import check_files
     from sluice.launch.engines.choice import engine_of
     from sluice.launch.run import Run
@@ -236,10 +237,13 @@ def run_here(config: Any, args: argparse.Namespace) -> int:
     model_identity(config.model.path)
     run_dir = (args.run_dir or new_run_dir(config)).resolve()
     view = make_view(sys.stdout, plain=args.plain)
-    view.message(f"run directory {run_dir}")
     try:
-        run = Run(config=config, run_dir=run_dir, view=view, ready_fd=args.ready_fd, engine=engine_of(config.launch))
-        outcome = asyncio.run(run.run())
+        with beside(config, run_dir, view.message):
+            view.message(f"run directory {run_dir}")
+            run = Run(
+                config=config, run_dir=run_dir, view=view, ready_fd=args.ready_fd, engine=engine_of(config.launch)
+            )
+            outcome = asyncio.run(run.run())
     finally:
         view.close()
     if outcome.status is not None and outcome.status.step:

@@ -7,6 +7,7 @@ texts separately. Text from outside is shown unchanged but for control character
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,30 @@ def group_page(row: Mapping[str, Any], *, config: Config, texts: Texts | str | N
         [] if texts is None else _texts(texts),
     ]
     return printable("\n\n".join("\n".join(lines) for lines in sections if lines))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """What the page says of a group in sentences."""
+
+    headline: str
+    prompt: str
+    admission: str
+    attempts: Sequence[str]
+    verdict: str
+    training: Sequence[str]
+
+
+def told(row: Mapping[str, Any], *, config: Config) -> Told:
+    """The sentences alone, for a page that shows the figures in its own way."""
+    return Told(
+        headline=printable(_headline(row)),
+        prompt=printable(_prompt_line(row).partition(" ")[2].strip()),
+        admission=printable(_admission_line(row).partition(" ")[2].strip()),
+        attempts=[printable(_attempt(attempt)) for attempt in row.get("attempts") or ()],
+        verdict=printable(_verdict(row, config)),
+        training=[printable(line) for line in _training(row, config)],
+    )
 
 
 def _headline(row: Mapping[str, Any]) -> str:

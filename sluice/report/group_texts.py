@@ -32,15 +32,9 @@ def texts_of(group: common_pb2.Group) -> Texts:
 
 def texts_on_disk(run_dir: Path, *, group_id: str, step: int) -> Texts | str:
     """The group's texts from its batch file, else from samples.jsonl; a str says why there are no texts."""
-    path = batch_path(run_dir, step)
-    stored = StoredGroups()
-    # Batch files that a rollback has moved away; for a group without a step, batches on which the learner died.
-    found = (path, *path.parent.glob(f"*/{path.name}")) if step >= 0 else poison_files(run_dir)
-    for kept in found:
-        for payload in payloads_of(kept.read_bytes()) if kept.exists() else ():
-            group = stored.unpack(payload)
-            if group.group_id == group_id:
-                return texts_of(group)
+    group = group_on_disk(run_dir, group_id=group_id, step=step)
+    if group is not None:
+        return texts_of(group)
     if step < 0:
         return "not on disk: only groups that were handed to the learner are written with their texts"
     for shown in read_samples(run_dir):
@@ -51,6 +45,23 @@ def texts_on_disk(run_dir: Path, *, group_id: str, step: int) -> Texts | str:
                 episodes=[sample.turns for sample in shown.samples],
             )
     return (
-        f"no longer on disk: {path} was removed, since no checkpoint that is kept can ask for it, and samples.jsonl has "
-        "another group of the step"
+        f"no longer on disk: {batch_path(run_dir, step)} was removed, since no checkpoint that is kept can ask for it, and "
+        "samples.jsonl has another group of the step"
     )
+
+
+def group_on_disk(run_dir: Path, *, group_id: str, step: int) -> common_pb2.Group | None:
+    """The group from its batch file, with token ids and log-probabilities; None where no batch file has the group.
+
+    Raises DataError, ValueError for a damaged file.
+    """
+    path = batch_path(run_dir, step)
+    stored = StoredGroups()
+    # Batch files that a rollback has moved away; for a group without a step, batches on which the learner died.
+    found = (path, *path.parent.glob(f"*/{path.name}")) if step >= 0 else poison_files(run_dir)
+    for kept in found:
+        for payload in payloads_of(kept.read_bytes()) if kept.exists() else ():
+            group = stored.unpack(payload)
+            if group.group_id == group_id:
+                return group
+    return None

@@ -53,7 +53,12 @@ def read_metrics(run_dir: Path) -> RunMetrics:
     """
     path = run_dir / METRICS_FILE
     lines = read_json_lines(path)
-    objects = surviving(lines.objects)
+    return metrics_of(lines.objects, path=path, torn_lines=lines.torn_lines)
+
+
+def metrics_of(lines: Iterable[JsonObject], *, path: Path, torn_lines: int = 0) -> RunMetrics:
+    """The metrics in the lines of `path`, which an error names. Raises as `read_metrics`."""
+    objects = surviving(lines)
     evaluated: dict[str, list[JsonObject]] = {"": []}
     for line in objects:
         if line.get("kind") == "eval":
@@ -63,7 +68,7 @@ def read_metrics(run_dir: Path) -> RunMetrics:
         steps=_latest(path, objects, kind="step", key="step"),
         evaluations=sets.pop(""),
         sets=sets,
-        torn_lines=lines.torn_lines,
+        torn_lines=torn_lines,
     )
 
 

@@ -48,6 +48,7 @@ WRITERS = {
     "sluice/cli/demo_llm.py": ONE_LINE,
     "sluice/cli/model_evaluation.py": ONE_LINE,
     "sluice/cli/submissions.py": ONE_LINE,
+    "sluice/cli/ui.py": LEFT_OUT,  # logs/ui.log
     "sluice/cli/up.py": ONE_LINE,
     "sluice/client/local_launcher.py": ONE_LINE,
     "sluice/launch/control_plane.py": WAITS,

@@ -30,6 +30,11 @@ class RunConfig(Section):
         description="size from which metrics.jsonl and samples.jsonl are thinned to half of it, older steps to every second, "
         "fourth, ..., and from which a service's log under logs/ moves to NAME.log.1, over the one before",
     )
+    ui: bool = Field(
+        default=False,
+        description="whether `sluice up` serves the run's page on this machine, and says its address first (docs/ui.md); "
+        "needs the extra `ui`",
+    )
     loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         default_factory=list,
         description="loggers that get the lines of metrics.jsonl too; each needs its package, an extra of that name "

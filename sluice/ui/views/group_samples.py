@@ -1,0 +1,177 @@
+"""The samples of a group side by side: scores, and the text token by token."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from nicegui import ui
+
+from sluice.dapo.advantage import group_advantages
+from sluice.report.figures import ABSENT, number
+from sluice.report.group_page import ACCEPTED
+from sluice.report.group_texts import Texts
+from sluice.report.turns import ShownTurn
+from sluice.ui.found_group import MOST_SAMPLES, Found
+from sluice.ui.page import Page
+from sluice.ui.parts import box, chip, panel, plain_table, said, text_block
+from sluice.ui.shown_text import shown
+
+COLOURINGS = {"logprob": "log-probability", "version": "version", "advantage": "advantage", "none": "no colour"}
+
+
+def samples(page: Page, found: Found) -> None:
+    completions = (found.row.get("completions") or ())[:MOST_SAMPLES]
+    if not completions:
+        with panel("Samples"):
+            said("div", "The ledger has no samples of this group.", "soft")
+        return
+    colour = page.query.get("colour", "logprob")
+    colour = colour if colour in COLOURINGS else "logprob"
+    advantages = _advantages(found)
+    tokens: list[Any] = []
+    with (
+        panel("Samples", note=f"{len(completions)} of one prompt, {found.row['tokens']:,} tokens"),
+        box(classes="filters"),
+    ):
+        if isinstance(found.tokens, str):
+            said("span", found.tokens, "soft small")
+        else:
+            _colours(page, colour, tokens)
+    with box(classes="samples"):
+        for place, completion in enumerate(completions):
+            _sample(found, place, completion, advantages[place], colour, tokens)
+
+
+def _colours(page: Page, colour: str, tokens: list[Any]) -> None:
+    said("span", "tokens coloured by", "soft small")
+    buttons: dict[str, Any] = {}
+
+    def paint(name: str) -> None:
+        page.keep({"colour": name} if name != "logprob" else {})
+        for one, button in buttons.items():
+            button.props(f"aria-pressed={'true' if one == name else 'false'}")
+        for one in tokens:
+            one._props["colour"] = name
+            one.update()
+
+    for name, label in COLOURINGS.items():
+        buttons[name] = said("button", label, "quiet-button").props(
+            f"type=button aria-pressed={'true' if name == colour else 'false'}"
+        )
+        buttons[name].on("click", lambda name=name: paint(name))
+    scale = "background: linear-gradient(90deg, rgba(213,94,0,.6), transparent, rgba(28,130,201,.6))"
+    with box("span", "small soft"):
+        said("span", "unlikely, older, negative ")
+        box("span", "scale").style(scale)
+        said("span", " newer, positive; a token's figures stand at the pointer")
+
+
+def _advantages(found: Found) -> Sequence[float | None]:
+    """Of the groups that the learner takes."""
+    completions = found.row["completions"]
+    rewards = [one["shaped_reward"] for one in completions]
+    if found.row["term"] not in ACCEPTED or None in rewards:
+        return [None] * len(completions)
+    norm = found.config.algorithm.norm_adv_by_std_in_grpo
+    return [float(one) for one in group_advantages(np.array(rewards), norm_by_std=norm)]
+
+
+def _sample(
+    found: Found, place: int, one: Mapping[str, Any], advantage: float | None, colour: str, tokens: list[Any]
+) -> None:
+    graded = one["raw_score"] is not None
+    with box("article", "panel"):
+        with box(classes="sample-head"):
+            said("h3", f"Sample {one['sample']}")
+            right = graded and (one["acc"] or 0) > 0
+            chip(
+                "✓ right" if right else "✗ wrong" if graded else one["status"] or "not graded",
+                "good" if right else "warn",
+            )
+            if one["finish_reason"] == "length":
+                chip("cut at the limit", "bad")
+            said("span", f"{one['tokens']:,} tokens, {one['rollout']}", "soft small num")
+        with box(classes="facts num"):
+            for label, text in _facts(one, advantage):
+                with box():
+                    said("div", label, "label")
+                    said("div", text)
+        _parts(one)
+        _completion(found, place, advantage, colour, tokens)
+
+
+def _facts(one: Mapping[str, Any], advantage: float | None) -> list[tuple[str, str]]:
+    def score(name: str) -> str:
+        return ABSENT if one[name] is None else f"{one[name]:g}"
+
+    facts = [
+        ("raw score", score("raw_score")),
+        ("overlong penalty", score("overlong_penalty")),
+        ("shaped reward", score("shaped_reward")),
+        ("advantage", ABSENT if advantage is None else f"{advantage:+.3f}"),
+        ("versions of tokens", one["versions"].replace(" ", ", ")),
+        ("grader read", shown(one["extracted"] or "", most=120).text or ABSENT),
+        ("grader", one["grader"] or ABSENT),
+    ]
+    if one["detail"]:
+        facts.append(("why", shown(one["detail"], most=200).text))
+    if one.get("turns"):
+        facts += [("turns", str(one["turns"])), ("observed tokens", f"{one['observed_tokens']:,}")]
+        facts += [
+            ("generating", f"{number(one['generated_s'], 2)} s"),
+            ("environment", f"{number(one['environment_s'], 2)} s"),
+        ]
+    return facts
+
+
+def _parts(one: Mapping[str, Any]) -> None:
+    try:
+        parts = json.loads(one.get("parts") or "{}")
+    except ValueError:
+        parts = {}
+    if parts:
+        plain_table(("part of the score", "value"), [(name, f"{value:g}") for name, value in parts.items()], right=(1,))
+
+
+def _completion(found: Found, place: int, advantage: float | None, colour: str, tokens: list[Any]) -> None:
+    if not isinstance(found.tokens, str) and place < len(found.tokens):
+        text = found.tokens[place]
+        element = ui.element("sl-tokens").classes("said mono").props('dir=auto tabindex=0 aria-label="completion"')
+        element._props["colour"] = colour
+        element._props["said"] = {
+            "pieces": text.pieces,
+            "logprobs": text.logprobs,
+            "versions": text.versions,
+            "advantage": advantage,
+        }
+        tokens.append(element)
+        if text.left_out:
+            said("div", f"the first {len(text.pieces):,} tokens; {text.left_out:,} more are not shown", "soft small")
+        if isinstance(found.texts, Texts) and found.texts.episodes and found.texts.episodes[place]:
+            with ui.element("details"):
+                said("summary", "turn by turn", "small")
+                _turns(found.texts.episodes[place])
+    elif isinstance(found.texts, Texts) and place < len(found.texts.completions):
+        if found.texts.episodes and found.texts.episodes[place]:
+            _turns(found.texts.episodes[place])
+        else:
+            text_block(found.texts.completions[place])
+
+
+def _turns(turns: Sequence[ShownTurn]) -> None:
+    for number_, turn in enumerate(turns):
+        said(
+            "div",
+            f"turn {number_}: {turn.tokens} tokens in {number(turn.generated_s, 2)} s, version {turn.versions}"
+            + (f", called {', '.join(turn.tools)}" if turn.tools else ""),
+            "soft small",
+        ).style("margin-top: 8px")
+        text_block(turn.text)
+        for answer in turn.answers:
+            said(
+                "div",
+                " ".join(filter(None, (answer.role, answer.name))) + f", in {number(turn.answered_s, 2)} s",
+                "soft small",
+            )
+            text_block(answer.content)
