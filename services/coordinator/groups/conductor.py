@@ -26,7 +26,7 @@ from services.coordinator.groups.step_metrics import StepWindow
 from services.coordinator.state.group import Admission, Group, GroupFailed, Phase, group_id_of
 from services.coordinator.state.ledger_row import accepted_group, accepted_info, ledger_row, open_info
 from services.coordinator.state.member import Member, needed_roles
-from services.coordinator.state.ports import Prompts, RolloutClient
+from services.coordinator.state.ports import Prompts, RolloutClient, Sampler
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.prompt_places import note_place, place_before
 from services.coordinator.storage.records import Records
@@ -52,13 +52,14 @@ class Conductor:
         cursor: str,
         admissions: int,
         player: Player | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         """`cursor` and `admissions` are the last ones of an earlier process of this run; `player` plays the episodes of rows
-        with an environment."""
+        with an environment; `sampler` chooses prompts (None: in their order)."""
         self._config, self._run_id, self._clock = run.config, run.run_id, run.clock
         self._board, self._fleet, self._progress = run.board, run.fleet, run.progress
         self._store, self._files, self._codec = records.store, records.files, records.codec
-        self._prompts, self._grading = prompts, grading
+        self._prompts, self._sampler, self._grading = prompts, sampler, grading
         self._generation = Generation(
             run, rollouts=rollouts, report_tokens=lambda tokens: self.window.add_tokens(tokens)
         )
@@ -90,6 +91,10 @@ class Conductor:
                 group = await self._admit()
                 tasks.create_task(self._carry(group, member), name=group.group_id)
 
+    def sampler_metrics(self) -> dict[str, float]:
+        """The metrics of the choice of prompts; none without a sampler."""
+        return {} if self._sampler is None else self._sampler.metrics(self._cursor)
+
     @property
     def admissions(self) -> int:
         """Groups admitted so far, which is the number of the next group."""
@@ -103,7 +108,8 @@ class Conductor:
     async def catch_up(self, until: int, *, known: Container[str], most: int) -> list[Group]:
         """Goes on to number `until`, which Redis has forgotten; to be called before `run`.
 
-        Each number gets its former prompt, found from the newest noted place on. The newest `most` numbers are admitted
+        Each number gets its former prompt, found from the newest noted place on (with a sampler, whose choices Redis had, a
+        prompt chosen anew). The newest `most` numbers are admitted
         again, unless they are `known`.
         """
         again: list[Group] = []
@@ -117,7 +123,8 @@ class Conductor:
             if self._admissions >= until - most and group_id not in known:
                 again.append(await self._admit())
                 continue
-            _, self._cursor = self._prompts.next(self._cursor)
+            if self._sampler is None:  # otherwise nobody knows whether the group took a prompt of the order
+                _, self._cursor = self._prompts.next(self._cursor)
             self._admissions += 1
             await asyncio.sleep(0)  # there may be thousands
         await self._store.set_meta({"cursor": self._cursor, "admissions": str(self._admissions)})
@@ -154,22 +161,31 @@ class Conductor:
         return self._board.next_step + batches_ahead < self._config.run.total_steps
 
     async def _admit(self) -> Group:
-        prompt, after = self._prompts.next(self._cursor)
-        epoch, row = self._prompts.origin(self._cursor, after)
+        number, version = self._admissions, self._progress.trained_steps
+        cursor = self._cursor
+        if self._sampler is not None:
+            cursor = self._sampler.choose(cursor, admission=number, version=version)
+        prompt, after = self._prompts.next(cursor)
+        epoch, row = self._prompts.origin(cursor, after)
+        predicted = -1.0
+        if self._sampler is not None and epoch >= 0:
+            predicted = self._sampler.admitted(row, admission=number, version=version)
         group = Group(
-            group_id=group_id_of(self._admissions, run_id=self._run_id),
-            admission=self._admissions,
+            group_id=group_id_of(number, run_id=self._run_id),
+            admission=number,
             prompt=prompt,
-            cursor=self._cursor,
+            cursor=cursor,
             admitted=Admission(
                 time_s=time.time(),
                 rank=self._board.rank(self._admissions),
                 next_step=self._board.next_step,
                 epoch=epoch,
                 row=row,
+                predicted=predicted,
+                chosen=cursor != self._cursor,
             ),
         )
-        self._cursor, self._admissions = after, self._admissions + 1
+        self._cursor, self._admissions = after, number + 1
         self._board.add(group)
         info = open_info(group)
         await unbroken(self._store.admit(group.group_id, info=info, cursor=after, admissions=self._admissions))
@@ -184,13 +200,15 @@ class Conductor:
         except GroupFailed as failure:
             if group.rewards:
                 self.window.add_scored(group)
+            self._tell_sampler(group)
             await self._fail(group, failure)
             return
         group.phase = Phase.SCORED
         self.window.add_scored(group)
         group.drop_ungraded()
+        self._tell_sampler(group)
         verdict = self._judge(group)
-        self.window.add_verdict(verdict)
+        self.window.add_verdict(verdict, group)
         self._board.verdicts += 1
         if verdict is Verdict.KEPT and not self._too_late(group):
             try:
@@ -222,6 +240,11 @@ class Conductor:
         self.last_fault, self._try_from_s = f"{failure.reason}: {failure.fault}", self._clock.now() + TRY_AGAIN_S
         group.fault = failure.fault
         await self.end(group, f"failed:{failure.reason}")
+
+    def _tell_sampler(self, group: Group) -> None:
+        """Tells the outcome at once, whatever becomes of the group: the sooner the better are the next choices."""
+        if self._sampler is not None:
+            self._sampler.ended(group)
 
     def _judge(self, group: Group) -> Verdict:
         """Dynamic sampling (eq. 11); with the filter off every group is kept."""
