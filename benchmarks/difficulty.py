@@ -30,8 +30,8 @@ from sluice.cli.up import demo_base_dir
 
 NAME = "difficulty"
 SEEDS = (1, 2, 3)
-STEPS = {"sums": 100, "half": 60}
-"""By set."""
+SETS = {"sums": ("run.total_steps=100",), "half": ("run.total_steps=30", "eval.prompts=64")}
+"""Sets and the settings of their runs: where half of the prompts are dead, a step takes twice the groups."""
 ARMS = ("shuffle", "difficulty", "curriculum")
 N = 8
 SETTINGS = (
@@ -43,7 +43,7 @@ SETTINGS = (
 def run(
     seeds: Sequence[int] = SEEDS,
     arms: Sequence[str] = ARMS,
-    sets: Sequence[str] = tuple(STEPS),
+    sets: Sequence[str] = tuple(SETS),
     folder: Path | None = None,
 ) -> list[Row]:
     """Every arm with every seed on every set; in `folder`, where runs may lie already."""
@@ -65,7 +65,7 @@ def _of_seed(place: Path, seed: int, arms: Sequence[str]) -> list[Row]:
     curves: dict[str, list[Point]] = {}
     for arm in arms:
         run_dir, extra = place / f"{arm}-{seed}", 0
-        settings = [f"run.total_steps={STEPS[place.name]}", f"data.train_files=[{place / 'set.jsonl'}]"]
+        settings = [*SETS[place.name], f"data.train_files=[{place / 'set.jsonl'}]"]
         if arm == "difficulty":
             settings.append("data.sampler=difficulty")
         if arm == "curriculum":
@@ -149,7 +149,7 @@ def main() -> int:
     """Runs a part of the benchmark. Exit code 1 when a target was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--sets", nargs="+", choices=tuple(STEPS), default=tuple(STEPS))
+    parser.add_argument("--sets", nargs="+", choices=tuple(SETS), default=tuple(SETS))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--folder", type=Path, help="where runs are kept and found again")
     args = parser.parse_args()

@@ -22,7 +22,8 @@ from services.coordinator.state.ledger_row import ledger_row
 from services.coordinator.storage.run_files import RunFiles
 from sluice.dapo.signal_chance import expected_signal_chance, signal_chance
 from sluice.errors import DataError
-from tests.unit.coordinator.fakes import FakePrompt, make_reward, make_sample
+from sluice.report.group_page import group_page
+from tests.unit.coordinator.fakes import FakePrompt, make_config, make_reward, make_sample
 from tests.unit.prompts.prompt_cases import ListSource, stream_of
 
 N = 8
@@ -235,9 +236,9 @@ def test_a_draw_asks_as_much_of_a_million_rows_as_of_a_hundred_and_needs_few_byt
     data = Data([0.5])
     data.rates = range(size)  # type: ignore[assignment]
     sampler = Difficulty(data, seed=0, n=N)
-    sampler._rows = Counting(size)  # type: ignore[assignment]
+    sampler._rows = counting = Counting(size)  # type: ignore[assignment]
     assert all(sampler.choose(f"{size // 2}:0", admission=number, version=0) for number in range(1, 60))
-    assert sampler._rows.asked <= 60 * (CANDIDATES + 1)
+    assert counting.asked <= 60 * (CANDIDATES + 1)
     arrays = [value for value in [*vars(sampler).values()] if isinstance(value, np.ndarray)]
     for rates in sampler.rates._rates:
         arrays += [rates._right, rates._wrong, rates._version]
@@ -287,6 +288,13 @@ def test_a_restarted_coordinator_chooses_what_the_former_one_would_have_chosen(m
     for row in strange:
         again.remember(row)
     assert choices(again) == expected
+
+
+def test_the_life_of_a_group_says_how_its_prompt_was_drawn(mixed: Run) -> None:
+    row = next(row for row in reversed(mixed.ledger) if row["chosen"])
+    page = group_page(row, config=make_config())
+    assert f", drawn again; its chance of a signal was {row['predicted']:.2f}" in page
+    assert "chance" not in group_page(row | {"predicted": -1.0}, config=make_config())
 
 
 def test_a_submitted_prompt_is_not_overtaken_and_its_outcome_is_of_no_row() -> None:
