@@ -108,9 +108,8 @@ class Conductor:
     async def catch_up(self, until: int, *, known: Container[str], most: int) -> list[Group]:
         """Goes on to number `until`, which Redis has forgotten; to be called before `run`.
 
-        Each number gets its former prompt, found from the newest noted place on (with a sampler, whose choices Redis had, a
-        prompt chosen anew). The newest `most` numbers are admitted
-        again, unless they are `known`.
+        Each number gets its former prompt, found from the newest noted place on; with a sampler, whose choices Redis had, a
+        prompt chosen anew. The newest `most` numbers are admitted again, unless they are `known`.
         """
         again: list[Group] = []
         if self._admissions >= until:
