@@ -68,6 +68,16 @@ ROWS: Mapping[str, Sequence[Panel]] = {
     ),
     "Sampling and filter": (
         Panel("Acceptance", ("sampling/acceptance", "sampling/all_right_fraction", "sampling/all_wrong_fraction")),
+        Panel(
+            "Acceptance expected, prompts seen",
+            (
+                "sampling/predicted_acceptance",
+                "sampling/coverage",
+                "sampling/chosen_fraction",
+                "sampling/calibration_error",
+                "sampling/dropped_tokens_fraction",
+            ),
+        ),
         Panel("Generation batches a batch", ("sampling/gen_batches",)),
         Panel("Distinct completions of a group", ("sampling/unique_fraction",)),
         Panel("Response length", ("response/length_mean_tokens", "response/length_max_tokens")),

@@ -80,7 +80,7 @@ def evaluation_config(args: argparse.Namespace) -> Any:
 
 def _instead_of_a_recipe(args: argparse.Namespace) -> list[str]:
     """The settings without a recipe: every row of files, and as long as it takes."""
-    from sluice.config.evaluation_sets import is_task
+    from sluice.config.task_names import is_task
 
     endless = any(map(is_task, args.data))
     settings = ["data.train_files=[mixadd3:train]"]  # a recipe must name some; nothing of them is read

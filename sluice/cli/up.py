@@ -104,8 +104,8 @@ def _dry_run(config: Any) -> int:
 
 def check_here(config: Any) -> int:
     """`_dry_run` for a run elsewhere: what this machine does not have is named and left to the run's own start."""
-    from sluice.config.evaluation_sets import is_task
     from sluice.config.schema import NetworkConfig
+    from sluice.config.task_names import is_task
 
     print_derived(config)
     files = [file for file in (*config.data.train_files, *config.data.val_files) if not is_task(file)]

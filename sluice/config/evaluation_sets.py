@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sluice.config.schema import Config
 from sluice.config.schema.eval import DEFAULT_SET
+from sluice.config.task_names import is_task
 from sluice.errors import ConfigError
 
 
@@ -79,8 +80,3 @@ def check_files(config: Config) -> None:
     ]
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def is_task(name: str) -> bool:
-    """Whether the name is a task's and no file's, such as `mixadd3:SPLIT` or `reasoning-gym:TASK`."""
-    return name.startswith(("mixadd3:", "products:", "reasoning-gym:"))

@@ -10,6 +10,7 @@ from functools import reduce
 from pydantic import BaseModel
 
 _PAPER = {
+    "data.sampler": ("shuffle",),
     "rollout.temperature": (1.0,),
     "algorithm.clip_ratio_low": (0.2,),
     "algorithm.clip_ratio_high": (0.28,),

@@ -288,7 +288,9 @@ _DATA: dict[str, Rule] = {
     "dataloader_num_workers": Ignore(why="prompts are tokenised as they are drawn"),
     "use_shm": Ignore(why="files are read where they are"),
     "custom_cls.name": Ignore(why="only used with custom_cls.path"),
-    "sampler.class_path": Only(values=(None,), why="prompts are drawn in a permutation an epoch; leave it unset"),
+    "sampler.class_path": Only(
+        values=(None,), why="no code of yours draws prompts; leave it unset, or set data.sampler in the new recipe"
+    ),
     "sampler.class_name": Ignore(why="only used with data.sampler.class_path"),
     "datagen.path": Only(values=(None,), why="data are .jsonl or .parquet files with verl's columns"),
     "datagen.name": Ignore(why="only used with data.datagen.path"),

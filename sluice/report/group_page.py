@@ -76,7 +76,16 @@ def _prompt_line(row: Mapping[str, Any]) -> str:
         where = f"number {place} of those submitted by users"
     else:
         where = f"row {place} of the data, epoch {epoch}"
-    return f"prompt    {row.get('data_source') or 'source not recorded'}, {where} (id {row['prompt_id']})"
+    return f"prompt    {row.get('data_source') or 'source not recorded'}, {where} (id {row['prompt_id']}){_chance(row)}"
+
+
+def _chance(row: Mapping[str, Any]) -> str:
+    """What data.sampler: difficulty expected of the prompt; empty for other prompts."""
+    predicted = row.get("predicted")
+    if predicted is None or predicted < 0:
+        return ""
+    drawn = "drawn again" if row.get("chosen") else "in its order"
+    return f", {drawn}; its chance of a signal was {predicted:.2f}"
 
 
 def _admission_line(row: Mapping[str, Any]) -> str:

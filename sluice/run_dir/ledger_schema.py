@@ -50,6 +50,8 @@ LEDGER_SCHEMA = pa.schema(
         ("admitted_s", pa.float64()),
         ("admitted_rank", pa.int64()),
         ("admitted_next_step", pa.int64()),
+        ("predicted", pa.float64()),
+        ("chosen", pa.bool_()),
         ("attempt", pa.int32()),
         ("term", pa.string()),
         ("fault", pa.string()),

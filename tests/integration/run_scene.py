@@ -26,6 +26,8 @@ class Scene:
         self.model, self.run_dir, self.redis_url = model, run_dir, redis_url
         self.redis = aioredis.Redis.from_url(redis_url)
         self.cast = Cast(model)
+        self.settings: dict[str, Any] = {}
+        """Changes of the configuration, as `small_config` takes them."""
         self.rollout, self.reward, self.learner = self.cast.rollout, self.cast.reward, self.cast.learner
 
     @contextlib.asynccontextmanager
@@ -36,7 +38,7 @@ class Scene:
         await self.redis.aclose()
 
     def serve(self, steps: int = 5, **how: bool) -> AbstractAsyncContextManager[Coordinator]:
-        config = small_config(self.model, run__total_steps=steps)
+        config = small_config(self.model, run__total_steps=steps, **self.settings)
         return coordinator(config, self.run_dir, self.redis_url, **how)
 
     async def register(self, to: Coordinator) -> None:

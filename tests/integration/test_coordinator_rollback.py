@@ -22,6 +22,7 @@ from sluice.report.group_texts import Texts, texts_on_disk
 from sluice.report.ledger_page import account_of_files
 from sluice.report.metrics import read_metrics
 from sluice.run_dir.checkpoints import STATE, steps
+from sluice.tasks import mixadd3
 from sluice.testing.fakes import version
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import rollout_pb2
@@ -343,3 +344,69 @@ def _fails_once_done(whole: Any) -> Any:
         raise Unavailable("gone for now")
 
     return fails_once_done
+
+
+async def test_prompts_that_a_sampler_chose_are_the_same_after_a_restart_a_rollback_and_a_repair(
+    scene: Run, tmp_path: Path
+) -> None:
+    sums = {mixadd3.prompt_at(seed=0, index=index, split="train") for index in range(14)}
+    rows = [
+        {"data_source": "mixadd3", "prompt": text, "reward_model": {"ground_truth": mixadd3.answer(text)}}
+        for text in sorted(sums)
+    ]
+    (tmp_path / "sums.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    scene.settings = {"data__train_files": [str(tmp_path / "sums.jsonl")], "data__sampler": "difficulty"}
+    drawn: dict[str, tuple[int, str]] = {}
+
+    def same(found: Mapping[str, Any], *, again: frozenset[str] = frozenset()) -> None:
+        """Every group has the prompt that it had whenever it was looked at before."""
+        for group_id, life in found.items():
+            prompt = (life["prompt_row"], life["prompt_id"])
+            assert group_id in again or drawn.setdefault(group_id, prompt) == prompt, group_id
+
+    async def look(run: Coordinator) -> None:
+        listed = await run.stub.ListGroups(pb.ListGroupsRequest(), timeout=5)
+        for one in listed.groups:
+            found = await run.stub.GetGroup(pb.GetGroupRequest(group_id=one.group_id), timeout=5)
+            same({one.group_id: json.loads(found.row_json)})
+
+    async with scene.serve(12) as run:
+        await scene.register(run)
+        await scene.train(run, 6, saved=(2, 4))
+        await look(run)
+    former = dict(drawn)
+    async with scene.serve(12) as run:
+        await scene.register(run)
+        await scene.train(run, 7)
+        await look(run)
+        assert len(drawn) > len(former) > 24
+        await roll_back(run, 4)
+        assert await ended(run) == exit_codes.AGAIN
+    same(scene.rows())
+    await scene.learner_starts_again(4, "b")
+    async with scene.serve(12) as run:
+        await scene.register(run)
+        await scene.train(run, 8, saved=())
+        before = await scene.remember()
+        await scene.train(run, 9, saved=())
+        await look(run)
+    await scene.forget(before)
+    known = int(await scene.redis.hget(f"sluice:{{{scene.keys}}}:meta", "admissions") or 0)
+    trained = set(scene.learner.ids)
+    again = frozenset(one for one in drawn if int(one.rsplit("-", 1)[1]) >= known and one not in trained)
+    assert again, "Redis forgot groups that no step had trained; they are drawn anew"
+    async with scene.serve(12) as run:
+        await scene.register(run)
+        await scene.train(run, 12, saved=())
+        await scene.learner.batch(run, 12)
+        status = await run.until(lambda status: status.state == pb.RUN_STATE_FINISHED)
+        assert status.ledger.closed
+        assert {"sampling/coverage", "sampling/predicted_acceptance", "sampling/calibration_error"} <= set(
+            status.metrics
+        )
+    ended_rows = scene.rows()
+    same(ended_rows, again=again)
+    chosen = [row for row in ended_rows.values() if row["chosen"]]
+    assert len(chosen) > 10
+    assert all(0 < row["predicted"] < 1 for row in ended_rows.values() if row["predicted"] >= 0)
+    assert read_metrics(scene.run_dir).steps[-1]["sampling/chosen_fraction"] > 0

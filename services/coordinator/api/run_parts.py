@@ -11,6 +11,7 @@ from services.coordinator.episodes.player import Player
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.loggers.all_loggers import Loggers
+from services.coordinator.prompts.difficulty import Difficulty
 from services.coordinator.prompts.feed import PromptFeed
 from services.coordinator.recovery.repair import Repair
 from services.coordinator.recovery.rollback import Rollbacks
@@ -58,6 +59,8 @@ class RunParts:
     repair: Repair
     cache_use: CacheUse
     player: Player | None
+    sampler: Difficulty | None
+    """None: the prompts come in their order."""
     """Plays episodes; None without environments."""
     gateway: "Gateway | None"
     """Where agents take episodes; None without an environment `agent`."""

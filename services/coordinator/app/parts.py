@@ -12,6 +12,7 @@ from services.coordinator.app.options import Options
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.groups.grading import Grading
+from services.coordinator.prompts.difficulty import Difficulty
 from services.coordinator.prompts.render import load_tokenizer
 from services.coordinator.recovery.repair import Repair
 from services.coordinator.recovery.rollback import Rollbacks
@@ -45,6 +46,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
     push_times, cache_use = PushTimes(), CacheUse()
     grading = Grading(config=run.config, fleet=run.fleet, rewards=clients, clock=run.clock)
     episodes = make_episodes(run, clients, options)
+    sampler = None if options.evaluate_only else _sampler(opened)
     conductor = Conductor(
         run,
         records,
@@ -54,6 +56,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
         cursor=meta.get("cursor", ""),
         admissions=int(meta.get("admissions", 0)),
         player=episodes.player,
+        sampler=sampler,
     )
     assigner = Assigner(run, records)
     rollbacks = Rollbacks(run, records, assigner=assigner, made=opened.rolled_back, idle=options.idle)
@@ -126,7 +129,15 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
         cache_use=cache_use,
         player=episodes.player,
         gateway=episodes.gateway,
+        sampler=sampler,
     )
+
+
+def _sampler(opened: OpenedRun) -> Difficulty | None:
+    config, data, feed = opened.run.config, opened.data.training, opened.feed
+    if config.data.sampler == "shuffle" or data.size is None:
+        return None
+    return Difficulty(data, seed=config.run.seed, n=config.rollout.n, is_submitted=feed.is_submitted)
 
 
 def _prober(run: RunContext, clients: Clients, data: Data) -> Prober | None:

@@ -4,6 +4,7 @@ groups belong to their batch."""
 import structlog
 
 from services.coordinator.api.run_parts import RunParts
+from services.coordinator.app.remembering import remember_outcomes
 from services.coordinator.state.group import QueuedGroup
 from services.coordinator.state.ledger_row import reopened
 
@@ -28,5 +29,7 @@ async def resume(parts: RunParts) -> None:
             # A repair that was broken off has ended some of these groups, or has not yet ended groups with rows in files.
             known = [QueuedGroup(**assigned[name]) for name in batch["ids"] if name in assigned]
             parts.assigner.assigned[step] = known
+    if parts.sampler is not None:
+        await remember_outcomes(parts, parts.sampler)
     if live:
         log.info("restored", live=len(live), trained_steps=trained_steps, next_step=board.next_step)

@@ -26,7 +26,7 @@ from services.coordinator.groups.step_metrics import StepWindow
 from services.coordinator.state.group import Admission, Group, GroupFailed, Phase, group_id_of
 from services.coordinator.state.ledger_row import accepted_group, accepted_info, ledger_row, open_info
 from services.coordinator.state.member import Member, needed_roles
-from services.coordinator.state.ports import Prompts, RolloutClient
+from services.coordinator.state.ports import Prompts, RolloutClient, Sampler
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.prompt_places import note_place, place_before
 from services.coordinator.storage.records import Records
@@ -54,13 +54,14 @@ class Conductor:
         cursor: str,
         admissions: int,
         player: Player | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         """`cursor` and `admissions` are the last ones of an earlier process of this run; `player` plays the episodes of rows
-        with an environment."""
+        with an environment; `sampler` chooses prompts (None: in their order)."""
         self._config, self._run_id, self._clock = run.config, run.run_id, run.clock
         self._board, self._fleet, self._progress = run.board, run.fleet, run.progress
         self._store, self._files, self._codec = records.store, records.files, records.codec
-        self._prompts, self._grading = prompts, grading
+        self._prompts, self._sampler, self._grading = prompts, sampler, grading
         self._generation = Generation(
             run, rollouts=rollouts, report_tokens=lambda tokens: self.window.add_tokens(tokens)
         )
@@ -93,6 +94,10 @@ class Conductor:
                 for group, member in begun:
                     tasks.create_task(self._carry(group, member), name=group.group_id)
 
+    def sampler_metrics(self) -> dict[str, float]:
+        """The metrics of the choice of prompts; none without a sampler."""
+        return {} if self._sampler is None else self._sampler.metrics(self._cursor)
+
     @property
     def admissions(self) -> int:
         """Groups admitted so far, which is the number of the next group."""
@@ -106,8 +111,8 @@ class Conductor:
     async def catch_up(self, until: int, *, known: Container[str], most: int) -> list[Group]:
         """Goes on to number `until`, which Redis has forgotten; to be called before `run`.
 
-        Each number gets its former prompt, found from the newest noted place on. The newest `most` numbers are admitted
-        again, unless they are `known`.
+        Each number gets its former prompt, found from the newest noted place on; with a sampler, whose choices Redis had, a
+        prompt chosen anew. The newest `most` numbers are admitted again, unless they are `known`.
         """
         again: list[Group] = []
         if self._admissions >= until:
@@ -121,7 +126,8 @@ class Conductor:
                 again.append(self._admit())
                 await unbroken(self._record(again[-1]))
                 continue
-            _, self._cursor = self._prompts.next(self._cursor)
+            if self._sampler is None:  # otherwise nobody knows whether the group took a prompt of the order
+                _, self._cursor = self._prompts.next(self._cursor)
             self._admissions += 1
             await asyncio.sleep(0)  # there may be thousands
         await self._store.set_meta({"cursor": self._cursor, "admissions": str(self._admissions)})
@@ -177,13 +183,20 @@ class Conductor:
 
     def _admit(self) -> Group:
         """The next group, on the board; nothing may start on it before `_record`."""
-        prompt, after = self._prompts.next(self._cursor)
-        epoch, row = self._prompts.origin(self._cursor, after)
+        number, version = self._admissions, self._progress.trained_steps
+        cursor = self._cursor
+        if self._sampler is not None:
+            cursor = self._sampler.choose(cursor, admission=number, version=version)
+        prompt, after = self._prompts.next(cursor)
+        epoch, row = self._prompts.origin(cursor, after)
+        predicted = -1.0
+        if self._sampler is not None and epoch >= 0:
+            predicted = self._sampler.admitted(row, admission=number, version=version)
         group = Group(
-            group_id=group_id_of(self._admissions, run_id=self._run_id),
-            admission=self._admissions,
+            group_id=group_id_of(number, run_id=self._run_id),
+            admission=number,
             prompt=prompt,
-            cursor=self._cursor,
+            cursor=cursor,
             cursor_after=after,
             admitted=Admission(
                 time_s=time.time(),
@@ -191,9 +204,11 @@ class Conductor:
                 next_step=self._board.next_step,
                 epoch=epoch,
                 row=row,
+                predicted=predicted,
+                chosen=cursor != self._cursor,
             ),
         )
-        self._cursor, self._admissions = after, self._admissions + 1
+        self._cursor, self._admissions = after, number + 1
         self._board.add(group)
         return group
 
@@ -206,13 +221,15 @@ class Conductor:
         except GroupFailed as failure:
             if group.rewards:
                 self.window.add_scored(group)
+            self._tell_sampler(group)
             await self._fail(group, failure)
             return
         group.phase = Phase.SCORED
         self.window.add_scored(group)
         group.drop_ungraded()
+        self._tell_sampler(group)
         verdict = self._judge(group)
-        self.window.add_verdict(verdict)
+        self.window.add_verdict(verdict, group)
         self._board.judge(kept=verdict is Verdict.KEPT)
         if verdict is Verdict.KEPT and not self._too_late(group):
             try:
@@ -244,6 +261,11 @@ class Conductor:
         self.last_fault, self._try_from_s = f"{failure.reason}: {failure.fault}", self._clock.now() + TRY_AGAIN_S
         group.fault = failure.fault
         await self.end(group, f"failed:{failure.reason}")
+
+    def _tell_sampler(self, group: Group) -> None:
+        """Tells the outcome at once, whatever becomes of the group: the sooner the better are the next choices."""
+        if self._sampler is not None:
+            self._sampler.ended(group)
 
     def _judge(self, group: Group) -> Verdict:
         """Dynamic sampling (eq. 11); with the filter off every group is kept."""

@@ -35,6 +35,12 @@ class StepWindow:
 
     started_s: float
     verdicts: Counter[Verdict] = field(default_factory=Counter)
+    judged_tokens: int = 0
+    dropped_tokens: int = 0
+    predicted: list[float] = field(default_factory=list)
+    """Of judged groups whose prompt a sampler chose: the chance of a signal that was expected."""
+    chosen: int = 0
+    """How many of these are prompts drawn again, out of the order."""
     tokens: int = 0
     lengths: list[int] = field(default_factory=list)
     accs: list[float] = field(default_factory=list)
@@ -95,9 +101,17 @@ class StepWindow:
         """Counts an episode that began again."""
         self.restarts += 1
 
-    def add_verdict(self, verdict: Verdict) -> None:
+    def add_verdict(self, verdict: Verdict, group: Group | None = None) -> None:
         """Counts the verdict on a group."""
         self.verdicts[verdict] += 1
+        if group is None:
+            return
+        self.judged_tokens += group.response_tokens
+        if verdict is not Verdict.KEPT:
+            self.dropped_tokens += group.response_tokens
+        if group.admitted is not None and group.admitted.predicted >= 0:
+            self.predicted.append(group.admitted.predicted)
+            self.chosen += group.admitted.chosen
 
     def seconds_to_keep(self, groups: int, *, now_s: float) -> float | None:
         """Seconds until `groups` more groups are kept, at the pace since the last commit; None while no group was kept."""
@@ -113,6 +127,11 @@ class StepWindow:
             values["sampling/acceptance"] = self.verdicts[Verdict.KEPT] / judged
             values["sampling/all_right_fraction"] = self.verdicts[Verdict.ALL_RIGHT] / judged
             values["sampling/all_wrong_fraction"] = self.verdicts[Verdict.ALL_WRONG] / judged
+        if self.judged_tokens:
+            values["sampling/dropped_tokens_fraction"] = self.dropped_tokens / self.judged_tokens
+        if self.predicted:
+            values["sampling/predicted_acceptance"] = float(np.mean(self.predicted))
+            values["sampling/chosen_fraction"] = self.chosen / len(self.predicted)
         if samples:
             values["sampling/unique_fraction"] = float(np.mean(self.unique))
             values["response/length_mean_tokens"] = float(np.mean(self.lengths))

@@ -1,7 +1,8 @@
 """The conductor's source of prompts: prompts that users submit to a live run come first, then the data set.
 
-A cursor holds the positions in both, so that a restarted coordinator finds an open group's prompt again. Submitted prompts
-are kept in the run directory and rendered when they are drawn, as those of the data are.
+A cursor holds the positions in both, so that a restarted coordinator finds an open group's prompt again. Where a sampler draws
+a row that was drawn before (difficulty.py), the group's cursor has the row as a third part. Submitted prompts are kept in the
+run directory and rendered when they are drawn, as those of the data are.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ CHARACTERS_A_TOKEN = 64
 
 
 class PromptFeed:
-    """Prompts by cursor: `<data position>:<submitted position>`."""
+    """Prompts by cursor: `<data position>:<submitted position>`, or `<data position>:<submitted position>:<row>`."""
 
     def __init__(self, *, data: PromptStream, files: RunFiles, max_prompt_tokens: int) -> None:
         self._data, self._files, self._max_prompt_tokens = data, files, max_prompt_tokens
@@ -33,7 +34,9 @@ class PromptFeed:
 
     def next(self, cursor: str) -> tuple[PromptLike, str]:
         """The prompt at `cursor` ("" is the start), and the cursor of the next prompt."""
-        position, submitted = (int(part) for part in (cursor or "0:0").split(":"))
+        position, submitted, *again = (int(part) for part in (cursor or "0:0").split(":"))
+        if again:
+            return self._data.at_row(again[0]), f"{position}:{submitted}"
         while submitted < len(self._submitted):
             row, submitted = self._submitted.row(submitted), submitted + 1
             try:
@@ -45,9 +48,15 @@ class PromptFeed:
 
     def origin(self, cursor: str, after: str) -> tuple[int, int]:
         """(epoch, row of the data) of the prompt between two cursors; (-1, line of the file) for a submitted prompt."""
-        before = int((cursor or "0:0").split(":")[0])
+        before, _, *again = (int(part) for part in (cursor or "0:0").split(":"))
+        if again:
+            return self._data.place(before)[0], again[0]
         position, submitted = (int(part) for part in after.split(":"))
         return (-1, submitted - 1) if position == before else self._data.place(position - 1)
+
+    def is_submitted(self, cursor: str) -> bool:
+        """Whether a submitted prompt comes next."""
+        return int((cursor or "0:0").split(":")[1]) < len(self._submitted)
 
     async def submit(self, prompts: Sequence[Mapping[str, str]]) -> list[str]:
         """Adds rows as `parse_submitted` takes them; returns the ids. Raises InvalidRequest or DiskFull, and then adds none."""

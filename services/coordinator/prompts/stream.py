@@ -83,6 +83,36 @@ class PromptStream:
             f"{self._max_prompt_length} tokens"
         )
 
+    @property
+    def size(self) -> int | None:
+        """Number of rows; None when endless."""
+        return self._source.size
+
+    def at_row(self, row: int) -> Prompt:
+        """The prompt of a row that was drawn before. Raises DataError when the data have changed since."""
+        size = self._source.size or 0
+        prompt = self._fitting(self._source.row(row)) if row < size else None
+        if prompt is None:
+            raise DataError(
+                f"data: row {row} was drawn before and is no usable prompt any more ({size} rows): the data or "
+                "data.max_prompt_length have changed since the run began; put them back, or begin a new run directory"
+            )
+        return prompt
+
+    def fits(self, row: int) -> bool:
+        """Whether the row becomes a prompt."""
+        return self._fitting(self._source.row(row)) is not None
+
+    def features(self, row: int) -> tuple[str, int]:
+        """Data source and number of characters of a row's prompt: what rows of like difficulty have in common."""
+        found = self._source.row(row)
+        chat = found.prompt
+        return found.data_source, len(chat) if isinstance(chat, str) else sum(len(one.content) for one in chat)
+
+    def id_of(self, row: int) -> str:
+        """The id of a row's prompt."""
+        return self._source.row(row).prompt_id
+
     def place(self, position: int) -> tuple[int, int]:
         """(epoch, row of the source) that a position stands for."""
         return row_index(position, size=self._source.size, seed=self._seed, shuffle=self._shuffle)

@@ -134,6 +134,7 @@ class Commits:
     ) -> Mapping[str, float]:
         """Writes the step's line and an example group for people, with the digests for a replay; returns the metrics."""
         window = self._conductor.window.metrics(now_s=self._clock.now(), step=step, trained=trained)
+        window |= self._conductor.sampler_metrics()
         booked = ledger_metrics(count(await self._store.counters(), self._board))
         since = self._push_times.metrics() | self._cache_use.metrics()
         values = {**window, **queue_metrics(self._board), **since, **booked, **metrics}

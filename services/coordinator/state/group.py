@@ -197,6 +197,10 @@ class Admission:
     """The prompt's epoch; -1 for a submitted prompt."""
     row: int
     """The prompt's row in the data, or among the submitted prompts; 0-based."""
+    predicted: float = -1.0
+    """The chance of a signal that `data.sampler: difficulty` expected; -1 for other prompts."""
+    chosen: bool = False
+    """Whether that sampler drew the row again, out of the order."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

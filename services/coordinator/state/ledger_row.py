@@ -80,6 +80,8 @@ def ledger_row(group: Group, *, term: str, ended: bool = True) -> dict[str, Any]
         "admitted_s": admitted.time_s,
         "admitted_rank": admitted.rank,
         "admitted_next_step": admitted.next_step,
+        "predicted": admitted.predicted,
+        "chosen": admitted.chosen,
         "attempt": group.attempt,
         "term": term,
         "fault": group.fault,

@@ -137,6 +137,26 @@ class Prompts(Protocol):
         ...
 
 
+class Sampler(Protocol):
+    """Chooses prompts of the data by what is known of them; without one they come in their order."""
+
+    def choose(self, cursor: str, *, admission: int, version: int) -> str:
+        """The cursor of group `admission`'s prompt: `cursor`, which is the next one, or that of a row drawn before."""
+        ...
+
+    def admitted(self, row: int, *, admission: int, version: int) -> float:
+        """Notes which row the group has; returns the expected chance of a signal."""
+        ...
+
+    def ended(self, group: Group) -> None:
+        """Takes the outcome of a group that was graded, or that has failed."""
+        ...
+
+    def metrics(self, cursor: str) -> dict[str, float]:
+        """The catalogue's metrics of the draws."""
+        ...
+
+
 class Forgot(Unavailable):
     """Redis is back without writes that it had confirmed, so this coordinator's memory is ahead and must not be used."""
 

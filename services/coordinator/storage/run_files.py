@@ -23,6 +23,7 @@ import structlog
 
 from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.storage import evaluation_files, ledger_writer
+from services.coordinator.storage.outcomes import recent_outcomes
 from sluice.clock import SystemClock
 from sluice.config.schema.run import FILE_BYTES
 from sluice.errors import DiskFull, NotFound
@@ -221,6 +222,12 @@ class RunFiles:
     async def ended_groups(self, *, after: int) -> AsyncIterator[list[dict[str, Any]]]:
         """The rows in files behind the first `after` rows, without lists, some thousand at once."""
         rows = _ended_groups(self.run_dir, after)
+        while (some := await asyncio.to_thread(next, rows, None)) is not None:
+            yield some
+
+    async def outcomes(self, *, versions_since: int, admissions_since: int) -> AsyncIterator[list[dict[str, Any]]]:
+        """See `recent_outcomes`; some thousand rows at once."""
+        rows = recent_outcomes(self.run_dir, versions_since=versions_since, admissions_since=admissions_since)
         while (some := await asyncio.to_thread(next, rows, None)) is not None:
             yield some
 

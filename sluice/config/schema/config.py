@@ -124,6 +124,8 @@ class Config(Section):
                 "rollout.n: must be >= 2 while algorithm.filter_groups.enable is true, got "
                 f"{self.rollout.n}; a group of one never has signal"
             )
+        if data.sampler == "difficulty":
+            yield from self._problems_of_difficulty()
         if buffer.enable and buffer.len >= data.max_response_length:
             yield (
                 "reward.overlong_buffer.len: must be < data.max_response_length "
@@ -149,6 +151,19 @@ class Config(Section):
             yield (
                 f"algorithm.min_group_size: must be 0 (off) or from 2 to rollout.n ({self.rollout.n}), got {least}; "
                 "a group of one has no advantage"
+            )
+
+    def _problems_of_difficulty(self) -> Iterator[str]:
+        if self.rollout.n < 2:
+            yield (
+                f"data.sampler: difficulty asks how likely rollout.n samples are to differ, and rollout.n is {self.rollout.n}; "
+                "set rollout.n: 2 or more, or data.sampler: shuffle"
+            )
+        filters = self.algorithm.filter_groups
+        if filters.enable and filters.metric != "acc":
+            yield (
+                "data.sampler: difficulty predicts whether samples differ in acc, and algorithm.filter_groups.metric is "
+                f"{filters.metric}; set that to acc, or data.sampler: shuffle"
             )
 
     def _problems_of_sets(self) -> Iterator[str]:

@@ -29,6 +29,50 @@ SAMPLING: tuple[Metric, ...] = (
         "easier prompts or more samples a group (`rollout.n`); at the very start check the grader and the template",
     ),
     entry(
+        "sampling/dropped_tokens_fraction",
+        "fraction",
+        "coordinator",
+        "tokens of judged groups that were dropped / tokens of judged groups, since the last step",
+        "< 0.5",
+        "with data that come again set `data.sampler: difficulty`, or take prompts with more signal",
+    ),
+    entry(
+        "sampling/predicted_acceptance",
+        "fraction",
+        "coordinator",
+        "mean chance of a signal that `data.sampler: difficulty` expected at admission, of the groups judged since the last "
+        "step; beside `sampling/acceptance`",
+        "within 0.1 of `sampling/acceptance`",
+        "far above what is seen: pass rates change faster than outcomes are forgotten, a lower `learner.lr` keeps them "
+        "truer; the curve is in the ledger (docs/ledger.md)",
+    ),
+    entry(
+        "sampling/calibration_error",
+        "fraction",
+        "coordinator",
+        "expected calibration error of the predicted chance, ten bins over the newest 1000 judged groups "
+        "(`data.sampler: difficulty`)",
+        "< 0.15",
+        "high after some steps: as for `sampling/predicted_acceptance`",
+    ),
+    entry(
+        "sampling/chosen_fraction",
+        "fraction",
+        "coordinator",
+        "groups whose prompt `data.sampler: difficulty` drew again, out of the order / judged groups since the last step",
+        "rises to about 0.9",
+        "0 with data that are larger than the run is long: no prompt is known yet; the order is all there is",
+    ),
+    entry(
+        "sampling/coverage",
+        "fraction",
+        "coordinator",
+        "prompts of the data that were drawn at least once / prompts (`data.sampler: difficulty`)",
+        "rises to 1",
+        "it rises by at least a prompt for ten groups; a run that ends far below 1 has repeated few prompts: more steps, "
+        "or `data.sampler: shuffle`",
+    ),
+    entry(
         "sampling/gen_batches",
         "generation batches",
         "coordinator",

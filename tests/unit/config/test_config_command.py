@@ -41,6 +41,7 @@ def test_check_prints_the_derived_numbers(recipe: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        (["data.sampler=difficulty", "data.train_files=[sums.jsonl]"], "data.sampler: difficulty"),
         (["algorithm.filter_groups.enable=false"], "algorithm.filter_groups.enable: false"),
         (["algorithm.clip_ratio_low=0.9"], "algorithm.clip_ratio_low: 0.9"),
         (["algorithm.clip_ratio_high=5.0"], "algorithm.clip_ratio_high: 5.0"),

@@ -426,3 +426,36 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch: pytest.MonkeyPatc
 def test_an_evaluation_set_that_cannot_be_is_one_line(recipe: Path, sets: str, said: str) -> None:
     [line] = problems(recipe, f"eval.sets={sets}")
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["data.train_files=[mixadd3:train]"],
+            "data.sampler: difficulty draws prompts again, and mixadd3:train makes new ones",
+        ),
+        (
+            ["data.train_files=[reasoning-gym:chain_sum]"],
+            "reasoning-gym:chain_sum makes new ones without end; take files",
+        ),
+        (["data.shuffle=false"], "data.shuffle: false asks for the stored order (a curriculum); set one of the two"),
+        (
+            ["rollout.n=1", "algorithm.filter_groups.enable=false"],
+            "samples are to differ, and rollout.n is 1; set rollout.n: 2",
+        ),
+        (
+            ["algorithm.filter_groups.metric=seq_reward"],
+            "algorithm.filter_groups.metric is seq_reward; set that to acc",
+        ),
+    ],
+)
+def test_a_sampler_that_draws_again_is_refused_where_it_cannot_keep_its_word(
+    recipe: Path, overrides: list[str], said: str
+) -> None:
+    (line,) = problems(recipe, "data.train_files=[sums.jsonl]", "data.sampler=difficulty", *overrides)
+    assert said in line
+    assert "data.sampler: shuffle" in line
+    load_config(recipe, overrides=["data.train_files=[sums.jsonl]", "data.sampler=difficulty"])
+    (line,) = problems(recipe, "data.sampler=difficult")
+    assert "data.sampler: must be 'shuffle' or 'difficulty', got 'difficult'" in line
