@@ -13,6 +13,7 @@ Only a batch that would otherwise lose a group waits for the group's task (assig
 import asyncio
 import time
 from collections.abc import Container
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,7 @@ from services.coordinator.groups.generation import Generation
 from services.coordinator.groups.grading import Grading
 from services.coordinator.groups.step_metrics import StepWindow
 from services.coordinator.state.group import Admission, Group, GroupFailed, Phase, group_id_of
+from services.coordinator.state.group_trace import group_spans, life_of
 from services.coordinator.state.ledger_row import accepted_group, accepted_info, ledger_row, open_info
 from services.coordinator.state.member import Member, needed_roles
 from services.coordinator.state.ports import Prompts, RolloutClient
@@ -56,6 +58,7 @@ class Conductor:
         """`cursor` and `admissions` are the last ones of an earlier process of this run; `player` plays the episodes of rows
         with an environment."""
         self._config, self._run_id, self._clock = run.config, run.run_id, run.clock
+        self._tracer = run.tracer
         self._board, self._fleet, self._progress = run.board, run.fleet, run.progress
         self._store, self._files, self._codec = records.store, records.files, records.codec
         self._prompts, self._grading = prompts, grading
@@ -156,8 +159,10 @@ class Conductor:
     async def _admit(self) -> Group:
         prompt, after = self._prompts.next(self._cursor)
         epoch, row = self._prompts.origin(self._cursor, after)
+        group_id = group_id_of(self._admissions, run_id=self._run_id)
         group = Group(
-            group_id=group_id_of(self._admissions, run_id=self._run_id),
+            group_id=group_id,
+            trace_id=self._tracer.trace_of(group_id),
             admission=self._admissions,
             prompt=prompt,
             cursor=self._cursor,
@@ -260,13 +265,16 @@ class Conductor:
         await unbroken(self._end(group, term))
 
     async def _end(self, group: Group, term: str) -> None:
+        row = ledger_row(group, term=term)
         await self._store.end(
             group.group_id,
             was="open",
             term=term,
-            row=ledger_row(group, term=term),
+            row=row,
             tokens=group.response_tokens,
             lost=group.lost_tokens,
         )
+        if group.trace_id:
+            self._tracer.put(partial(group_spans, life_of(row)))
         self.last_progress_s = self._clock.now()
         self._board.remove(group)
