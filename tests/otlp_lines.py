@@ -45,7 +45,7 @@ def _span(span: Mapping[str, Any], resource: Mapping[str, Any]) -> Span:
         parent_id=span.get("parentSpanId", ""),
         start_ns=int(span["startTimeUnixNano"]),
         end_ns=int(span["endTimeUnixNano"]),
-        attributes=_values(span["attributes"]),
+        attributes=_values(span.get("attributes", ())),
         resource=resource,
         events=span.get("events", ()),
         links=span.get("links", ()),

@@ -179,7 +179,7 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
             "sluice.sample",
             sluice__sample=spec.index,
             gen_ai__usage__output_tokens=len(event.token_ids),
-            gen_ai__response__finish_reasons=(event.finish_reason,),
+            gen_ai__response__finish_reasons=(event.finish_reason.value,),
         )
         text = self._decode(np.asarray(event.token_ids).tolist())
         return rollout_pb2.GenerateResponse(

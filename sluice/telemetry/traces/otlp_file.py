@@ -53,9 +53,10 @@ def _span(span: SpanRecord) -> dict[str, Any]:
         "kind": _KINDS[span.kind],
         "startTimeUnixNano": str(nanoseconds(span.start_s)),
         "endTimeUnixNano": str(nanoseconds(span.end_s)),
-        "attributes": _attributes(span.attributes),
         "status": {"code": _ERROR, "message": text_of(span.fault)} if span.fault else {},
     }
+    if span.attributes:
+        made["attributes"] = _attributes(span.attributes)
     if span.parent_id:
         made["parentSpanId"] = span.parent_id
     if span.events:
