@@ -23,7 +23,7 @@ VERBS = (
         "rollback",
         "ledger",
     ),
-    *("export", "replay", "rescore", "conformance", "config", "data", "agent", "certs"),
+    *("report", "export", "replay", "rescore", "conformance", "config", "data", "agent", "certs"),
 )
 """Modules of this package, in the order of `sluice --help`; some have several verbs."""
 

@@ -63,6 +63,7 @@ WRITERS = {
     "sluice/process/node_check.py": LEFT_OUT,  # the service that is then started waits
     "sluice/process/output.py": WAITS,
     "sluice/report/curves.py": LEFT_OUT,
+    "sluice/report/html_report.py": LEFT_OUT,
     "sluice/report/summary.py": WAITS,
     "sluice/rpc/tokens.py": ONE_LINE,
     "sluice/run_dir/durable.py": WAITS,

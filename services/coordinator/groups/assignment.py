@@ -9,15 +9,12 @@ the learner died on it again and again, refuses it, or its file is damaged.
 
 import asyncio
 import time
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
 
 import structlog
 
 from services.coordinator.state.board import Choice
 from services.coordinator.state.group import Group, QueuedGroup
-from services.coordinator.state.group_trace import group_spans, life_of
+from services.coordinator.state.group_trace import trace_end
 from services.coordinator.state.ledger_row import queued_row
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.records import Records
@@ -181,7 +178,7 @@ class Assigner:
             return False
         del self.assigned[step]
         for row in rows.values():
-            self._trace(row)
+            trace_end(self._tracer, row)
         self._board.next_step = step
         self._board.verdicts = 0
         text = f"batch {step} is set aside: {fault}; another batch takes its place"
@@ -198,12 +195,8 @@ class Assigner:
     async def _end(self, group: QueuedGroup, term: str) -> None:
         row = queued_row(group, term=term, step=-1)
         await self._store.end(group.group_id, was="queued", term=term, row=row, tokens=group.tokens)
-        self._trace(row)
+        trace_end(self._tracer, row)
         self._board.remove(group)
-
-    def _trace(self, row: Mapping[str, Any]) -> None:
-        if row.get("trace_id"):
-            self._tracer.put(partial(group_spans, life_of(row)))
 
     async def close(self) -> None:
         """Assigns no batch from now on; assigned batches can still be asked for."""

@@ -13,7 +13,6 @@ Only a batch that would otherwise lose a group waits for the group's task (assig
 import asyncio
 import time
 from collections.abc import Container
-from functools import partial
 from typing import Final
 
 import numpy as np
@@ -25,7 +24,7 @@ from services.coordinator.groups.generation import Generation
 from services.coordinator.groups.grading import Grading
 from services.coordinator.groups.step_metrics import StepWindow
 from services.coordinator.state.group import Admission, Group, GroupFailed, Phase, group_id_of
-from services.coordinator.state.group_trace import group_spans, life_of
+from services.coordinator.state.group_trace import trace_end
 from services.coordinator.state.ledger_row import accepted_group, accepted_info, ledger_row, open_info
 from services.coordinator.state.member import Member, needed_roles
 from services.coordinator.state.ports import Prompts, RolloutClient
@@ -274,7 +273,6 @@ class Conductor:
             tokens=group.response_tokens,
             lost=group.lost_tokens,
         )
-        if group.trace_id:
-            self._tracer.put(partial(group_spans, life_of(row)))
+        trace_end(self._tracer, row)
         self.last_progress_s = self._clock.now()
         self._board.remove(group)

@@ -8,7 +8,6 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import structlog
@@ -19,7 +18,7 @@ from services.coordinator.groups.step_metrics import StepWindow, queue_metrics
 from services.coordinator.recovery.rollback import Rollbacks
 from services.coordinator.state.cache_use import CacheUse
 from services.coordinator.state.group import QueuedGroup
-from services.coordinator.state.group_trace import group_spans, life_of
+from services.coordinator.state.group_trace import trace_end
 from services.coordinator.state.ledger import count, ledger_metrics
 from services.coordinator.state.ledger_row import queued_row
 from services.coordinator.state.push_times import PushTimes
@@ -112,8 +111,7 @@ class Commits:
         if (place := current()) is not None:
             self._steps.note(version, root_of(place.trace_id))
         for row in rows:
-            if row.get("trace_id"):
-                self._tracer.put(partial(group_spans, life_of(row), step=self._steps.of(version)))
+            trace_end(self._tracer, row, step=self._steps.of(version))
 
     async def checkpoint(self, version: PolicyVersion, path: str) -> None:
         """Books a complete checkpoint and forgets batches before the oldest kept checkpoint, in files and in Redis.

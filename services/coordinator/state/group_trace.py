@@ -5,11 +5,13 @@ the trace's id and from facts of the row, so that they fit however often the coo
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 from services.coordinator.state.group import Attempt
 from sluice.telemetry.traces.context import TraceContext, root_of
 from sluice.telemetry.traces.span import SpanEvent, SpanRecord, Value
+from sluice.telemetry.traces.tracer import Tracer
 
 _NEEDED: Final = (
     *(
@@ -39,6 +41,12 @@ _NEEDED: Final = (
 )
 
 _WAITS: Final = ("sluice.admission", "sluice.queue", "sluice.batch")
+
+
+def trace_end(tracer: Tracer, row: Mapping[str, Any], *, step: TraceContext | None = None) -> None:
+    """Has the spans of a group that has ended written, if the group is traced. `step` as in `group_spans`."""
+    if row.get("trace_id"):
+        tracer.put(partial(group_spans, life_of(row), step=step))
 
 
 def life_of(row: Mapping[str, Any]) -> dict[str, Any]:
