@@ -103,8 +103,8 @@ bench-learner: setup ## the learner's: loss and head, packing, shared prompts, l
 	$(PY) -m benchmarks.run learner_loss learner_packing shared_prompts load_in_shards mixtures sizing
 	$(PY) -m benchmarks.vs_trl
 
-bench-system: setup ## coordinator against a bare relay, overlap, episodes, weight push, staleness, reward under load, recovery, a long run (about an hour and a half on 2 idle cores)
-	GRPC_ENABLE_FORK_SUPPORT=0 $(PY) -m benchmarks.run coordinator_relay overlap episodes weight_push staleness_demo staleness_sweep reward_load recovery long_run
+bench-system: setup ## coordinator against a bare relay, traces, overlap, episodes, weight push, staleness, reward under load, recovery, a long run (about an hour and a half on 2 idle cores)
+	GRPC_ENABLE_FORK_SUPPORT=0 $(PY) -m benchmarks.run coordinator_relay traces overlap episodes weight_push staleness_demo staleness_sweep reward_load recovery long_run
 
 clean:           ## remove .venv and everything made by tests and runs
 	rm -rf .venv .venv-audit .venv-hashes .venv-kubernetes .venv-oldest build runs .pytest_cache .ruff_cache .hypothesis

@@ -14,9 +14,10 @@ and on an idle one with fast enough neighbours both agree. Redis' own CPU time a
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -117,13 +118,14 @@ def _rate(what: str, value: float) -> Row:
 async def _measure(load: Load, rollouts: int) -> tuple[Cost, Cost]:
     with tempfile.TemporaryDirectory(prefix="sluice-relay-") as folder:
         return (
-            await _coordinator(Path(folder) / "coordinator", load, rollouts),
+            await coordinator_cost(Path(folder) / "coordinator", load, rollouts),
             await _relay(Path(folder) / "relay", load, rollouts),
         )
 
 
-async def _coordinator(folder: Path, load: Load, rollouts: int) -> Cost:
-    async with stage(folder) as around, around.coordinator(_config(around.model, load)):
+async def coordinator_cost(folder: Path, load: Load, rollouts: int, **sections: Mapping[str, Any]) -> Cost:
+    """What a group costs the coordinator; `sections` are settings beside those of the load."""
+    async with stage(folder) as around, around.coordinator(_config(around.model, load, sections)):
         return await _cost(around, load, rollouts)
 
 
@@ -160,7 +162,7 @@ async def _cost(around: Stage, load: Load, rollouts: int) -> Cost:
     return Cost(cpu_ms=cpu_ms, redis_ms=redis_ms, wall_ms=wall_ms)
 
 
-def _config(model: Path, load: Load) -> Config:
+def _config(model: Path, load: Load, sections: Mapping[str, Any]) -> Config:
     return Config.model_validate(
         {
             "run": {"total_steps": 1000},
@@ -176,5 +178,6 @@ def _config(model: Path, load: Load) -> Config:
             "coordinator": {"max_staleness": MAX_STALENESS, "heartbeat_timeout_s": 60.0},
             "launch": {"check_reward": False},
             "eval": {"every_steps": 0},
+            **sections,
         }
     )

@@ -6,6 +6,7 @@
 #   learner | rollout    what the service needs beside torch
 #   coordinator | reward what the service needs
 #   embedded-redis       the Redis that a launcher starts
+#   traces               the way of spans to a collector
 #   ray                  Ray, beside every service
 #
 # Versions are those of requirements/*.lock. Wheels in wheelhouse/ are taken before those of an index.
@@ -37,7 +38,7 @@ service() { # the dependencies of one service, all of them pinned
   pip --constraint "$PINS" --requirement "wanted/$1.txt"
 }
 
-cat "$LOCK" requirements/base.lock >"$PINS"
+cat "$LOCK" requirements/base.lock requirements/traces.lock >"$PINS"
 case $1 in
   package)
     pip --constraint "$PINS" hatchling editables
@@ -51,6 +52,6 @@ case $1 in
     service rollout
     ;;
   ray) pip --no-deps --requirement requirements/ray.lock ;;
-  coordinator | reward | learner | embedded-redis) service "$1" ;;
-  *) sed -n '2,11p' "$0" >&2; exit 2 ;;
+  coordinator | reward | learner | embedded-redis | traces) service "$1" ;;
+  *) sed -n '2,12p' "$0" >&2; exit 2 ;;
 esac

@@ -178,6 +178,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             [f"rpc/refused_{why}" for why in ("unauthenticated", "denied", "paced", "malformed", "slow")],
         ),
         Panel("Lines not taken by writers", ("logger/dropped_lines",)),
+        Panel("Records without spans", ("traces/dropped_records",)),
     ),
 }
 

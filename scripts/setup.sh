@@ -75,7 +75,7 @@ case $ACCEL in
 esac
 
 say "everything else"
-pinned requirements/base.lock requirements/dev.lock requirements/loggers.lock requirements/ui.lock
+pinned requirements/base.lock requirements/dev.lock requirements/loggers.lock requirements/ui.lock requirements/traces.lock
 # reasoning-gym needs a compiler for one of its dependencies; without one its tasks are the only thing missing.
 (pinned requirements/reasoning-gym.lock) >/dev/null 2>&1 \
   || say "reasoning-gym could not be installed (it needs a C compiler): its tasks are not available"

@@ -79,11 +79,9 @@ def run(options: ServiceOptions) -> bool:
 
 def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions, disk: DiskWaits) -> bool:
     config_yaml, run_dir, rollbacks = control.coordinator.run_facts()
-    backend = settled_backend(
-        parse_config(config_yaml, where="the coordinator's configuration"),
-        bind=options.bind,
-        credentials=options.credentials,
-    )
+    config = parse_config(config_yaml, where="the coordinator's configuration")
+    control.trace(config)
+    backend = settled_backend(config, bind=options.bind, credentials=options.credentials)
     config, worker, state = make_worker(ranks, facts=(config_yaml, run_dir), rollbacks=rollbacks)
     snapshot = worker.gather(_version(state))
     assert snapshot is not None
@@ -106,6 +104,7 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions, disk: Di
         checkpoint_every_steps=config.learner.checkpoint_every_steps,
         export=exports.offer,
         disk=disk,
+        tracer=control.tracer,
     )
     try:
         ended = leader.run()

@@ -28,10 +28,12 @@ from services.learner.checkpoint.writer import WRITE_LIMIT_S, still_writing
 from services.learner.distributed.ranks import Command
 from services.learner.ports import Coordinator, Publisher
 from services.learner.publishing import Publishing, Sealable, booked
+from services.learner.step_trace import TRAINING, StepTrace
 from sluice.clock import SystemClock
 from sluice.lineage import LineageBook
 from sluice.policy_version import PolicyVersion
 from sluice.run_dir.full_disk import DiskWaits
+from sluice.telemetry.traces.tracer import OFF, Tracer
 from sluice.weights.snapshot import Snapshot
 
 log = structlog.get_logger(__name__)
@@ -106,8 +108,10 @@ class Leader:
         checkpoint_every_steps: int,
         export: Callable[[Snapshot], None],
         disk: DiskWaits | None = None,
+        tracer: Tracer = OFF,
     ) -> None:
         self._worker, self._coordinator, self._publisher = worker, coordinator, publisher
+        self._tracer = tracer
         self._every = checkpoint_every_steps
         self._waited_s = 0.0
         self._record = record
@@ -167,16 +171,20 @@ class Leader:
         return False
 
     def _step(self, batch: Batch) -> None:
+        trace = StepTrace(tracer=self._tracer, batch=batch, started_s=time.time() - self._waited_s)
+        trace.waited()
         self._worker.command(Command.TRAIN)
-        metrics = self._worker.train(batch)
+        with trace.phase(TRAINING):
+            metrics = self._worker.train(batch)
         started = time.perf_counter()
         self._until_known()
         self._worker.command(Command.PUBLISH)
-        packed = self._worker.pack(self._version)
+        with trace.phase("sluice.learner.gather"):
+            packed = self._worker.pack(self._version)
         assert packed is not None
         metrics |= {"learner/wait_s": self._waited_s, "learner/publish_s": time.perf_counter() - started}
         metrics |= {f"learner/{phase}_ms": taken for phase, taken in self._worker.publish_phases_ms.items()}
-        self._publishing.begin(batch, packed, metrics)
+        self._publishing.begin(batch, packed, metrics, trace)
 
     def _until_known(self) -> None:
         """Waits until the newest version is published and booked, and sends IDLE meanwhile."""

@@ -23,6 +23,7 @@ from services.learner.checkpoint.background import in_background
 from services.learner.checkpoint.training_record import TrainedBatch, TrainingRecord
 from services.learner.ports import Coordinator, Publisher
 from services.learner.snapshot.pack import renamed
+from services.learner.step_trace import StepTrace
 from sluice.errors import DiskFull
 from sluice.lineage import LineageBook
 from sluice.policy_version import PolicyVersion
@@ -63,10 +64,10 @@ class Publishing:
         self.lineage = lineage
         self.snapshot = snapshot
 
-    def begin(self, batch: Batch, packed: Sealable, metrics: dict[str, float]) -> None:
+    def begin(self, batch: Batch, packed: Sealable, metrics: dict[str, float], trace: StepTrace) -> None:
         """Begins with the version that `batch` has made; nothing may be under way. A failure ends a wait for a batch."""
         assert self._under_way is None
-        self._under_way = in_background("publish", self._make_known, batch, packed, metrics)
+        self._under_way = in_background("publish", self._make_known, batch, packed, metrics, trace)
         self._under_way.add_done_callback(lambda done: self._coordinator.wake() if done.exception() else None)
 
     def done(self, timeout_s: float = 0.0) -> bool:
@@ -84,13 +85,16 @@ class Publishing:
         if self._under_way is not None:
             wait([self._under_way], timeout=timeout_s)
 
-    def _make_known(self, batch: Batch, packed: Sealable, metrics: dict[str, float]) -> None:
+    def _make_known(self, batch: Batch, packed: Sealable, metrics: dict[str, float], trace: StepTrace) -> None:
         started = time.perf_counter()
-        snapshot = packed.seal()
-        self._record.trained(self._trained(batch, snapshot))  # before anybody can see the new version
-        self._publish(snapshot)
+        with trace.phase("sluice.learner.publish"):
+            snapshot = packed.seal()
+            self._record.trained(self._trained(batch, snapshot))  # before anybody can see the new version
+            self._publish(snapshot)
         metrics["learner/digest_ms"] = 1e3 * (time.perf_counter() - started)
-        self._commit(batch, metrics)
+        with trace.phase("sluice.learner.commit"):
+            self._commit(batch, metrics)
+        trace.end(version=snapshot.manifest.version.number)
         self._record.committed(self.lineage)
         self._export(self.snapshot)
 

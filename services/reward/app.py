@@ -34,6 +34,8 @@ from sluice.rpc.metrics_gate import MetricsGate
 from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
 from sluice.telemetry.prometheus import Exporter
+from sluice.telemetry.traces.opening import CLOSE_WITHIN_S, open_tracer
+from sluice.telemetry.traces.tracer import OFF, Tracer
 from sluice.v1 import coordinator_pb2, environment_pb2_grpc, reward_pb2, reward_pb2_grpc
 
 log = structlog.get_logger(__name__)
@@ -60,10 +62,18 @@ async def serve(options: ServiceOptions) -> None:
         return coordinator_pb2.HeartbeatRequest(running=pools.running)
 
     membership = Membership(options, describe=describe, beat=beat)
-    exporter = Exporter(service="reward")
+    exporter, tracer = Exporter(service="reward"), OFF
     try:
         config_yaml = await membership.registration.fetch_config()
         config = parse_config(config_yaml, where=f"coordinator {options.coordinator}")
+        tracer = open_tracer(
+            config,
+            service="reward",
+            instance=membership.service_id,
+            run=membership.registration.run_name,
+            run_dir=membership.registration.run_dir,
+            exporter=exporter,
+        )
         metrics_port = None
         if config.network.metrics:
             metrics_port = exporter.serve(
@@ -74,7 +84,7 @@ async def serve(options: ServiceOptions) -> None:
         await check_programs(router.must_shut_in)
         async with open_graders(config, router) as pools, open_environments(config) as host:
             server = await make_reward_server(
-                config, router, pools, exporter, credentials=options.credentials, environments=host
+                config, router, pools, exporter, credentials=options.credentials, environments=host, tracer=tracer
             )
             port = await server.start(bind=options.bind, port=options.port)
             try:
@@ -86,6 +96,7 @@ async def serve(options: ServiceOptions) -> None:
                 await server.stop(grace_s=0.8 * config.launch.grace_s)
     finally:
         exporter.close()
+        await asyncio.to_thread(tracer.close, within_s=CLOSE_WITHIN_S)
         await membership.registration.close()
     log.info("stopped")
 
@@ -127,6 +138,7 @@ async def make_reward_server(
     *,
     credentials: Credentials = NO_CREDENTIALS,
     environments: EnvironmentHost | None = None,
+    tracer: Tracer = OFF,
 ) -> RpcServer:
     """A server over running graders, and over environments where there are any, not yet started.
 
@@ -153,6 +165,7 @@ async def make_reward_server(
         credentials=credentials,
         calls_per_s=config.network.max_calls_per_s,
         exporter=exporter,
+        tracer=tracer,
     )
 
 

@@ -12,6 +12,7 @@ from services.reward.routing import Router
 from services.reward.scoring import SampleToScore, ScoredGroup, Scorer
 from sluice.errors import InvalidRequest, Overloaded
 from sluice.limits import MOST_PARTS
+from sluice.rpc.traced import note
 from sluice.telemetry.prometheus import Exporter
 from sluice.v1 import common_pb2, reward_pb2, reward_pb2_grpc
 
@@ -46,6 +47,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
             scored = self._scorer.shape(
                 samples, given, environment=request.environment, version=request.environment_version
             )
+        note(gen_ai__evaluation__name=scored.grader, sluice__samples=len(scored.rewards))
         if away := next((reward for reward in scored.rewards if reward.busy), None):
             raise Overloaded(away.detail)  # the whole group is graded again, so that one grading covers all of it
         for reward in scored.rewards:

@@ -34,6 +34,8 @@ from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
 from sluice.shared_memory import check_room
 from sluice.telemetry.prometheus import Exporter
+from sluice.telemetry.traces.opening import CLOSE_WITHIN_S, open_tracer
+from sluice.telemetry.traces.tracer import OFF
 from sluice.v1 import common_pb2, coordinator_pb2, rollout_pb2, rollout_pb2_grpc
 from sluice.weights.adapters import pushes_adapters
 from sluice.weights.lending import reach
@@ -136,8 +138,17 @@ class _Service:
         self._metrics = RolloutMetrics(self._exporter, service="rollout")
         self._membership = Membership(options, describe=self._describe, beat=self._beat)
         self.registration = self._membership.registration
+        self._tracer = OFF
 
     async def run(self, config: Config) -> None:
+        self._tracer = open_tracer(
+            config,
+            service="rollout",
+            instance=self._membership.service_id,
+            run=self.registration.run_name,
+            run_dir=self.registration.run_dir,
+            exporter=self._exporter,
+        )
         check_room(config, engine=self._options.engine)
         prefer_for_nccl(self._options.advertise)
         model = read_model(Path(config.model.path))
@@ -174,6 +185,7 @@ class _Service:
             if self._streams is not None:
                 self._streams.close()
             self._loop.close()
+            self._tracer.close(within_s=CLOSE_WITHIN_S)
             self._exporter.close()
 
     def _make_server(self, config: Config) -> RpcServer:
@@ -237,6 +249,7 @@ class _Service:
             credentials=credentials,
             calls_per_s=config.network.max_calls_per_s,
             exporter=self._exporter,
+            tracer=self._tracer,
         )
 
     async def _hold(self, *, step_limit_s: float) -> None:

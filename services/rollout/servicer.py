@@ -15,6 +15,7 @@ from services.rollout.weight_intake import WeightIntake
 from sluice.errors import InvalidRequest, NotReady
 from sluice.rpc.policy_versions import version_from_proto, version_to_proto
 from sluice.rpc.requests import duration_s, name
+from sluice.rpc.traced import moment, note
 from sluice.v1 import rollout_pb2, rollout_pb2_grpc
 from sluice.weights.backends import Carrier, Rendezvous
 from sluice.weights.wire import manifest_from_proto, payload_from_proto
@@ -51,6 +52,13 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         )
         if request.HasField("required_version"):
             self._require_version(request)
+        engine = self._loop.engine
+        note(
+            gen_ai__operation__name="text_completion",
+            gen_ai__provider__name=engine.name,
+            gen_ai__request__choice__count=len(wanted),
+            gen_ai__usage__input_tokens=len(request.prompt_token_ids) // np.dtype(np.int32).itemsize,
+        )
         if request.request_id in self._requests:
             raise InvalidRequest(f"request_id {request.request_id} is running already; use one an attempt")
         self._requests[request.request_id] = list(wanted)
@@ -167,6 +175,12 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         if isinstance(event, Progress):
             return rollout_pb2.GenerateResponse(progress=rollout_pb2.GenerateProgress(tokens=event.tokens))
         spec, _ = wanted[event.sample_id]
+        moment(
+            "sluice.sample",
+            sluice__sample=spec.index,
+            gen_ai__usage__output_tokens=len(event.token_ids),
+            gen_ai__response__finish_reasons=(event.finish_reason.value,),
+        )
         text = self._decode(np.asarray(event.token_ids).tolist())
         return rollout_pb2.GenerateResponse(
             sample=wire.sample_to_proto(event, spec=spec, text=text, rollout_id=self._rollout_id())

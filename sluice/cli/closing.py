@@ -1,4 +1,4 @@
-"""What a run leaves when it has ended: curves.png and summary.json in its directory, a closing table on the terminal."""
+"""What a run leaves when it has ended: curves.png, summary.json and report.html in its directory, a closing table."""
 
 import sys
 from collections.abc import Sequence
@@ -21,14 +21,16 @@ def print_checked(config: Any) -> None:
 
 
 def report(status: Any, *, departures: Sequence[str], run_dir: Path, wall_s: float) -> None:
-    """Writes both files and prints the table of a run that trained at least one step; `status` is the run's last status.
+    """Writes the files and prints the table of a run that trained at least one step; `status` is the run's last status.
 
-    A disk without room costs the picture; the summary waits for room.
+    A disk without room costs the picture and the page; the summary waits for room.
     """
     from rich.console import Console
 
     from sluice.clock import SystemClock
-    from sluice.report.curves import CURVES_FILE, draw_curves
+    from sluice.errors import SluiceError
+    from sluice.report.curves import CURVES_FILE, curves_of, save_curves
+    from sluice.report.html_report import REPORT_FILE, write_report
     from sluice.report.samples import print_samples, read_samples
     from sluice.report.summary import build_summary, print_summary, write_summary
     from sluice.run_dir.full_disk import DiskWaits
@@ -38,11 +40,16 @@ def report(status: Any, *, departures: Sequence[str], run_dir: Path, wall_s: flo
     disk = DiskWaits(
         clock=SystemClock(), tell=lambda event, line: console.print(f"{event}: {line}", markup=False, soft_wrap=True)
     )
+    figure = curves_of(run_dir)
     try:
-        draw_curves(run_dir)
+        save_curves(figure, run_dir)
     except OSError as error:  # a picture of what metrics.jsonl has: nobody waits for it
         console.print(f"sluice: {CURVES_FILE} is left out: {error}", markup=False, soft_wrap=True)
     summary = build_summary(status=status, run_dir=run_dir, wall_s=wall_s, departures=departures)
     disk.write_blocking(write_summary, summary, run_dir=run_dir)
+    try:
+        write_report(run_dir, figure=figure)
+    except (OSError, SluiceError) as error:  # the same again, in another form
+        console.print(f"sluice: {REPORT_FILE} is left out: {error}", markup=False, soft_wrap=True)
     print_samples(console, read_samples(run_dir), groups_shown=2, samples_shown=3)
     print_summary(console, status=status, summary=summary, run_dir=run_dir)

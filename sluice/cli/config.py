@@ -132,12 +132,14 @@ def load_runnable(path: Path | None, *, overrides: Sequence[str]) -> Any:
     from sluice.config.graders import check_graders
     from sluice.config.load import load_config
     from sluice.config.loggers import check_loggers
+    from sluice.config.traces import check_traces
 
     config = load_config(path, overrides=overrides, environ=os.environ)
     if config.launch.reward_replicas:  # a reward service on another machine has files of its own
         check_graders(config)
         check_environments(config)
     check_loggers(config)
+    check_traces(config)
     check_context_parallel(config)
     return config
 

@@ -25,7 +25,7 @@ VERBS = (
         "rollback",
         "ledger",
     ),
-    *("export", "replay", "rescore", "conformance", "config", "data", "agent", "certs", "ui"),
+    *("report", "export", "replay", "rescore", "conformance", "config", "data", "agent", "certs", "ui"),
 )
 """Modules of this package, in the order of `sluice --help`; some have several verbs."""
 

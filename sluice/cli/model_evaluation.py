@@ -69,6 +69,7 @@ def evaluation_config(args: argparse.Namespace) -> Any:
     tree["network"] |= {"bind": "auto", "advertise": "auto", "coordinator_port": 0, "metrics": False}
     tree["network"] |= {"credentials": None, "redis_url": None}
     tree["run"]["loggers"] = []
+    tree["telemetry"]["traces"] = None
     config = parse_config(print_yaml(tree), where="evaluate")
     check_files(config)
     if not evaluation_sets(config):

@@ -146,11 +146,20 @@ _DEVICE_PANELS = (
 
 
 def draw_curves(run_dir: Path) -> Path:
-    """Writes RUN/curves.png from RUN/metrics.jsonl (and the bound in RUN/config.yaml) and returns its path.
+    """Writes RUN/curves.png and returns its path.
 
     Raises OSError, NoRoom for a full disk; a former picture stays.
     """
-    figure = curves(read_metrics(run_dir), title=run_dir.resolve().name, max_staleness=_max_staleness(run_dir))
+    return save_curves(curves_of(run_dir), run_dir)
+
+
+def curves_of(run_dir: Path) -> Figure:
+    """The sheet of a run, from RUN/metrics.jsonl (and the bound in RUN/config.yaml)."""
+    return curves(read_metrics(run_dir), title=run_dir.resolve().name, max_staleness=_max_staleness(run_dir))
+
+
+def save_curves(figure: Figure, run_dir: Path) -> Path:
+    """Writes the sheet to RUN/curves.png. Raises as `draw_curves`."""
     path = run_dir / CURVES_FILE
     partial = path.with_name(path.name + ".partial")
     try:

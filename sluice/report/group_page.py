@@ -25,7 +25,7 @@ def group_page(row: Mapping[str, Any], *, config: Config, texts: Texts | str | N
     """The page, lines joined by newlines; a str as `texts` says why there are no texts."""
     sections = [
         [f"group {row['group_id']}: {_headline(row)}"],
-        [f"  {_prompt_line(row)}", f"  {_admission_line(row)}"],
+        [f"  {_prompt_line(row)}", f"  {_admission_line(row)}", *_times(row)],
         _attempts(row),
         _samples(row, config),
         _parts(row),
@@ -96,6 +96,22 @@ def _admission_line(row: Mapping[str, Any]) -> str:
         f"admitted  {when} as number {row['admission']}, at rank {row['admitted_rank']} (live groups before it) while "
         f"batch {row['admitted_next_step']} was next"
     )
+
+
+def _times(row: Mapping[str, Any]) -> list[str]:
+    """How long grading, queue and batch took, and the trace; rows of older runs have neither."""
+    edges = (
+        ("graded", "grading_s", "graded_s"),
+        ("queued", "queued_s", "assigned_s"),
+        ("in its batch", "assigned_s", "ended_s"),
+    )
+    took = [
+        f"{what} {number(row[end] - row[start], 2)} s"
+        for what, start, end in edges
+        if min(row.get(start) or -1.0, row.get(end) or -1.0) > 0
+    ]
+    lines = [f"  took      {', '.join(took)}"] if took else []
+    return lines + ([f"  trace     {row['trace_id']}"] if row.get("trace_id") else [])
 
 
 def _attempts(row: Mapping[str, Any]) -> list[str]:

@@ -62,7 +62,7 @@ def print_samples(console: Console, groups: Sequence[ShownGroup], *, groups_show
     """Prints groups spread evenly over the run, first and last included, with the first samples of each group."""
     if not groups:
         console.print("no samples were kept", style="dim")
-    for group in _spread(groups, groups_shown):
+    for group in spread(groups, groups_shown):
         console.print(_panel(group, samples_shown))
 
 
@@ -84,7 +84,8 @@ def _panel(group: ShownGroup, samples_shown: int) -> Panel:
     return Panel(Group(_plain(group.prompt), "", table), title=title, title_align="left", border_style="dim")
 
 
-def _spread(groups: Sequence[ShownGroup], count: int) -> list[ShownGroup]:
+def spread(groups: Sequence[ShownGroup], count: int) -> list[ShownGroup]:
+    """So many groups, spread evenly over the run, first and last included."""
     if count >= len(groups):
         return list(groups)
     last = len(groups) - 1

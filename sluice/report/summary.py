@@ -71,7 +71,7 @@ def print_summary(console: Console, *, status: pb.GetStatusResponse, summary: Js
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    for name, value in _lines(summary):
+    for name, value in account_lines(summary):
         table.add_row(name, value)
     table.add_row("files", Text(", ".join(_files(run_dir)) or ABSENT))
     table.add_row("in", Text(str(run_dir), overflow="fold"))
@@ -84,7 +84,8 @@ def _outcome(status: pb.GetStatusResponse) -> Text:
     return Text.assemble((state, style), f": {status.reason}" if status.reason else "")
 
 
-def _lines(summary: JsonObject) -> list[tuple[str, Text]]:
+def account_lines(summary: JsonObject) -> list[tuple[str, Text]]:
+    """The account as names and what stands beside them."""
     staleness, tokens, groups = summary["staleness"], summary["tokens"], summary["groups"]
     wall, train_wall = duration(summary["wall_s"]), duration(summary["train_wall_s"])
     return [
@@ -153,6 +154,7 @@ def _files(run_dir: Path) -> list[str]:
     promised = (
         "model",
         "curves.png",
+        "report.html",
         SUMMARY_FILE,
         "samples.jsonl",
         "metrics.jsonl",

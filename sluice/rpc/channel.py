@@ -1,6 +1,7 @@
 """Client side: one channel per peer, made inside the event loop that uses the channel."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import grpc
 
@@ -8,6 +9,9 @@ from sluice.limits import CHANNEL_OPTIONS
 from sluice.rpc.access import Role
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.credentials_port import Metadata, Options
+from sluice.rpc.traced import outgoing
+
+AnyChannel = TypeVar("AnyChannel", grpc.Channel, grpc.aio.Channel)
 
 
 def open_channel(
@@ -21,7 +25,7 @@ def open_channel(
     options = _of(credentials, to, options)
     tls = credentials.channel_tls()
     channel = grpc.aio.secure_channel(address, tls, options) if tls else grpc.aio.insecure_channel(address, options)
-    return _Showing(channel, metadata) if metadata else channel  # type: ignore[return-value]
+    return _Showing(channel, lambda: metadata) if metadata else channel  # type: ignore[return-value]
 
 
 def open_blocking_channel(
@@ -32,7 +36,12 @@ def open_blocking_channel(
     options = _of(credentials, to, options)
     tls = credentials.channel_tls()
     channel = grpc.secure_channel(address, tls, options) if tls else grpc.insecure_channel(address, options)
-    return _Showing(channel, metadata) if metadata else channel  # type: ignore[return-value]
+    return _Showing(channel, lambda: metadata) if metadata else channel  # type: ignore[return-value]
+
+
+def traced(channel: AnyChannel) -> AnyChannel:
+    """The channel, whose calls carry the place of their task in a trace, where it has one: for a process that keeps traces."""
+    return _Showing(channel, outgoing)  # type: ignore[return-value]
 
 
 def _of(credentials: Credentials, to: Role, options: Options) -> Options:
@@ -42,11 +51,11 @@ def _of(credentials: Credentials, to: Role, options: Options) -> Options:
 
 
 class _Showing:
-    """A channel whose every call carries `metadata`. gRPC's call credentials would do the same, but insist on TLS;
-    interceptors would wrap every stream."""
+    """A channel whose every call carries what `metadata` returns then. gRPC's call credentials would do the same, but insist on
+    TLS; interceptors would wrap every stream."""
 
-    def __init__(self, channel: Any, metadata: Metadata) -> None:
-        self._channel, self._metadata = channel, tuple(metadata)
+    def __init__(self, channel: Any, metadata: Callable[[], Metadata]) -> None:
+        self._channel, self._metadata = channel, metadata
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
         """As the channel's."""
@@ -65,4 +74,4 @@ class _Showing:
         return self._channel.close(*args)
 
     def _with_metadata(self, call: Any) -> Any:
-        return lambda *args, **kwargs: call(*args, **kwargs, metadata=self._metadata)
+        return lambda *args, metadata=(), **kwargs: call(*args, **kwargs, metadata=(*self._metadata(), *metadata))

@@ -15,7 +15,7 @@ import structlog
 
 from sluice.clock import Clock, SystemClock
 from sluice.errors import DiskFull, Unavailable
-from sluice.rpc.channel import open_channel
+from sluice.rpc.channel import open_channel, traced
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.error_status import error_of
 from sluice.rpc.gate import PUSHBACK
@@ -46,6 +46,10 @@ class Registration:
     clock: Clock = field(default_factory=SystemClock)
     on_registered: Callable[[pb.RegisterResponse], Awaitable[None]] | None = None
     registered: pb.RegisterResponse | None = None
+    run_dir: str = ""
+    """The run directory on the coordinator's machine; known after `fetch_config`."""
+    run_name: str = ""
+    """The name that no other run has; known after `fetch_config`."""
     run_ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the answer to a heartbeat says that the run has ended; a service that serves only the run may then leave."""
     _channel: grpc.aio.Channel | None = field(default=None, repr=False)
@@ -62,7 +66,13 @@ class Registration:
         response = await self.patiently(
             lambda: self.stub.GetConfig(pb.GetConfigRequest(), timeout=CALL_TIMEOUT_S), "GetConfig"
         )
+        self.run_dir, self.run_name = response.run_dir, response.unique_name
         return response.yaml
+
+    def trace(self) -> None:
+        """From now on calls carry their task's place in a trace; to be called once, after `fetch_config`."""
+        assert self._channel is not None
+        self._channel = traced(self._channel)
 
     async def register(self) -> pb.RegisterResponse:
         """Registers, waiting for the coordinator up to `patience_s`, and for room on its disk as long as it takes.

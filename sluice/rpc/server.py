@@ -24,7 +24,9 @@ from sluice.limits import MAX_CALLS_AT_ONCE, MAX_CALLS_PER_S, server_options
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.error_status import known, message_of, status_of, trailers_of
 from sluice.rpc.gate import REASONS, RECEIVE_S, SEND_S, Gate
+from sluice.rpc.traced import traced_stream, traced_unary
 from sluice.telemetry.prometheus import Exporter
+from sluice.telemetry.traces.tracer import OFF, Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -77,10 +79,12 @@ def make_server(
     credentials: Credentials = NO_CREDENTIALS,
     calls_per_s: float = MAX_CALLS_PER_S,
     exporter: Exporter | None = None,
+    tracer: Tracer = OFF,
 ) -> RpcServer:
     """Builds a server; `register` adds the servicer, `services` are the full proto names to report as healthy.
 
-    Without credentials it serves loopback only. `calls_per_s` is the limit of one caller; `exporter` counts refusals.
+    Without credentials it serves loopback only. `calls_per_s` is the limit of one caller; `exporter` counts refusals; calls
+    within a trace are spans of `tracer`.
     """
     refused: Counter[str] = Counter()
     metrics = exporter.refusals(REASONS) if exporter else {}
@@ -100,7 +104,7 @@ def make_server(
     )
     server = grpc.aio.server(
         options=server_options(services),
-        interceptors=[gate, _StatusInterceptor()],
+        interceptors=[gate, _StatusInterceptor(tracer)],
         maximum_concurrent_rpcs=MAX_CALLS_AT_ONCE,
     )
     register(server)
@@ -120,7 +124,10 @@ def stop_on_signals(stop: asyncio.Event) -> None:
 
 
 class _StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Turns every exception of a handler into the status of sluice.rpc.error_status; never lets UNKNOWN out."""
+    """Turns every exception of a handler into the status of sluice.rpc.error_status; never lets UNKNOWN out. Traces calls."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
 
     async def intercept_service(
         self,
@@ -132,12 +139,16 @@ class _StatusInterceptor(grpc.aio.ServerInterceptor):
             return None
         method = handler_call_details.method
         if handler.unary_unary:
+            unary = handler.unary_unary
+            unary = traced_unary(unary, method, self._tracer) if self._tracer.on else unary
             return grpc.unary_unary_rpc_method_handler(
-                _guard_unary(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
+                _guard_unary(unary, method), handler.request_deserializer, handler.response_serializer
             )
         if handler.unary_stream:
+            stream = handler.unary_stream
+            stream = traced_stream(stream, method, self._tracer) if self._tracer.on else stream
             return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method), handler.request_deserializer, handler.response_serializer
+                _guard_stream(stream, method), handler.request_deserializer, handler.response_serializer
             )
         return handler  # reflection's bidirectional stream
 

@@ -62,6 +62,11 @@ LEDGER_SCHEMA = pa.schema(
         ("lost_tokens", pa.int64()),
         ("acc_mean", pa.float64()),
         ("ended_s", pa.float64()),
+        ("trace_id", pa.string()),
+        ("grading_s", pa.float64()),
+        ("graded_s", pa.float64()),
+        ("queued_s", pa.float64()),
+        ("assigned_s", pa.float64()),
         ("attempts", pa.list_(_ATTEMPT)),
         ("completions", pa.list_(_COMPLETION)),
     ]

@@ -1538,16 +1538,24 @@ class GetConfigResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     YAML_FIELD_NUMBER: _builtins.int
+    RUN_DIR_FIELD_NUMBER: _builtins.int
+    UNIQUE_NAME_FIELD_NUMBER: _builtins.int
     yaml: _builtins.str
     """The resolved configuration."""
+    run_dir: _builtins.str
+    """The run directory on the coordinator's machine."""
+    unique_name: _builtins.str
+    """The name that no other run has."""
     def __init__(
         self,
         *,
         yaml: _builtins.str = ...,
+        run_dir: _builtins.str = ...,
+        unique_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["yaml", b"yaml"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_dir", b"run_dir", "unique_name", b"unique_name", "yaml", b"yaml"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1867,21 +1875,29 @@ class BatchHeader(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    TRACEPARENTS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     groups: _builtins.int
     """Groups that follow."""
     digest: _builtins.str
     """blake3 over the batch's stored bytes, hex."""
+    @_builtins.property
+    def traceparents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The place of each group in its trace, W3C's `traceparent`, in the order of the groups; empty for a group that is not
+        traced. None of them where the run keeps no traces.
+        """
+
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         groups: _builtins.int = ...,
         digest: _builtins.str = ...,
+        traceparents: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "groups", b"groups", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "groups", b"groups", "step", b"step", "traceparents", b"traceparents"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.chaos.verdict import problems
 from tests.e2e.conftest import ENVIRON, ROOT, Run, left_behind, until
+from tests.otlp_lines import spans_of
 from tests.unit.docs.pages import blocks
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -41,6 +42,7 @@ def test_a_scripts_short_run_learns_closes_its_ledger_and_leaves_nothing_behind(
     recipe["learner"]["peak_flops"] = 1e12
     recipe["eval"] = {"prompts": 64, "every_steps": 3, "small_prompts": 32, "small_n": 2}
     recipe["network"] = {"coordinator_port": 0}
+    recipe["telemetry"] = {"traces": "file"}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run_dir, environ = tmp_path / "runs" / "sums", ENVIRON | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script]
@@ -82,10 +84,27 @@ def test_a_scripts_short_run_learns_closes_its_ledger_and_leaves_nothing_behind(
     prompt = tokenizer("2+3=", return_tensors="pt")
     text = tokenizer.decode(model.generate(**prompt, max_new_tokens=40, do_sample=False)[0])
     assert "#" in text
-    for name in ("config.yaml", "curves.png", "samples.jsonl", "logs/coordinator.log"):
+    a_trained_group_is_one_trace_over_four_processes(run_dir, rows)
+    for name in ("config.yaml", "report.html", "curves.png", "samples.jsonl", "logs/coordinator.log"):
         assert (run_dir / name).stat().st_size > 0
     assert problems(run_dir) == []
     assert left_behind(run_dir) == []
+
+
+def a_trained_group_is_one_trace_over_four_processes(run_dir: Path, rows: list[dict]) -> None:
+    spans = spans_of(*(run_dir / "traces").glob("*.jsonl"))
+    assert len({(span.trace_id, span.span_id) for span in spans}) == len(spans)
+    for row in (row for row in rows if row["term"] == "trained"):
+        found = [span for span in spans if span.trace_id == row["trace_id"]]
+        services = {span.resource["service.name"]: span.resource["rl.run.id"] for span in found}
+        assert set(services) == {f"sluice-{name}" for name in ("coordinator", "rollout", "reward", "learner")}
+        assert len(set(services.values())) == 1
+        known = {span.span_id for span in found}
+        assert [span.name for span in found if span.parent_id not in known] == ["sluice.group"]
+        (root,) = (span for span in found if not span.parent_id)
+        (link,) = root.links
+        (step,) = (span for span in spans if span.span_id == link["spanId"])
+        assert (step.name, step.attributes["sluice.step"]) == ("rl.loop", row["step"])
 
 
 @pytest.mark.chaos

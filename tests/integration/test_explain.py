@@ -1,10 +1,12 @@
 """`sluice ledger` and `sluice explain`: asked of a coordinator while a run goes on, of a restarted one, and of its files."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import structlog
 
@@ -12,8 +14,12 @@ from sluice.cli.main import main
 from sluice.launch.embedded_redis import EmbeddedRedis
 from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.coordinator_cases import Cast, coordinator, small_config
+from tests.otlp_lines import spans_of
 
 pytestmark = pytest.mark.integration
+
+TERMS = {"trained", "filtered_all_wrong", "abandoned"}
+"""How groups end here."""
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ async def test_the_life_of_a_group_is_the_same_live_after_a_restart_and_in_the_f
         return printed.err if fails else printed.out
 
     def serve(**changes: Any) -> Any:
-        return coordinator(small_config(model, **changes), run_dir, redis_server.url)
+        return coordinator(small_config(model, telemetry__traces="file", **changes), run_dir, redis_server.url)
 
     async with serve() as run:
         await run.stub.SubmitPrompts(
@@ -54,6 +60,9 @@ async def test_the_life_of_a_group_is_the_same_live_after_a_restart_and_in_the_f
         assert "group run-0000001: trained in step 0" in trained
         assert "mixadd3, row 0 of the data, epoch 0" in trained
         assert "rollout-0 at version 0" in trained
+        assert re.search(
+            r"  took      graded .* s, queued .* s, in its batch .* s\n  trace     [0-9a-f]{32}\n", trained
+        )
         assert "2 of 2 samples, 6 tokens" in trained
         assert "a0:1-3" in trained
         assert "its oldest token is of version 0, age 0 of at most 1 steps" in trained
@@ -89,5 +98,28 @@ async def test_the_life_of_a_group_is_the_same_live_after_a_restart_and_in_the_f
     assert "completion 0\n  right" in await sluice("explain", "1", "--text", *on_disk)
     book = await sluice("ledger", *on_disk)
     assert "closed: both sides agree" in book
+    _the_traces_are_those_of_the_ledger(run_dir)
     totals = book.splitlines()[1].split()[-2:]
     assert totals == [str(ended.ledger.admitted), str(ended.ledger.generated_tokens)]
+
+
+def _the_traces_are_those_of_the_ledger(run_dir: Path) -> None:
+    """One trace a group, over three coordinators, made of what was kept."""
+    spans = spans_of(run_dir / "traces" / "coordinator.jsonl")
+    roots = {span.attributes["sluice.group.id"]: span for span in spans if span.name == "sluice.group"}
+    rows = pq.read_table(run_dir / "ledger").to_pylist()
+    assert {row["group_id"]: row["trace_id"] for row in rows} == {name: root.trace_id for name, root in roots.items()}
+    assert {root.attributes["sluice.group.term"] for root in roots.values()} <= TERMS
+    assert len({root.trace_id for root in roots.values()}) == len(roots)
+    known = {(span.trace_id, span.span_id) for span in spans}
+    assert all((span.trace_id, span.parent_id) in known for span in spans if span.parent_id)
+    for row in (row for row in rows if row["term"] == "trained"):
+        below = [span for span in spans if span.trace_id == row["trace_id"] and span.parent_id]
+        names = {span.name for span in below}
+        assert names == {"sluice.admission", "rl.sample", "rl.reward", "sluice.queue", "sluice.batch"}
+        root = roots[row["group_id"]]
+        assert root.start_ns <= min(span.start_ns for span in below)
+        assert all(span.start_ns <= span.end_ns <= root.end_ns for span in below)
+        assert [event["name"] for event in root.events][-1:] == ["sluice.verdict"]
+    pushes = [span for span in spans if span.name == "rl.sync"]
+    assert {span.attributes["sluice.policy.version"] for span in pushes} >= {0, 1}

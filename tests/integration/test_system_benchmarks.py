@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 
 async def test_coordinator_and_relay_carry_the_same_load(tmp_path: Path) -> None:
     load = coordinator_relay.Load(name="tiny", n=2, tokens=3, batch=4, batches=2, target=0.5)
-    for conduct in (coordinator_relay._coordinator, coordinator_relay._relay):
+    for conduct in (coordinator_relay.coordinator_cost, coordinator_relay._relay):
         cost = await conduct(tmp_path / conduct.__name__, load, 3)
         assert cost.wall_ms > 0
 

@@ -24,6 +24,7 @@ def gauges(parts: RunParts) -> dict[str, float]:
         "learner/waiting_s": parts.assigner.learner_waits_s() if training else 0.0,
         "staleness/bound_steps": float(parts.run.config.coordinator.max_staleness),
         "logger/dropped_lines": float(parts.loggers.dropped),
+        "traces/dropped_records": float(parts.run.tracer.dropped),
         **fleet_gauges(parts.run.fleet),
     }
 

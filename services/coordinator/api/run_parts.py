@@ -1,5 +1,6 @@
 """The parts of one run's coordinator, wired, for the servicer."""
 
+import asyncio
 import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from services.coordinator.weights.push import WeightPush
 from services.coordinator.wire.clients import Clients
 from services.coordinator.wire.messages import ZstdGroups
 from sluice.model_identity import ModelIdentity
+from sluice.telemetry.traces.opening import CLOSE_WITHIN_S
 
 if TYPE_CHECKING:
     from services.coordinator.agents.gateway import Gateway
@@ -42,6 +44,8 @@ class RunParts:
     """The store of `records`, here with the methods that only the owning process may call."""
     codec: ZstdGroups
     identity: ModelIdentity
+    unique_name: str
+    """The name that no other run has."""
     loggers: Loggers
     clients: Clients
     prompts: PromptFeed
@@ -72,6 +76,7 @@ class RunParts:
     async def close(self) -> None:
         """Closes channels and connections, each of them whatever becomes of the others."""
         async with contextlib.AsyncExitStack() as closing:
+            closing.push_async_callback(asyncio.to_thread, self.run.tracer.close, within_s=CLOSE_WITHIN_S)
             closing.push_async_callback(self.store.close)
             closing.push_async_callback(self.clients.close)
             if self.player is not None:

@@ -228,7 +228,11 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
     async def GetConfig(self, request: pb.GetConfigRequest, context: grpc.aio.ServicerContext) -> pb.GetConfigResponse:
         if (role := caller()) not in (None, access.Role.OPERATOR):
             self._parts.run.fleet.expect(name_of(role, context), now_s=self._parts.run.clock.now())
-        return pb.GetConfigResponse(yaml=dump_config(self._parts.run.config))
+        return pb.GetConfigResponse(
+            yaml=dump_config(self._parts.run.config),
+            run_dir=str(self._parts.records.files.run_dir.absolute()),
+            unique_name=self._parts.unique_name,
+        )
 
     # --- for services --------------------------------------------------------------------------------------------
 
@@ -355,7 +359,12 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
                 not_ready=pb.BatchNotReady(reason=found, ended=parts.learner.has_ended(request.step))
             )
             return
-        header = pb.BatchHeader(step=found.step, groups=len(found.payloads), digest=found.digest)
+        header = pb.BatchHeader(
+            step=found.step,
+            groups=len(found.payloads),
+            digest=found.digest,
+            traceparents=parts.assigner.traceparents(found.step),
+        )
         yield pb.GetBatchResponse(header=header)
         for payload in found.payloads:
             if request.as_stored:

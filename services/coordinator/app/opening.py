@@ -37,6 +37,7 @@ from sluice.errors import DataError
 from sluice.model_identity import ModelIdentity, model_identity
 from sluice.policy_version import OWN_WEIGHTS, PolicyVersion
 from sluice.run_dir.full_disk import DiskWaits
+from sluice.telemetry.traces.opening import open_tracer
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +70,8 @@ class OpenedRun:
     feed: PromptFeed
     """Prompts of the training data, and prompts that users submit."""
     identity: ModelIdentity
+    unique_name: str
+    """The name that no other run has."""
     loggers: Loggers
     rolled_back: Sequence[Account]
     """Rollbacks, oldest first; the files agree with them."""
@@ -124,6 +127,9 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
             events=events,
             places=Places(clock=clock),
             disk=disk,
+            tracer=open_tracer(
+                config, service="coordinator", instance="coordinator", run=identity.unique, run_dir=str(options.run_dir)
+            ),
         ),
         records=records,
         store=store,
@@ -131,6 +137,7 @@ async def open_run(config: Config, options: Options) -> OpenedRun:
         data=data,
         feed=PromptFeed(data=data.training, files=files, max_prompt_tokens=config.data.max_prompt_length),
         identity=model,
+        unique_name=identity.unique,
         loggers=loggers,
         rolled_back=rolled_back,
         meta=meta,

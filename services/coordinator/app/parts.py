@@ -42,7 +42,9 @@ _MOST_KEPT_CHECKED = 64
 def make_parts(opened: OpenedRun, options: Options) -> RunParts:
     """All parts, wired, and without any group yet: resuming.py puts the groups of Redis back."""
     run, records, meta = opened.run, opened.records, opened.meta
-    clients = Clients(options.credentials, vocabulary=vocabulary_size(run.config.model.path))
+    clients = Clients(
+        options.credentials, vocabulary=vocabulary_size(run.config.model.path), keeps_traces=run.tracer.on
+    )
     push_times, cache_use = PushTimes(), CacheUse()
     grading = Grading(config=run.config, fleet=run.fleet, rewards=clients, clock=run.clock)
     episodes = make_episodes(run, clients, options)
@@ -86,6 +88,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
         store=opened.store,
         codec=opened.codec,
         identity=opened.identity,
+        unique_name=opened.unique_name,
         loggers=opened.loggers,
         clients=clients,
         prompts=opened.feed,

@@ -54,6 +54,7 @@ async def _serve(config: Config, options: Options, ready: TextIO | None) -> int:
         credentials=options.credentials,
         calls_per_s=config.network.max_calls_per_s,
         exporter=exporter,
+        tracer=parts.run.tracer,
     )
     try:
         port = await server.start(bind=options.bind, port=options.port)

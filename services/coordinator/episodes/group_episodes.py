@@ -11,6 +11,7 @@ from services.coordinator.state.ports import RolloutClient
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.state.seeds import seed_of
 from sluice.errors import first_error
+from sluice.telemetry.traces.tracer import work_on
 
 
 class GroupEpisodes:
@@ -37,6 +38,7 @@ class GroupEpisodes:
 
     async def _play(self, playing: Playing, index: int) -> None:
         group, seed = playing.group, self._run.config.run.seed
+        work_on(group.trace_id)
         policy = GroupTurns(self._run, rollouts=self._rollouts, reports=self._reports, playing=playing, index=index)
         wanted = Wanted(
             name=f"{group.group_id}.{index}",

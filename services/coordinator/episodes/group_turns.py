@@ -19,6 +19,7 @@ from services.coordinator.episodes.playing import Playing
 from services.coordinator.episodes.policy import BeginAgain
 from services.coordinator.episodes.rows import OpenedPrompt
 from services.coordinator.state.group import GroupFailed, Phase, Sample
+from services.coordinator.state.group_trace import attempt_of
 from services.coordinator.state.member import Member, Role
 from services.coordinator.state.placement import Tried, rollouts_for
 from services.coordinator.state.ports import RolloutClient, Sampling, WrongAnswer
@@ -50,6 +51,7 @@ class GroupTurns:
     ) -> None:
         self._config, self._board, self._fleet, self._clock = run.config, run.board, run.fleet, run.clock
         self._rollouts, self._reports, self._playing, self._index = rollouts, reports, playing, index
+        self._tracer = run.tracer
         self._group = playing.group
         self._tried, self._begun, self._again = Tried(), False, 0
         self._oldest: int | None = None
@@ -87,7 +89,7 @@ class GroupTurns:
         """Policy.turn."""
         while True:
             member = await self._place()
-            taken = await self._sample_on(member, context, turn=turn, max_tokens=max_tokens)
+            taken = await self._traced(member, context, turn=turn, max_tokens=max_tokens)
             if isinstance(taken, Sample):
                 self._have_sampled(member, taken)
                 return taken
@@ -141,6 +143,19 @@ class GroupTurns:
 
     def _another_may_serve(self) -> bool:
         return self._fleet.another_may_serve(Role.ROLLOUT, refused_by=self._tried.refused_by)
+
+    async def _traced(self, member: Member, context: np.ndarray, *, turn: int, max_tokens: int) -> Sample | SluiceError:
+        """`_sample_on` as a span below the present try."""
+        above = attempt_of(self._group.trace_id, self._playing.attempt_of(self._index))
+        place = above and above.child()
+        attributes = {"sluice.sample": self._index, "sluice.turn": turn, "sluice.rollout": member.service_id}
+        with self._tracer.span("sluice.turn", place, parent=above, attributes=attributes) as noted:
+            taken = await self._sample_on(member, context, turn=turn, max_tokens=max_tokens)
+            if isinstance(taken, Sample):
+                noted["gen_ai.usage.output_tokens"] = len(taken.token_ids)
+            else:
+                noted["error.type"] = type(taken).__name__
+        return taken
 
     async def _sample_on(
         self, member: Member, context: np.ndarray, *, turn: int, max_tokens: int

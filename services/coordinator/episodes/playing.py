@@ -22,6 +22,10 @@ class Playing:
     _under_way: dict[int, int] = field(default_factory=dict)
     """How many episodes are in each try now."""
 
+    def attempt_of(self, index: int) -> Attempt:
+        """The present try of an episode."""
+        return self._attempts[self.tries[index]]
+
     def begin_try(self, index: int) -> None:
         """An episode comes to its next try."""
         number = self.tries[index] = self.tries.get(index, 0) + 1

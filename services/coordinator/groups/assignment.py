@@ -8,17 +8,20 @@ the learner died on it again and again, refuses it, or its file is damaged.
 """
 
 import asyncio
+import time
 
 import structlog
 
 from services.coordinator.state.board import Choice
 from services.coordinator.state.group import Group, QueuedGroup
+from services.coordinator.state.group_trace import trace_end
 from services.coordinator.state.ledger_row import queued_row
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.records import Records
 from services.coordinator.storage.run_files import BatchFile
 from services.coordinator.storage.unbroken import unbroken
 from sluice.errors import DataError, NotFound, NotReady
+from sluice.telemetry.traces.context import root_of
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +35,7 @@ class Assigner:
     def __init__(self, run: RunContext, records: Records) -> None:
         self._config, self._board, self._events, self._clock = run.config, run.board, run.events, run.clock
         self._progress, self._store, self._files = run.progress, records.store, records.files
+        self._tracer = run.tracer
         self._waiting_since: float | None = None
         self._wanted, self._wanted_since_s = -1, 0.0
         """The newest step that the learner asked a batch for, and the time of the first such call."""
@@ -81,6 +85,11 @@ class Assigner:
     def _may_go(self) -> bool:
         return self._closed or self._progress.stop_requested or self._board.may_fill_a_batch
 
+    def traceparents(self, step: int) -> list[str]:
+        """The place of each group of batch `step` in its trace, in the batch's order; empty where no group is traced."""
+        traces = [group.life.get("trace_id", "") for group in self.assigned.get(step, ())]
+        return [trace_id and root_of(trace_id).traceparent for trace_id in traces] if any(traces) else []
+
     def learner_waits_s(self) -> float:
         """How long the learner has been waiting for its next batch, over all its calls; 0 while the learner has a batch."""
         return self._clock.now() - self._wanted_since_s if self._wanted == self._board.next_step else 0.0
@@ -125,7 +134,9 @@ class Assigner:
             payloads.append(payload)
         batch = await self._files.stage_batch(step, payloads=payloads)
         tokens = sum(group.tokens for group in choice.chosen)
-        await self._store.assign(step, record={"ids": ids, "digest": batch.digest}, group_ids=ids, tokens=tokens)
+        await self._store.assign(
+            step, record={"ids": ids, "digest": batch.digest, "assigned_s": time.time()}, group_ids=ids, tokens=tokens
+        )
         await self._files.name_batch(step, batch.digest)
         for group in choice.chosen:
             self._board.remove(group)
@@ -169,6 +180,8 @@ class Assigner:
         if not await self._store.set_aside(step, digest=digest, term=POISON, tokens=tokens, rows=rows):
             return False
         del self.assigned[step]
+        for row in rows.values():
+            trace_end(self._tracer, row)
         self._board.next_step = step
         self._board.verdicts = 0
         text = f"batch {step} is set aside: {fault}; another batch takes its place"
@@ -184,6 +197,7 @@ class Assigner:
     async def _end(self, group: QueuedGroup, term: str) -> None:
         row = queued_row(group, term=term, step=-1)
         await self._store.end(group.group_id, was="queued", term=term, row=row, tokens=group.tokens)
+        trace_end(self._tracer, row)
         self._board.remove(group)
 
     async def close(self) -> None:

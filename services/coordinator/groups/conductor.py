@@ -24,6 +24,7 @@ from services.coordinator.groups.generation import Generation
 from services.coordinator.groups.grading import Grading
 from services.coordinator.groups.step_metrics import StepWindow
 from services.coordinator.state.group import Admission, Group, GroupFailed, Phase, group_id_of
+from services.coordinator.state.group_trace import trace_end
 from services.coordinator.state.ledger_row import accepted_group, accepted_info, ledger_row, open_info
 from services.coordinator.state.member import Member, needed_roles
 from services.coordinator.state.ports import Prompts, RolloutClient, Sampler
@@ -59,6 +60,7 @@ class Conductor:
         """`cursor` and `admissions` are the last ones of an earlier process of this run; `player` plays the episodes of rows
         with an environment; `sampler` chooses prompts (None: in their order)."""
         self._config, self._run_id, self._clock = run.config, run.run_id, run.clock
+        self._tracer = run.tracer
         self._board, self._fleet, self._progress = run.board, run.fleet, run.progress
         self._store, self._files, self._codec = records.store, records.files, records.codec
         self._prompts, self._sampler, self._grading = prompts, sampler, grading
@@ -192,8 +194,10 @@ class Conductor:
         predicted = -1.0
         if self._sampler is not None and epoch >= 0:
             predicted = self._sampler.admitted(row, admission=number, version=version)
+        group_id = group_id_of(number, run_id=self._run_id)
         group = Group(
-            group_id=group_id_of(number, run_id=self._run_id),
+            group_id=group_id,
+            trace_id=self._tracer.trace_of(group_id),
             admission=number,
             prompt=prompt,
             cursor=cursor,
@@ -303,13 +307,15 @@ class Conductor:
         await unbroken(self._end(group, term))
 
     async def _end(self, group: Group, term: str) -> None:
+        row = ledger_row(group, term=term)
         await self._store.end(
             group.group_id,
             was="open",
             term=term,
-            row=ledger_row(group, term=term),
+            row=row,
             tokens=group.response_tokens,
             lost=group.lost_tokens,
         )
+        trace_end(self._tracer, row)
         self.last_progress_s = self._clock.now()
         self._board.remove(group)

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from services.coordinator.state.group import Attempt, Group, GroupFailed, Phase
+from services.coordinator.state.group_trace import attempt_of
 from services.coordinator.state.member import Member, Role
 from services.coordinator.state.placement import Tried, rollouts_for
 from services.coordinator.state.ports import RolloutClient, Sampling, WrongAnswer
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.state.seeds import seeds_of
 from sluice.errors import Expired, InvalidRequest, SluiceError
+from sluice.telemetry.traces.context import within
 
 log = structlog.get_logger(__name__)
 
@@ -113,7 +115,8 @@ class Generation:
         )
         group.phase, group.start_version = Phase.IN_FLIGHT, member.version.number
         group.attempts.append(attempt)
-        failed = await self._receive(group, member, missing, attempt)
+        with within(attempt_of(group.trace_id, attempt)):
+            failed = await self._receive(group, member, missing, attempt)
         attempt.ended_s, attempt.fault = time.time(), "" if failed is None else str(failed)
         return failed
 

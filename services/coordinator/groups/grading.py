@@ -12,6 +12,7 @@ capacity that the member stated, as far as that is believed.
  `fill`, `score`    the scores                            the reward, its loss, the caller's limit a call
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,11 +22,13 @@ import structlog
 from services.coordinator.state.back_pressure import Patience
 from services.coordinator.state.fleet import Fleet
 from services.coordinator.state.group import Group, GroupFailed, PromptLike, Reward, Sample
+from services.coordinator.state.group_trace import grading_of
 from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import RewardClient, TooLarge, WrongAnswer
 from sluice.clock import Clock
 from sluice.config.schema import Config
 from sluice.errors import InvalidRequest, Overloaded, SluiceError
+from sluice.telemetry.traces.context import within
 
 _REASON: Final = {InvalidRequest: "reward_refused", Overloaded: "reward_overloaded", TooLarge: "too_large"}
 
@@ -62,16 +65,20 @@ class Grading:
         def taken_by(service_id: str) -> None:
             group.grader = service_id
 
+        group.grading_s = time.time()
+        place = grading_of(group.trace_id, group.grading_s)
         while tries.left > 0:
             try:
-                group.rewards = await self.score(
-                    group_id=group.group_id,
-                    prompt=group.prompt,
-                    samples=samples,
-                    timeout_s=limit,
-                    tries=tries,
-                    taken_by=taken_by,
-                )
+                with within(place):
+                    group.rewards = await self.score(
+                        group_id=group.group_id,
+                        prompt=group.prompt,
+                        samples=samples,
+                        timeout_s=limit,
+                        tries=tries,
+                        taken_by=taken_by,
+                    )
+                group.graded_s = time.time()
             except (InvalidRequest, Overloaded, TooLarge) as error:
                 raise GroupFailed(reason=_REASON[type(error)], fault=str(error)) from error
             except SluiceError as error:

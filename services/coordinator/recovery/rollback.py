@@ -22,6 +22,7 @@ from services.coordinator.groups.assignment import Assigner
 from services.coordinator.recovery import rollback_files
 from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.group import Group
+from services.coordinator.state.group_trace import trace_end
 from services.coordinator.state.live_groups import live_groups
 from services.coordinator.state.progress import KEPT_EVALUATIONS, Progress, RunState
 from services.coordinator.state.run_context import RunContext
@@ -76,7 +77,7 @@ class Rollbacks:
         """The rollbacks made so far, oldest first."""
         self._board, self._progress, self._events = run.board, run.progress, run.events
         self._records, self._store, self._files = records, records.store, records.files
-        self._assigner, self._idle = assigner, idle
+        self._assigner, self._idle, self._tracer = assigner, idle, run.tracer
         self.requested = asyncio.Event()
         self._to = -1
         self._decided: asyncio.Future[Account] = asyncio.get_running_loop().create_future()
@@ -153,6 +154,8 @@ class Rollbacks:
             meta=await asyncio.to_thread(self._meta, to),
             live=[(group.row, group.tokens, group.lost) for group in live],
         )
+        for group in live:
+            trace_end(self._tracer, group.row)
         log.warning("rolled_back", **asdict(account))
         self._events.emit(
             "rolled_back",

@@ -7,7 +7,8 @@ with the first record.
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import structlog
 
@@ -17,6 +18,7 @@ from services.coordinator.groups.step_metrics import StepWindow, queue_metrics
 from services.coordinator.recovery.rollback import Rollbacks
 from services.coordinator.state.cache_use import CacheUse
 from services.coordinator.state.group import QueuedGroup
+from services.coordinator.state.group_trace import trace_end
 from services.coordinator.state.ledger import count, ledger_metrics
 from services.coordinator.state.ledger_row import queued_row
 from services.coordinator.state.push_times import PushTimes
@@ -26,6 +28,7 @@ from services.coordinator.storage.unbroken import unbroken
 from sluice.errors import InvalidRequest, Unavailable
 from sluice.policy_version import PolicyVersion
 from sluice.telemetry.catalogue import NAMES
+from sluice.telemetry.traces.context import current, root_of
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +56,7 @@ class Commits:
         self._conductor, self._assigner = conductor, assigner
         self._push_times, self._cache_use = push_times, cache_use
         self._rollbacks = rollbacks
+        self._tracer, self._steps = run.tracer, run.steps
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
 
@@ -88,16 +92,26 @@ class Commits:
         made = {"lineage": version.lineage, "weights_digest": weights_digest, "batch_digest": batch_digest}
         values = await self._report(step, trained, metrics, made) if trained else {}
         record = {"lineage": version.lineage, "number": version.number, "digest": weights_digest}
-        rows = {group.group_id: queued_row(group, term="trained", step=step) for group in trained}
+        assigned_s = batch.get("assigned_s", -1.0)
+        rows = {
+            group.group_id: queued_row(group, term="trained", step=step, assigned_s=assigned_s) for group in trained
+        }
         tokens = sum(group.tokens for group in trained)
         recorded = await self._store.commit(step, record=record, tokens=tokens, rows=rows)
         self._newest(version)
+        self._trace(rows.values(), version.number)
         if trained:
             del self._assigner.assigned[step]
             self._advance(step, values)
         if trained and (step + 1) % LEDGER_FLUSH_STEPS == 0:
             await self._records.ledger.flush()
         return recorded["digest"]
+
+    def _trace(self, rows: Iterable[Mapping[str, Any]], version: int) -> None:
+        if (place := current()) is not None:
+            self._steps.note(version, root_of(place.trace_id))
+        for row in rows:
+            trace_end(self._tracer, row, step=self._steps.of(version))
 
     async def checkpoint(self, version: PolicyVersion, path: str) -> None:
         """Books a complete checkpoint and forgets batches before the oldest kept checkpoint, in files and in Redis.

@@ -230,6 +230,12 @@ class Group:
     attempts: list[Attempt] = field(default_factory=list)
     fault: str = ""
     """Why the group failed."""
+    trace_id: str = ""
+    """The id of the group's trace (group_trace.py); empty for a group that is not traced."""
+    grading_s: float = -1.0
+    """When the grading began, Unix time; -1 before."""
+    graded_s: float = -1.0
+    """When the grades were there; -1 before."""
     doomed: bool = False
     """Whether a batch was assigned that the group was too late for; the group is dropped on arrival."""
 

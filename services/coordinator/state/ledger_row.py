@@ -22,7 +22,7 @@ def open_info(group: Group) -> dict[str, Any]:
     """JSON facts of an open group, enough to generate the group again from its prompt."""
     admitted = None if group.admitted is None else _shallow(group.admitted)
     info = {"admission": group.admission, "cursor": group.cursor, "prompt_id": group.prompt.prompt_id}
-    return info | {"admitted": admitted}
+    return info | {"admitted": admitted} | ({"trace_id": group.trace_id} if group.trace_id else {})
 
 
 def reopened(group_id: str, info: Mapping[str, Any], prompt: PromptLike) -> Group:
@@ -38,6 +38,7 @@ def reopened(group_id: str, info: Mapping[str, Any], prompt: PromptLike) -> Grou
         cursor=info["cursor"],
         admitted=Admission(**admitted) if admitted else None,
         attempts=[restart],
+        trace_id=info.get("trace_id", ""),
     )
 
 
@@ -55,7 +56,7 @@ def accepted_group(group: Group, *, payload_bytes: int) -> QueuedGroup:
         attempt=group.attempt,
         shaped_mean=sum(reward.shaped_reward for reward in group.rewards) / len(group.rewards),
         doomed=group.doomed,
-        life=ledger_row(group, term="queued", ended=False),
+        life=ledger_row(group, term="queued", ended=False) | {"queued_s": time.time()},
     )
 
 
@@ -92,13 +93,21 @@ def ledger_row(group: Group, *, term: str, ended: bool = True) -> dict[str, Any]
         "lost_tokens": group.lost_tokens,
         "acc_mean": sum(accs) / len(accs) if accs else -1.0,
         "ended_s": time.time() if ended else -1.0,
+        "trace_id": group.trace_id,
+        "grading_s": group.grading_s,
+        "graded_s": group.graded_s,
+        "queued_s": -1.0,
+        "assigned_s": -1.0,
         "attempts": [_shallow(attempt) for attempt in group.attempts],
         "completions": [_completion(sample, reward) for sample, reward in zip(samples, rewards, strict=True)],
     }
 
 
-def queued_row(accepted: QueuedGroup, *, term: str, step: int, ended: bool = True) -> dict[str, Any]:
-    """The row of an accepted group that ends under `term`, or that is live; `step` is -1 before the assignment."""
+def queued_row(
+    accepted: QueuedGroup, *, term: str, step: int, ended: bool = True, assigned_s: float = -1.0
+) -> dict[str, Any]:
+    """The row of an accepted group that ends under `term`, or that is live; `step` and `assigned_s` are -1 before the
+    assignment."""
     return {
         **accepted.life,
         "group_id": accepted.group_id,
@@ -109,6 +118,7 @@ def queued_row(accepted: QueuedGroup, *, term: str, step: int, ended: bool = Tru
         "step": step,
         "oldest_version": accepted.oldest_version,
         "tokens": accepted.tokens,
+        "assigned_s": assigned_s,
         "ended_s": time.time() if ended else -1.0,
     }
 

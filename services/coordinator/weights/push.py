@@ -27,6 +27,7 @@ from services.coordinator.wire.answers import durations_of
 from sluice.errors import SluiceError, TransferError, Unavailable
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.policy_versions import version_from_proto
+from sluice.telemetry.traces.context import new_trace
 from sluice.v1 import learner_pb2
 
 log = structlog.get_logger(__name__)
@@ -48,6 +49,7 @@ class WeightPush:
         """Without a `prober` a rollout is READY when it has applied a version."""
         self._fleet, self._events, self._clock = run.fleet, run.events, run.clock
         self._times, self._prober = times, prober
+        self._tracer, self._steps = run.tracer, run.steps
         weights = run.config.weights
         sources = Sources(
             run.fleet,
@@ -81,7 +83,7 @@ class WeightPush:
                 continue
             try:
                 async with member.weights:
-                    await self._push(member, learner, epoch)
+                    await self._traced_push(member, learner, epoch)
                 failures = 0
             except SluiceError as error:
                 epoch.name = member.digest = ""
@@ -92,7 +94,20 @@ class WeightPush:
                 await self._clock.sleep(RETRY_PAUSE_S[min(failures, len(RETRY_PAUSE_S) - 1)])
                 failures += 1
 
-    async def _push(self, member: Member, learner: Member, epoch: Epoch) -> None:
+    async def _traced_push(self, member: Member, learner: Member, epoch: Epoch) -> None:
+        """`_push` as a trace of its own, with a link to the step that made the version."""
+        version = -1 if learner.version is None else learner.version.number
+        step = self._steps.of(version)
+        attributes = {"sluice.rollout": member.service_id, "sluice.policy.version": version}
+        place = new_trace() if self._tracer.on else None
+        links = () if step is None else (step,)
+        with self._tracer.span("rl.sync", place, attributes=attributes, links=links) as noted:
+            time = await self._push(member, learner, epoch)
+            noted["sluice.source"] = member.source
+            noted["sluice.encoding"] = time.encoding or "file"
+            noted["sluice.sent_bytes"] = time.sent_bytes
+
+    async def _push(self, member: Member, learner: Member, epoch: Epoch) -> PushTime:
         """Pushes one version to one rollout. After a SluiceError the old version still serves."""
         started = self._clock.now()
         if member.version is None and not member.pauses:
@@ -125,6 +140,7 @@ class WeightPush:
         member.travelled(time.encoding, sent_bytes=time.sent_bytes)
         self._times.add(time)
         self._announce(member, time)
+        return time
 
     def _quarantine(self, member: Member, error: SluiceError) -> None:
         log.warning("weight_push_failed", service_id=member.service_id, reason=str(error))

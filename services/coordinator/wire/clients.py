@@ -22,7 +22,7 @@ from sluice.limits import MAX_REQUEST_BYTES
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.access import Role as AccessRole
 from sluice.rpc.arrays import pack_ids
-from sluice.rpc.channel import open_channel
+from sluice.rpc.channel import open_channel, traced
 from sluice.rpc.chat_messages import score_to
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.error_status import error_of
@@ -52,9 +52,11 @@ _OPTIONS = {Role.ENVIRONMENT: (("grpc.max_receive_message_length", ANSWER_BYTES)
 class Clients:
     """All outgoing calls of the coordinator."""
 
-    def __init__(self, credentials: Credentials = NO_CREDENTIALS, *, vocabulary: int) -> None:
-        """`vocabulary` is the number of the model's token ids."""
-        self._credentials, self._vocabulary = credentials, vocabulary
+    def __init__(
+        self, credentials: Credentials = NO_CREDENTIALS, *, vocabulary: int, keeps_traces: bool = False
+    ) -> None:
+        """`vocabulary` is the number of the model's token ids; with `keeps_traces` calls carry their place in a trace."""
+        self._credentials, self._vocabulary, self._keeps_traces = credentials, vocabulary, keeps_traces
         self._peers: dict[Member, _Peer] = {}
         self._closers: set[asyncio.Task[None]] = set()
 
@@ -154,6 +156,7 @@ class Clients:
             to = AccessRole(member.shown_role or member.role.value)
             options = _OPTIONS.get(member.role, ())
             channel = open_channel(member.address, credentials=self._credentials, to=to, options=options)
+            channel = traced(channel) if self._keeps_traces else channel
             self._peers[member] = _Peer(channel=channel, stub=_STUB[member.role](channel))
             task = asyncio.create_task(self._close_when_gone(member))
             self._closers.add(task)

@@ -125,6 +125,8 @@ class Batch:
     digest: str
     """blake3 of the stored batch, hex, as the coordinator sent it; the commit of the step sends it back."""
     groups: tuple[TrainGroup, ...]
+    traceparents: tuple[str, ...] = ()
+    """The place of each group in its trace, for rank 0; empty without traces."""
 
     def __post_init__(self) -> None:
         if not self.groups:

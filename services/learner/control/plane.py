@@ -23,6 +23,8 @@ from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
 from sluice.run_dir.full_disk import DiskWaits
 from sluice.telemetry.prometheus import Exporter
+from sluice.telemetry.traces.opening import CLOSE_WITHIN_S, open_tracer
+from sluice.telemetry.traces.tracer import OFF, Tracer
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import learner_pb2
 from sluice.weights.streams import WeightStreams
@@ -50,8 +52,24 @@ class ControlPlane:
         self._leaving: asyncio.Task[None] | None = None
         self._record = TrainingRecord()
         self._identity = ModelIdentity(model_hash="", tokenizer_hash="")
+        self.tracer: Tracer = OFF
+        """Of this process; set by `trace`."""
         self._membership = Membership(options, describe=self._describe, beat=self._beat, name=SERVICE_ID)
         self.coordinator = CoordinatorLink(self._thread, self._membership.registration, show=self._exporter.set)
+
+    def trace(self, config: Config) -> None:
+        """Keeps traces from now on, where the configuration asks for traces; to be called before `open`. Raises ConfigError."""
+        registration = self._membership.registration
+        self.tracer = open_tracer(
+            config,
+            service="learner",
+            instance=self._membership.service_id,
+            run=registration.run_name,
+            run_dir=registration.run_dir,
+            exporter=self._exporter,
+        )
+        if self.tracer.on:
+            registration.trace()
 
     def open(
         self,
@@ -94,6 +112,7 @@ class ControlPlane:
     def close(self, *, grace_s: float) -> None:
         """Ends server and connections; running calls get `grace_s`."""
         self._thread.close(lambda: self._end(grace_s))
+        self.tracer.close(within_s=CLOSE_WITHIN_S)
         self._exporter.close()
 
     def _say_that_it_leaves(self) -> None:
@@ -116,6 +135,7 @@ class ControlPlane:
             credentials=self._options.credentials,
             calls_per_s=calls_per_s,
             exporter=self._exporter,
+            tracer=self.tracer,
         )
         port = await self._server.start(bind=self._options.bind, port=self._options.port)
         if links is not None:

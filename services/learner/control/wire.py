@@ -31,7 +31,8 @@ def batch_from_wire(header: coordinator_pb2.BatchHeader, payloads: Sequence[byte
         )
     stored = StoredGroups()
     groups = tuple(_group(stored.unpack(payload), vocabulary=vocabulary) for payload in payloads)
-    return Batch(step=header.step, digest=header.digest, groups=groups)
+    traceparents = tuple(header.traceparents[: len(groups)])
+    return Batch(step=header.step, digest=header.digest, groups=groups, traceparents=traceparents)
 
 
 def trained_to_wire(batch: TrainedBatch) -> coordinator_pb2.TrainedStep:

@@ -20,6 +20,7 @@ from sluice.config.schema.rollout import RolloutConfig
 from sluice.config.schema.run import RunConfig
 from sluice.config.schema.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from sluice.config.schema.slurm import SlurmConfig
+from sluice.config.schema.telemetry import TelemetryConfig
 from sluice.config.schema.weights import WeightsConfig
 
 __all__ = [
@@ -50,5 +51,6 @@ __all__ = [
     "RunConfig",
     "Section",
     "SlurmConfig",
+    "TelemetryConfig",
     "WeightsConfig",
 ]

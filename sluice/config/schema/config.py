@@ -21,6 +21,7 @@ from sluice.config.schema.rollout import RolloutConfig
 from sluice.config.schema.run import RunConfig
 from sluice.config.schema.section import Section
 from sluice.config.schema.slurm import SlurmConfig
+from sluice.config.schema.telemetry import TelemetryConfig
 from sluice.config.schema.weights import WeightsConfig
 from sluice.limits import MAX_MESSAGE_BYTES, NAME_CHARACTERS
 
@@ -49,6 +50,7 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     launch: LaunchConfig = LaunchConfig()
     network: NetworkConfig = NetworkConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()
     slurm: SlurmConfig = SlurmConfig()
 

@@ -103,6 +103,14 @@ LIVE: tuple[Metric, ...] = (
         "the coordinator's log names the writer and the error; metrics.jsonl has every line",
     ),
     entry(
+        "traces/dropped_records",
+        "records",
+        "every service",
+        "groups, calls, steps and pushes whose spans were not written (`telemetry.traces`), since the process started",
+        "0",
+        "the service's log says `traces_dropped` with the reason: a collector that is away, a full disk; the run goes on",
+    ),
+    entry(
         "rollout/running_samples",
         "samples",
         "rollout",

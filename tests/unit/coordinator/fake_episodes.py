@@ -16,6 +16,7 @@ from services.coordinator.state.group import PromptLike
 from services.coordinator.state.member import EnvironmentInfo, Member, Role
 from sluice.environments import Message, Opening, Reply, Score, Tool
 from sluice.errors import NotFound
+from sluice.telemetry.traces.tracer import OFF, Tracer
 from tests.unit.coordinator.fakes import FakePrompt, FakeRollouts, Stage, make_config
 
 OBSERVED = 2
@@ -123,12 +124,13 @@ class EpisodeStage(Stage):
         hosts: int = 1,
         places: int = 1000,
         chat: FakeChat | None = None,
+        tracer: Tracer = OFF,
         **changes: Any,
     ) -> None:
         self.environments = environments or FakeEnvironments()
         settings = {"data__max_response_length": 64, "data__max_episode_tokens": 128, "data__max_prompt_length": 8}
         config = make_config(environments__game={"environment": "external"}, **(settings | changes))
-        super().__init__(config, rollouts=rollouts or FakeRollouts())
+        super().__init__(config, rollouts=rollouts or FakeRollouts(), tracer=tracer)
         self.player = Player(
             config=config,
             fleet=self.fleet,

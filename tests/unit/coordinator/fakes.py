@@ -29,6 +29,7 @@ from sluice.config.schema import Config
 from sluice.environments import Message
 from sluice.errors import Fenced
 from sluice.policy_version import PolicyVersion
+from sluice.telemetry.traces.tracer import OFF, Tracer
 from sluice.testing import ManualClock
 
 
@@ -273,6 +274,7 @@ class Stage:
     config: Config
     rollouts: FakeRollouts = field(default_factory=FakeRollouts)
     rewards: FakeRewards = field(default_factory=FakeRewards)
+    tracer: Tracer = OFF
 
     def __post_init__(self) -> None:
         self.clock, self.fleet, self.store = ManualClock(), Fleet(), FakeStore()
@@ -295,6 +297,7 @@ class Stage:
             progress=self.progress,
             events=self.events,
             places=Places(clock=self.clock),
+            tracer=self.tracer,
         )
         self.conductor = Conductor(
             self.run,

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,11 +13,16 @@ import pytest
 from services.coordinator.groups.grading import Grading
 from services.coordinator.run.evaluation import Evaluator, HeldOut
 from services.coordinator.state.group import Sample
+from services.coordinator.state.group_trace import attempt_of
 from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.ports import Sampling, WrongAnswer
 from sluice.config.evaluation_sets import evaluation_sets
 from sluice.errors import Expired, InvalidRequest, NotFound, Overloaded, SluiceError, Unavailable
 from sluice.policy_version import PolicyVersion
+from sluice.telemetry.traces.context import TraceContext, current
+from sluice.telemetry.traces.feed import SpanFeed
+from sluice.telemetry.traces.span import SpanRecord
+from sluice.telemetry.traces.tracer import Tracer
 from sluice.testing import assert_eventually
 from tests.unit.coordinator.fake_episodes import EpisodePrompt, EpisodeStage, FakeChat, FakeEnvironments
 from tests.unit.coordinator.fakes import FakeRollouts, make_config, make_sample, running, settle
@@ -71,6 +76,40 @@ class Bounded(FakeRollouts):
                 short = make_sample(sample.index, version=0, tokens=most, seed=sample.seed)
                 sample = replace(short, finish_reason="length")
             yield sample
+
+
+async def test_a_turn_is_a_span_below_its_try_and_calls_carry_its_place_or_the_groups() -> None:
+    spans: list[SpanRecord] = []
+
+    class Kept:
+        def write(self, written: Sequence[SpanRecord]) -> None:
+            spans.extend(written)
+
+        def close(self) -> None:
+            pass
+
+    class Placed(Turns):
+        carried: ClassVar[dict[str, TraceContext | None]] = {}
+
+        async def generate(self, member: Member, *, request_id: str, **keywords: Any) -> AsyncIterator[Sample]:
+            self.carried[request_id] = current()
+            async for sample in super().generate(member, request_id=request_id, **keywords):
+                yield sample
+
+    rollouts = Placed(**{f"{FIRST}.0.1.1": Unavailable("gone")})
+    tracer = Tracer(SpanFeed(Kept, flush_s=0.0), run="run-1")
+    async with played(EpisodeStage(rollouts=rollouts, tracer=tracer), rollouts=2) as stage:
+        group = stage.groups[0]
+    tracer.close(within_s=10.0)
+    assert current() is None
+    turns = [span for span in spans if span.name == "sluice.turn" and span.place.trace_id == group.trace_id]
+    first, second = (attempt_of(group.trace_id, attempt) for attempt in group.attempts)
+    assert first is not None
+    assert second is not None
+    below = Counter(span.parent_id for span in turns)
+    assert below == {first.span_id: 4, second.span_id: 1}, "two turns each, of which one is sampled again"
+    assert [span.attributes["error.type"] for span in turns if "error.type" in span.attributes] == ["Unavailable"]
+    assert {rollouts.carried[f"{FIRST}.{index}.1.0"] for index in (0, 1)} < {span.place for span in turns}
 
 
 async def test_a_group_of_episodes_is_kept_with_turns_prompt_and_given_scores() -> None:

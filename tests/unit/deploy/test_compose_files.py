@@ -1,4 +1,4 @@
-"""docker-compose.yml, those for GPUs and metrics, .env.example and the Dockerfile agree, without an engine."""
+"""docker-compose.yml, those for GPUs, metrics and traces, .env.example and the Dockerfile agree, without an engine."""
 
 import argparse
 import importlib
@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from sluice.config.schema import Config
 from sluice.rpc.service_parser import ServiceParser, variable_of
+from sluice.telemetry.traces.opening import FOLDER
 
 ROOT = Path(__file__).parents[3]
 FILES = (
@@ -20,6 +22,7 @@ FILES = (
     "docker-compose.gpu.yml",
     "deploy/docker-compose.metrics.yml",
     "deploy/docker-compose.judges.yml",
+    "deploy/docker-compose.traces.yml",
 )
 TEXTS = [(ROOT / name).read_text() for name in FILES]
 ENV_EXAMPLE = (ROOT / ".env.example").read_text()
@@ -32,7 +35,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
-BASE, GPU, METRICS, JUDGES = (yaml.load(text, Loader=_Loader) for text in TEXTS)
+BASE, GPU, METRICS, JUDGES, TRACES = (yaml.load(text, Loader=_Loader) for text in TEXTS)
 SERVICES: dict[str, Any] = BASE["services"]
 ONE_SHOTS = {"credentials", "prepare", "watch"}
 by_service = pytest.mark.parametrize("name", SERVICES)
@@ -191,3 +194,44 @@ def test_prometheus_is_on_the_network_of_those_it_reads_and_nothing_of_it_starts
     for name, service in METRICS["services"].items():
         assert (service["profiles"], service["networks"]) == (["metrics"], reached[name])
         assert re.search(r":-[\w/]+:v?\d+\.\d+\.\d+\}$", service["image"])
+
+
+def test_spans_go_from_every_service_to_the_collector_and_from_there_to_jaeger() -> None:
+    services, named = TRACES["services"], Config(**MINIMAL | {"telemetry": _telemetry()}).telemetry
+    assert (named.traces, named.trace_sample) == ("otlp://collector:4317", 1.0)
+    reached = {"collector": {"services", "graders"}, "jaeger": {"services"}}
+    for name, networks in reached.items():
+        assert (services[name]["profiles"], set(services[name]["networks"])) == (["traces"], networks)
+        assert re.search(r":-[\w/-]+:v?\d+\.\d+\.\d+\}$", services[name]["image"])
+    assert TRACES["networks"]["graders"] == BASE["networks"]["graders"]
+    assert all(port.startswith("127.0.0.1:") for service in services.values() for port in service.get("ports", ()))
+
+
+@pytest.mark.parametrize("name", ["collector", "files", "jaeger"])
+def test_a_collectors_file_names_nothing_that_it_does_not_have(name: str) -> None:
+    found = yaml.safe_load((ROOT / "deploy" / "traces" / f"{name}.yaml").read_text())
+    (pipeline,) = found["service"]["pipelines"].values()
+    for kind in ("receivers", "processors", "exporters"):
+        assert set(pipeline.get(kind, ())) == set(found.get(kind, ())), "what is there is used"
+    assert set(found["service"].get("extensions", ())) == set(found.get("extensions", ()))
+    if name == "files":
+        assert found["receivers"]["otlpjsonfile"]["include"][0] == f"/run-directory/{FOLDER}/*.jsonl"
+        return
+    assert found["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].endswith(":4317")
+    mounted = TRACES["services"][name]["volumes"][0].split(":")
+    assert (mounted[0], TRACES["services"][name]["command"]) == (
+        "./deploy/traces",
+        [f"--config={mounted[1]}/{name}.yaml"],
+    )
+    if name == "collector":
+        assert found["exporters"]["otlp/jaeger"]["endpoint"] == "jaeger:4317"
+
+
+MINIMAL = {"model": {"path": "m"}, "data": {"train_files": ["mixadd3:train"]}}
+
+
+def _telemetry() -> dict[str, str]:
+    """As the coordinator reads its environment."""
+    given = TRACES["services"]["coordinator"]["environment"]
+    place, share = given["SLUICE__TELEMETRY__TRACES"], given["SLUICE__TELEMETRY__TRACE_SAMPLE"]
+    return {"traces": place, "trace_sample": share.removeprefix("${TRACE_SAMPLE:-").removesuffix("}")}

@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.docs.pages import ROOT
 
-HEAVY = ("torch", "vllm", "transformers", "pytest")
+HEAVY = ("torch", "vllm", "transformers", "pytest", "opentelemetry")
 
 
 @pytest.mark.parametrize(
