@@ -85,7 +85,9 @@ async def test_the_coordinator_exports_all_that_rules_and_dashboard_ask_of_it(se
         await cast.learner.train(run, range(2))
         await until(address, lambda text: 'sluice_run_trained_steps{service="coordinator"} 2.0' in text)
         found = await scrape(address)
-        missing = (asked_of("coordinator") | asked_of("learner")) - set(found) - {"sluice_eval_tool_use"}
+        sampler = {"predicted_acceptance", "coverage", "chosen_fraction", "calibration_error"}
+        unused = {"sluice_eval_tool_use", *(f"sluice_sampling_{name}" for name in sampler)}
+        missing = (asked_of("coordinator") | asked_of("learner")) - set(found) - unused
         assert {name for name in missing if not name.startswith("sluice_episode_")} == set(), "no row here has episodes"
         assert {tuple(labels.items()) for name, labels in found.items() if name.startswith("sluice_")} == {
             (("service", "coordinator"),)

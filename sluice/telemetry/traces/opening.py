@@ -33,18 +33,17 @@ def open_tracer(
     has; `run_dir` is the run directory as the coordinator knows it. Raises ConfigError where a collector is asked for and the
     packages for it are not installed.
     """
-    where = config.telemetry.traces
+    where, tracer = config.telemetry.traces, OFF
+    if exporter is not None:  # with traces off too: rules and dashboards ask for the metric
+        exporter.gauge("traces/dropped_records").labels(service).set_function(lambda: tracer.dropped)
     if where is None:
-        return OFF
+        return tracer
     check_traces(config)
     instance = instance or f"{service}-{socket.gethostname()}-{os.getpid()}"
     resource = _resource(config, service=service, instance=instance, run=run)
     tracer = Tracer(
         SpanFeed(_writer(config, where, instance, run_dir, resource)), run=run, ratio=config.telemetry.trace_sample
     )
-    if exporter is not None:
-        gauge = exporter.gauge("traces/dropped_records").labels(service)
-        gauge.set_function(lambda: tracer.dropped)
     return tracer
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import sluice.dapo
 
 ROOM = Path(sluice.dapo.__file__).parent
-PURE = {"collections", "dataclasses", "enum", "typing", "numpy", "sluice.dapo"}
+PURE = {"collections", "dataclasses", "enum", "math", "typing", "numpy", "sluice.dapo"}
 WITH_TORCH = {name: {"torch"} for name in ("loss.py", "trust_region.py", "soft_gate.py", "correction.py")}
 
 
