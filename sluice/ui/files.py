@@ -48,13 +48,15 @@ class RunFiles:
         self._number = 0
         """The file's inode: a thinned file is another one."""
         self._torn = 0
-        self._metrics = RunMetrics(steps=(), evaluations=(), torn_lines=0)
+        self._metrics: RunMetrics | None = RunMetrics(steps=(), evaluations=(), torn_lines=0)
         self._config: tuple[int, Config] | None = None
 
     def metrics(self) -> RunMetrics:
         """Of metrics.jsonl, of which only what was appended since the last call is read. Raises NotFound for another file."""
         with self._lock:
             if self._append():
+                self._metrics = None
+            if self._metrics is None:  # a damaged file is named whenever somebody asks
                 try:
                     path = self.path / METRICS_FILE
                     self._metrics = metrics_of(self._lines, path=path, torn_lines=self._torn)

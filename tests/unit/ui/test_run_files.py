@@ -65,6 +65,8 @@ def test_a_damaged_file_of_metrics_leaves_the_frame_of_a_page(tmp_path: Path) ->
     (tmp_path / "metrics.jsonl").write_text('{"kind": "step"}\n')
     (run,) = open_runs([tmp_path], coordinator="", credentials=None)
     assert _standing(run) == ("files only", 0, 0)
+    with pytest.raises(NotFound, match="the file is none of Sluice's"):
+        run.metrics()
 
 
 def test_a_run_that_was_started_again_is_live_and_credentials_that_were_named_must_be_good(tmp_path: Path) -> None:
