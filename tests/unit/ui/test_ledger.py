@@ -117,7 +117,8 @@ def test_a_browser_cannot_put_words_of_its_own_into_a_question(ledger: Ledger) -
     assert requested(asked, sortable=SORTABLE, sort="age") == {"page": 1, "sort": "age", "descending": True}
     for page in ("1 OFFSET 0", -3, 0, 1.5, 10**30, None, True):
         assert requested({"page": page, "sortBy": ["age"]}, sortable=SORTABLE, sort="step")["page"] == 0
-    for wrong in ({"sort": words}, {"sort": None}, {"page": "0; --"}, {"page": -1}):
+    refused: list[dict[str, Any]] = [{"sort": words}, {"sort": None}, {"page": "0; --"}, {"page": -1}]
+    for wrong in refused:
         with pytest.raises(ValueError, match=r"sort: must be one of|page: must be a whole number"):
             ledger.page(GroupFilter(**wrong))
     for reach in ("SELECT * FROM read_text('/etc/hostname')", "SET enable_external_access = true"):
