@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sluice.config.schema import Config
-from sluice.dapo.advantage import group_advantages
+from sluice.dapo.advantage import group_advantages, maxrl_advantages
 from sluice.report.figures import ABSENT, number, printable
 from sluice.report.group_texts import Texts
 from sluice.report.turns import turn_lines
@@ -138,10 +138,10 @@ def _samples(row: Mapping[str, Any], config: Config) -> list[str]:
     title = f"samples: {row['tokens']} tokens" + (f", and {lost} received and thrown away" if lost else "")
     if completions is None:
         return [f"{title}; one by one not recorded"]
-    advantages = _advantages(row, config)
+    found = [ABSENT if one is None else f"{one:+.3f}" for one in advantages(row, config)]
     head = ("#", "tokens", "ended by", "raw", "acc", "overlong", "shaped", "advantage", "versions", "answer")
     lines: list[tuple[str, ...]] = [head]
-    for completion, advantage in zip(completions, advantages, strict=True):
+    for completion, advantage in zip(completions, found, strict=True):
         graded = completion["raw_score"] is not None
         lines.append(
             (
@@ -193,13 +193,15 @@ def _answer(completion: Mapping[str, Any]) -> str:
     return found if completion["status"] == "ok" else f"{found or ABSENT} ({completion['status']})"
 
 
-def _advantages(row: Mapping[str, Any], config: Config) -> list[str]:
-    """The advantages of a group that the learner takes; other groups have no advantages."""
-    rewards = [completion["shaped_reward"] for completion in row["completions"]]
-    if row["term"] not in ACCEPTED or not rewards or None in rewards:
-        return [ABSENT] * len(rewards)
-    values = group_advantages(np.array(rewards), norm_by_std=config.algorithm.norm_adv_by_std_in_grpo)
-    return [f"{value:+.3f}" for value in values]
+def advantages(row: Mapping[str, Any], config: Config) -> list[float | None]:
+    """Of each completion of a group that the learner takes, as the learner has it; None in every other group."""
+    maxrl = config.algorithm.adv_estimator == "maxrl"
+    scores = [completion["acc" if maxrl else "shaped_reward"] for completion in row.get("completions") or ()]
+    if row["term"] not in ACCEPTED or not scores or None in scores:
+        return [None] * len(scores)
+    if maxrl:
+        return maxrl_advantages(np.array(scores)).tolist()
+    return group_advantages(np.array(scores), norm_by_std=config.algorithm.norm_adv_by_std_in_grpo).tolist()
 
 
 def _verdict(row: Mapping[str, Any], config: Config) -> str:

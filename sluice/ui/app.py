@@ -116,6 +116,8 @@ async def _show(runs: Runs, view: str, request: Request, show: Any) -> None:
         with box(classes="view"):
             empty("There is no such run here", str(error))
         return
+    with contextlib.suppress(SluiceError):
+        await asyncio.to_thread(page.run.metrics)  # a long file would keep all pages waiting in the frame below
     with frame(page), box(classes="stack") as content:
         try:
             await page.run.ask_config()

@@ -11,7 +11,7 @@ import duckdb
 from sluice.errors import NotReady
 from sluice.run_dir.evaluation_schema import EVALUATIONS_FOLDER
 from sluice.ui.group_filter import PAGE_ROWS
-from sluice.ui.ledger import SETTINGS, Page
+from sluice.ui.ledger import Page, connected, quoted
 
 CHANGED = 0.5
 """By so much a prompt's accuracy has to change to count as learned or lost."""
@@ -88,15 +88,16 @@ class Evaluations:
 
     def _ask(self, question: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
         """The rows of a question; the word `evaluated` stands for all files."""
-        if not any(self._folder.glob("*.parquet")):
+        files = sorted(self._folder.glob("*.parquet"))
+        if not files:
             raise NotReady(
                 f"{self._folder}: has no evaluation yet; `sluice evaluate` makes one, and so does eval.every_steps of a recipe"
             )
-        listing = str(self._folder / "*.parquet").replace("'", "''")
-        question = question.replace("evaluated", f"read_parquet('{listing}', union_by_name = true)")
+        listing = ", ".join(quoted(str(file)) for file in files)
+        question = question.replace("evaluated", f"read_parquet([{listing}], union_by_name = true)")
         with self._lock:
             if self._opened is None:
-                self._opened = duckdb.connect(":memory:", config=SETTINGS)
+                self._opened = connected(self._folder)
             try:
                 answer = self._opened.execute(question, list(values))
                 names = [column[0] for column in answer.description or ()]

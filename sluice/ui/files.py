@@ -4,6 +4,7 @@ For threads other than the event loop's. What is damaged or absent is named in a
 """
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,18 @@ class RunFiles:
         self._lines: list[JsonObject] = []
         self._read_bytes = 0
         self._first = b""
+        self._number = 0
+        """The file's inode: a thinned file is another one."""
         self._torn = 0
-        self._metrics = RunMetrics(steps=(), evaluations=(), torn_lines=0)
+        self._metrics: RunMetrics | None = RunMetrics(steps=(), evaluations=(), torn_lines=0)
         self._config: tuple[int, Config] | None = None
 
     def metrics(self) -> RunMetrics:
         """Of metrics.jsonl, of which only what was appended since the last call is read. Raises NotFound for another file."""
         with self._lock:
             if self._append():
+                self._metrics = None
+            if self._metrics is None:  # a damaged file is named whenever somebody asks
                 try:
                     path = self.path / METRICS_FILE
                     self._metrics = metrics_of(self._lines, path=path, torn_lines=self._torn)
@@ -64,14 +69,17 @@ class RunFiles:
         path = self.path / METRICS_FILE
         try:
             with path.open("rb") as file:
-                first = file.read(200)
+                first, number = file.read(200), os.fstat(file.fileno()).st_ino
                 size = file.seek(0, 2)
-                if size < self._read_bytes or not first.startswith(self._first[: len(first)]):
-                    self._lines, self._read_bytes, self._torn = [], 0, 0
+                is_same = number == self._number and first.startswith(self._first[: len(first)])
+                if size < self._read_bytes or not is_same:
+                    self._lines, self._read_bytes, self._torn, self._number = [], 0, 0, number
                 file.seek(self._read_bytes)
                 body = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # not yet, or not any more: what was read stays
             return False
+        except OSError as error:
+            raise NotFound(f"{path}: cannot be read: {error}") from error
         whole = body[: body.rfind(b"\n") + 1]
         if not whole:
             return False

@@ -7,9 +7,8 @@ operator's, which permits actions, or the reader's. The token moves from the lin
 
 import secrets
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from sluice.addresses import host_of, is_loopback
 
@@ -68,7 +67,7 @@ class Gate:
             if scope["type"] == "http" and (token := query.pop("token", "")) and self._tokens.role_of(token):
                 await _move(scope, send, f"{self._cookie}={token}", query)
                 return
-            known = self._tokens.role_of(_cookies(headers).get(self._cookie, ""))
+            known = self._tokens.role_of(_cookie(headers, self._cookie))
             if known is None:
                 await _refuse(
                     scope, send, 401, "open the link that `sluice ui` has printed: it holds the token of this run"
@@ -84,22 +83,20 @@ def _foreign(scope: dict[str, Any], headers: dict[str, str], *, loopback_only: b
     host = headers.get("host", "")
     if loopback_only and not is_loopback(host_of(host)):
         return f"this page is served to this machine alone, as http://localhost, not as {host[:100]!r}"
-    origin = headers.get("origin", "")
-    if origin and (scope["type"] == "websocket" or scope.get("method") != "GET") and urlsplit(origin).netloc != host:
+    if (origin := headers.get("origin", "")) and urlsplit(origin).netloc != host:
         return "another site's page may not ask here"
     return ""
 
 
-def _cookies(headers: dict[str, str]) -> dict[str, str]:
-    try:
-        return {name: one.value for name, one in SimpleCookie(headers.get("cookie", "")).items()}
-    except CookieError:
-        return {}
+def _cookie(headers: dict[str, str], name: str) -> str:
+    """Its value, or nothing. http.cookies would give up every cookie at one of another program that it cannot read."""
+    cookies = (one.strip().partition("=") for one in headers.get("cookie", "").split(";"))
+    return next((value for known, _, value in cookies if known == name), "")
 
 
 async def _move(scope: dict[str, Any], send: Any, cookie: str, query: dict[str, str]) -> None:
     path = scope["path"] if scope["path"].startswith("/") and not scope["path"].startswith("//") else "/"
-    place = path + (f"?{urlencode(query)}" if query else "")
+    place = quote(path) + (f"?{urlencode(query)}" if query else "")
     kept = f"{cookie}; Path=/; HttpOnly; SameSite=Lax"
     headers = [(b"location", place.encode()), (b"set-cookie", kept.encode()), (b"referrer-policy", b"no-referrer")]
     await send({"type": "http.response.start", "status": 303, "headers": headers})

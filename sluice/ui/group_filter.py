@@ -1,11 +1,15 @@
 """Which groups the table of groups shows, in which order: the state that the address of the view holds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 PAGE_ROWS = 50
 """Rows of one page of a table."""
+
+MOST_PAGES = 10**9
+"""A table that a page asks for more than these is asked for by hand."""
 
 SORTABLE = (
     "admission",
@@ -49,6 +53,13 @@ class GroupFilter:
     descending: bool = True
     page: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises ValueError: order and page become words of a question in SQL, where no mark can stand for them."""
+        if self.sort not in SORTABLE:
+            raise ValueError(f"sort: must be one of {', '.join(SORTABLE)}, got {self.sort!r:.100}")
+        if type(self.page) is not int or self.page < 0:
+            raise ValueError(f"page: must be a whole number >= 0, got {self.page!r:.100}")
+
     def query(self) -> dict[str, str]:
         """What differs from the default, for an address."""
         default = GroupFilter()
@@ -62,6 +73,16 @@ class GroupFilter:
             for name, value in said.items()
             if value != getattr(default, name) and value is not None
         }
+
+
+def requested(pagination: Mapping[str, Any], *, sortable: Collection[str], sort: str) -> dict[str, Any]:
+    """`page`, `sort` and `descending` that a table asks for: a browser may send anything. `sort` stands for what is none."""
+    page, wanted = pagination.get("page"), pagination.get("sortBy")
+    return {
+        "page": page - 1 if type(page) is int and 0 < page < MOST_PAGES else 0,
+        "sort": wanted if isinstance(wanted, str) and wanted in sortable else sort,
+        "descending": bool(pagination.get("descending")),
+    }
 
 
 def group_filter(query: Mapping[str, str]) -> tuple[GroupFilter, list[str]]:

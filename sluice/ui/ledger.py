@@ -4,6 +4,7 @@ Nothing here holds the rows of a run. A file that cannot be read is named in `da
 event loop's: a question takes milliseconds to seconds. Columns: docs/ledger.md.
 """
 
+import contextlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,21 @@ SETTINGS = {
     "autoload_known_extensions": False,
 }
 """Bounded, and never a request to DuckDB's servers for an extension."""
+
+
+def connected(folder: Path) -> duckdb.DuckDBPyConnection:
+    """A database without tables whose questions reach the files of `folder` and no others, whatever they say."""
+    database = duckdb.connect(":memory:", config=SETTINGS)
+    database.execute(f"SET allowed_directories = [{quoted(str(folder))}]")
+    database.execute("SET enable_external_access = false")
+    database.execute("SET lock_configuration = true")
+    return database
+
+
+def quoted(text: str) -> str:
+    """A text as SQL has it."""
+    return "'" + text.replace("'", "''") + "'"
+
 
 Row = Mapping[str, Any]
 
@@ -86,25 +102,40 @@ class Ledger:
     def ask(self, question: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:
         """The rows of one question over the table `groups`. Raises NotReady while there is no ledger."""
         with self._lock:
-            self._list()
             try:
-                return _rows(self._database.execute(question, list(values)))
-            except duckdb.Error as error:
-                if not self._find_damage(error):
-                    raise
-                return _rows(self._database.execute(question, list(values)))
+                return self._answer(question, values)
+            except (duckdb.Error, OSError):
+                if self._stamps() == self._listed:  # otherwise files were merged meanwhile
+                    self._find_damage()
+                self._listed = None
+            try:
+                return self._answer(question, values)
+            except (duckdb.Error, OSError) as error:
+                raise NotReady(f"{self._run_dir}/ledger: cannot be read now: {str(error).splitlines()[0]}") from error
+
+    def _answer(self, question: str, values: Sequence[object]) -> list[dict[str, Any]]:
+        self._list()
+        return _rows(self._database.execute(question, list(values)))
+
+    def _stamps(self) -> tuple[tuple[str, int, int], ...]:
+        """Every file by name, size and time."""
+        found = []
+        for path in part_paths(self._run_dir):
+            with contextlib.suppress(FileNotFoundError):  # merged into the one before it meanwhile
+                stat = path.stat()
+                found.append((path.name, stat.st_size, stat.st_mtime_ns))
+        return tuple(found)
 
     @property
     def _database(self) -> duckdb.DuckDBPyConnection:
         """Opened with the first question: it has threads of its own."""
         if self._opened is None:
-            self._opened = duckdb.connect(":memory:", config=SETTINGS)
+            self._opened = connected(self._run_dir / "ledger")
         return self._opened
 
     def _list(self) -> None:
         """Makes the view `groups` of the files that are there now."""
-        stats = [(path, path.stat()) for path in part_paths(self._run_dir)]
-        listed = tuple((path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+        listed = self._stamps()
         if listed == self._listed:
             return
         parts = [part for part in open_parts(self._run_dir) if part.path.name not in self._known_bad]
@@ -123,7 +154,7 @@ class Ledger:
         self._listed = listed
 
     def _columns(self, paths: Sequence[Path]) -> set[str]:
-        listing = ", ".join(_quoted(str(path)) for path in paths)
+        listing = ", ".join(quoted(str(path)) for path in paths)
         told = self._database.execute(
             f"DESCRIBE SELECT * FROM read_parquet([{listing}], union_by_name = true)"
         ).fetchall()
@@ -138,9 +169,8 @@ class Ledger:
         except (pa.ArrowException, OSError) as error:
             return str(error)
 
-    def _find_damage(self, error: Exception) -> bool:
-        """Whether files with pages that do not fit their checksums were found, and are left out from now on."""
-        found = False
+    def _find_damage(self) -> None:
+        """Files with pages that do not fit their checksums are left out from now on."""
         for path in part_paths(self._run_dir):
             if path.name in self._known_bad:
                 continue
@@ -148,12 +178,10 @@ class Ledger:
                 with opened(path) as file:
                     for group in range(file.metadata.num_row_groups):
                         file.read_row_group(group)
+            except FileNotFoundError:
+                continue  # merged into the one before it meanwhile
             except (pa.ArrowException, OSError) as why:
-                self._known_bad[path.name], found = str(why or error), True
-        self._listed = None
-        if found:
-            self._list()
-        return found
+                self._known_bad[path.name] = str(why)
 
 
 def _rows(answer: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
@@ -164,9 +192,9 @@ def _rows(answer: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 def _view(parts: Sequence[tuple[Path, int]], columns: set[str]) -> str:
     """Every row once: rows that an earlier file has too are left out; a column that the files lack is null."""
     names = [name if name in columns else f"NULL AS {name}" for name in LEDGER_SCHEMA.names]
-    listing = ", ".join(_quoted(str(path)) for path, _ in parts)
+    listing = ", ".join(quoted(str(path)) for path, _ in parts)
     again = [
-        f"NOT (filename = {_quoted(str(path))} AND file_row_number < {known})" for path, known in parts if known > 0
+        f"NOT (filename = {quoted(str(path))} AND file_row_number < {known})" for path, known in parts if known > 0
     ]
     extra = ", filename = true, file_row_number = true" if again else ""
     return (
@@ -175,10 +203,6 @@ def _view(parts: Sequence[tuple[Path, int]], columns: set[str]) -> str:
         "CASE WHEN step >= 0 AND oldest_version >= 0 THEN step - oldest_version END AS age "
         f"FROM read_parquet([{listing}], union_by_name = true{extra}) WHERE {' AND '.join(again) or 'true'}"
     )
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _conditions(wanted: GroupFilter) -> tuple[str, list[object]]:

@@ -64,7 +64,14 @@ class Live:
                     following = tasks.create_task(self._follow(client))
                     await self._ask(client)
                     following.cancel()
-            self.address = self._where()
+            self.address = self._now_at()
+
+    def _now_at(self) -> str:
+        """Where the coordinator was started last; the former address while nobody can tell, as of a folder that is gone."""
+        try:
+            return self._where() or self.address
+        except (OSError, UnicodeDecodeError):
+            return self.address
 
     async def _ask(self, client: AsyncClient) -> None:
         """Returns when the coordinator is at another address."""
@@ -73,19 +80,28 @@ class Live:
                 self._take(await client.status())
             except SluiceError as error:
                 self._miss(error)
-                if self._where() != self.address:
+                if self._now_at() != self.address:
                     return
             await asyncio.sleep(ASK_EVERY_S)
 
     async def _follow(self, client: AsyncClient) -> None:
-        while not self.is_over:
-            self.events.clear()
-            try:
-                async for event in client.watch(process=_NOBODY):
-                    self.events.append(event)
-            except SluiceError as error:
-                self._miss(error)
+        """A run that has ended has no more events, unless it is started again."""
+        while True:
+            if not self.is_over:
+                await self._follow_once(client)
             await asyncio.sleep(ASK_EVERY_S)
+
+    async def _follow_once(self, client: AsyncClient) -> None:
+        """Events of before stay until the coordinator, which knows them too, tells its own."""
+        is_first = True
+        try:
+            async for event in client.watch(process=_NOBODY):
+                if is_first:
+                    self.events.clear()
+                    is_first = False
+                self.events.append(event)
+        except SluiceError as error:
+            self._miss(error)
 
     def _take(self, status: Status) -> None:
         self.status, self.away_since, self.problem = status, None, ""

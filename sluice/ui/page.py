@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 from nicegui import ui
 
 from sluice.client import RunState
+from sluice.errors import SluiceError
 from sluice.report.figures import duration
 from sluice.ui.parts import box, chip, link, said
 from sluice.ui.runs import Run, Runs
@@ -124,7 +125,11 @@ def _standing(run: Run) -> tuple[str, int, int]:
     if run.live is not None and run.live.status is not None:
         status = run.live.status
         return str(RunState(status.state)), status.step, status.total_steps
-    reached = int(run.files.metrics().steps[-1]["step"]) + 1 if run.files and run.files.metrics().steps else 0
+    try:
+        steps = run.files.metrics().steps if run.files is not None else ()
+    except SluiceError:
+        steps = ()  # the view says so
+    reached = int(steps[-1]["step"]) + 1 if steps else 0
     ended = run.files is not None and run.files.summary() is not None
     return "ended" if ended else "not connected" if run.live else "files only", reached, reached if ended else 0
 

@@ -7,7 +7,7 @@ from nicegui import ui
 from nicegui.element import Element
 from nicegui.elements.mixins.text_element import TextElement
 
-from sluice.ui.group_filter import PAGE_ROWS
+from sluice.ui.group_filter import PAGE_ROWS, requested
 from sluice.ui.shown_text import shown, visible
 
 TERMS: Mapping[str, tuple[str, str]] = {
@@ -127,12 +127,10 @@ def paged_table(
     table = ui.table(rows=[], columns=[dict(one) for one in columns], row_key=row_key, pagination=pagination)
     table.props(f'flat dense binary-state-sort :rows-per-page-options="[{PAGE_ROWS}]" no-data-label="no row fits"')
     table.classes("full-width")
+    sortable = [one["name"] for one in columns if one.get("sortable")]
 
     async def asked(event: Any) -> None:
-        wanted = event.args["pagination"]
-        await on_request(
-            {"page": wanted["page"] - 1, "sort": wanted["sortBy"], "descending": bool(wanted["descending"])}
-        )
+        await on_request(requested(event.args["pagination"], sortable=sortable, sort=sort))
 
     table.on("request", asked)
     return table

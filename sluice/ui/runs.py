@@ -8,6 +8,7 @@ from sluice.config.load import parse_config
 from sluice.config.schema import Config
 from sluice.errors import NotFound, SluiceError
 from sluice.report.metrics import RunMetrics, metrics_of
+from sluice.report.summary import SUMMARY_FILE
 from sluice.rpc.access import Role
 from sluice.rpc.credentials import load_credentials
 from sluice.run_dir.naming import ADDRESS_FILE
@@ -16,6 +17,8 @@ from sluice.ui.live import Live
 
 MOST_RUNS = 12
 """Laid over each other they would be no picture any more."""
+COPIED_S = 5.0
+"""A copy of a run directory may have its files' times in any order, this close together."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -124,18 +127,32 @@ def open_runs(
 def _live_of(folder: Path, credentials: str | Path | None, *, starts: bool) -> Live | None:
     """The coordinator of a run that has not ended, or that `starts` again; None where the folder names none."""
     files = RunFiles(folder)
-    if (files.summary() is not None and not starts) or not (folder / ADDRESS_FILE).exists():
+    if not (folder / ADDRESS_FILE).exists() or (not starts and _has_ended(folder)):
         return None
 
     def where() -> str:
         return (folder / ADDRESS_FILE).read_text(encoding="utf-8").strip()
 
+    own = load_credentials(credentials, role=Role.OPERATOR) if credentials else None
     try:
-        given = credentials or files.config().network.credentials
-        folder_of_role = Path(given) / Role.OPERATOR if given and not credentials else given
-        return Live(where(), credentials=load_credentials(folder_of_role, role=Role.OPERATOR), where=where)
+        if own is None:
+            given = files.config().network.credentials
+            own = load_credentials(Path(given) / Role.OPERATOR if given else None, role=Role.OPERATOR)
+        return Live(where(), credentials=own, where=where)
     except (SluiceError, OSError, UnicodeDecodeError):
         return None
+
+
+def _has_ended(folder: Path) -> bool:
+    """Whether the summary is newer than the address; the older one is that of a run that was started again."""
+    try:
+        ended_s = (folder / SUMMARY_FILE).stat().st_mtime
+    except OSError:
+        return False
+    try:
+        return (folder / ADDRESS_FILE).stat().st_mtime <= ended_s + COPIED_S
+    except OSError:
+        return True
 
 
 def _name(folder: Path, folders: list[Path]) -> str:

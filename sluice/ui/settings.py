@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from sluice.config.schema import Config
+from sluice.telemetry.redaction import redacted
 from sluice.ui.shown_text import visible
 
 REQUIRED = "(no default)"
@@ -43,7 +44,11 @@ def _section(section: BaseModel, other: BaseModel | None, prefix: str) -> list[S
             continue
         text, against = _written(value), REQUIRED if beside is _ABSENT else _written(beside)
         described = info.description or ""
-        found.append(Setting(key=key, value=text, against=against, differs=text != against, description=described))
+        found.append(
+            Setting(
+                key=key, value=redacted(text), against=redacted(against), differs=text != against, description=described
+            )
+        )
     return found
 
 

@@ -13,7 +13,8 @@ from tests.integration.service_process import ENVIRON, ROOT
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
 PARENT = """
-import json, sys
+import json, os, sys
+os.posix_spawnp("true", ["true"], os.environ)  # a child of no rank
 from services.learner.distributed import local_ranks
 local_ranks.LOST_S = 0.3
 run = lambda script: local_ranks.run_ranks(["sh", "-c", script], count=2)

@@ -71,6 +71,8 @@ def run_ranks(command: Sequence[str], *, count: int) -> int:
 
 
 def _stop(signum: int, _: object) -> NoReturn:
+    for other in _SIGNALS:  # a second one would break off the end of the ranks
+        signal.signal(other, signal.SIG_IGN)
     raise _Stopped(signum)
 
 
@@ -105,7 +107,10 @@ def _until_one_fails(ranks: Sequence[_Rank]) -> int:
     while running:
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # looks only: Popen.wait takes the child
         assert ended is not None
-        rank = running.pop(ended.si_pid)
+        rank = running.pop(ended.si_pid, None)
+        if rank is None:  # a child that this process had before its program, or an orphan of a container
+            os.waitpid(ended.si_pid, 0)
+            continue
         if code := rank.process.wait():
             if code < 0:  # otherwise the rank itself has said why
                 how = signal.Signals(-code).name

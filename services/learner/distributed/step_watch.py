@@ -2,9 +2,9 @@
 
  who waits          for what                      unblocked by
  the watch's timer  the end of a part of a step   that end, or the limit: all stacks go to stderr and the process ends
-The timer is a C thread (faulthandler), so that a hang that holds Python's lock is ended too. torchrun then ends the other
-ranks and the learner starts again from its checkpoint. A Python timer, which needs the lock, logs the part that hangs just
-before.
+The timer is a C thread (faulthandler), so that a hang that holds Python's lock is ended too. The ranks' parent then ends the
+other ranks and the learner starts again from its checkpoint. A Python timer, which needs the lock, logs the part that hangs
+just before.
 """
 
 import contextlib

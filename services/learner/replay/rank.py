@@ -1,4 +1,4 @@
-"""One rank of a replay, under torchrun: trains the recorded batches from a checkpoint with the learner's own code.
+"""One rank of a replay: trains the recorded batches from a checkpoint with the learner's own code.
 
 No coordinator and no Redis. Waits: each rank for the other ranks, in a collective (distributed/ranks.py).
 """

@@ -46,7 +46,7 @@ class SpanRecord:
 
 def text_of(text: str) -> str:
     """A text as a span keeps it: short, without secrets, and UTF-8 whatever it was."""
-    return redacted(text[:TEXT_CHARACTERS]).encode("utf-8", "replace").decode()
+    return redacted(text[: 4 * TEXT_CHARACTERS])[:TEXT_CHARACTERS].encode("utf-8", "replace").decode()
 
 
 def nanoseconds(time_s: float) -> int:

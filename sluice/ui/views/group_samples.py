@@ -4,12 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from nicegui import ui
 
-from sluice.dapo.advantage import group_advantages
 from sluice.report.figures import ABSENT, number
-from sluice.report.group_page import ACCEPTED
+from sluice.report.group_page import advantages
 from sluice.report.group_texts import Texts
 from sluice.report.turns import ShownTurn
 from sluice.ui.found_group import MOST_SAMPLES, Found
@@ -28,7 +26,7 @@ def samples(page: Page, found: Found) -> None:
         return
     colour = page.query.get("colour", "logprob")
     colour = colour if colour in COLOURINGS else "logprob"
-    advantages = _advantages(found)
+    values = advantages(found.row, found.config)
     tokens: list[Any] = []
     with (
         panel("Samples", note=f"{len(completions)} of one prompt, {found.row['tokens']:,} tokens"),
@@ -40,7 +38,7 @@ def samples(page: Page, found: Found) -> None:
             _colours(page, colour, tokens)
     with box(classes="samples"):
         for place, completion in enumerate(completions):
-            _sample(found, place, completion, advantages[place], colour, tokens)
+            _sample(found, place, completion, values[place], colour, tokens)
 
 
 def _colours(page: Page, colour: str, tokens: list[Any]) -> None:
@@ -65,16 +63,6 @@ def _colours(page: Page, colour: str, tokens: list[Any]) -> None:
         said("span", "unlikely, older, negative ")
         box("span", "scale").style(scale)
         said("span", " newer, positive; a token's figures stand at the pointer")
-
-
-def _advantages(found: Found) -> Sequence[float | None]:
-    """Of the groups that the learner takes."""
-    completions = found.row["completions"]
-    rewards = [one["shaped_reward"] for one in completions]
-    if found.row["term"] not in ACCEPTED or None in rewards:
-        return [None] * len(completions)
-    norm = found.config.algorithm.norm_adv_by_std_in_grpo
-    return [float(one) for one in group_advantages(np.array(rewards), norm_by_std=norm)]
 
 
 def _sample(

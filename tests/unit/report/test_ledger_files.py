@@ -15,7 +15,7 @@ from services.coordinator.state.group import QueuedGroup
 from services.coordinator.state.ledger_row import PARTS, ledger_row, open_info, queued_row, reopened
 from services.coordinator.storage.run_files import RunFiles
 from sluice.cli.main import main
-from sluice.report.group_page import group_page
+from sluice.report.group_page import advantages, group_page
 from sluice.report.ledger_page import account_of_files, ledger_page
 from sluice.report.ledger_tables import find_row, nearest_ids, select
 from sluice.run_dir.batch_file import frames, payload_at, payloads_of
@@ -34,6 +34,16 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def explained(run_dir: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main(["explain", *words, "--run-dir", str(run_dir)]) == 0
     return capsys.readouterr().out
+
+
+def test_advantages_are_those_that_the_learner_has() -> None:
+    scores = ((1.0, 0.5), (0.0, 0.0), (0.0, 0.0), (0.0, -0.5))
+    row = {"term": "trained", "completions": [{"acc": acc, "shaped_reward": shaped} for acc, shaped in scores]}
+    config = make_config(rollout__n=4, algorithm__norm_adv_by_std_in_grpo=False)
+    assert advantages(row, config) == [0.5, 0.0, 0.0, -0.5]
+    maxrl = make_config(rollout__n=4, algorithm__adv_estimator="maxrl")
+    assert advantages(row, maxrl) == pytest.approx([3.0, -1.0, -1.0, -1.0], abs=1e-4)
+    assert advantages(row | {"term": "stale"}, maxrl) == [None] * 4
 
 
 # --- the ledger ---

@@ -26,7 +26,7 @@ from sluice.telemetry.traces.context import TraceContext, current, is_sampled, p
 from sluice.telemetry.traces.feed import SpanFeed
 from sluice.telemetry.traces.otlp import OtlpWriter
 from sluice.telemetry.traces.otlp_file import OtlpFile
-from sluice.telemetry.traces.span import TEXT_CHARACTERS, SpanEvent, SpanRecord
+from sluice.telemetry.traces.span import TEXT_CHARACTERS, SpanEvent, SpanRecord, text_of
 from sluice.telemetry.traces.tracer import OFF, Tracer
 from tests.otlp_lines import spans_of
 
@@ -355,3 +355,8 @@ def test_a_writer_that_fails_costs_its_call_alone(error: Exception) -> None:
         feed.close(within_s=10.0)
     assert ([span.name for span in kept.spans], feed.dropped) == (["1"], 1)
     assert str(error) in logs[0]["reason"]
+
+
+def test_a_password_at_the_place_where_a_text_is_cut_is_masked_whole() -> None:
+    text = "x" * (TEXT_CHARACTERS - 20) + " http://me:password-of-me@host"
+    assert "password" not in text_of(text)

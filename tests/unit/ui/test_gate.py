@@ -60,6 +60,7 @@ def test_another_sites_page_opens_no_socket_and_posts_nothing() -> None:
     assert ask(None, kind="websocket", origin="http://evil.example")[0]["type"] == "websocket.close"
     assert status(None, method="POST", origin="http://evil.example") == 403
     assert status(None, method="POST", origin="http://127.0.0.1:8050") == 200
+    assert status(None, origin="http://evil.example") == 403
 
 
 def test_beyond_loopback_a_token_is_asked_for_and_moves_from_the_link_into_a_cookie() -> None:
@@ -76,6 +77,15 @@ def test_beyond_loopback_a_token_is_asked_for_and_moves_from_the_link_into_a_coo
     assert status(TOKENS, host="10.0.0.1:8050", cookie="sluice-token-8050=guessed") == 401
 
 
-def test_a_link_leads_to_no_other_host() -> None:
-    moved = ask(TOKENS, host="10.0.0.1:8050", path="//evil.example/x", query=f"token={TOKENS.reader}")[0]
-    assert dict(moved["headers"])[b"location"] == b"/"
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [("//evil.example/x", b"/"), ("/\\evil.example", b"/%5Cevil.example"), ("/group/a\r\nb", b"/group/a%0D%0Ab")],
+)
+def test_a_link_leads_to_no_other_host(path: str, place: bytes) -> None:
+    moved = ask(TOKENS, host="10.0.0.1:8050", path=path, query=f"token={TOKENS.reader}")[0]
+    assert dict(moved["headers"])[b"location"] == place
+
+
+def test_a_cookie_of_another_program_on_the_host_hides_no_token() -> None:
+    cookie = f'seen={{"a": [1, 2]}}; sluice-token-8050={TOKENS.reader}; b='
+    assert ask(TOKENS, host="10.0.0.1:8050", cookie=cookie)[1]["body"] == b"reader"

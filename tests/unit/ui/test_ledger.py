@@ -1,6 +1,7 @@
 """The table of groups: every filter against the same question asked of the rows in Python, and damaged files."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from services.coordinator.storage.ledger_writer import write_rows
 from sluice.errors import NotReady
 from sluice.run_dir.ledger_parts import part_path
-from sluice.ui.group_filter import PAGE_ROWS, GroupFilter, group_filter
+from sluice.ui.group_filter import PAGE_ROWS, SORTABLE, GroupFilter, group_filter, requested
 from sluice.ui.ledger import Ledger
 from sluice.ui.prompts import coverage, prompts
 
@@ -108,6 +109,39 @@ def test_an_address_is_read_back_as_it_was_written_and_what_makes_no_sense_is_na
         "got 'term; --'; left out",
         f"page: must be a whole number >= 0, got '{'9' * 40}'; left out",
     ]
+
+
+def test_a_browser_cannot_put_words_of_its_own_into_a_question(ledger: Ledger) -> None:
+    words = "admission; COPY (SELECT 1) TO '/tmp/x'; --"
+    asked = {"page": 2, "sortBy": words, "descending": True}
+    assert requested(asked, sortable=SORTABLE, sort="age") == {"page": 1, "sort": "age", "descending": True}
+    for page in ("1 OFFSET 0", -3, 0, 1.5, 10**30, None, True):
+        assert requested({"page": page, "sortBy": ["age"]}, sortable=SORTABLE, sort="step")["page"] == 0
+    refused: list[dict[str, Any]] = [{"sort": words}, {"sort": None}, {"page": "0; --"}, {"page": -1}]
+    for wrong in refused:
+        with pytest.raises(ValueError, match=r"sort: must be one of|page: must be a whole number"):
+            ledger.page(GroupFilter(**wrong))
+    for reach in ("SELECT * FROM read_text('/etc/hostname')", "SET enable_external_access = true"):
+        with pytest.raises(NotReady, match=r"disabled by configuration|has been locked"):
+            ledger.ask(reach)
+
+
+def test_files_that_are_merged_or_gone_meanwhile_are_listed_again(run_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    ledger = Ledger(folder)
+    listed, last = ledger._list, part_path(folder, 300)
+
+    def merged_meanwhile() -> None:
+        listed()
+        last.unlink(missing_ok=True)
+
+    ledger._list = merged_meanwhile  # type: ignore[method-assign]
+    assert sum(ledger.terms().values()) == 300
+    assert ledger.damaged == {}
+    shutil.rmtree(folder)
+    with pytest.raises(NotReady, match="has no file that can be read yet"):
+        ledger.terms()
 
 
 def test_neighbours_and_counts(ledger: Ledger) -> None:

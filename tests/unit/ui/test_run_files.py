@@ -1,18 +1,22 @@
 """A run directory that grows while it is looked at, and folders that are none."""
 
 import json
+import os
 import re
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sluice.errors import NotFound
+from sluice.client import Event
+from sluice.errors import NotFound, SluiceError, Unavailable
 from sluice.rpc.credentials import NO_CREDENTIALS
 from sluice.ui.charts import MOST_POINTS, Look, Series, accuracy_options, panel_options, smoothed
 from sluice.ui.figures import overview_figures
 from sluice.ui.files import RunFiles, check_run_dir
 from sluice.ui.live import Live
+from sluice.ui.page import _standing
 from sluice.ui.panels import PANELS
 from sluice.ui.runs import MOST_RUNS, open_runs
 from sluice.ui.settings import settings
@@ -42,6 +46,69 @@ def test_lines_that_come_are_read_once_and_a_thinned_file_is_read_anew(tmp_path:
     assert ([row["step"] for row in metrics.steps], metrics.torn_lines) == ([0, 1, 2], 1)
     path.write_text(step(1) + step(3))
     assert [row["step"] for row in files.metrics().steps] == [1, 3]
+
+
+def test_a_thinned_file_that_has_grown_again_is_read_anew_and_one_that_is_gone_stays_known(tmp_path: Path) -> None:
+    files, path = RunFiles(tmp_path), tmp_path / "metrics.jsonl"
+    long = {"x" * 200: 1.0}
+    path.write_text(step(0, **long) + step(1) + step(2))
+    assert len(files.metrics().steps) == 3
+    other = tmp_path / "thinned"
+    other.write_text(step(0, **long) + "".join(step(number) for number in (2, 3, 4, 5)))
+    other.replace(path)
+    assert [row["step"] for row in files.metrics().steps] == [0, 2, 3, 4, 5]
+    path.unlink()
+    assert len(files.metrics().steps) == 5
+
+
+def test_a_damaged_file_of_metrics_leaves_the_frame_of_a_page(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "step"}\n')
+    (run,) = open_runs([tmp_path], coordinator="", credentials=None)
+    assert _standing(run) == ("files only", 0, 0)
+    with pytest.raises(NotFound, match="the file is none of Sluice's"):
+        run.metrics()
+
+
+def test_a_run_that_was_started_again_is_live_and_credentials_that_were_named_must_be_good(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    (folder / "summary.json").write_text("{}")
+    (folder / "coordinator-address").write_text("127.0.0.1:9")
+
+    def is_live(credentials: str | None = None) -> bool:
+        (run,) = open_runs([folder], coordinator="", credentials=credentials)
+        return run.live is not None
+
+    assert not is_live()
+    os.utime(folder / "summary.json", (1_700_000_000, 1_700_000_000))
+    assert is_live()
+    with pytest.raises(SluiceError, match="absent"):
+        is_live(str(tmp_path / "absent"))
+
+
+async def test_events_stay_while_the_coordinator_is_away_and_a_run_that_starts_again_is_followed(
+    tmp_path: Path,
+) -> None:
+    class Coordinator:
+        events: Sequence[Event] = ()
+
+        async def watch(self, *, process: str) -> AsyncIterator[Event]:
+            if not self.events:
+                raise Unavailable("nobody there")
+            for one in self.events:
+                yield one
+
+    def event(number: int) -> Event:
+        return Event(sequence=number, process="p", time_s=0.0, kind="warning", message="", labels={})
+
+    place, coordinator = tmp_path / "address", Coordinator()
+    live = Live("127.0.0.1:9", credentials=NO_CREDENTIALS, where=place.read_text)
+    for events, known in (((event(1), event(2)), 2), ((), 2), ((event(3),), 1)):
+        coordinator.events = events
+        await live._follow_once(coordinator)  # type: ignore[arg-type]
+        assert len(live.events) == known
+    assert live._now_at() == "127.0.0.1:9"  # the folder is gone
+    place.write_text("127.0.0.1:10")
+    assert live._now_at() == "127.0.0.1:10"
 
 
 def test_a_run_that_is_rolled_back_shows_what_survives(tmp_path: Path) -> None:
@@ -129,6 +196,9 @@ def test_every_key_of_the_configuration_stands_beside_its_default_or_another_run
     assert rows["run.name"].against == "run"
     assert {one.key for one in settings(config) if one.differs} >= {"model.path"}
     assert [one.key for one in settings(config, other=config) if one.differs] == []
+    model = config.model.model_copy(update={"path": "https://me:word@host/model"})
+    (path,) = (one for one in settings(config.model_copy(update={"model": model})) if one.key == "model.path")
+    assert path.value == "https://[redacted]@host/model"
 
 
 async def test_a_coordinator_of_another_version_is_named_where_its_configuration_would_stand() -> None:
