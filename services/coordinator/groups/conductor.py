@@ -224,13 +224,13 @@ class Conductor:
         except GroupFailed as failure:
             if group.rewards:
                 self.window.add_scored(group)
-            self._tell_sampler(group)
+            self.tell_sampler(group)
             await self._fail(group, failure)
             return
         group.phase = Phase.SCORED
         self.window.add_scored(group)
         group.drop_ungraded()
-        self._tell_sampler(group)
+        self.tell_sampler(group)
         verdict = self._judge(group)
         self.window.add_verdict(verdict, group)
         self._board.judge(kept=verdict is Verdict.KEPT)
@@ -265,8 +265,9 @@ class Conductor:
         group.fault = failure.fault
         await self.end(group, f"failed:{failure.reason}")
 
-    def _tell_sampler(self, group: Group) -> None:
-        """Tells the outcome at once, whatever becomes of the group: the sooner the better are the next choices."""
+    def tell_sampler(self, group: Group) -> None:
+        """Tells the outcome at once, whatever becomes of the group: the sooner the better are the next choices. Also to be called
+        for an open group that is taken off the board: its row may then be drawn again."""
         if self._sampler is not None:
             self._sampler.ended(group)
 
