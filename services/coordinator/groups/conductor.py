@@ -266,8 +266,8 @@ class Conductor:
         await self.end(group, f"failed:{failure.reason}")
 
     def tell_sampler(self, group: Group) -> None:
-        """Tells the outcome at once, whatever becomes of the group: the sooner the better are the next choices. Also to be called
-        for an open group that is taken off the board: its row may then be drawn again."""
+        """Tells the outcome at once, whatever becomes of the group: the sooner the better are the next choices. Also for a
+        group that is taken off the board, whose row may then be drawn again."""
         if self._sampler is not None:
             self._sampler.ended(group)
 

@@ -42,8 +42,8 @@ redis.call('SET', KEYS[12], string.match(ARGV[1], '%%d+$'))
 return {redis.call('INCR', KEYS[11]), answer}
 """
 
-# ARGV: fence, next cursor, next admission, then (group, info JSON)... One script for groups that are admitted together: a script
-# of its own for each may be refused and sent again behind the later ones, which would set the cursor back.
+# ARGV: fence, next cursor, next admission, then (group, info JSON)... One script for groups that are admitted together: one of
+# many may be refused and sent again behind the later ones, which would set the cursor back.
 ADMIT = (
     FENCE
     + """
