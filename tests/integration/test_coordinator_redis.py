@@ -59,8 +59,8 @@ async def test_a_full_redis_takes_no_group_and_still_assigns_the_batch_that_make
 ) -> None:
     client = aioredis.Redis.from_url(redis_server.url)
     payload = random.Random(0).randbytes(2_000_000)
-    await store.admit("a", info={"admission": 0}, cursor="1", admissions=1)
-    await store.admit("b", info={"admission": 1}, cursor="2", admissions=2)
+    await store.admit({"a": {"admission": 0}}, cursor="1", admissions=1)
+    await store.admit({"b": {"admission": 1}}, cursor="2", admissions=2)
     await store.accept("a", info={"admission": 0}, payload=payload, tokens=6, lost=0)
     await client.config_set("maxmemory", (await client.info("memory"))["used_memory"] - 500_000)
     with pytest.raises(Overloaded, match="raise its maxmemory"):

@@ -347,7 +347,7 @@ async def test_a_repair_that_broke_off_between_a_batch_and_its_rows_does_not_kee
     await store.open()
     group_id = group_id_of(0, run_id=scene.run_dir.name)
     info = {"admission": 0, "cursor": "", "prompt_id": "", "admitted": None}
-    await store.admit(group_id, info=info, cursor="", admissions=1)
+    await store.admit({group_id: info}, cursor="", admissions=1)
     await store.restore_batch(0, record={"ids": [group_id], "digest": "-"}, groups=[])
     await store.close()
     async with scene.serve() as run:

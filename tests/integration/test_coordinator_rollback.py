@@ -409,4 +409,5 @@ async def test_prompts_that_a_sampler_chose_are_the_same_after_a_restart_a_rollb
     chosen = [row for row in ended_rows.values() if row["chosen"]]
     assert len(chosen) > 10
     assert all(0 < row["predicted"] < 1 for row in ended_rows.values() if row["predicted"] >= 0)
-    assert read_metrics(scene.run_dir).steps[-1]["sampling/chosen_fraction"] > 0
+    # A step during which no group was judged has none: its batch was full before the former step was booked.
+    assert any(step.get("sampling/chosen_fraction", 0) > 0 for step in read_metrics(scene.run_dir).steps)

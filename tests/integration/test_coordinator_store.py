@@ -13,7 +13,7 @@ from services.coordinator.state.ledger import count
 from services.coordinator.state.ports import Forgot
 from services.coordinator.storage.lua import SCRIPTS
 from services.coordinator.storage.redis_store import Store
-from sluice.errors import Fenced
+from sluice.errors import Fenced, Overloaded
 from sluice.launch.embedded_redis import EmbeddedRedis, start_redis
 
 pytestmark = pytest.mark.integration
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 async def accept(store: Store, *names: str) -> None:
     for number, name in enumerate(names):
-        await store.admit(name, info={"admission": number}, cursor=str(number + 1), admissions=number + 1)
+        await store.admit({name: {"admission": number}}, cursor=str(number + 1), admissions=number + 1)
         await store.accept(name, info={"admission": number}, payload=name.encode(), tokens=6, lost=2)
 
 
@@ -60,9 +60,25 @@ async def test_hundreds_of_transitions_at_once_all_arrive_in_order(store: Store)
     async with asyncio.TaskGroup() as tasks:
         for number, name in enumerate(names):
             info = {"admission": number}
-            tasks.create_task(store.admit(name, info=info, cursor=str(number), admissions=number + 1))
+            tasks.create_task(store.admit({name: info}, cursor=str(number), admissions=number + 1))
     assert (await store.counters())["admitted"] == 300
     assert (await store.meta())["admissions"] == "300"  # the last one that was asked for
+
+
+async def test_groups_that_are_admitted_together_are_all_there_or_none_and_the_cursor_moves_once(
+    store: Store, redis_server: EmbeddedRedis
+) -> None:
+    for _ in range(2):
+        await store.admit({name: {"admission": place} for place, name in enumerate("abc")}, cursor="3", admissions=3)
+    client = aioredis.Redis.from_url(redis_server.url)
+    await client.config_set("maxmemory", 1)
+    with pytest.raises(Overloaded):
+        await store.admit({"d": {}, "e": {}}, cursor="5", admissions=5)
+    await client.config_set("maxmemory", 0)
+    await client.aclose()
+    meta, counters = await store.meta(), await store.counters()
+    assert (set(await store.live()), meta["cursor"], meta["admissions"]) == ({"a", "b", "c"}, "3", "3")
+    assert (counters["admitted"], counters["open"]) == (3, 3)
 
 
 async def test_a_script_that_a_connection_held_back_changes_nothing_when_it_arrives_at_last(
@@ -105,8 +121,7 @@ async def test_a_script_that_a_connection_held_back_changes_nothing_when_it_arri
 
 async def test_a_caller_that_gives_up_disturbs_no_other(store: Store) -> None:
     calls = [
-        asyncio.create_task(store.admit(name, info={"admission": 0}, cursor="", admissions=1))
-        for name in ("a", "b", "c")
+        asyncio.create_task(store.admit({name: {"admission": 0}}, cursor="", admissions=1)) for name in ("a", "b", "c")
     ]
     await asyncio.sleep(0)
     calls[1].cancel()
@@ -157,7 +172,7 @@ async def test_no_script_changes_anything_for_who_was_replaced_or_whose_writes_r
 
 async def test_a_group_that_is_in_another_state_is_not_moved_and_nothing_else_changes(store: Store) -> None:
     await accept(store, "queued", "assigned")
-    await store.admit("open", info={}, cursor="3", admissions=3)
+    await store.admit({"open": {}}, cursor="3", admissions=3)
     await store.assign(0, record={"ids": ["assigned"]}, group_ids=["assigned"], tokens=6)
     before = (await store.counters(), await store.live(), await store.rows(10))
     for name in ("open", "assigned", "unheard of"):
@@ -175,7 +190,7 @@ async def test_a_group_that_is_in_another_state_is_not_moved_and_nothing_else_ch
 
 async def test_repeated_transitions_change_nothing(store: Store) -> None:
     await accept(store, "a")
-    await store.admit("a", info={"admission": 0}, cursor="9", admissions=9)
+    await store.admit({"a": {"admission": 0}}, cursor="9", admissions=9)
     assert not await store.accept("a", info={"admission": 0}, payload=b"other", tokens=8, lost=0)
     assert await store.payload("a") == b"a"
     first = {"ids": ["a"], "digest": "first"}
@@ -216,7 +231,7 @@ async def test_groups_and_tokens_are_conserved_by_any_order_of_transitions_repea
     for group in range(60):
         name, lost = str(group), chance.randint(0, 3)
         for _ in range(chance.randint(1, 2)):
-            await store.admit(name, info={}, cursor="", admissions=group + 1)
+            await store.admit({name: {}}, cursor="", admissions=group + 1)
         if (fate := chance.random()) < 0.2:
             continue  # stays open
         received += tokens[group] + lost
@@ -259,8 +274,8 @@ async def test_a_second_coordinator_shuts_the_first_one_out(store: Store, redis_
     second = Store(url=redis_server.url, run_id="run")
     await second.open()
     with pytest.raises(Fenced):
-        await store.admit("a", info={}, cursor="1", admissions=1)
-    await second.admit("a", info={}, cursor="1", admissions=1)
+        await store.admit({"a": {}}, cursor="1", admissions=1)
+    await second.admit({"a": {}}, cursor="1", admissions=1)
     await second.close()
 
 
@@ -284,7 +299,7 @@ async def test_a_redis_without_a_confirmed_write_is_noticed_and_nothing_more_is_
     await accept(store, "b")
     await client.set(writes, former or b"0")  # what it is after the loss of the newest part
     with pytest.raises(Forgot):
-        await store.admit("c", info={}, cursor="3", admissions=3)
+        await store.admit({"c": {}}, cursor="3", admissions=3)
     with pytest.raises(Forgot):
         await store.watch()
     assert "c" not in await store.live()
@@ -311,7 +326,7 @@ async def test_rows_that_are_in_files_count_once_whatever_redis_still_knows(stor
 
 async def test_a_batch_that_was_forgotten_is_assigned_whatever_became_of_its_groups(store: Store) -> None:
     await accept(store, "a")
-    await store.admit("b", info={"admission": 1}, cursor="2", admissions=2)
+    await store.admit({"b": {"admission": 1}}, cursor="2", admissions=2)
     record = {"ids": ["a", "b", "c"], "digest": "d"}
     for _ in range(2):
         await store.restore_batch(3, record=record, groups=[(name, {"name": name}, 6) for name in ("a", "b", "c")])
@@ -345,7 +360,7 @@ async def test_a_coordinator_that_was_replaced_is_shut_out_also_when_redis_forgo
     second = Store(url=redis_server.url, run_id="run")
     await second.open()
     await accept(second, "a", "b", "c")  # more writes than the first one was told of
-    for late in (store.set_meta({"cursor": "9"}), store.admit("z", info={}, cursor="9", admissions=9), store.confirm()):
+    for late in (store.set_meta({"cursor": "9"}), store.admit({"z": {}}, cursor="9", admissions=9), store.confirm()):
         with pytest.raises(Fenced):
             await late
     assert (await second.meta())["cursor"] == "3"

@@ -123,7 +123,7 @@ async def test_a_store_waits_for_a_redis_that_refuses_to_write_and_reads_meanwhi
         store._disk._folder = None  # as for a server on another machine, whose folder nobody here can look at
         ballast = fill(small_disk)
         await _until_refused(client)
-    admitting = asyncio.create_task(store.admit("a", info={"admission": 0}, cursor="1", admissions=1))
+    admitting = asyncio.create_task(store.admit({"a": {"admission": 0}}, cursor="1", admissions=1))
     await assert_eventually(lambda: bool(disk.now()), what="the store waits")
     (wait,) = disk.now()
     assert str(small_disk / "redis") in str(wait)
@@ -224,7 +224,7 @@ async def test_a_store_waits_also_where_only_writing_shows_that_there_is_no_room
     monkeypatch.setattr(keeper, "FULL_DISK_PAUSE_S", 0.1)
     monkeypatch.setattr(keeper, "LONGEST_PAUSE_S", 0.2)
     ballast = fill(small_disk)
-    admitting = asyncio.create_task(store.admit("a", info={"admission": 0}, cursor="1" * 5_000, admissions=1))
+    admitting = asyncio.create_task(store.admit({"a": {"admission": 0}}, cursor="1" * 5_000, admissions=1))
     await assert_eventually(lambda: bool(disk.now()), what="the store waits", within_s=30)
     assert str(small_disk / "run" / "redis") in str(disk.now()[0])
     ballast.unlink()

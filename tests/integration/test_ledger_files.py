@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 async def end(store: Store, number: int) -> None:
     """A group is admitted and ends, which leaves a row."""
     name = f"g{number}"
-    await store.admit(name, info={"admission": number}, cursor="", admissions=number + 1)
+    await store.admit({name: {"admission": number}}, cursor="", admissions=number + 1)
     row = {
         "group_id": name,
         "admission": number,

@@ -63,9 +63,9 @@ class RunParts:
     repair: Repair
     cache_use: CacheUse
     player: Player | None
+    """Plays episodes; None without environments."""
     sampler: Difficulty | None
     """None: the prompts come in their order."""
-    """Plays episodes; None without environments."""
     gateway: "Gateway | None"
     """Where agents take episodes; None without an environment `agent`."""
     meetings: LearnerMeetings = field(default_factory=LearnerMeetings)

@@ -72,6 +72,8 @@ class Conductor:
         )
         self._episodes = player and GroupEpisodes(run, player=player, rollouts=rollouts, reports=reports)
         self._cursor, self._admissions = cursor, admissions
+        self._recorded = admissions, cursor
+        """The newest of both that Redis has."""
         self.window = StepWindow(started_s=run.clock.now(), known_parts=run.progress.part_names)
         self.failures_in_a_row = 0
         """Groups that failed since the last group that was kept or filtered."""
@@ -107,7 +109,7 @@ class Conductor:
 
     async def note_place(self) -> None:
         """Notes durably how far the prompts are, for a `catch_up`."""
-        run_dir, admissions, cursor = self._files.run_dir, self._admissions, self._cursor
+        run_dir, (admissions, cursor) = self._files.run_dir, self._recorded
         await asyncio.to_thread(note_place, run_dir, admissions=admissions, cursor=cursor)
 
     async def catch_up(self, until: int, *, known: Container[str], most: int) -> list[Group]:
@@ -133,6 +135,7 @@ class Conductor:
             self._admissions += 1
             await asyncio.sleep(0)  # there may be thousands
         await self._store.set_meta({"cursor": self._cursor, "admissions": str(self._admissions)})
+        self._recorded = self._admissions, self._cursor
         return again
 
     def _may_admit(self) -> bool:
@@ -166,7 +169,7 @@ class Conductor:
         return self._board.next_step + batches_ahead < self._config.run.total_steps
 
     def _begin(self) -> Iterator[tuple[Group, Member]]:
-        """Admits as many groups as may start now, so that Redis hears of them in one round trip."""
+        """Admits as many groups as may start now, so that Redis hears of them at once."""
         for _ in range(ADMITTED_AT_ONCE):
             member = self._generation.start_on(self._admissions) if self._may_admit() else None
             if member is None:
@@ -174,14 +177,10 @@ class Conductor:
             yield self._admit(), member
 
     async def _record(self, *groups: Group) -> None:
-        """Writes admitted groups to Redis, in their order."""
-        records = (
-            self._store.admit(
-                group.group_id, info=open_info(group), cursor=group.cursor_after, admissions=group.admission + 1
-            )
-            for group in groups
-        )
-        await asyncio.gather(*records)
+        """Writes admitted groups to Redis: all of them, or none."""
+        infos, last = {group.group_id: open_info(group) for group in groups}, groups[-1]
+        await self._store.admit(infos, cursor=last.cursor_after, admissions=last.admission + 1)
+        self._recorded = last.admission + 1, last.cursor_after
 
     def _admit(self) -> Group:
         """The next group, on the board; nothing may start on it before `_record`."""
@@ -225,13 +224,13 @@ class Conductor:
         except GroupFailed as failure:
             if group.rewards:
                 self.window.add_scored(group)
-            self._tell_sampler(group)
+            self.tell_sampler(group)
             await self._fail(group, failure)
             return
         group.phase = Phase.SCORED
         self.window.add_scored(group)
         group.drop_ungraded()
-        self._tell_sampler(group)
+        self.tell_sampler(group)
         verdict = self._judge(group)
         self.window.add_verdict(verdict, group)
         self._board.judge(kept=verdict is Verdict.KEPT)
@@ -266,8 +265,9 @@ class Conductor:
         group.fault = failure.fault
         await self.end(group, f"failed:{failure.reason}")
 
-    def _tell_sampler(self, group: Group) -> None:
-        """Tells the outcome at once, whatever becomes of the group: the sooner the better are the next choices."""
+    def tell_sampler(self, group: Group) -> None:
+        """Tells the outcome at once, whatever becomes of the group: the sooner the better are the next choices. Also for a
+        group that is taken off the board, whose row may then be drawn again."""
         if self._sampler is not None:
             self._sampler.ended(group)
 

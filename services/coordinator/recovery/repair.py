@@ -17,7 +17,7 @@ import structlog
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.recovery.ended_groups import EndedGroups
-from services.coordinator.state.group import QueuedGroup, admission_of
+from services.coordinator.state.group import Group, QueuedGroup, admission_of
 from services.coordinator.state.learner_history import MAX_STEPS, Statement, TrainedStep
 from services.coordinator.state.ledger_row import accepted_info, queued_row
 from services.coordinator.state.progress import RunState
@@ -238,6 +238,8 @@ class Repair:
         live = self._board.queued.get(group_id) or self._board.open.get(group_id)
         if live is not None:
             self._board.remove(live)
+        if isinstance(live, Group):
+            self._conductor.tell_sampler(live)
 
     async def _assign_from_files(self, ended: EndedGroups, account: Account) -> None:
         """Assigns batches whose files exist, because a file means that the batch was decided, while all its groups are live."""

@@ -42,17 +42,24 @@ redis.call('SET', KEYS[12], string.match(ARGV[1], '%%d+$'))
 return {redis.call('INCR', KEYS[11]), answer}
 """
 
-# ARGV: fence, group, info JSON, next cursor, next admission
+# ARGV: fence, next cursor, next admission, then (group, info JSON)... One script for groups that are admitted together: one of
+# many may be refused and sent again behind the later ones, which would set the cursor back.
 ADMIT = (
     FENCE
     + """
-if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 1 then return 0 end
-redis.call('HSET', KEYS[2], ARGV[2], 'open')
-redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
-redis.call('HSET', KEYS[9], 'cursor', ARGV[4], 'admissions', ARGV[5])
-redis.call('HINCRBY', KEYS[7], 'admitted', 1)
-redis.call('HINCRBY', KEYS[7], 'open', 1)
-return 1
+local new = 0
+for i = 4, #ARGV, 2 do
+  if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 0 then
+    redis.call('HSET', KEYS[2], ARGV[i], 'open')
+    redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1])
+    new = new + 1
+  end
+end
+if new == 0 then return 0 end
+redis.call('HSET', KEYS[9], 'cursor', ARGV[2], 'admissions', ARGV[3])
+redis.call('HINCRBY', KEYS[7], 'admitted', new)
+redis.call('HINCRBY', KEYS[7], 'open', new)
+return new
 """
 )
 

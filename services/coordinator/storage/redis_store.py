@@ -144,9 +144,10 @@ class Store:
         """See `shut_down_server` of redis_server.py."""
         await shut_down_server(self._url, self._access)
 
-    async def admit(self, group_id: str, *, info: Mapping[str, Any], cursor: str, admissions: int) -> None:
-        """Opens a new group and moves the prompt cursor, atomically."""
-        await self._scripts.run("admit", group_id, json.dumps(info), cursor, admissions)
+    async def admit(self, infos: Mapping[str, Mapping[str, Any]], *, cursor: str, admissions: int) -> None:
+        """Opens new groups, given by id, and moves the prompt cursor behind the last of them, atomically."""
+        parts = [part for group_id, info in infos.items() for part in (group_id, json.dumps(info))]
+        await self._scripts.run("admit", cursor, admissions, *parts)
 
     async def accept(self, group_id: str, *, info: Mapping[str, Any], payload: bytes, tokens: int, lost: int) -> bool:
         """Moves a group from open to queued, with its payload; False when the group was not open.

@@ -131,9 +131,9 @@ class FakeStore:
         """Cleared: what is written is done, but the answer does not come."""
         self.answers.set()
 
-    async def admit(self, group_id: str, *, info: Mapping[str, Any], cursor: str, admissions: int) -> None:
-        self.state[group_id] = "open"
-        self.counters.update(admitted=1, open=1)
+    async def admit(self, infos: Mapping[str, Mapping[str, Any]], *, cursor: str, admissions: int) -> None:
+        self.state.update(dict.fromkeys(infos, "open"))
+        self.counters.update(admitted=len(infos), open=len(infos))
 
     async def accept(self, group_id: str, *, info: Mapping[str, Any], payload: bytes, tokens: int, lost: int) -> bool:
         assert self.state[group_id] == "open"

@@ -1,10 +1,15 @@
 """The path of a group, with fakes: what is admitted, kept, dropped, tried again."""
 
 import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services.coordinator.state.member import Role, State
+from services.coordinator.storage.prompt_places import place_before
+from services.coordinator.storage.run_files import RunFiles
 from sluice.errors import InvalidRequest, Overloaded, Unavailable
 from sluice.policy_version import PolicyVersion
 from sluice.testing import assert_eventually
@@ -24,6 +29,27 @@ async def test_with_max_staleness_1_exactly_one_batch_is_generated_ahead() -> No
     async with running(stage):
         await settle()
         assert len(stage.board.queued) == 8, "next_step 0 at version 0: ranks 0..7 may start"
+
+
+async def test_groups_that_start_together_are_recorded_together_and_only_then_noted_as_a_place(tmp_path: Path) -> None:
+    stage, recorded = Stage(make_config(data__gen_batch_size=8)), list[tuple[list[str], str, int]]()
+    stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
+    stage.conductor._files = RunFiles(tmp_path)
+    admit = stage.store.admit
+
+    async def admit_later(infos: Mapping[str, Any], *, cursor: str, admissions: int) -> None:
+        await stage.conductor.note_place()
+        assert place_before(tmp_path, 100) == (0, ""), "a kill now leaves groups that Redis has never heard of"
+        assert not stage.rollouts.requests
+        recorded.append((list(infos), cursor, admissions))
+        await admit(infos, cursor=cursor, admissions=admissions)
+
+    stage.store.admit = admit_later  # type: ignore[method-assign]
+    async with running(stage):
+        await assert_eventually(lambda: len(stage.board.queued) == 8)
+        assert recorded == [([f"r-{number:07d}" for number in range(8)], "8", 8)]
+        await stage.conductor.note_place()
+        assert place_before(tmp_path, 100) == (8, "8")
 
 
 async def test_nothing_starts_on_a_rollout_that_is_too_far_behind() -> None:

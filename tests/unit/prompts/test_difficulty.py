@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.coordinator.groups.assignment import Assigner
 from services.coordinator.prompts.difficulty import CANDIDATES, FLOOR_EVERY, REST, Difficulty, calibration
 from services.coordinator.prompts.fading_rates import HALF_LIVES, FadingRates
 from services.coordinator.prompts.feed import PromptFeed
 from services.coordinator.prompts.order import row_index
 from services.coordinator.prompts.pass_rates import MOST_FAMILIES, PRIOR_SAMPLES, PassRates, length_band
+from services.coordinator.recovery.repair import Repair
 from services.coordinator.state.group import Admission, Group
 from services.coordinator.state.ledger_row import ledger_row
 from services.coordinator.storage.run_files import RunFiles
 from sluice.dapo.signal_chance import expected_signal_chance, signal_chance
 from sluice.errors import DataError
 from sluice.report.group_page import group_page
-from tests.unit.coordinator.fakes import FakePrompt, make_config, make_reward, make_sample
+from tests.unit.coordinator.fakes import FakePrompt, Stage, make_config, make_reward, make_sample
 from tests.unit.prompts.prompt_cases import ListSource, stream_of
 
 N = 8
@@ -288,6 +290,19 @@ def test_a_restarted_coordinator_chooses_what_the_former_one_would_have_chosen(m
     for row in strange:
         again.remember(row)
     assert choices(again) == expected
+
+
+async def test_a_group_that_a_repair_takes_off_the_board_keeps_its_row_from_no_draw() -> None:
+    stage, run = Stage(make_config()), Run(Data(a_mixture(90))).go(40)
+    left = run.open[-1]
+    assert left.admitted is not None
+    assert left.admitted.row in run.sampler._open
+    stage.board.add(left)
+    stage.conductor._sampler = run.sampler
+    assigner = Assigner(stage.run, stage.records())
+    Repair(stage.run, stage.records(), conductor=stage.conductor, assigner=assigner)._take_off_the_board(left.group_id)
+    assert not stage.board.open
+    assert left.admitted.row not in run.sampler._open
 
 
 def test_the_life_of_a_group_says_how_its_prompt_was_drawn(mixed: Run) -> None:
