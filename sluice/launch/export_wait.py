@@ -2,7 +2,7 @@
 
 | the learner                                      | limit                                            |
 |--------------------------------------------------|--------------------------------------------------|
-| is here and exports, or leaves                   | `learner.step_timeout_s` since it could begin    |
+| is here and exports, or leaves                   | thrice `learner.step_timeout_s`, and UNSEEN_S    |
 | is here and trains again up to the last version  | none: each of its steps has a limit              |
 | waits for room on a full disk                    | none: the run goes on by itself once there is    |
 | is away                                          | `launch.ready_timeout_s` since it went away      |
@@ -11,6 +11,13 @@
 from sluice.config.schema import Config
 from sluice.v1 import coordinator_pb2 as pb
 
+LEARNERS_OWN = 3.0
+"""Longer than the learner itself waits for a rank that hangs, which is twice `learner.step_timeout_s` where it does something
+for the first time: the learner then starts again and exports."""
+
+UNSEEN_S = 30.0
+"""A rank that hangs while a checkpoint is written is noticed when its socket takes no more commands: 25 s were seen."""
+
 
 class ExportWait:
     """The wait for one run's learner, after the run's end."""
@@ -18,7 +25,7 @@ class ExportWait:
     def __init__(self, config: Config) -> None:
         machines = 2 if config.launch.learner_nnodes > 1 else 1  # which may need the first half to meet
         self._limits_s = {
-            "exports": config.learner.step_timeout_s,
+            "exports": LEARNERS_OWN * config.learner.step_timeout_s + UNSEEN_S,
             "trains": float("inf"),
             "waits": float("inf"),
             "is away": config.launch.ready_timeout_s * machines,

@@ -3,7 +3,7 @@
 import pytest
 
 from sluice.config.schema import Config
-from sluice.launch.export_wait import ExportWait
+from sluice.launch.export_wait import LEARNERS_OWN, UNSEEN_S, ExportWait
 from sluice.v1 import common_pb2 as common
 from sluice.v1 import coordinator_pb2 as pb
 
@@ -33,10 +33,12 @@ READY, LOST, LEAVES = pb.SERVICE_STATE_READY, pb.SERVICE_STATE_LOST, pb.SERVICE_
 
 
 @pytest.mark.parametrize("state", [READY, LEAVES])
-def test_a_learner_that_exports_has_the_time_of_a_step(wait: ExportWait, state: "pb.ServiceState.ValueType") -> None:
+def test_a_learner_that_exports_has_more_time_than_it_gives_a_rank_that_hangs(
+    wait: ExportWait, state: "pb.ServiceState.ValueType"
+) -> None:
     assert not wait.is_over(status(state), now_s=1000.0)
-    assert not wait.is_over(status(state), now_s=1000.0 + STEP_S)
-    assert wait.is_over(status(state), now_s=1001.0 + STEP_S)
+    assert not wait.is_over(status(state), now_s=1001.0 + 2 * STEP_S)
+    assert wait.is_over(status(state), now_s=1001.0 + LEARNERS_OWN * STEP_S + UNSEEN_S)
 
 
 @pytest.mark.parametrize("state", [LOST, None])
