@@ -96,6 +96,10 @@ def _rows(first: int) -> pa.Table:
         "completions": [
             [{"sample": at, "tokens": int(one) // 2, "extracted": str(one)} for at in (0, 1)] for one in tokens
         ],
+        "predicted": np.full(count, -1.0),
+        "chosen": np.zeros(count, dtype=bool),
+        "trace_id": np.full(count, ""),
+        **{name: 1.7e9 + numbers for name in ("grading_s", "graded_s", "queued_s", "assigned_s")},
     }
     return pa.table([pa.array(columns[field.name], type=field.type) for field in LEDGER_SCHEMA], schema=LEDGER_SCHEMA)
 
