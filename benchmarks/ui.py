@@ -99,7 +99,7 @@ def _rows(first: int) -> pa.Table:
         "predicted": np.full(count, -1.0),
         "chosen": np.zeros(count, dtype=bool),
         "trace_id": np.full(count, ""),
-        **{name: 1.7e9 + numbers for name in ("grading_s", "graded_s", "queued_s", "assigned_s")},
+        **dict.fromkeys(("grading_s", "graded_s", "queued_s", "assigned_s"), 1700000000.0 + numbers),
     }
     return pa.table([pa.array(columns[field.name], type=field.type) for field in LEDGER_SCHEMA], schema=LEDGER_SCHEMA)
 
