@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.report import Row
@@ -56,8 +56,13 @@ def demo_summary(command: str, *, seed: int) -> dict:
     """The summary.json of a whole run of `sluice COMMAND`."""
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:
         run_dir = Path(folder) / f"seed-{seed}"
-        arguments = [command, "--plain", "--seed", str(seed)]
-        arguments += ["--run-dir", str(run_dir), "--set", "network.coordinator_port=0"]
-        started = [sys.executable, "-m", "sluice.cli.main", *arguments]
-        subprocess.run(started, check=True, stdout=subprocess.DEVNULL)
+        run_demo(run_dir, seed=seed, settings=["network.coordinator_port=0"], command=command)
         return json.loads((run_dir / "summary.json").read_text())
+
+
+def run_demo(run_dir: Path, *, seed: int, settings: Iterable[str], command: str = "demo") -> None:
+    """A whole run of `sluice COMMAND` with settings `KEY=VALUE`. Raises CalledProcessError when the run fails."""
+    line = [sys.executable, "-m", "sluice.cli.main", command, "--plain", "--seed", str(seed), "--run-dir", str(run_dir)]
+    for setting in settings:
+        line += ["--set", setting]
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)

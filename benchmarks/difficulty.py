@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.demo_seeds import run_demo
 from benchmarks.difficulty_parts.curves import LEVELS, Point, compared, curve, reached
 from benchmarks.difficulty_parts.draws import draw_rows
 from benchmarks.difficulty_parts.sets import PROMPTS, set_of, write_set
@@ -127,20 +128,7 @@ def _in_order_of_difficulty(place: Path) -> Path:
 def _demo(run_dir: Path, seed: int, settings: Sequence[str]) -> None:
     if (run_dir / "summary.json").exists():
         return
-    command = [
-        sys.executable,
-        "-m",
-        "sluice.cli.main",
-        "demo",
-        "--plain",
-        "--seed",
-        str(seed),
-        "--run-dir",
-        str(run_dir),
-    ]
-    for setting in (*SETTINGS, *settings):
-        command += ["--set", setting]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    run_demo(run_dir, seed=seed, settings=(*SETTINGS, *settings))
 
 
 def _lines(run_dir: Path) -> list[dict[str, Any]]:

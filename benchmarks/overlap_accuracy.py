@@ -8,13 +8,12 @@ seeds that is some five points. Seconds say nothing here, because rollout and le
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.demo_seeds import run_demo
 from benchmarks.report import Row
 from benchmarks.simulated.pace import Schedule
 
@@ -86,24 +85,11 @@ def _demo(way: Schedule, seed: int, settings: Sequence[str]) -> Any:
     """The summary of one run."""
     with tempfile.TemporaryDirectory(prefix="sluice-accuracy-") as folder:
         run_dir = Path(folder) / "run"
-        command = [
-            sys.executable,
-            "-m",
-            "sluice.cli.main",
-            "demo",
-            "--plain",
-            "--seed",
-            str(seed),
-            "--run-dir",
-            str(run_dir),
-        ]
         chosen = {
             "coordinator.max_staleness": way.max_staleness,
             "coordinator.refill_confidence": way.refill_confidence,
             "data.gen_batch_size": way.waves * BATCH,
             "network.coordinator_port": 0,
         }
-        for setting in (*(f"{key}={value}" for key, value in chosen.items()), *settings):
-            command += ["--set", setting]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        run_demo(run_dir, seed=seed, settings=(*(f"{key}={value}" for key, value in chosen.items()), *settings))
         return json.loads((run_dir / "summary.json").read_text())

@@ -8,13 +8,12 @@ machine's load at the start of each run is a row. Takes ten minutes or more on 2
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.demo_seeds import run_demo
 from benchmarks.report import Row
 
 AGES = (0, 1, 2, 4, 8)
@@ -72,17 +71,4 @@ def _lines(run_dir: Path) -> Iterator[dict[str, Any]]:
 
 
 def _demo(run_dir: Path, age: int, settings: Sequence[str]) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "sluice.cli.main",
-        "demo",
-        "--plain",
-        "--seed",
-        str(SEED),
-        "--run-dir",
-        str(run_dir),
-    ]
-    for setting in (f"coordinator.max_staleness={age}", "network.coordinator_port=0", *settings):
-        command += ["--set", setting]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    run_demo(run_dir, seed=SEED, settings=(f"coordinator.max_staleness={age}", "network.coordinator_port=0", *settings))

@@ -96,8 +96,10 @@ class SpanFeed:
             except Exception as error:  # noqa: BLE001 - a collector, a disk or a bug in here must never fail the run
                 self._drop(len(records), f"{type(error).__name__}: {error}")
         if writer is not None:
-            with contextlib.suppress(Exception):
+            try:
                 writer.close()
+            except Exception as error:  # noqa: BLE001 - as above
+                log.warning("traces_not_closed", reason=f"{type(error).__name__}: {error}")
 
     def _some(self) -> list[Maker]:
         """The records of the next call; none at the feed's end."""
