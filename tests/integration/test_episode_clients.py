@@ -103,7 +103,8 @@ async def test_episodes_over_grpc_survive_what_a_server_can_do() -> None:
     stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
 
     async def further_batch() -> None:
-        """Empties the queue, so that the next four groups are admitted."""
+        """Empties the queue once it is full, so that the next four groups are admitted."""
+        await assert_eventually(lambda: len(stage.board.queued) == 4)  # a group is encoded before it is queued
         seen = len(stage.groups)
         for group in list(stage.board.queued.values()):
             stage.board.remove(group)
