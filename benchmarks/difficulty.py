@@ -4,9 +4,10 @@ curriculum.
 The data are fixed sets of 400 sums of the demo's task: `sums`, all of which can be learnt, and `half`, where every second one
 has an answer that is no sum, as prompts that are beyond a policy; every run is a whole `sluice demo` on a set: real services,
 real vLLM, the cached base. The curriculum is the set in the order of the base's measured pass rate, easiest first, and the
-completions of that measurement count. Accuracy is avg@2 on 128 held-out prompts every five steps, as a mean over three
-evaluations (standard error about 2 points). An arm takes two to four minutes of two idle cores. The time of one draw is
-measured as well, from a set as small and from a million rows.
+completions of that measurement count. Accuracy is avg@2 on 128 held-out prompts every five steps (standard error 2 to 3
+points); where a level is reached is read from a line through all evaluations of the run (difficulty_parts/curves.py). An arm
+takes two to four minutes of two idle cores. The time of one draw is measured as well, from a set as small and from a million
+rows.
 
     python -m benchmarks.difficulty --seeds 1 --sets sums --arms shuffle difficulty --folder DIR
 
@@ -65,7 +66,7 @@ def run(
 
 def _of_seed(place: Path, seed: int, arms: Sequence[str]) -> list[Row]:
     rows: list[Row] = []
-    curves: dict[str, list[Point]] = {}
+    curves, before = dict[str, list[Point]](), dict[str, int]()
     for arm in arms:
         run_dir, extra = place / f"{arm}-{seed}", 0
         settings = [*SETS[place.name], f"data.train_files=[{place / 'set.jsonl'}]"]
@@ -75,21 +76,25 @@ def _of_seed(place: Path, seed: int, arms: Sequence[str]) -> list[Row]:
             settings[-1:] = [f"data.train_files=[{_in_order_of_difficulty(place)}]", "data.shuffle=false"]
             extra = PROMPTS * N
         _demo(run_dir, seed, settings)
-        curves[arm] = curve(_lines(run_dir), n=N, before=extra)
-        rows += _rows_of(f"{place.name}, seed {seed}, {arm}", run_dir, curves[arm])
+        before[arm], curves[arm] = extra, curve(_lines(run_dir), n=N)
+        rows += _rows_of(f"{place.name}, seed {seed}, {arm}", run_dir, curves[arm], before=extra)
     for arm in ("difficulty", "curriculum"):
         if {"shuffle", arm} <= curves.keys():
-            rows += compared(f"{place.name}, seed {seed}", arm, curves[arm], curves["shuffle"])
+            what = f"{place.name}, seed {seed}"
+            rows += compared(what, arm, curves[arm], curves["shuffle"], before=before[arm])
     return rows
 
 
-def _rows_of(what: str, run_dir: Path, points: Sequence[Point]) -> list[Row]:
+def _rows_of(what: str, run_dir: Path, points: Sequence[Point], *, before: int) -> list[Row]:
     summary = json.loads((run_dir / "summary.json").read_text())
     groups = summary["groups"]
     facts = [("avg@8 after", summary["accuracy"]["after"]["avg"], ""), ("groups trained / admitted", _kept(groups), "")]
     for level in LEVELS:
         if (end := reached(points, level)) is not None:
-            facts += [(f"completions to {level}", end[0], ""), (f"seconds to {level}", end[1], "s")]
+            facts += [
+                (f"completions to {level}", before + end.completions, ""),
+                (f"seconds to {level}", end.seconds, "s"),
+            ]
     return [
         Row(what=f"{what}: {name}", value=float(value), unit=unit, target="", met=True) for name, value, unit in facts
     ]

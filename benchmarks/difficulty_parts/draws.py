@@ -8,7 +8,7 @@ from benchmarks.report import Row
 from services.coordinator.prompts.difficulty import Difficulty
 from services.coordinator.prompts.order import row_index
 
-N, DRAWS = 8, 2000
+N, DRAWS, STRIDE = 8, 2000, 37
 
 
 def draw_rows() -> list[Row]:
@@ -20,21 +20,13 @@ def draw_rows() -> list[Row]:
 
 
 def _draw_us(size: int) -> float:
-    sampler = Difficulty(Numbers(size), seed=0, n=N)
-    cursor, outcomes = f"{size}:0", random.Random(0)
+    sampler, outcomes = Difficulty(Numbers(size)), random.Random(0)
     for row in range(0, size, max(1, size // 20_000)):
-        sampler.rates.observe(
-            row,
-            family=sampler.rates.family("s", 8),
-            right=outcomes.randrange(N + 1),
-            samples=N,
-            version=0,
-            chosen=False,
-        )
-    sampler.choose(cursor, admission=1, version=1)  # the permutation of the first pass is made once
+        sampler.states.observe(row, right=outcomes.randrange(N + 1) / N)
+    sampler.choose(f"{size}:0")  # the permutation of a pass is made once
     began = time.process_time()
-    for admission in range(DRAWS):
-        sampler.choose(cursor, admission=admission, version=1)
+    for draw in range(DRAWS):
+        sampler.choose(f"{size + draw * STRIDE % (size // 2)}:0")
     return (time.process_time() - began) / DRAWS * 1e6
 
 
@@ -51,10 +43,6 @@ class Numbers:
     def fits(self, row: int) -> bool:
         """See PromptStream."""
         return True
-
-    def features(self, row: int) -> tuple[str, int]:
-        """See PromptStream."""
-        return "s", 8
 
     def id_of(self, row: int) -> str:
         """See PromptStream."""

@@ -1,26 +1,14 @@
-"""The chance that a group will have a signal, for choosing prompts before anything is generated.
+"""The chance that a group has a signal, where a prompt's pass rate is known up to a Beta distribution.
 
 Dynamic sampling (dynamic_sampling.py; DAPO, arXiv:2503.14476, eq. 11) keeps a group of n samples iff some are right and some
 are wrong. With independent samples of a prompt whose pass rate is p this happens with probability 1 - p^n - (1 - p)^n.
-
-Letters: N prompts.
 """
 
 import math
 
-import numpy as np
-
-
-def signal_chance(pass_rates: np.ndarray, n: int) -> np.ndarray:
-    """[N] float64: the chance that n samples differ, for [N] pass rates in [0, 1]. Raises ValueError for n < 1."""
-    if n < 1:
-        raise ValueError(f"signal_chance: n must be >= 1, got {n}")
-    rates = np.asarray(pass_rates, dtype=np.float64)
-    return 1.0 - rates**n - (1.0 - rates) ** n
-
 
 def expected_signal_chance(right: float, wrong: float, n: int) -> float:
-    """The mean of `signal_chance` over a pass rate ~ Beta(right, wrong): 1 - B(a+n, b)/B(a, b) - B(a, b+n)/B(a, b).
+    """The mean of that over p ~ Beta(right, wrong): 1 - B(right + n, wrong) / B - B(right, wrong + n) / B.
 
     The two quotients are beta-binomial probabilities (all n right, none right). Raises ValueError unless both are > 0.
     """

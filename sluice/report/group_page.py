@@ -84,8 +84,9 @@ def _chance(row: Mapping[str, Any]) -> str:
     predicted = row.get("predicted")
     if predicted is None or predicted < 0:
         return ""
-    drawn = "drawn again" if row.get("chosen") else "in its order"
-    return f", {drawn}; its chance of a signal was {predicted:.2f}"
+    if row.get("chosen"):
+        return f", taken for its chance of a signal, which was {predicted:.2f}"
+    return f", taken in its turn; its chance of a signal was {predicted:.2f}"
 
 
 def _admission_line(row: Mapping[str, Any]) -> str:

@@ -140,7 +140,7 @@ def _sampler(opened: OpenedRun) -> Difficulty | None:
     config, data, feed = opened.run.config, opened.data.training, opened.feed
     if config.data.sampler == "shuffle" or data.size is None:
         return None
-    return Difficulty(data, seed=config.run.seed, n=config.rollout.n, is_submitted=feed.is_submitted)
+    return Difficulty(data, is_submitted=feed.is_submitted)
 
 
 def _prober(run: RunContext, clients: Clients, data: Data) -> Prober | None:

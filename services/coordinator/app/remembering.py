@@ -7,16 +7,15 @@ from typing import Any
 import structlog
 
 from services.coordinator.api.run_parts import RunParts
-from services.coordinator.prompts.difficulty import REST, Difficulty
-from services.coordinator.prompts.fading_rates import HALF_LIVES
+from services.coordinator.prompts.difficulty import Difficulty
 from services.coordinator.recovery.rollback import Account
 from services.coordinator.state.group import Group
 from services.coordinator.state.live_groups import live_groups
 
 log = structlog.get_logger(__name__)
 
-FORGOTTEN_HALVES = 4
-"""Outcomes older than so many of the longest half-lives are not read: they weigh a sixteenth there, and nothing elsewhere."""
+NEWEST_VERSIONS = 512
+"""Outcomes of older versions are not read: a prompt without a newer one counts as never seen."""
 
 
 async def remember_outcomes(parts: RunParts, sampler: Difficulty) -> None:
@@ -24,12 +23,11 @@ async def remember_outcomes(parts: RunParts, sampler: Difficulty) -> None:
     started, rows = time.monotonic(), 0
     await parts.records.ledger.flush()  # the rows that Redis holds are then in files as well
     newest = parts.run.progress.trained_steps
-    outcomes = parts.records.files.outcomes(
-        versions_since=newest - int(FORGOTTEN_HALVES * max(HALF_LIVES)),
-        admissions_since=parts.conductor.admissions - sampler.size // REST,
-    )
-    async for some in outcomes:
-        for row in some:
+    since = newest - NEWEST_VERSIONS
+    async for some in parts.records.files.outcomes(versions_since=since):
+        for row in sorted(
+            some, key=lambda row: row.get("ended_s") or 0
+        ):  # a trained group's row comes later than its end
             if _still_true(row, parts.rollbacks.made):
                 sampler.remember(row)
                 rows += 1

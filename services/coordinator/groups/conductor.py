@@ -116,7 +116,7 @@ class Conductor:
         """Goes on to number `until`, which Redis has forgotten; to be called before `run`.
 
         Each number gets its former prompt, found from the newest noted place on; with a sampler, whose choices Redis had, a
-        prompt chosen anew. The newest `most` numbers are admitted again, unless they are `known`.
+        prompt chosen anew from the order. The newest `most` numbers are admitted again, unless they are `known`.
         """
         again: list[Group] = []
         if self._admissions >= until:
@@ -130,8 +130,7 @@ class Conductor:
                 again.append(self._admit())
                 await unbroken(self._record(again[-1]))
                 continue
-            if self._sampler is None:  # otherwise nobody knows whether the group took a prompt of the order
-                _, self._cursor = self._prompts.next(self._cursor)
+            _, self._cursor = self._prompts.next(self._cursor)
             self._admissions += 1
             await asyncio.sleep(0)  # there may be thousands
         await self._store.set_meta({"cursor": self._cursor, "admissions": str(self._admissions)})
@@ -184,15 +183,15 @@ class Conductor:
 
     def _admit(self) -> Group:
         """The next group, on the board; nothing may start on it before `_record`."""
-        number, version = self._admissions, self._progress.trained_steps
-        cursor = self._cursor
+        number, cursor = self._admissions, self._cursor
         if self._sampler is not None:
-            cursor = self._sampler.choose(cursor, admission=number, version=version)
+            cursor = self._sampler.choose(cursor)
         prompt, after = self._prompts.next(cursor)
         epoch, row = self._prompts.origin(cursor, after)
-        predicted = -1.0
+        predicted, chosen = -1.0, False
         if self._sampler is not None and epoch >= 0:
-            predicted = self._sampler.admitted(row, admission=number, version=version)
+            predicted = self._sampler.admitted(row)
+            chosen = not self._sampler.in_turn(epoch, row)
         group_id = group_id_of(number, run_id=self._run_id)
         group = Group(
             group_id=group_id,
@@ -208,7 +207,7 @@ class Conductor:
                 epoch=epoch,
                 row=row,
                 predicted=predicted,
-                chosen=cursor != self._cursor,
+                chosen=chosen,
             ),
         )
         self._cursor, self._admissions = after, number + 1

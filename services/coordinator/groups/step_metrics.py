@@ -40,7 +40,7 @@ class StepWindow:
     predicted: list[float] = field(default_factory=list)
     """Of judged groups whose prompt a sampler chose: the chance of a signal that was expected."""
     chosen: int = 0
-    """How many of these are prompts drawn again, out of the order."""
+    """How many of these are prompts that a sampler took for their chance, and not in their turn."""
     tokens: int = 0
     lengths: list[int] = field(default_factory=list)
     accs: list[float] = field(default_factory=list)

@@ -103,12 +103,6 @@ class PromptStream:
         """Whether the row becomes a prompt."""
         return self._fitting(self._source.row(row)) is not None
 
-    def features(self, row: int) -> tuple[str, int]:
-        """Data source and number of characters of a row's prompt: what rows of like difficulty have in common."""
-        found = self._source.row(row)
-        chat = found.prompt
-        return found.data_source, len(chat) if isinstance(chat, str) else sum(len(one.content) for one in chat)
-
     def id_of(self, row: int) -> str:
         """The id of a row's prompt."""
         return self._source.row(row).prompt_id

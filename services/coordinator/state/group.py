@@ -200,7 +200,7 @@ class Admission:
     predicted: float = -1.0
     """The chance of a signal that `data.sampler: difficulty` expected; -1 for other prompts."""
     chosen: bool = False
-    """Whether that sampler drew the row again, out of the order."""
+    """Whether that sampler took the row for its chance, and not in its turn."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

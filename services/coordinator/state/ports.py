@@ -140,11 +140,15 @@ class Prompts(Protocol):
 class Sampler(Protocol):
     """Chooses prompts of the data by what is known of them; without one they come in their order."""
 
-    def choose(self, cursor: str, *, admission: int, version: int) -> str:
-        """The cursor of group `admission`'s prompt: `cursor`, which is the next one, or that of a row drawn before."""
+    def choose(self, cursor: str) -> str:
+        """The cursor of the next group's prompt: `cursor`, or one further on."""
         ...
 
-    def admitted(self, row: int, *, admission: int, version: int) -> float:
+    def in_turn(self, epoch: int, row: int) -> bool:
+        """Whether a row is taken in this epoch whatever is known of it."""
+        ...
+
+    def admitted(self, row: int) -> float:
         """Notes which row the group has; returns the expected chance of a signal."""
         ...
 

@@ -13,36 +13,32 @@ import pyarrow.parquet as pq
 from sluice.run_dir.ledger_parts import damage_skipped, first_row, open_parts, opened, part_paths
 
 COLUMNS = (
-    "admission",
     "prompt_id",
     "prompt_epoch",
     "prompt_row",
-    "chosen",
     "term",
     "oldest_version",
-    "samples",
     "acc_mean",
     "ended_s",
 )
 
 
-def recent_outcomes(run_dir: Path, *, versions_since: int, admissions_since: int) -> Iterator[list[dict[str, Any]]]:
-    """The COLUMNS of rows, from the first row group on with a version or an admission since; some thousand at once."""
-    for part in open_parts(run_dir, after=_begin(run_dir, versions_since, admissions_since)):
+def recent_outcomes(run_dir: Path, *, versions_since: int) -> Iterator[list[dict[str, Any]]]:
+    """The COLUMNS of rows, from the first row group on that has such a version; some thousand at once."""
+    for part in open_parts(run_dir, after=_begin(run_dir, versions_since)):
         with damage_skipped(part.path):
             for batch in part.batches(COLUMNS):
                 yield batch.to_pylist()
 
 
-def _begin(run_dir: Path, versions_since: int, admissions_since: int) -> int:
+def _begin(run_dir: Path, versions_since: int) -> int:
     """The number of the row to begin with: behind the newest row group that is too old as a whole."""
     for path in reversed(part_paths(run_dir)):
         with damage_skipped(path), opened(path) as file:
             end = first_row(path) + file.metadata.num_rows
             for group in reversed(range(file.metadata.num_row_groups)):
                 columns = file.metadata.row_group(group)
-                newest = [_newest(columns, "oldest_version"), _newest(columns, "admission")]
-                if newest[0] < versions_since and newest[1] < admissions_since:
+                if _newest(columns, "oldest_version") < versions_since:
                     return end
                 end -= columns.num_rows
     return 0

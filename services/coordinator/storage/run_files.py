@@ -225,9 +225,9 @@ class RunFiles:
         while (some := await asyncio.to_thread(next, rows, None)) is not None:
             yield some
 
-    async def outcomes(self, *, versions_since: int, admissions_since: int) -> AsyncIterator[list[dict[str, Any]]]:
+    async def outcomes(self, *, versions_since: int) -> AsyncIterator[list[dict[str, Any]]]:
         """See `recent_outcomes`; some thousand rows at once."""
-        rows = recent_outcomes(self.run_dir, versions_since=versions_since, admissions_since=admissions_since)
+        rows = recent_outcomes(self.run_dir, versions_since=versions_since)
         while (some := await asyncio.to_thread(next, rows, None)) is not None:
             yield some
 

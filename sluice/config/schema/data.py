@@ -39,7 +39,7 @@ class DataConfig(Section):
     shuffle: bool = Field(default=True, description="permute each epoch (a pure function of seed and epoch)")
     sampler: Literal["shuffle", "difficulty"] = Field(
         default="shuffle",
-        description="which prompt comes next: that of the order, or one whose group is likely to have a signal "
+        description="which prompt comes next: that of the order, or the next one that can be expected to have a signal "
         "(docs/prompts.md); needs data.train_files that come again",
     )
     template: Literal["model", "none"] = Field(

@@ -43,8 +43,8 @@ SAMPLING: tuple[Metric, ...] = (
         "mean chance of a signal that `data.sampler: difficulty` expected at admission, of the groups judged since the last "
         "step; beside `sampling/acceptance`",
         "within 0.1 of `sampling/acceptance`",
-        "far above what is seen: pass rates change faster than outcomes are forgotten, a lower `learner.lr` keeps them "
-        "truer; the curve is in the ledger (docs/ledger.md)",
+        "far above what is seen: pass rates change within some 300 groups, a lower `learner.lr` keeps them truer; the "
+        "curve is in the ledger (docs/ledger.md)",
     ),
     entry(
         "sampling/calibration_error",
@@ -59,9 +59,10 @@ SAMPLING: tuple[Metric, ...] = (
         "sampling/chosen_fraction",
         "fraction",
         "coordinator",
-        "groups whose prompt `data.sampler: difficulty` drew again, out of the order / judged groups since the last step",
-        "rises to about 0.9",
-        "0 with data that are larger than the run is long: no prompt is known yet; the order is all there is",
+        "groups whose prompt `data.sampler: difficulty` took for its chance, not in its turn / judged groups since the last "
+        "step",
+        "0 in the first pass, then about 0.9; lower where most prompts are passed over",
+        "0 with data that are larger than the run is long: no prompt comes again; the order is all there is",
     ),
     entry(
         "sampling/coverage",
@@ -69,8 +70,7 @@ SAMPLING: tuple[Metric, ...] = (
         "coordinator",
         "prompts of the data that were drawn at least once / prompts (`data.sampler: difficulty`)",
         "rises to 1",
-        "it rises by at least a prompt for ten groups; a run that ends far below 1 has repeated few prompts: more steps, "
-        "or `data.sampler: shuffle`",
+        "below 1 it is the first pass, where `data.sampler: difficulty` does what `shuffle` does",
     ),
     entry(
         "sampling/gen_batches",

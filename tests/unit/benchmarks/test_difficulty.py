@@ -1,5 +1,9 @@
 """The figures of two benchmarks about waste: a curve of accuracy, and what a probe of a group's first samples would do."""
 
+import math
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 
 from benchmarks.difficulty_parts.curves import Point, compared, curve, reached
@@ -21,23 +25,65 @@ LINES = [
 ]
 
 
-def test_a_level_is_reached_on_the_line_between_smoothed_evaluations() -> None:
-    points = curve(LINES, n=8, before=100)  # type: ignore[arg-type]
-    assert points == [
-        Point(version=1, completions=420.0, seconds=10.0, accuracy=0.5),
-        Point(version=2, completions=580.0, seconds=20.0, accuracy=0.7),
+def test_a_level_is_reached_where_a_line_through_log_odds_and_log_completions_reaches_it() -> None:
+    assert curve(LINES, n=8) == [  # type: ignore[arg-type]
+        Point(version=1, completions=320.0, seconds=10.0, accuracy=0.5),
+        Point(version=2, completions=480.0, seconds=20.0, accuracy=0.7),
     ]
-    assert reached(points, 0.6) == (420.0, 10.0), "the mean of both is .6 at both"
-    third = Point(version=3, completions=900.0, seconds=30.0, accuracy=1.0)
-    assert reached([*points, third], 0.7) == pytest.approx(
-        (420 + 160 * 0.1 / (2.2 / 3 - 0.6), 10 + 10 * 0.1 / (2.2 / 3 - 0.6))
-    )
-    assert reached(points, 0.9) is None
-    rows = {row.what: row for row in compared("a", "difficulty", points, [*points, third])}
-    assert rows["a: completions to 0.6, difficulty / shuffle"].value == 1.0
-    assert [row.met for row in rows.values()] == [True, False], (
-        "the last evaluation of the shorter run has no neighbour"
-    )
+    exact = points(slope=0.7)
+    for level in (0.6, 0.8, 0.9):
+        at = reached(exact, level)
+        assert at is not None
+        assert at.completions == pytest.approx(1000 * (level / (1 - level)) ** (1 / 0.7))
+        assert at.seconds == pytest.approx(at.completions / 100)
+        assert at.error < 1e-6
+    assert reached(exact, 0.3) is None, "the run had passed it at its first evaluation"
+    assert reached(exact, 0.99) is None
+    assert reached(exact[:3], 0.6) is None, "three points show no noise"
+    assert reached(points(slope=-0.7), 0.6) is None
+
+
+def test_a_level_moves_less_than_its_crossing_when_evaluations_are_noisy_and_its_error_says_how_much() -> None:
+    random, found = np.random.default_rng(0), list[float]()
+    for _ in range(300):
+        noisy = points(slope=0.7, noise=lambda: float(random.normal(0, 0.02)))
+        at = reached(noisy, 0.85)
+        assert at is not None
+        found.append((math.log(at.completions / 1000) - math.log(0.85 / 0.15) / 0.7) / at.error)
+    assert abs(np.mean(found)) < 0.4
+    assert 0.8 < np.std(found) < 1.4, "in standard errors"
+
+
+def test_arms_are_compared_by_level_and_what_a_curriculum_measured_before_counts() -> None:
+    half = points(slope=0.7, scale=0.5)
+    rows = {row.what: row for row in compared("a", "difficulty", half, points(slope=0.7))}
+    assert rows["a: completions to 0.8, difficulty / shuffle"].value == pytest.approx(0.5)
+    assert rows["a: completions to 0.9, difficulty / shuffle"].met, "at most .6"
+    assert rows["a: accuracy at equal steps, difficulty - shuffle, mean over the run"].met
+    worse = compared("a", "difficulty", points(slope=0.7), half)
+    assert not any(row.met for row in worse if row.target.startswith("<="))
+    first, *_ = compared("a", "curriculum", half, points(slope=0.7), before=1000)
+    at = reached(half, 0.6)
+    assert at is not None
+    assert first.value == pytest.approx((at.completions + 1000) / (2 * at.completions))
+    assert first.met
+
+
+def points(*, slope: float, scale: float = 1.0, noise: Callable[[], float] = lambda: 0.0) -> list[Point]:
+    """Evaluations whose odds are (completions / scale / 1000) ^ slope."""
+    made: list[Point] = []
+    for version in range(1, 21):
+        completions = scale * 1500.0 * version
+        odds = (completions / scale / 1000) ** slope
+        made.append(
+            Point(
+                version=version,
+                completions=completions,
+                seconds=completions / 100,
+                accuracy=min(0.99, odds / (1 + odds) + noise()),
+            )
+        )
+    return made
 
 
 def test_every_second_row_of_a_set_is_out_of_reach_and_the_others_are_right() -> None:
