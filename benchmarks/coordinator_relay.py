@@ -43,9 +43,10 @@ class Load:
     tokens: int
     batch: int
     batches: int
-    """Batches measured, after one that warms up."""
+    """Batches measured, after those that warm up."""
     target: float
     """Least share of the relay's rate."""
+    warm: int = 1
 
     @property
     def megabytes(self) -> float:
@@ -149,7 +150,7 @@ async def _cost(around: Stage, load: Load, rollouts: int) -> Cost:
     try:
         async with around.fleet(rollouts, "--reward", "--median-tokens", str(load.tokens)):
             marks: list[tuple[float, float, float]] = []
-            for step in range(load.batches + 1):
+            for step in range(load.warm + load.batches):
                 batch = await whole_batch(learner, run, step)
                 assert len(batch) - 1 == load.batch
                 marks.append((around.conductor_cpu_s(), around.redis_cpu_s(), time.perf_counter()))
@@ -157,7 +158,8 @@ async def _cost(around: Stage, load: Load, rollouts: int) -> Cost:
     finally:
         await learner.stop()
     cpu_ms, redis_ms, wall_ms = (
-        1e3 * (last - first) / (load.batches * load.batch) for first, last in zip(marks[0], marks[-1], strict=True)
+        1e3 * (last - first) / (load.batches * load.batch)
+        for first, last in zip(marks[load.warm - 1], marks[-1], strict=True)
     )
     return Cost(cpu_ms=cpu_ms, redis_ms=redis_ms, wall_ms=wall_ms)
 

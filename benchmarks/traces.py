@@ -4,17 +4,21 @@ Real and simulated as in coordinator_relay.py, whose costs a group are what is c
 process, in which a thread also makes the spans and writes them. A traced group has 6 spans of the coordinator's own.
 To a collector: one that takes every call and keeps nothing, in this process.
 
-Two ratios: with traces / without, which on a machine where other things run says little about a hundredth; and 1 + a trace's
-own work / a group's cost, where that work - ids, places, spans, their encoding and writing - is done alone, for many groups.
+Two ratios: with traces / without, of which the rounds without traces say how far it can be trusted (a hundredth is less than
+they differ by where other things run); and 1 + a trace's own work / a group's cost, where that work - ids, places, spans, their
+encoding and writing - is done alone, for many groups. The limit is on the second one.
 
 A trace costs the same whatever a group's size, so the share is large where a group is nothing but its bookkeeping (`small
-groups`: 8 answers of 10 tokens that take no time). There a share of the groups is traced, as `trace_sample` is for.
+groups`: 8 answers of 10 tokens that take no time). There the limit is for a share of the groups, as `trace_sample` takes it.
+
+What a user pays is a share of the whole machine: a short real run, `sluice demo`, says what a group costs all processes
+together, and the spans of the calls to rollout and reward and of the learner are added to a trace's own work.
 """
 
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +27,12 @@ from typing import Any
 
 import grpc
 import uvloop
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import SpanExportResult
 
 from benchmarks.coordinator_relay import SMALL, Cost, Load, coordinator_cost
 from benchmarks.report import Row
+from benchmarks.trace_parts.whole_run import Noted, calls_work_ms, demo_group_ms
 from services.coordinator.state.group import Attempt, Group
 from services.coordinator.state.group_trace import attempt_of, grading_of, trace_end
 from services.coordinator.state.ledger_row import ledger_row
@@ -36,91 +40,120 @@ from sluice.telemetry.traces.feed import AT_ONCE, Maker
 from sluice.telemetry.traces.otlp import OtlpWriter
 from sluice.telemetry.traces.otlp_file import OtlpFile
 from sluice.telemetry.traces.span import SpanRecord
-from sluice.telemetry.traces.tracer import Tracer
+from sluice.telemetry.traces.tracer import OFF, Tracer
 
 LIMIT = 1.02
 GROUPS = 4000
 RESOURCE = {"service.name": "sluice-coordinator", "rl.run.id": "benchmark"}
 ROUNDS = 3
 ROLLOUTS = 16
-REASONING = Load(name="groups of 16 x 2,000 tokens", n=16, tokens=2000, batch=64, batches=4)
+REASONING = Load(name="groups of 16 x 2,000 tokens", n=16, tokens=2000, batch=64, batches=4, target=0.0, warm=4)
+"""The first groups end with the first commit, and then the way to a collector is imported, once: that is not measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """One load with traces."""
+    """One load: without traces, and with all its groups traced to each of the places."""
 
     load: Load
-    where: str
+    places: Sequence[str]
     """`file` or `collector`."""
-    sample: float
+    shares: Sequence[float]
+    """Shares of the groups of which the own work is compared."""
+    limited: float
+    """The greatest share that LIMIT is for."""
 
 
 CASES = (
-    Case(load=REASONING, where="file", sample=1.0),
-    Case(load=REASONING, where="collector", sample=1.0),
-    Case(load=SMALL, where="file", sample=1.0),
-    Case(load=SMALL, where="file", sample=0.1),
+    Case(load=REASONING, places=("file", "collector"), shares=(1.0,), limited=1.0),
+    Case(load=SMALL, places=("file",), shares=(1.0, 0.1), limited=0.1),
 )
 
 
 def run(cases: Sequence[Case] = CASES, *, rounds: int = ROUNDS) -> list[Row]:
-    """Every case, with and without traces in turns; the medians of the rounds are compared."""
-    rows: list[Row] = []
+    """Every case; the medians of the rounds are compared."""
+    own = {where: _own_work_ms(where) for where in ("file", "collector")}
+    rows = [
+        *(_plain(f"a trace's own work, to a {where}", ms, "CPU ms/group") for where, ms in own.items()),
+        _plain("what is left of that work where traces are off", _own_work_ms("file", off=True), "CPU ms/group"),
+        *_of_whole_run(own["file"]),
+    ]
     with _collector() as address:
         for case in cases:
-            traces = "file" if case.where == "file" else f"otlp://{address}"
-            telemetry = {"traces": traces, "trace_sample": case.sample}
-            off, on = uvloop.run(_in_turns(case.load, telemetry, rounds))
-            own = case.sample * _own_work_ms(case.where)
-            what = f"{case.load.name}, {case.sample:.0%} traced, to a {case.where}"
-            limited = case.load is REASONING or case.sample < 1.0
+            off, *on = uvloop.run(_in_turns(case, address, rounds))
+            without, name = statistics.median(off), case.load.name
             rows += [
-                Row(what=f"{what}: without traces", value=off, unit="CPU ms/group", target="", met=True),
-                Row(what=f"{what}: with traces", value=on, unit="CPU ms/group", target="", met=True),
-                Row(what=f"{what}: a trace's own work", value=own, unit="CPU ms/group", target="", met=True),
-                *(
-                    Row(
-                        what=f"{what}: {name}",
-                        value=ratio,
-                        unit="",
-                        target=f"<= {LIMIT}" if limited else "",
-                        met=not limited or ratio <= LIMIT,
-                    )
-                    for name, ratio in (("with / without", on / off), ("1 + own work / without", 1.0 + own / off))
-                ),
+                _plain(f"{name}: without traces", without, "CPU ms/group"),
+                _plain(f"{name}: without traces, dearest / cheapest round", max(off) / min(off)),
             ]
+            for where, costs in zip(case.places, on, strict=True):
+                what, traced = f"{name}, to a {where}", statistics.median(costs)
+                rows += [
+                    _plain(f"{what}: with traces", traced, "CPU ms/group"),
+                    _plain(f"{what}: with / without", traced / without),
+                    *(
+                        _share(
+                            f"{what}, {share:.0%} traced: 1 + own work / without",
+                            1.0 + share * own[where] / without,
+                            limited=share <= case.limited,
+                        )
+                        for share in case.shares
+                    ),
+                ]
     return rows
 
 
-async def _in_turns(load: Load, telemetry: Mapping[str, Any], rounds: int) -> tuple[float, float]:
-    off: list[Cost] = []
-    on: list[Cost] = []
+def _of_whole_run(own_ms: float) -> list[Row]:
+    everybody, calls = demo_group_ms(), calls_work_ms(n=8)
+    what = "a real run, `sluice demo`, groups of 8 x about 20 tokens"
+    return [
+        _plain(f"{what}: all processes", everybody, "CPU ms/group"),
+        _plain(f"{what}: own work of calls and learner", calls, "CPU ms/group"),
+        _share(f"{what}: 1 + all own work / all processes", 1.0 + (own_ms + calls) / everybody, limited=True),
+    ]
+
+
+def _plain(what: str, value: float, unit: str = "") -> Row:
+    return Row(what=what, value=value, unit=unit, target="", met=True)
+
+
+def _share(what: str, value: float, *, limited: bool) -> Row:
+    target = f"<= {LIMIT}" if limited else ""
+    return Row(what=what, value=value, unit="", target=target, met=not limited or value <= LIMIT)
+
+
+async def _in_turns(case: Case, address: str, rounds: int) -> list[list[float]]:
+    """CPU milliseconds a group of each round: without traces, then to each of the places."""
+    to = {"file": "file", "collector": f"otlp://{address}"}
+    settings = [{}, *({"traces": to[where]} for where in case.places)]
+    found: list[list[float]] = [[] for _ in settings]
     for _ in range(rounds):
-        with tempfile.TemporaryDirectory(prefix="sluice-traces-") as folder:
-            off.append(await coordinator_cost(Path(folder) / "off", load, ROLLOUTS))
-            on.append(await coordinator_cost(Path(folder) / "on", load, ROLLOUTS, telemetry=telemetry))
-    return statistics.median(one.cpu_ms for one in off), statistics.median(one.cpu_ms for one in on)
+        for telemetry, costs in zip(settings, found, strict=True):
+            with tempfile.TemporaryDirectory(prefix="sluice-traces-") as folder:
+                cost: Cost = await coordinator_cost(Path(folder) / "run", case.load, ROLLOUTS, telemetry=telemetry)
+                costs.append(cost.cpu_ms)
+    return found
 
 
-def _own_work_ms(where: str) -> float:
+def _own_work_ms(where: str, *, off: bool = False) -> float:
     """CPU milliseconds that one group's trace takes, without the calls that carry its places."""
     made: list[Maker] = []
     writer = _Writer(where)
-    tracer = Tracer(_Noted(made), run="benchmark")  # type: ignore[arg-type]
+    tracer = OFF if off else Tracer(Noted(made), run="benchmark")  # type: ignore[arg-type]
     attempt = Attempt(number=1, rollout="rollout-0", version=0, asked=16, started_s=1e9, ended_s=1e9 + 1.0)
     rows = [_row(number, attempt) for number in range(GROUPS)]
     started = time.process_time()
     for row in rows:
         trace_id = row["trace_id"] = tracer.trace_of(row["group_id"])
         for place in (attempt_of(trace_id, attempt), grading_of(trace_id, 1e9 + 1.0)):
-            assert place is not None
-            place.traceparent  # noqa: B018 - what a call carries
+            if place is not None:
+                place.traceparent  # noqa: B018 - what a call carries
         trace_end(tracer, row)
         if len(made) == AT_ONCE:
-            writer.write([span for record in made for span in record()])
+            writer.write(span for record in made for span in record())
             made.clear()
-    writer.write([span for record in made for span in record()])
+    if made:
+        writer.write(span for record in made for span in record())
     return 1e3 * (time.process_time() - started) / GROUPS
 
 
@@ -141,16 +174,6 @@ class QuickPrompt:
     data_source: str
 
 
-class _Noted:
-    """In place of a feed: keeps the records for this thread."""
-
-    def __init__(self, made: list[Maker]) -> None:
-        self._made = made
-
-    def put(self, record: Maker) -> None:
-        self._made.append(record)
-
-
 class _Writer:
     """A file's writer, or a collector's up to the bytes that it sends."""
 
@@ -159,16 +182,15 @@ class _Writer:
         self._folder = tempfile.TemporaryDirectory(prefix="sluice-traces-")
         path = Path(self._folder.name) / "traces.jsonl"
         self._file = OtlpFile(path, most_bytes=1 << 30, resource=RESOURCE, version="0")
-        self._sent = OtlpWriter(_Encoding(), resource=RESOURCE, version="0")
+        self._sent = OtlpWriter(_as_sent, resource=RESOURCE, version="0")
 
-    def write(self, spans: Sequence[SpanRecord]) -> None:
+    def write(self, spans: Iterable[SpanRecord]) -> None:
         (self._file if self._where == "file" else self._sent).write(spans)
 
 
-class _Encoding(SpanExporter):
-    def export(self, spans: Sequence[Any]) -> SpanExportResult:
-        encode_spans(spans).SerializeToString()
-        return SpanExportResult.SUCCESS
+def _as_sent(request: trace_service_pb2.ExportTraceServiceRequest) -> SpanExportResult:
+    request.SerializeToString()
+    return SpanExportResult.SUCCESS
 
 
 class _Taker(trace_service_pb2_grpc.TraceServiceServicer):

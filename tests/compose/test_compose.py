@@ -109,6 +109,13 @@ def project() -> Iterator[None]:
     compose("down", "--volumes", "--remove-orphans")
 
 
+@pytest.mark.parametrize("name", ["metrics", "traces"])
+def test_what_stands_beside_a_run_is_whole_with_it_and_alone(name: str) -> None:
+    beside = ("-f", f"deploy/docker-compose.{name}.yml", "--profile", name, "config", "--quiet")
+    compose("--project-directory", ".", *beside)
+    compose("-f", "docker-compose.yml", "-f", "docker-compose.gpu.yml", *beside)
+
+
 @pytest.mark.usefixtures("project")
 def test_a_disturbed_run_trains_to_its_end_and_its_ledger_closes() -> None:
     eventually(lambda: status()[0] >= 1, "a step is trained")

@@ -85,6 +85,7 @@ def test_a_scripts_short_run_learns_closes_its_ledger_and_leaves_nothing_behind(
     text = tokenizer.decode(model.generate(**prompt, max_new_tokens=40, do_sample=False)[0])
     assert "#" in text
     a_trained_group_is_one_trace_over_four_processes(run_dir, rows)
+    every_evaluation_is_one_trace_over_three_processes(run_dir, evaluated)
     for name in ("config.yaml", "report.html", "curves.png", "samples.jsonl", "logs/coordinator.log"):
         assert (run_dir / name).stat().st_size > 0
     assert problems(run_dir) == []
@@ -105,6 +106,19 @@ def a_trained_group_is_one_trace_over_four_processes(run_dir: Path, rows: list[d
         (link,) = root.links
         (step,) = (span for span in spans if span.span_id == link["spanId"])
         assert (step.name, step.attributes["sluice.step"]) == ("rl.loop", row["step"])
+
+
+def every_evaluation_is_one_trace_over_three_processes(run_dir: Path, versions: list[int]) -> None:
+    spans = spans_of(*(run_dir / "traces").glob("*.jsonl"))
+    roots = [span for span in spans if span.name == "sluice.evaluation"]
+    assert [root.attributes["sluice.policy.version"] for root in roots] == versions
+    for root in roots:
+        found = [span for span in spans if span.trace_id == root.trace_id]
+        drawings = {span.span_id for span in found if span.parent_id == root.span_id}
+        assert len(drawings) >= root.attributes["sluice.evaluation.prompts"]
+        calls = [span for span in found if span.parent_id in drawings]
+        assert 1 + len(drawings) + len(calls) == len(found)
+        assert {span.resource["service.name"] for span in calls} == {"sluice-rollout", "sluice-reward"}
 
 
 @pytest.mark.chaos

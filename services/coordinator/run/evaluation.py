@@ -16,6 +16,7 @@ from services.coordinator.episodes.rows import OpenedPrompt, Wanted, must_begin_
 from services.coordinator.groups.grading import Grading
 from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.evaluation_scores import PromptOutcome, accuracies, outcome
+from services.coordinator.state.evaluation_trace import EvaluationTrace
 from services.coordinator.state.group import GroupFailed, PromptLike, Reward, Sample
 from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import RolloutClient, Sampling
@@ -62,6 +63,7 @@ class Evaluator:
         self._rollouts, self._grading = rollouts, grading
         self._sets = {held_out.settings.name: held_out for held_out in sets}
         self._one_at_a_time = asyncio.Lock()
+        self._trace = EvaluationTrace(run.tracer, run.steps)
         self.under_way = ""
         """The present evaluation's activity, for people; empty without an evaluation."""
 
@@ -76,25 +78,31 @@ class Evaluator:
         Raises NotReady, InvalidRequest for an unknown name, Expired or the failure of a call.
         """
         held_out = self._set_of(name)
-        settings, timeout_s = held_out.settings, self._config.eval.timeout_s
-        chosen = held_out.prompts[: prompts or settings.prompts]
+        settings = held_out.settings
+        chosen, n = held_out.prompts[: prompts or settings.prompts], n or settings.n
         async with self._one_at_a_time:
-            started = self._clock.now()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    failed: list[str] = []
-                    while True:
-                        try:
-                            return await self._attempt(settings, chosen, n or settings.n, started, avoid=failed)
-                        except _RolloutFailed as failure:
-                            self._blame(failure, failed)
-            except TimeoutError:
-                raise Expired(
-                    f"evaluation: not done after eval.timeout_s = {timeout_s:.0f} s (it waits for a rollout that "
-                    "holds the newest version, then for its samples and a reward)"
-                ) from None
-            finally:
-                self.under_way = ""
+            with self._trace.whole(settings, prompts=len(chosen), n=n):
+                evaluated = await self._evaluated(settings, chosen, n)
+                self._trace.found(evaluated.result)
+        return evaluated
+
+    async def _evaluated(self, settings: EvaluationSet, prompts: Sequence[PromptLike], n: int) -> Evaluated:
+        """On one rollout after the other, until one is not lost meanwhile."""
+        started, timeout_s, failed = self._clock.now(), self._config.eval.timeout_s, list[str]()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    try:
+                        return await self._attempt(settings, prompts, n, started, avoid=failed)
+                    except _RolloutFailed as failure:
+                        self._blame(failure, failed)
+        except TimeoutError:
+            raise Expired(
+                f"evaluation: not done after eval.timeout_s = {timeout_s:.0f} s (it waits for a rollout that "
+                "holds the newest version, then for its samples and a reward)"
+            ) from None
+        finally:
+            self.under_way = ""
 
     def _set_of(self, name: str) -> HeldOut:
         if not self._sets:
@@ -163,6 +171,7 @@ class Evaluator:
     ) -> Evaluated:
         version = member.version
         assert version is not None
+        self._trace.pinned(member.service_id, version)
         drawn = Sampling(
             temperature=settings.temperature,
             top_p=settings.top_p,
@@ -213,6 +222,12 @@ class Evaluator:
         self, pinned: "_Pinned", sampling: Sampling, prompt: PromptLike, n: int, name: str
     ) -> tuple[list[Sample], list[Reward]]:
         request_id = f"eval-{pinned.version.lineage}{pinned.version.number}-{name}"
+        with self._trace.prompt(request_id, prompt.prompt_id, n=n, sampling=sampling):
+            return await self._drawn_and_graded(pinned, sampling, prompt, n, request_id)
+
+    async def _drawn_and_graded(
+        self, pinned: "_Pinned", sampling: Sampling, prompt: PromptLike, n: int, request_id: str
+    ) -> tuple[list[Sample], list[Reward]]:
         samples: Mapping[int, Sample]
         if prompt.environment:
             samples, prompt = await self._play(pinned, sampling, prompt, n, request_id)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from services.coordinator.state.group import Attempt
 from sluice.telemetry.traces.context import TraceContext, root_of
-from sluice.telemetry.traces.span import SpanEvent, SpanRecord, Value
+from sluice.telemetry.traces.span import NOTHING, SpanEvent, SpanRecord, Value
 from sluice.telemetry.traces.tracer import Tracer
 
 _NEEDED: Final = (
@@ -56,12 +56,12 @@ def life_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def attempt_of(trace_id: str, attempt: Attempt) -> TraceContext | None:
     """The place of an attempt, also while it is under way; None for a group that is not traced."""
-    return _attempt(trace_id, attempt.number, attempt.started_s) if trace_id else None
+    return _attempt(root_of(trace_id), attempt.number, attempt.started_s) if trace_id else None
 
 
 def grading_of(trace_id: str, grading_s: float) -> TraceContext | None:
     """The place of the grading that began at `grading_s`; None for a group that is not traced."""
-    return root_of(trace_id).named_child(f"grading {grading_s!r}") if trace_id else None
+    return _grading(root_of(trace_id), grading_s) if trace_id else None
 
 
 def group_spans(life: Mapping[str, Any], *, step: TraceContext | None = None) -> Iterator[SpanRecord]:
@@ -85,8 +85,7 @@ def group_spans(life: Mapping[str, Any], *, step: TraceContext | None = None) ->
         if attempt["number"]:
             yield _sampling(root, attempt, life)
     if (grading_s := life.get("grading_s", -1.0)) > 0:
-        place = grading_of(life["trace_id"], grading_s)
-        assert place is not None
+        place = _grading(root, grading_s)
         end_s = _first(life["graded_s"], life["ended_s"])
         yield _below(root, place, "rl.reward", grading_s, end_s, {"sluice.acc_mean": life["acc_mean"]})
 
@@ -136,7 +135,7 @@ def _sampling(root: TraceContext, attempt: Mapping[str, Any], life: Mapping[str,
     """One attempt: a request for samples, or the episodes that came to this try."""
     return _below(
         root,
-        _attempt(root.trace_id, attempt["number"], attempt["started_s"]),
+        _attempt(root, attempt["number"], attempt["started_s"]),
         "rl.sample",
         attempt["started_s"],
         _first(attempt["ended_s"], life["ended_s"]),
@@ -158,7 +157,7 @@ def _below(
     name: str,
     start_s: float,
     end_s: float,
-    attributes: Mapping[str, Value] | None = None,
+    attributes: Mapping[str, Value] = NOTHING,
     *,
     fault: str = "",
 ) -> SpanRecord:
@@ -168,13 +167,17 @@ def _below(
         parent_id=root.span_id,
         start_s=start_s,
         end_s=max(start_s, end_s),
-        attributes=attributes or {},
+        attributes=attributes,
         fault=fault,
     )
 
 
-def _attempt(trace_id: str, number: int, started_s: float) -> TraceContext:
-    return root_of(trace_id).named_child(f"attempt {number} {started_s!r}")
+def _attempt(root: TraceContext, number: int, started_s: float) -> TraceContext:
+    return root.named_child(f"attempt {number} {started_s!r}")
+
+
+def _grading(root: TraceContext, grading_s: float) -> TraceContext:
+    return root.named_child(f"grading {grading_s!r}")
 
 
 def _first(time_s: float, otherwise_s: float) -> float:

@@ -23,7 +23,10 @@ class TelemetryConfig(Section):
         "traces), or file, RUN/traces/*.jsonl; default: nowhere, at no cost",
     )
     trace_sample: float = Field(
-        default=1.0, gt=0, le=1, description="share of the groups that are traced, chosen by the group's id"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the groups that are traced, chosen by the group's id, and of an evaluation's prompts",
     )
 
     def problems(self) -> Iterator[str]:

@@ -12,7 +12,7 @@ which takes spans that the event loop has made, and does not count what it drops
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from queue import Empty, Full, Queue
 from typing import Final, Protocol
 
@@ -36,8 +36,8 @@ FLUSH_S: Final = 1.0
 class SpanWriter(Protocol):
     """Takes spans away. Called from one thread; may block up to a limit of its own, and may raise any error."""
 
-    def write(self, spans: Sequence[SpanRecord]) -> None:
-        """Takes all of them, or raises."""
+    def write(self, spans: Iterable[SpanRecord]) -> None:
+        """Takes all of them, or raises. A span is made when it is asked for, so that they are never all there at once."""
         ...
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class SpanFeed:
                 continue
             try:
                 writer = writer or self._open()
-                writer.write([span for record in records for span in record()])
+                writer.write(span for record in records for span in record())
             except Exception as error:  # noqa: BLE001 - a collector, a disk or a bug in here must never fail the run
                 self._drop(len(records), f"{type(error).__name__}: {error}")
         if writer is not None:

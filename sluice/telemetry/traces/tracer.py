@@ -54,15 +54,19 @@ class Tracer:
         parent: TraceContext | None = None,
         attributes: Mapping[str, Value] | None = None,
         links: Sequence[TraceContext] = (),
+        carried: bool = True,
     ) -> Iterator[dict[str, Value]]:
-        """The work done within is a span at `place`; without a place it is none. Attributes may be added meanwhile."""
+        """The work done within is a span at `place`; without a place it is none. Attributes and links may be added meanwhile.
+
+        Calls made within carry the place, unless `carried` is false.
+        """
         noted = dict(attributes or {})
         if self._feed is None or place is None:
             yield noted
             return
         started, fault = time.time(), ""
         try:
-            with within(place):
+            with within(place if carried else None):
                 yield noted
         except BaseException as error:
             fault = f"{type(error).__name__}: {error}"

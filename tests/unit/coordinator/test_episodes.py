@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -82,7 +82,7 @@ async def test_a_turn_is_a_span_below_its_try_and_calls_carry_its_place_or_the_g
     spans: list[SpanRecord] = []
 
     class Kept:
-        def write(self, written: Sequence[SpanRecord]) -> None:
+        def write(self, written: Iterable[SpanRecord]) -> None:
             spans.extend(written)
 
         def close(self) -> None:

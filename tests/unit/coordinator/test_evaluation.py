@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,18 @@ from services.coordinator.state.group import Reward, Sample
 from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import WrongAnswer
 from sluice.config.evaluation_sets import evaluation_sets
+from sluice.config.schema.eval import DEFAULT_SET
 from sluice.errors import Expired, InvalidRequest, Overloaded, SluiceError, Unavailable
 from sluice.run_dir.durable import append_line
+from sluice.telemetry.traces.context import TraceContext, current, new_trace
+from sluice.telemetry.traces.feed import SpanFeed
+from sluice.telemetry.traces.span import SpanRecord
+from sluice.telemetry.traces.tracer import OFF, Tracer
 from tests.unit.coordinator.fakes import FakePrompt, FakeRewards, FakeRollouts, Stage, make_config
 
 LOST = math.nan
+STEP = new_trace()
+"""The trace of the step that made version 3."""
 
 
 class PartlyAway(FakeRewards):
@@ -70,11 +77,16 @@ async def evaluated(
     fleet: int = 1,
     timeout_s: float = 60.0,
     name: str = "",
+    tracer: Tracer = OFF,
     **settings: Any,
 ) -> Evaluated:
     stage = Stage(
-        make_config(eval__timeout_s=timeout_s), rewards=PartlyAway(acc=acc), rollouts=rollouts or FakeRollouts()
+        make_config(eval__timeout_s=timeout_s),
+        rewards=PartlyAway(acc=acc),
+        rollouts=rollouts or FakeRollouts(),
+        tracer=tracer,
     )
+    stage.run.steps.note(3, STEP)
     for place in range(fleet):
         stage.add_member(Role.ROLLOUT, f"rollout-{place}", version=3)
     stage.progress.version = stage.fleet.of(Role.ROLLOUT)[0].version
@@ -99,6 +111,54 @@ async def evaluated(
 def test_accuracies_are_those_of_the_graded_samples(accs: list[list[float]], avg: float, passed: float) -> None:
     means, passes = by_prompt(np.array(accs))
     assert (means.mean(), passes.mean()) == pytest.approx((avg, passed))
+
+
+async def test_an_evaluation_is_one_trace_with_a_span_for_each_drawing_that_its_calls_stand_below() -> None:
+    spans: list[SpanRecord] = []
+    carried: dict[str, TraceContext | None] = {}
+
+    class Kept:
+        def write(self, written: Iterable[SpanRecord]) -> None:
+            spans.extend(written)
+
+        def close(self) -> None:
+            pass
+
+    class Placed(PartlyBroken):
+        async def generate(self, member: Member, *, request_id: str, **keywords: Any) -> AsyncIterator[Sample]:
+            carried[request_id] = current()
+            async for sample in super().generate(member, request_id=request_id, **keywords):
+                yield sample
+
+    async def traced(*, fleet: int = 1, fails: dict[str, Exception] | None = None, ratio: float = 1.0) -> None:
+        spans.clear(), carried.clear()
+        tracer = Tracer(SpanFeed(Kept, flush_s=0.0), run="run-1", ratio=ratio)
+        try:
+            await evaluated({"a": [1, 0], "b": [0, 0]}, n=2, rollouts=Placed(fails or {}), fleet=fleet, tracer=tracer)
+        finally:
+            tracer.close(within_s=10.0)
+        assert current() is None
+
+    await traced()
+    *drawings, root = spans
+    assert (root.name, root.parent_id, root.links, root.fault) == ("sluice.evaluation", "", [STEP], "")
+    named = {"set": DEFAULT_SET, "prompts": 2, "ungraded": 0}
+    assert {f"sluice.evaluation.{name}": value for name, value in named.items()}.items() <= root.attributes.items()
+    assert (root.attributes["sluice.policy.version"], root.attributes["sluice.acc_mean"]) == (3, 0.25)
+    assert {(span.name, span.parent_id) for span in drawings} == {("sluice.evaluation.prompt", root.place.span_id)}
+    assert set(carried.values()) == {span.place for span in drawings}
+    assert len(drawings) == len(carried) == 4, "two prompts, drawn and greedy"
+
+    await traced(ratio=1e-9)
+    assert ([span.name for span in spans], set(carried.values())) == (["sluice.evaluation"], {None})
+
+    with pytest.raises(InvalidRequest):
+        await traced(fails={"rollout-0": InvalidRequest("no")})
+    assert spans[-1].fault == "InvalidRequest: no"
+
+    await traced(fleet=2, fails={"rollout-0": Unavailable("away")})
+    root = spans[-1]
+    assert (root.attributes["sluice.rollout"], root.fault) == ("rollout-1", ""), "the one that drew what is counted"
 
 
 async def test_a_sample_without_a_grade_is_counted_and_is_in_no_accuracy() -> None:

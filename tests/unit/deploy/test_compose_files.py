@@ -173,6 +173,24 @@ def test_every_flag_of_every_service_is_in_the_example(module: str, monkeypatch:
     assert {name for name in found if not re.search(rf"^(# )?{name}\b", ENV_EXAMPLE, re.MULTILINE)} == set()
 
 
+def test_every_image_with_python_has_the_way_to_a_collector() -> None:
+    stages = {stage: base for base, stage in re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.MULTILINE)}
+    shipped = re.findall(r"^COPY --from=(\S+) /opt/sluice /opt/sluice$", DOCKERFILE, re.MULTILINE)
+    assert len(shipped) == 6
+    for stage in shipped:
+        while stage != "build":
+            stage = stages[stage]
+    (build,) = re.findall(r"^FROM base AS build$.*?(?=^FROM )", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    assert "\nRUN deploy/install.sh traces\n" in build
+    script = (ROOT / "deploy" / "install.sh").read_text()
+    assert re.search(r"^  [\w| -]*\btraces\) service", script, re.MULTILINE), (
+        "its packages, as pyproject.toml names them"
+    )
+    locked = {line.partition("==")[0] for line in (ROOT / "requirements" / "traces.lock").read_text().splitlines()}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {re.split(r"[<>=\[]", needed)[0] for needed in extras["traces"]} <= locked
+
+
 def test_coordinator_and_reward_need_neither_torch_nor_vllm() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     heavy = {re.split(r"[<>=\[]", needed)[0] for name in ("coordinator", "reward") for needed in extras[name]}
@@ -204,6 +222,8 @@ def test_spans_go_from_every_service_to_the_collector_and_from_there_to_jaeger()
         assert (services[name]["profiles"], set(services[name]["networks"])) == (["traces"], networks)
         assert re.search(r":-[\w/-]+:v?\d+\.\d+\.\d+\}$", services[name]["image"])
     assert TRACES["networks"]["graders"] == BASE["networks"]["graders"]
+    assert services["coordinator"]["image"] == SERVICES["coordinator"]["image"], "nothing but its environment changes"
+    assert [port.rpartition(":")[2] for port in services["collector"]["ports"]] == ["4317"]
     assert all(port.startswith("127.0.0.1:") for service in services.values() for port in service.get("ports", ()))
 
 
@@ -224,7 +244,7 @@ def test_a_collectors_file_names_nothing_that_it_does_not_have(name: str) -> Non
         [f"--config={mounted[1]}/{name}.yaml"],
     )
     if name == "collector":
-        assert found["exporters"]["otlp/jaeger"]["endpoint"] == "jaeger:4317"
+        assert found["exporters"]["otlp_grpc/jaeger"]["endpoint"] == "jaeger:4317"
 
 
 MINIMAL = {"model": {"path": "m"}, "data": {"train_files": ["mixadd3:train"]}}

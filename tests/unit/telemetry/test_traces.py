@@ -3,8 +3,9 @@
 import base64
 import errno
 import json
+import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,22 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    set_span_in_context,
+)
 from structlog.testing import capture_logs
 
 from services.coordinator.state.group import Attempt
@@ -26,7 +41,7 @@ from sluice.telemetry.traces.context import TraceContext, current, is_sampled, p
 from sluice.telemetry.traces.feed import SpanFeed
 from sluice.telemetry.traces.otlp import OtlpWriter
 from sluice.telemetry.traces.otlp_file import OtlpFile
-from sluice.telemetry.traces.span import TEXT_CHARACTERS, SpanEvent, SpanRecord, text_of
+from sluice.telemetry.traces.span import TEXT_CHARACTERS, SpanEvent, SpanRecord, nanoseconds, text_of
 from sluice.telemetry.traces.tracer import OFF, Tracer
 from tests.otlp_lines import spans_of
 
@@ -41,11 +56,21 @@ RICH = SpanRecord(
     start_s=1700000000.25,
     end_s=1700000001.5,
     kind="server",
-    attributes={"text": "ü\u202e", "whole": 1 << 40, "share": 0.5, "yes": True, "some": ("stop", "length")},
+    attributes={
+        "text": 'ü\u202e"\n\\',
+        "whole": -(1 << 40),
+        "share": 0.1,
+        "yes": True,
+        "some": ("stop", "length"),
+        "small": 1e-9,
+        "far": math.inf,
+        "none": math.nan,
+    },
     events=[SpanEvent(name="sluice.verdict", time_s=1700000001.0, attributes={"sluice.verdict": "kept"})],
     links=[TraceContext("1" * 32, "2" * 16)],
     fault="UNAVAILABLE: rollout-0 is gone",
 )
+PLAIN = SpanRecord(name="sluice.group", place=root_of(PLACE.trace_id), start_s=1.5, end_s=2.5)
 
 
 # --- places --------------------------------------------------------------------------------------------------------
@@ -184,7 +209,7 @@ class Kept:
     def __init__(self) -> None:
         self.spans: list[SpanRecord] = []
 
-    def write(self, spans: Sequence[SpanRecord]) -> None:
+    def write(self, spans: Iterable[SpanRecord]) -> None:
         self.spans += spans
 
     def close(self) -> None:
@@ -223,22 +248,91 @@ def test_a_step_is_a_trace_of_its_own_and_stands_in_the_traces_of_its_groups(mon
 # --- where spans go ------------------------------------------------------------------------------------------------
 
 
-def test_a_file_has_what_the_librarys_own_encoder_makes_of_the_same_spans(tmp_path: Path) -> None:
-    plain = SpanRecord(name="sluice.group", place=root_of(PLACE.trace_id), start_s=1.5, end_s=2.5)
-    exporter = InMemorySpanExporter()
-    OtlpWriter(exporter, resource=RESOURCE, version="0.1").write([RICH, plain])
-    OtlpFile(tmp_path / "a.jsonl", most_bytes=1 << 20, resource=RESOURCE, version="0.1").write([RICH, plain])
+@pytest.fixture(scope="module")
+def by_the_sdk() -> dict[str, Any]:
+    """RICH and PLAIN as OpenTelemetry's own tracer makes them and its own encoder sends them."""
+    kept = InMemorySpanExporter()
+    for span in (RICH, PLAIN):
+        provider = TracerProvider(resource=Resource(RESOURCE), id_generator=_Given(span.place), shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(kept))
+        above = NonRecordingSpan(
+            _context(TraceContext(span.place.trace_id, span.parent_id or "0"), span.kind == "server")
+        )
+        made = provider.get_tracer("sluice", "0.1").start_span(
+            span.name,
+            set_span_in_context(above),
+            kind=SpanKind[span.kind.upper()],
+            attributes=span.attributes,
+            links=[Link(_context(link, is_remote=True)) for link in span.links],
+            start_time=nanoseconds(span.start_s),
+        )
+        for event in span.events:
+            made.add_event(event.name, event.attributes, nanoseconds(event.time_s))
+        if span.fault:
+            made.set_status(Status(StatusCode.ERROR, span.fault))
+        made.end(nanoseconds(span.end_s))
+    return _in_json(encode_spans(kept.get_finished_spans()))
+
+
+class _Given(IdGenerator):
+    """Of one span."""
+
+    def __init__(self, place: TraceContext) -> None:
+        self._place = place
+
+    def generate_trace_id(self) -> int:
+        return int(self._place.trace_id, 16)
+
+    def generate_span_id(self) -> int:
+        return int(self._place.span_id, 16)
+
+
+def _context(place: TraceContext, is_remote: bool) -> SpanContext:
+    return SpanContext(int(place.trace_id, 16), int(place.span_id, 16), is_remote, TraceFlags(TraceFlags.SAMPLED))
+
+
+def _in_json(request: ExportTraceServiceRequest) -> dict[str, Any]:
+    """OTLP's JSON differs from protobuf's in the ids alone."""
+    plain = json.dumps(MessageToDict(request, use_integers_for_enums=True))
+    return _sorted(json.loads(plain, object_hook=_with_hex_ids))
+
+
+def sent(*spans: SpanRecord) -> ExportTraceServiceRequest:
+    """What a collector would get."""
+    requests: list[ExportTraceServiceRequest] = []
+
+    def export(request: ExportTraceServiceRequest) -> SpanExportResult:
+        requests.append(ExportTraceServiceRequest.FromString(request.SerializeToString()))
+        return SpanExportResult.SUCCESS
+
+    writer = OtlpWriter(export, resource=RESOURCE, version="0.1")
+    writer.write(iter(spans))
+    writer.write([PLAIN])
+    first, second = requests
+    assert len(second.resource_spans[0].scope_spans[0].spans) == 1, "no request has what was in the one before"
+    return first
+
+
+def test_a_collector_gets_what_opentelemetry_itself_would_send(by_the_sdk: dict[str, Any]) -> None:
+    assert _in_json(sent(RICH, PLAIN)) == by_the_sdk
+
+
+def test_a_file_has_what_opentelemetry_itself_would_send(tmp_path: Path, by_the_sdk: dict[str, Any]) -> None:
+    OtlpFile(tmp_path / "a.jsonl", most_bytes=1 << 20, resource=RESOURCE, version="0.1").write(iter([RICH, PLAIN]))
     (line,) = (tmp_path / "a.jsonl").read_text().splitlines()
-    written = json.loads(line)
-    expected = MessageToDict(encode_spans(exporter.get_finished_spans()), use_integers_for_enums=True)
-    expected = json.loads(json.dumps(expected), object_hook=_with_hex_ids)
-    assert _sorted(written) == _sorted(expected)
+    assert _sorted(_without_flags(json.loads(line))) == _without_flags(by_the_sdk)
+
+
+def _without_flags(value: Any) -> Any:
+    """Flags say what is remote; a file has none."""
+    if isinstance(value, dict):
+        return {name: _without_flags(one) for name, one in value.items() if name != "flags"}
+    return [_without_flags(one) for one in value] if isinstance(value, list) else value
 
 
 def _with_hex_ids(value: dict[str, Any]) -> dict[str, Any]:
-    """OTLP's JSON differs from protobuf's in this alone; flags, which say what is remote, are left out of a file."""
     ids = {name for name in value if name in ("traceId", "spanId", "parentSpanId")}
-    return {name: base64.b64decode(one).hex() if name in ids else one for name, one in value.items() if name != "flags"}
+    return {name: base64.b64decode(one).hex() if name in ids else one for name, one in value.items()}
 
 
 def _sorted(request: dict[str, Any]) -> dict[str, Any]:
@@ -247,32 +341,19 @@ def _sorted(request: dict[str, Any]) -> dict[str, Any]:
     return request
 
 
-def test_the_exporter_gets_spans_as_opentelemetry_knows_them() -> None:
-    exporter = InMemorySpanExporter()
-    OtlpWriter(exporter, resource=RESOURCE, version="0.1").write([RICH])
-    (span,) = exporter.get_finished_spans()
-    assert (f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}") == (PLACE.trace_id, PLACE.span_id)
-    assert span.parent is not None
-    assert span.parent.is_remote
-    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, RICH.fault)
-    assert span.end_time is not None
-    assert span.start_time is not None
-    assert span.end_time - span.start_time == 1_250_000_000
-    exporter.shutdown()
+def test_a_collector_that_takes_nothing_is_not_there() -> None:
+    writer = OtlpWriter(lambda _: SpanExportResult.FAILURE, resource=RESOURCE, version="0.1")
     with pytest.raises(Unavailable):
-        OtlpWriter(exporter, resource=RESOURCE, version="0.1").write([RICH])
+        writer.write([RICH])
 
 
 def test_a_hostile_fault_is_cut_and_is_utf8_in_both_forms(tmp_path: Path) -> None:
     nasty = SpanRecord(
         name="x", place=PLACE, start_s=1.0, end_s=2.0, fault="\ud800 redis://u:secretword@h/ " + "x" * 10**6
     )
-    exporter = InMemorySpanExporter()
-    OtlpWriter(exporter, resource=RESOURCE, version="0.1").write([nasty])
-    encode_spans(exporter.get_finished_spans()).SerializeToString()
     OtlpFile(tmp_path / "a.jsonl", most_bytes=1 << 20, resource=RESOURCE, version="0.1").write([nasty])
     (span,) = spans_of(tmp_path / "a.jsonl")
-    assert span.fault == exporter.get_finished_spans()[0].status.description
+    assert span.fault == sent(nasty).resource_spans[0].scope_spans[0].spans[0].status.message
     assert len(span.fault) <= TEXT_CHARACTERS + 20
     assert "secretword" not in span.fault
 
@@ -280,13 +361,13 @@ def test_a_hostile_fault_is_cut_and_is_utf8_in_both_forms(tmp_path: Path) -> Non
 def test_a_file_turns_over_goes_on_after_a_torn_line_and_is_private(tmp_path: Path) -> None:
     path = tmp_path / "traces" / "a.jsonl"
     spans = [RICH] * 4
-    for number in range(7):  # about 3 kB a line: three fill a file
-        OtlpFile(path, most_bytes=8000, resource=RESOURCE, version="0.1").write(spans)
+    for number in range(7):  # about 4 kB a line: three fill a file
+        OtlpFile(path, most_bytes=11000, resource=RESOURCE, version="0.1").write(spans)
         if number == 4:
             with path.open("ab") as file:
                 file.write(b'{"resourceSpans": [{"cut')
     former = path.with_name("a.jsonl.1")
-    assert former.stat().st_size < 12000
+    assert former.stat().st_size < 16000
     assert (len(spans_of(former)), len(spans_of(path))) == (12, 4), "the line after the torn one is whole"
     assert path.stat().st_mode & 0o077 == 0
 
@@ -313,7 +394,7 @@ def test_a_writer_that_hangs_delays_nobody_and_what_it_does_not_take_is_counted(
     free, inside = threading.Event(), threading.Event()
 
     class Hanging(Kept):
-        def write(self, spans: Sequence[SpanRecord]) -> None:
+        def write(self, spans: Iterable[SpanRecord]) -> None:
             inside.set()
             assert free.wait(20)
             super().write(spans)
@@ -338,7 +419,7 @@ def test_a_writer_that_fails_costs_its_call_alone(error: Exception) -> None:
     class FailsOnce(Kept):
         fails = True
 
-        def write(self, spans: Sequence[SpanRecord]) -> None:
+        def write(self, spans: Iterable[SpanRecord]) -> None:
             if self.fails:
                 self.fails = False
                 raise error
