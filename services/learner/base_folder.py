@@ -51,7 +51,7 @@ def _recorded(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        recorded = json.loads(path.read_text())
+        recorded = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:  # a machine that lost power while writing
         return {}
     return recorded if isinstance(recorded, dict) else {}

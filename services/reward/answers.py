@@ -19,6 +19,9 @@ Form = Literal["any", "whole", "line", "boxed", "tag", "hashes"]
 TAIL_CHARS: Final = 4000
 """How many characters are searched, from the end of a completion: no answer is longer, and no search gets slow."""
 
+UNSEEN: Final = re.compile("[\x00-\x08\x0e-\x1f\u200b-\u200f\u2060\ufeff]")
+"""Characters that nobody sees: control characters, those of no width, the byte-order mark."""
+
 SENTENCE_END: Final = ".;,!\u3002\uff1b\uff0c\uff01\uff0e"
 """Punctuation that ends a sentence or a line, full-width forms included."""
 
@@ -48,8 +51,11 @@ def find(text: str, form: Form) -> str:
 
 
 def after_thought(text: str) -> str:
-    """The completion behind the last `</think>`; all of one without it, nothing where thoughts begin and never end."""
-    rest = _END_OF_THOUGHT.split(text)[-1]
+    """The completion behind the last `</think>`; all of one without it, nothing where thoughts begin and never end.
+
+    Without the blanks at its end, which may be more than the characters that are searched.
+    """
+    rest = _END_OF_THOUGHT.split(text)[-1].rstrip()
     return "" if _THOUGHT.match(rest) else rest
 
 
@@ -61,13 +67,15 @@ class Marked:
     """The marked text, stripped."""
     rest: str
     """The text from the mark on, to the completion's end."""
+    before: str
+    """The text before the mark."""
 
 
 def last_marked(text: str) -> Marked | None:
     """The answer behind the mark that begins last; None without a mark."""
     text = after_thought(text)[-TAIL_CHARS:]
     begin, answer = max(mark(text) for mark in _MARKS.values())
-    return Marked(answer=answer.strip(), rest=text[begin:]) if begin >= 0 else None
+    return Marked(answer=answer.strip(), rest=text[begin:], before=text[:begin]) if begin >= 0 else None
 
 
 def marked_line(text: str) -> str:

@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from services.reward.answers import UNSEEN
+
 _NOUN = r"(?:(?:option|choice|answer|letter|alternative|statement)s?\s+)?"
 _END = (
     r"(?=\s*(?:$|[.,;:!?)\n/&]|-\s|\s(?:because|since|as|and|or|but|not|rather|by|for|due|over|instead|which|while)\b))"
@@ -20,7 +22,7 @@ _END = (
 _END_OR_VERB = (
     rf"(?:{_END}|(?=\s+(?:is|isn't|was|must|would|should|seems|looks|works|fits|holds|matches|wins|follows)\b))"
 )
-_NO_WORD = r"(?![A-Za-z0-9']|-[A-Za-z])"
+_NO_WORD = r"(?![A-Za-z0-9'+#%]|-[A-Za-z])"
 _LETTER = (
     rf"(?<![A-Za-z0-9'-])(?:\(\s*(?P<wrapped>[A-Za-z])\s*\)|(?P<plain>[B-HJ-Z]){_NO_WORD}"
     rf"|(?P<word>[A-Za-z]){_NO_WORD}{_END_OR_VERB})"
@@ -36,15 +38,17 @@ _PATTERNS: Final = (
     rf"{_ADVERBS}{_NOUN}){_LETTER}",
     # ans. B
     rf"(?i:\bans\b\s*[.:]?\s*{_NOUN}){_LETTER}{_END}",
+    # answer - B
+    rf"(?i:\b(?:answer|choice|option)\s*[-,]\s*{_NOUN}){_LETTER}{_END}",
     # the correct statement is B
     rf"(?i:\b(?:correct|right|true|best)\s+\w+\s+{_VERB}\s+{_ADVERBS}{_NOUN}){_LETTER}{_END}",
     # it must be B
-    rf"(?i:\b(?:it|this|that)(?:\s+{_VERB}|'s)\s+{_ADVERBS}{_NOUN}){_LETTER}{_END}",
+    rf"(?i:\b(?:its|(?:it|this|that)(?:\s+{_VERB}|'s))\s+{_ADVERBS}{_NOUN}){_LETTER}{_END}",
     # I choose B
     r"(?i:\b(?:choos(?:e|ing)|chose|(?:pick|select)(?:ed|ing)?|go(?:ing)? (?:with|for)|opt for|settle on|vote for|conclude|say|"
     rf"take|prefer|answer|believe|think|guess)\s+(?:on\s+|with\s+|that\s+|it's\s+|it is\s+)?{_ADVERBS}{_NOUN}){_LETTER}{_END}",
     # so B; wait, B; which leaves B
-    r"(?i:\b(?:so|therefore|thus|hence|consequently|then|leav(?:es?|ing)|left|conclusion|overall|finally|final|but|instead|wait|"
+    r"(?i:\b(?:so|therefore|thus|hence|consequently|then|leav(?:es?|ing)|left|conclusion|overall|finally|final|but|instead|ultimately|wait|"
     r"no[,:]|actually|correction|sorry|i mean|make that|elimination|chang(?:e|ed|ing) (?:it|(?:my|the) answer)(?: from \w)? to)"
     rf"[\s,:-]+(?:rather\s+|it's\s+|it is\s+|(?:us\s+)?with\s+)*{_ADVERBS}{_NOUN})"
     rf"{_LETTER}{_END}",
@@ -68,6 +72,12 @@ _PATTERNS: Final = (
     r"|(?:works|fits|holds|matches|wins|remains|is left|it is|(?:should|must) be (?:selected|chosen))\b)",
 )
 _ASSERTIONS: Final = tuple(map(re.compile, _PATTERNS))
+_CORRECTION: Final = re.compile(
+    r"(?i:\b(?:wait|sorry|correction|scratch that|make that|i mean|actually|on second thought)\b(?:[\s,:.;-]|\bno\b)*"
+    rf"(?:(?:it's|it is|it must be|it should be|(?:the|my) (?:correct |right |final )?"
+    rf"answer (?:is|must be|should be))\s+)?{_NOUN})"
+    rf"{_LETTER}{_END}"
+)
 _MENTION = re.compile(rf"(?i:\b(?:answer|option|choice)\s*:?\s*){_LETTER}")
 
 _OTHERS = (
@@ -87,10 +97,13 @@ _FALSE = re.compile(
     re.IGNORECASE,
 )
 _ANOTHER = re.compile(
-    rf"\s*\)?\s*(?:,\s*(?:or\b|and\b)?|/|&|or\b|and\b)\s*(?i:{_NOUN})\(?[A-Za-z]{_NO_WORD}\)?{_END}", re.IGNORECASE
+    rf"\s*\)?\s*(?:,\s*(?:or\b|and\b)?|[/&+;]|or\b|and\b|\)\s*(?=\())\s*(?i:{_NOUN})"
+    rf"\(?(?:[A-Za-z]|[IVX]{{1,4}}){_NO_WORD}\)?(?:{_END}|\s+(?:are|were|only)\b)|\s+[A-Z]\s*$",
+    re.IGNORECASE,
 )
 _REASON = re.compile(
-    r"\b(?:since|because|whereas|while|although|though|unlike|given that|if|suppose|assuming)\b", re.IGNORECASE
+    r"\b(?:since|because|whereas|while|although|though|unlike|given that|if|suppose|assuming)\b|,\s+as\b(?!\s+well\b)",
+    re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?<=[.!?;])(?<![Aa]ns\.)\s+|\n+")
 _CONJUNCTION = re.compile(r"\W*(?:(?:but|and|so)\W*)?", re.IGNORECASE)
@@ -98,7 +111,7 @@ _CONJUNCTION = re.compile(r"\W*(?:(?:but|and|so)\W*)?", re.IGNORECASE)
 _LEADING = re.compile(rf"(?i:{_NOUN}:?\s*)\(?\s*(?P<letter>[A-Za-z]){_NO_WORD}(?:\s*(?P<bracket>\)))?(?P<after>[^\n]*)")
 _ALONE = re.compile(r"(?:[-+\u2022]\s+|\d+[.)]\s+)?[^\w?+=%/-]*(?P<letter>[A-Za-z])[^\w?+=%/-]*")
 """A letter and nothing else but brackets, the mark of a list, ticks and the like."""
-_LISTED = re.compile(r"^\s*\(?[A-Za-z][).:]\s+\S", re.MULTILINE)
+_LISTED = re.compile(r"(?:^\s*|[.;]\s+)\(?[A-Za-z][).:]\s+\S", re.MULTILINE)
 _BEGINS = re.compile(r"\s*\(?[A-Za-z]\s*(?:[).:,]|-\s|$|(?<=\s)(?:because|since|as)\b)")
 
 _COMMAND = re.compile(r"\\(?:text|math|mbox|emph|underline|bold|boxed|bf|rm)[a-z]*\s*(?=\{)")
@@ -114,7 +127,10 @@ def leading(text: str, letters: str) -> str:
     """The letter that a short answer begins with, as in `B) Paris` or `(b), because ...`; else empty."""
     text = _plain(text)
     match = _LEADING.match(text)
-    if match is None or match["letter"].upper() not in letters or _ANOTHER.match(text, match.end("letter")):
+    if match is None or match["letter"].upper() not in letters:
+        return ""
+    end = match.end("letter")
+    if _ANOTHER.match(text, end) or _FALSE.match(text, end):
         return ""
     letter = match["letter"]
     if re.match(r"\s*\?\s*\S", match["after"]):  # a question, which the text behind it answers
@@ -139,9 +155,22 @@ def asserted(text: str, letters: str) -> str:
     found = (
         _said_by(_ASSERTIONS, sentences, letters)
         or _line_begins(text, letters)
+        or [letter for letter in [alone(sentences[-1] if sentences else "", letters)] if letter]
         or _said_by((_MENTION,), sentences, letters)
     )
     return found[-1] if found else ""
+
+
+def corrected(text: str, letters: str) -> str:
+    """The letter that a text takes instead of the one that it began with, as in `A. No wait, B.`; else empty."""
+    *_, last = None, *_CORRECTION.finditer(_plain(text))
+    return (_said(last, letters) or "") if last is not None else ""
+
+
+def said_to_be_the_answer(text: str, letters: str) -> str:
+    """The letter of the last `the answer is B`; else empty."""
+    said = _said_by(_ASSERTIONS[:1], [*_sentences(_plain(text))], letters)
+    return said[-1] if said else ""
 
 
 def _said_by(patterns: Sequence[re.Pattern[str]], sentences: Sequence[str], letters: str) -> list[str]:
@@ -193,6 +222,6 @@ def _sentences(text: str) -> Iterator[str]:
 
 def _plain(text: str) -> str:
     """The text without bold, TeX wrappers and quotes, with one form of each bracket."""
-    text = _MATHS.sub(" ", _COMMAND.sub("", unicodedata.normalize("NFKC", text)))
+    text = _MATHS.sub(" ", _COMMAND.sub("", UNSEEN.sub("", unicodedata.normalize("NFKC", text))))
     text = _ARROW.sub(" so ", text.translate(_UNSEEN)).translate(_SAME)
     return _QUOTED.sub(r"\1", text).strip()

@@ -142,7 +142,7 @@ def _shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _hash(path: Path) -> str:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from sluice.cli.durations import days
 from sluice.errors import LaunchError
 
 
@@ -15,7 +16,7 @@ def add_parser(commands: Any) -> None:
         description="Writes DIR/ROLE/{cert,key,ca}.pem for every role. Run again it renews them under the same authority.",
     )
     _add_folder(certs)
-    certs.add_argument("--days", type=float, default=30.0, help="how long they are valid (default %(default)g)")
+    certs.add_argument("--days", type=days, default=30.0, help="how long they are valid (default %(default)g)")
     certs.add_argument(
         "--host",
         dest="hosts",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice.cli import queued
+from sluice.cli.durations import seconds
 from sluice.cli.whereabouts import where
 from sluice.rpc.service import add_credentials_flag
 
@@ -28,7 +29,7 @@ def add_parser(commands: Any) -> None:
     add_verb(commands, "resume", "admit groups again", lambda client, _: str(client.resume()))
     drain = add_verb(commands, "drain", "stop admitting and wait until no group is in flight", _drain)
     drain.add_argument(
-        "--timeout-s", type=float, default=900.0, metavar="S", help="give up after (default %(default)s)"
+        "--timeout-s", type=seconds, default=900.0, metavar="S", help="give up after (default %(default)s)"
     )
     add_verb(
         commands,

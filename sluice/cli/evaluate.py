@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sluice.cli.control import add_coordinator_flag, call
-from sluice.cli.model_evaluation import evaluate_model
+from sluice.cli.durations import seconds
+from sluice.cli.model_evaluation import check_targets, evaluate_model
 from sluice.rpc.service import add_credentials_flag
 
 _DESCRIPTION = """\
@@ -39,7 +40,9 @@ def add_parser(commands: Any) -> None:
     run = parser.add_argument_group("of a run that is up")
     add_coordinator_flag(run)
     add_credentials_flag(run)
-    run.add_argument("--timeout-s", type=float, default=900.0, metavar="S", help="give up after (default %(default)s)")
+    run.add_argument(
+        "--timeout-s", type=seconds, default=900.0, metavar="S", help="give up after (default %(default)s)"
+    )
     model = parser.add_argument_group("of a model folder, without a run")
     model.add_argument("--model", type=Path, metavar="DIR", help="a Hugging Face model folder")
     model.add_argument(
@@ -71,6 +74,7 @@ def _run(args: argparse.Namespace) -> int:
         flag = {"config": "-c", "overrides": "--set"}.get(given[0], f"--{given[0].replace('_', '-')}")
         rows = "; a run keeps them in RUN/evaluations" if given[0] == "parquet" else ""
         raise ConfigError(f"evaluate: {flag} is for --model DIR, without a run{rows}")
+    check_targets(args.json)
     return call(_evaluate_run, args)
 
 

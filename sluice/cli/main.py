@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import os
 import select
 import sys
@@ -29,6 +30,9 @@ VERBS = (
 )
 """Modules of this package, in the order of `sluice --help`; some have several verbs."""
 
+_MOST_OF_A_PATH = 200
+"""Characters that a message shows."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns its exit code: 0, 1, 2, 3, 130 or 141 (docs/delivery.md)."""
@@ -39,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in VERBS:
         importlib.import_module(f"sluice.cli.{name}").add_parser(commands)
     args = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a model's text may have what the terminal has not
 
     from sluice.errors import SluiceError
 
@@ -53,6 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SluiceError as error:
         print(f"sluice: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+    except OSError as error:  # a full disk, a path that is too long, a folder that may not be read
+        if error.strerror is None:
+            raise
+        place = f": {str(error.filename)[:_MOST_OF_A_PATH]}" if error.filename is not None else ""
+        print(f"sluice: {error.strerror}{place}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -29,9 +29,7 @@ def evaluate_model(args: argparse.Namespace) -> int:
     config = evaluation_config(args)
     if args.run_dir is not None and args.run_dir.is_dir() and any(args.run_dir.iterdir()):
         raise ConfigError(f"evaluate: --run-dir must be a new folder, {args.run_dir} has files")
-    for path in filter(None, (args.json, args.parquet)):  # hours of work should not end with a folder that is not there
-        if not path.absolute().parent.is_dir():
-            raise ConfigError(f"evaluate: {path} cannot be written: {path.absolute().parent} is no folder")
+    check_targets(args.json, args.parquet)
     with tempfile.TemporaryDirectory(prefix="sluice-evaluate-") as scratch:
         run_dir = (args.run_dir or Path(scratch) / "evaluation").resolve()
         view = make_view(sys.stderr, plain=True)
@@ -46,6 +44,15 @@ def evaluate_model(args: argparse.Namespace) -> int:
         if args.parquet is not None:
             write_parquet(args.parquet, run_dir)
     return 0
+
+
+def check_targets(*paths: Path | None) -> None:
+    """Hours of work should not end with a folder that is not there. Raises ConfigError."""
+    for path in filter(None, paths):
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"evaluate: {path} cannot be written: {path.absolute().parent} is no folder")
+        if path.is_dir():
+            raise ConfigError(f"evaluate: {path} cannot be written: it is a folder")
 
 
 def evaluation_config(args: argparse.Namespace) -> Any:

@@ -5,7 +5,8 @@ is text as it is written. `<<` merges a mapping, as in YAML 1.1.
 """
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from itertools import count
 from typing import Any, Final
 
 import yaml
@@ -13,6 +14,8 @@ import yaml
 from sluice.errors import ConfigError
 
 _MOST_LEVELS: Final = 50
+_MOST_VALUES: Final = 100_000
+"""Chosen: a hundred recipes. Aliases make a file of a few lines as large as one likes."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,7 +61,7 @@ for _tag, _pattern in _NUMBERS.items():
 def parse_yaml(text: str, *, where: str) -> Any:
     """Reads one document. Raises ConfigError naming `where`, and line and column where they are known."""
     try:
-        return _as_json_has_it(yaml.load(text.removeprefix("\ufeff"), Loader=_Loader), where=where)
+        return _as_json_has_it(yaml.load(text.removeprefix("\ufeff"), Loader=_Loader), where=where, seen=count(1))
     except RecursionError:
         raise ConfigError(f"{where}: must not be nested more than {_MOST_LEVELS} levels deep") from None
     except (ValueError, TypeError) as error:  # a number of many digits, `!!timestamp` of a date that is none
@@ -76,16 +79,20 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise ConfigError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
 
 
-def _as_json_has_it(value: Any, *, where: str, levels: int = _MOST_LEVELS) -> Any:
-    """The same in the types of JSON: keys are texts, a set is a mapping. Raises ConfigError."""
+def _as_json_has_it(value: Any, *, where: str, seen: Iterator[int], levels: int = _MOST_LEVELS) -> Any:
+    """The same in the types of JSON: keys are texts, a set is a mapping. `seen` counts the values. Raises ConfigError."""
+    if next(seen) > _MOST_VALUES:
+        raise ConfigError(f"{where}: must not hold more than {_MOST_VALUES} values, those that aliases repeat included")
     if not levels:
         raise ConfigError(f"{where}: must not be nested more than {_MOST_LEVELS} levels deep, nor hold itself")
     if isinstance(value, dict):
-        return {_key(key): _as_json_has_it(item, where=where, levels=levels - 1) for key, item in value.items()}
+        return {
+            _key(key): _as_json_has_it(item, where=where, seen=seen, levels=levels - 1) for key, item in value.items()
+        }
     if isinstance(value, set):
         return dict.fromkeys(map(_key, value))
     if isinstance(value, list):
-        return [_as_json_has_it(item, where=where, levels=levels - 1) for item in value]
+        return [_as_json_has_it(item, where=where, seen=seen, levels=levels - 1) for item in value]
     if isinstance(value, str) and not value.isascii() and re.search("[\ud800-\udfff]", value):
         raise ConfigError(f"{where}: must be encodable as UTF-8, got half of a surrogate pair in {value!r:.60}")
     if value is not None and not isinstance(value, str | int | float):

@@ -12,6 +12,7 @@ from pathlib import Path
 from sluice.report.figures import ABSENT, printable
 from sluice.report.group_page import aligned
 from sluice.report.ledger_tables import open_tables
+from sluice.run_dir.ledger_parts import first_row, part_paths
 from sluice.v1 import coordinator_pb2 as pb
 
 _NOT_TERMS = frozenset({"admitted", "closed", "failed", "tokens", "generated_tokens", "trained_tokens", "lost_tokens"})
@@ -51,7 +52,8 @@ def account_of_files(run_dir: Path) -> Account:
     """
     with contextlib.closing(open_tables(run_dir, lists=True)) as tables:
         rows, distinct, admitted, lost = tables.execute(
-            "SELECT count(*), count(DISTINCT group_id), max(admission) + 1, coalesce(sum(lost_tokens), 0) FROM groups"
+            "SELECT count(*), count(DISTINCT group_id), coalesce(max(admission) + 1, 0), coalesce(sum(lost_tokens), 0) "
+            "FROM groups"
         ).fetchone()
         terms = tables.execute(
             "SELECT term, count(*), sum(tokens) FROM groups GROUP BY term ORDER BY term LIKE 'failed:%', count(*) DESC, term"
@@ -65,12 +67,15 @@ def account_of_files(run_dir: Path) -> Account:
     note = f"{missing} groups have no row yet: they have not ended, or their rows wait in Redis" if missing else ""
     if rows != distinct:
         note = f"{rows - distinct} groups have two rows"
+    is_whole = rows > first_row(part_paths(run_dir)[-1])  # a file has a row at least, and its name the number before
+    if not is_whole and not note:
+        note = "a file of the ledger cannot be read, its groups are missing here"
     return Account(
         admitted=admitted,
         received_tokens=received,
         groups={term: count for term, count, _ in terms},
         tokens=tokens,
-        closed=rows == distinct == admitted and received == sum(tokens.values()),
+        closed=is_whole and rows == distinct == admitted and received == sum(tokens.values()),
         note=note,
     )
 

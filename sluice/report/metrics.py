@@ -10,6 +10,7 @@ lines of these steps and versions do not count. Lines of an unknown kind are ign
 """
 
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,7 @@ def read_metrics(run_dir: Path) -> RunMetrics:
 
 def metrics_of(lines: Iterable[JsonObject], *, path: Path, torn_lines: int = 0) -> RunMetrics:
     """The metrics in the lines of `path`, which an error names. Raises as `read_metrics`."""
-    objects = surviving(lines)
+    objects = surviving(lines, path=path)
     evaluated: dict[str, list[JsonObject]] = {"": []}
     for line in objects:
         if line.get("kind") == "eval":
@@ -72,15 +73,24 @@ def metrics_of(lines: Iterable[JsonObject], *, path: Path, torn_lines: int = 0) 
     )
 
 
-def surviving(objects: Iterable[JsonObject]) -> list[JsonObject]:
-    """The lines of steps and evaluations that no later line rolls back."""
+def surviving(objects: Iterable[JsonObject], *, path: Path = Path(METRICS_FILE)) -> list[JsonObject]:
+    """The lines of steps and evaluations of `path` that no later line rolls back. Raises ValueError as `read_metrics`."""
+    try:
+        return _not_rolled_back(objects)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: a rollback must have a number `to` and a text `lineage`, other lines numbers: {error!r}"
+        ) from error
+
+
+def _not_rolled_back(objects: Iterable[JsonObject]) -> list[JsonObject]:
     kept: list[JsonObject] = []
     rollbacks: list[Rollback] = []
     for line in objects:
         if line.get("kind") != ROLLBACK:
             kept.append(line)
             continue
-        rollback = Rollback(to=line["to"], lineage=line["lineage"])
+        rollback = Rollback(to=operator.index(line["to"]), lineage=line["lineage"] + "")
         rollbacks.append(rollback)
         kept = [line for line in kept if not (line.get("kind") == "step" and line.get("step", -1) >= rollback.to)]
     return [line for line in kept if not is_given_up(line.get("lineage", FIRST), line.get("version", 0), rollbacks)]
@@ -89,7 +99,10 @@ def surviving(objects: Iterable[JsonObject]) -> list[JsonObject]:
 def past(run_dir: Path) -> list[JsonObject]:
     """The surviving lines with no more of a step than its place and time, which is what a coordinator starts from."""
     told = (line for line in json_lines(run_dir / METRICS_FILE) if line is not None)
-    return surviving({name: line[name] for name in _PLACE if name in line} if "step" in line else line for line in told)
+    path = run_dir / METRICS_FILE
+    return surviving(
+        ({name: line[name] for name in _PLACE if name in line} if "step" in line else line for line in told), path=path
+    )
 
 
 def column(rows: Sequence[Row], name: str) -> np.ndarray:
@@ -102,7 +115,10 @@ def _latest(path: Path, objects: Sequence[JsonObject], *, kind: str, key: str) -
     for record in objects:
         if record.get("kind") != kind:
             continue
-        row = {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
+        try:
+            row = {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
+        except OverflowError as error:
+            raise ValueError(f"{path}: a number of a line of kind {kind!r} is beyond every float: {error}") from error
         if key not in row:
             raise ValueError(f"{path}: a line of kind {kind!r} must have a number {key!r}, got {record.get(key)!r}")
         rows[row[key]] = row

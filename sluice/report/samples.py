@@ -102,6 +102,11 @@ def _group(path: Path, record: JsonObject) -> ShownGroup:
             ShownSample(**{name: sample[name] for name in _SAMPLE_FIELDS}, turns=turns_of(sample.get("turns", ())))
             for sample in record["samples"]
         )
-        return ShownGroup(group_id=record["group_id"], step=record["step"], prompt=record["prompt"], samples=samples)
+        group = ShownGroup(group_id=record["group_id"], step=record["step"], prompt=record["prompt"], samples=samples)
+        if wrong := [text for text in (group.prompt, *(one.text for one in samples)) if not isinstance(text, str)]:
+            raise TypeError(f"{wrong[0]!r:.60} is no text")
+        return group
+    except TypeError as error:
+        raise ValueError(f"{path}: group {record.get('group_id')!r} is not as Sluice writes it: {error}") from error
     except KeyError as absent:
         raise ValueError(f"{path}: group {record.get('group_id')!r} lacks the field {absent}") from absent

@@ -42,3 +42,8 @@ def line(value: str, *, field: str) -> str:
             f"{field}: must be one line of at most {NAME_CHARACTERS} characters, got {len(value)}: {value[:40]!r}"
         )
     return value
+
+
+def as_line(text: str) -> str:
+    """Any text, such as an error's, as `line` takes it: blanks joined, what cannot be printed as `?`, cut."""
+    return "".join(one if one.isprintable() else "?" for one in " ".join(text.split())[:NAME_CHARACTERS])

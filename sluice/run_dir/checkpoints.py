@@ -41,7 +41,7 @@ def steps(directory: Path) -> Iterator[int]:
 def verify(path: Path) -> None:
     """Raises ValueError with the difference unless every file is as it was when the folder was sealed."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable {MANIFEST}: {error}") from error
     if not isinstance(manifest, dict) or not manifest:
@@ -61,6 +61,6 @@ def facts_of(path: Path) -> dict[str, int | str]:
 def lineage_of(path: Path) -> str:
     """The lineage of the version in a checkpoint. Raises ValueError when the state cannot be read."""
     try:
-        return str(json.loads((path / STATE).read_text())["lineage"])
+        return str(json.loads((path / STATE).read_text(encoding="utf-8"))["lineage"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: no readable {STATE}: {error}") from error

@@ -44,7 +44,8 @@ def json_lines(path: Path) -> Iterator[JsonObject | None]:
                 continue
             try:
                 value = json.loads(line)
-            except ValueError:  # JSONDecodeError, and UnicodeDecodeError where a character was cut in two
+            # JSONDecodeError, UnicodeDecodeError where a character was cut in two, and a line of brackets
+            except (ValueError, RecursionError):
                 yield None
                 continue
             if not isinstance(value, dict):

@@ -9,7 +9,7 @@ from services.coordinator.api.registrations import check_registration
 from sluice.errors import InvalidRequest
 from sluice.limits import NAME_CHARACTERS
 from sluice.rpc.policy_versions import version_from_proto
-from sluice.rpc.requests import LONGEST_S, duration_s, line, name
+from sluice.rpc.requests import LONGEST_S, as_line, duration_s, line, name
 from sluice.v1 import common_pb2
 from sluice.v1 import coordinator_pb2 as pb
 
@@ -72,3 +72,16 @@ def test_every_name_of_a_trained_step_is_bounded(field: str) -> None:
     step = pb.TrainedStep(step=0, **{field: [long] if field == "group_ids" else long})
     with pytest.raises(InvalidRequest, match=f"register: trained.{field}"):
         check_registration(registration(trained=[step]))
+
+
+@pytest.mark.parametrize("address", ["host:65536", "host:99999", "host:\u0662", "host:80\n", ":80"])
+def test_a_registration_without_a_port_that_there_is_is_refused(address: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"register: address must be HOST:PORT"):
+        check_registration(pb.RegisterRequest(incarnation="i", address=address))
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "a\n\n b", "\u200b" * 500, "x" * 5000, "\ud83d", ""])
+def test_any_text_is_told_as_a_line_that_is_taken(text: str) -> None:
+    told = as_line(text)
+    assert line(told, field="f") == told
+    assert len(told.encode()) <= 4 * NAME_CHARACTERS

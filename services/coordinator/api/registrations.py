@@ -20,7 +20,8 @@ MOST_PLACES: Final = 16_384
 MOST_ENVIRONMENTS: Final = 256
 """Environments of one server. Chosen: more than a recipe that people read names."""
 
-_ADDRESS = re.compile(r"[A-Za-z0-9._:\[\]%-]{1,255}:\d{1,5}")
+_ADDRESS = re.compile(r"[A-Za-z0-9._:\[\]%-]{1,255}:([0-9]{1,5})")
+_MOST_PORT: Final = 65_535
 
 
 def check_registration(request: pb.RegisterRequest) -> None:
@@ -100,7 +101,10 @@ def outcome_from(request: pb.ReportPlacesRequest) -> Outcome | None:
 
 def check_address(value: str, *, field: str, may_be_empty: bool = False) -> None:
     """Raises InvalidRequest for what is no HOST:PORT."""
-    if (value or not may_be_empty) and not _ADDRESS.fullmatch(value):
+    if not value and may_be_empty:
+        return
+    found = _ADDRESS.fullmatch(value)
+    if found is None or int(found[1]) > _MOST_PORT:
         raise InvalidRequest(f"{field} must be HOST:PORT{' or empty' * may_be_empty}, got {value[:80]!r}")
 
 

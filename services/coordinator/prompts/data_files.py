@@ -193,15 +193,22 @@ def _rows(batch: "pyarrow.RecordBatch", *, place: str, number: int) -> list[Any]
     """The rows of a batch whose first row has that number. Raises DataError with the number of a row that cannot be read."""
     try:
         return batch.to_pylist(maps_as_pydicts="strict")
-    except (ValueError, KeyError):  # text that is not UTF-8, a mapping with a key twice
+    except (ValueError, KeyError):  # text that is not UTF-8, a mapping with a key twice, times in nanoseconds
         for index in range(len(batch)):
             try:
                 batch.slice(index, 1).to_pylist(maps_as_pydicts="strict")
             except UnicodeDecodeError as error:
                 raise DataError(f"{place} {number + index}: must be UTF-8: {error}; write the file again") from error
             except (ValueError, KeyError) as error:
-                raise DataError(f"{place} {number + index}: a mapping has a key twice: {error}") from error
+                raise DataError(f"{place} {number + index}: {_why_unreadable(error)}") from error
         raise
+
+
+def _why_unreadable(error: Exception) -> str:
+    """Why Python has no such value: pyarrow says neither by the type of its errors."""
+    if "anosecond" in str(error):
+        return f"must hold values that Python has: {str(error).partition('. ')[0]}; write times in microseconds"
+    return f"a mapping has a key twice: {error}"
 
 
 def parquet_batches(path: Path) -> Iterator["pyarrow.RecordBatch"]:

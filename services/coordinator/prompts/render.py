@@ -115,8 +115,10 @@ class Renderer:
 
     def _text(self, row: PromptRow) -> str:
         """The text to tokenise. Raises Unusable."""
-        fields = (row.data_source, _joined(row.prompt), row.ground_truth, row.extra_info_json, row.environment)
-        if not all(map(_is_encodable, fields)):
+        turns = () if isinstance(row.prompt, str) else row.prompt
+        fields = (row.data_source, _joined(row.prompt), row.ground_truth, row.extra_info_json)
+        acted = (row.environment, row.environment_args_json, *(turn.role for turn in turns))
+        if not all(map(_is_encodable, (*fields, *acted))):
             raise Unusable("must be encodable as UTF-8, but holds half of a surrogate pair")
         if self._template == "none":
             return _joined(row.prompt)

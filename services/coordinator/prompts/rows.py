@@ -214,7 +214,9 @@ def _ground_truth(reward_model: object) -> str:
 
 def _as_people_write(value: float | Decimal) -> str:
     """125.0 as 125 and 1e-07 as 0.0000001; very large and very small numbers in Python's form."""
-    return f"{Decimal(str(value)).normalize():f}" if value == 0 or 1e-9 <= abs(value) < 1e21 else str(value)
+    if value == 0:
+        return "0"  # also for -0.0
+    return f"{Decimal(str(value)).normalize():f}" if 1e-9 <= abs(value) < 1e21 else str(value)
 
 
 def _object(value: object, name: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from services.coordinator.state.health import LONGEST_PAUSE_S
-from services.coordinator.state.member import LONGEST_WAIT_TEXT, Member, Role, State
+from services.coordinator.state.member import LONGEST_WAIT_TEXT, MOST_RUNNING, Member, Role, State
 from services.coordinator.state.signal import Signal
 from sluice.errors import Fenced, InvalidRequest, SluiceError, Unavailable
 
@@ -135,7 +135,8 @@ class Fleet:
         member = self.members.get(service_id)
         if member is None or member.incarnation != incarnation or member.state is State.LOST:
             return False
-        member.last_beat_s, member.running, member.leaving = now_s, running, draining
+        member.last_beat_s, member.leaving = now_s, draining
+        member.running = min(max(running, 0), MOST_RUNNING)
         member.waits_for = waits_for[:LONGEST_WAIT_TEXT]
         before, member.target = member.takes, target if target > 0 else None
         if member.takes > before:

@@ -56,6 +56,8 @@ class State(enum.Enum):
 DELTAS_TRIED = 3
 """Deltas that may fail one after another before a rollout gets whole versions for good: it may be one that takes none."""
 
+MOST_RUNNING = 1 << 20
+"""Samples that a member may say it runs: chosen, more than a machine has memory for."""
 LONGEST_WAIT_TEXT = 500
 """Characters of what a member says it waits for: a path, two numbers and the fix."""
 

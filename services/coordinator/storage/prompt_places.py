@@ -35,7 +35,8 @@ def place_before(run_dir: Path, admissions: int) -> tuple[int, str] | None:
 def _places(run_dir: Path) -> list[tuple[int, str]]:
     try:
         return [
-            (int(admissions), str(cursor)) for admissions, cursor in json.loads((run_dir / PLACES_FILE).read_text())
+            (int(admissions), str(cursor))
+            for admissions, cursor in json.loads((run_dir / PLACES_FILE).read_text(encoding="utf-8"))
         ]
     except FileNotFoundError:
         return []

@@ -73,7 +73,7 @@ def export_model(snapshot: Snapshot, *, base: Path, target: Path, shard_bytes: i
 
 
 def _write_config(snapshot: Snapshot, *, base: Path, target: Path) -> None:
-    config = json.loads((base / "config.json").read_text())
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)  # the name of `dtype` before transformers 4.56
     tensors = snapshot.manifest.tensors
     # Of a matrix: constants of a router stay float32.

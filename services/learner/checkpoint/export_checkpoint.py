@@ -49,11 +49,10 @@ def read_config(run_dir: Path, *, dtype: str | None = None) -> Config:
     """The run's own configuration, with the wanted type of weights. Raises ConfigError."""
     path = run_dir / "config.yaml"
     try:
-        text = path.read_text()
-    except OSError as error:
-        raise ConfigError(
-            f"RUN_DIR: must be the directory of a run, {path} cannot be read: {error.strerror}"
-        ) from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"RUN_DIR: must be the directory of a run, {path} cannot be read: {why}") from error
     config = parse_config(text, where=str(path))
     model_identity(config.model.path)
     model = config.model.model_copy(update={"dtype": dtype or config.model.dtype})

@@ -55,7 +55,7 @@ def write_state(state: CheckpointState, directory: Path) -> None:
 
 def read_state(directory: Path) -> CheckpointState:
     """The state that `write_state` wrote to a folder that has been verified."""
-    raw = json.loads((directory / STATE).read_text())
+    raw = json.loads((directory / STATE).read_text(encoding="utf-8"))
     return CheckpointState(**raw | {"trained": [TrainedBatch(**batch) for batch in raw["trained"]]})
 
 

@@ -18,11 +18,11 @@ from services.learner.control.thread import ControlThread
 from services.learner.control.wire import batch_from_wire
 from services.learner.ports import NoBatch
 from sluice.errors import Fenced, NotReady
-from sluice.limits import NAME_CHARACTERS
 from sluice.lineage import Rollback
 from sluice.policy_version import PolicyVersion
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.registration import CALL_TIMEOUT_S, Registration
+from sluice.rpc.requests import as_line
 from sluice.v1 import coordinator_pb2 as pb
 
 log = structlog.get_logger(__name__)
@@ -87,7 +87,7 @@ class CoordinatorLink:
             try:
                 return batch_from_wire(found.header, found.payloads, vocabulary=self.vocabulary)
             except ValueError as error:
-                refused = _Refused(digest=found.header.digest, why=" ".join(str(error).split())[:NAME_CHARACTERS])
+                refused = _Refused(digest=found.header.digest, why=as_line(str(error)))
                 log.warning("batch_refused", step=step, digest=refused.digest[:12], reason=refused.why)
         return found
 

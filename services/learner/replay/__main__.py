@@ -58,7 +58,7 @@ def _replay(args: argparse.Namespace) -> int:
         code = _train(args, config, start, ranks=ranks, context=context, result=result)
         if code:
             return code
-        replayed = Replayed(**json.loads(result.read_text()))
+        replayed = Replayed(**json.loads(result.read_text(encoding="utf-8")))
     run_context = config.learner.context_parallel_size
     comparison = compare(recorded[args.step], replayed, run_ranks=config.learner_ranks, run_context=run_context)
     print("\n".join([*comparison.table, *comparison.notes]))

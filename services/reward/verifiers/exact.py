@@ -1,7 +1,8 @@
 """Grades by equality of text: 1 when the answer is the ground truth, else 0.
 
-Blanks around the answer, runs of blanks, the way Unicode composes an accent (NFC), and behind `Answer:` the punctuation that
-ends the line do not count, nor bold, italics and code around the answer unless the ground truth has them; everything else does.
+Blanks and characters of no width around the answer, runs of blanks, the way Unicode composes an accent (NFC), and behind
+`Answer:` the punctuation that ends the line do not count, nor bold, italics and code around the answer unless the ground truth
+has them; everything else does.
 """
 
 import unicodedata
@@ -12,7 +13,9 @@ from services.reward.answers import SENTENCE_END, Form, find, marked_line
 from services.reward.ports import Grade, Question
 
 NAME: Final = "exact"
-VERSION: Final = "2"
+VERSION: Final = "3"
+
+_NO_WIDTH: Final = "\u200b\u2060\ufeff \n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,5 +43,5 @@ def grade(*, question: Question, text: str, finished: bool, settings: Settings =
 
 
 def _plain(text: str, settings: Settings) -> str:
-    text = " ".join(unicodedata.normalize("NFC", text).split())
+    text = " ".join(unicodedata.normalize("NFC", text).strip(_NO_WIDTH).split())
     return text.casefold() if settings.ignore_case else text

@@ -2,18 +2,19 @@ r"""Grades a choice between letters: 1 when the letter is the ground truth's let
 
 The letter is the one that the marked answer begins with: `B`, `(B)`, `B.`, `**B**`, `$B$`, `\text{B}`, `B) Paris`. Without it,
 and without a mark, the letter is the one that the last sentence with an assertion asserts (asserted_letter.py), or a
-completion that is nothing but a letter. Thoughts before `</think>` assert nothing.
+completion that is nothing but a letter; a marked text without a letter leaves what was said to be the answer before. A
+correction behind the mark (`Answer: A. No wait, B.`) goes before it. Thoughts before `</think>` assert nothing.
 """
 
 from dataclasses import dataclass
 from typing import Final
 
 from services.reward.answers import TAIL_CHARS, after_thought, last_marked
-from services.reward.asserted_letter import alone, asserted, leading
+from services.reward.asserted_letter import alone, asserted, corrected, leading, said_to_be_the_answer
 from services.reward.ports import Grade, Question
 
 NAME: Final = "multiple_choice"
-VERSION: Final = "2"
+VERSION: Final = "3"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +48,11 @@ def _found(text: str, settings: Settings) -> str:
     """The letter of the last answer; empty without an answer."""
     letters = settings.letters
     if (marked := last_marked(text)) is not None:
-        return leading(marked.answer, letters) or asserted(marked.rest, letters)
+        return (
+            corrected(marked.rest, letters)
+            or leading(marked.answer, letters)
+            or asserted(marked.rest, letters)
+            or said_to_be_the_answer(marked.before, letters)
+        )
     text = after_thought(text)[-TAIL_CHARS:]
     return alone(text, letters) or asserted(text, letters)

@@ -1,6 +1,6 @@
 r"""Grades numbers as numbers: 1 when the answer is within tolerance of the ground truth, else 0.
 
-Understands signs, thousands separators (1,234 and 1 234), decimals, 1e3 and 1.5 \times 10^{3}, fractions (3/4, \frac34,
+Understands signs, thousands separators (1,234 and 1 234), decimals, 1e3, 10^{3} and 1.5 \times 10^{3}, fractions (3/4, \frac34,
 ½), mixed numbers (2 1/2), percent (50% is 0.5), a currency before and a unit after, quotes around. Does not understand 3,14,
 roots, \pi or words. Values are exact fractions up to the comparison. A ground truth that is no number is an error, never a
 wrong answer.
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from services.reward.answers import SENTENCE_END, Form, find
+from services.reward.answers import SENTENCE_END, UNSEEN, Form, find
 from services.reward.ports import Grade, Question
 
 NAME: Final = "numeric"
-VERSION: Final = "2"
+VERSION: Final = "3"
 
 _LONGEST = 200
 """Most characters of a number: a longer number is no answer, and the limit bounds the work of exact arithmetic."""
@@ -26,17 +26,18 @@ _DEFAULT_REL = Fraction(1, 10**6)
 
 _LATEX_BLANK = re.compile(r"\\[,;:! ]|\\(?:left|right|displaystyle|quad)(?![A-Za-z])|~|\{,\}(?=\d{3})|[$]|\\[()\[\]]")
 _QUOTES: Final = "\"'\u201c\u201d\u2018\u2019\u300c\u300d"
-_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname|boxed)\{([^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|emph|mathrm|mathbf|mbox|operatorname|boxed)\{([^{}]*)\}")
 _CHARACTERS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-", "＋": "+", "⁄": "/", "∕": "/", "÷": "/", "×": "*",
-                             "％": "%", "\u00a0": " ", "\u2009": " ", "\u202f": " "})  # fmt: skip
+                             "％": "%", "．": ".", "，": ",", "\u00a0": " ", "\u2009": " ", "\u202f": " "})  # fmt: skip
 
 _UNSIGNED = (
     r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:\.\d+)?|\d+\.?\d*|\.\d+)"
 )
 _SIGN = r"[+-]?\s*"
 _DECIMAL = re.compile(
-    rf"(?P<sign>{_SIGN})(?P<value>{_UNSIGNED})(?:[eE](?P<e>[+-]?\d+)|\s*(?:\*|\\times|\\cdot|x)\s*10(?:\^|\*\*)\{{?(?P<ten>[+-]?\d+)\}}?)?"
+    rf"(?P<sign>{_SIGN})(?P<value>{_UNSIGNED})(?:[eE](?P<e>[+-]?\d+)|\s*(?:\*|\\times|\\cdot|[x·⋅∙])\s*10(?:\^|\*\*)\{{?(?P<ten>[+-]?\d+)\}}?)?"
 )
+_POWER = re.compile(rf"(?P<sign>{_SIGN})10(?:\^|\*\*)\{{?(?P<ten>[+-]?\d+)\}}?")
 _SLASH = re.compile(
     rf"(?P<sign>{_SIGN})(?:(?P<whole>\d+)\s+)?(?P<top>{_UNSIGNED})\s*/\s*(?P<bottom>{_SIGN}{_UNSIGNED})"
 )
@@ -50,14 +51,28 @@ _DOLLAR = re.compile(r"(?:(?<![A-Za-z])(?:US|CA|AU|A|C)\\?|\\)\$")
 _CURRENCY = re.compile(r"^([+-]?)\s*(?:[€£¥₹]|(?:USD|EUR|GBP|JPY|CNY|RMB|INR|Rs\.?)(?![A-Za-z]))\s*")
 _RAISED = re.compile(r"(?<=10)[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 """A power of ten in raised digits."""
-_PERCENT = re.compile(r"\s*(?:\\?%|percent)\s*\.?")
+_PERCENT = re.compile(r"\s*(?:\\?%|per\s?cent)\s*\.?")
 _SHORT_UNIT = r"(?:[kcm]?m|[km]?g|m?s|min|h|[mM]?[lL]|K|[kM]?Hz|k?W|k?V|A|k?J|k?N)(?![A-Za-z])"
-_NO_UNIT = r"(?!(?:pi|sqrt|inf|infty|or|and|hundred|thousand|million|billion|trillion|dozen|times|over)\b)"
+_NO_UNIT = (
+    r"(?!(?i:pi|sqrt|square\s+roots?|inf|infty|or|and|to|through|times|over|plus|minus|multiplied|divided|mod|modulo|remainder|"
+    r"(?:squared|cubed)\s*$|factorial|choose|(?:more|less|fewer)\s+than|above|below|per\s?cent|"
+    r"dozens?|hundreds?|thousands?|(?:m|b|tr|quadr)illions?|mil|[bt]n|lakhs?|crores?|googols?|"
+    r"tenths?|hundredths?|thousandths?|millionths?|halves|thirds?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?)\b)"
+)
+"""Words behind a number that change the number."""
+_CHINESE_UNIT = (
+    "\\s*(?![\u4e07\u842c\u5343\u767e\u5341\u4ebf\u5104\u5146\u534a\u6210\u6298\u591a\u4f59\u9918\u4ee5\u6216"
+    "\u81f3\u5230\u8d1f\u8ca0\u51e0\u5e7e\u500d]|\u5206\u4e4b)[\u4e00-\u9fff]{1,4}|[\u5186\uc6d0]"
+)
+"""A few characters, as of a counter, that are no numeral and no word that changes the number."""
 _UNIT = re.compile(
-    rf"(?:\s*(?:[°′″'\"][CF]?|\^\{{?\\circ\}}?|\\circ|{_SHORT_UNIT}(?:/{_SHORT_UNIT})?|[€£¥₹]|"
-    rf"(?<=\s){_NO_UNIT}[^\W\d_]{{2}}[^\d\\=<>+*]{{0,38}}|\({_NO_UNIT}[a-zA-Z°/^²³]+[23]?\)|[元円원])(?:\^?\{{?[23]\}}?|[²³])?)?\s*\.?"
+    rf"(?:\s*(?:[°′″'\"][CF]?|(?:\^\{{?\\circ\}}?|\\circ)(?:\s*[CF](?![A-Za-z]))?|{_SHORT_UNIT}(?:/{_SHORT_UNIT})?|[€£¥₹¢]|"
+    rf"(?<=\s){_NO_UNIT}[^\W\d_]{{2}}[^\d\\=<>+*]{{0,38}}|\({_NO_UNIT}[a-zA-Z°/^²³]+[23]?\)|{_CHINESE_UNIT})(?:\s*\^\{{?[23]\}}?|(?<=m)[23]|[²³])?)?\s*\.?"
 )
 """The text that may follow a number: nothing, degrees, a known unit, a currency, or words that do not change the value."""
+
+_ANOTHER_EQUATION = re.compile(r"(?:[,;]|\b(?:and|or)\b|\\quad)\s*[A-Za-z]\w*(?:_\{?\w+\}?)?\s*$")
+"""What stands between the two of `x = 5, y = 6`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,13 +110,16 @@ def grade(*, question: Question, text: str, finished: bool, settings: Settings =
 
 def parse(text: str) -> Fraction | None:
     """The number that a text states, for an equation the number of the last side; None for a text that is no number."""
-    text = _plain(re.split(r"=|≈|\\approx", text)[-1])
-    while text[:1] + text[-1:] in ("()", "{}"):
+    *before, text = re.split(r"=|≈|\\approx", text)
+    if any(map(_ANOTHER_EQUATION.search, before[1:])):
+        return None
+    text = _plain(text)
+    while text[:1] + text[-1:] in ("()", "{}", "[]"):
         text = text[1:-1].strip()
     if len(text) > _LONGEST:
         return None
     text = _CURRENCY.sub(r"\1", text)
-    for pattern in (_FRAC, _SLASH, _DECIMAL):
+    for pattern in (_FRAC, _SLASH, _POWER, _DECIMAL):
         match = pattern.match(text)
         if match:
             rest = text[match.end() :]
@@ -114,7 +132,9 @@ def parse(text: str) -> Fraction | None:
 
 def _plain(text: str) -> str:
     """The text without LaTeX wrappers, fancy characters and blanks around."""
-    text = _DOLLAR.sub("€", text).translate(_CHARACTERS)  # a currency's sign, not the delimiter of maths
+    text = _DOLLAR.sub("€", UNSEEN.sub("", text)).translate(
+        _CHARACTERS
+    )  # a currency's sign, not the delimiter of maths
     text = _LATEX_BLANK.sub(lambda match: "," if match[0] == "{,}" else " " if match[0] in (r"\ ", "~") else "", text)
     text = _TEXT.sub(r" \1 ", text)
     text = _RAISED.sub(_lowered, text)
@@ -138,9 +158,9 @@ def _lowered(raised: re.Match[str]) -> str:
 def _value(match: re.Match[str]) -> Fraction | None:
     groups = match.groupdict()
     sign = -1 if "-" in groups["sign"] else 1
-    if "value" in groups:
-        number = _fraction(groups["value"])
-        exponent = int(groups["e"] or groups["ten"] or 0)
+    if "ten" in groups:
+        number = _fraction(groups.get("value", "1"))
+        exponent = int(groups.get("e") or groups["ten"] or 0)
         return sign * number * Fraction(10) ** exponent if abs(exponent) <= _LARGEST_EXPONENT else None
     top, bottom = _fraction(groups["top"] or groups["a"]), _fraction(groups["bottom"] or groups["b"])
     whole = _fraction(groups["whole"] or "0")

@@ -6,13 +6,10 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from sluice.config.schema.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from sluice.config.schema.section import MOST_SAMPLES, NonNegativeInt, PositiveFloat, PositiveInt, Section, Temperature
 
 MOST_SETS: Final = 16
 """Most named sets. Chosen: each adds a dozen metrics, and keeps its first evaluation for good."""
-
-MOST_SAMPLES: Final = 4096
-"""Most samples a prompt of a named set: what a rollout draws in one call."""
 
 DEFAULT_SET: Final = "default"
 """What people call the set without a name, `data.val_files`; no named set has this name."""
@@ -28,7 +25,7 @@ class EvalSetConfig(Section):
     files: list[str] = Field(min_length=1, description="its prompts, in the forms of data.val_files")
     prompts: PositiveInt | None = Field(default=None, description="how many of its prompts, the first ones that fit")
     n: Annotated[int, Field(gt=0, le=MOST_SAMPLES)] | None = Field(default=None, description="samples a prompt")
-    temperature: PositiveFloat | None = Field(default=None, description="sampling temperature")
+    temperature: Temperature | None = Field(default=None, description="sampling temperature")
     top_p: TopP | None = Field(default=None, description="nucleus mass")
     greedy: bool | None = Field(default=None, description="also one greedy completion a prompt")
     every_steps: NonNegativeInt | None = Field(
@@ -41,10 +38,10 @@ class EvalConfig(Section):
 
     every_steps: NonNegativeInt = Field(default=10, description="steps between the small evaluations; 0: none")
     prompts: PositiveInt = Field(default=256, description="prompts of the full evaluation before and after")
-    n: PositiveInt = Field(default=8, description="samples a prompt of the full evaluation")
+    n: int = Field(default=8, gt=0, le=MOST_SAMPLES, description="samples a prompt of the full evaluation")
     small_prompts: PositiveInt = Field(default=64, description="prompts of an evaluation in between")
-    small_n: PositiveInt = Field(default=4, description="samples a prompt of an evaluation in between")
-    temperature: PositiveFloat = Field(default=1.0, description="sampling temperature of evaluations")
+    small_n: int = Field(default=4, gt=0, le=MOST_SAMPLES, description="samples a prompt of an evaluation in between")
+    temperature: Temperature = Field(default=1.0, description="sampling temperature of evaluations")
     top_p: TopP = Field(
         default=1.0,
         description="nucleus mass of evaluations: samples come from the fewest most likely tokens with this mass; training "

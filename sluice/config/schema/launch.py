@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sluice.config.schema.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from sluice.config.schema.section import (
+    MOST_PORT,
+    MOST_REPLICAS,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Replicas,
+    Section,
+)
 
 _GPU = re.compile(r"^(\d{1,4}|(GPU|MIG)-[0-9A-Za-z/-]{1,120})$", re.ASCII)
 
@@ -14,8 +22,8 @@ _GPU = re.compile(r"^(\d{1,4}|(GPU|MIG)-[0-9A-Za-z/-]{1,120})$", re.ASCII)
 class ReplicaRange(Section):
     """A number of services that follows the load."""
 
-    min: PositiveInt
-    max: PositiveInt
+    min: int = Field(gt=0, le=MOST_REPLICAS)
+    max: int = Field(gt=0, le=MOST_REPLICAS)
 
     def problems(self) -> Iterator[str]:
         """Refuses a range that holds no number."""
@@ -50,12 +58,12 @@ class LaunchConfig(Section):
         description="share of a GPU's memory that a rollout has where the learner computes on the same GPU, which is so where "
         "there are only as many as the learner has ranks; rollout.kv_cache_bytes follows from it unless it is set",
     )
-    rollout_replicas: NonNegativeInt | Literal["auto"] | ReplicaRange = Field(
+    rollout_replicas: Replicas | Literal["auto"] | ReplicaRange = Field(
         default=1,
         description="rollout services; 0: all are started by hand; auto: as many as there are GPUs for beside the learner, "
         "one without GPUs; {min: 1, max: 8}, min <= max: more while the learner idles, fewer while rollouts do",
     )
-    reward_replicas: NonNegativeInt = Field(default=1, description="reward services; 0: all are started by hand")
+    reward_replicas: Replicas = Field(default=1, description="reward services; 0: all are started by hand")
     learner_nproc_per_node: PositiveInt = Field(default=1, description="ranks of the learner on each of its machines")
     learner_nnodes: PositiveInt = Field(
         default=1,
@@ -63,7 +71,7 @@ class LaunchConfig(Section):
     )
     learner_rdzv_endpoint: str | None = Field(
         default=None,
-        pattern=r"^.+:\d{1,5}$",
+        pattern=r"^.+:[0-9]{1,5}$",
         description="HOST:PORT of this machine where the learner's machines meet; needed when there are several and "
         "launch.engine is local; elsewhere they find each other",
     )
@@ -98,6 +106,8 @@ class LaunchConfig(Section):
         """Refuses several machines of the learner without an address to meet at, where nothing places them; and lists of GPUs
         that name none."""
         yield from self._problems_of_gpus()
+        if self.learner_rdzv_endpoint is not None and int(self.learner_rdzv_endpoint.rpartition(":")[2]) > MOST_PORT:
+            yield f"learner_rdzv_endpoint: must have a port up to {MOST_PORT}, got {self.learner_rdzv_endpoint!r:.80}"
         if self.learner_nnodes > 1 and self.engine == "local" and self.learner_rdzv_endpoint is None:
             yield (
                 "learner_rdzv_endpoint: must be HOST:PORT of this machine while launch.learner_nnodes is "

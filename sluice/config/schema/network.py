@@ -7,8 +7,10 @@ from pydantic import Field
 
 from sluice.addresses import AUTO, EVERY_ADDRESS, is_address, is_loopback
 from sluice.config.redis_url import password_problem
-from sluice.config.schema.section import NonNegativeInt, PathText, PositiveFloat, Section
+from sluice.config.schema.section import PathText, Port, PositiveFloat, Section
 from sluice.limits import MAX_CALLS_PER_S
+
+_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 class NetworkConfig(Section):
@@ -24,8 +26,8 @@ class NetworkConfig(Section):
         default=AUTO,
         description="where others reach a server: as network.bind, or a host; auto: where the server listens",
     )
-    coordinator_port: NonNegativeInt = Field(default=18050, description="0: any free port")
-    gateway_port: NonNegativeInt = Field(
+    coordinator_port: Port = Field(default=18050, description="0: any free port")
+    gateway_port: Port = Field(
         default=18080,
         description="HTTP port of the coordinator for agents that bring their own loop; it is opened only where an "
         "environment is `agent`; 0: any free port",
@@ -63,6 +65,10 @@ class NetworkConfig(Section):
                 yield f"{key}: must be auto, an interface, a CIDR (10.1.0.0/16), an address or a host, got {words!r}"
         if self.redis_url is not None and (problem := password_problem(self.redis_url)):
             yield f"redis_url: {problem}"
+        elif self.redis_url is not None and not self.redis_url.startswith(
+            _SCHEMES
+        ):  # not shown, for it may be a password
+            yield f"redis_url: must begin with {', '.join(_SCHEMES)}, and does not"
 
     def problems_here(self) -> Iterator[str]:
         """Refuses a run of one machine that would be open to the network."""

@@ -42,7 +42,7 @@ class RewardConfig(Section):
     """Grading."""
 
     overlong_buffer: OverlongBufferConfig = OverlongBufferConfig()
-    workers: PositiveInt = Field(default=2, description="grader processes of one reward service")
+    workers: int = Field(default=2, gt=0, le=4096, description="grader processes of one reward service")
     timeout_s: PositiveFloat = Field(
         default=10.0, description="wall-clock limit of one grading; then the worker is killed"
     )

@@ -4,7 +4,8 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from sluice.config.schema.section import PositiveFloat, PositiveInt, Section
+from sluice.config.schema.section import MOST_SAMPLES as MOST_OF_A_PROMPT
+from sluice.config.schema.section import PositiveFloat, PositiveInt, Section, Temperature
 
 DEFAULT_SAMPLES: Final = 256
 MOST_SAMPLES: Final = 1024
@@ -14,8 +15,8 @@ MOST_SAMPLES: Final = 1024
 class RolloutConfig(Section):
     """Generation."""
 
-    n: PositiveInt = Field(default=16, description="samples a group")
-    temperature: PositiveFloat = Field(default=1.0, description="sampling temperature of training")
+    n: int = Field(default=16, gt=0, le=MOST_OF_A_PROMPT, description="samples a group")
+    temperature: Temperature = Field(default=1.0, description="sampling temperature of training")
     engine: Literal["vllm", "transformers"] = Field(default="vllm", description="inference engine")
     tensor_parallel_size: PositiveInt = Field(default=1, description="devices one vLLM engine is spread over")
     max_num_seqs: PositiveInt | Literal["auto"] = Field(

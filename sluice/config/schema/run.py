@@ -1,5 +1,6 @@
 """`run`: identity and length of a run."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -40,3 +41,8 @@ class RunConfig(Section):
         description="loggers that get the lines of metrics.jsonl too; each needs its package, an extra of that name "
         "(docs/monitoring.md)",
     )
+
+    def problems(self) -> Iterator[str]:
+        """Refuses the two names that stand for other folders."""
+        if self.name in (".", ".."):
+            yield f"name: must be a name of its own, got {self.name!r}"

@@ -28,7 +28,7 @@ def read_model_snapshot(folder: Path, version: PolicyVersion) -> Snapshot:
     except ImportError as error:
         raise ConfigError("--model: needs safetensors, which comes with sluice-rl[rollout]") from error
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         layers = config.get("num_hidden_layers", math.inf)
         entries = dict(
             entry

@@ -73,13 +73,15 @@ def test_a_recipe_brings_its_sets_and_the_flags_hold_for_each_of_them(model: Pat
         (["--model", "MODEL"], "nothing to evaluate"),
         (["--model", "gone", "--data", "a.jsonl"], "gone is not a directory"),
         (["--model", "MODEL", "--data", "a.jsonl", "--top-p", "1.5"], "eval.top_p: must be <= 1, got 1.5"),
-        (["--model", "MODEL", "--data", "a.jsonl", "--temperature", "0"], "eval.temperature: must be > 0, got 0"),
+        (["--model", "MODEL", "--data", "a.jsonl", "--temperature", "0"], "eval.temperature: must be >= 0.01, got 0"),
         (
             ["three", "--model", "MODEL", "-c", "RECIPE"],
             "'three' is no evaluation set here; there are default, one, two",
         ),
         (["--data", "a.jsonl"], "--data is for --model DIR"),
         (["--set", "eval.n=1"], "--set is for --model DIR"),
+        (["--json", "gone/x.json"], "gone is no folder"),
+        (["--json", "MODEL"], "is a folder"),
         (["--parquet", "x"], "a run keeps them in RUN/evaluations"),
         (["--model", "MODEL", "--data", "a.jsonl", "--json", "gone/x.json"], "gone is no folder"),
         (["--model", "MODEL", "--data", "a.jsonl", "--run-dir", "MODEL"], "--run-dir must be a new folder"),
@@ -92,6 +94,14 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     assert sluice.cli.main.main(["evaluate", *(places.get(word, word) for word in words)]) == 2
     [line] = [text for text in capsys.readouterr().err.splitlines() if not text.startswith("vLLM")]
     assert said in line
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "0", "1e400", "x", ""])
+def test_what_is_no_duration_is_bad_usage(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["evaluate", "--timeout-s", text], ["drain", "--timeout-s", text], ["certs", "d", "--days", text]):
+        with pytest.raises(SystemExit, match="2"):
+            sluice.cli.main.main(command)
+        assert command[-2] in capsys.readouterr().err
 
 
 def test_a_flag_is_not_taken_for_another_that_begins_like_it(capsys: pytest.CaptureFixture[str]) -> None:

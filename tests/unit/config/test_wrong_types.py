@@ -1,6 +1,7 @@
 """Every key of the schema with every wrong type: a line that names the key, exit code 2, and never a traceback."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from sluice.cli.main import main
 from sluice.config.load import load_config
 from sluice.config.problems import schema_keys
+from sluice.config.yaml_text import parse_yaml
 from sluice.errors import ConfigError
 
 BASE = ["model.path=m", "data.train_files=[a.jsonl]"]
@@ -83,3 +85,46 @@ def test_a_wrong_item_of_a_list_is_named(
 def test_yaml_that_cannot_be_read_is_one_line(value: str) -> None:
     (line,) = lines_of("data.train_files", value)
     assert "data.train_files" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("run.name=.", "run.name: must be a name of its own"),
+        ("run.name=..", "run.name: must be a name of its own"),
+        (r'run.dir="a\0b"', "run.dir: must have no control characters"),
+        (r'run.dir="a\nb"', "run.dir: must be one line"),
+        ("run.dir=' '", "run.dir: must not be blank"),
+        (r'data.train_files=["a\x1bb.jsonl"]', "data.train_files: must have no control characters"),
+        (r'network.redis_url="redis://h\0"', "network.redis_url: must have no control characters"),
+        ("network.redis_url=''", "network.redis_url: must begin with redis://"),
+        ("network.redis_url=localhost:6379", "network.redis_url: must begin with redis://"),
+        ("network.coordinator_port=65536", "network.coordinator_port: must be <= 65535"),
+        ("network.gateway_port=65536", "network.gateway_port: must be <= 65535"),
+        ("launch.learner_rdzv_endpoint=host:65536", "launch.learner_rdzv_endpoint: must"),
+        ("launch.learner_rdzv_endpoint=host:٢", "launch.learner_rdzv_endpoint: must"),
+        ("launch.rollout_replicas=10001", "launch.rollout_replicas: must"),
+        ("launch.rollout_replicas={min: 1, max: 10001}", "launch.rollout_replicas"),
+        ("launch.reward_replicas=10001", "launch.reward_replicas: must be <= 10000"),
+        ("reward.workers=5000", "reward.workers: must be <= 4096"),
+        ("coordinator.generate_timeout_s=1e10", "coordinator.generate_timeout_s: must be <= 1e+09"),
+        ("launch.grace_s=1.7e308", "launch.grace_s: must be <= 1e+09"),
+        ("eval.n=4097", "eval.n: must be <= 4096"),
+        ("rollout.n=4097", "rollout.n: must be <= 4096"),
+        ("rollout.temperature=1e-9", "rollout.temperature: must be >= 0.01"),
+        ("eval.temperature=1e-9", "eval.temperature: must be >= 0.01"),
+    ],
+)
+def test_a_value_that_would_only_fail_later_is_refused(override: str, rule: str) -> None:
+    lines = lines_of(*override.split("=", 1))
+    assert lines
+    assert rule in lines[0]
+
+
+def test_aliases_that_stand_for_ever_more_values_are_refused_at_once() -> None:
+    names = "abcdefghijklmnop"
+    bomb = "a: &a [x, x, x, x]\n" + "".join(
+        f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in pairwise(names)
+    )
+    with pytest.raises(ConfigError, match="must not hold more than"):
+        parse_yaml(bomb, where="recipe.yaml")

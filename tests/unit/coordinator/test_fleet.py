@@ -215,3 +215,11 @@ def test_a_service_that_was_lost_in_its_pause_comes_back_with_the_reason_of_the_
         fleet.lose_if_unreachable(fleet.members["rollout-0"], Unavailable("reset"), now_s=0.0)
     fleet.register(member("another"))
     assert fleet.members["rollout-0"].reason.startswith("no work for 5 s: 3 of its last 3")
+
+
+def test_what_a_member_says_it_runs_is_believed_within_bounds() -> None:
+    fleet = Fleet()
+    fleet.register(member("a"))
+    for said, believed in ((-5, 0), (7, 7), (2**31 - 1, 1 << 20)):
+        assert fleet.beat(service_id="rollout-0", incarnation="a", running=said, draining=False, now_s=0.0)
+        assert fleet.members["rollout-0"].running == believed

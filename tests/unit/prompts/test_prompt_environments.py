@@ -103,3 +103,9 @@ async def test_submitted_prompts_name_environments_too(tmp_path: Path) -> None:
     second, _ = feed.next(cursor)
     assert (first.environment, first.environment_args_json) == ("maze", '{"n": 1}')
     assert (second.environment, second.environment_args_json) == ("calc", "")
+
+
+@pytest.mark.parametrize("half", [{"env_args": {"a": "\ud83d"}}, {"prompt": [{"role": "\ud83d", "content": "1"}]}])
+def test_half_of_a_surrogate_pair_in_what_an_environment_is_told_is_refused(half: dict[str, Any]) -> None:
+    with pytest.raises(Unusable, match="must be encodable as UTF-8"):
+        rendered(raw_row(**half))

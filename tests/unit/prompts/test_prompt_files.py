@@ -194,6 +194,12 @@ def test_a_ground_truth_of_any_columns_type_is_written_as_people_write_it(
             pa.array([1.0, math.nan], pa.float32()),
             "row 1: reward_model.ground_truth: must be representable as JSON, got nan",
         ),
+        (
+            pa.array([1], pa.timestamp("ns")),
+            "row 0: must hold values that Python has: Nanosecond .*; write times in micro",
+        ),
+        (pa.array([1], pa.time64("ns")), "row 0: must hold values that Python has"),
+        (pa.array([1], pa.duration("ns")), "row 0: must hold values that Python has"),
         (pa.array([[("a", 1), ("a", 2)]], pa.map_(pa.string(), pa.int64())), "row 0: a mapping has a key twice"),
     ],
 )

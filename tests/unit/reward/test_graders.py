@@ -119,9 +119,87 @@ def test_numeric_reads_numbers_as_people_write_them(gold, answer):
     assert judged("numeric", f"<answer>{answer}</answer>", gold) == (1.0, answer, "ok")
 
 
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        *(
+            ("50 per cent", 0.5),
+            ("\uff14\uff12\uff0e\uff15", 42.5),
+            ("\uff11\uff0c\uff12\uff13\uff14", 1234),
+            ("\u200b5\ufeff", 5),
+            ("5\x00", 5),
+        ),
+        *(
+            ("5·10^3", 5000),
+            ("5 ⋅ 10^{-3}", 0.005),
+            ("10^3", 1000),
+            ("10^{-2}", 0.01),
+            ("-10³", -1000),
+            ("10^3 m", 1000),
+        ),
+        *(
+            ("5 \\text{m}^{2}", 5),
+            ("5\\,\\mathrm{m}^2", 5),
+            ("25^\\circ\\text{C}", 25),
+            ("25^{\\circ} \\mathrm{C}", 25),
+            ("5 km2", 5),
+        ),
+        *(
+            ("5个", 5),
+            ("5 个苹果", 5),
+            ("5米", 5),
+            ("5分", 5),
+            ("[42]", 42),
+            ("\\textit{42}", 42),
+            ("5¢", 5),
+        ),
+        *(("x = y = 5", 5), ("5 squared meters", 5), ("5 percentage points", 5), ("12 pairs", 12), ("3 quarters", 3)),
+        *(
+            ("x = 5, y = 6", None),
+            ("x = 5 and y = 6", None),
+            ("1 to 2", None),
+            ("5 percent of x", None),
+            ("5 minus 3", None),
+        ),
+        *(
+            ("5 plus x", None),
+            ("5 divided by 3", None),
+            ("5 squared", None),
+            ("5 factorial", None),
+            ("5 choose 2", None),
+        ),
+        *(
+            ("5 dozens", None),
+            ("5 hundredths", None),
+            ("2 thirds", None),
+            ("3 halves", None),
+            ("5 lakh", None),
+            ("5 Crore", None),
+        ),
+        *(
+            ("5 Million", None),
+            ("5 bn", None),
+            ("5 trillions", None),
+            ("5 remainder 2", None),
+            ("5 square roots of 2", None),
+        ),
+        *(("5万", None), ("5分之1", None), ("5成", None), ("5以上", None), ("5 more than x", None), ("5 googol", None)),
+    ],
+)
+def test_numeric_takes_a_unit_for_a_unit_and_a_factor_for_no_number(answer, number):
+    found = parse(answer)
+    assert (found is None) == (number is None)
+    assert number is None or float(found) == pytest.approx(number, rel=1e-12)
+
+
 @pytest.mark.parametrize("answer", ["42 (million)", "12,34", "5:00", "5 : 3", "5,5", "(a) 42", "11²"])
 def test_numeric_does_not_guess(answer):
     assert judged("numeric", f"Answer: {answer}", "42")[2] == "unparsed"
+
+
+def test_blanks_at_the_end_hide_no_answer():
+    for verifier in ("numeric", "exact", "multiple_choice"):
+        assert judged(verifier, "Answer: B" + "\n" * 5000, "5" if verifier == "numeric" else "B")[1] == "B"
 
 
 @pytest.mark.parametrize(
