@@ -174,7 +174,12 @@ def _bound(run: Series, place: int, *, many: bool) -> dict[str, Any]:
     style = {"color": COLOURS[place % len(COLOURS)] if many else BOUND, "type": [2, 4], "width": 2}
     mark = {
         "yAxis": run.bound,
-        "label": {"formatter": f"bound {run.bound}", "color": QUIET, "position": "insideEndTop"},
+        "label": {
+            "formatter": f"bound {run.bound}",
+            "color": QUIET,
+            ":fontSize": "scaled(11)",
+            "position": "insideEndTop",
+        },
     }
     return {
         "type": "line",
