@@ -40,6 +40,7 @@ from services.learner.worker import Worker
 from sluice.config.schema import Config
 from sluice.lineage import FIRST, LineageBook
 from sluice.policy_version import PolicyVersion
+from sluice.run_dir.token_figures import TokenFigures
 from sluice.telemetry.logs import configure_logs
 from sluice.v1 import common_pb2
 from sluice.weights.backends import Rendezvous
@@ -179,7 +180,13 @@ class _Run:
         return replace(self._batch, step=step)
 
     def commit_step(
-        self, batch: Batch, *, version: PolicyVersion, weights_digest: str, metrics: Mapping[str, float]
+        self,
+        batch: Batch,
+        *,
+        version: PolicyVersion,
+        weights_digest: str,
+        metrics: Mapping[str, float],
+        example: TokenFigures | None,
     ) -> str:
         """Coordinator.commit_step."""
         if self._pushed(batch.step):

@@ -25,6 +25,14 @@ def identity() -> str:
     return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"  # CUDA only
 
 
+def model_of_gpu() -> tuple[str, int] | None:
+    """The name and the bytes of memory of the CUDA device that this process computes on; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    facts = torch.cuda.get_device_properties(torch.cuda.current_device())  # CUDA only
+    return facts.name, facts.total_memory
+
+
 def backend_between(mine: str, theirs: str) -> Literal["gloo", "nccl"]:
     """The backend for a pair of processes by their `identity`, of which an empty one was not told.
 

@@ -1,8 +1,8 @@
 """The past of a run, written in a hurry: every record as the product's own writers leave it, without anybody who generates.
 
-A step is two scripts in Redis (an assigned batch, its commit), lines of metrics.jsonl and samples.jsonl, and rows that reach
-the ledger's files through Redis; evaluations and checkpoints come in between. Left out are the batch files, which every
-checkpoint removes, the path from admission to the queue, and the services with their logs: long_run.py has the real
+A step is two scripts in Redis (an assigned batch, its commit), lines of metrics.jsonl, samples.jsonl and sample_tokens.jsonl,
+and rows that reach the ledger's files through Redis; evaluations and checkpoints come in between. Left out are the batch files,
+which every checkpoint removes, the path from admission to the queue, and the services with their logs: long_run.py has the real
 coordinator do these between two stretches of history.
 """
 
@@ -27,6 +27,7 @@ from services.coordinator.storage.run_files import RunFiles
 from services.coordinator.wire.messages import ZstdGroups
 from sluice.policy_version import PolicyVersion
 from sluice.run_dir import checkpoints
+from sluice.run_dir.token_figures import SAMPLE_TOKENS_FILE, TokenFigures, line_of
 from sluice.telemetry.catalogue import OF_STEPS
 
 LINEAGE = "a"
@@ -75,7 +76,9 @@ class History:
         codec = ZstdGroups()
         payload = codec.encode(self._group)
         self._accepted = accepted_group(self._group, payload_bytes=len(payload))
-        self._to_read = codec.to_read(payload)
+        self._to_read, self._payload = codec.to_read(payload), payload
+        tokens = sum(len(sample.token_ids) for sample in self._group.samples.values())
+        self._figures = TokenFigures(group_id="", log_ratios=np.zeros(tokens), entropies=np.ones(tokens))
 
     @property
     def steps(self) -> int:
@@ -106,6 +109,8 @@ class History:
         values = {name: float(step % 97) / 97 + place for place, name in enumerate(_NAMES)}
         await self._files.append_metrics({"kind": "step", "step": step, "time_s": time.time(), **made, **values})
         await self._files.append_sample({"step": step, **self._to_read, "group_id": groups[0].group_id})
+        tokens = line_of(step, groups[0].group_id, payload=self._payload, figures=self._figures)
+        await self._files.append_sample(tokens, name=SAMPLE_TOKENS_FILE)
         await self._store.commit(
             step,
             record={"lineage": LINEAGE, "number": step + 1, "digest": made["weights_digest"]},

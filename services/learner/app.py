@@ -30,7 +30,7 @@ from services.learner.distributed.shared_folders import check_shared_folders
 from services.learner.loop import Leader, follow
 from services.learner.policy.lora import export_adapter
 from services.learner.worker import Worker
-from sluice.accelerator import identity
+from sluice.accelerator import identity, model_of_gpu
 from sluice.clock import SystemClock
 from sluice.config.load import parse_config
 from sluice.config.schema import Config
@@ -38,6 +38,7 @@ from sluice.interfaces import prefer_for_nccl, with_addresses
 from sluice.lineage import LINEAGES_FILE, LineageBook, Rollback
 from sluice.nccl import settings_to_mend
 from sluice.policy_version import PolicyVersion
+from sluice.rpc.gpus import gpus_message
 from sluice.rpc.service import ServiceOptions
 from sluice.run_dir.full_disk import DiskWaits
 from sluice.v1.learner_pb2_grpc import add_LearnerServiceServicer_to_server
@@ -88,6 +89,7 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions, disk: Di
     publisher = _publisher(ranks, config, backend, options, Path(run_dir))
     publisher.publish(snapshot)
     control.publisher = publisher
+    control.device, control.gpus = identity(), gpus_message(model_of_gpu(), count=ranks.size)
     _on_signal(control.stop, grace_s=config.launch.grace_s)
     servicer = LearnerServicer(publisher, config=config, run_dir=Path(run_dir), wake=control.coordinator.wake)
     record = TrainingRecord(state.trained)

@@ -33,6 +33,7 @@ from sluice.clock import SystemClock
 from sluice.lineage import LineageBook
 from sluice.policy_version import PolicyVersion
 from sluice.run_dir.full_disk import DiskWaits
+from sluice.run_dir.token_figures import TokenFigures
 from sluice.telemetry.traces.tracer import OFF, Tracer
 from sluice.weights.snapshot import Snapshot
 
@@ -69,6 +70,11 @@ class RankWork(Protocol):
 
     def train(self, batch: Batch | None, /) -> dict[str, float]:
         """One step on the leader's batch; its metrics."""
+        ...
+
+    @property
+    def example(self) -> TokenFigures | None:
+        """The tokens of one group of the newest step."""
         ...
 
     def pack(self, version: PolicyVersion, /) -> Sealable | None:
@@ -184,7 +190,7 @@ class Leader:
         assert packed is not None
         metrics |= {"learner/wait_s": self._waited_s, "learner/publish_s": time.perf_counter() - started}
         metrics |= {f"learner/{phase}_ms": taken for phase, taken in self._worker.publish_phases_ms.items()}
-        self._publishing.begin(batch, packed, metrics, trace)
+        self._publishing.begin(batch, packed, metrics, trace, self._worker.example)
 
     def _until_known(self) -> None:
         """Waits until the newest version is published and booked, and sends IDLE meanwhile."""

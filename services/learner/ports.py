@@ -7,6 +7,7 @@ from typing import Protocol
 
 from services.learner.batches.batch import Batch
 from sluice.policy_version import PolicyVersion
+from sluice.run_dir.token_figures import TokenFigures
 from sluice.weights.snapshot import Snapshot
 
 
@@ -31,9 +32,18 @@ class Coordinator(Protocol):
         ...
 
     def commit_step(
-        self, batch: Batch, *, version: PolicyVersion, weights_digest: str, metrics: Mapping[str, float]
+        self,
+        batch: Batch,
+        *,
+        version: PolicyVersion,
+        weights_digest: str,
+        metrics: Mapping[str, float],
+        example: TokenFigures | None,
     ) -> str:
-        """Books the step that made `version`; returns the digest recorded when the step was first booked."""
+        """Books the step that made `version`; returns the digest recorded when the step was first booked.
+
+        example: the tokens of one group of the batch, for people.
+        """
         ...
 
     def commit_checkpoint(self, version: PolicyVersion, path: Path) -> None:

@@ -28,6 +28,7 @@ from sluice.errors import DiskFull
 from sluice.lineage import LineageBook
 from sluice.policy_version import PolicyVersion
 from sluice.run_dir.full_disk import DiskWaits
+from sluice.run_dir.token_figures import TokenFigures
 from sluice.weights.snapshot import Snapshot
 
 T = TypeVar("T")
@@ -61,12 +62,21 @@ class Publishing:
         self._export, self._disk = export, disk
         self._under_way: Future[None] | None = None
         self._parted = False
+        self._example: TokenFigures | None = None
         self.lineage = lineage
         self.snapshot = snapshot
 
-    def begin(self, batch: Batch, packed: Sealable, metrics: dict[str, float], trace: StepTrace) -> None:
+    def begin(
+        self,
+        batch: Batch,
+        packed: Sealable,
+        metrics: dict[str, float],
+        trace: StepTrace,
+        example: TokenFigures | None,
+    ) -> None:
         """Begins with the version that `batch` has made; nothing may be under way. A failure ends a wait for a batch."""
         assert self._under_way is None
+        self._example = example
         self._under_way = in_background("publish", self._make_known, batch, packed, metrics, trace)
         self._under_way.add_done_callback(lambda done: self._coordinator.wake() if done.exception() else None)
 
@@ -124,7 +134,11 @@ class Publishing:
     def _commit_step(self, batch: Batch, metrics: dict[str, float]) -> str:
         manifest = self.snapshot.manifest
         return self._coordinator.commit_step(
-            batch, version=manifest.version, weights_digest=manifest.digest, metrics=metrics
+            batch,
+            version=manifest.version,
+            weights_digest=manifest.digest,
+            metrics=metrics,
+            example=self._example,
         )
 
     def _publish(self, snapshot: Snapshot) -> None:

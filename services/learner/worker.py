@@ -25,6 +25,7 @@ from sluice.config.schema import Config
 from sluice.lineage import FIRST, Rollback, lineage_from
 from sluice.policy_version import PolicyVersion
 from sluice.run_dir.private import make_private_folder
+from sluice.run_dir.token_figures import TokenFigures
 from sluice.weights.snapshot import Snapshot
 
 log = structlog.get_logger(__name__)
@@ -95,6 +96,11 @@ class Worker:
         """Trains one step on the leader's batch."""
         with self._watch.over("training of step", self.step):
             return self._trainer.train(share_batch(self.ranks, batch))
+
+    @property
+    def example(self) -> TokenFigures | None:
+        """Trainer.example."""
+        return self._trainer.example
 
     def gather(self, version: PolicyVersion) -> Snapshot | None:
         """The current weights as a snapshot of `version`, on the leader."""

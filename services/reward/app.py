@@ -42,6 +42,9 @@ log = structlog.get_logger(__name__)
 
 SERVICE_NAME = reward_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
 
+_NO_GPUS = coordinator_pb2.Gpus()
+"""Graders and environments are given no GPU."""
+
 
 async def serve(options: ServiceOptions) -> None:
     """Runs the service until SIGTERM, SIGINT or the end of the run.
@@ -55,7 +58,9 @@ async def serve(options: ServiceOptions) -> None:
 
     def describe() -> coordinator_pb2.RegisterRequest:
         assert pools is not None
-        return coordinator_pb2.RegisterRequest(role=coordinator_pb2.SERVICE_ROLE_REWARD, capacity=pools.capacity)
+        return coordinator_pb2.RegisterRequest(
+            role=coordinator_pb2.SERVICE_ROLE_REWARD, capacity=pools.capacity, gpus=_NO_GPUS
+        )
 
     def beat() -> coordinator_pb2.HeartbeatRequest:
         assert pools is not None
@@ -110,7 +115,10 @@ async def hosting(options: ServiceOptions, host: EnvironmentHost, *, port: int) 
 
     def describe() -> coordinator_pb2.RegisterRequest:
         return coordinator_pb2.RegisterRequest(
-            role=coordinator_pb2.SERVICE_ROLE_ENVIRONMENT, capacity=host.capacity, environments=infos(host)
+            role=coordinator_pb2.SERVICE_ROLE_ENVIRONMENT,
+            capacity=host.capacity,
+            environments=infos(host),
+            gpus=_NO_GPUS,
         )
 
     service_id = options.service_id and f"{options.service_id}-environments"

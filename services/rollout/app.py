@@ -27,6 +27,7 @@ from sluice.config.schema.rollout import DEFAULT_SAMPLES
 from sluice.errors import ConfigError
 from sluice.interfaces import prefer_for_nccl
 from sluice.policy_version import OWN_WEIGHTS
+from sluice.rpc.gpus import gpus_message
 from sluice.rpc.membership import Membership
 from sluice.rpc.metrics_gate import MetricsGate
 from sluice.rpc.policy_versions import version_to_proto
@@ -155,9 +156,11 @@ class _Service:
         engine = make_engine(config, model, kind=self._options.engine or config.rollout.engine)
         log.info("engine_ready", engine=engine.name, max_model_len=engine.max_model_len, capacity=engine.capacity)
         sys.setswitchinterval(THREAD_SWITCH_S)
-        from sluice.accelerator import identity  # torch is imported after an engine's environment is set
+        # torch is imported after an engine's environment is set
+        from sluice.accelerator import identity, model_of_gpu
 
         self._device = identity()
+        self._gpus = gpus_message(model_of_gpu(), count=config.rollout.tensor_parallel_size)
         self._model = model
         self._concurrency = _concurrency(config, engine)
         self._loop = EngineLoop(engine, max_samples=WAITING_FACTOR * engine.capacity, concurrency=self._concurrency)
@@ -280,6 +283,7 @@ class _Service:
             tokenizer_hash=self._model.tokenizer_hash,
             engine=engine.name,
             device=self._device,
+            gpus=self._gpus,
             memory=reach(),
             capacity=engine.capacity,
             max_model_len=engine.max_model_len,

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sluice.addresses import is_loopback, joined, loopback
+from sluice.addresses import is_address, is_loopback, joined, loopback
 from sluice.errors import ConfigError, LaunchError
 from sluice.process.child import armed, module_command
 from sluice.rpc.service import add_credentials_flag
@@ -20,6 +21,9 @@ from sluice.rpc.service import add_credentials_flag
 DEFAULT_PORT = 8050
 END_S = 5.0
 """How long the page of a run that has ended may take to end."""
+_NAME = re.compile(r"(?=.{1,253}$)(?=.*[A-Za-z])[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
+"""Of a machine: a letter somewhere, because `0` and `127.1` are addresses in a form that no link has."""
+
 CLOCK_SLACK_S = 5.0
 """Of a file system's clock against this machine's."""
 
@@ -149,7 +153,12 @@ def _log_to(path: Path) -> None:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Raises LaunchError for an address that cannot be listened at, ConfigError for a port that is none."""
+    """Raises LaunchError for an address that cannot be listened at, ConfigError for a port or an address that is none."""
+    if not is_address(host) and not _NAME.fullmatch(host):
+        raise ConfigError(
+            f"--host: must be an address or a name of this machine, without port, brackets or http://, such as 127.0.0.1, "
+            f"0.0.0.0, :: or node-3, got {host[:100]!r}"
+        )
     if not 0 <= port < 65536:
         raise ConfigError(f"--port: must be 0 to 65535, got {port}")
     try:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sluice.report.sample_tokens import kept_group
 from sluice.report.samples import read_samples
 from sluice.report.turns import ShownTurn, shown_turns
 from sluice.run_dir.batch_file import batch_path, payloads_of, poison_files
@@ -51,7 +52,8 @@ def texts_on_disk(run_dir: Path, *, group_id: str, step: int) -> Texts | str:
 
 
 def group_on_disk(run_dir: Path, *, group_id: str, step: int) -> common_pb2.Group | None:
-    """The group from its batch file, with token ids and log-probabilities; None where no batch file has the group.
+    """The group with token ids and log-probabilities, from its batch file, else from sample_tokens.jsonl; None where neither
+    has it.
 
     Raises DataError, ValueError for a damaged file.
     """
@@ -64,4 +66,5 @@ def group_on_disk(run_dir: Path, *, group_id: str, step: int) -> common_pb2.Grou
             group = stored.unpack(payload)
             if group.group_id == group_id:
                 return group
-    return None
+    kept = kept_group(run_dir, group_id)
+    return None if kept is None else kept.group

@@ -12,8 +12,8 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
+from nicegui import Client, ui
 from nicegui import app as pages
-from nicegui import ui
 from starlette.responses import RedirectResponse
 
 from sluice.errors import SluiceError
@@ -53,7 +53,7 @@ def make_app(runs: Runs, *, tokens: Tokens | None, port: int) -> Any:
         reconnect_timeout=20.0,
         language="en-US",
     )
-    return Gate(inner, tokens=tokens, port=port)
+    return Gate(inner, tokens=tokens, port=port, pages=lambda: len(Client.instances))
 
 
 def server_of(runs: Runs, *, host: str, port: int, tokens: Tokens | None) -> uvicorn.Server:

@@ -1,7 +1,8 @@
 """Options of ECharts for the overview: numbers in, plain dictionaries out.
 
 One set of colours serves both themes: of Okabe and Ito's, which people with any colour vision tell apart, those that have a
-contrast of 3:1 with white and with the dark page. What colour says, a dash says too.
+contrast of 3:1 with white and with the dark page. What colour says, a dash says too. A key with a colon is evaluated in the
+browser, whose `scaled` (page.js) makes sizes follow the texts of the page.
 """
 
 import math
@@ -173,7 +174,12 @@ def _bound(run: Series, place: int, *, many: bool) -> dict[str, Any]:
     style = {"color": COLOURS[place % len(COLOURS)] if many else BOUND, "type": [2, 4], "width": 2}
     mark = {
         "yAxis": run.bound,
-        "label": {"formatter": f"bound {run.bound}", "color": QUIET, "position": "insideEndTop"},
+        "label": {
+            "formatter": f"bound {run.bound}",
+            "color": QUIET,
+            ":fontSize": "scaled(11)",
+            "position": "insideEndTop",
+        },
     }
     return {
         "type": "line",
@@ -188,18 +194,18 @@ def _options(panel: Panel, series: list[dict[str, Any]], look: Look, *, empty: b
     log = panel.log or (look.log and panel is not ACCURACY)
     bound = max((one.pop("_bound", 0) or 0 for one in series), default=0)
     names = [one["name"] for one in series if not _is_extra(one)]
-    text = {"color": QUIET, "fontSize": 11, "fontFamily": FONT}
+    text = {"color": QUIET, ":fontSize": "scaled(11)", "fontFamily": FONT}
     return {
         "animation": False,
         "textStyle": {"fontFamily": FONT},
-        "grid": {"left": 8, "right": 14, "top": 60, "bottom": 8, "containLabel": True},
+        "grid": {"left": 8, "right": 14, ":top": "scaled(60)", "bottom": 8, "containLabel": True},
         "legend": {
             "type": "scroll",
             "data": names,
             "left": 0,
-            "top": 28,
-            "itemWidth": 22,
-            "itemHeight": 8,
+            ":top": "scaled(28)",
+            ":itemWidth": "scaled(22)",
+            ":itemHeight": "scaled(8)",
             "textStyle": text,
             "pageTextStyle": text,
             "inactiveColor": "rgba(134,142,156,.45)",
@@ -228,7 +234,7 @@ def _options(panel: Panel, series: list[dict[str, Any]], look: Look, *, empty: b
         "toolbox": {
             "right": 0,
             "top": 0,
-            "itemSize": 13,
+            ":itemSize": "scaled(13)",
             "feature": {
                 "dataZoom": {"yAxisIndex": "none", "title": {"zoom": "zoom into a part", "back": "back"}},
                 "restore": {"title": "whole run"},
@@ -244,14 +250,14 @@ def histogram_options(counts: Sequence[int]) -> dict[str, Any]:
     """Bars over equal parts of [0 %, 100 %]."""
     width = 100 // len(counts)
     names = [f"{at * width}–{(at + 1) * width}" for at in range(len(counts))]
-    text = {"color": QUIET, "fontSize": 11, "fontFamily": FONT}
+    text = {"color": QUIET, ":fontSize": "scaled(11)", "fontFamily": FONT}
     axis = {"axisLabel": text, "axisLine": {"lineStyle": {"color": GRID}}, "axisTick": {"show": False}}
     return {
         "animation": False,
-        "grid": {"left": 8, "right": 14, "top": 40, "bottom": 24, "containLabel": True},
+        "grid": {"left": 8, "right": 14, ":top": "scaled(58)", ":bottom": "scaled(24)", "containLabel": True},
         "tooltip": {"trigger": "axis", "className": "chart-tip", "confine": True},
         "xAxis": axis
-        | {"type": "category", "data": names, "name": "right, %", "nameLocation": "middle", "nameGap": 28}
+        | {"type": "category", "data": names, "name": "right, %", "nameLocation": "middle", ":nameGap": "scaled(28)"}
         | {"nameTextStyle": text},
         "yAxis": {"type": "value", "minInterval": 1, "axisLabel": text, "splitLine": {"lineStyle": {"color": GRID}}},
         "series": [{"type": "bar", "name": "prompts", "data": list(counts), "itemStyle": {"color": COLOURS[0]}}],
@@ -264,4 +270,11 @@ def _is_extra(series: Mapping[str, Any]) -> bool:
 
 def _nothing(panel: Panel) -> list[dict[str, Any]]:
     what = "no evaluation yet" if panel is ACCURACY else "not measured in this run yet"
-    return [{"type": "text", "left": "center", "top": "middle", "style": {"text": what, "fill": QUIET, "fontSize": 12}}]
+    return [
+        {
+            "type": "text",
+            "left": "center",
+            "top": "middle",
+            "style": {"text": what, "fill": QUIET, ":fontSize": "scaled(12)"},
+        }
+    ]

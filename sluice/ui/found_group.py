@@ -10,8 +10,10 @@ from sluice.config.schema import Config
 from sluice.errors import NotFound, SluiceError
 from sluice.report.group_texts import Texts, group_on_disk, texts_of, texts_on_disk
 from sluice.report.ledger_tables import find_row
+from sluice.report.sample_tokens import kept_group
+from sluice.run_dir.token_figures import TokenFigures
 from sluice.ui.runs import Run
-from sluice.ui.token_text import TokenText, find_tokenizer, load_tokenizer, token_text
+from sluice.ui.token_text import TokenText, find_tokenizer, group_text, load_tokenizer
 from sluice.v1 import common_pb2
 
 MOST_SAMPLES = 64
@@ -52,6 +54,7 @@ async def find_group(run: Run, group_id: str) -> Found:
 def _read(run: Run, row: Mapping[str, Any], payload: common_pb2.Group | None) -> Found:
     files, config = run.files, run.config()
     texts: Texts | str = "not on this machine"
+    figures: TokenFigures | None = None
     try:
         if payload is None and files is not None:
             payload = group_on_disk(files.path, group_id=row["group_id"], step=row["step"])
@@ -59,6 +62,8 @@ def _read(run: Run, row: Mapping[str, Any], payload: common_pb2.Group | None) ->
             texts = texts_of(payload)
         elif files is not None:
             texts = texts_on_disk(files.path, group_id=row["group_id"], step=row["step"])
+        if payload is not None and files is not None and (kept := kept_group(files.path, row["group_id"])) is not None:
+            figures = kept.figures
     except (SluiceError, ValueError, OSError) as error:
         texts = f"cannot be read: {error}"
     neighbours = (None, None)
@@ -71,15 +76,20 @@ def _read(run: Run, row: Mapping[str, Any], payload: common_pb2.Group | None) ->
         row=row,
         config=config,
         texts=texts,
-        tokens=_tokens(run, config, payload),
+        tokens=_tokens(run, config, payload, figures),
         before=neighbours[0],
         after=neighbours[1],
     )
 
 
-def _tokens(run: Run, config: Config, payload: common_pb2.Group | None) -> Sequence[TokenText] | str:
+def _tokens(
+    run: Run, config: Config, payload: common_pb2.Group | None, figures: TokenFigures | None
+) -> Sequence[TokenText] | str:
     if payload is None:
-        return "Tokens are known while the batch of the group is kept (batches/), so their colours are not shown."
+        return (
+            "Tokens have colours while the batch of the group is kept (batches/), and afterwards in the one group a step that "
+            "sample_tokens.jsonl has. This group is in neither."
+        )
     folder = run.files.path if run.files is not None else None
     path = find_tokenizer(folder, config.model.path) if folder is not None else None
     if path is None:
@@ -88,4 +98,4 @@ def _tokens(run: Run, config: Config, payload: common_pb2.Group | None) -> Seque
         tokenizer = load_tokenizer(path)
     except Exception as error:  # noqa: BLE001 - the library raises no narrower type for a damaged file
         return f"{path} cannot be read, so tokens have no colours: {error}"
-    return [token_text(sample, tokenizer) for sample in payload.samples[:MOST_SAMPLES]]
+    return group_text(payload.samples[:MOST_SAMPLES], tokenizer, figures)

@@ -6,6 +6,7 @@ operator's, which permits actions, or the reader's. The token moves from the lin
 """
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -45,11 +46,19 @@ class Tokens:
         return None
 
 
-class Gate:
-    """ASGI middleware. `tokens` is None on loopback."""
+MOST_PAGES = 100
+"""Open at once, and of those that were left in the last seconds. Chosen: some dozen people with a few tabs each; a page costs
+about a megabyte, and one of a live run is drawn anew every second."""
 
-    def __init__(self, app: Any, *, tokens: Tokens | None, port: int) -> None:
-        self._app, self._tokens = app, tokens
+_NO_PAGES = ("/assets/", "/_nicegui")
+"""What pages that are open already ask for."""
+
+
+class Gate:
+    """ASGI middleware. `tokens` is None on loopback; `pages` counts the pages that are open."""
+
+    def __init__(self, app: Any, *, tokens: Tokens | None, port: int, pages: Callable[[], int] = lambda: 0) -> None:
+        self._app, self._tokens, self._pages = app, tokens, pages
         self._cookie = f"{COOKIE}-{port}"  # cookies know no ports
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -74,6 +83,12 @@ class Gate:
                 )
                 return
             role = known
+        if scope["type"] == "http" and not scope["path"].startswith(_NO_PAGES) and self._pages() >= MOST_PAGES:
+            full = (
+                f"{MOST_PAGES} pages are open here, which is the most; close some, and load this one again in a minute"
+            )
+            await _refuse(scope, send, 503, full)
+            return
         scope[ROLE] = role
         await self._app(scope, receive, _with_headers(send))
 

@@ -86,9 +86,12 @@ def frame(page: Page) -> Iterator[None]:
             _state(page.run)
             box(classes="grow")
             _other_runs(page)
-            theme = box("button", "quiet-button").props('data-key=theme type=button title="light or dark (key t)"')
+            theme = box("button", "quiet-button").props(
+                'data-key=theme type=button title="light or dark (key t)" aria-label="light or dark"'
+            )
             with theme:
-                said("span", "◐ Theme")
+                said("span", "◐")
+                said("span", " Theme", "theme-word")
             theme.on("click", js_handler="() => nextTheme()")
         with box("nav", "tabs").props('aria-label="views"'):
             for number, (view, name) in enumerate(VIEWS.items(), start=1):

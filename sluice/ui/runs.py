@@ -111,6 +111,7 @@ def open_runs(
     folders = [folder.resolve() for folder in folders]
     if len(folders) > MOST_RUNS:
         raise NotFound(f"RUN: must be at most {MOST_RUNS} run directories, got {len(folders)}; name fewer")
+    folders = list(dict.fromkeys(folders))
     for folder in folders:
         check_run_dir(folder)
         live = _live_of(folder, credentials, starts=starts) if not coordinator else None
@@ -156,5 +157,9 @@ def _has_ended(folder: Path) -> bool:
 
 
 def _name(folder: Path, folders: list[Path]) -> str:
-    same = sum(one.name == folder.name for one in folders) > 1
-    return f"{folder.parent.name}/{folder.name}" if same else folder.name
+    """As many of the last parts of the path as tell it from the others."""
+    for count in range(1, len(folder.parts)):
+        same = [one for one in folders if one.parts[-count:] == folder.parts[-count:]]
+        if len(same) == 1:
+            return "/".join(folder.parts[-count:])
+    return str(folder)

@@ -136,6 +136,8 @@ class ServiceStatus(_message.Message):
     PUSH_MS_FIELD_NUMBER: _builtins.int
     ENCODING_FIELD_NUMBER: _builtins.int
     SENT_BYTES_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     service_id: _builtins.str
     role: Global___ServiceRole.ValueType
     state: Global___ServiceState.ValueType
@@ -159,9 +161,15 @@ class ServiceStatus(_message.Message):
     """How its newest weights travelled (rollouts): "dense" or "delta"; empty before a push, and with files."""
     sent_bytes: _builtins.int
     """How many bytes of weights travelled then."""
+    device: _builtins.str
+    """RegisterRequest.device."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """Weights in use (rollouts) or published (the learner)."""
+
+    @_builtins.property
+    def gpus(self) -> Global___Gpus:
+        """As it registered; absent: it has not told."""
 
     def __init__(
         self,
@@ -179,14 +187,46 @@ class ServiceStatus(_message.Message):
         push_ms: _builtins.float = ...,
         encoding: _builtins.str = ...,
         sent_bytes: _builtins.int = ...,
+        gpus: Global___Gpus | None = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "encoding", b"encoding", "heartbeat_age_s", b"heartbeat_age_s", "node", b"node", "push_ms", b"push_ms", "role", b"role", "running", b"running", "sent_bytes", b"sent_bytes", "service_id", b"service_id", "source", b"source", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "device", b"device", "encoding", b"encoding", "gpus", b"gpus", "heartbeat_age_s", b"heartbeat_age_s", "node", b"node", "push_ms", b"push_ms", "role", b"role", "running", b"running", "sent_bytes", b"sent_bytes", "service_id", b"service_id", "source", b"source", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServiceStatus: _TypeAlias = ServiceStatus  # noqa: Y015
+
+@_typing.final
+class Gpus(_message.Message):
+    """The GPUs that a service computes on, all of one kind."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As the driver names one of them: "NVIDIA H200"."""
+    count: _builtins.int
+    """One a rank of the learner, one a tensor-parallel rank of a rollout; 0: it computes on CPUs."""
+    memory_bytes: _builtins.int
+    """Memory of each."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        count: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "memory_bytes", b"memory_bytes", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gpus: _TypeAlias = Gpus  # noqa: Y015
 
 @_typing.final
 class Ledger(_message.Message):
@@ -1583,6 +1623,7 @@ class RegisterRequest(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     ENVIRONMENTS_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
     role: Global___ServiceRole.ValueType
     service_id: _builtins.str
     """Chosen by the service, stable over its restarts; empty: the coordinator gives the service an id."""
@@ -1607,7 +1648,9 @@ class RegisterRequest(_message.Message):
     own_weights: _builtins.bool
     """Whether the rollout serves its model folder's weights, for an evaluation without a learner."""
     device: _builtins.str
-    """From rollouts: the UUID of the CUDA device that takes new weights ("GPU-..."), or "cpu"; empty: not told."""
+    """From rollouts: the UUID of the CUDA device that takes new weights ("GPU-..."), or "cpu"; from the learner: that of rank 0.
+    Empty: not told.
+    """
     host: _builtins.str
     """Label of the machine: services that state the same share its link to other machines; empty: not told."""
     memory: _builtins.str
@@ -1625,6 +1668,10 @@ class RegisterRequest(_message.Message):
     @_builtins.property
     def environments(self) -> _containers.RepeatedCompositeFieldContainer[_environment_pb2.EnvironmentInfo]:
         """From environment servers: the environments that they host."""
+
+    @_builtins.property
+    def gpus(self) -> Global___Gpus:
+        """What the service computes on; absent: not told."""
 
     def __init__(
         self,
@@ -1647,10 +1694,11 @@ class RegisterRequest(_message.Message):
         host: _builtins.str = ...,
         environments: _abc.Iterable[_environment_pb2.EnvironmentInfo] | None = ...,
         memory: _builtins.str = ...,
+        gpus: Global___Gpus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "device", b"device", "engine", b"engine", "environments", b"environments", "host", b"host", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "memory", b"memory", "metrics_address", b"metrics_address", "model_hash", b"model_hash", "own_weights", b"own_weights", "protocol_version", b"protocol_version", "role", b"role", "service_id", b"service_id", "tokenizer_hash", b"tokenizer_hash", "trained", b"trained", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "device", b"device", "engine", b"engine", "environments", b"environments", "gpus", b"gpus", "host", b"host", "incarnation", b"incarnation", "max_model_len", b"max_model_len", "memory", b"memory", "metrics_address", b"metrics_address", "model_hash", b"model_hash", "own_weights", b"own_weights", "protocol_version", b"protocol_version", "role", b"role", "service_id", b"service_id", "tokenizer_hash", b"tokenizer_hash", "trained", b"trained", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1995,6 +2043,7 @@ class CommitStepRequest(_message.Message):
     BATCH_DIGEST_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
+    EXAMPLE_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     weights_digest: _builtins.str
     """Digest of that version's weights."""
@@ -2009,6 +2058,10 @@ class CommitStepRequest(_message.Message):
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Learner metrics of the step, by catalogue name."""
 
+    @_builtins.property
+    def example(self) -> Global___TokenFigures:
+        """Of the group of the batch at place `step` modulo the number of groups, which the run keeps for people; absent: not told."""
+
     def __init__(
         self,
         *,
@@ -2018,14 +2071,46 @@ class CommitStepRequest(_message.Message):
         batch_digest: _builtins.str = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         fence: _builtins.int = ...,
+        example: Global___TokenFigures | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["example", b"example", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_digest", b"batch_digest", "fence", b"fence", "metrics", b"metrics", "step", b"step", "version", b"version", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_digest", b"batch_digest", "example", b"example", "fence", b"fence", "metrics", b"metrics", "step", b"step", "version", b"version", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommitStepRequest: _TypeAlias = CommitStepRequest  # noqa: Y015
+
+@_typing.final
+class TokenFigures(_message.Message):
+    """What the learner computed for the tokens of one group. Both arrays are float16, little-endian, one value a token that the
+    policy sampled, sample by sample; NaN for a token that was not trained.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    LOG_RATIOS_FIELD_NUMBER: _builtins.int
+    ENTROPIES_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.str
+    log_ratios: _builtins.bytes
+    """Log of the token's probability in the update that trained the token over its probability in the rollout."""
+    entropies: _builtins.bytes
+    """Nats, of the distribution in that update."""
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.str = ...,
+        log_ratios: _builtins.bytes = ...,
+        entropies: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entropies", b"entropies", "group_id", b"group_id", "log_ratios", b"log_ratios"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenFigures: _TypeAlias = TokenFigures  # noqa: Y015
 
 @_typing.final
 class CommitStepResponse(_message.Message):

@@ -42,7 +42,7 @@ def on_ranks(model: Path, out: Path, jobs: list[dict[str, Any]], *, ranks: int) 
 
 
 def run_job(model: Path, job: dict[str, Any], ranks: Ranks) -> dict[str, np.ndarray]:
-    """Trains a fresh (or loaded) policy to version `until`; returns weights, the last gradients and metrics.
+    """Trains a fresh (or loaded) policy to version `until`; returns weights, the last gradients, metrics and example.
 
     With `save`, a folder, version `save_at` (default: the last) is saved there; no byte is written before the training is over.
     """
@@ -62,7 +62,10 @@ def run_job(model: Path, job: dict[str, Any], ranks: Ranks) -> dict[str, np.ndar
     saving.finish()
     snapshot = SnapshotPacker(policy=policy, config=config, ranks=ranks).gather(PolicyVersion(lineage="a", number=1))
     weights = {} if snapshot is None else {"weights": snapshot.buffer.view(np.float32)}
-    return weights | _gradients(trainer) | {f"metric/{name}": np.array(value) for name, value in metrics.items()}
+    figures = {f"metric/{name}": np.array(value) for name, value in metrics.items()}
+    if trainer.example is not None:
+        figures |= {f"example/{name}": getattr(trainer.example, name) for name in ("log_ratios", "entropies")}
+    return weights | _gradients(trainer) | figures
 
 
 def _prove_once(config: Config, model_config: PreTrainedConfig, **given: Any) -> Forms:

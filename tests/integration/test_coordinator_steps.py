@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from blake3 import blake3
 
+from sluice.report.sample_tokens import kept_group
 from sluice.run_dir.batch_file import batch_path
+from sluice.run_dir.token_figures import example_of
 from sluice.testing.fakes import digest
 from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.coordinator_cases import Cast, Serve, code_of, state_is
@@ -46,6 +48,11 @@ async def test_three_steps_from_registration_to_a_closed_ledger(serve: Serve, ca
     for line in (line for line in lines if line["kind"] == "step"):
         body = batch_path(tmp_path / "run", line["step"]).read_bytes()
         assert line["batch_digest"] == blake3(body).hexdigest()
+        place = example_of(line["step"], 4)
+        kept = kept_group(tmp_path / "run", cast.learner.trained[line["step"]].group_ids[place])
+        assert kept is not None
+        assert kept.figures is not None
+        assert (kept.figures.log_ratios.tolist(), kept.figures.entropies.tolist()) == ([0.0] * 6, [0.5] * 6)
     assert cast.rollout.applied[0] == 0
     assert cast.rollout.applied[-1] == 3
 

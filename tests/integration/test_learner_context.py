@@ -144,6 +144,8 @@ def test_every_token_counts_once_in_every_figure(
         assert len(names) > 20
         for name in names:
             assert ours[name] == pytest.approx(theirs[name], rel=2e-5, abs=1e-7), (index, name)
+        for name in ("example/log_ratios", "example/entropies"):
+            assert np.allclose(ours[name], theirs[name], rtol=0, atol=1e-5, equal_nan=True), (index, name)
 
 
 def test_a_checkpoint_of_a_group_of_two_goes_on_on_one_rank(

@@ -227,6 +227,10 @@ def test_episodes_equal_the_reference(learner_model: Path, ranks: str, request: 
         _assert_equal(ours, _reference(learner_model, variant=ReferenceVariant(**variant), episodes=True, **what))
         trained = [s for s in make_episodes(groups=5, n=3).sequences if not (s.truncated and "filtering" in more)]
         assert ours["metric/learner/trained_tokens"] == sum(s.sampled_tokens for s in trained)
+        known, first = np.isfinite(ours["example/entropies"]), make_episodes(groups=5, n=3).groups[0].sequences
+        assert known.tolist() == [
+            not (s.truncated and "filtering" in more) for s in first for _ in range(s.sampled_tokens)
+        ]
 
 
 LAYOUTS = {
@@ -288,12 +292,32 @@ def _padded_gradient(learner_model: Path, *, mode: str) -> np.ndarray:
     return _gradient({f"grad/{name}": p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None})
 
 
+@cache
+def _padded_example(learner_model: Path) -> np.ndarray:
+    """float64[2, A] of the first group: log ratio and entropy of each token, by all logits; NaN for a truncated sample."""
+    model, columns = AutoModelForCausalLM.from_pretrained(learner_model, dtype=torch.float64), []
+    group = as_reference(make_batch(groups=4, n=4))[0]
+    for sample in group.samples:
+        ids = torch.tensor([group.prompt_ids + sample.completion_ids])
+        with torch.no_grad():
+            logprobs = torch.log_softmax(model(input_ids=ids).logits[0, len(group.prompt_ids) - 1 : -1] / 0.7, -1)
+        chosen = logprobs.gather(-1, torch.tensor(sample.completion_ids)[:, None])[:, 0]
+        found = torch.stack(
+            [chosen - torch.tensor(sample.rollout_logprobs, dtype=torch.float64), -(logprobs.exp() * logprobs).sum(-1)]
+        )
+        columns.append(found * (float("nan") if sample.truncated else 1))
+    return torch.cat(columns, dim=1).numpy()
+
+
 def _assert_one_gradient(learner_model: Path, found: list[Figures], cases: Sequence[tuple[str, str]] = CROSS) -> None:
     """The error is relative to the gradient's norm: what is left of 1e-6 is float32's rounding."""
     for (mode, layout), figures in zip(cases, found, strict=True):
         padded = _padded_gradient(learner_model, mode=mode)
         error = np.linalg.norm(_gradient(figures) - padded) / np.linalg.norm(padded)
         assert error < 1e-6, (mode, layout, error)
+        example = np.stack([figures["example/log_ratios"], figures["example/entropies"]])
+        assert np.isnan(example).any()
+        assert np.allclose(example, _padded_example(learner_model), rtol=0, atol=1e-5, equal_nan=True), layout
         assert bool(figures["metric/learner/prompt_tokens_saved"]) == (layout in ("1x16", "4x4")), layout
 
 
@@ -317,6 +341,7 @@ def test_three_ranks_equal_the_reference_with_more_ranks_than_work_and_skip_a_ba
     _assert_equal(tiny, _reference(learner_model, mode="token-mean", filtering=False, groups=4, n=2))
     assert (poisoned["metric/learner/updates"], poisoned["metric/learner/skipped_updates"]) == (0, 1)
     assert np.isfinite(poisoned["weights"]).all()
+    assert np.isnan(poisoned["example/log_ratios"]).any()
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,9 @@ async def test_every_view_of_a_recorded_run_on_a_phone_and_in_the_dark(scene: Ui
             assert width <= 390, view
         assert await looking.page.evaluate("document.body.classList.contains('body--dark')")
         assert await looking.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(15, 18, 22)"
+        tab = await looking.page.locator(".tabs a[aria-current]").bounding_box()
+        assert tab is not None
+        assert 0 <= tab["x"] <= 390 - tab["width"], "the open tab, which is the last one, is in sight"
 
 
 async def test_a_filter_narrows_the_table_and_stands_in_the_address_which_opens_the_same_again(scene: UiScene) -> None:
@@ -85,7 +88,19 @@ async def test_hostile_prompts_and_completions_are_text(scene: UiScene) -> None:
         tokens = await looking.page.locator("sl-tokens").count()
         assert tokens == 2
         assert await looking.page.locator("sl-tokens span.t").count() > 2
-        await looking.page.get_by_text("advantage", exact=True).first.click()
+        token = looking.page.locator("sl-tokens span.t").first
+        assert "ratio 0.4999, entropy 1.000 nats" in (await token.get_attribute("title") or "")
+        for colouring, colour in (("entropy", "rgba(28, 130, 201, 0.3)"), ("ratio", "rgba(213, 94, 0, 0.6)")):
+            await looking.page.get_by_role("button", name=colouring, exact=True).click()
+            await looking.page.wait_for_function(
+                "colour => getComputedStyle(document.querySelector('sl-tokens span.t')).backgroundColor === colour",
+                arg=colour,
+            )
+            assert looking.page.url.endswith(f"?colour={colouring}")
+        await looking.sees("÷ 1.3 or less likely than in the rollout")
+        await looking.page.get_by_role("button", name="advantage", exact=True).click()
+        await looking.open(f"{scene.base}/group/run-0000000?colour=entropy")
+        await looking.sees("They are kept for one group a step")
         assert await looking.page.locator("main script, .view img").count() == 0
         await looking.open(f"{scene.base}/evaluation")
         await looking.sees("<script>window.hacked")
@@ -101,6 +116,7 @@ async def test_a_live_run_moves_by_itself_a_killed_service_is_seen_and_an_action
         await looking.open(f"{scene.base}/fleet?run=live")
         await looking.sees("rollout-1")
         await looking.sees("ready")
+        await page.get_by_role("cell", name="cpu", exact=True).first.wait_for()
         await scene.second.stop()
         await looking.sees("lost")
         await page.get_by_role("button", name="Pause").click()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import uvicorn
@@ -20,6 +21,7 @@ from services.coordinator.wire.messages import ZstdGroups
 from sluice.config.load import dump_config
 from sluice.run_dir.evaluation_schema import EVALUATION_SCHEMA
 from sluice.run_dir.naming import ADDRESS_FILE
+from sluice.run_dir.token_figures import SAMPLE_TOKENS_FILE, TokenFigures, line_of
 from sluice.testing.fakes import FakeRollout
 from sluice.ui.app import server_of
 from sluice.ui.gate import Gate, Tokens
@@ -114,6 +116,12 @@ def record_run(folder: Path, model: Path) -> Path:
         await files.write_ledger([queued_row(accepted(hostile), term="trained", step=5)], after=7, most=4)
         batch = await files.stage_batch(5, payloads=[ZstdGroups().encode(hostile)])
         await files.name_batch(5, batch.digest)
+        tokens = hostile.response_tokens
+        figures = TokenFigures(
+            group_id=hostile.group_id, log_ratios=np.full(tokens, np.log(0.5)), entropies=np.ones(tokens)
+        )
+        line = line_of(5, hostile.group_id, payload=batch.payloads[0], figures=figures)
+        await files.append_sample(line, name=SAMPLE_TOKENS_FILE)
 
     asyncio.run(write())
     (run_dir / "config.yaml").write_text(

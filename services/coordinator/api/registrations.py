@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 from services.coordinator.api.scale_orders import Outcome
-from services.coordinator.state.member import EnvironmentInfo, Role
+from services.coordinator.state.member import EnvironmentInfo, Gpus, Role
 from services.coordinator.state.places import Place
 from sluice.errors import Forbidden, InvalidRequest, NotReady
 from sluice.rpc import access
@@ -16,6 +16,9 @@ LARGEST_CAPACITY: Final = 65_536
 
 MOST_PLACES: Final = 16_384
 """Services of one report. Chosen: 16 times what one launcher was ever tried with."""
+
+MOST_GPUS: Final = 65_536
+"""GPUs of one service. Chosen: far more than any learner has ranks."""
 
 MOST_ENVIRONMENTS: Final = 256
 """Environments of one server. Chosen: more than a recipe that people read names."""
@@ -61,6 +64,18 @@ def environments_from(request: pb.RegisterRequest) -> dict[str, EnvironmentInfo]
         version = name(info.version, field="register: environments.version")
         hosted[called] = EnvironmentInfo(version=version, scores=info.scores)
     return hosted
+
+
+def gpus_from(request: pb.RegisterRequest) -> Gpus | None:
+    """Wire -> core; None where the service has not told. Raises InvalidRequest."""
+    if not request.HasField("gpus"):
+        return None
+    told = request.gpus
+    if not 0 <= told.count <= MOST_GPUS or told.memory_bytes < 0:
+        raise InvalidRequest(
+            f"register: gpus: must be 0 to {MOST_GPUS} of 0 or more bytes, got {told.count} of {told.memory_bytes}"
+        )
+    return Gpus(name=line(told.name, field="register: gpus.name"), count=told.count, memory_bytes=told.memory_bytes)
 
 
 def check_may_join(shown: access.Role | None, role: Role) -> None:

@@ -16,6 +16,7 @@ from services.coordinator.api.registrations import (
     check_may_join,
     check_registration,
     environments_from,
+    gpus_from,
     outcome_from,
     places_from,
     serves_own_weights,
@@ -25,6 +26,7 @@ from services.coordinator.state.member import Member, Role, State
 from services.coordinator.storage.run_files import BatchFile
 from services.coordinator.wire.clients import as_sluice_errors
 from services.coordinator.wire.messages import statement_from
+from services.coordinator.wire.token_figures import figures_from
 from sluice import PROTOCOL_VERSION
 from sluice.addresses import host_of
 from sluice.config.load import dump_config
@@ -269,6 +271,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             device=request.device,
             host=request.host or host_of(request.address),
             memory=request.memory,
+            gpus=gpus_from(request),
             environments=environments,
             shown_role="" if caller_role is None else caller_role.value,
             own_weights=own_weights,
@@ -386,6 +389,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
             weights_digest=name(request.weights_digest, field="commit: weights_digest"),
             batch_digest=request.batch_digest,
             metrics=request.metrics,
+            example=figures_from(request.example) if request.HasField("example") else None,
         )
         recorded = await self._patience.unless_full("CommitStep", book)
         return pb.CommitStepResponse(recorded_digest=recorded)

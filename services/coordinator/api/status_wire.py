@@ -8,7 +8,7 @@ from services.coordinator.groups.step_metrics import queue_metrics
 from services.coordinator.recovery.rollback import Account
 from services.coordinator.state.evaluation_result import EvaluationResult, Interval
 from services.coordinator.state.ledger import LedgerCounts, count, ledger_metrics
-from services.coordinator.state.member import Member, Role, State
+from services.coordinator.state.member import Gpus, Member, Role, State
 from services.coordinator.state.progress import Progress, RunState
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.v1 import coordinator_pb2 as pb
@@ -91,7 +91,13 @@ def service(member: Member, *, now_s: float, node: str = "") -> pb.ServiceStatus
         push_ms=member.push_ms,
         encoding=member.encoding,
         sent_bytes=member.sent_bytes,
+        gpus=None if member.gpus is None else _gpus(member.gpus),
+        device=member.device,
     )
+
+
+def _gpus(gpus: Gpus) -> pb.Gpus:
+    return pb.Gpus(name=gpus.name, count=gpus.count, memory_bytes=gpus.memory_bytes)
 
 
 async def ledger(parts: RunParts) -> pb.Ledger:

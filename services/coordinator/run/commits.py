@@ -27,6 +27,7 @@ from services.coordinator.storage.records import Records
 from services.coordinator.storage.unbroken import unbroken
 from sluice.errors import InvalidRequest, Unavailable
 from sluice.policy_version import PolicyVersion
+from sluice.run_dir.token_figures import SAMPLE_TOKENS_FILE, TokenFigures, example_of, line_of
 from sluice.telemetry.catalogue import NAMES
 from sluice.telemetry.traces.context import current, root_of
 
@@ -66,18 +67,33 @@ class Commits:
             self._closed = True
 
     async def step(
-        self, step: int, *, version: PolicyVersion, weights_digest: str, batch_digest: str, metrics: Mapping[str, float]
+        self,
+        step: int,
+        *,
+        version: PolicyVersion,
+        weights_digest: str,
+        batch_digest: str,
+        metrics: Mapping[str, float],
+        example: TokenFigures | None = None,
     ) -> str:
         """Books step `step`; returns the weights digest recorded for the step. Raises InvalidRequest for a foreign batch.
+
+        example: what the learner tells of the tokens of the group that is kept for people.
 
         A learner that lost patience may ask again while the first call is still booking: the first call is completed.
         """
         async with self._one_at_a_time:
             self._raise_if_closed()
-            return await unbroken(self._book(step, version, weights_digest, batch_digest, metrics))
+            return await unbroken(self._book(step, version, weights_digest, batch_digest, metrics, example))
 
     async def _book(
-        self, step: int, version: PolicyVersion, weights_digest: str, batch_digest: str, metrics: Mapping[str, float]
+        self,
+        step: int,
+        version: PolicyVersion,
+        weights_digest: str,
+        batch_digest: str,
+        metrics: Mapping[str, float],
+        example: TokenFigures | None,
     ) -> str:
         """Writes metrics, then the record in Redis: after a kill in between, the repeated commit writes the line again."""
         batch = await self._store.record("batch", step)
@@ -91,6 +107,8 @@ class Commits:
         trained = self._assigner.assigned.get(step, [])
         made = {"lineage": version.lineage, "weights_digest": weights_digest, "batch_digest": batch_digest}
         values = await self._report(step, trained, metrics, made) if trained else {}
+        if trained:
+            await self._show(step, example_of(step, len(trained)), example)
         record = {"lineage": version.lineage, "number": version.number, "digest": weights_digest}
         assigned_s = batch.get("assigned_s", -1.0)
         rows = {
@@ -146,7 +164,7 @@ class Commits:
     async def _report(
         self, step: int, trained: list[QueuedGroup], metrics: Mapping[str, float], made: Mapping[str, str]
     ) -> Mapping[str, float]:
-        """Writes the step's line and an example group for people, with the digests for a replay; returns the metrics."""
+        """Writes the step's line, with the digests for a replay; returns the metrics."""
         window = self._conductor.window.metrics(now_s=self._clock.now(), step=step, trained=trained)
         window |= self._conductor.sampler_metrics()
         booked = ledger_metrics(count(await self._store.counters(), self._board))
@@ -156,9 +174,20 @@ class Commits:
         await self._store.set_meta({"train_ended_s": str(time.time()), "part_names": names})
         line = {"kind": "step", "step": step, "time_s": time.time(), **made, **values}
         await self._files.append_metrics(line)
-        example = self._records.codec.to_read(await self._files.read_group(step, step % len(trained)))
-        await self._files.append_sample({"step": step, **example})
         return values
+
+    async def _show(self, step: int, place: int, figures: TokenFigures | None) -> None:
+        """Writes an example group for people: its texts, and its tokens with what the learner tells of them."""
+        payload = await self._files.read_group(step, place)
+        example = self._records.codec.to_read(payload)
+        await self._files.append_sample({"step": step, **example})
+        tokens = sum(sample["tokens"] for sample in example["samples"])
+        if figures is not None and (figures.group_id, len(figures.entropies)) != (example["group_id"], tokens):
+            told = f"{len(figures.entropies)} tokens of {figures.group_id}"
+            log.warning("token_figures_left_out", step=step, told=told, group=example["group_id"], tokens=tokens)
+            figures = None
+        line = line_of(step, example["group_id"], payload=payload, figures=figures)
+        await self._files.append_sample(line, name=SAMPLE_TOKENS_FILE)
 
     def _advance(self, step: int, values: Mapping[str, float]) -> None:
         """Counts the step and wakes the waiters."""

@@ -42,6 +42,17 @@ class EnvironmentInfo:
     """Whether its episodes end with a score; otherwise a grader scores them."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpus:
+    """What a member computes on, all of one kind."""
+
+    name: str
+    count: int
+    """0: it computes on CPUs."""
+    memory_bytes: int
+    """Of each."""
+
+
 class State(enum.Enum):
     """The state of a service."""
 
@@ -78,6 +89,8 @@ class Member:
     """A rollout's engine: implementation, version and device."""
     device: str = ""
     """The identity of the device that takes a rollout's weights (sluice/accelerator.py); empty: not told."""
+    gpus: Gpus | None = None
+    """For people; None: not told."""
     host: str = ""
     """The label of the member's machine, or the host in its address where it tells none."""
     memory: str = ""

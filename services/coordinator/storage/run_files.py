@@ -4,6 +4,7 @@ wait for room on a full disk (sluice/run_dir/full_disk.py).
 RUN/batches/step-000012.groups   one batch, immutable: length-framed payloads (zstd, Group), as accepted
 RUN/metrics.jsonl             a line a step and a line an evaluation; thinned (sluice/run_dir/thinning.py)
 RUN/samples.jsonl             a group of each step, for reading; thinned likewise
+RUN/sample_tokens.jsonl       the same groups token by token (sluice/run_dir/token_figures.py); thinned likewise
 RUN/prompt_places.json        how far the prompts were at the newest checkpoints (prompt_places.py)
 RUN/ledger/part-*.parquet     a row for every group that ended (ledger_writer.py)
 RUN/evaluations/*.parquet     a file an evaluation, a row for every prompt (evaluation_files.py)
@@ -199,9 +200,9 @@ class RunFiles:
         with self._keeping:  # two evaluations of one version may end at once, and have one file
             evaluation_files.keep(self.run_dir, result, rows, most_bytes=self._most_bytes)
 
-    async def append_sample(self, line: Mapping[str, Any]) -> None:
-        """Appends a group for people to RUN/samples.jsonl."""
-        await self.disk.write(self._append_thinned, SAMPLES_FILE, line)
+    async def append_sample(self, line: Mapping[str, Any], *, name: str = SAMPLES_FILE) -> None:
+        """Appends a group for people to RUN/samples.jsonl, or to another file that is thinned likewise."""
+        await self.disk.write(self._append_thinned, name, line)
 
     def _append_thinned(self, name: str, line: Mapping[str, Any]) -> None:
         path = self.run_dir / name

@@ -15,7 +15,7 @@ import structlog
 
 from services.learner.batches.batch import Batch
 from services.learner.control.thread import ControlThread
-from services.learner.control.wire import batch_from_wire
+from services.learner.control.wire import batch_from_wire, figures_to_wire
 from services.learner.ports import NoBatch
 from sluice.errors import Fenced, NotReady
 from sluice.lineage import Rollback
@@ -23,6 +23,7 @@ from sluice.policy_version import PolicyVersion
 from sluice.rpc.policy_versions import version_to_proto
 from sluice.rpc.registration import CALL_TIMEOUT_S, Registration
 from sluice.rpc.requests import as_line
+from sluice.run_dir.token_figures import TokenFigures
 from sluice.v1 import coordinator_pb2 as pb
 
 log = structlog.get_logger(__name__)
@@ -92,7 +93,13 @@ class CoordinatorLink:
         return found
 
     def commit_step(
-        self, batch: Batch, *, version: PolicyVersion, weights_digest: str, metrics: Mapping[str, float]
+        self,
+        batch: Batch,
+        *,
+        version: PolicyVersion,
+        weights_digest: str,
+        metrics: Mapping[str, float],
+        example: TokenFigures | None,
     ) -> str:
         """Coordinator.commit_step."""
         self._show(metrics)
@@ -105,6 +112,7 @@ class CoordinatorLink:
                 batch_digest=batch.digest,
                 metrics=metrics,
                 fence=fence,
+                example=None if example is None else figures_to_wire(example),
             )
             return self._registration.stub.CommitStep(request, timeout=CALL_TIMEOUT_S)
 

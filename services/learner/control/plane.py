@@ -52,6 +52,8 @@ class ControlPlane:
         self._leaving: asyncio.Task[None] | None = None
         self._record = TrainingRecord()
         self._identity = ModelIdentity(model_hash="", tokenizer_hash="")
+        self.device, self.gpus = "", pb.Gpus()
+        """Of rank 0, and of all ranks; to be set before `open`."""
         self.tracer: Tracer = OFF
         """Of this process; set by `trace`."""
         self._membership = Membership(options, describe=self._describe, beat=self._beat, name=SERVICE_ID)
@@ -157,6 +159,8 @@ class ControlPlane:
             model_hash=self._identity.model_hash,
             tokenizer_hash=self._identity.tokenizer_hash,
             engine=f"torch {torch.__version__}",
+            device=self.device,
+            gpus=self.gpus,
             capacity=1,
             version=version_to_proto(version),
             trained=[trained_to_wire(batch) for batch in self._record.stated if batch.step < version.number],

@@ -10,6 +10,7 @@ from sluice.errors import InvalidRequest, TransferError
 from sluice.rpc.arrays import unpack_floats, unpack_ids
 from sluice.run_dir.batch_file import digest_of
 from sluice.run_dir.stored_group import StoredGroups
+from sluice.run_dir.token_figures import TokenFigures, pack_figures
 from sluice.v1 import common_pb2, coordinator_pb2
 
 _FINISHED = (common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH)
@@ -44,6 +45,15 @@ def trained_to_wire(batch: TrainedBatch) -> coordinator_pb2.TrainedStep:
         version=common_pb2.PolicyVersion(lineage=batch.lineage, number=batch.step + 1),
         weights_digest=batch.weights_digest,
         committed=batch.committed,
+    )
+
+
+def figures_to_wire(figures: TokenFigures) -> coordinator_pb2.TokenFigures:
+    """The tokens of one group in a commit."""
+    return coordinator_pb2.TokenFigures(
+        group_id=figures.group_id,
+        log_ratios=pack_figures(figures.log_ratios),
+        entropies=pack_figures(figures.entropies),
     )
 
 

@@ -31,6 +31,7 @@ from services.learner.policy.forward import Policy
 from services.learner.policy.optimizer import learning_rate, take_step
 from services.learner.policy.packing import Packed, pack, sliced
 from services.learner.training.device_use import DeviceUse
+from services.learner.training.example_tokens import ExampleTokens
 from services.learner.training.objective import Objective
 from services.learner.training.sharing import PromptSharing
 from services.learner.training.step_scale import StepScale
@@ -40,6 +41,7 @@ from sluice.config.schema import Config
 from sluice.dapo.aggregation import token_weights
 from sluice.dapo.mismatch import mismatch
 from sluice.errors import SluiceError
+from sluice.run_dir.token_figures import TokenFigures
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +62,8 @@ class Trainer:
         self.policy = policy
         self.optimizer = optimizer
         self.step = 0
+        self.example: TokenFigures | None = None
+        """Of the newest step; the same on every rank."""
         self._config = config
         self._ranks = ranks
         self._context = policy.context
@@ -84,9 +88,10 @@ class Trainer:
         self._use.begin()
         lr = self._set_learning_rate()
         work = self._work(batch)
+        example = ExampleTokens(batch, self._ranks)
         try:
             plan = self._plan(batch, work)
-            updates = self._updates(batch, work, plan)
+            updates = self._updates(batch, work, plan, example)
         except torch.OutOfMemoryError as error:
             raise SluiceError(
                 f"step {self.step}: rank {self._ranks.rank} ran out of device memory; lower "
@@ -95,6 +100,7 @@ class Trainer:
                 f"learner.context_parallel_size: {error}"
             ) from error
         self.step += 1
+        self.example = example.joined()
         elapsed_s = time.perf_counter() - started
         shared = _shared_prompts(plan, work)
         use = self._use.metrics(work.trained_lengths, not_computed=shared, elapsed_s=elapsed_s)
@@ -172,11 +178,13 @@ class Trainer:
         self._fsdp.reshard()  # without a backward pass, which would free the gathered weights
         return plain, shared
 
-    def _updates(self, batch: Batch, work: "_Work", plan: tuple[MiniBatch, ...]) -> list["_Update"]:
+    def _updates(
+        self, batch: Batch, work: "_Work", plan: tuple[MiniBatch, ...], example: ExampleTokens
+    ) -> list["_Update"]:
         proximal = [self._proximal(mini_batch, work) for mini_batch in plan]  # before any weight changes
         updates = []
         for mini_batch, known in zip(plan, proximal, strict=True):
-            updates.append(self._update(mini_batch, work, known))
+            updates.append(self._update(mini_batch, work, known, example))
             if updates[-1].skipped:
                 self._on_skip(batch)
                 self._count_skip(updates[-1])
@@ -193,16 +201,21 @@ class Trainer:
         self._fsdp.reshard()  # without a backward pass, which would free the gathered weights
         return [logprobs for _, logprobs, _ in scores]
 
-    def _update(self, mini_batch: MiniBatch, work: "_Work", proximal: list[Tensor | None]) -> "_Update":
+    def _update(
+        self, mini_batch: MiniBatch, work: "_Work", proximal: list[Tensor | None], example: ExampleTokens
+    ) -> "_Update":
         """Sums the gradient over all micro-batches and ranks, clips the gradient and lets the optimizer take one step."""
         self.optimizer.zero_grad()
         tally, seen = Tally(self._ranks.device), []
         whole = self._whole_samples(mini_batch, work, proximal)
         scale = self._step_scale(mini_batch, work)
+        members = mini_batch.micro_batches[self._context.data_rank]
         for index, (packed, known) in enumerate(zip(self._packed(mini_batch, work), proximal, strict=True)):
             self._gather_until_last(last=index == len(proximal) - 1)
             objective = self._objective(packed, known, whole, index)
-            seen.append(self._accumulate(packed, objective, tally))
+            figures, entropies = self._accumulate(packed, objective, tally)
+            seen.append(figures)
+            example.add(members[index], packed, figures[1], entropies)
             if scale is not None:
                 scale.add(index, packed, seen[-1][1])
         tally.reduce(self._ranks)
@@ -280,12 +293,15 @@ class Trainer:
         )
         return dict(zip(mini_batch.sequences, weights[of_sample].tolist(), strict=True))
 
-    def _accumulate(self, packed: Packed, objective: Objective, tally: Tally) -> Tensor:
-        """Forward and backward of one micro-batch. Returns float32[3, M]: rollout and learner logprobs, ages."""
+    def _accumulate(self, packed: Packed, objective: Objective, tally: Tally) -> tuple[Tensor, Tensor]:
+        """Forward and backward of one micro-batch.
+
+        Returns float32[3, M]: rollout and learner logprobs, ages; and float32[M]: entropies.
+        """
         loss, logprobs, entropies = self.policy(packed, objective)
         loss.backward()
         tally.add(objective.seen(), entropies)
-        return torch.stack([packed.rollout_logprobs, logprobs, packed.ages.float()])
+        return torch.stack([packed.rollout_logprobs, logprobs, packed.ages.float()]), entropies
 
     def _apply(self, tally: Tally, scale: StepScale | None) -> tuple[float, float]:
         """Clips and takes the optimizer's step.

@@ -28,8 +28,9 @@ class RunConfig(Section):
     file_max_bytes: int = Field(
         default=FILE_BYTES,
         ge=4096,
-        description="size from which metrics.jsonl and samples.jsonl are thinned to half of it, older steps to every second, "
-        "fourth, ..., and from which a service's log under logs/ moves to NAME.log.1, over the one before",
+        description="size from which metrics.jsonl, samples.jsonl and sample_tokens.jsonl are thinned to half of it, "
+        "older steps to every second, fourth, ..., and from which a service's log under logs/ moves to NAME.log.1, over "
+        "the one before",
     )
     ui: bool = Field(
         default=False,

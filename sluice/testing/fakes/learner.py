@@ -1,11 +1,14 @@
 """A learner without a model: takes batches, commits them as trained, and publishes versions by name."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
+import numpy as np
 
 from sluice.run_dir.stored_group import StoredGroups
+from sluice.run_dir.token_figures import example_of, pack_figures
 from sluice.testing.fakes.service import Connection, FakeService, digest, version
 from sluice.v1 import common_pb2 as common
 from sluice.v1 import coordinator_pb2 as pb
@@ -96,6 +99,7 @@ class FakeLearner(FakeService, learner_pb2_grpc.LearnerServiceServicer):
             batch_digest=trained.batch_digest,
             metrics=self.metrics,
             fence=self.fence,
+            example=example([part.group for part in batch[1:]], step=step) if batch[1:] else None,
         )
         answer = await to.stub.CommitStep(request, timeout=COMMIT_TIMEOUT_S)
         trained.committed = True
@@ -119,3 +123,14 @@ class FakeLearner(FakeService, learner_pb2_grpc.LearnerServiceServicer):
         self, request: learner_pb2.LearnerServiceSaveCheckpointRequest, context: Any
     ) -> learner_pb2.LearnerServiceSaveCheckpointResponse:
         return learner_pb2.LearnerServiceSaveCheckpointResponse(path=f"step-{self.version}", version=self.holds())
+
+
+def example(groups: Sequence[common.Group], *, step: int) -> pb.TokenFigures:
+    """Of the group that a run keeps of step `step`: every token as likely as in the rollout, each of 0.5 nats."""
+    group = groups[example_of(step, len(groups))]
+    tokens = sum(len(sample.token_ids) // 4 for sample in group.samples)
+    return pb.TokenFigures(
+        group_id=group.group_id,
+        log_ratios=pack_figures(np.zeros(tokens)),
+        entropies=pack_figures(np.full(tokens, 0.5)),
+    )

@@ -116,6 +116,7 @@ class FakeService(Server):
             tokenizer_hash=identity.tokenizer_hash,
             engine="fake",
             device=self.device,
+            gpus=pb.Gpus(),
             capacity=self.capacity,
             max_model_len=self.max_model_len,
             version=self.holds(),

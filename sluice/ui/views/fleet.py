@@ -123,7 +123,18 @@ def _cells(one: pb.ServiceStatus) -> tuple[str, ...]:
     )
     age = number(one.heartbeat_age_s, 0)
     version = f"{one.version.lineage}{one.version.number}" if one.version.lineage else ABSENT
-    return one.service_id, role, state, version, work, push, f"{age} s ago", one.node or ABSENT, one.address
+    where = one.node or ABSENT, _gpus(one), one.address
+    return one.service_id, role, state, version, work, push, f"{age} s ago", *where
+
+
+def _gpus(one: pb.ServiceStatus) -> str:
+    """What the service computes on, as it has told."""
+    if not one.HasField("gpus"):
+        return ABSENT
+    if not one.gpus.count:
+        return "cpu"
+    text = f"{one.gpus.count} × {short(one.gpus.name, most=60)}, {gigabytes(one.gpus.memory_bytes)} each"
+    return f"{text}, {short(one.device, most=12)}" if one.device.startswith("GPU-") else text
 
 
 def _push(one: pb.ServiceStatus) -> str:
@@ -141,7 +152,7 @@ def _services(status: Status) -> None:
         return
     rows = []
     for one in status.services:
-        name, role, state, version, work, push, age, node, address = _cells(one)
+        name, role, state, version, work, push, age, node, gpus, address = _cells(one)
         kind = _KINDS.get(state, "")
         rows.append(
             (
@@ -153,6 +164,7 @@ def _services(status: Status) -> None:
                 push,
                 age,
                 node,
+                gpus,
                 address,
             )
         )
@@ -165,6 +177,7 @@ def _services(status: Status) -> None:
         "newest push",
         "heartbeat",
         "node",
+        "GPUs",
         "address",
     )
     plain_table(head, rows, right=(3, 4, 6))

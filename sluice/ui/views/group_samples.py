@@ -14,8 +14,33 @@ from sluice.ui.found_group import MOST_SAMPLES, Found
 from sluice.ui.page import Page
 from sluice.ui.parts import box, chip, panel, plain_table, said, text_block
 from sluice.ui.shown_text import shown
+from sluice.ui.token_text import TokenText
 
-COLOURINGS = {"logprob": "log-probability", "version": "version", "advantage": "advantage", "none": "no colour"}
+COLOURINGS = {
+    "logprob": "log-probability",
+    "entropy": "entropy",
+    "ratio": "ratio",
+    "version": "version",
+    "advantage": "advantage",
+    "none": "no colour",
+}
+_KEPT = ("entropy", "ratio")
+"""Known of the groups in sample_tokens.jsonl alone."""
+
+_LEGENDS = {
+    "logprob": ("unlikely: 4 nats or more", "certain", "orange-only"),
+    "entropy": ("certain", "undecided: 2 nats or more", "blue-only"),
+    "ratio": ("÷ 1.3 or less likely than in the rollout", "× 1.3 or more likely", "both"),
+    "version": ("oldest version of the sample", "newest", "both"),
+    "advantage": ("advantage -2 or less", "+2 or more", "both"),
+    "none": ("", "", ""),
+}
+"""What the ends of the scale mean, and which colours the scale has (page.css)."""
+
+_ABSENT = (
+    "Entropy and ratio are what the learner computed in the update that trained a token. They are kept for one group a step, "
+    "the group in samples.jsonl; this is another one, or the run is of a version of Sluice that did not keep them."
+)
 
 
 def samples(page: Page, found: Found) -> None:
@@ -35,20 +60,29 @@ def samples(page: Page, found: Found) -> None:
         if isinstance(found.tokens, str):
             said("span", found.tokens, "soft small")
         else:
-            _colours(page, colour, tokens)
+            _colours(page, found.tokens, colour, tokens)
     with box(classes="samples"):
         for place, completion in enumerate(completions):
             _sample(found, place, completion, values[place], colour, tokens)
 
 
-def _colours(page: Page, colour: str, tokens: list[Any]) -> None:
+def _colours(page: Page, texts: Sequence[TokenText], colour: str, tokens: list[Any]) -> None:
     said("span", "tokens coloured by", "soft small")
     buttons: dict[str, Any] = {}
+    has_figures = any(text.ratios is not None for text in texts)
+
+    def explain(name: str) -> None:
+        low, high, scale = _LEGENDS[name]
+        bar.classes(replace=f"scale {scale}")
+        ends[0].text, ends[1].text = low, high
+        legend.set_visibility(bool(scale))
+        absent.set_visibility(name in _KEPT and not has_figures)
 
     def paint(name: str) -> None:
         page.keep({"colour": name} if name != "logprob" else {})
         for one, button in buttons.items():
             button.props(f"aria-pressed={'true' if one == name else 'false'}")
+        explain(name)
         for one in tokens:
             one._props["colour"] = name
             one.update()
@@ -58,11 +92,13 @@ def _colours(page: Page, colour: str, tokens: list[Any]) -> None:
             f"type=button aria-pressed={'true' if name == colour else 'false'}"
         )
         buttons[name].on("click", lambda name=name: paint(name))
-    scale = "background: linear-gradient(90deg, rgba(213,94,0,.6), transparent, rgba(28,130,201,.6))"
-    with box("span", "small soft"):
-        said("span", "unlikely, older, negative ")
-        box("span", "scale").style(scale)
-        said("span", " newer, positive; a token's figures stand at the pointer")
+    with box(classes="small soft token-legend") as legend:
+        low = said("span", "")
+        bar = box("span", "scale")
+        ends = (low, said("span", ""))
+        said("span", "a token's figures stand at the pointer")
+    absent = said("div", _ABSENT, "note-line small")
+    explain(colour)
 
 
 def _sample(
@@ -131,6 +167,8 @@ def _completion(found: Found, place: int, advantage: float | None, colour: str, 
             "pieces": text.pieces,
             "logprobs": text.logprobs,
             "versions": text.versions,
+            "ratios": text.ratios,
+            "entropies": text.entropies,
             "advantage": advantage,
         }
         tokens.append(element)

@@ -19,6 +19,7 @@ from services.learner.ports import NoBatch
 from sluice.errors import Expired, Fenced, SluiceError
 from sluice.lineage import LineageBook
 from sluice.policy_version import PolicyVersion
+from sluice.run_dir.token_figures import TokenFigures
 from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Packer, Snapshot
 from tests.unit.learner.learner_cases import make_batch
@@ -48,6 +49,8 @@ class Scene:
     stop_at: int = 1000
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Of the newest commit."""
+    booked_example: TokenFigures | None = None
+    """Likewise."""
     wishes_at: tuple[int, ...] = ()
     served: int = 0
     exported: list[str] = field(default_factory=list)
@@ -69,6 +72,10 @@ class Scene:
     def train(self, batch: Batch | None) -> dict[str, float]:
         self.step += 1
         return {}
+
+    @property
+    def example(self) -> TokenFigures | None:
+        return TokenFigures(group_id=f"example of {self.step}", log_ratios=np.zeros(1), entropies=np.ones(1))
 
     def pack(self, version: PolicyVersion) -> "Unsealed":
         return Unsealed(version, self.may_seal)
@@ -98,12 +105,18 @@ class Scene:
         return self.found.pop(0)
 
     def commit_step(
-        self, batch: Batch, *, version: PolicyVersion, weights_digest: str, metrics: Mapping[str, float]
+        self,
+        batch: Batch,
+        *,
+        version: PolicyVersion,
+        weights_digest: str,
+        metrics: Mapping[str, float],
+        example: TokenFigures | None,
     ) -> str:
         if batch.step == self.fails_at:
             raise Fenced("another learner has taken over")
         self.diary.append(f"committed {version}")
-        self.metrics = metrics
+        self.metrics, self.booked_example = metrics, example
         return self.recorded.get(batch.step, weights_digest)
 
     def commit_checkpoint(self, version: PolicyVersion, path: Path) -> None:
@@ -182,6 +195,8 @@ def test_a_step_is_trained_published_and_only_then_committed(tmp_path: Path) -> 
     ]
     assert scene.exported == ["a1"]
     assert scene.metrics["learner/gather_ms"] == 1.0
+    assert scene.booked_example is not None
+    assert scene.booked_example.group_id == "example of 1"
     assert scene.metrics["learner/publish_s"] > 0
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sluice.ui.gate import POLICY, ROLE, Gate, Tokens
+from sluice.ui.gate import MOST_PAGES, POLICY, ROLE, Gate, Tokens
 
 TOKENS = Tokens(operator="o" * 32, reader="r" * 32)
 
@@ -22,6 +22,7 @@ def ask(
     query: str = "",
     path: str = "/groups",
     method: str = "GET",
+    pages: int = 0,
     **headers: str,
 ) -> list[dict[str, Any]]:
     sent: list[dict[str, Any]] = []
@@ -31,7 +32,7 @@ def ask(
 
     told = [(name.encode(), value.encode()) for name, value in ({"host": "127.0.0.1:8050"} | headers).items()]
     scope = {"type": kind, "path": path, "query_string": query.encode(), "headers": told, "method": method}
-    asyncio.run(Gate(app, tokens=tokens, port=8050)(scope, None, send))
+    asyncio.run(Gate(app, tokens=tokens, port=8050, pages=lambda: pages)(scope, None, send))
     return sent
 
 
@@ -44,6 +45,18 @@ def test_on_loopback_nobody_shows_anything_and_every_answer_forbids_other_hosts(
     assert (answer[0]["status"], answer[1]["body"]) == (200, b"operator")
     assert (b"content-security-policy", POLICY.encode()) in answer[0]["headers"]
     assert "connect-src 'self'" in POLICY
+
+
+def test_beyond_the_most_pages_a_new_one_is_told_so_and_the_open_ones_go_on() -> None:
+    assert status(None, pages=MOST_PAGES - 1) == 200
+    start, body = ask(None, pages=MOST_PAGES)
+    assert start["status"] == 503
+    assert (
+        body["body"]
+        == b"sluice: 100 pages are open here, which is the most; close some, and load this one again in a minute\n"
+    )
+    assert status(None, pages=MOST_PAGES, path="/assets/page.css") == 200
+    assert status(TOKENS, pages=MOST_PAGES) == 401
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8050", "", "10.0.0.1:8050"])

@@ -139,6 +139,9 @@ def test_runs_of_one_name_are_told_apart_and_one_run_may_have_a_coordinator_besi
     other = write_run(tmp_path / "other")
     runs = open_runs([run_dir, other], coordinator="", credentials=None)
     assert [run.name for run in runs] == [f"{run_dir.parent.name}/run", "other/run"]
+    twins = [write_run(tmp_path / one / "same") for one in ("a", "b")]
+    runs = open_runs([*twins, twins[0], run_dir], coordinator="", credentials=None)
+    assert [run.name for run in runs] == ["a/same/run", "b/same/run", f"{run_dir.parent.name}/run"]
     with pytest.raises(NotFound, match="is none of those shown here"):
         runs.named("third")
     (alone,) = open_runs([run_dir], coordinator="127.0.0.1:9", credentials=None)

@@ -37,6 +37,18 @@ def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     )
 
 
+@pytest.mark.parametrize("host", ["", "[::1]", "127.0.0.1:80", "http://node", "a b", "0", "127.1", "a..b", "x" * 64])
+def test_a_host_that_is_none_is_refused_before_anything_listens(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, host: str
+) -> None:
+    code, line = said(capsys, str(tmp_path), "--host", host, "--port", "0")
+    assert (code, line.count("\n")) == (2, 1)
+    assert line.startswith(
+        "sluice: --host: must be an address or a name of this machine, without port, brackets or http"
+    )
+    assert repr(host) in line
+
+
 def test_without_the_extra_it_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
