@@ -26,7 +26,7 @@ async def remember_outcomes(parts: RunParts, sampler: Difficulty) -> None:
     newest = parts.run.progress.trained_steps
     outcomes = parts.records.files.outcomes(
         versions_since=newest - int(FORGOTTEN_HALVES * max(HALF_LIVES)),
-        admissions_since=parts.conductor.admissions - sampler.size // REST,
+        admissions_since=parts.conductor.admitter.admissions - sampler.size // REST,
     )
     async for some in outcomes:
         for row in some:
