@@ -6,8 +6,10 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --no-loadscope-reorder
+UNIT = $(PY) -m pytest -q -m "not integration and not e2e and not chaos and not gpu"
+TORCH := $(addprefix tests/unit/,coordinator dapo learner prompts rollout sizing telemetry weights test_rope.py)
 
-.PHONY: help setup typescript promtool chromium demo demo-llm demo-turns test tests test-oldest chaos compose-test test-cluster test-kubernetes fuzz audit hashes check static unit protos protos-release format bench bench-learner bench-system clean
+.PHONY: help setup typescript promtool chromium demo demo-llm demo-turns test tests test-oldest chaos compose-test test-cluster test-kubernetes fuzz audit hashes check static unit unit-torch unit-rest protos protos-release format bench bench-learner bench-system clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -35,7 +37,7 @@ demo-turns: setup ## teach a small model to use a calculator, in episodes of two
 	@.venv/bin/sluice demo-turns $(ARGS)
 
 test: setup typescript promtool chromium ## static, and every test but chaos, long, compose and cluster; the last lines of pytest name what this machine lacks
-	@scripts/check.sh tests
+	@scripts/check.sh static tests
 
 tests:
 	$(PY) -m pytest $(PARALLEL) -m "not chaos and not long and not compose and not cluster" $(ARGS)
@@ -70,7 +72,7 @@ audit: setup     ## known vulnerabilities of the pinned dependencies (asks pypi.
 	@scripts/audit.sh
 
 check: setup     ## lint, types, architecture, proto drift and the unit tests, at the same time, in under a minute
-	@scripts/check.sh unit
+	@scripts/check.sh static unit-torch unit-rest
 
 static: setup    ## lint, types, architecture and proto drift, without a test
 	.venv/bin/ruff format --check .
@@ -84,7 +86,14 @@ static: setup    ## lint, types, architecture and proto drift, without a test
 	.venv/bin/basedpyright --level error
 
 unit: setup      ## the unit tests
-	$(PY) -m pytest -q $(PARALLEL) -m "not integration and not e2e and not chaos and not gpu" tests/unit
+	@scripts/check.sh unit-torch unit-rest
+
+# Two processes, each with half the files: a worker of pytest-xdist imports them all, and torch and transformers take longest.
+unit-torch:
+	$(UNIT) $(TORCH)
+
+unit-rest:
+	$(UNIT) $(TORCH:%=--ignore=%) tests/unit
 
 protos: setup    ## generate sluice/v1 from protos/
 	$(PY) scripts/protos.py

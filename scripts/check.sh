@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# check.sh TARGET: `make static` and `make TARGET` at the same time. What static printed comes after TARGET, or at once where
-# static fails. Fails if either fails.
-set -uo pipefail
+# check.sh TARGET...: these targets of make at the same time. The last one prints as it goes; what the others printed comes after
+# it, or at once where one fails. Fails if one fails.
 cd "$(dirname "$0")/.."
 
-said=$(mktemp)
-trap 'kill "$static" 2>/dev/null; rm -f "$said"' EXIT
-{ make --no-print-directory static > "$said" 2>&1 || { cat "$said"; echo "check: make static failed" >&2; exit 1; } } &
-static=$!
-make --no-print-directory "$1"
-code=$?
-if wait "$static"; then cat "$said"; else static_failed=1; fi
-[ "$code" -eq 0 ] || echo "check: make $1 failed" >&2
-[ -z "${static_failed:-}" ] || echo "check: make static failed, see above" >&2
-exit $((code || ${static_failed:-0}))
+said=$(mktemp -d)
+trap 'kill "${started[@]}" 2>/dev/null; rm -rf "$said"' EXIT
+beside() {
+  make --no-print-directory "$1" > "$said/$1" 2>&1 || { cat "$said/$1"; echo "check: make $1 failed" >&2; exit 1; }
+}
+
+targets=("$@") last=$(($# - 1)) started=() failed=()
+for target in "${targets[@]:0:last}"; do beside "$target" & started+=($!); done
+make --no-print-directory "${targets[last]}" || failed+=("${targets[last]}")
+for number in "${!started[@]}"; do
+  if wait "${started[number]}"; then cat "$said/${targets[number]}"; else failed+=("${targets[number]}"); fi
+done
+for target in "${failed[@]}"; do echo "check: make $target failed, see above" >&2; done
+exit $((${#failed[@]} > 0))

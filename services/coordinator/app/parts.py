@@ -9,6 +9,7 @@ from services.coordinator.api.run_parts import RunParts
 from services.coordinator.app.episodes import make_chat, make_episodes
 from services.coordinator.app.opening import Data, OpenedRun
 from services.coordinator.app.options import Options
+from services.coordinator.groups.admitter import Admitter
 from services.coordinator.groups.assignment import Assigner
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.groups.grading import Grading
@@ -49,20 +50,18 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
     grading = Grading(config=run.config, fleet=run.fleet, rewards=clients, clock=run.clock)
     episodes = make_episodes(run, clients, options)
     sampler = None if options.evaluate_only else _sampler(opened)
-    conductor = Conductor(
+    admitter = Admitter(
         run,
         records,
-        rollouts=clients,
-        grading=grading,
         prompts=opened.feed,
         cursor=meta.get("cursor", ""),
         admissions=int(meta.get("admissions", 0)),
-        player=episodes.player,
         sampler=sampler,
     )
+    conductor = Conductor(run, records, admitter=admitter, rollouts=clients, grading=grading, player=episodes.player)
     assigner = Assigner(run, records)
     rollbacks = Rollbacks(run, records, assigner=assigner, made=opened.rolled_back, idle=options.idle)
-    repair = Repair(run, records, conductor=conductor, assigner=assigner)
+    repair = Repair(run, records, admitter=admitter, assigner=assigner)
     evaluator = Evaluator(run, rollouts=clients, grading=grading, sets=opened.data.held_out, player=episodes.player)
 
     def situation() -> Situation:
@@ -72,11 +71,11 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
             board=run.board,
             fleet=run.fleet,
             assigned=list(assigner.assigned),
-            admissions=conductor.admissions,
+            admissions=admitter.admissions,
             evaluating=evaluator.under_way,
             disk=run.disk.now(),
             no_place=run.places.waiting(),
-            failing=conductor.last_fault if conductor.fails else "",
+            failing=admitter.failures.last_fault if admitter.failures.have_a_cause else "",
         )
 
     async def reward_check() -> None:

@@ -25,9 +25,8 @@ async def remember_outcomes(parts: RunParts, sampler: Difficulty) -> None:
     newest = parts.run.progress.trained_steps
     since = newest - NEWEST_VERSIONS
     async for some in parts.records.files.outcomes(versions_since=since):
-        for row in sorted(
-            some, key=lambda row: row.get("ended_s") or 0
-        ):  # a trained group's row comes later than its end
+        # in the order of their ends: a trained group's row comes later than its end
+        for row in sorted(some, key=lambda row: row.get("ended_s") or 0):
             if _still_true(row, parts.rollbacks.made):
                 sampler.remember(row)
                 rows += 1

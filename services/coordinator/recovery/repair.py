@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 
 import structlog
 
+from services.coordinator.groups.admitter import Admitter
 from services.coordinator.groups.assignment import Assigner
-from services.coordinator.groups.conductor import Conductor
 from services.coordinator.recovery.ended_groups import EndedGroups
 from services.coordinator.state.group import Group, QueuedGroup, admission_of
 from services.coordinator.state.learner_history import MAX_STEPS, Statement, TrainedStep
@@ -65,11 +65,11 @@ class Account:
 class Repair:
     """Compares a learner's statement with Redis, and repairs Redis."""
 
-    def __init__(self, run: RunContext, records: Records, *, conductor: Conductor, assigner: Assigner) -> None:
+    def __init__(self, run: RunContext, records: Records, *, admitter: Admitter, assigner: Assigner) -> None:
         self._config, self._run_id, self._events = run.config, run.run_id, run.events
         self._board, self._progress = run.board, run.progress
         self._store, self._files, self._codec = records.store, records.files, records.codec
-        self._conductor, self._assigner = conductor, assigner
+        self._admitter, self._assigner = admitter, assigner
         self._one_at_a_time = asyncio.Lock()
         self._done = self._closed = False
         self._on_disk: Collection[int] = ()
@@ -239,7 +239,7 @@ class Repair:
         if live is not None:
             self._board.remove(live)
         if isinstance(live, Group):
-            self._conductor.tell_sampler(live)
+            self._admitter.tell_sampler(live)
 
     async def _assign_from_files(self, ended: EndedGroups, account: Account) -> None:
         """Assigns batches whose files exist, because a file means that the batch was decided, while all its groups are live."""
@@ -255,7 +255,7 @@ class Repair:
     def _is_live(self, group: QueuedGroup, ended: EndedGroups) -> bool:
         """Whether the group is accepted or open, or newer than everything in Redis and without a row in the files."""
         on_board = group.group_id in self._board.open or group.group_id in self._board.queued
-        return on_board or (group.admission >= self._conductor.admissions and group.group_id not in ended)
+        return on_board or (group.admission >= self._admitter.admissions and group.group_id not in ended)
 
     async def _generate_again(self, stated: Statement, ended: EndedGroups, account: Account) -> None:
         """Draws forgotten prompts again: groups that no step trained are generated again under their former ids."""
@@ -268,7 +268,7 @@ class Repair:
         batch = self._config.data.train_batch_size
         # No more groups can have been alive at once. Beside steps with unknown groups no id is known to be untrained.
         most = (self._board.max_staleness + 2) * batch + self._board.gen_batch_size
-        groups = await self._conductor.catch_up(
+        groups = await self._admitter.catch_up(
             last + 1, known=_Either(known, ended), most=0 if account.unknown_steps else most
         )
         account.generated_again = [

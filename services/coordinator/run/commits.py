@@ -140,7 +140,7 @@ class Commits:
             self._raise_if_closed()
             await self._records.ledger.flush()
             await self._store.set_meta({"checkpoint": json.dumps({"number": version.number, "path": path})})
-            await self._conductor.note_place()
+            await self._conductor.admitter.note_place()
             kept = self._files.kept_checkpoints()
             if kept:
                 self._files.drop_batches_before(kept[0])
@@ -166,7 +166,7 @@ class Commits:
     ) -> Mapping[str, float]:
         """Writes the step's line, with the digests for a replay; returns the metrics."""
         window = self._conductor.window.metrics(now_s=self._clock.now(), step=step, trained=trained)
-        window |= self._conductor.sampler_metrics()
+        window |= self._conductor.admitter.sampler_metrics()
         booked = ledger_metrics(count(await self._store.counters(), self._board))
         since = self._push_times.metrics() | self._cache_use.metrics()
         values = {**window, **queue_metrics(self._board), **since, **booked, **metrics}

@@ -61,7 +61,7 @@ class Lifecycle:
         self._check_reward, self._check_only, self._evaluate_only = check_reward, check_only, evaluate_only
         self._warnings = list(warnings)
         self._starvation = StarvationWatch(run, conductor=conductor)
-        self._failures = FailureWatch(run, conductor=conductor)
+        self._failures = FailureWatch(run, failures=conductor.admitter.failures)
         self._absences = Absences(run.clock)
         self._stopping = asyncio.Event()
         if run.progress.stop_requested:
@@ -193,7 +193,7 @@ class Lifecycle:
             progress.stop_requested
             or progress.trained_steps != evaluated
             or self._starvation.is_due
-            or self._conductor.fails
+            or self._conductor.admitter.failures.have_a_cause
         )
 
     def _due(self, before: int) -> list[EvaluationSet]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from services.coordinator.episodes.player import Player
 from services.coordinator.episodes.stream import Continuation
+from services.coordinator.groups.admitter import Admitter
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.groups.grading import Grading
 from services.coordinator.state.group import PromptLike
@@ -141,11 +142,9 @@ class EpisodeStage(Stage):
         self.conductor = Conductor(
             self.run,
             self.records(),
+            admitter=Admitter(self.run, self.records(), prompts=EpisodePrompts(), cursor="", admissions=0),
             rollouts=self.rollouts,
             grading=Grading(config=config, fleet=self.fleet, rewards=self.rewards, clock=self.clock),
-            prompts=EpisodePrompts(),
-            cursor="",
-            admissions=0,
             player=self.player,
         )
         for place in range(hosts):

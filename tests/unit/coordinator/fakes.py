@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from services.coordinator.groups.admitter import Admitter
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.groups.grading import Grading
 from services.coordinator.state.acceptance import Acceptance
@@ -302,11 +303,9 @@ class Stage:
         self.conductor = Conductor(
             self.run,
             self.records(),
+            admitter=Admitter(self.run, self.records(), prompts=FakePrompts(), cursor="", admissions=0),
             rollouts=self.rollouts,
             grading=Grading(config=self.config, fleet=self.fleet, rewards=self.rewards, clock=self.clock),
-            prompts=FakePrompts(),
-            cursor="",
-            admissions=0,
         )
         self.add_member(Role.REWARD, "reward-0")
 

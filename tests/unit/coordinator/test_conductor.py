@@ -34,11 +34,11 @@ async def test_with_max_staleness_1_exactly_one_batch_is_generated_ahead() -> No
 async def test_groups_that_start_together_are_recorded_together_and_only_then_noted_as_a_place(tmp_path: Path) -> None:
     stage, recorded = Stage(make_config(data__gen_batch_size=8)), list[tuple[list[str], str, int]]()
     stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
-    stage.conductor._files = RunFiles(tmp_path)
+    stage.conductor.admitter._files = RunFiles(tmp_path)
     admit = stage.store.admit
 
     async def admit_later(infos: Mapping[str, Any], *, cursor: str, admissions: int) -> None:
-        await stage.conductor.note_place()
+        await stage.conductor.admitter.note_place()
         assert place_before(tmp_path, 100) == (0, ""), "a kill now leaves groups that Redis has never heard of"
         assert not stage.rollouts.requests
         recorded.append((list(infos), cursor, admissions))
@@ -48,7 +48,7 @@ async def test_groups_that_start_together_are_recorded_together_and_only_then_no
     async with running(stage):
         await assert_eventually(lambda: len(stage.board.queued) == 8)
         assert recorded == [([f"r-{number:07d}" for number in range(8)], "8", 8)]
-        await stage.conductor.note_place()
+        await stage.conductor.admitter.note_place()
         assert place_before(tmp_path, 100) == (8, "8")
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.coordinator.groups.conductor import TRY_AGAIN_S
+from services.coordinator.groups.failures import TRY_AGAIN_S
 from services.coordinator.run.absences import LONGEST_GAP_S
 from services.coordinator.run.lifecycle import Lifecycle
 from services.coordinator.state.member import Role, State
@@ -214,7 +214,7 @@ async def failing() -> AsyncIterator[tuple[Stage, Lifecycle]]:
     stage.fleet.set_state(stage.add_member(Role.LEARNER, "learner"), State.READY)
     conducting = asyncio.create_task(stage.conductor.run())
     stage.add_member(Role.ROLLOUT, "rollout-0", version=0)
-    await assert_eventually(lambda: stage.conductor.fails and not stage.board.open)
+    await assert_eventually(lambda: stage.conductor.admitter.failures.have_a_cause and not stage.board.open)
     yield stage, made_of(stage)
     conducting.cancel()
     await asyncio.gather(conducting, return_exceptions=True)
@@ -239,7 +239,7 @@ async def test_while_groups_fail_one_after_the_other_one_is_tried_at_a_time_unti
     stage.rewards.status = "ok"
     await looks(stage, int(TRY_AGAIN_S))
     await assert_eventually(lambda: len(stage.board.queued) == 8)
-    assert not stage.conductor.fails
+    assert not stage.conductor.admitter.failures.have_a_cause
     look_for(stage, lifecycle, 3 * LIMIT_S)
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.coordinator.groups.conductor import Conductor
-from services.coordinator.groups.grading import Grading
+from services.coordinator.groups.admitter import Admitter
 from services.coordinator.storage.prompt_places import KEPT_PLACES, PLACES_FILE, note_place, place_before
 from services.coordinator.storage.run_files import RunFiles
 from tests.unit.coordinator.fakes import FakePrompts, Stage, make_config
@@ -14,12 +13,12 @@ from tests.unit.coordinator.fakes import FakePrompts, Stage, make_config
 
 def test_the_newest_place_that_is_early_enough_is_found_and_the_file_stays_small(tmp_path: Path) -> None:
     assert place_before(tmp_path, 10) is None
-    for number in range(0, 10_000, 10):
+    for number in range(0, 1_000, 10):
         note_place(tmp_path, admissions=number, cursor=f"{number}:1")
         note_place(tmp_path, admissions=number, cursor=f"{number}:1")
-    assert place_before(tmp_path, 9_988) == (9_980, "9980:1")
-    assert place_before(tmp_path, 10_000) == (9_990, "9990:1")
-    assert place_before(tmp_path, 10_000 - 10 * KEPT_PLACES) == (10_000 - 10 * KEPT_PLACES, "9360:1")
+    assert place_before(tmp_path, 988) == (980, "980:1")
+    assert place_before(tmp_path, 1_000) == (990, "990:1")
+    assert place_before(tmp_path, 1_000 - 10 * KEPT_PLACES) == (360, "360:1")
     assert place_before(tmp_path, 100) is None
     assert (tmp_path / PLACES_FILE).stat().st_size < 64 * KEPT_PLACES
 
@@ -58,20 +57,13 @@ async def test_a_repair_draws_the_prompts_behind_the_noted_place_and_admits_the_
         meta.update(values)
 
     monkeypatch.setattr(stage.store, "set_meta", set_meta, raising=False)
-    conductor = Conductor(
-        stage.run,
-        stage.records(RunFiles(tmp_path)),
-        rollouts=stage.rollouts,
-        grading=Grading(config=stage.config, fleet=stage.fleet, rewards=stage.rewards, clock=stage.clock),
-        prompts=prompts,
-        cursor="",
-        admissions=0,
-    )
+    records = stage.records(RunFiles(tmp_path))
+    admitter = Admitter(stage.run, records, prompts=prompts, cursor="", admissions=0)
     if noted is not None:
         note_place(tmp_path, admissions=noted, cursor=str(noted))
-    again = await conductor.catch_up(1000, known={"r-0000998"}, most=20)
+    again = await admitter.catch_up(1000, known={"r-0000998"}, most=20)
     expected = [number for number in range(980, 1000) if number != 998]
     assert [(group.admission, group.prompt.prompt_id) for group in again] == [(n, f"p{n}") for n in expected]
-    assert (prompts.drawn, conductor.admissions, meta) == (drawn, 1000, {"cursor": "1000", "admissions": "1000"})
-    await conductor.note_place()
+    assert (prompts.drawn, admitter.admissions, meta) == (drawn, 1000, {"cursor": "1000", "admissions": "1000"})
+    await admitter.note_place()
     assert place_before(tmp_path, 1000) == (1000, "1000")

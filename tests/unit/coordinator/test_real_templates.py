@@ -105,9 +105,14 @@ class Model:
         return written[: written.rindex(self.end)] if self.end and self.end in written else written.rstrip("\n")
 
 
+@cache
+def _model(name: str) -> Model:
+    return Model(name)
+
+
 @pytest.fixture(params=sorted(templates().keys() - NO_CHAT))
 def model(request: pytest.FixtureRequest) -> Model:
-    return Model(request.param)
+    return _model(request.param)
 
 
 @pytest.mark.parametrize("closed", [True, False])

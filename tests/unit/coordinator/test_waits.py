@@ -27,7 +27,7 @@ def make_situation(stage: Stage, **changes: Any) -> Situation:
         board=stage.board,
         fleet=stage.fleet,
         assigned=[],
-        admissions=stage.conductor.admissions,
+        admissions=stage.conductor.admitter.admissions,
         evaluating="",
     )
     return replace(situation, **changes)

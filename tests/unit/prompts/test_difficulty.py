@@ -269,9 +269,11 @@ async def test_a_group_that_a_repair_takes_off_the_board_keeps_its_row_from_no_d
     assert left.admitted is not None
     assert left.admitted.row in run.sampler._open
     stage.board.add(left)
-    stage.conductor._sampler = run.sampler
+    stage.conductor.admitter._sampler = run.sampler
     assigner = Assigner(stage.run, stage.records())
-    Repair(stage.run, stage.records(), conductor=stage.conductor, assigner=assigner)._take_off_the_board(left.group_id)
+    Repair(stage.run, stage.records(), admitter=stage.conductor.admitter, assigner=assigner)._take_off_the_board(
+        left.group_id
+    )
     assert not stage.board.open
     assert left.admitted.row not in run.sampler._open
 
