@@ -34,7 +34,9 @@ def lines_of(key: str, value: str) -> list[str]:
 def test_every_key_takes_or_refuses_every_value_in_lines_that_name_it(key: str) -> None:
     section = key.split(".")[0]
     for value in VALUES:
-        for line in lines_of(key, value):
+        lines = lines_of(key, value)
+        assert not lines or key in " ".join(lines), (value, lines)
+        for line in lines:
             assert re.match(rf"(override( {re.escape(key)})?|configuration): ", line), (value, line)
             assert section in line or "must hold at least the largest possible batch" in line, (value, line)
             assert len(line) < 700, (value, line)
