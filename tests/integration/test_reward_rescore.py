@@ -102,7 +102,7 @@ def test_the_graders_of_the_run_say_what_they_said(run_dir: Path) -> None:
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     figures = figures_of(run_dir)
     assert (figures["samples"], figures["groups"], figures["steps"]) == (6, 3, [4, 5])
-    assert figures["graders"] == {"before": {"exact 1": 6}, "after": {"exact 2": 6}}
+    assert figures["graders"] == {"before": {"exact 1": 6}, "after": {"exact 3": 6}}
     assert figures["changed_samples"] == figures["changed_groups"] == []
     assert figures["not_covered"] == {"trained": 1, "filtered_all_wrong": 1}
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
