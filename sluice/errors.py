@@ -85,7 +85,13 @@ class Unavailable(SluiceError):
     usual_fix = "call again later"
 
 
-class DiskFull(Unavailable):
+class Busy(Unavailable):
+    """The other side is at work on what the call needs, and goes on by itself; the message says on what, and how far it is."""
+
+    usual_fix = "call again; that the other side works takes no patience"
+
+
+class DiskFull(Busy):
     """The other side waits for room on its disk, and goes on by itself; the message names the folder and the bytes."""
 
     usual_fix = "free space on the disk that the message names"

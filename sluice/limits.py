@@ -23,6 +23,9 @@ MAX_CALLS_AT_ONCE = 16_384
 MAX_STREAMS_A_CONNECTION = 4_096
 """Further calls on one connection wait in the caller."""
 
+ANSWER_AFTER_S = 5.0
+"""Behind which a server that is still at work says on what it is: half of the time that a service gives a call."""
+
 MAX_CALLS_PER_S = 2_000.0
 """Default of network.max_calls_per_s, the limit of one caller: the heartbeats of 2000 rollouts behind one address."""
 

@@ -14,7 +14,7 @@ import grpc
 import structlog
 
 from sluice.clock import Clock, SystemClock
-from sluice.errors import DiskFull, Unavailable
+from sluice.errors import Busy, Unavailable
 from sluice.rpc.channel import open_channel, traced
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.error_status import error_of
@@ -75,7 +75,8 @@ class Registration:
         self._channel = traced(self._channel)
 
     async def register(self) -> pb.RegisterResponse:
-        """Registers, waiting for the coordinator up to `patience_s`, and for room on its disk as long as it takes.
+        """Registers, waiting for the coordinator up to `patience_s`, and as long as it takes for room on its disk and for the
+        repair of its Redis.
 
         Raises the coordinator's refusal as a SluiceError.
         """
@@ -91,8 +92,8 @@ class Registration:
                 return await self.patiently(
                     lambda: self.stub.Register(self.describe(), timeout=CALL_TIMEOUT_S), "Register"
                 )
-            except DiskFull as full:  # an answer that the coordinator gives only after some seconds
-                log.warning("waiting_to_register", reason=str(full))
+            except Busy as busy:  # an answer that the coordinator gives only after some seconds
+                log.warning("waiting_to_register", reason=str(busy))
 
     async def keep_alive(self) -> None:
         """Heartbeats until cancelled. Raises Unavailable after `patience_s` of silence."""
@@ -111,7 +112,7 @@ class Registration:
         """Repeats `call` with jittered backoff while the coordinator cannot be reached, up to `patience_s`.
 
         The patience counts from the first failure: a call may take long before it fails, and this process may have stood
-        still meanwhile. Raises DiskFull at once: that coordinator is there, and its caller decides what to do meanwhile.
+        still meanwhile. Raises Busy at once: that coordinator is there, and its caller decides what to do meanwhile.
         """
         pause_s, give_up_s = 0.1, float("inf")
         while True:
@@ -119,7 +120,7 @@ class Registration:
                 return await call()
             except grpc.aio.AioRpcError as error:
                 told = error_of(error, peer=f"coordinator {self.coordinator}")
-                if isinstance(told, DiskFull) or (error.code() not in _RETRYABLE and not _paced(error)):
+                if isinstance(told, Busy) or (error.code() not in _RETRYABLE and not _paced(error)):
                     raise told from error
                 give_up_s = min(give_up_s, self.clock.now() + self.patience_s)
                 if self.clock.now() >= give_up_s:

@@ -12,11 +12,14 @@ import grpc
 import pyarrow.parquet as pq
 import pytest
 
+from services.coordinator.recovery import repair
 from services.coordinator.state.group import group_id_of
 from services.coordinator.storage.redis_scripts import RedisScripts
 from services.coordinator.storage.redis_store import Store
 from sluice.errors import Unavailable
 from sluice.launch.embedded_redis import EmbeddedRedis
+from sluice.rpc.registration import Registration
+from sluice.testing import assert_eventually
 from sluice.testing.fakes import version
 from sluice.v1 import coordinator_pb2 as pb
 from tests.integration.run_scene import Scene, refusal_of
@@ -229,6 +232,48 @@ async def test_a_repair_is_done_once(scene: Scene) -> None:
             await scene.learner.register(run)
             ledger = (await run.status()).ledger
             assert (ledger.trained, ledger.closed) == (4, True)
+    assert len(scene.repairs) == 1
+
+
+async def test_a_learner_waits_for_a_repair_that_takes_longer_than_a_call_however_long(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene.serve() as run:
+        await scene.register(run)
+        await scene.learner.train(run, range(2))
+        saved = pb.CommitCheckpointRequest(version=version(2), path="step-2", fence=scene.learner.fence)
+        await run.stub.CommitCheckpoint(saved, timeout=5)
+    await scene.redis.flushall()
+    rebook, may_go_on, asked = Store.rebook, asyncio.Event(), 0
+
+    async def slow(self: Store, *args: Any) -> int:
+        await may_go_on.wait()
+        return await rebook(self, *args)
+
+    def describe() -> pb.RegisterRequest:
+        nonlocal asked
+        asked += 1
+        return scene.learner.registration()
+
+    monkeypatch.setattr(Store, "rebook", slow)
+    monkeypatch.setattr(repair, "ANSWER_AFTER_S", 0.02)
+    async with scene.serve() as run:
+        await scene.reward.register(run)
+        await scene.rollout.register(run)
+        code, told = await refusal_of(scene.learner.register(run))
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "0 groups are booked again; the repair goes on" in told
+        standing = Registration(
+            coordinator=run.address, describe=describe, beat=lambda: pb.HeartbeatRequest(), patience_s=0.0
+        )
+        waiting = asyncio.create_task(standing.register())
+        await assert_eventually(lambda: asked >= 3)
+        may_go_on.set()
+        scene.learner.registered(await waiting)
+        await standing.close()
+        status = await run.status()
+        assert (status.step, status.ledger.trained, status.ledger.closed) == (2, 8, True)
+        assert (await scene.finish(run, range(2, 5))).ledger.trained == 20
     assert len(scene.repairs) == 1
 
 

@@ -11,12 +11,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from sluice.errors import DiskFull
+from sluice.limits import ANSWER_AFTER_S
 from sluice.run_dir.full_disk import DiskWaits
 
 T = TypeVar("T")
-
-ANSWER_AFTER_S = 5.0
-"""Chosen: half of the time that a service gives a call (registration.py)."""
 
 
 class DiskPatience:

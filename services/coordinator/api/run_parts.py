@@ -84,6 +84,7 @@ class RunParts:
                     self.player.close
                 )  # over the clients' channels, so it is called before them
             closing.push_async_callback(self.loggers.close)
+            closing.push_async_callback(self.repair.break_off)  # it writes to the store, so it ends before
 
     async def roll_back(self) -> None:
         """Makes the requested rollback, once nothing is booked any more. The process has to end afterwards."""

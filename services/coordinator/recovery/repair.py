@@ -4,7 +4,11 @@ Redis is in a state of some earlier moment, or empty. Three records know more, i
 ended), the learner's statement (the steps since the checkpoint before its newest one), the batch files (their groups). A
 repair runs once in a coordinator's life, when the first learner registers: nothing was admitted yet, and a Redis that
 forgets later ends the process (redis_store.py). Every part may be broken off; the next coordinator then completes the
-repair.
+repair. A repair of millions of groups takes minutes, more than a call may take, so it is a task of its own.
+
+ who waits         for what             unblocked by
+ a learner's call  a repair under way   the repair's end; ANSWER_AFTER_S, then Busy says how far the repair is
+ `close`           a repair under way   the repair's end
 """
 
 import asyncio
@@ -24,8 +28,8 @@ from services.coordinator.state.progress import RunState
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.records import Records
 from services.coordinator.storage.run_files import BatchFile
-from services.coordinator.storage.unbroken import unbroken
-from sluice.errors import NotFound, NotReady, Unavailable
+from sluice.errors import Busy, NotFound, NotReady, Unavailable
+from sluice.limits import ANSWER_AFTER_S
 from sluice.policy_version import PolicyVersion
 from sluice.report.metrics import past
 from sluice.run_dir.batch_file import batch_files
@@ -72,26 +76,54 @@ class Repair:
         self._admitter, self._assigner = admitter, assigner
         self._one_at_a_time = asyncio.Lock()
         self._done = self._closed = False
+        self._under_way: asyncio.Task[None] | None = None
+        self._account = Account()
         self._on_disk: Collection[int] = ()
         """Steps with a batch file when the repair began: a run has few, and may have trained a million steps."""
 
     async def learner_states(self, stated: Statement) -> None:
-        """Repairs Redis. Raises NotReady for a learner that contradicts this run, or that is ahead by steps it cannot name."""
-        async with self._one_at_a_time:
-            if self._closed:
-                raise Unavailable("register: the run is being rolled back; call again")
-            await self._check(stated)
-            if not self._done:
-                self._progress.repairing = True
-                try:
-                    await unbroken(self._repair(stated))
-                finally:
-                    self._progress.repairing = False
+        """Repairs Redis. Raises NotReady for a learner that contradicts this run, or that is ahead by steps it cannot name;
+        Busy while the repair goes on."""
+        while True:
+            async with self._one_at_a_time:
+                if self._closed:
+                    raise Unavailable("register: the run is being rolled back; call again")
+                if self._under_way is None:
+                    await self._check(stated)
+                    if self._done:
+                        return
+                    self._under_way = asyncio.create_task(self._to_the_end(stated), name="repair")
+                    self._under_way.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await self._until_done(self._under_way)
+
+    async def _until_done(self, repair: "asyncio.Task[None]") -> None:
+        await asyncio.wait([repair], timeout=ANSWER_AFTER_S)
+        if not repair.done():
+            raise Busy(
+                "register: the coordinator repairs this run's Redis, which had forgotten writes, from the run directory: "
+                f"{self._account.ended_groups} groups are booked again; the repair goes on"
+            )
+        repair.result()
+
+    async def _to_the_end(self, stated: Statement) -> None:
+        self._progress.repairing = True
+        try:
+            await self._repair(stated)
+        finally:
+            self._progress.repairing, self._under_way = False, None
 
     async def close(self) -> None:
         """Hears no learner from now on; waits for a repair under way."""
         async with self._one_at_a_time:
             self._closed = True
+        if self._under_way is not None:
+            await asyncio.wait([self._under_way])
+
+    async def break_off(self) -> None:
+        """Ends a repair under way with the process; the next coordinator completes the repair."""
+        if self._under_way is not None:
+            self._under_way.cancel()
+            await asyncio.wait([self._under_way])
 
     async def _check(self, stated: Statement) -> None:
         for said in stated.steps:
@@ -122,7 +154,7 @@ class Repair:
 
     async def _repair(self, stated: Statement) -> None:
         """Repairs in an order in which a killed repair leaves every record that the next coordinator's repair needs."""
-        account = Account()
+        account = self._account = Account()
         before = await self._store.rows_in_files()
         ended = EndedGroups(self._run_id)
         async for rows in self._files.ended_groups(after=before):
