@@ -5,23 +5,21 @@ Waits: for a rollout on the newest version, then for the samples, together at mo
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import structlog
 
 from services.coordinator.episodes.player import Player
-from services.coordinator.episodes.rows import OpenedPrompt, Wanted, must_begin_alike
 from services.coordinator.groups.grading import Grading
+from services.coordinator.run.pinned_rollout import PinnedRollout, RolloutFailed
 from services.coordinator.state.evaluation_result import EvaluationResult
 from services.coordinator.state.evaluation_scores import PromptOutcome, accuracies, outcome
 from services.coordinator.state.evaluation_trace import EvaluationTrace
-from services.coordinator.state.group import GroupFailed, PromptLike, Reward, Sample
+from services.coordinator.state.group import PromptLike, Reward, Sample
 from services.coordinator.state.member import Member, Role
 from services.coordinator.state.ports import RolloutClient, Sampling
 from services.coordinator.state.run_context import RunContext
-from services.coordinator.state.seeds import seed_of
 from sluice.config.evaluation_sets import EvaluationSet
 from sluice.errors import Expired, InvalidRequest, NotReady, SluiceError, Unavailable, first_error
 from sluice.policy_version import PolicyVersion
@@ -94,7 +92,7 @@ class Evaluator:
                 while True:
                     try:
                         return await self._attempt(settings, prompts, n, started, avoid=failed)
-                    except _RolloutFailed as failure:
+                    except RolloutFailed as failure:
                         self._blame(failure, failed)
         except TimeoutError:
             raise Expired(
@@ -117,7 +115,7 @@ class Evaluator:
     async def _attempt(
         self, settings: EvaluationSet, prompts: Sequence[PromptLike], n: int, started: float, *, avoid: Collection[str]
     ) -> Evaluated:
-        """A whole evaluation on one rollout, because all samples need one version. Raises _RolloutFailed."""
+        """A whole evaluation on one rollout, because all samples need one version. Raises RolloutFailed."""
         self.under_way = "waits for a rollout that holds the newest version"
         member = await self._pin(avoid)
         self.under_way = f"runs on {member.service_id}" + (f", set {settings.name}" if settings.name else "")
@@ -127,14 +125,14 @@ class Evaluator:
             return await asyncio.create_task(self._run(member, settings, prompts, n, started))
         except BaseExceptionGroup as failures:
             error = first_error(failures)
-            if isinstance(error, _RolloutFailed):
+            if isinstance(error, RolloutFailed):
                 error.member = member
             raise error from failures
         finally:
             member.weights.release()
             self._fleet.changed.notify()
 
-    def _blame(self, failure: "_RolloutFailed", failed: list[str]) -> None:
+    def _blame(self, failure: RolloutFailed, failed: list[str]) -> None:
         """Notes a rollout that failed; the loss of a rollout is no try.
 
         Raises the rollout's error when all other rollouts failed too, and that `max_attempts` times unless it is a refusal.
@@ -179,12 +177,7 @@ class Evaluator:
             evaluation=True,
         )
         best = replace(drawn, temperature=0.0, top_p=1.0)
-        pinned = _Pinned(
-            member=member,
-            version=version,
-            room=asyncio.Semaphore(max(1, member.capacity // n)),
-            turns=asyncio.Semaphore(member.capacity),
-        )
+        pinned = PinnedRollout(member, version, n=n, config=self._config, rollouts=self._rollouts, player=self._player)
         of = f"{settings.name}-" if settings.name else ""
         async with asyncio.TaskGroup() as tasks:
             sampled = [
@@ -219,88 +212,17 @@ class Evaluator:
         return Evaluated(result=result, outcomes=outcomes)
 
     async def _score(
-        self, pinned: "_Pinned", sampling: Sampling, prompt: PromptLike, n: int, name: str
+        self, pinned: PinnedRollout, sampling: Sampling, prompt: PromptLike, n: int, name: str
     ) -> tuple[list[Sample], list[Reward]]:
         request_id = f"eval-{pinned.version.lineage}{pinned.version.number}-{name}"
         with self._trace.prompt(request_id, prompt.prompt_id, n=n, sampling=sampling):
             return await self._drawn_and_graded(pinned, sampling, prompt, n, request_id)
 
     async def _drawn_and_graded(
-        self, pinned: "_Pinned", sampling: Sampling, prompt: PromptLike, n: int, request_id: str
+        self, pinned: PinnedRollout, sampling: Sampling, prompt: PromptLike, n: int, request_id: str
     ) -> tuple[list[Sample], list[Reward]]:
-        samples: Mapping[int, Sample]
-        if prompt.environment:
-            samples, prompt = await self._play(pinned, sampling, prompt, n, request_id)
-        else:
-            seeds = {index: _seed(prompt.prompt_id, index) for index in range(n)}
-            async with pinned.room:
-                samples = await self._samples(pinned, sampling, prompt, seeds, request_id)
-        ordered = [samples[index] for index in sorted(samples)]
-        if len(ordered) != n:
-            short = SluiceError(f"evaluation: {pinned.member.service_id} returned {len(ordered)} of {n} samples")
-            raise _RolloutFailed(short)
-        return ordered, await self._grade(request_id, prompt, ordered)
-
-    async def _samples(
-        self, pinned: "_Pinned", sampling: Sampling, prompt: PromptLike, seeds: Mapping[int, int], request_id: str
-    ) -> dict[int, Sample]:
-        """What the pinned rollout answers to one request. Raises _RolloutFailed."""
-        try:
-            return {
-                sample.index: sample
-                async for sample in self._rollouts.generate(
-                    pinned.member,
-                    request_id=request_id,
-                    prompt=prompt,
-                    seeds=seeds,
-                    sampling=sampling,
-                    timeout_s=min(self._config.eval.timeout_s, self._config.coordinator.generate_timeout_s),
-                    required_version=pinned.version,
-                )
-            }
-        except SluiceError as error:
-            raise _RolloutFailed(error) from error
-
-    async def _play(
-        self, pinned: "_Pinned", sampling: Sampling, prompt: PromptLike, n: int, request_id: str
-    ) -> tuple[dict[int, Sample], PromptLike]:
-        """n episodes on the pinned rollout, and the prompt as their environment opened it."""
-        if self._player is None:
-            raise SluiceError(f"evaluation: a row names the environment {prompt.environment!r}, the recipe has none")
-        begun: list[OpenedPrompt] = []
-        turns = [
-            _PinnedTurns(self, pinned, sampling, prompt=prompt, begun=begun, index=index, request_id=request_id)
-            for index in range(n)
-        ]
-        wanted = [
-            Wanted(name=f"{request_id}.{index}", index=index, prompt=prompt, seed=_seed(prompt.prompt_id, 0))
-            for index in range(n)
-        ]
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                playing = [tasks.create_task(self._player.play(*one)) for one in zip(wanted, turns, strict=True)]
-        except BaseExceptionGroup as failures:
-            error = first_error(failures)
-            raise SluiceError(f"evaluation: {error}") if isinstance(error, GroupFailed) else error from failures
-        return {index: task.result() for index, task in enumerate(playing)}, turns[0].prompt
-
-    async def pinned_turn(
-        self, pinned: "_Pinned", sampling: Sampling, prompt: PromptLike, *, index: int, turn: int, request_id: str
-    ) -> Sample:
-        """One turn of an episode. Raises _RolloutFailed."""
-        async with pinned.turns:
-            seeds = {index: seed_of("eval", prompt.prompt_id, index, turn)}
-            samples = await self._samples(pinned, sampling, prompt, seeds, request_id)
-        sample = samples.get(index)
-        if sample is None or sample.finish_reason not in ("stop", "length"):
-            how = "without a sample" if sample is None else f"with {sample.finish_reason}"
-            raise _RolloutFailed(SluiceError(f"evaluation: {pinned.member.service_id} ended a turn {how}"))
-        return sample
-
-    @property
-    def most_tries(self) -> int:
-        """Tries that one episode gets."""
-        return self._config.coordinator.max_attempts
+        samples, prompt = await pinned.draw(sampling, prompt, n, request_id=request_id)
+        return samples, await self._grade(request_id, prompt, samples)
 
     async def _grade(self, group_id: str, prompt: PromptLike, samples: Sequence[Sample]) -> list[Reward]:
         """Grades by any reward with room; by another reward when the first one dies or fails."""
@@ -317,84 +239,6 @@ class Evaluator:
                 log.warning("evaluation_scoring_failed", group_id=group_id, reason=str(error))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Pinned:
-    """The rollout of an evaluation, and the version to which the rollout is pinned."""
-
-    member: Member
-    version: PolicyVersion
-    room: asyncio.Semaphore
-    """A place for every prompt that the rollout takes at once."""
-    turns: asyncio.Semaphore
-    """A place for every turn of an episode that the rollout takes at once."""
-
-
-class _PinnedTurns:
-    """Policy of one episode of an evaluation: all turns by one rollout, under one version."""
-
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        pinned: _Pinned,
-        sampling: Sampling,
-        *,
-        prompt: PromptLike,
-        begun: list[OpenedPrompt],
-        index: int,
-        request_id: str,
-    ) -> None:
-        """`begun` is of all episodes of the row; it gets the chat that is opened first, and the others must be like it."""
-        self._evaluator, self._pinned, self._sampling = evaluator, pinned, sampling
-        self._begun = begun
-        self._index, self._request_id, self._tries = index, request_id, 1
-        self.prompt = prompt
-        """The row, then the prompt as opened."""
-
-    def begin(self) -> None:
-        """Policy.begin."""
-
-    def opened(self, prompt: OpenedPrompt) -> None:
-        """Policy.opened. Raises GroupFailed."""
-        if not self._begun:
-            self._begun.append(prompt)
-        must_begin_alike(self._begun[0], prompt)
-        self.prompt = prompt
-
-    def begun(self, prompt: OpenedPrompt) -> np.ndarray:
-        """Policy.begun: each sample is measured by itself."""
-        self.prompt = prompt
-        return prompt.token_ids
-
-    async def turn(self, context: np.ndarray, *, turn: int, max_tokens: int) -> Sample:
-        """Policy.turn. Raises _RolloutFailed, because all samples need one version."""
-        return await self._evaluator.pinned_turn(
-            self._pinned,
-            replace(self._sampling, max_tokens=max_tokens),
-            OpenedPrompt(of=self.prompt, token_ids=context, text=""),
-            index=self._index,
-            turn=turn,
-            request_id=f"{self._request_id}.{self._index}.{self._tries}.{turn}",
-        )
-
-    def lost(self, tokens: int) -> None:
-        """Policy.lost: samples of evaluations are in no account."""
-
-    def failed(self, *, reason: str, fault: str) -> None:
-        """Policy.failed."""
-        if self._tries >= self._evaluator.most_tries:
-            raise GroupFailed(reason=reason, fault=fault)
-        self._tries += 1
-
-
-class _RolloutFailed(Exception):
-    """The rollout of an evaluation failed, and not a reward."""
-
-    def __init__(self, error: SluiceError) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.member: Member | None = None
-
-
 def _holds(member: Member, newest: PolicyVersion | None) -> bool:
     """Compares numbers, because a restored learner may still be behind the rollouts."""
     return newest is not None and member.version is not None and member.version.number >= newest.number
@@ -404,8 +248,3 @@ def _why_not(tasks: "Sequence[asyncio.Task[tuple[list[Sample], list[Reward]]]]")
     """The status and the reason of the first sample that could not be graded."""
     reward = next(reward for task in tasks for reward in task.result()[1] if not reward.graded)
     return f"{reward.status} {reward.detail!r:.200}"
-
-
-def _seed(prompt_id: str, index: int) -> int:
-    """A seed that is the same in every evaluation, so that versions are compared with equal randomness."""
-    return seed_of("eval", prompt_id, index)
