@@ -13,8 +13,6 @@ Letters: S sequences of the batch, M trained tokens of one micro-batch.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, groupby
 
 import numpy as np
 import structlog
@@ -24,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from services.learner.batches.batch import Batch, TrainSequence, advantages, samples_of
+from services.learner.batches.batch import Batch, advantages, samples_of
 from services.learner.batches.plan import MiniBatch, plan_step
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy.forward import Policy
@@ -35,6 +33,7 @@ from services.learner.training.example_tokens import ExampleTokens
 from services.learner.training.objective import Objective
 from services.learner.training.sharing import PromptSharing
 from services.learner.training.step_scale import StepScale
+from services.learner.training.step_work import Update, Work, shared_prompts, speed
 from services.learner.training.tally import Tally
 from services.learner.training.whole_samples import WholeSamples, sums_samples
 from sluice.config.schema import Config
@@ -102,10 +101,10 @@ class Trainer:
         self.step += 1
         self.example = example.joined()
         elapsed_s = time.perf_counter() - started
-        shared = _shared_prompts(plan, work)
+        shared = shared_prompts(plan, work)
         use = self._use.metrics(work.trained_lengths, not_computed=shared, elapsed_s=elapsed_s)
         metrics = self._metrics(updates, work) | {"loss/lr": lr, "learner/prompt_tokens_saved": sum(shared)}
-        return metrics | _speed(work, elapsed_s) | use
+        return metrics | speed(work, elapsed_s) | use
 
     def _set_learning_rate(self) -> float:
         learner = self._config.learner
@@ -121,10 +120,10 @@ class Trainer:
             parameters["lr"] = lr
         return lr
 
-    def _work(self, batch: Batch) -> "_Work":
+    def _work(self, batch: Batch) -> Work:
         algorithm = self._config.algorithm
         sequences = batch.sequences
-        return _Work(
+        return Work(
             sequences=sequences,
             groups=np.repeat(np.arange(len(batch.groups)), batch.group_sizes).tolist(),
             advantages=advantages(
@@ -136,7 +135,7 @@ class Trainer:
             split=any(s.continues for s in sequences) or not all(group.one_prompt for group in batch.groups),
         )
 
-    def _plan(self, batch: Batch, work: "_Work") -> tuple[MiniBatch, ...]:
+    def _plan(self, batch: Batch, work: Work) -> tuple[MiniBatch, ...]:
         plan = self._cut(batch, work)
         sharing = [s for mini_batch in plan if mini_batch.saved_tokens for s in mini_batch.sequences]
         longest = max((work.sequences[s].input_tokens for s in sharing), default=0)
@@ -146,7 +145,7 @@ class Trainer:
                 return self._cut(batch, work)
         return plan
 
-    def _cut(self, batch: Batch, work: "_Work") -> tuple[MiniBatch, ...]:
+    def _cut(self, batch: Batch, work: Work) -> tuple[MiniBatch, ...]:
         return plan_step(
             group_sizes=batch.group_sizes,
             lengths=[s.input_tokens for s in work.sequences],
@@ -158,7 +157,7 @@ class Trainer:
             prompts=[s.prompt_tokens for s in work.sequences] if self._sharing.active and not work.split else None,
         )
 
-    def _in_both_forms(self, plan: tuple[MiniBatch, ...], work: "_Work") -> tuple[Tensor, Tensor]:
+    def _in_both_forms(self, plan: tuple[MiniBatch, ...], work: Work) -> tuple[Tensor, Tensor]:
         """float32[M] nats of the group with this rank's longest sequence: plain, and with a shared prompt. Collective."""
         mine = [
             s
@@ -178,9 +177,7 @@ class Trainer:
         self._fsdp.reshard()  # without a backward pass, which would free the gathered weights
         return plain, shared
 
-    def _updates(
-        self, batch: Batch, work: "_Work", plan: tuple[MiniBatch, ...], example: ExampleTokens
-    ) -> list["_Update"]:
+    def _updates(self, batch: Batch, work: Work, plan: tuple[MiniBatch, ...], example: ExampleTokens) -> list[Update]:
         proximal = [self._proximal(mini_batch, work) for mini_batch in plan]  # before any weight changes
         updates = []
         for mini_batch, known in zip(plan, proximal, strict=True):
@@ -190,7 +187,7 @@ class Trainer:
                 self._count_skip(updates[-1])
         return updates
 
-    def _proximal(self, mini_batch: MiniBatch, work: "_Work") -> list[Tensor | None]:
+    def _proximal(self, mini_batch: MiniBatch, work: Work) -> list[Tensor | None]:
         """float32[M] log-probabilities of each of this rank's micro-batches under the current weights.
 
         With `proximal: rollout` a None for each micro-batch: the ratio then needs no such log-probabilities.
@@ -202,8 +199,8 @@ class Trainer:
         return [logprobs for _, logprobs, _ in scores]
 
     def _update(
-        self, mini_batch: MiniBatch, work: "_Work", proximal: list[Tensor | None], example: ExampleTokens
-    ) -> "_Update":
+        self, mini_batch: MiniBatch, work: Work, proximal: list[Tensor | None], example: ExampleTokens
+    ) -> Update:
         """Sums the gradient over all micro-batches and ranks, clips the gradient and lets the optimizer take one step."""
         self.optimizer.zero_grad()
         tally, seen = Tally(self._ranks.device), []
@@ -220,16 +217,16 @@ class Trainer:
                 scale.add(index, packed, seen[-1][1])
         tally.reduce(self._ranks)
         norm, factor = self._apply(tally, scale) if tally.tokens else (None, 1.0)
-        return _Update(tally=tally, norm=norm, lr_factor=factor, seen=seen)
+        return Update(tally=tally, norm=norm, lr_factor=factor, seen=seen)
 
-    def _step_scale(self, mini_batch: MiniBatch, work: "_Work") -> StepScale | None:
+    def _step_scale(self, mini_batch: MiniBatch, work: Work) -> StepScale | None:
         """What finds the factor of the update's learning rate, with `algorithm.ess_scaling`."""
         if not self._config.algorithm.ess_scaling:
             return None
         return StepScale(mini_batch, work.sequences, data_rank=self._context.data_rank, ranks=self._ranks)
 
     def _whole_samples(
-        self, mini_batch: MiniBatch, work: "_Work", proximal: Sequence[Tensor | None]
+        self, mini_batch: MiniBatch, work: Work, proximal: Sequence[Tensor | None]
     ) -> WholeSamples | None:
         """The sums over samples, where the loss needs them and some sample is several sequences. Collective."""
         algorithm = self._config.algorithm
@@ -248,13 +245,13 @@ class Trainer:
             return Objective(algorithm, packed, proximal)
         return Objective(algorithm, whole.by_sample(packed, index), proximal, add_up=whole.add_up)
 
-    def _packed(self, mini_batch: MiniBatch, work: "_Work") -> Iterator[Packed]:
+    def _packed(self, mini_batch: MiniBatch, work: Work) -> Iterator[Packed]:
         """This rank's micro-batches on its device, one at a time."""
         weights = self._weights(mini_batch, work)
         for members in mini_batch.micro_batches[self._context.data_rank]:
             yield self._pack(members, work, weights=weights, shared=mini_batch.saved_tokens > 0)
 
-    def _pack(self, members: Sequence[int], work: "_Work", *, weights: Mapping[int, float], shared: bool) -> Packed:
+    def _pack(self, members: Sequence[int], work: Work, *, weights: Mapping[int, float], shared: bool) -> Packed:
         packed = pack(
             [work.sequences[s] for s in members],
             step=self.step,
@@ -277,7 +274,7 @@ class Trainer:
         assert isinstance(self.policy, FSDPModule)
         return self.policy
 
-    def _weights(self, mini_batch: MiniBatch, work: "_Work") -> dict[int, float]:
+    def _weights(self, mini_batch: MiniBatch, work: Work) -> dict[int, float]:
         """The factor of each token loss, by sequence, with the denominators of the whole mini-batch.
 
         The sequences of one sample count as one in every aggregation mode.
@@ -320,7 +317,7 @@ class Trainer:
         self._skipped_in_a_row = 0
         return float(norm), factor
 
-    def _count_skip(self, update: "_Update") -> None:
+    def _count_skip(self, update: Update) -> None:
         self._skipped_in_a_row += 1
         log.warning("update_skipped", step=self.step, loss=update.tally.loss, in_a_row=self._skipped_in_a_row)
         if self._skipped_in_a_row >= self._config.learner.max_skipped_updates:
@@ -330,7 +327,7 @@ class Trainer:
                 "has the batches"
             )
 
-    def _metrics(self, updates: list["_Update"], work: "_Work") -> dict[str, float]:
+    def _metrics(self, updates: list[Update], work: Work) -> dict[str, float]:
         done = [update for update in updates if not update.skipped and update.norm is not None]
         total = Tally(self._ranks.device)
         for update in done:
@@ -350,66 +347,9 @@ class Trainer:
             }
         )
 
-    def _mismatch(self, first: "_Update") -> dict[str, float]:
+    def _mismatch(self, first: Update) -> dict[str, float]:
         """`mismatch/*` over the first update's tokens, the only tokens with log-probabilities of the step's own version."""
         if first.norm is None or first.skipped:
             return {}
         rollout, learner, ages = self._ranks.join_columns(torch.cat(first.seen, dim=1)).cpu().numpy()
         return mismatch(rollout_logprobs=rollout, learner_logprobs=learner, ages=ages.astype(np.int32))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Work:
-    """A step's work as flat lists: the batch's sequences, their advantages, and which sequences are in the loss."""
-
-    sequences: list[TrainSequence]
-    groups: list[int]
-    """[S]: the number of each sequence's group."""
-    advantages: list[float]
-    """[S]."""
-    trained: list[bool]
-    """[S]: whether the sequence is in the loss."""
-    split: bool
-    """Whether some sequence has a prompt that differs from its group's: then no prompt is shared."""
-
-    @property
-    def trained_lengths(self) -> list[int]:
-        """Input tokens of each sequence in the loss."""
-        return [s.input_tokens for s, trained in zip(self.sequences, self.trained, strict=True) if trained]
-
-    def trained_tokens(self, sequence: int) -> int:
-        return self.sequences[sequence].sampled_tokens if self.trained[sequence] else 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Update:
-    """The outcome of one mini-batch."""
-
-    tally: Tally
-    norm: float | None
-    """Gradient norm; NaN when skipped, None when no token of the mini-batch is in the loss."""
-    lr_factor: float
-    """What the learning rate was multiplied by."""
-    seen: list[Tensor]
-    """For each of this rank's micro-batches float32[3, M]: rollout and learner log-probabilities, ages."""
-
-    @property
-    def skipped(self) -> bool:
-        """Whether loss or gradient was not finite, so that nothing was changed."""
-        return self.norm is not None and not math.isfinite(self.norm)
-
-
-def _shared_prompts(plan: Sequence[MiniBatch], work: _Work) -> list[int]:
-    """The tokens of each prompt that was not computed again, over all ranks."""
-    found = []
-    for mini_batch in plan:
-        for micro_batch in chain(*mini_batch.micro_batches) if mini_batch.saved_tokens else ():
-            for _, members in groupby(micro_batch, key=lambda s: work.groups[s]):
-                _, *others = members
-                found += [work.sequences[s].prompt_tokens for s in others]
-    return found
-
-
-def _speed(work: _Work, elapsed_s: float) -> dict[str, float]:
-    tokens = sum(len(s.token_ids) for s, trained in zip(work.sequences, work.trained, strict=True) if trained)
-    return {"learner/train_s": elapsed_s, "learner/tokens_per_s": tokens / elapsed_s}
