@@ -73,7 +73,8 @@ _PATTERNS: Final = (
 )
 _ASSERTIONS: Final = tuple(map(re.compile, _PATTERNS))
 _CORRECTION: Final = re.compile(
-    r"(?i:\b(?:wait|sorry|correction|scratch that|make that|i mean|actually|on second thought)\b(?:[\s,:.;-]|\bno\b)*"
+    r"(?i:\b(?:wait|sorry|correction|scratch that|make that|i mean|actually|on second thought|no(?=\s*[,:]))\b"
+    r"(?:[\s,:.;-]|\bno\b)*"
     rf"(?:(?:it's|it is|it must be|it should be|(?:the|my) (?:correct |right |final )?"
     rf"answer (?:is|must be|should be))\s+)?{_NOUN})"
     rf"{_LETTER}{_END}"
@@ -163,7 +164,10 @@ def asserted(text: str, letters: str) -> str:
 
 def corrected(text: str, letters: str) -> str:
     """The letter that a text takes instead of the one that it began with, as in `A. No wait, B.`; else empty."""
-    *_, last = None, *_CORRECTION.finditer(_plain(text))
+    *_, last = (
+        None,
+        *_CORRECTION.finditer(" ".join(_sentences(_plain(text)))),
+    )  # `Wait, no. The answer is B.` is two of them
     return (_said(last, letters) or "") if last is not None else ""
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sluice.cli.durations import seconds
+from sluice.cli.durations import grace
 from sluice.errors import ConfigError, LaunchError
 from sluice.rpc.service import add_credentials_flag
 
@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
     play.add_argument("--gateway", default=GATEWAY, metavar="URL", help="the run's gateway (default %(default)s)")
     play.add_argument("--parallel", type=int, default=32, metavar="N", help="episodes at once (default %(default)s)")
     play.add_argument(
-        "--grace", type=seconds, default=60.0, metavar="S", help="seconds for running episodes after SIGTERM"
+        "--grace", type=grace, default=60.0, metavar="S", help="seconds for running episodes after SIGTERM"
     )
     play.add_argument(
         "--tokenizer", type=Path, required=True, metavar="DIR", help="the model's folder: model.path of the run"

@@ -12,6 +12,11 @@ def seconds(text: str) -> float:
     return _within(float(text), LONGEST_S)
 
 
+def grace(text: str) -> float:
+    """Seconds >= 0, at most a week."""
+    return 0.0 if float(text) == 0 else seconds(text)
+
+
 def days(text: str) -> float:
     """Days > 0, at most a century."""
     return _within(float(text), _MOST_DAYS)

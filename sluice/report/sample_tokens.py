@@ -23,19 +23,20 @@ class KeptGroup:
 
 
 def kept_group(run_dir: Path, group_id: str) -> KeptGroup | None:
-    """None where the file, or the group in it, is not there. Raises DataError for a damaged line, OSError."""
+    """Of the newest line that can be read; None where the file, or the group in it, is not there. Raises DataError where all
+    lines of the group are damaged, OSError."""
     path, wanted = run_dir / SAMPLE_TOKENS_FILE, f'"group_id":{json.dumps(group_id, ensure_ascii=False)}'.encode()
     if not path.is_file():
         return None
-    found: bytes | None = None
-    with path.open("rb") as file:
-        for line in file:
-            if wanted in line[:_HEAD_BYTES]:
-                found = line  # a step that was booked again has a second line, with the same group
-    if found is None:
-        return None
-    try:
-        payload, figures = read_line(json.loads(found))
-        return KeptGroup(group=StoredGroups().unpack(payload), figures=figures)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: the line of group {group_id[:100]} cannot be read: {error}") from error
+    with path.open("rb") as file:  # a step that was booked again has a second line, with the same group
+        lines = [line for line in file if wanted in line[:_HEAD_BYTES]]
+    damage: Exception | None = None
+    for line in reversed(lines):
+        try:
+            payload, figures = read_line(json.loads(line))
+            return KeptGroup(group=StoredGroups().unpack(payload), figures=figures)
+        except (ValueError, KeyError, TypeError) as error:
+            damage = error
+    if damage is not None:
+        raise DataError(f"{path}: the line of group {group_id[:100]} cannot be read: {damage}") from damage
+    return None

@@ -14,7 +14,7 @@ import grpc
 import structlog
 
 from sluice.clock import Clock, SystemClock
-from sluice.errors import Busy, Unavailable
+from sluice.errors import Busy, DiskFull, Unavailable
 from sluice.rpc.channel import open_channel, traced
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
 from sluice.rpc.error_status import error_of
@@ -92,8 +92,8 @@ class Registration:
                 return await self.patiently(
                     lambda: self.stub.Register(self.describe(), timeout=CALL_TIMEOUT_S), "Register"
                 )
-            except Busy as busy:  # an answer that the coordinator gives only after some seconds
-                log.warning("waiting_to_register", reason=str(busy))
+            except DiskFull as full:  # an answer that the coordinator gives only after some seconds
+                log.warning("waiting_to_register", reason=str(full))
 
     async def keep_alive(self) -> None:
         """Heartbeats until cancelled. Raises Unavailable after `patience_s` of silence."""
@@ -112,17 +112,22 @@ class Registration:
         """Repeats `call` with jittered backoff while the coordinator cannot be reached, up to `patience_s`.
 
         The patience counts from the first failure: a call may take long before it fails, and this process may have stood
-        still meanwhile. Raises Busy at once: that coordinator is there, and its caller decides what to do meanwhile.
+        still meanwhile. A coordinator that is busy is there, and takes no patience. Raises DiskFull at once: the caller decides
+        what to do meanwhile.
         """
-        pause_s, give_up_s = 0.1, float("inf")
+        pause_s, give_up_s, told_before = 0.1, float("inf"), ""
         while True:
             try:
                 return await call()
             except grpc.aio.AioRpcError as error:
                 told = error_of(error, peer=f"coordinator {self.coordinator}")
-                if isinstance(told, Busy) or (error.code() not in _RETRYABLE and not _paced(error)):
+                if isinstance(told, DiskFull) or (error.code() not in _RETRYABLE and not _paced(error)):
                     raise told from error
-                give_up_s = min(give_up_s, self.clock.now() + self.patience_s)
+                is_busy = isinstance(told, Busy)
+                if is_busy and str(told) != told_before:
+                    told_before = str(told)
+                    log.warning("coordinator_is_busy", call=what, reason=told_before)
+                give_up_s = float("inf") if is_busy else min(give_up_s, self.clock.now() + self.patience_s)
                 if self.clock.now() >= give_up_s:
                     raise Unavailable(
                         f"{what}: the coordinator at {self.coordinator} did not answer for {self.patience_s:.0f} s"

@@ -62,10 +62,15 @@ def _read(run: Run, row: Mapping[str, Any], payload: common_pb2.Group | None) ->
             texts = texts_of(payload)
         elif files is not None:
             texts = texts_on_disk(files.path, group_id=row["group_id"], step=row["step"])
-        if payload is not None and files is not None and (kept := kept_group(files.path, row["group_id"])) is not None:
-            figures = kept.figures
     except (SluiceError, ValueError, OSError) as error:
         texts = f"cannot be read: {error}"
+    if payload is not None and files is not None:
+        try:
+            kept = kept_group(files.path, row["group_id"])
+        except (SluiceError, OSError):
+            kept = None  # the texts are there all the same; the page says that the group has no figures
+        if kept is not None and kept.figures is not None:
+            figures = kept.figures
     neighbours = (None, None)
     if files is not None:
         try:

@@ -58,8 +58,10 @@ def group_text(
         sampled = _sampled(sample)
         count = int(sampled.sum())
         of_sample = None
-        if figures is not None:
-            here = slice(reached, reached + count)
+        here = slice(reached, reached + count)
+        if (
+            figures is not None and len(figures.entropies[here]) == count
+        ):  # else the line is damaged, or of another group
             of_sample = np.full((2, len(sampled)), np.nan)
             with np.errstate(over="ignore"):
                 of_sample[:, sampled] = np.exp(figures.log_ratios[here].astype(np.float64)), figures.entropies[here]

@@ -266,6 +266,7 @@ async def test_a_learner_waits_for_a_repair_that_takes_longer_than_a_call_howeve
         standing = Registration(
             coordinator=run.address, describe=describe, beat=lambda: pb.HeartbeatRequest(), patience_s=0.0
         )
+        assert "the repair goes on" in (await refusal_of(scene.learner.batch(run, 2)))[1]
         waiting = asyncio.create_task(standing.register())
         await assert_eventually(lambda: asked >= 3)
         may_go_on.set()

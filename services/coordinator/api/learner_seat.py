@@ -13,7 +13,7 @@ from services.coordinator.state.progress import RunState
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.storage.records import Records
 from services.coordinator.storage.run_files import BatchFile
-from sluice.errors import Fenced, Unavailable
+from sluice.errors import Busy, Fenced, Unavailable
 from sluice.policy_version import PolicyVersion
 
 
@@ -107,7 +107,10 @@ class LearnerSeat:
         self._was_here = False
 
     def check(self, fence: int) -> None:
-        """Raises Unavailable before a learner has registered here, Fenced for any fence but the newest."""
+        """Raises Unavailable before a learner has registered here, Busy while Redis is repaired first, Fenced for any fence but
+        the newest."""
+        if self._progress.repairing:
+            raise Busy("the coordinator repairs this run's Redis, which had forgotten writes; the repair goes on")
         if not self._was_here:
             raise Unavailable("this coordinator has just started; the learner has to register first, then call again")
         if fence != self._fence:

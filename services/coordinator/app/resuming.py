@@ -19,7 +19,8 @@ async def resume(parts: RunParts) -> None:
     assigned = {group_id: info for group_id, (state, info) in live.items() if state == "assigned"}
     for group_id, (state, info) in sorted(live.items(), key=lambda item: item[1][1]["admission"]):
         if state == "open":
-            prompt, _ = parts.prompts.next(info["cursor"])
+            admitted = info.get("admitted") or {"epoch": 0}
+            prompt = parts.prompts.again(info["cursor"], submitted=admitted["epoch"] < 0)
             board.add(reopened(group_id, info, prompt))
         elif state == "queued":
             board.restore(QueuedGroup(**info))

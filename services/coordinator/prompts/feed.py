@@ -46,6 +46,12 @@ class PromptFeed:
         prompt, after = self._data.next(position)
         return prompt, f"{after}:{submitted}"
 
+    def again(self, cursor: str, *, submitted: bool) -> PromptLike:
+        """The prompt that a group had which was admitted at `cursor`, from the data or `submitted`: since then prompts may have
+        been submitted, which `next` would take first."""
+        position, _, *chosen = (int(part) for part in (cursor or "0:0").split(":"))
+        return self.next(cursor)[0] if submitted or chosen else self._data.next(position)[0]
+
     def origin(self, cursor: str, after: str) -> tuple[int, int]:
         """(epoch, row of the data) of the prompt between two cursors; (-1, line of the file) for a submitted prompt."""
         before, _, *again = (int(part) for part in (cursor or "0:0").split(":"))

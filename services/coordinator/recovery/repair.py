@@ -93,7 +93,7 @@ class Repair:
                     if self._done:
                         return
                     self._under_way = asyncio.create_task(self._to_the_end(stated), name="repair")
-                    self._under_way.add_done_callback(lambda done: done.cancelled() or done.exception())
+                    self._under_way.add_done_callback(_tell_failure)
             await self._until_done(self._under_way)
 
     async def _until_done(self, repair: "asyncio.Task[None]") -> None:
@@ -323,6 +323,12 @@ class Repair:
         )
         log.warning("store_repaired", **counts)
         self._events.emit("store_repaired", message, values=counts)
+
+
+def _tell_failure(repair: "asyncio.Task[None]") -> None:
+    """The log hears of it even where no call waits for the repair just then."""
+    if not repair.cancelled() and (error := repair.exception()) is not None:
+        log.warning("repair_failed", reason=str(error), consequence="the learner's next call begins it again")
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,10 @@ class Prompts(Protocol):
         """The prompt at `cursor`, and the cursor of the next prompt."""
         ...
 
+    def again(self, cursor: str, *, submitted: bool) -> PromptLike:
+        """The prompt of a group that was admitted at `cursor`, as it was then."""
+        ...
+
     def origin(self, cursor: str, after: str) -> tuple[int, int]:
         """(epoch, row) of the prompt between two cursors, both 0-based; epoch -1 stands for submitted prompts."""
         ...

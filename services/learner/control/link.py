@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
@@ -27,6 +27,9 @@ from sluice.run_dir.token_figures import TokenFigures
 from sluice.v1 import coordinator_pb2 as pb
 
 log = structlog.get_logger(__name__)
+
+MOST_FIGURES: Final = 1 << 22
+"""Tokens of the example that a commit carries, 16 MiB: a larger group has none, because a request ends at 64 MiB."""
 
 T = TypeVar("T")
 
@@ -112,7 +115,7 @@ class CoordinatorLink:
                 batch_digest=batch.digest,
                 metrics=metrics,
                 fence=fence,
-                example=None if example is None else figures_to_wire(example),
+                example=None if example is None or len(example.entropies) > MOST_FIGURES else figures_to_wire(example),
             )
             return self._registration.stub.CommitStep(request, timeout=CALL_TIMEOUT_S)
 

@@ -73,6 +73,8 @@ _UNIT = re.compile(
 
 _ANOTHER_EQUATION = re.compile(r"(?:[,;]|\b(?:and|or)\b|\\quad)\s*[A-Za-z]\w*(?:_\{?\w+\}?)?\s*$")
 """What stands between the two of `x = 5, y = 6`."""
+_CONDITION = re.compile(r"\s*(?:for|when|if|at|with|where|given)\b", re.IGNORECASE)
+"""How the first equation begins that is no answer, as in `for n = 3, x = 5`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +113,7 @@ def grade(*, question: Question, text: str, finished: bool, settings: Settings =
 def parse(text: str) -> Fraction | None:
     """The number that a text states, for an equation the number of the last side; None for a text that is no number."""
     *before, text = re.split(r"=|≈|\\approx", text)
-    if any(map(_ANOTHER_EQUATION.search, before[1:])):
+    if any(map(_ANOTHER_EQUATION.search, before[1:])) and not _CONDITION.match(before[0]):
         return None
     text = _plain(text)
     while text[:1] + text[-1:] in ("()", "{}", "[]"):

@@ -57,6 +57,9 @@ class FakePrompts:
         position = int(cursor or 0)
         return FakePrompt(prompt_id=f"p{position}"), str(position + 1)
 
+    def again(self, cursor: str, *, submitted: bool) -> PromptLike:
+        return self.next(cursor)[0]
+
     def origin(self, cursor: str, after: str) -> tuple[int, int]:
         return 0, int(after) - 1
 

@@ -63,3 +63,6 @@ async def test_a_group_outlives_its_batch_in_a_thinned_file(tmp_path: Path) -> N
         file.write(json.dumps({"step": 100, "group_id": "g", "group": "?"}, separators=(",", ":")) + "\n")
     with pytest.raises(DataError, match="the line of group g cannot be read"):
         kept_group(tmp_path, "g")
+    with (tmp_path / SAMPLE_TOKENS_FILE).open("a") as file:
+        file.write('{"step":99,"group_id":"run-0000099","group":"torn')
+    assert kept_group(tmp_path, "run-0000099") is not None, "the line before the torn one"

@@ -73,7 +73,8 @@ async def test_a_feed_gives_what_was_submitted_first_and_again_after_a_restart(t
     places = [feed.origin(before, after) for before, after in zip(["", *cursors], cursors, strict=False)]
     assert places == [(0, 0), (-1, 0), (-1, 1), (-1, 2), (0, 1)]
     again = PromptFeed(data=data, files=RunFiles(tmp_path), max_prompt_tokens=50)
-    assert [again.next(cursor)[0].text for cursor in ["", *cursors[:-1]]][1:] == drawn[1:]
+    admitted = zip(["", *cursors[:-1]], places, strict=True)
+    assert [again.again(cursor, submitted=epoch < 0).text for cursor, (epoch, _) in admitted] == drawn
 
 
 async def test_what_no_longer_fits_is_passed_over_and_the_run_goes_on(tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ def test_numeric_reads_numbers_as_people_write_them(gold, answer):
         *(("x = y = 5", 5), ("5 squared meters", 5), ("5 percentage points", 5), ("12 pairs", 12), ("3 quarters", 3)),
         *(
             ("x = 5, y = 6", None),
+            ("for n = 3, x = 5", 5),
             ("x = 5 and y = 6", None),
             ("1 to 2", None),
             ("5 percent of x", None),
