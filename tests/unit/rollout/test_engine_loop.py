@@ -62,7 +62,9 @@ async def test_every_sample_is_delivered_to_the_call_that_asked_for_it(loop: Eng
 async def test_weights_switch_between_two_steps_and_spans_say_where(loop: EngineLoop, engine: FakeEngine) -> None:
     engine.gate.clear()
     task = asyncio.create_task(collect(loop, "s", max_tokens=50))
+    await asyncio.sleep(0)
     push = asyncio.create_task(loop.load_weights(manifest(1), EMPTY, inflight="keep"))
+    await asyncio.sleep(0)  # both wait for the engine's thread before the thread may go on
     engine.gate.set()
     await push
     assert loop.version == PolicyVersion(lineage="a", number=1)
