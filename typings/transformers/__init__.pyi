@@ -1,4 +1,4 @@
-"""What Sluice uses of transformers, so that a type check need not read some four hundred model packages for it (half its time).
+"""What Sluice uses of transformers: a type check need not read 400 model packages for it, which is two fifths of its time.
 
 Other names are Any. The library itself says no more of most of these.
 """
