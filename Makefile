@@ -83,7 +83,7 @@ static: setup    ## lint, types, architecture and proto drift, without a test
 	.venv/bin/buf format --diff --exit-code
 	.venv/bin/buf breaking --against protos/sluice.v1.binpb
 	$(PY) scripts/protos.py --check
-	.venv/bin/basedpyright --level error
+	.venv/bin/pyrefly check --min-severity error --output-format min-text
 
 unit: setup      ## the unit tests
 	@scripts/check.sh unit-torch unit-rest

@@ -71,7 +71,7 @@ _PATTERNS: Final = (
     r"(?:correct|right|true|best|better|answer|valid|solution|choice|option|winner|one)\b"
     r"|(?:works|fits|holds|matches|wins|remains|is left|it is|(?:should|must) be (?:selected|chosen))\b)",
 )
-_ASSERTIONS: Final = tuple(map(re.compile, _PATTERNS))
+_ASSERTIONS: Final = tuple(re.compile(pattern) for pattern in _PATTERNS)
 _CORRECTION: Final = re.compile(
     r"(?i:\b(?:wait|sorry|correction|scratch that|make that|i mean|actually|on second thought|no(?=\s*[,:]))\b"
     r"(?:[\s,:.;-]|\bno\b)*"

@@ -173,8 +173,8 @@ def as_number(value: object) -> float | None:
     if isinstance(value, str | bytes | bytearray) or (isinstance(value, Complex) and not isinstance(value, Real)):
         return None
     try:
-        value = value.item() if getattr(value, "size", None) == 1 else value  # pyright: ignore[reportAttributeAccessIssue]
-        return float(value)  # pyright: ignore[reportArgumentType] - a value without a float raises TypeError
+        value = value.item() if getattr(value, "size", None) == 1 else value  # pyrefly: ignore[missing-attribute]
+        return float(value)  # pyrefly: ignore[bad-argument-type] - a value without a float raises TypeError
     except OverflowError:
         return math.inf
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor with several items

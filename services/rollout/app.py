@@ -9,6 +9,7 @@ import asyncio
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
@@ -206,7 +207,7 @@ class _Service:
         from sluice.weights.receiver import WeightReceiver
         from sluice.weights.streams import WeightStreams
 
-        tokenizer = AutoTokenizer.from_pretrained(self._model.path)
+        tokenizer: Any = AutoTokenizer.from_pretrained(self._model.path)
         receiver = WeightReceiver(
             shares=True,
             keeps_base=config.weights.delta_share > 0,

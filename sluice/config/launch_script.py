@@ -11,7 +11,7 @@ import ast
 import logging
 import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
@@ -54,7 +54,7 @@ _SETS_VARIABLES = frozenset({"read", "mapfile", "readarray", "printf", "getopts"
 _HERE_DOCUMENT = re.compile(r"<<-?[ \t]*(['\"]?)(\w+)\1[^\n]*\n(?:.*?\n)?[ \t]*\2[ \t]*(?=\n|\Z)", re.DOTALL)
 _YAML = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*(?:- |['\"+\w.-]+[ \t]*:(?:\s|\Z))")
 _WHOLE_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)(?:\[[@*]\])?\}?")
-_OPERATORS: Final = {
+_OPERATORS: Final[Mapping[type[ast.operator], Callable[[int, int], int]]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.LShift: operator.lshift, ast.RShift: operator.rshift,
     ast.Pow: operator.pow,

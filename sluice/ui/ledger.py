@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
@@ -19,7 +19,7 @@ from sluice.run_dir.ledger_parts import open_parts, opened, part_paths
 from sluice.run_dir.ledger_schema import LEDGER_SCHEMA
 from sluice.ui.group_filter import PAGE_ROWS, GroupFilter
 
-SETTINGS = {
+SETTINGS: Final[dict[str, bool | float | int | list[str] | str]] = {
     "threads": 2,
     "memory_limit": "1GB",
     "temp_directory": "",

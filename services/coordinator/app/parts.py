@@ -93,6 +93,7 @@ def make_parts(opened: OpenedRun, options: Options) -> RunParts:
         prompts=opened.feed,
         conductor=conductor,
         assigner=assigner,
+        # pyrefly: ignore[bad-argument-type] - the RPCs of gRPC's stubs are attributes, not methods
         push=WeightPush(run, clients, times=push_times, prober=_prober(run, clients, opened.data)),
         commits=Commits(
             run,

@@ -60,7 +60,9 @@ class Conductor:
         reports = Reports(
             tokens=lambda tokens: self.window.add_tokens(tokens), began_again=lambda: self.window.add_restart()
         )
-        self._episodes = player and GroupEpisodes(run, player=player, rollouts=rollouts, reports=reports)
+        self._episodes = (
+            GroupEpisodes(run, player=player, rollouts=rollouts, reports=reports) if player is not None else None
+        )
         self.window = StepWindow(started_s=run.clock.now(), known_parts=run.progress.part_names)
         self.last_progress_s = run.clock.now()
         """When a group last started or ended, for the stall watch."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -173,7 +173,9 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerBase":
 
     folder = Path(os.path.expanduser(path))
     try:
-        loader = transformers.PreTrainedTokenizerFast if _names_generic_class(folder) else transformers.AutoTokenizer
+        loader: Any = (
+            transformers.PreTrainedTokenizerFast if _names_generic_class(folder) else transformers.AutoTokenizer
+        )
         tokenizer = loader.from_pretrained(folder)
         # transformers makes up an empty tokenizer for a folder that lacks a tokenizer and names a known model type.
         empty = not tokenizer("0", add_special_tokens=False)["input_ids"]

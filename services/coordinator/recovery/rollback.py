@@ -12,7 +12,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +143,7 @@ class Rollbacks:
             lineage = await asyncio.to_thread(book.mint)
         except OSError as error:
             raise LaunchError(f"rollback: nothing has changed, {LINEAGES_FILE} cannot be written: {error}") from error
-        facts = asdict(account) | {"number": len(self.made) + 1, "lineage": lineage, "time_s": time.time()}
-        account = Account(**facts)
+        account = replace(account, number=len(self.made) + 1, lineage=lineage, time_s=time.time())
         self.made = [*self.made, account]
         await self._store.roll_back(
             account.number,

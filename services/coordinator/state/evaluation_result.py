@@ -121,4 +121,5 @@ class EvaluationResult:
     def from_dict(entry: Mapping[str, Any]) -> "EvaluationResult":
         """The inverse of dataclasses.asdict, after JSON."""
         intervals = {name: tuple(entry[name]) for name in filter(None, _MEASURES.values()) if entry.get(name)}
-        return EvaluationResult(**{**entry, **intervals, "version": PolicyVersion(**entry["version"])})
+        fields: dict[str, Any] = {**entry, **intervals, "version": PolicyVersion(**entry["version"])}
+        return EvaluationResult(**fields)

@@ -43,7 +43,7 @@ class ContextGroup:
 
     def exchange(self, parts: Tensor) -> Tensor:
         """[size, ...]: part i goes to rank i of the group; returns the parts that came, in rank order. With gradient."""
-        return _Exchange.apply(parts, self.group)  # pyright: ignore[reportReturnType]
+        return _Exchange.apply(parts, self.group)  # pyrefly: ignore[bad-return]
 
 
 ALONE = ContextGroup(rank=0, size=1, data_rank=0, data_ranks=1, group=None)
@@ -75,7 +75,7 @@ class _Exchange(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor, None]:  # pyrefly: ignore[bad-override]
         return _all_to_all(gradients, ctx.group), None
 
 

@@ -6,6 +6,7 @@ pre-tokenizer `smollm`; and transformers writes no generation_config.json, from 
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
@@ -26,7 +27,7 @@ _ONLY_OF_GGUF = ("quantization_config", "_name_or_path", "_model_name_or_path", 
 def convert(gguf: Path, out: Path) -> None:
     """Writes the folder `out`. Raises ValueError when the file has another architecture, no chat template or no end token."""
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     unpacked = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     if unpacked.config.model_type != "llama":
         raise ValueError(f"{gguf}: must be of the architecture llama, got {unpacked.config.model_type}")

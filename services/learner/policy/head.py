@@ -53,7 +53,7 @@ class Head:
 
         `chunk_loss` is called once a chunk, in order, and differentiated with respect to the log-probabilities.
         """
-        return _FusedLoss.apply(hidden, weight, targets, chunk_loss, self)  # pyright: ignore[reportReturnType]
+        return _FusedLoss.apply(hidden, weight, targets, chunk_loss, self)  # pyrefly: ignore[bad-return]
 
     def _operands(self, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         return (hidden.float(), weight.float()) if self._float32 else (hidden, weight)
@@ -120,7 +120,7 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyrefly: ignore[bad-override]
         ctx: Any, scale: Tensor, *_: Tensor
     ) -> tuple[Tensor | None, ...]:
         hidden, weight = (None if g is None else g.mul_(scale) for g in ctx.saved_tensors)

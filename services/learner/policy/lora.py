@@ -136,7 +136,7 @@ def _peft_config(config: Config, layers: list[str]) -> "LoraConfig":
 
     return LoraConfig(
         r=config.model.lora_rank,
-        lora_alpha=config.model.lora_alpha,  # pyright: ignore[reportArgumentType] - any number
+        lora_alpha=config.model.lora_alpha,  # pyrefly: ignore[bad-argument-type] - any number
         target_modules=layers,
         base_model_name_or_path=config.model.path,
         task_type="CAUSAL_LM",

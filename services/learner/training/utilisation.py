@@ -61,7 +61,8 @@ def costs_of(causal_lm: PreTrainedModel) -> ModelCosts | None:
     if heads is None or windows is None or getattr(text, "kv_lora_rank", None):
         return None
     looked_up = _looked_up(causal_lm)
-    layers = {id(p) for p in getattr(causal_lm.base_model, "layers", nn.ModuleList()).parameters()}
+    stack: Any = getattr(causal_lm.base_model, "layers", nn.ModuleList())
+    layers = {id(p) for p in stack.parameters()}
     token = forward = layers_forward = 0.0
     for name, parameter in causal_lm.named_parameters():
         if id(parameter) in looked_up:

@@ -71,12 +71,14 @@ def frame_of(value: Opening | Reply | Message | Row) -> dict[str, Any]:
 
 def message_in(frame: Mapping[str, Any]) -> Message:
     """The message of a frame."""
-    return Message(**{**frame, "tool_calls": tuple(ToolCall(**call) for call in frame["tool_calls"])})
+    fields: dict[str, Any] = {**frame, "tool_calls": tuple(ToolCall(**call) for call in frame["tool_calls"])}
+    return Message(**fields)
 
 
 def row_in(frame: Mapping[str, Any]) -> Row:
     """The row of a frame."""
-    return Row(**{**frame, "messages": tuple(map(message_in, frame["messages"]))})
+    fields: dict[str, Any] = {**frame, "messages": tuple(map(message_in, frame["messages"]))}
+    return Row(**fields)
 
 
 def opening_in(frame: Mapping[str, Any]) -> Opening:

@@ -59,7 +59,7 @@ def _parse(text: str) -> list[Any]:
     import math_verify
 
     text = "".join(_ascii_digit(character) for character in text)
-    return math_verify.parse(text, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+    return math_verify.parse(text, parsing_timeout=None)  # pyrefly: ignore[bad-argument-type]
 
 
 def _equal(gold: list[Any], answer: list[Any]) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ray.exceptions import RayActorError, RayError, RayTaskError  # pyright: ignore
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from sluice.clock import Clock, SystemClock
 from sluice.errors import LaunchError, SluiceError

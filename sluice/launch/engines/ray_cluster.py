@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 # Ray is an extra: without it these lines have no types, and `import ray` would name the engine's own module.
-from ray import available_resources, get_runtime_context, init, kill, remote, shutdown  # pyright: ignore
-from ray import nodes as known_nodes  # pyright: ignore
-from ray.exceptions import RayError  # pyright: ignore
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group  # pyright: ignore
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # pyright: ignore
+from ray import available_resources, get_runtime_context, init, kill, remote, shutdown
+from ray import nodes as known_nodes
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sluice.errors import ConfigError, LaunchError, Unavailable
 from sluice.launch.commands import Needs
@@ -105,7 +105,7 @@ def leave() -> None:
 
 def _quieten() -> None:
     """Ray prints what becomes of any node, in dozens of lines, over the run's own view; the tasks say what matters here."""
-    from ray._private import worker  # pyright: ignore
+    from ray._private import worker
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     worker.print_to_stdstream = lambda *_, **__: None
@@ -142,7 +142,7 @@ def draining() -> Mapping[str, float]:
     Raises Unavailable when the head does not answer.
     """
     # Ray's own libraries ask here, every second or more often; there is no public way, and the head publishes nothing.
-    from ray._private.state import state  # pyright: ignore
+    from ray._private.state import state
 
     try:
         found = state.get_draining_nodes()
@@ -154,7 +154,7 @@ def draining() -> Mapping[str, float]:
 def grows() -> bool:
     """Whether an autoscaler may add nodes: it has told the head which."""
     # Ray's own libraries ask here; there is no public way.
-    from ray._private.state import state  # pyright: ignore
+    from ray._private.state import state
 
     return state.get_cluster_config() is not None
 

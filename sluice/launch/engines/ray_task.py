@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import ActorUnavailableError, RayError  # pyright: ignore
+from ray.exceptions import ActorUnavailableError, RayError
 
 from sluice.launch.engines.port import LOST
 from sluice.launch.engines.ray_host import Ended

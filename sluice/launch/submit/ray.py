@@ -148,7 +148,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _client() -> Any:
     """A client of the cluster's job API. Raises ConfigError without Ray, LaunchError without a cluster."""
     try:
-        from ray.job_submission import JobSubmissionClient  # pyright: ignore
+        from ray.job_submission import JobSubmissionClient
     except ModuleNotFoundError as error:
         raise ConfigError("--on ray needs the package ray: pip install 'sluice-rl[ray]'") from error
     variable = next((name for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if os.environ.get(name)), "the default")

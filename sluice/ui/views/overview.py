@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nicegui import ui
@@ -167,7 +168,7 @@ class _Charts:
         button.on("click", do)
 
     def _change(self, **changed: Any) -> None:
-        look = Look(**({"smoothing": self.look.smoothing, "log": self.look.log, "axis": self.look.axis} | changed))
+        look = replace(self.look, **changed)
         query = {"smooth": f"{look.smoothing:g}"} if look.smoothing != Look().smoothing else {}
         query |= ({"x": "time"} if look.axis == "time" else {}) | ({"log": "1"} if look.log else {})
         if (look.log, look.axis) != (self.look.log, self.look.axis):

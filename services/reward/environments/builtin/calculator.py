@@ -111,5 +111,5 @@ def _bounded(value: Any) -> Number:
 
 
 def _written(value: Number) -> str:
-    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+    whole = isinstance(value, float) and value % 1 == 0 and abs(value) < 1e15
     return str(int(value)) if whole else str(value)
