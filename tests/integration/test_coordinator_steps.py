@@ -1,6 +1,8 @@
 """A learner's run over real gRPC and a real Redis: registration, batches, commits, a run that is opened again."""
 
+import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import grpc
@@ -8,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from blake3 import blake3
 
+from services.coordinator.storage.redis_store import Store
 from sluice.report.sample_tokens import kept_group
 from sluice.run_dir.batch_file import batch_path
 from sluice.run_dir.token_figures import example_of
@@ -150,6 +153,26 @@ async def test_a_stopped_run_goes_on_when_it_is_opened_again_and_a_finished_one_
         assert (await run.until(state_is(pb.RUN_STATE_FINISHED))).ledger.trained == 16
     rows = pq.read_table(tmp_path / "run" / "ledger").to_pylist()
     assert len({row["group_id"] for row in rows}) == len(rows)
+
+
+async def test_no_state_is_shown_that_redis_has_not(serve: Serve, cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, may = asyncio.Event(), asyncio.Event()
+    set_meta = Store.set_meta
+
+    async def late(self: Store, values: Mapping[str, str]) -> None:
+        if values.get("state") == "finished":
+            asked.set()
+            await may.wait()
+        await set_meta(self, values)
+
+    monkeypatch.setattr(Store, "set_meta", late)
+    async with serve() as run:
+        await cast.register(run)
+        await cast.learner.train(run, range(3))
+        await asked.wait()
+        assert (await run.status()).state == pb.RUN_STATE_FINISHING
+        may.set()
+        await run.until(state_is(pb.RUN_STATE_FINISHED))
 
 
 async def test_a_batch_that_was_not_trained_when_the_run_was_stopped_is_trained_after_it_is_opened_again(

@@ -63,6 +63,7 @@ class Lifecycle:
         self._starvation = StarvationWatch(run, conductor=conductor)
         self._failures = FailureWatch(run, failures=conductor.admitter.failures)
         self._absences = Absences(run.clock)
+        self._saving = asyncio.Lock()
         self._stopping = asyncio.Event()
         if run.progress.stop_requested:
             self._stopping.set()
@@ -102,7 +103,8 @@ class Lifecycle:
 
     async def save(self) -> None:
         """Writes the run's state to Redis."""
-        await self._store.set_meta(self._progress.to_meta())
+        async with self._saving:
+            await self._store.set_meta(self._progress.to_meta())
 
     async def _start(self) -> None:
         starting = self._progress.state is RunState.STARTING
@@ -301,10 +303,12 @@ class Lifecycle:
             await self._board.changed.wait(1.0)
 
     async def _enter(self, state: RunState) -> None:
-        self._progress.state = state
+        """Shows a state when Redis has it: who sees that the run has finished may end this process at once."""
+        async with self._saving:
+            await self._store.set_meta(self._progress.to_meta() | {"state": state.value})
+            self._progress.state = state
         # At once, so that whoever has seen the state hears no news of it any more.
         self._events.emit("run_state", self._progress.reason or state.value, labels={"state": state.value})
-        await self.save()
         self._board.changed.notify()
 
 

@@ -78,6 +78,7 @@ class FakeLearner(FakeService, learner_pb2_grpc.LearnerServiceServicer):
 
     def publish(self, step: int, batch: list[pb.GetBatchResponse]) -> pb.TrainedStep:
         """Step `step` is trained, and not committed yet."""
+        assert batch[0].HasField("header"), f"no batch {step}: {batch[0].not_ready.reason}"
         self.version = step + 1
         trained = pb.TrainedStep(
             step=step,
