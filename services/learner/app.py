@@ -89,6 +89,7 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions, disk: Di
     publisher = _publisher(ranks, config, backend, options, Path(run_dir))
     publisher.publish(snapshot)
     control.publisher = publisher
+    control.coordinator.meanwhile = worker.command
     control.device, control.gpus = identity(), gpus_message(model_of_gpu(), count=ranks.size)
     _on_signal(control.stop, grace_s=config.launch.grace_s)
     servicer = LearnerServicer(publisher, config=config, run_dir=Path(run_dir), wake=control.coordinator.wake)

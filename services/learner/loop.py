@@ -10,7 +10,8 @@ publishing and booking a version go on beside the next step (publishing.py).
  the leader     the former version, before the next version or a          the thread that makes the version known
                 checkpoint is gathered
  the leader     the booking of a checkpoint, a call at a time             the coordinator, when its disk has room
- the followers  the leader's next command                                 the leader, which sends a command after every poll
+ the followers  the leader's next command                                 the leader, which sends a command after every poll,
+                                                                          and every MEANWHILE_S of a call that lasts
 """
 
 import time

@@ -6,19 +6,22 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from sluice.clock import SystemClock
 from sluice.config.schema import LaunchConfig
+from sluice.errors import Busy
 from sluice.launch.commands import Command
 from sluice.launch.frozen import FrozenWatch
 from sluice.launch.keeper import Keeper
 from sluice.testing import assert_eventually
 from sluice.testing.fakes import FakeCoordinator, serving
+from sluice.v1 import coordinator_pb2 as pb
 from tests.forked import ForkedProcess
-from tests.integration import hanging_learner
+from tests.integration import hanging_learner, short_collectives
 from tests.integration.service_process import ENVIRON, flags, learner
 from tests.integration.tiny_run import tiny_coordinator
 
@@ -116,6 +119,30 @@ async def test_a_learner_that_wakes_up_after_another_took_over_ends_and_commits_
     assert code == 1
     assert "fence 1 is not 2" in errors
     assert [(commit.step, commit.fence) for commit in fake.commits] == [(0, 2), (1, 2)]
+
+
+@pytest.mark.long
+async def test_ranks_outlast_a_coordinator_that_is_busy_for_longer_than_a_collective_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register, asked_s = FakeCoordinator.Register, list[float]()
+
+    async def busy(self: FakeCoordinator, request: pb.RegisterRequest, context: Any) -> pb.RegisterResponse:
+        asked_s.append(time.monotonic())
+        if asked_s[-1] - asked_s[0] < 1.5 * short_collectives.LIMIT_S:
+            raise Busy("register: Redis is repaired")
+        return await register(self, request, context)
+
+    monkeypatch.setattr(FakeCoordinator, "Register", busy)
+    fake = tiny_coordinator(tmp_path, ready=2, end=2, learner={"max_tokens_per_micro_batch": 64})
+    async with (
+        serving(fake) as address,
+        learner(address, main=short_collectives.main, ranks=2, piped=True) as ranks,
+    ):
+        _, errors = await _end(ranks)
+    assert ranks.codes == [0, 0], errors
+    assert len(asked_s) > 2
+    assert [commit.step for commit in fake.commits] == [0, 1]
 
 
 @pytest.mark.long

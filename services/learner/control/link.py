@@ -72,6 +72,9 @@ class CoordinatorLink:
         self._thread, self._registration, self._show = thread, registration, show
         self._wake, self._registered = asyncio.Event(), asyncio.Condition()
         registration.on_registered = self._announce
+        self.meanwhile: Callable[[], object] | None = None
+        """Called again and again while a call of the training thread lasts: the other ranks wait for a command, and no
+        collective of torch waits as long as the repair of a long run may take."""
         self.vocabulary = 0
         """The number of the model's token ids; to be set before `batch`."""
 
@@ -85,7 +88,7 @@ class CoordinatorLink:
         Raises TransferError for a damaged batch, NotReady when the coordinator insists on one that cannot be trained.
         """
         refused = _NOTHING
-        while isinstance(found := self._thread.call(self._poll(step, refused)), _RawBatch):
+        while isinstance(found := self._thread.call(self._poll(step, refused), meanwhile=self.meanwhile), _RawBatch):
             if found.header.digest == refused.digest:
                 raise NotReady(f"batch {step} was committed before, and cannot be trained again: {refused.why}")
             try:
@@ -128,7 +131,7 @@ class CoordinatorLink:
             request = pb.CommitCheckpointRequest(version=version_to_proto(version), path=str(path), fence=fence)
             return self._registration.stub.CommitCheckpoint(request, timeout=CALL_TIMEOUT_S)
 
-        self._thread.call(self._fenced(commit, "CommitCheckpoint"))
+        self._thread.call(self._fenced(commit, "CommitCheckpoint"), meanwhile=self.meanwhile)
 
     def wake(self) -> None:
         """Ends a wait for a batch. Safe from any thread and in a signal handler."""

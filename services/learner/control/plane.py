@@ -91,7 +91,7 @@ class ControlPlane:
         port = self._thread.call(self._serve(add_servicer, calls_per_s=config.network.max_calls_per_s))
         log.info("serving", address=joined(self._options.bind, port), metrics_port=metrics_port)
         self._membership.serves(port=port, metrics_port=metrics_port)
-        self._thread.call(self._membership.registration.register())
+        self._thread.call(self._membership.registration.register(), meanwhile=self.coordinator.meanwhile)
         self._thread.keep(self._membership.registration.keep_alive())
 
     def stop(self) -> None:

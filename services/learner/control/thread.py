@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+MEANWHILE_S = 20.0
+"""How often a call that lasts does what has to be done meanwhile."""
+
 
 class ControlThread:
     """Runs coroutines for the thread that made this object, until `close`. A daemon, so that a crash of training ends the
@@ -21,14 +24,17 @@ class ControlThread:
         self._background: list[Future[Any]] = []
         self._thread.start()
 
-    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs `coroutine`, which must have a deadline of its own, and blocks until the end. Raises the coroutine's error.
+    def call(self, coroutine: Coroutine[Any, Any, T], *, meanwhile: Callable[[], object] | None = None) -> T:
+        """Runs `coroutine`, which must have a deadline of its own or wait for work that goes on, and blocks until the end;
+        calls `meanwhile` every MEANWHILE_S. Raises the coroutine's error.
 
         As soon as a kept task has ended, the coroutine is broken off and the task's error is raised: a learner that the
         coordinator refuses need not wait for the answer to its call.
         """
         calling = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        wait([calling, *self._background], return_when=FIRST_COMPLETED)
+        ends, pause_s = [calling, *self._background], None if meanwhile is None else MEANWHILE_S
+        while not wait(ends, timeout=pause_s, return_when=FIRST_COMPLETED).done and meanwhile is not None:
+            meanwhile()
         for task in self._background:
             if task.done():
                 calling.cancel()

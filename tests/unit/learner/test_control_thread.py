@@ -52,3 +52,17 @@ def test_a_call_under_way_ends_with_the_task_that_should_outlive_it(thread: Cont
     with pytest.raises(Fenced, match="rolled back"):  # and so does the next one
         thread.call(asyncio.sleep(60))
     assert broken_off.wait(10)
+
+
+def test_a_call_that_lasts_does_something_meanwhile(thread: ControlThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.learner.control.thread.MEANWHILE_S", 0.01)
+    enough, commands = asyncio.Event(), list[str]()
+
+    def command() -> None:
+        commands.append("IDLE")
+        if len(commands) == 3:
+            thread.soon(enough.set)
+
+    with pytest.raises(Fenced, match="replaced"):
+        thread.call(ends_with(Fenced("replaced"), after=enough), meanwhile=command)
+    assert len(commands) >= 3
