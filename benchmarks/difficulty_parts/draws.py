@@ -22,7 +22,8 @@ def draw_rows() -> list[Row]:
 def _draw_us(size: int) -> float:
     sampler, outcomes = Difficulty(Numbers(size)), random.Random(0)
     for row in range(0, size, max(1, size // 20_000)):
-        sampler.states.observe(row, right=outcomes.randrange(N + 1) / N)
+        right = outcomes.randrange(N + 1) / N
+        sampler.states.observe(row, right=right, signal=0 < right < 1)
     sampler.choose(f"{size}:0")  # the permutation of a pass is made once
     began = time.process_time()
     for draw in range(DRAWS):

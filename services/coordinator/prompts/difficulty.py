@@ -91,9 +91,10 @@ class Difficulty:
         accs = [reward.acc for reward in group.rewards if reward.graded]
         if not accs:
             return
-        self.states.observe(admitted.row, right=sum(accs) / len(accs))
+        signal = max(accs) - min(accs) > SIGNAL_RANGE
+        self.states.observe(admitted.row, right=sum(accs) / len(accs), signal=signal)
         if admitted.predicted >= 0:
-            self._judged.append((admitted.predicted, max(accs) - min(accs) > SIGNAL_RANGE))
+            self._judged.append((admitted.predicted, signal))
 
     def remember(self, row: Mapping[str, Any]) -> None:
         """Takes a group of the ledger, by its row (ledger_row.py); one of other data, or without facts, is left out."""
@@ -102,7 +103,8 @@ class Difficulty:
             return
         right = row.get("acc_mean")
         if right is not None and 0 <= right <= 1:  # -1 stands for a group that was not graded
-            self.states.observe(place, right=right)
+            signal = 0 < right < 1 and not (row.get("term") or "").startswith("filtered_")
+            self.states.observe(place, right=right, signal=signal)
 
     def reopened(self, group: Group) -> None:
         """Takes a group that was open when the coordinator ended."""

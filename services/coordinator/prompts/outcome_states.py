@@ -1,7 +1,8 @@
 """How likely a prompt's next group has a signal, by what its former groups came to. Pure.
 
 Each row of the data is in one of STATES: never seen; its newest groups all wrong, or all right, for one, two or three groups
-and more; or mixed, with a low, middle or high share of right samples. For each state it is counted how often a row in it
+and more; or mixed, with a low, middle or high share of right samples. A group whose samples all have the same part of a point
+has no signal, and counts as all wrong or all right, whichever is nearer. For each state it is counted how often a row in it
 had a signal the next time, over the newest RECENT groups. So nothing is assumed of how fast pass rates change: where
 hopeless prompts stay hopeless and solved ones are forgotten within ten versions, the counts say both. A state with few groups
 leans on the mean of all states. Rows share what is known by their state, across data sources.
@@ -35,14 +36,14 @@ class OutcomeStates:
         self._signals = np.zeros(STATES)
         """[STATES] float64: those of them that had a signal."""
 
-    def observe(self, row: int, *, right: float) -> None:
-        """Adds a group: `right` from 0 to 1 is the mean of its samples' accuracy."""
+    def observe(self, row: int, *, right: float, signal: bool) -> None:
+        """Adds a group: `right` from 0 to 1 is the mean of its samples' accuracy, `signal` whether they differ in it."""
         state, keep = int(self._state[row]), 1 - 1 / RECENT
         self._groups *= keep
         self._signals *= keep
         self._groups[state] += 1
-        self._signals[state] += 0 < right < 1
-        self._state[row] = _after(state, right)
+        self._signals[state] += signal
+        self._state[row] = _after(state, right, signal)
 
     def chances(self, rows: list[int]) -> list[float]:
         """For each row the chance that its next group has a signal."""
@@ -51,9 +52,9 @@ class OutcomeStates:
         return table[self._state[rows]].tolist()
 
 
-def _after(state: int, right: float) -> int:
+def _after(state: int, right: float, signal: bool) -> int:
     """The state of a row that was in `state`, after a group with this share of right samples."""
-    if 0 < right < 1:
+    if signal:
         return MIXED + (right >= LOW) + (right >= HIGH)
-    first = WRONG if right <= 0 else RIGHT
+    first = WRONG if right < 0.5 else RIGHT
     return min(state + 1, first + STREAK - 1) if first <= state < first + STREAK else first

@@ -106,6 +106,11 @@ def group(number: int, row: int, *, predicted: float = 0.5, chosen: bool = False
     return Group(group_id=f"r-{number:07d}", admission=number, prompt=prompt, cursor="", admitted=admitted)
 
 
+def observe(states: OutcomeStates, row: int, *, right: float) -> None:
+    """A group whose samples are right or wrong."""
+    states.observe(row, right=right, signal=0 < right < 1)
+
+
 def a_mixture(size: int) -> list[float]:
     """A third teaches, a third is known, a third is hopeless."""
     return [(0.5, 1.0, 0.0)[row % 3] for row in range(size)]
@@ -123,7 +128,7 @@ def test_the_mean_chance_of_a_signal_over_a_beta() -> None:
 def test_a_row_is_in_the_state_that_its_newest_groups_make() -> None:
     states, seen = OutcomeStates(2), list[int]()
     for right in (0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.25, 0.4, 0.9, 1.0):
-        states.observe(1, right=right)
+        observe(states, 1, right=right)
         seen.append(int(states._state[1]))
     assert seen == [
         *range(WRONG, WRONG + STREAK),
@@ -142,17 +147,17 @@ def test_a_row_is_in_the_state_that_its_newest_groups_make() -> None:
 
 def test_a_state_has_the_chance_that_was_seen_of_it_and_leans_on_all_where_little_was() -> None:
     states = OutcomeStates(3)
-    states.observe(0, right=0.5)  # of an unseen row
-    states.observe(0, right=0.0)  # of a mixed one
+    observe(states, 0, right=0.5)  # of an unseen row
+    observe(states, 0, right=0.0)  # of a mixed one
     keep = 1 - 1 / RECENT
     signals, groups = keep, keep + 1
     mean = (signals + LEAN / 2) / (groups + LEAN)
     assert states.chances([2, 0]) == pytest.approx([(keep + LEAN * mean) / (keep + LEAN), mean])
     for _ in range(1500):
-        states.observe(1, right=0.0)
+        observe(states, 1, right=0.0)
     assert states.chances([1])[0] < 0.01, "hopeless"
     for _ in range(1500):
-        states.observe(1, right=0.5)
+        observe(states, 1, right=0.5)
     assert states.chances([1])[0] > 0.98, "what was seen long ago has faded"
 
 
@@ -263,6 +268,19 @@ def test_a_restarted_coordinator_chooses_what_the_former_one_would_have_chosen(m
     assert choices(again) == expected
 
 
+@pytest.mark.parametrize(("part", "state"), [(0.3, WRONG), (0.5, RIGHT)])
+def test_a_group_whose_samples_all_have_the_same_part_of_a_point_has_no_signal(part: float, state: int) -> None:
+    data = Data(a_mixture(30))
+    sampler, again, one = Difficulty(data), Difficulty(data), group(0, 4)
+    one.samples = {index: make_sample(index, version=0) for index in range(N)}
+    one.rewards = [make_reward(part) for _ in range(N)]
+    sampler.ended(one)
+    again.remember(ledger_row(one, term="filtered_other"))
+    assert int(sampler.states._state[4]) == int(again.states._state[4]) == state
+    assert sampler.states.chances([0, 4]) == again.states.chances([0, 4])
+    assert [signal for _, signal in sampler._judged] == [False]
+
+
 async def test_a_group_that_a_repair_takes_off_the_board_keeps_its_row_from_no_draw() -> None:
     stage, run = Stage(make_config()), Run(Data(a_mixture(90))).go(40)
     left = run.open[-1]
@@ -293,7 +311,7 @@ def test_a_submitted_prompt_is_not_overtaken_and_its_outcome_is_of_no_row() -> N
     sampler = Difficulty(data, is_submitted=lambda cursor: cursor.endswith(":0"))
     position = next(p for p in range(20, 80) if data.place(p)[1] == 0 and not sampler.in_turn(*data.place(p)))
     for row in (*range(20), *[0] * 40):
-        sampler.states.observe(row, right=data.rates[row])
+        observe(sampler.states, row, right=data.rates[row])
     assert sampler.choose(f"{position}:0") == f"{position}:0"
     assert sampler.choose(f"{position}:1") == f"{position + 1}:1"
     submitted = group(0, 3)
