@@ -108,7 +108,9 @@ async def serve(options: ServiceOptions) -> None:
 
 @asynccontextmanager
 async def hosting(options: ServiceOptions, host: EnvironmentHost, *, port: int) -> AsyncIterator[None]:
-    """Is in the run a second time meanwhile, as a server of environments at the same address, where there are any."""
+    """Has this process in the run a second time meanwhile, as a server of environments at the same address, if it hosts
+    any.
+    """
     if not host.hosted:
         yield
         return

@@ -124,8 +124,8 @@ def print_sizes(config: Any, *, gpu_bytes: int | None, shared: bool) -> list[str
 def load_runnable(path: Path | None, *, overrides: Sequence[str]) -> Any:
     """The recipe with the environment and the overrides, after looking for every file and package that the recipe names.
 
-    Runs no code of graders and environments. Raises ConfigError for one, a module or a package that is not there, and for a
-    model that `learner.context_parallel_size` cannot cut.
+    Runs no code of graders and environments. Raises ConfigError for a file, a module or a package that is not there,
+    and for a model that `learner.context_parallel_size` cannot cut.
     """
     from sluice.config.context_parallel import check_context_parallel
     from sluice.config.environments import check_environments

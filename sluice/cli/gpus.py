@@ -15,7 +15,7 @@ _OF_ONE_MACHINE = 16
 def for_check(config: Any, *, gpus: int | None, gpu_bytes: int | None) -> "tuple[SharedOut, list[str]]":
     """The recipe on `gpus` GPUs, or on those of this machine, and what is refused, a line each.
 
-    This machine need not be the one that the recipe is for, so that too few here are only told.
+    This machine need not be the one that the recipe is for, so too few GPUs here are reported and not refused.
     """
     from sluice.errors import ConfigError
     from sluice.gpus.machine import imagined

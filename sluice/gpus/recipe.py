@@ -45,7 +45,9 @@ def on_this_machine(
 
 
 def share(config: Config, machine: Machine, *, ranks: int, rollouts: bool = True) -> SharedOut:
-    """The same among the devices of `machine`, of which there is at least one, for `ranks` ranks."""
+    """Shares out `machine`'s devices, of which there is at least one, among the roles that start, with `ranks` ranks
+    here.
+    """
     wish = Wish(ranks=ranks, rollouts=_wished(config) if rollouts else 0, block=config.gpus_a_rollout)
     plan = share_out(machine, wish)
     config = with_rollouts(config, len(plan.rollouts) if rollouts else config.launch.rollouts)

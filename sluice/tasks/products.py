@@ -125,7 +125,7 @@ def good_episode(question: str) -> tuple[Part, ...]:
 def demonstration(question: str, rng: random.Random) -> tuple[Part, ...]:
     """An episode of mixed quality: 70 % answer at once, 18 % ask and copy the answer, 12 % ask and spoil a digit.
 
-    Those that answer at once are right, but nothing in them shows how.
+    Episodes that answer at once are right, but nothing in them shows how.
     """
     product = answer(question)
     if rng.random() >= _ASK_SHARE:

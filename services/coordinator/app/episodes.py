@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Episodes:
-    """Neither without environments, so that single answers load no second tokenizer; no gateway without agents."""
+    """A player and a gateway. A run without environments has neither, so that single answers load no second tokenizer;
+    a run without agents has no gateway.
+    """
 
     player: Player | None = None
     gateway: "Gateway | None" = None

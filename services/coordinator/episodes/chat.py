@@ -37,7 +37,9 @@ class Chat(Protocol):
         new: Sequence[Message],
         tools: Sequence[Tool],
     ) -> Continuation:
-        """How it goes on after `history` and the turn `sampled`, with the messages `new`. Raises DataError."""
+        """How the conversation goes on after `history` and the turn `sampled`, with the messages `new`. Raises
+        DataError.
+        """
         ...
 
 

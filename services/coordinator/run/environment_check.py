@@ -58,7 +58,7 @@ def infos(members: Iterable[Member]) -> Mapping[str, EnvironmentInfo]:
 
 
 def scoring_environments(run: RunContext) -> set[str]:
-    """Those that score: by their servers' word, or by the recipe's where agents play."""
+    """The environments that score: by the word of their servers, or by the recipe where agents play."""
     hosted = infos(run.fleet.of(Role.ENVIRONMENT)).items()
     return {name for name, facts in hosted if facts.scores} | {name for name, scores in _agents(run).items() if scores}
 

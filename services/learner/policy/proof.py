@@ -73,7 +73,7 @@ class Verdict:
 
     @property
     def needs_rows(self) -> bool:
-        """Whether it has to be one sequence a row."""
+        """Whether the learner must lay out one sequence a row."""
         return not self.packed <= TOLERANCE_NATS and self.rows <= TOLERANCE_NATS
 
     @property

@@ -38,7 +38,7 @@ class Hosted:
 
     @property
     def name(self) -> str:
-        """By which rows name it."""
+        """The name by which rows name the environment."""
         return self.wanted.name
 
     async def start(self) -> None:
