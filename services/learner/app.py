@@ -29,6 +29,7 @@ from services.learner.distributed.ranks import Ranks, join_ranks, naming_lost_ra
 from services.learner.distributed.shared_folders import check_shared_folders
 from services.learner.loop import Leader, follow
 from services.learner.policy.lora import export_adapter
+from services.learner.publishing import Publishing
 from services.learner.worker import Worker
 from sluice.accelerator import identity, model_of_gpu
 from sluice.clock import SystemClock
@@ -99,13 +100,18 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions, disk: Di
         worker=worker,
         coordinator=control.coordinator,
         publisher=publisher,
-        lineages=LineageBook(Path(run_dir) / LINEAGES_FILE),
+        publishing=Publishing(
+            coordinator=control.coordinator,
+            publisher=publisher,
+            lineages=LineageBook(Path(run_dir) / LINEAGES_FILE),
+            record=record,
+            lineage=state.lineage,
+            snapshot=snapshot,
+            export=exports.offer,
+            disk=disk,
+        ),
         record=record,
-        state=state,
-        snapshot=snapshot,
         checkpoint_every_steps=config.learner.checkpoint_every_steps,
-        export=exports.offer,
-        disk=disk,
         tracer=control.tracer,
     )
     try:
