@@ -43,7 +43,7 @@ LAST_WORDS_S = 5.0
 
 
 class RankWork(Protocol):
-    """One rank's part of the work (worker.py). Every method is collective: all ranks call it together."""
+    """One rank's part of the work (rank_worker.py). Every method is collective: all ranks call it together."""
 
     @property
     def step(self) -> int:

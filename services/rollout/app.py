@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import structlog
 
-from services.rollout.adapters.environment import set_environment
+from services.rollout.adapters.engine_environment import set_environment
 from services.rollout.concurrency import Concurrency, handed_over
 from services.rollout.engine import Engine
 from services.rollout.engine_loop import EngineFailed, EngineLoop
@@ -35,7 +35,7 @@ from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
 from sluice.shared_memory import check_room
 from sluice.telemetry.prometheus import Exporter
-from sluice.telemetry.traces.opening import CLOSE_WITHIN_S, open_tracer
+from sluice.telemetry.traces.process_tracer import CLOSE_WITHIN_S, open_tracer
 from sluice.telemetry.traces.tracer import OFF
 from sluice.v1 import common_pb2, coordinator_pb2, rollout_pb2, rollout_pb2_grpc
 from sluice.weights.adapters import pushes_adapters

@@ -18,8 +18,8 @@ def for_check(config: Any, *, gpus: int | None, gpu_bytes: int | None) -> "tuple
     This machine need not be the one that the recipe is for, so too few GPUs here are reported and not refused.
     """
     from sluice.errors import ConfigError
+    from sluice.gpus.gpu_plan import Wish
     from sluice.gpus.machine import imagined
-    from sluice.gpus.plan import Wish
     from sluice.gpus.recipe import SharedOut, share, with_rollouts
 
     plain = SharedOut(config=with_rollouts(config, config.launch.rollouts))

@@ -8,11 +8,11 @@ from sluice.config.schema import Config
 from sluice.config.schema.launch import ReplicaRange
 from sluice.errors import ConfigError
 from sluice.gpus.chosen import allowed
+from sluice.gpus.gpu_plan import Plan, Wish, share_out
 from sluice.gpus.machine import Device, Link, Machine
-from sluice.gpus.plan import Plan, Wish, share_out
 from sluice.sizing.config_json import Uncounted, read_shape
 from sluice.sizing.learner import rank_memory
-from sluice.sizing.parts import gigabytes
+from sluice.sizing.memory_parts import gigabytes
 from sluice.sizing.rollout import gpu_memory, kv_cache
 from sluice.sizing.verdict import LEFT_FREE_BYTES
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from services.coordinator.episodes.template import TemplateChat
+from services.coordinator.episodes.chat_template import TemplateChat
 from services.learner.sft_base import build as warmup
 from services.learner.sft_base import mixadd3_course, products_course, training
 from services.learner.sft_base.course import Stage

@@ -9,7 +9,7 @@ import numpy as np
 
 from services.coordinator.agents.asking import Refused, Said
 from services.coordinator.agents.session import AgentSession
-from services.coordinator.episodes.rows import Limits
+from services.coordinator.episodes.wanted_episode import Limits
 from sluice.environments import ToolCall
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 409: "conflict_error", 429: "rate_limit_error"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from services.coordinator.agents.asking import EPISODE_OVER, UNDER_WAY, Ask, Ended, Refused, Said
-from services.coordinator.episodes.rows import Wanted
+from services.coordinator.episodes.wanted_episode import Wanted
 from sluice.errors import NotFound, Overloaded
 
 ANSWER_S: Final = 540.0

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from services.coordinator.episodes.chat_template import PlainChat, TemplateChat
 from services.coordinator.episodes.continuation import Continuation
-from services.coordinator.episodes.template import PlainChat, TemplateChat
 from sluice.environments import Message, Tool
 
 if TYPE_CHECKING:

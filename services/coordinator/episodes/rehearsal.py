@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from services.coordinator.episodes.chat import Chat
-from services.coordinator.episodes.rows import Limits
+from services.coordinator.episodes.wanted_episode import Limits
 from services.coordinator.state.group import PromptLike
 from services.coordinator.state.member import Member
 from services.coordinator.state.ports import EnvironmentClient

@@ -16,7 +16,7 @@ import structlog
 
 from services.coordinator.episodes.chat import Chat
 from services.coordinator.episodes.rehearsal import Rehearsed, rehearse
-from services.coordinator.episodes.rows import Limits
+from services.coordinator.episodes.wanted_episode import Limits
 from services.coordinator.run.absences import Absences
 from services.coordinator.state.group import PromptLike
 from services.coordinator.state.member import EnvironmentInfo, Member, Role

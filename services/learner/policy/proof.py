@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from services.learner.batches.batch import TrainSequence
-from services.learner.distributed.context import ALONE, ContextGroup
+from services.learner.distributed.context_group import ALONE, ContextGroup
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy import attention
 from services.learner.policy.forward import Policy

@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.reward.environments.worker_handle import EnvironmentWorker, Facts, Refused
+from services.reward.environments.environment_handle import EnvironmentWorker, Facts, Refused
 from services.reward.sandbox.guarded_process import Limits, WorkerDied
 from sluice.clock import Clock
 

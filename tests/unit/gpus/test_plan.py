@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sluice.errors import ConfigError
+from sluice.gpus.gpu_plan import Plan, Wish, share_out
 from sluice.gpus.machine import Device, Link, Machine
-from sluice.gpus.plan import Plan, Wish, share_out
 from tests.unit.gpus.fake_nvml import within
 
 ISLANDS_OF_FOUR = [(0, 1, 2, 3), (4, 5, 6, 7)]
