@@ -101,6 +101,7 @@ def make_engine(config: Config, model: ModelFacts, *, kind: str) -> Engine:
         return TransformersEngine(
             model, dtype=config.model.dtype, max_model_len=max_model_len, max_num_seqs=_fixed_samples(config)
         )
+    assert kind == "vllm", f"no branch makes the engine {kind}"
     from services.rollout.adapters.vllm_engine import VllmEngine
 
     return VllmEngine(

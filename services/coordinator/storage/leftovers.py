@@ -42,5 +42,6 @@ def _remove(files: RunFiles, left: list[Path]) -> None:
             files.drop_batches_before(kept[0])
     except OSError as error:
         log.warning("leftovers_not_removed", reason=str(error))
-    if left:
-        log.info("leftovers_removed", files=len(left))
+    else:
+        if left:
+            log.info("leftovers_removed", files=len(left))
