@@ -8,7 +8,7 @@ from sluice.config.schema import Config
 from sluice.config.schema.launch import ReplicaRange
 from sluice.errors import ConfigError
 from sluice.gpus.chosen import allowed
-from sluice.gpus.gpu_plan import Plan, Wish, share_out
+from sluice.gpus.gpu_plan import Demand, Plan, share_out
 from sluice.gpus.machine import Device, Link, Machine
 from sluice.sizing.config_json import Uncounted, read_shape
 from sluice.sizing.learner import rank_memory
@@ -48,8 +48,8 @@ def share(config: Config, machine: Machine, *, ranks: int, rollouts: bool = True
     """Shares out `machine`'s devices, of which there is at least one, among the roles that start, with `ranks` ranks
     here.
     """
-    wish = Wish(ranks=ranks, rollouts=_wished(config) if rollouts else 0, block=config.gpus_a_rollout)
-    plan = share_out(machine, wish)
+    demand = Demand(ranks=ranks, rollouts=_asked_rollouts(config) if rollouts else 0, block=config.gpus_a_rollout)
+    plan = share_out(machine, demand)
     config = with_rollouts(config, len(plan.rollouts) if rollouts else config.launch.rollouts)
     lines = [_heading(machine), *_services(machine, plan)]
     if plan.shared:
@@ -62,7 +62,7 @@ def on_cluster(config: Config, count: int) -> SharedOut:
     """What the services of a cluster with `count` GPUs need; one with too few may still grow, so nothing is refused."""
     usable = 0 if config.launch.gpus == "none" else count
     ranks, block = config.learner_ranks, config.gpus_a_rollout
-    rollouts = _wished(config)
+    rollouts = _asked_rollouts(config)
     if rollouts == "auto":
         rollouts = max(1, (usable - ranks) // block)
     config = with_rollouts(config, rollouts)
@@ -89,7 +89,7 @@ def with_rollouts(config: Config, replicas: int) -> Config:
     return _with(config, "launch", rollout_replicas=replicas)
 
 
-def _wished(config: Config) -> int | Literal["auto"]:
+def _asked_rollouts(config: Config) -> int | Literal["auto"]:
     """Rollouts at the start."""
     return "auto" if config.launch.rollout_replicas == "auto" else config.launch.rollouts
 

@@ -297,7 +297,7 @@ class Trainer:
         """
         loss, logprobs, entropies = self.policy(packed, objective)
         loss.backward()
-        tally.add(objective.seen(), entropies)
+        tally.add(objective.stats(), entropies)
         return torch.stack([packed.rollout_logprobs, logprobs, packed.ages.float()]), entropies
 
     def _apply(self, tally: Tally, scale: StepScale | None) -> tuple[float, float]:
