@@ -18,7 +18,7 @@ def for_check(config: Any, *, gpus: int | None, gpu_bytes: int | None) -> "tuple
     This machine need not be the one that the recipe is for, so too few GPUs here are reported and not refused.
     """
     from sluice.errors import ConfigError
-    from sluice.gpus.gpu_plan import Wish
+    from sluice.gpus.gpu_plan import Demand
     from sluice.gpus.machine import imagined
     from sluice.gpus.recipe import SharedOut, share, with_rollouts
 
@@ -33,8 +33,8 @@ def for_check(config: Any, *, gpus: int | None, gpu_bytes: int | None) -> "tuple
     except ConfigError as error:
         return plain, [str(error)]
     if config.launch.learner_nnodes > 1 or gpus > _OF_ONE_MACHINE:
-        wish = Wish(ranks=config.learner_ranks, rollouts=out.config.launch.rollouts, block=config.gpus_a_rollout)
-        out = replace(out, lines=(f"GPUs: {wish.text} of {gpus}",))
+        demand = Demand(ranks=config.learner_ranks, rollouts=out.config.launch.rollouts, block=config.gpus_a_rollout)
+        out = replace(out, lines=(f"GPUs: {demand.text} of {gpus}",))
     return out, []
 
 
