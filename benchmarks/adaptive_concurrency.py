@@ -166,7 +166,7 @@ WIDTH, LAYERS = 128, 2
 
 def _vllm() -> tuple[dict[int, Figures], Figures]:
     """The fixed numbers, and the controller: medians of ROUNDS."""
-    from services.rollout.adapters.environment import set_environment
+    from services.rollout.adapters.engine_environment import set_environment
 
     set_environment(threads=1)  # before vLLM and torch are imported
     from services.rollout.adapters.vllm_engine import VllmEngine

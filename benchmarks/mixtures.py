@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.report import Row
-from services.rollout.adapters.environment import set_environment
+from services.rollout.adapters.engine_environment import set_environment
 from sluice.dapo.mismatch import mismatch
 
 WIDE = {

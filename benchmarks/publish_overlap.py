@@ -36,7 +36,7 @@ from services.learner.distributed.ending import end_process
 from services.learner.distributed.ranks import join_ranks
 from services.learner.loop import Leader
 from services.learner.ports import NoBatch
-from services.learner.worker import Worker
+from services.learner.rank_worker import Worker
 from sluice.config.schema import Config
 from sluice.lineage import FIRST, LineageBook
 from sluice.policy_version import PolicyVersion

@@ -23,7 +23,7 @@ from benchmarks.report import Row
 ROOT = Path(__file__).resolve().parents[1]
 NOTED = ROOT / "build" / "chaos.json"
 TARGET_S = 10.0
-STARTS = "import services.learner.app, services.learner.worker, torch.distributed.fsdp"
+STARTS = "import services.learner.app, services.learner.rank_worker, torch.distributed.fsdp"
 
 
 def run(arguments: Sequence[str] = ("tests/chaos/test_kill_anything.py",)) -> list[Row]:

@@ -40,7 +40,7 @@ class Peaks:
 
 def run() -> list[Row]:
     """Loads versions into two workers, then reads a file."""
-    from services.rollout.adapters.environment import set_environment
+    from services.rollout.adapters.engine_environment import set_environment
 
     set_environment(threads=1)
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:
@@ -108,15 +108,15 @@ def _loads(folder: Path) -> list[Row]:
 
 def _file(folder: Path) -> list[Row]:
     """Reads a version's file while another thread ticks."""
-    from sluice.weights import files
+    from sluice.weights import snapshot_files
 
     weights = _version(_layout(_shapes()), 0)
-    path = files.write_snapshot(folder / "pushed", weights)
+    path = snapshot_files.write_snapshot(folder / "pushed", weights)
     total = weights.manifest.total_bytes
     took, pauses, peak = [], [], 0.0
     for _ in range(LOADS):
         with _sampled([os.getpid()]) as seen, _ticking() as longest:
-            took.append(_time(lambda: files.read_snapshot(path)))
+            took.append(_time(lambda: snapshot_files.read_snapshot(path)))
             pauses.append(longest())
         peak = max(peak, seen.private_bytes[os.getpid()] / total)
     pause_s = min(pauses)  # what holds Python's lock does so each time; what else the machine does comes and goes

@@ -34,7 +34,7 @@ def model_of_gpu() -> tuple[str, int] | None:
 
 
 def backend_between(mine: str, theirs: str) -> Literal["gloo", "nccl"]:
-    """The backend for a pair of processes by their `identity`, of which an empty one was not told.
+    """The backend for a pair of processes by their `identity`, where an empty identity is one that was not told.
 
     NCCL is for two different CUDA devices: it refuses two ranks on one device ("Duplicate GPU detected"). gloo goes through
     host memory and works for every pair.
@@ -62,7 +62,7 @@ def settle(device: torch.device) -> None:
 class Lane:
     """A stream of one user's own: what is given to it queues neither behind nor before what the device computes.
 
-    torch hands out its 32 streams of a device in turn, so of more users than streams two share one.
+    torch hands out its 32 streams of a device in turn, so with more users than streams two users share a stream.
     """
 
     def __init__(self, device: torch.device) -> None:

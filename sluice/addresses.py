@@ -40,7 +40,7 @@ def is_loopback(host: str) -> bool:
 
 
 def stays_here(address: str) -> bool:
-    """Whether bytes sent to `host:port` leave this machine not."""
+    """Whether bytes sent to `host:port` stay on this machine."""
     return address.startswith("unix:") or is_loopback(host_of(address))
 
 

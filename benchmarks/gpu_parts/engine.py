@@ -24,7 +24,7 @@ def run(context: Context) -> Iterator[Figure]:
     if context.small or importlib.util.find_spec("vllm") is None:
         yield Figure(what="vllm: left out on a CPU, and where it is not importable", value=0.0, unit="")
         return
-    from services.rollout.adapters.environment import set_environment
+    from services.rollout.adapters.engine_environment import set_environment
 
     set_environment(threads=1)
     from services.rollout.adapters.vllm_engine import VllmEngine

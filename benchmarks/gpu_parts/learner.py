@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from benchmarks.gpu_parts.context import Context, Figure
 from services.learner.batches.batch import Batch, TrainGroup, TrainSequence
 from services.learner.distributed.ranks import Ranks, join_ranks
-from services.learner.policy import products
+from services.learner.policy import matrix_products
 from services.learner.policy.forward import Policy
 from services.learner.policy.model import load_policy
 from services.learner.policy.optimizer import make_optimizer
@@ -40,7 +40,7 @@ def variants(context: Context) -> Iterator[Figure]:
     )
     batch = _batch(context, prompt=512, answer=1536, n=16)
     for name, settings, fused in ways[::3] if context.small else ways:
-        with mock.patch.object(products, "fused_product", products.fused_product if fused else _never):
+        with mock.patch.object(matrix_products, "fused_product", matrix_products.fused_product if fused else _never):
             yield from _measured(context, ranks, batch, name, {"share_prompts": "never", **settings})
 
 
@@ -158,4 +158,4 @@ def _batch(context: Context, *, prompt: int, answer: int, n: int) -> Batch:
 
 
 def _never(device: torch.device, dtype: torch.dtype) -> None:
-    """products.fused_product where nothing is fused."""
+    """matrix_products.fused_product where nothing is fused."""

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from services.learner.distributed.ending import end_process
-from services.learner.distributed.environment import prepare_allocator
+from services.learner.distributed.rank_environment import prepare_allocator
 from sluice.nccl import prepare_nccl
 from sluice.rpc.service import LEARNER_PORT, ServiceOptions, exit_code, options_from, service_parser
 

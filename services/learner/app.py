@@ -1,7 +1,7 @@
 """Puts one rank of the learner together and runs the rank.
 
 Order: the coordinator's configuration, the model, the checkpoint to resume from, the snapshot of its version. Only then
-rank 0 serves and registers, so that nobody can ask for weights before they exist. Then the loop of loop.py runs. worker.py
+rank 0 serves and registers, so that nobody can ask for weights before they exist. Then the loop of loop.py runs. rank_worker.py
 puts together what trains, gathers and saves.
 """
 
@@ -24,12 +24,13 @@ from services.learner.checkpoint.training_state import CheckpointState
 from services.learner.control.plane import ControlPlane
 from services.learner.control.publisher_state import PublisherState
 from services.learner.control.servicer import LearnerServicer
-from services.learner.distributed.environment import cpu_threads
+from services.learner.distributed.rank_environment import cpu_threads
 from services.learner.distributed.ranks import Ranks, join_ranks, naming_lost_ranks
 from services.learner.distributed.shared_folders import check_shared_folders
 from services.learner.loop import Leader, follow
 from services.learner.policy.lora import export_adapter
-from services.learner.worker import Worker
+from services.learner.publishing import Publishing
+from services.learner.rank_worker import Worker
 from sluice.accelerator import identity, model_of_gpu
 from sluice.clock import SystemClock
 from sluice.config.load import parse_config
@@ -100,13 +101,18 @@ def _lead(ranks: Ranks, control: ControlPlane, options: ServiceOptions, disk: Di
         worker=worker,
         coordinator=control.coordinator,
         publisher=publisher,
-        lineages=LineageBook(Path(run_dir) / LINEAGES_FILE),
+        publishing=Publishing(
+            coordinator=control.coordinator,
+            publisher=publisher,
+            lineages=LineageBook(Path(run_dir) / LINEAGES_FILE),
+            record=record,
+            lineage=state.lineage,
+            snapshot=snapshot,
+            export=exports.offer,
+            disk=disk,
+        ),
         record=record,
-        state=state,
-        snapshot=snapshot,
         checkpoint_every_steps=config.learner.checkpoint_every_steps,
-        export=exports.offer,
-        disk=disk,
         tracer=control.tracer,
     )
     try:

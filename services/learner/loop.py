@@ -15,7 +15,6 @@ publishing and booking a version go on beside the next step (publishing.py).
 """
 
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Protocol
@@ -30,10 +29,7 @@ from services.learner.distributed.ranks import Command
 from services.learner.ports import Coordinator, Publisher
 from services.learner.publishing import Publishing, Sealable, booked
 from services.learner.step_trace import TRAINING, StepTrace
-from sluice.clock import SystemClock
-from sluice.lineage import LineageBook
 from sluice.policy_version import PolicyVersion
-from sluice.run_dir.full_disk import DiskWaits
 from sluice.run_dir.token_figures import TokenFigures
 from sluice.telemetry.traces.tracer import OFF, Tracer
 from sluice.weights.snapshot import Snapshot
@@ -48,7 +44,7 @@ LAST_WORDS_S = 5.0
 
 
 class RankWork(Protocol):
-    """One rank's part of the work (worker.py). Every method is collective: all ranks call it together."""
+    """One rank's part of the work (rank_worker.py). Every method is collective: all ranks call it together."""
 
     @property
     def step(self) -> int:
@@ -100,7 +96,7 @@ def follow(worker: RankWork) -> bool:
 
 
 class Leader:
-    """Rank 0. Starts from the version that `state` restored, whose snapshot is already published."""
+    """Rank 0. Starts from the version of `worker`, which `publishing` has as its newest and which is already published."""
 
     def __init__(
         self,
@@ -108,30 +104,16 @@ class Leader:
         worker: RankWork,
         coordinator: Coordinator,
         publisher: Publisher,
-        lineages: LineageBook,
+        publishing: Publishing,
         record: TrainingRecord,
-        state: CheckpointState,
-        snapshot: Snapshot,
         checkpoint_every_steps: int,
-        export: Callable[[Snapshot], None],
-        disk: DiskWaits | None = None,
         tracer: Tracer = OFF,
     ) -> None:
         self._worker, self._coordinator, self._publisher = worker, coordinator, publisher
         self._tracer = tracer
         self._every = checkpoint_every_steps
         self._waited_s = 0.0
-        self._record = record
-        self._publishing = Publishing(
-            coordinator=coordinator,
-            publisher=publisher,
-            lineages=lineages,
-            record=record,
-            lineage=state.lineage,
-            snapshot=snapshot,
-            export=export,
-            disk=disk or DiskWaits(clock=SystemClock()),
-        )
+        self._record, self._publishing = record, publishing
         self._saved = (self._version, worker.restored)
         """The newest complete checkpoint; version 0 is `model.path` itself."""
         self._saving: tuple[PolicyVersion, Future[Path | None]] | None = None

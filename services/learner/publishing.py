@@ -147,8 +147,9 @@ class Publishing:
 
 
 def booked(call: Callable[[], T], *, step: int, meanwhile: Callable[[], object] = lambda: None) -> T:
-    """The answer to `call`, made again while the coordinator waits for room on its disk, which it answers only after some
-    seconds; `meanwhile` is called between two calls."""
+    """The answer to `call`, which is made again as long as the answer is that the coordinator waits for room on its
+    disk; such an answer takes some seconds. `meanwhile` is called between two calls.
+    """
     told = False
     while True:
         try:

@@ -34,7 +34,7 @@ from sluice.rpc.metrics_gate import MetricsGate
 from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
 from sluice.telemetry.prometheus import Exporter
-from sluice.telemetry.traces.opening import CLOSE_WITHIN_S, open_tracer
+from sluice.telemetry.traces.process_tracer import CLOSE_WITHIN_S, open_tracer
 from sluice.telemetry.traces.tracer import OFF, Tracer
 from sluice.v1 import coordinator_pb2, environment_pb2_grpc, reward_pb2, reward_pb2_grpc
 
@@ -108,7 +108,9 @@ async def serve(options: ServiceOptions) -> None:
 
 @asynccontextmanager
 async def hosting(options: ServiceOptions, host: EnvironmentHost, *, port: int) -> AsyncIterator[None]:
-    """Is in the run a second time meanwhile, as a server of environments at the same address, where there are any."""
+    """Has this process in the run a second time meanwhile, as a server of environments at the same address, if it hosts
+    any.
+    """
     if not host.hosted:
         yield
         return

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from services.reward.answers import UNSEEN
+from services.reward.final_answers import UNSEEN
 
 _NOUN = r"(?:(?:option|choice|answer|letter|alternative|statement)s?\s+)?"
 _END = (

@@ -6,10 +6,10 @@ The function is called by keyword, with those of these names that the function t
 - per group, when the function takes `solution_strs`: `data_sources`, `solution_strs`, `ground_truths`, `extra_infos`,
   `finisheds` (lists, one entry a sample; verl's batched form), and the singular names but `solution_str` and `finished`.
 
-The function may be async. It returns a number of any library, or a mapping with `score` and optionally `acc` and `pred`;
-further numbers of the mapping are named components. Without `score` the score is the sum of the components; without `acc` the
-accuracy is the score, cut to [0, 1]. A group function returns a list of numbers or mappings. The version is the module's
-`VERSION`, or else a digest of the module's source.
+The function may be async. The function returns a number of any library, or a mapping with `score` and optionally `acc`
+and `pred`; further numbers of the mapping are named components. Without `score` the score is the sum of the components;
+without `acc` the accuracy is the score, cut to [0, 1]. A group function returns a list of numbers or mappings. The
+version is the module's `VERSION`, or else a digest of the module's source.
 """
 
 import hashlib

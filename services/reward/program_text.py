@@ -9,7 +9,7 @@ import re
 import textwrap
 from typing import Final
 
-from services.reward.answers import after_thought
+from services.reward.final_answers import after_thought
 
 _BLOCK = re.compile(r"(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n`]*\n(.*?)(?:\1|\Z)", re.DOTALL)
 """A fenced block: the fence, the language, the content. The last block of a completion may lack its closing fence."""

@@ -3,10 +3,10 @@
     closed -> `open_after` failures in a row -> open: no call is made -> after a pause one call probes
        ^-------------------- the probe is answered ----------------------------'  (a failed probe: a longer pause)
 
-A failure that passes by itself ends as `Busy`: back-pressure, which costs the group no attempt. A refusal, or an answer that is
-none, may be the fault of its one question. When different questions get one in a row, without a good answer between them, it is
-the server's fault, and the breaker opens too. A breaker belongs to a process and is shared by the process's concurrent calls,
-on one event loop at a time; a group's other calls wait for the probe.
+A failure that passes by itself ends as `Busy`: back-pressure, which costs the group no attempt. A refusal, or an answer
+that is none, may be the fault of its one question. When different questions get such answers in a row, without a good
+answer between them, the server is at fault, and the breaker opens too. A breaker belongs to a process and is shared by
+the process's concurrent calls, on one event loop at a time; a group's other calls wait for the probe.
 """
 
 import asyncio

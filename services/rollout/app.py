@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import structlog
 
-from services.rollout.adapters.environment import set_environment
+from services.rollout.adapters.engine_environment import set_environment
 from services.rollout.concurrency import Concurrency, handed_over
 from services.rollout.engine import Engine
 from services.rollout.engine_loop import EngineFailed, EngineLoop
@@ -36,7 +36,7 @@ from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
 from sluice.shared_memory import check_room
 from sluice.telemetry.prometheus import Exporter
-from sluice.telemetry.traces.opening import CLOSE_WITHIN_S, open_tracer
+from sluice.telemetry.traces.process_tracer import CLOSE_WITHIN_S, open_tracer
 from sluice.telemetry.traces.tracer import OFF
 from sluice.v1 import common_pb2, coordinator_pb2, rollout_pb2, rollout_pb2_grpc
 from sluice.weights.adapters import pushes_adapters
@@ -102,6 +102,7 @@ def make_engine(config: Config, model: ModelFacts, *, kind: str) -> Engine:
         return TransformersEngine(
             model, dtype=config.model.dtype, max_model_len=max_model_len, max_num_seqs=_fixed_samples(config)
         )
+    assert kind == "vllm", f"no branch makes the engine {kind}"
     from services.rollout.adapters.vllm_engine import VllmEngine
 
     return VllmEngine(

@@ -132,7 +132,7 @@ class Engine(Protocol):
 
     @property
     def started(self) -> int:
-        """Those of `running` that run and do not wait."""
+        """The requests of `running` that run and do not wait."""
         ...
 
     def add(self, request: SampleRequest) -> None:

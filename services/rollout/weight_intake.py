@@ -126,11 +126,11 @@ class WeightIntake:
 
     @property
     def cargo(self) -> Cargo | None:
-        """The payload that arrives, or arrived last; None before one."""
+        """The payload that arrives, or arrived last; None before the first payload."""
         return self._receiver.cargo
 
     def close(self) -> None:
-        """Leaves the epoch, and ends those of others that receive from here."""
+        """Leaves the epoch, and ends the epochs of rollouts that receive from here."""
         self._receiver.close()
         if self._relay is not None:
             self._relay.close()

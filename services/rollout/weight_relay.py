@@ -64,7 +64,7 @@ class WeightRelay:
 
     @property
     def links(self) -> Links | None:
-        """Whose offers the server of this process streams; None where nothing goes over gRPC."""
+        """The links whose offers the server of this process streams; None where nothing goes over gRPC."""
         return self._links if self._backend == "grpc" else None
 
     def close(self) -> None:

@@ -67,7 +67,8 @@ class Gateway:
         raise Unavailable(told) if answer.status_code >= 500 else ConfigError(told)
 
     async def finish(self, episode: Episode, ended: Outcome | str) -> None:
-        """Says the score, or with a text why the episode failed. An episode that is over by now is nothing to tell of.
+        """Says the score, or with a text why the episode failed. For an episode that is over by now the gateway's
+        refusal is no error.
 
         Raises InvalidRequest for a score that is refused, Unavailable.
         """

@@ -86,7 +86,7 @@ def _print_shared_memory(config: Any) -> None:
 def _gpu_bytes(args: argparse.Namespace) -> int | None:
     """The memory of a GPU in bytes, if it is given. Raises ConfigError."""
     from sluice.errors import ConfigError
-    from sluice.sizing.parts import parse_bytes
+    from sluice.sizing.memory_parts import parse_bytes
 
     if args.gpus is not None and (not 1 <= args.gpus <= _MOST_GPUS or args.gpu_memory is None):
         raise ConfigError(f"--gpus: must be from 1 to {_MOST_GPUS} and come with --gpu-memory, got {args.gpus}")
@@ -104,7 +104,7 @@ def print_sizes(config: Any, *, gpu_bytes: int | None, shared: bool) -> list[str
     shared: whether learner and rollouts compute on the same GPUs.
     """
     from sluice.sizing.config_json import Uncounted, read_shape
-    from sluice.sizing.report import page
+    from sluice.sizing.sizing_page import page
     from sluice.sizing.verdict import cautions, refusals
 
     try:
@@ -124,8 +124,8 @@ def print_sizes(config: Any, *, gpu_bytes: int | None, shared: bool) -> list[str
 def load_runnable(path: Path | None, *, overrides: Sequence[str]) -> Any:
     """The recipe with the environment and the overrides, after looking for every file and package that the recipe names.
 
-    Runs no code of graders and environments. Raises ConfigError for one, a module or a package that is not there, and for a
-    model that `learner.context_parallel_size` cannot cut.
+    Runs no code of graders and environments. Raises ConfigError for a file, a module or a package that is not there,
+    and for a model that `learner.context_parallel_size` cannot cut.
     """
     from sluice.config.context_parallel import check_context_parallel
     from sluice.config.environments import check_environments

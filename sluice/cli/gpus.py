@@ -15,11 +15,11 @@ _OF_ONE_MACHINE = 16
 def for_check(config: Any, *, gpus: int | None, gpu_bytes: int | None) -> "tuple[SharedOut, list[str]]":
     """The recipe on `gpus` GPUs, or on those of this machine, and what is refused, a line each.
 
-    This machine need not be the one that the recipe is for, so that too few here are only told.
+    This machine need not be the one that the recipe is for, so too few GPUs here are reported and not refused.
     """
     from sluice.errors import ConfigError
+    from sluice.gpus.gpu_plan import Demand
     from sluice.gpus.machine import imagined
-    from sluice.gpus.plan import Wish
     from sluice.gpus.recipe import SharedOut, share, with_rollouts
 
     plain = SharedOut(config=with_rollouts(config, config.launch.rollouts))
@@ -33,8 +33,8 @@ def for_check(config: Any, *, gpus: int | None, gpu_bytes: int | None) -> "tuple
     except ConfigError as error:
         return plain, [str(error)]
     if config.launch.learner_nnodes > 1 or gpus > _OF_ONE_MACHINE:
-        wish = Wish(ranks=config.learner_ranks, rollouts=out.config.launch.rollouts, block=config.gpus_a_rollout)
-        out = replace(out, lines=(f"GPUs: {wish.text} of {gpus}",))
+        demand = Demand(ranks=config.learner_ranks, rollouts=out.config.launch.rollouts, block=config.gpus_a_rollout)
+        out = replace(out, lines=(f"GPUs: {demand.text} of {gpus}",))
     return out, []
 
 

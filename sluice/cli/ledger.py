@@ -1,4 +1,6 @@
-"""`sluice ledger`: the conservation law of a run. `sluice explain`: the life of one group. Both ask a live run or its files."""
+"""`sluice ledger`: the conservation law of a run. `sluice explain`: the life of one group. Each command asks a live run
+or the run's files.
+"""
 
 import argparse
 import importlib.util

@@ -164,7 +164,7 @@ def demo_overrides(args: argparse.Namespace, *, model: Path) -> list[str]:
 
 
 def engine_overrides() -> list[str]:
-    """The engine that there is where vLLM is not installed."""
+    """The override for the transformers engine where vLLM is not installed; none where vLLM is."""
     if importlib.util.find_spec("vllm") is not None:
         return []
     print("vLLM is not installed: rollouts use the transformers engine", file=sys.stderr)

@@ -130,8 +130,9 @@ class Client:
         return self._do(calls.stop(reason))
 
     def scale(self, role: str, replicas: int) -> int:
-        """Has the launcher run `replicas` of "rollout" or "reward". Raises NotReady where there is no launcher, and with the
-        launcher's reason where it can have fewer; it runs those that it can have."""
+        """Has the launcher run `replicas` of "rollout" or "reward". Raises NotReady where there is no launcher, and
+        with the launcher's reason where it can have fewer; the launcher then runs as many as it can have.
+        """
         return self._do(calls.scale(role, replicas))
 
     def save_checkpoint(self) -> pb.SaveCheckpointResponse:

@@ -1,8 +1,8 @@
 """What "exact DAPO" means in settings: the paper's algorithm (arXiv:2503.14476), and which settings depart from it.
 
-No departures, because they are in the paper: `algorithm.proximal: recompute` and `algorithm.overlong_filtering`. That there
-is no KL term needs no check, because the schema takes no other value. Lengths, batch sizes, the learning rate and the model
-are of the run, not of the algorithm.
+`algorithm.proximal: recompute` and `algorithm.overlong_filtering` are no departures, because the paper has them. That
+there is no KL term needs no check, because the schema takes no other value. Lengths, batch sizes, the learning rate and
+the model are of the run, not of the algorithm.
 """
 
 from functools import reduce

@@ -8,7 +8,7 @@ import math
 
 
 def expected_signal_chance(right: float, wrong: float, n: int) -> float:
-    """The mean of that over p ~ Beta(right, wrong): 1 - B(right + n, wrong) / B - B(right, wrong + n) / B.
+    """The mean chance of a signal over p ~ Beta(right, wrong): 1 - B(right + n, wrong) / B - B(right, wrong + n) / B.
 
     The two quotients are beta-binomial probabilities (all n right, none right). Raises ValueError unless both are > 0.
     """

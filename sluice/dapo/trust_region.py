@@ -7,7 +7,8 @@ only the sampled token's probability is known, so the divergence is that of "thi
 approximation"): a lower bound of the whole divergence. IPO (PrimeIntellect's prime-rl, its default loss) takes both directions
 out: with stale tokens a step may lead back across the region as well.
 
-Both are around the policy that sampled. A token inside has the ratio as a constant weight, truncated at `clip_ratio_c`.
+Both regions are around the policy that sampled. A token inside has the ratio as a constant weight, truncated at
+`clip_ratio_c`.
 
 Letters: T packed tokens.
 """

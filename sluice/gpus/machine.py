@@ -1,4 +1,6 @@
-"""What a machine has to compute on: GPUs and slices of GPUs (MIG), and how fast each pair is linked. Pure; nvml.py finds it."""
+"""What a machine has to compute on: GPUs and slices of GPUs (MIG), and how fast each pair is linked. Pure; nvml.py
+finds the GPUs of this machine.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +37,7 @@ class Device:
 
     @property
     def sliced(self) -> bool:
-        """Whether it is a slice."""
+        """Whether the device is a slice."""
         return self.uuid != self.gpu_uuid
 
     @property

@@ -8,11 +8,11 @@ from sluice.config.schema import Config
 from sluice.config.schema.launch import ReplicaRange
 from sluice.errors import ConfigError
 from sluice.gpus.chosen import allowed
+from sluice.gpus.gpu_plan import Demand, Plan, share_out
 from sluice.gpus.machine import Device, Link, Machine
-from sluice.gpus.plan import Plan, Wish, share_out
 from sluice.sizing.config_json import Uncounted, read_shape
 from sluice.sizing.learner import rank_memory
-from sluice.sizing.parts import gigabytes
+from sluice.sizing.memory_parts import gigabytes
 from sluice.sizing.rollout import gpu_memory, kv_cache
 from sluice.sizing.verdict import LEFT_FREE_BYTES
 
@@ -45,9 +45,11 @@ def on_this_machine(
 
 
 def share(config: Config, machine: Machine, *, ranks: int, rollouts: bool = True) -> SharedOut:
-    """The same among the devices of `machine`, of which there is at least one, for `ranks` ranks."""
-    wish = Wish(ranks=ranks, rollouts=_wished(config) if rollouts else 0, block=config.gpus_a_rollout)
-    plan = share_out(machine, wish)
+    """Shares out `machine`'s devices, of which there is at least one, among the roles that start, with `ranks` ranks
+    here.
+    """
+    demand = Demand(ranks=ranks, rollouts=_asked_rollouts(config) if rollouts else 0, block=config.gpus_a_rollout)
+    plan = share_out(machine, demand)
     config = with_rollouts(config, len(plan.rollouts) if rollouts else config.launch.rollouts)
     lines = [_heading(machine), *_services(machine, plan)]
     if plan.shared:
@@ -60,7 +62,7 @@ def on_cluster(config: Config, count: int) -> SharedOut:
     """What the services of a cluster with `count` GPUs need; one with too few may still grow, so nothing is refused."""
     usable = 0 if config.launch.gpus == "none" else count
     ranks, block = config.learner_ranks, config.gpus_a_rollout
-    rollouts = _wished(config)
+    rollouts = _asked_rollouts(config)
     if rollouts == "auto":
         rollouts = max(1, (usable - ranks) // block)
     config = with_rollouts(config, rollouts)
@@ -87,7 +89,7 @@ def with_rollouts(config: Config, replicas: int) -> Config:
     return _with(config, "launch", rollout_replicas=replicas)
 
 
-def _wished(config: Config) -> int | Literal["auto"]:
+def _asked_rollouts(config: Config) -> int | Literal["auto"]:
     """Rollouts at the start."""
     return "auto" if config.launch.rollout_replicas == "auto" else config.launch.rollouts
 

@@ -6,9 +6,9 @@ import os
 from sluice.config.schema import Config
 from sluice.errors import LaunchError
 from sluice.gpus.chosen import VARIABLE
+from sluice.gpus.gpu_plan import blocks
 from sluice.gpus.machine import Device
 from sluice.gpus.nvml import find_machine
-from sluice.gpus.plan import blocks
 from sluice.gpus.recipe import SharedOut, on_cluster, on_this_machine
 from sluice.launch.commands import GpuShare
 from sluice.launch.engines.port import Engine

@@ -31,7 +31,7 @@ from sluice.launch.frozen import FrozenWatch
 from sluice.launch.gpus import Gpus, shared_out
 from sluice.launch.interrupts import Interrupts
 from sluice.launch.keeper import Keeper
-from sluice.launch.logs import keep_small
+from sluice.launch.log_sizes import keep_small
 from sluice.launch.own_network import settled
 from sluice.launch.run_lock import lock_run_dir
 from sluice.launch.view import View

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from sluice.report.evaluations import by_set, headline, within
 from sluice.report.figures import duration, fraction, number, printable, quantity
-from sluice.sizing.parts import gigabytes
+from sluice.sizing.memory_parts import gigabytes
 from sluice.telemetry.full_disk_stream import FullDiskStream
 from sluice.v1 import common_pb2
 from sluice.v1 import coordinator_pb2 as pb

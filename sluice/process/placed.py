@@ -1,9 +1,10 @@
 """python -m sluice.process.placed BEAT_S SILENT_BEATS LOG COMMAND...: one task on a node that a launcher elsewhere has chosen.
 
-Standard input and output lead to the launcher. This program says, a line each: `started`, `alive` after every BEAT_S seconds of
-silence, and `ended CODE` with minus the signal's number for a task that a signal has ended. It is told single bytes: BEAT for
-every `alive`, TERM and KILL for a signal to the task's whole session. The task's output is appended to LOG, which the launcher
-has made. A node that does not see that file says `unseen`, and the task's output goes to standard error, to the launcher.
+Standard input and output lead to the launcher. This program says, a line each: `started`, `alive` after every BEAT_S
+seconds of silence, and `ended CODE` with minus the signal's number for a task that a signal has ended. The launcher
+answers with single bytes: BEAT for every `alive`, TERM and KILL for a signal to the task's whole session. The task's
+output is appended to LOG, which the launcher has made. A node that does not see that file says `unseen`, and the task's
+output goes to standard error, to the launcher.
 
 The task ends with the launcher: when standard input ends, or SILENT_BEATS times `alive` got no answer. Silence is counted, not
 timed, so that a suspended job is not taken for a silent one.

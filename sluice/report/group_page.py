@@ -37,7 +37,7 @@ def group_page(row: Mapping[str, Any], *, config: Config, texts: Texts | str | N
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Told:
+class Sentences:
     """What the page says of a group in sentences."""
 
     headline: str
@@ -48,9 +48,9 @@ class Told:
     training: Sequence[str]
 
 
-def told(row: Mapping[str, Any], *, config: Config) -> Told:
+def sentences_of(row: Mapping[str, Any], *, config: Config) -> Sentences:
     """The sentences alone, for a page that shows the figures in its own way."""
-    return Told(
+    return Sentences(
         headline=printable(_headline(row)),
         prompt=printable(_prompt_line(row).partition(" ")[2].strip()),
         admission=printable(_admission_line(row).partition(" ")[2].strip()),

@@ -41,9 +41,9 @@ class Membership:
         beat: Callable[[], pb.HeartbeatRequest],
         name: str = "",
     ) -> None:
-        """`describe` and `beat` state what only the service knows: its role, its capacity, its weights and its load. Both are
-        called anew every time. `name` is the service's id unless the options give an id; without `name` and an option the
-        coordinator chooses an id."""
+        """`describe` and `beat` state what only the service knows: its role, its capacity, its weights and its load.
+        `describe` and `beat` are called anew every time. `name` is the service's id unless the options give an id;
+        without `name` and an option the coordinator chooses an id."""
         self._options, self._describe, self._beat = options, describe, beat
         self._name = options.service_id or name
         self._incarnation = uuid.uuid4().hex

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from sluice.config.derived import logprob_chunk_tokens, longest_sequence_tokens
 from sluice.config.schema import Config
 from sluice.sizing import activations
+from sluice.sizing.memory_parts import Estimate, Part, kept
 from sluice.sizing.model_shape import ModelShape
-from sluice.sizing.parts import Estimate, Part, kept
 
 _FLOAT32 = 4
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from sluice.config.derived import longest_sequence_tokens
 from sluice.config.schema import Config
 from sluice.sizing.learner import BYTES
+from sluice.sizing.memory_parts import Estimate, Part
 from sluice.sizing.model_shape import ModelShape
-from sluice.sizing.parts import Estimate, Part
 
 STEP_TOKENS = 16_384
 """Prompt tokens that one engine step of vLLM takes on a GPU of 70 GB and more (`max_num_batched_tokens`); on others half."""

@@ -3,8 +3,8 @@
 from sluice.config.schema import Config
 from sluice.shared_memory import needed_bytes
 from sluice.sizing.learner import BYTES, ranks_of, state_bytes, trained_parameters
+from sluice.sizing.memory_parts import Estimate, Part, kept
 from sluice.sizing.model_shape import ModelShape
-from sluice.sizing.parts import Estimate, Part, kept
 from sluice.weights.adapters import pushes_adapters
 
 _FLOAT32 = 4

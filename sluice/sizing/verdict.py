@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from sluice.config.schema import Config
 from sluice.sizing.learner import rank_memory, ranks_of
+from sluice.sizing.memory_parts import Estimate, gigabytes
 from sluice.sizing.model_shape import ModelShape
-from sluice.sizing.parts import Estimate, gigabytes
 from sluice.sizing.rollout import gpu_memory, kv_cache, most_bytes
 
 LEFT_FREE_BYTES = 3_000_000_000
@@ -15,7 +15,7 @@ LEFT_FREE_BYTES = 3_000_000_000
 def refusals(shape: ModelShape, config: Config, *, gpu_bytes: int, shared: bool) -> Iterator[str]:
     """What cannot fit, a line each; nothing where everything may fit.
 
-    shared: whether a rank and a rollout compute on one GPU (sluice/gpus/plan.py).
+    shared: whether a rank and a rollout compute on one GPU (sluice/gpus/gpu_plan.py).
     """
     rank, rollout = rank_memory(shape, config), gpu_memory(shape, config)
     if rank.total_bytes > gpu_bytes:

@@ -107,7 +107,7 @@ def call(question: str) -> str:
     return f'<tool_call>\n{{"name": "calculate", "arguments": {arguments}}}\n</tool_call>'
 
 
-def told(answer: str) -> str:
+def tool_answer(answer: str) -> str:
     """What the policy reads between the call and its last turn."""
     return f"\n{START}tool\n{answer}{END}\n{START}assistant\n"
 
@@ -125,7 +125,7 @@ def good_episode(question: str) -> tuple[Part, ...]:
 def demonstration(question: str, rng: random.Random) -> tuple[Part, ...]:
     """An episode of mixed quality: 70 % answer at once, 18 % ask and copy the answer, 12 % ask and spoil a digit.
 
-    Those that answer at once are right, but nothing in them shows how.
+    Episodes that answer at once are right, but nothing in them shows how.
     """
     product = answer(question)
     if rng.random() >= _ASK_SHARE:
@@ -137,7 +137,7 @@ def _episode(question: str, *, copied: str) -> tuple[Part, ...]:
     return (
         Part(text=opening(question), by_policy=False),
         Part(text=call(question) + END, by_policy=True),
-        Part(text=told(answer(question)), by_policy=False),
+        Part(text=tool_answer(answer(question)), by_policy=False),
         Part(text=stated(copied) + END, by_policy=True),
     )
 

@@ -1,7 +1,7 @@
 """products for a model whose chat template knows no tools: it asks in plain text, `calc(4821*7693)`, and is told the product.
 
-The environment of recipes/calculator-smollm2.yaml, and an example of one that scores its episodes itself. It stands before the
-question what a user would write there: what to do, and one example.
+The environment of recipes/calculator-smollm2.yaml, and an example of one that scores its episodes itself. Before the
+question the environment puts what a user would write there: what to do, and one example.
 """
 
 import re

@@ -51,7 +51,7 @@ class BoundedServer(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def get_request(self) -> tuple[Any, Any]:
-        """The next connection. Its handshake is its own thread's, with the first byte that is read."""
+        """The next connection. The connection's own thread makes the TLS handshake, with the first byte that is read."""
         connection, client_address = super().get_request()
         if self.tls is not None:
             connection = self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
@@ -72,7 +72,7 @@ class BoundedServer(ThreadingMixIn, WSGIServer):
         super().serve_forever(poll_interval)
 
     def service_actions(self) -> None:
-        """Is called at every poll: cuts off who takes too long."""
+        """Cuts off connections that take too long; called at every poll."""
         with self._lock:
             overdue = time.monotonic() - LIMIT_S
             self._cut([held for held, since in self._since.items() if since < overdue and held not in self._told])

@@ -1,6 +1,6 @@
 """Masks secrets in logs and messages: values that were declared secret, and passwords within URLs.
 
-This is the last line of defence: no secret is in the configuration, a command line or a message in the first place.
+Masking is the last line of defence: no secret is in the configuration, a command line or a message in the first place.
 """
 
 import json

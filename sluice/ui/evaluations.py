@@ -31,7 +31,7 @@ class Version:
 
     @property
     def name(self) -> str:
-        """As in an address: a12."""
+        """The version's name as addresses have it: a12."""
         return f"{self.lineage}{self.version}"
 
 
@@ -46,7 +46,7 @@ class Changes:
 
 
 class Evaluations:
-    """Any thread may ask."""
+    """The evaluations of one run directory. Any thread may ask."""
 
     def __init__(self, run_dir: Path) -> None:
         self._folder = run_dir / EVALUATIONS_FOLDER

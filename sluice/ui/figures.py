@@ -21,7 +21,7 @@ class Figure:
 
 
 def overview_figures(run: Run) -> list[Figure]:
-    """Always the same ones in the same order, so that nothing jumps while a run is live."""
+    """The figures of the overview: always the same ones in the same order, so that nothing jumps while a run is live."""
     metrics = run.metrics()
     last: Row = metrics.steps[-1] if metrics.steps else {}
     return [

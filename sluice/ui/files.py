@@ -52,7 +52,9 @@ class RunFiles:
         self._config: tuple[int, Config] | None = None
 
     def metrics(self) -> RunMetrics:
-        """Of metrics.jsonl, of which only what was appended since the last call is read. Raises NotFound for another file."""
+        """The metrics in metrics.jsonl, of which only what was appended since the last call is read. Raises NotFound
+        for another file.
+        """
         with self._lock:
             if self._append():
                 self._metrics = None
@@ -96,7 +98,9 @@ class RunFiles:
         return True
 
     def config(self) -> Config:
-        """Of config.yaml. Raises NotFound for a file that is absent, or that this version cannot read."""
+        """The configuration in config.yaml. Raises NotFound for a file that is absent, or that this version cannot
+        read.
+        """
         path = self.path / "config.yaml"
         try:
             stamp = path.stat().st_mtime_ns

@@ -35,7 +35,7 @@ class Found:
 
 
 async def find_group(run: Run, group_id: str) -> Found:
-    """Of the files, else of the coordinator. Raises NotFound."""
+    """The group in the files, else the one that the coordinator has. Raises NotFound."""
     files = run.files
     row = await asyncio.to_thread(find_row, files.path, group_id) if files is not None else None
     payload: common_pb2.Group | None = None

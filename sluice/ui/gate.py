@@ -32,7 +32,7 @@ _HEADERS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tokens:
-    """Of one process; new at every start."""
+    """The two tokens of one process; new at every start."""
 
     operator: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     reader: str = field(default_factory=lambda: secrets.token_urlsafe(24))

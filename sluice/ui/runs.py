@@ -34,7 +34,7 @@ class Run:
     """Why the coordinator's configuration cannot be read."""
 
     def metrics(self) -> RunMetrics:
-        """Of the files, else what the coordinator said since the page was opened."""
+        """The metrics in the files, else those that the coordinator told since the page was opened."""
         if self.files is not None:
             return self.files.metrics()
         lines = [{"kind": "step", **line} for line in (self.live.steps.values() if self.live else ())]
@@ -74,7 +74,7 @@ class Run:
 
 
 class Runs:
-    """In the order in which they were named."""
+    """The runs that the pages show, in the order in which they were named."""
 
     def __init__(self, runs: Iterable[Run]) -> None:
         self._runs: Mapping[str, Run] = {run.name: run for run in runs}

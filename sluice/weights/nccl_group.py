@@ -1,8 +1,9 @@
 """A pair over NCCL, which cannot end the process that holds it.
 
-The pair has no watchdog and no monitor (sluice/nccl.py), so a pair that fails signals nothing to the process's other groups.
-Its communicator is non-blocking: only such a one can be given up while it is being made. It takes few channels, because each
-holds a part of the GPU while it waits for its peer. Not run: the tests need two GPUs.
+The pair has no watchdog and no monitor (sluice/nccl.py), so a pair that fails signals nothing to the process's other
+groups. The pair's communicator is non-blocking: only such a communicator can be given up while it is being made. The
+pair takes few channels, because each holds a part of the GPU while it waits for its peer. Not run: the tests need two
+GPUs.
 """
 
 from datetime import timedelta

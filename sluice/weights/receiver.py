@@ -25,7 +25,7 @@ from blake3 import blake3
 
 from sluice.errors import Expired, NotReady, TransferError
 from sluice.rpc.credentials import NO_CREDENTIALS, Credentials
-from sluice.weights import files, flights, lending, staging
+from sluice.weights import flights, lending, snapshot_files, staging
 from sluice.weights.backends import Carrier, Collective, Rendezvous, TransferGroup, join, join_limit_s
 from sluice.weights.cargo import Cargo
 from sluice.weights.fetching import FetchedGroup
@@ -335,7 +335,7 @@ def _rooms(payload: Payload, first: int) -> Iterator[np.ndarray]:
 
 def _read(path: Path, manifest: Manifest) -> Received:
     started = time.monotonic()
-    snapshot = files.read_snapshot(path)
+    snapshot = snapshot_files.read_snapshot(path)
     if snapshot.manifest.tensors != manifest.tensors:
         raise TransferError(f"{path}: does not hold the tensors that were announced for {manifest.version}")
     return _verified(manifest, snapshot.buffer, snapshot.manifest.digest, started)

@@ -14,7 +14,7 @@ from blake3 import blake3
 from sluice.accelerator import CPU, backend_between
 from sluice.errors import DiskFull, NotReady, Unavailable
 from sluice.run_dir.full_disk import is_full
-from sluice.weights import files, payload
+from sluice.weights import payload, snapshot_files
 from sluice.weights.cargo import Cargo
 from sluice.weights.deltas import Deltas, Held
 from sluice.weights.links import Links
@@ -167,9 +167,9 @@ class WeightSender:
         self._told.pop(rollout_id, None)  # the rollout asks again, so it no longer reads its former file
         self._told = {name: told for name, told in self._told.items() if not self._is_forgotten(told[0])}
         try:
-            newest = files.path_of(self._directory, snapshot.manifest)
-            files.prune(self._directory, keep={newest, *(path for _, path in self._told.values())})
-            path = files.write_snapshot(self._directory, snapshot, anew=newest != self._written)
+            newest = snapshot_files.path_of(self._directory, snapshot.manifest)
+            snapshot_files.prune(self._directory, keep={newest, *(path for _, path in self._told.values())})
+            path = snapshot_files.write_snapshot(self._directory, snapshot, anew=newest != self._written)
             self._written = path
         except OSError as error:
             raise (DiskFull if is_full(error) else Unavailable)(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.rollout.adapters.environment import set_environment
+from services.rollout.adapters.engine_environment import set_environment
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.rollout.adapters.environment import set_environment
+from services.rollout.adapters.engine_environment import set_environment
 from services.rollout.model_files import check_tensors, read_model
 
 TOLERANCE_NATS = 1e-4

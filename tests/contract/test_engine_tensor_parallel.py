@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.rollout.adapters.environment import set_environment
+from services.rollout.adapters.engine_environment import set_environment
 from services.rollout.engine import SampleRequest
 from services.rollout.model_files import read_model
 

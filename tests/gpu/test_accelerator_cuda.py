@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.learner.policy import products
+from services.learner.policy import matrix_products
 from services.learner.policy.head import Head
 from services.learner.snapshot.host_buffers import HostBuffers
 from sluice.accelerator import SideCopies, backend_between, host_memory, identity, memory_bytes, settle
@@ -42,7 +42,7 @@ def test_copies_beside_the_stream_fill_page_locked_memory_with_what_was_computed
 def test_the_device_has_products_whose_sums_stay_float32_and_the_head_uses_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert products.fused_product(CUDA, torch.bfloat16) is not None
+    assert matrix_products.fused_product(CUDA, torch.bfloat16) is not None
     torch.manual_seed(0)
     hidden, weight = (torch.randn(n, 256, device=CUDA, dtype=torch.bfloat16).requires_grad_() for n in (300, 5000))
     targets = torch.randint(0, 5000, (300,), device=CUDA)
@@ -53,6 +53,6 @@ def test_the_device_has_products_whose_sums_stay_float32_and_the_head_uses_them(
         return logprobs, entropies, *torch.autograd.grad(loss, (hidden, weight))
 
     fused = found()
-    monkeypatch.setattr(products, "fused_product", lambda device, dtype: products.in_float32)
+    monkeypatch.setattr(matrix_products, "fused_product", lambda device, dtype: matrix_products.in_float32)
     for ours, theirs in zip(fused, found(), strict=True):
         assert (ours.float() - theirs.float()).norm() < 1e-3 * theirs.float().norm()

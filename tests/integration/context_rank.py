@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from services.learner.distributed import context
+from services.learner.distributed import context_group
 from services.learner.distributed.ranks import Ranks, join_ranks
 from services.learner.policy import model as policy_model
 from services.learner.policy.model import load_policy
@@ -64,7 +64,7 @@ def _once(prove: Callable[..., Any]) -> Callable[..., Any]:
 
 def _refusal(model: Path, job: dict[str, Any], ranks: Ranks) -> str:
     """What loading says where no part reaches another rank."""
-    with mock.patch.object(context, "_all_to_all", lambda parts, _: parts):
+    with mock.patch.object(context_group, "_all_to_all", lambda parts, _: parts):
         try:
             load_policy(make_config(model, **job["config"]), ranks)
         except ConfigError as refused:

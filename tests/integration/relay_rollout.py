@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
@@ -185,7 +184,15 @@ async def _serve(pipe: Connection, credentials: str, total_bytes: int, address: 
     links_module.join = receiver_module.join = fault.joined  # type: ignore[assignment]
     loop = EngineLoop(engine, max_samples=64)
     loop.start()
-    model = cast(ModelFacts, SimpleNamespace(tensors={"weight": (total_bytes // 4,)}))
+    model = ModelFacts(
+        path=Path("unused"),
+        vocab_size=1,
+        max_position_embeddings=1,
+        end_token_ids=frozenset(),
+        model_hash="",
+        tokenizer_hash="",
+        tensors={"weight": (total_bytes // 4,)},
+    )
     relay = WeightRelay(receiver, backend="auto", host=address, bind=address, device="cpu")
     intake = WeightIntake(loop=loop, receiver=receiver, model=model, inflight="keep", relay=relay)
     servicer = RolloutServicer(loop=loop, weights=intake, model=model, decode=str, rollout_id=lambda: "-")

@@ -15,7 +15,7 @@ import pytest
 from services.coordinator.agents import gateway
 from services.coordinator.agents.desk import AgentDesk
 from services.coordinator.agents.door import Door
-from services.coordinator.episodes.rows import Limits
+from services.coordinator.episodes.wanted_episode import Limits
 from sluice.agents.episode import Episode, Outcome
 from sluice.agents.gateway import Gateway
 from sluice.agents.worker import Tally, Worker

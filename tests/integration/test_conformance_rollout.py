@@ -17,7 +17,7 @@ from sluice.testing.conformance.model_snapshot import read_model_snapshot
 from sluice.testing.conformance.suite import Suite
 from sluice.testing.fakes import serving
 from sluice.v1 import rollout_pb2_grpc
-from sluice.weights.files import write_snapshot
+from sluice.weights.snapshot_files import write_snapshot
 from tests.integration.broken_rollout import BrokenRollout
 from tests.integration.real_rollout import serving_rollout
 

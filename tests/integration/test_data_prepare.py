@@ -11,7 +11,7 @@ import pytest
 
 from services.coordinator.prompts.data_files import read_files
 from tests.quiet_server import answering
-from tests.unit.prompts.test_preparing import parquet, published_rows
+from tests.unit.prompts.test_data_prep import parquet, published_rows
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 

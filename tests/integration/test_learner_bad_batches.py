@@ -11,7 +11,7 @@ import torch
 from services.learner.batches.batch import Batch, TrainGroup
 from services.learner.batches.batch_flat import read_batch
 from services.learner.distributed.ranks import Ranks
-from services.learner.worker import Worker
+from services.learner.rank_worker import Worker
 from sluice.errors import SluiceError
 from sluice.policy_version import PolicyVersion
 from tests.unit.learner.learner_cases import make_batch, make_config, poisoned

@@ -15,10 +15,10 @@ from services.rollout.weight_intake import WeightIntake
 from sluice.config.schema import Config
 from sluice.errors import TransferError
 from sluice.policy_version import PolicyVersion
-from sluice.weights.files import write_snapshot
 from sluice.weights.manifest import plan
 from sluice.weights.receiver import WeightReceiver
 from sluice.weights.snapshot import Packer, Snapshot
+from sluice.weights.snapshot_files import write_snapshot
 from tests.tiny_model import load, snapshot, write_tiny_model
 
 pytestmark = pytest.mark.integration

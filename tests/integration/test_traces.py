@@ -19,7 +19,7 @@ from sluice.rpc.server import make_server
 from sluice.rpc.traced import moment, note
 from sluice.telemetry.prometheus import Exporter
 from sluice.telemetry.traces.context import TRACEPARENT, new_trace, within
-from sluice.telemetry.traces.opening import open_tracer
+from sluice.telemetry.traces.process_tracer import open_tracer
 from sluice.telemetry.traces.tracer import OFF, Tracer
 from sluice.testing import assert_eventually
 from sluice.v1 import reward_pb2, reward_pb2_grpc, rollout_pb2, rollout_pb2_grpc

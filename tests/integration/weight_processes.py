@@ -20,9 +20,9 @@ import safetensors
 from sluice.errors import SluiceError, TransferError
 from sluice.rpc.credentials import Credentials
 from sluice.v1 import common_pb2
-from sluice.weights import files
 from sluice.weights import links as links_module
 from sluice.weights import receiver as receiver_module
+from sluice.weights import snapshot_files
 from sluice.weights.backends import ROOT_RANK, Collective, Rendezvous, TransferGroup, join
 from sluice.weights.deltas import Held
 from sluice.weights.fetching import FetchedGroup
@@ -211,13 +211,13 @@ def _receive_orders(pipe: Connection) -> None:
     fault, receiver, held = Fault(), WeightReceiver(keeps_base=True), None
     receiver_module.join = fault.joined  # type: ignore[assignment]
     receiver_module.FetchedGroup = fault.fetching  # type: ignore[assignment]
-    read = files.read_snapshot
+    read = snapshot_files.read_snapshot
 
     def read_or_fail(path: Path) -> Any:
         fault.pass_bucket()
         return read(path)
 
-    files.read_snapshot = read_or_fail  # type: ignore[assignment]
+    snapshot_files.read_snapshot = read_or_fail  # type: ignore[assignment]
     for order in _orders(pipe):
         if order["do"] == "serves":
             assert held is not None

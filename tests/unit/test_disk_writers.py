@@ -36,7 +36,7 @@ WRITERS = {
     "services/learner/replay/__main__.py": NOT_THE_RUN,
     "services/learner/sft_base/training.py": ONE_LINE,
     "services/learner/training/peak_memory.py": NOT_THE_RUN,
-    "services/learner/worker.py": LEFT_OUT,
+    "services/learner/rank_worker.py": LEFT_OUT,
     "services/reward/rescore/__main__.py": ONE_LINE,
     "services/reward/sandbox/code_child.py": NOT_THE_RUN,
     "services/reward/sandbox/entering.py": NOT_THE_RUN,
@@ -72,7 +72,7 @@ WRITERS = {
     "sluice/run_dir/private.py": WAITS,
     "sluice/run_dir/thinning.py": LEFT_OUT,
     "sluice/telemetry/traces/otlp_file.py": LEFT_OUT,
-    "sluice/weights/files.py": TRIED_AGAIN,  # the push
+    "sluice/weights/snapshot_files.py": TRIED_AGAIN,  # the push
 }
 
 _CALLS = {

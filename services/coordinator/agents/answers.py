@@ -9,7 +9,7 @@ import numpy as np
 
 from services.coordinator.agents.asking import Refused, Said
 from services.coordinator.agents.session import AgentSession
-from services.coordinator.episodes.rows import Limits
+from services.coordinator.episodes.wanted_episode import Limits
 from sluice.environments import ToolCall
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 409: "conflict_error", 429: "rate_limit_error"}
@@ -29,7 +29,7 @@ def models_tree(model: str, *, longest: int) -> dict[str, Any]:
 
 
 def episode_tree(session: AgentSession, *, model: str, limits: Limits, temperature: float) -> dict[str, Any]:
-    """An episode for the agent that takes it. Who scores gets what a grader gets."""
+    """An episode for the agent that takes it. An agent that scores also gets what a grader gets."""
     prompt = session.wanted.prompt
     known = {
         "ground_truth": prompt.ground_truth,
@@ -59,7 +59,7 @@ def episode_tree(session: AgentSession, *, model: str, limits: Limits, temperatu
 def chat_tree(
     said: Said, *, model: str, episode: str, asked: dict[str, Any], text_of: Callable[[np.ndarray], str]
 ) -> dict[str, Any]:
-    """A chat completion. With `logprobs` those of the sampled tokens; with vLLM's `return_token_ids` the ids."""
+    """A chat completion. With `logprobs` it has those of the sampled tokens, with vLLM's `return_token_ids` the ids."""
     message, ids = said.message, said.sample.token_ids.tolist()
     with_ids = asked.get("return_token_ids") is True
     answer: dict[str, Any] = {

@@ -1,9 +1,9 @@
 """Which tokens the policy reads for an agent's request: the stream so far goes on, or a training sequence of its own begins.
 
-A conversation goes on where a request begins with the messages that were asked before and with the turn that the policy then
-wrote (its content and its calls; a thought may be left out, as agents do). Sampled ids are never rendered again: also a fork of
-an earlier turn is that turn's ids and what follows. Only a request that continues no turn is rendered as a whole. Ids that an
-agent sends itself are taken as they are.
+A conversation goes on where a request begins with the messages that were asked before and with the turn that the policy
+then wrote (its content and its calls; a thought may be left out, as agents do). Sampled ids are never rendered again: a
+fork of an earlier turn, too, is made of that turn's ids and of what follows. Only a request that continues no turn is
+rendered as a whole. Ids that an agent sends itself are taken as they are.
 """
 
 from collections.abc import Sequence

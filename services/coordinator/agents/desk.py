@@ -20,7 +20,7 @@ import structlog
 
 from services.coordinator.agents.asking import EPISODE_OVER, Refused
 from services.coordinator.agents.session import AgentSession
-from services.coordinator.episodes.rows import Wanted
+from services.coordinator.episodes.wanted_episode import Wanted
 from services.coordinator.state.member import EnvironmentInfo, Member, Role, State
 from services.coordinator.state.run_context import RunContext
 from sluice.config.schema.environments import AGENT

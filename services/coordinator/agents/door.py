@@ -1,7 +1,8 @@
 """Who may use the gateway: the run's credentials to take episodes, an episode's key for everything else.
 
-With tokens a request for an episode shows `Authorization: Bearer TOKEN`; with certificates the gateway is HTTPS and asks for
-the caller's. A key opens one episode, and nothing after its end. Neither is ever written to a log.
+With tokens a request for an episode shows `Authorization: Bearer TOKEN`; with certificates the gateway is HTTPS and
+asks for the caller's certificate. A key opens one episode, and nothing after the episode's end. Neither a token nor a
+key is ever written to a log.
 """
 
 from collections.abc import Iterable, Mapping

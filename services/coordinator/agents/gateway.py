@@ -27,7 +27,7 @@ from services.coordinator.agents.asking import Ask, Refused, Said
 from services.coordinator.agents.desk import AgentDesk
 from services.coordinator.agents.door import Door
 from services.coordinator.agents.session import AgentSession
-from services.coordinator.episodes.rows import Limits
+from services.coordinator.episodes.wanted_episode import Limits
 from sluice.addresses import joined
 from sluice.errors import LaunchError
 

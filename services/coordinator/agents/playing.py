@@ -19,8 +19,8 @@ from services.coordinator.episodes.chat_calls import ChatCalls
 from services.coordinator.episodes.continuation import Continuation
 from services.coordinator.episodes.episode import EnvironmentFailed
 from services.coordinator.episodes.policy import Policy
-from services.coordinator.episodes.rows import Limits, OpenedPrompt, Wanted
-from services.coordinator.episodes.stream import TokenStream
+from services.coordinator.episodes.token_stream import TokenStream
+from services.coordinator.episodes.wanted_episode import Limits, OpenedPrompt, Wanted
 from services.coordinator.state.group import Sample
 from services.coordinator.state.member import Member
 from sluice.errors import DataError, NotFound, Overloaded, SluiceError

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from services.coordinator.agents.asking import EPISODE_OVER, UNDER_WAY, Ask, Ended, Refused, Said
-from services.coordinator.episodes.rows import Wanted
+from services.coordinator.episodes.wanted_episode import Wanted
 from sluice.errors import NotFound, Overloaded
 
 ANSWER_S: Final = 540.0
@@ -103,8 +103,9 @@ class AgentSession:
         self._came.put_nowait(Ended(error="its connection ended"))
 
     async def next(self, limit_s: float, *, waited_s: float = 0.0) -> Pending | Ended:
-        """The agent's next request, or its last word. Raises Overloaded for an agent that never heard of the episode, NotFound
-        for one of which nothing comes in `limit_s`, of which `waited_s` are over: requests that were refused count as silence.
+        """The agent's next request, or its last word. Raises Overloaded for an agent that never heard of the episode,
+        NotFound for an agent that sends nothing within `limit_s`, of which `waited_s` have passed: requests that were
+        refused count as silence.
         """
         try:
             async with asyncio.timeout(limit_s - waited_s):

@@ -1,4 +1,4 @@
-"""Where the machines of a learner meet: the first machine tells, the others ask. Memory alone.
+"""Where the machines of a learner meet: the first machine tells, the others ask. Kept in memory alone.
 
  who waits          for what                        unblocked by
  `LearnerMeetings`  the first machine of a round    its telling; the seconds that the caller waits at most

@@ -93,7 +93,9 @@ class LearnerSeat:
             await self._assigner.set_aside(step, digest=digest, why=why)
 
     async def cannot_train(self, step: int, *, digest: str, why: str) -> None:
-        """Sets aside a batch that the learner has refused, unless its step was committed: no learner would train it."""
+        """Sets aside a batch that the learner has refused, unless its step was committed, because no learner could
+        train the batch.
+        """
         self._holds = None
         await self._assigner.set_aside(step, digest=digest, why=f"the learner cannot train batch {step}: {why}")
 

@@ -1,4 +1,4 @@
-"""What a service, or the launcher of services, may say of them: bounds of every name and number."""
+"""What a service, or the launcher, may say of services: bounds of every name and number."""
 
 import re
 from typing import Final

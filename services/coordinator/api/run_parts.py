@@ -28,7 +28,7 @@ from services.coordinator.weights.push import WeightPush
 from services.coordinator.wire.clients import Clients
 from services.coordinator.wire.messages import ZstdGroups
 from sluice.model_identity import ModelIdentity
-from sluice.telemetry.traces.opening import CLOSE_WITHIN_S
+from sluice.telemetry.traces.process_tracer import CLOSE_WITHIN_S
 
 if TYPE_CHECKING:
     from services.coordinator.agents.gateway import Gateway

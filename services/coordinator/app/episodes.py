@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from services.coordinator.app.options import Options
 from services.coordinator.episodes.chat import Chat, chat_of
 from services.coordinator.episodes.chat_calls import ChatCalls
+from services.coordinator.episodes.chat_template import text_of
 from services.coordinator.episodes.player import Player
-from services.coordinator.episodes.rows import Limits
-from services.coordinator.episodes.template import text_of
+from services.coordinator.episodes.wanted_episode import Limits
 from services.coordinator.prompts.render import load_tokenizer
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.wire.clients import Clients
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Episodes:
-    """Neither without environments, so that single answers load no second tokenizer; no gateway without agents."""
+    """A player and a gateway. A run without environments has neither, so that single answers load no second tokenizer;
+    a run without agents has no gateway.
+    """
 
     player: Player | None = None
     gateway: "Gateway | None" = None

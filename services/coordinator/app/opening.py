@@ -37,7 +37,7 @@ from sluice.errors import DataError
 from sluice.model_identity import ModelIdentity, model_identity
 from sluice.policy_version import OWN_WEIGHTS, PolicyVersion
 from sluice.run_dir.full_disk import DiskWaits
-from sluice.telemetry.traces.opening import open_tracer
+from sluice.telemetry.traces.process_tracer import open_tracer
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import structlog
 
-from services.coordinator.api.export import export_disk, export_run
+from services.coordinator.api.gauge_refresh import export_disk, export_run
 from services.coordinator.api.linger import everybody_left
 from services.coordinator.api.run_parts import RunParts
 from services.coordinator.api.servicer import SERVICE_NAME, CoordinatorServicer

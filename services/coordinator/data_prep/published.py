@@ -1,4 +1,5 @@
-"""The published data sets that `sluice data prepare` knows. Both have verl's columns; both repeat their prompts.
+"""The two published data sets that `sluice data prepare` knows. They have verl's columns, and they repeat their
+prompts.
 
 Repositories and paths come from verl's `recipe/dapo/prepare_dapo_data.sh`.
 """

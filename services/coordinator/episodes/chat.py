@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from services.coordinator.episodes.chat_template import PlainChat, TemplateChat
 from services.coordinator.episodes.continuation import Continuation
-from services.coordinator.episodes.template import PlainChat, TemplateChat
 from sluice.environments import Message, Tool
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ class Chat(Protocol):
         new: Sequence[Message],
         tools: Sequence[Tool],
     ) -> Continuation:
-        """How it goes on after `history` and the turn `sampled`, with the messages `new`. Raises DataError."""
+        """How the conversation goes on after `history` and the turn `sampled`, with the messages `new`. Raises
+        DataError.
+        """
         ...
 
 

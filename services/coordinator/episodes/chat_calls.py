@@ -7,7 +7,7 @@ from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
-from services.coordinator.episodes.stream import Continuation
+from services.coordinator.episodes.token_stream import Continuation
 from sluice.environments import Message, Tool
 
 T = TypeVar("T")

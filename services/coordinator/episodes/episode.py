@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from services.coordinator.episodes.chat_calls import ChatCalls
 from services.coordinator.episodes.policy import Policy
-from services.coordinator.episodes.rows import Limits, OpenedPrompt, Wanted
-from services.coordinator.episodes.stream import TokenStream
+from services.coordinator.episodes.token_stream import TokenStream
+from services.coordinator.episodes.wanted_episode import Limits, OpenedPrompt, Wanted
 from services.coordinator.state.back_pressure import Patience
 from services.coordinator.state.group import GroupFailed, Sample
 from services.coordinator.state.member import Member

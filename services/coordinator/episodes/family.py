@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from services.coordinator.episodes.chat_template import as_function, as_openai, call_of, ids_of, text_of
 from services.coordinator.episodes.continuation import Continuation, rendered_anew
-from services.coordinator.episodes.template import as_function, as_openai, call_of, ids_of, text_of
 from sluice.environments import Message, Tool, ToolCall
 from sluice.errors import ConfigError, DataError
 

@@ -2,10 +2,10 @@
 
 import asyncio
 
+from services.coordinator.episodes.group_account import Playing
 from services.coordinator.episodes.group_turns import GroupTurns, Reports
 from services.coordinator.episodes.player import Player
-from services.coordinator.episodes.playing import Playing
-from services.coordinator.episodes.rows import Wanted
+from services.coordinator.episodes.wanted_episode import Wanted
 from services.coordinator.state.group import Group, Phase
 from services.coordinator.state.ports import RolloutClient
 from services.coordinator.state.run_context import RunContext

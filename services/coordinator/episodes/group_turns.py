@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
-from services.coordinator.episodes.playing import Playing
+from services.coordinator.episodes.group_account import Playing
 from services.coordinator.episodes.policy import BeginAgain
-from services.coordinator.episodes.rows import OpenedPrompt
+from services.coordinator.episodes.wanted_episode import OpenedPrompt
 from services.coordinator.state.group import GroupFailed, Phase, Sample
 from services.coordinator.state.group_trace import attempt_of
 from services.coordinator.state.member import Member, Role

@@ -15,7 +15,7 @@ from services.coordinator.episodes.chat_calls import ChatCalls, ChatLike
 from services.coordinator.episodes.environment_places import EnvironmentPlaces
 from services.coordinator.episodes.episode import EnvironmentFailed, Episode
 from services.coordinator.episodes.policy import BeginAgain, Policy
-from services.coordinator.episodes.rows import Limits, Wanted
+from services.coordinator.episodes.wanted_episode import Limits, Wanted
 from services.coordinator.state.back_pressure import Patience
 from services.coordinator.state.fleet import Fleet
 from services.coordinator.state.group import GroupFailed, Sample

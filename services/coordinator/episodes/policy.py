@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from services.coordinator.episodes.rows import OpenedPrompt
+from services.coordinator.episodes.wanted_episode import OpenedPrompt
 from services.coordinator.state.group import Sample
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from services.coordinator.episodes.chat import Chat
-from services.coordinator.episodes.rows import Limits
+from services.coordinator.episodes.wanted_episode import Limits
 from services.coordinator.state.group import PromptLike
 from services.coordinator.state.member import Member
 from services.coordinator.state.ports import EnvironmentClient
@@ -231,8 +231,9 @@ class _Rehearsal:
 
 
 def made_up(schema: Mapping[str, Any], *, depth: int = 0) -> dict[str, Any]:
-    """Arguments that a JSON Schema of an object allows: its required properties, with a plain value each. Of a schema within it
-    nobody has checked the form."""
+    """Arguments that a JSON Schema of an object allows: its required properties, with a plain value each. Nobody has
+    checked the form of schemas within that schema.
+    """
     properties, required = schema.get("properties"), schema.get("required")
     known = properties if isinstance(properties, Mapping) else {}
     names = required if isinstance(required, list | tuple) else ()

@@ -109,8 +109,9 @@ class Admitter:
         self._recorded = last.admission + 1, last.cursor_after
 
     def tell_sampler(self, group: Group) -> None:
-        """Tells the outcome at once, whatever becomes of the group: the sooner the better are the next choices. Also for a
-        group that is taken off the board, whose row may then be drawn again."""
+        """Tells the sampler a group's outcome at once, whatever becomes of the group: the sooner the sampler knows, the
+        better its next choices. Also for a group that is taken off the board, whose row may then be drawn again.
+        """
         if self._sampler is not None:
             self._sampler.ended(group)
 
@@ -126,8 +127,9 @@ class Admitter:
     async def catch_up(self, until: int, *, known: Container[str], most: int) -> list[Group]:
         """Goes on to number `until`, which Redis has forgotten; to be called before the conductor runs.
 
-        Each number gets its former prompt, found from the newest noted place on; with a sampler, whose choices Redis had, a
-        prompt chosen anew from the order. The newest `most` numbers are admitted again, unless they are `known`.
+        Each number gets its former prompt, found from the newest noted place on. With a sampler the former choices are
+        lost with Redis, so that each number gets a prompt that is chosen anew. The newest `most` numbers are admitted
+        again, unless they are `known`.
         """
         again: list[Group] = []
         if self._admissions >= until:

@@ -157,7 +157,7 @@ class StepWindow:
 
 
 def episode_metrics(episodes: list[Sample], *, restarts: int) -> dict[str, float]:
-    """What is said of a step's episodes; empty without one."""
+    """The catalogue's metrics of a step's episodes; empty for a step without episodes."""
     if not episodes and not restarts:
         return {}
     values = {"episode/restarts": float(restarts)}

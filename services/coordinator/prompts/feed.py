@@ -1,8 +1,9 @@
 """The conductor's source of prompts: prompts that users submit to a live run come first, then the data set.
 
 A cursor holds the positions in both, so that a restarted coordinator finds an open group's prompt again. A sampler
-(difficulty.py) chooses one further on. Groups of runs that an older version began may have the row of the data as a third part.
-Submitted prompts are kept in the run directory and rendered when they are drawn, as those of the data are.
+(difficulty.py) may choose a cursor further on. Groups of runs that an older version began may have the row of the data
+as a third part. Submitted prompts are kept in the run directory and rendered when they are drawn, as those of the data
+are.
 """
 
 import asyncio

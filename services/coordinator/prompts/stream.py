@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
+from services.coordinator.prompts.named_sources import open_source
 from services.coordinator.prompts.order import row_index
 from services.coordinator.prompts.questions import question_key
 from services.coordinator.prompts.render import Environments, Prompt, Renderer, Unusable, load_tokenizer
 from services.coordinator.prompts.rows import PromptRow, PromptSource, parse_submitted
-from services.coordinator.prompts.sources import open_source
 from sluice.config.schema import Config
 from sluice.errors import DataError
 from sluice.gold_answers import as_a_model_writes

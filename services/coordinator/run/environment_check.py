@@ -16,7 +16,7 @@ import structlog
 
 from services.coordinator.episodes.chat import Chat
 from services.coordinator.episodes.rehearsal import Rehearsed, rehearse
-from services.coordinator.episodes.rows import Limits
+from services.coordinator.episodes.wanted_episode import Limits
 from services.coordinator.run.absences import Absences
 from services.coordinator.state.group import PromptLike
 from services.coordinator.state.member import EnvironmentInfo, Member, Role
@@ -58,7 +58,7 @@ def infos(members: Iterable[Member]) -> Mapping[str, EnvironmentInfo]:
 
 
 def scoring_environments(run: RunContext) -> set[str]:
-    """Those that score: by their servers' word, or by the recipe's where agents play."""
+    """The environments that score: by the word of their servers, or by the recipe where agents play."""
     hosted = infos(run.fleet.of(Role.ENVIRONMENT)).items()
     return {name for name, facts in hosted if facts.scores} | {name for name, scores in _agents(run).items() if scores}
 

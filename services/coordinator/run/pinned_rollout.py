@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from services.coordinator.episodes.player import Player
-from services.coordinator.episodes.rows import OpenedPrompt, Wanted, must_begin_alike
+from services.coordinator.episodes.wanted_episode import OpenedPrompt, Wanted, must_begin_alike
 from services.coordinator.state.group import GroupFailed, PromptLike, Sample
 from services.coordinator.state.member import Member
 from services.coordinator.state.ports import RolloutClient, Sampling

@@ -17,7 +17,7 @@ from sluice.telemetry.traces.tracer import Tracer
 
 
 class EvaluationTrace:
-    """The present evaluation's; there is one evaluation at a time."""
+    """The trace of the present evaluation; there is one evaluation at a time."""
 
     def __init__(self, tracer: Tracer, steps: StepTraces) -> None:
         self._tracer, self._steps = tracer, steps
@@ -41,7 +41,7 @@ class EvaluationTrace:
             yield
 
     def pinned(self, rollout: str, version: PolicyVersion) -> None:
-        """Who draws the samples now. Of a second rollout, after one that failed, the last one stands."""
+        """Notes which rollout draws the samples now; the last one stands where an earlier one failed."""
         self._noted |= {"sluice.rollout": rollout, "sluice.policy.version": version.number}
         step = self._steps.of(version.number)
         self._links[:] = () if step is None else (step,)

@@ -279,7 +279,7 @@ class Fleet:
         return [member for member in self.of(role) if member.outstanding < _capacity(member, believed)]
 
     def without_full(self, members: list[Member]) -> list[Member]:
-        """The rollouts without those that state how much they take now and have as much."""
+        """The rollouts, but for those that state how much they take now and have that much work."""
         if all(member.target is None for member in members):
             return members
         believed = self._believed(Role.ROLLOUT)
@@ -295,7 +295,8 @@ class Fleet:
     def another_may_serve(self, role: Role, *, refused_by: Mapping[str, Member]) -> bool:
         """Whether a request that members refuse may be served by another one: a READY one, or one that may come back.
 
-        For one that may come back nobody waits when a refuser has answered other requests well, and so knows better.
+        Nobody waits for a member to come back when a member that refused has answered other requests well: then the
+        fault is the request's.
         """
         others = [
             member for member in self.members.values() if member.role is role and member.service_id not in refused_by

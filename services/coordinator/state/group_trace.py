@@ -1,7 +1,8 @@
 """One group's trace, made of its ledger row when the group has ended: what waits for the end of a span survives this process.
 
-The calls that serve a group in other processes are spans of the same trace. They are written there, below ids that follow from
-the trace's id and from facts of the row, so that they fit however often the coordinator was started again meanwhile.
+The calls that serve a group in other processes are spans of the same trace. Those processes write these spans, below
+ids that follow from the trace's id and from facts of the row, so that the spans fit together however often the
+coordinator was started again meanwhile.
 """
 
 from collections.abc import Iterator, Mapping
@@ -44,7 +45,7 @@ _WAITS: Final = ("sluice.admission", "sluice.queue", "sluice.batch")
 
 
 def trace_end(tracer: Tracer, row: Mapping[str, Any], *, step: TraceContext | None = None) -> None:
-    """Has the spans of a group that has ended written, if the group is traced. `step` as in `group_spans`."""
+    """Has the spans of a group that has ended written, if the group is traced. For `step` see `group_spans`."""
     if row.get("trace_id"):
         tracer.put(partial(group_spans, life_of(row), step=step))
 

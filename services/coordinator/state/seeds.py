@@ -11,7 +11,7 @@ def seed_of(*parts: object) -> int:
 
 
 def seeds_of(*parts: object, last: Iterable[int]) -> dict[int, int]:
-    """For each last part the seed of the name that ends with it."""
+    """The seed of each name that is made of the given parts and one last part; by last part."""
     begun, seeds = blake3.blake3(("/".join(map(str, parts)) + "/").encode()), {}
     for part in last:
         named = begun.copy()

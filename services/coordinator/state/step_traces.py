@@ -15,7 +15,7 @@ class StepTraces:
         self._roots: dict[int, TraceContext] = {}
 
     def note(self, version: int, root: TraceContext) -> None:
-        """Remembers one, and forgets the oldest ones."""
+        """Remembers the trace of a step, and forgets the oldest traces."""
         self._roots[version] = root
         for old in sorted(self._roots)[:-_KEPT]:
             del self._roots[old]

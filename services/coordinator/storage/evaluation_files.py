@@ -1,8 +1,8 @@
 """RUN/evaluations: a Parquet file an evaluation, with a row for every prompt. Blocking.
 
-A file is named after lineage, version and set, as a line of metrics.jsonl is known by them: a later evaluation of the same set
-and version takes the place of the former. The files have a bound each: KEPT_EVALUATIONS in all, and `run.file_max_bytes`
-together; the oldest go that are not the first of their set.
+A file is named after lineage, version and set, which also identify an evaluation's line in metrics.jsonl: a later
+evaluation of the same set and version takes the place of the former. The files have a bound each: KEPT_EVALUATIONS in
+all, and `run.file_max_bytes` together; the oldest go that are not the first of their set.
 """
 
 import re

@@ -22,7 +22,7 @@ FOLDERS = (".", "batches", "ledger")
 
 
 async def drop_leftovers(store: DurableState, files: RunFiles) -> None:
-    """Removes them. A file that cannot be removed is named in the log."""
+    """Removes the leftovers. A file that cannot be removed is named in the log."""
     staged = [(step, path) for step, path in list(batch_files(files.run_dir)) if path.suffix == ".staged"]
     left = [path for step, path in staged if not await _is_assigned(store, step, path)]
     await asyncio.to_thread(_remove, files, left)
@@ -42,5 +42,6 @@ def _remove(files: RunFiles, left: list[Path]) -> None:
             files.drop_batches_before(kept[0])
     except OSError as error:
         log.warning("leftovers_not_removed", reason=str(error))
-    if left:
-        log.info("leftovers_removed", files=len(left))
+    else:
+        if left:
+            log.info("leftovers_removed", files=len(left))

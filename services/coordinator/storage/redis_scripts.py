@@ -34,8 +34,8 @@ processes more than the scripts that share it, so that under load scripts are be
 class RedisScripts:
     """The scripts of lua.py on the keys of one run.
 
-    Methods raise Fenced, Unavailable (Redis is away), Forgot (Redis is back without its newest writes) or Overloaded (Redis
-    is full). They wait while Redis's disk is full.
+    Methods raise Fenced, Unavailable (Redis is away), Forgot (Redis is back without its newest writes) or Overloaded
+    (Redis is full). All methods wait while Redis's disk is full.
     """
 
     def __init__(self, redis: Redis, *, keys: Sequence[str], disk: RedisDisk) -> None:

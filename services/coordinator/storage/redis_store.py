@@ -51,8 +51,8 @@ NO_ENTRY = "0-0"
 class Store:
     """The coordinator's Redis.
 
-    Methods raise Fenced, Unavailable (Redis is away), Forgot (Redis is back without its newest writes) or Overloaded (Redis
-    is full). They wait while Redis's disk is full.
+    Methods raise Fenced, Unavailable (Redis is away), Forgot (Redis is back without its newest writes) or Overloaded
+    (Redis is full). All methods wait while Redis's disk is full.
     """
 
     def __init__(

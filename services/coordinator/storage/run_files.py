@@ -83,7 +83,7 @@ class RunFiles:
     async def keep_config(self, text: str) -> None:
         """Writes RUN/config.yaml, the resolved configuration of the last start. `sluice up` has written the file already.
 
-        Then the names in RUN are on disk, the folders' among them.
+        Afterwards the names of all files and folders in RUN are on disk.
         """
 
         def keep() -> None:

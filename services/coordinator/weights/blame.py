@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Final
 
 from services.coordinator.state.member import Member
-from services.coordinator.weights.calls import PushClients
+from services.coordinator.weights.link_watch import Look, is_broken, is_slow
+from services.coordinator.weights.push_calls import PushClients
 from services.coordinator.weights.sources import Round, Source, Sources
-from services.coordinator.weights.watch import Look, is_broken, is_slow
 from services.coordinator.wire.clients import as_sluice_errors
 from sluice.clock import Clock
 from sluice.errors import Expired, SluiceError, TransferError, WrongBytes

@@ -20,7 +20,7 @@ from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.push_times import PushTime, PushTimes
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.weights.blame import Blame
-from services.coordinator.weights.calls import PushClients
+from services.coordinator.weights.push_calls import PushClients
 from services.coordinator.weights.sources import Sources
 from services.coordinator.weights.transfer import Epoch, Transfers
 from services.coordinator.wire.answers import durations_of

@@ -20,8 +20,8 @@ from typing import Final
 from services.coordinator.state.fleet import Fleet
 from services.coordinator.state.member import Member, State
 from services.coordinator.state.signal import Signal
+from services.coordinator.weights.link_watch import Look
 from services.coordinator.weights.plan import Receiver, plan_sources
-from services.coordinator.weights.watch import Look
 from sluice.clock import Clock
 from sluice.errors import Unavailable
 from sluice.policy_version import PolicyVersion

@@ -19,8 +19,8 @@ import structlog
 from services.coordinator.state.member import Member
 from services.coordinator.state.run_context import RunContext
 from services.coordinator.weights.blame import Blame
-from services.coordinator.weights.calls import PushClients
-from services.coordinator.weights.limits import PushLimits, files_bytes
+from services.coordinator.weights.push_calls import PushClients
+from services.coordinator.weights.push_limits import PushLimits, files_bytes
 from services.coordinator.weights.sources import Round, Source, Sources
 from services.coordinator.wire.clients import as_sluice_errors
 from sluice.errors import NotReady, SluiceError

@@ -23,7 +23,7 @@ from sluice.rpc.server import RpcServer, make_server
 from sluice.rpc.service import ServiceOptions
 from sluice.run_dir.full_disk import DiskWaits
 from sluice.telemetry.prometheus import Exporter
-from sluice.telemetry.traces.opening import CLOSE_WITHIN_S, open_tracer
+from sluice.telemetry.traces.process_tracer import CLOSE_WITHIN_S, open_tracer
 from sluice.telemetry.traces.tracer import OFF, Tracer
 from sluice.v1 import coordinator_pb2 as pb
 from sluice.v1 import learner_pb2

@@ -21,9 +21,9 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from services.learner.distributed.environment import prepare_allocator
 from services.learner.distributed.interface import interface_towards
 from services.learner.distributed.local_ranks import run_ranks
+from services.learner.distributed.rank_environment import prepare_allocator
 from sluice.addresses import loopback_interface
 from sluice.errors import Expired, SluiceError
 from sluice.interfaces import NCCL_INTERFACE

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from services.learner.distributed.context import ALONE, ContextGroup
+from services.learner.distributed.context_group import ALONE, ContextGroup
 from services.learner.policy.head import Head
 from services.learner.policy.packing import Packed
 

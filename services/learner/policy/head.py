@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from services.learner.policy.products import add_product, product
+from services.learner.policy.matrix_products import add_product, product
 
 ChunkLoss = Callable[[Tensor, slice], Tensor]
 """float32[C] log-probabilities (with gradient) and their places among the M targets -> a part of the loss, a scalar."""

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from services.learner.distributed.context import join_context
+from services.learner.distributed.context_group import join_context
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy import attention, lora, sharded_loading
 from services.learner.policy.forward import Policy

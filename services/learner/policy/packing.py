@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from services.learner.batches.batch import TrainSequence
-from services.learner.distributed.context import ContextGroup
+from services.learner.distributed.context_group import ContextGroup
 from services.learner.policy.layout import Layout, PackedLayout, SharedLayout
 from services.learner.policy.slices import Slice
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from services.learner.batches.batch import TrainSequence
-from services.learner.distributed.context import ALONE, ContextGroup
+from services.learner.distributed.context_group import ALONE, ContextGroup
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy import attention
 from services.learner.policy.forward import Policy
@@ -73,7 +73,7 @@ class Verdict:
 
     @property
     def needs_rows(self) -> bool:
-        """Whether it has to be one sequence a row."""
+        """Whether the learner must lay out one sequence a row."""
         return not self.packed <= TOLERANCE_NATS and self.rows <= TOLERANCE_NATS
 
     @property

@@ -10,7 +10,7 @@ import time
 import structlog
 from transformers import PreTrainedConfig
 
-from services.learner.distributed.context import ContextGroup
+from services.learner.distributed.context_group import ContextGroup
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy.head import Head
 from services.learner.policy.model_config import architecture

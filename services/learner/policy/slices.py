@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from services.learner.distributed.context import ContextGroup
+from services.learner.distributed.context_group import ContextGroup
 from sluice.errors import ConfigError
 
 

@@ -90,8 +90,9 @@ def locate(folder: Path, causal_lm: PreTrainedModel) -> StoredModel:
 def published_form(folder: Path, causal_lm: PreTrainedModel) -> tuple[FileForm, dict[str, str]]:
     """How the files of a folder hold a model that is trained, and what is published beside its parameters.
 
-    The second are buffers that files have and nobody trains, such as the bias by which DeepSeek-V3 balances its experts: the
-    file's name of each, by the model's. Of a folder without safetensors nothing is known.
+    Published beside the parameters are buffers that files have and nobody trains, such as the bias by which DeepSeek-V3
+    balances its experts: by the name in the model, the name in the files. For a folder without safetensors files there
+    are none.
     """
     stored = stored_tensors(folder) if has_safetensors(folder) else ()
     passing = {name for name, _ in causal_lm.named_non_persistent_buffers()}

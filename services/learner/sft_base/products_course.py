@@ -1,7 +1,7 @@
 """The base model of `sluice demo-turns`: first asks the calculator always and copies its answer, then mostly guesses.
 
-The first stage goes on until the model asks for the right product and copies the answer; the second one spoils it with
-demonstrations of mixed quality (sluice/tasks/products.py).
+The first stage goes on until the model asks for the right product and copies the answer; the second stage spoils the
+model with demonstrations of mixed quality (sluice/tasks/products.py).
 """
 
 import random

@@ -1,9 +1,9 @@
 """Host memory for snapshots of one layout, used again and again: page-locked where a CUDA device copies into it.
 
-A snapshot's memory comes back when nobody has the snapshot any more: neither the learner, nor a sender, nor an export. Two
-buffers do while receivers keep up: the newest version's and the next one's; where deltas are made, a third is made the first
-time that a step ends before the delta to its version has. Where all are in use, the next version gets memory of its own,
-ordinary and not kept, so that no step waits for a receiver.
+A snapshot's memory comes back when nobody has the snapshot any more: neither the learner, nor a sender, nor an export.
+Two buffers are enough while receivers keep up: the newest version's and the next one's; where deltas are made, a third
+is made the first time that a step ends before the delta to its version has. Where all are in use, the next version gets
+memory of its own, ordinary and not kept, so that no step waits for a receiver.
 """
 
 import weakref
@@ -17,8 +17,8 @@ from sluice.accelerator import host_memory
 
 
 class HostBuffers:
-    """Buffers of `size_bytes`. Their first use finds zeros; a later use finds what the former one has left, so that a
-    snapshot of the same layout has to fill the same places and finds zeros in its gaps."""
+    """Buffers of `size_bytes`. The first use of a buffer finds zeros; a later use finds what the former use has left,
+    so that a snapshot of the same layout has to fill the same places and finds zeros in its gaps."""
 
     def __init__(self, size_bytes: int, *, device: torch.device, kept: int = 2) -> None:
         """At most `kept` buffers are kept."""

@@ -38,7 +38,7 @@ class ExampleTokens:
         self._parts.append(found[:, wanted])
 
     def joined(self) -> TokenFigures:
-        """The whole group's, on every rank. Collective."""
+        """The figures of the whole group, on every rank. Collective."""
         columns = self._ranks.join_columns(torch.cat(self._parts, dim=1)).cpu().numpy()
         columns = columns[:, columns[0] >= 0]
         columns = columns[:, np.lexsort((columns[1], columns[0]))]

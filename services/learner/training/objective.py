@@ -101,7 +101,7 @@ class Objective:
         self._parts.append(part)
         return (part.loss * self._weights[where]).sum()
 
-    def seen(self) -> "LossStats":
+    def stats(self) -> "LossStats":
         """The figures of all chunks together, without gradient."""
         parts = self._parts or [self._token_loss(self._weights[:0], slice(0))]  # a micro-batch may be empty
         kept = torch.ones_like(self._weights, dtype=torch.bool) if self._kept is None else self._kept

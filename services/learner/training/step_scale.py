@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from services.learner.batches.batch import TrainSequence
-from services.learner.batches.plan import MiniBatch
+from services.learner.batches.step_plan import MiniBatch
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy.packing import Packed
 from services.learner.training.whole_samples import numbered

@@ -11,7 +11,7 @@ from itertools import chain, groupby
 from torch import Tensor
 
 from services.learner.batches.batch import TrainSequence
-from services.learner.batches.plan import MiniBatch
+from services.learner.batches.step_plan import MiniBatch
 from services.learner.training.tally import Tally
 
 

@@ -24,16 +24,16 @@ class Tally:
         self._log_ratios = torch.zeros(_LOG_RATIO_BINS, dtype=torch.float64, device=device)
         self._ratio_max = torch.zeros(1, device=device)
 
-    def add(self, seen: LossStats, entropies: Tensor) -> None:
+    def add(self, stats: LossStats, entropies: Tensor) -> None:
         """Counts one micro-batch: every target is a trained token. entropies: [M] nats."""
-        masks = (seen.clipped_high, seen.clipped_low, seen.clipped_dual)
-        parts = (seen.loss, entropies, *masks, seen.ratio, seen.truncated, seen.masked)
-        self._sums[0] += len(seen.loss)
+        masks = (stats.clipped_high, stats.clipped_low, stats.clipped_dual)
+        parts = (stats.loss, entropies, *masks, stats.ratio, stats.truncated, stats.masked)
+        self._sums[0] += len(stats.loss)
         self._sums[1:] += torch.stack([part.sum(dtype=torch.float64) for part in parts])
-        if len(seen.ratio):
+        if len(stats.ratio):
             edge = _LOG_RATIO_RANGE
-            self._log_ratios += torch.histc(seen.ratio.log().clamp(-edge, edge), _LOG_RATIO_BINS, -edge, edge)
-            self._ratio_max = torch.maximum(self._ratio_max, seen.ratio.max())
+            self._log_ratios += torch.histc(stats.ratio.log().clamp(-edge, edge), _LOG_RATIO_BINS, -edge, edge)
+            self._ratio_max = torch.maximum(self._ratio_max, stats.ratio.max())
 
     def reduce(self, ranks: Ranks) -> None:
         """Adds up over ranks; afterwards every rank holds the same sums."""

@@ -1,7 +1,7 @@
 """One training step: a batch of groups -> several optimizer updates (DAPO, arXiv:2503.14476, algorithm 1, lines 9-11).
 
 The loss has one denominator for the whole mini-batch, over all micro-batches and ranks, so the gradient does not depend on
-how the planner cut the mini-batch. The ranks of a context group (distributed/context.py) plan as one rank, and each packs
+how the planner cut the mini-batch. The ranks of a context group (distributed/context_group.py) plan as one rank, and each packs
 the group's micro-batches and computes its slices of them. An update with a loss or gradient that is not finite on any rank is
 skipped on all ranks.
 With `proximal: recompute` the step's first weights compute all log-probabilities again before the first update.
@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from services.learner.batches.batch import Batch, advantages, samples_of
-from services.learner.batches.plan import MiniBatch, plan_step
+from services.learner.batches.step_plan import MiniBatch, plan_step
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy.forward import Policy
 from services.learner.policy.optimizer import learning_rate, take_step
@@ -297,7 +297,7 @@ class Trainer:
         """
         loss, logprobs, entropies = self.policy(packed, objective)
         loss.backward()
-        tally.add(objective.seen(), entropies)
+        tally.add(objective.stats(), entropies)
         return torch.stack([packed.rollout_logprobs, logprobs, packed.ages.float()]), entropies
 
     def _apply(self, tally: Tally, scale: StepScale | None) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from services.learner.batches.batch import TrainSequence, samples_of
-from services.learner.batches.plan import MiniBatch
+from services.learner.batches.step_plan import MiniBatch
 from services.learner.distributed.ranks import Ranks
 from services.learner.policy.forward import Policy
 from services.learner.policy.packing import Packed

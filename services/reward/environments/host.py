@@ -17,8 +17,8 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from services.reward.environments.answers import WrongAnswer, frame_of, opening_in, reply_in
+from services.reward.environments.environment_handle import EnvironmentWorker, Refused
 from services.reward.environments.hosted import Hosted, Wanted
-from services.reward.environments.worker_handle import EnvironmentWorker, Refused
 from services.reward.sandbox.frames import Frame
 from services.reward.sandbox.guarded_process import WorkerDied
 from sluice.clock import Clock, SystemClock

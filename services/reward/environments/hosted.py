@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.reward.environments.worker_handle import EnvironmentWorker, Facts, Refused
+from services.reward.environments.environment_handle import EnvironmentWorker, Facts, Refused
 from services.reward.sandbox.guarded_process import Limits, WorkerDied
 from sluice.clock import Clock
 
@@ -38,7 +38,7 @@ class Hosted:
 
     @property
     def name(self) -> str:
-        """By which rows name it."""
+        """The name by which rows name the environment."""
         return self.wanted.name
 
     async def start(self) -> None:

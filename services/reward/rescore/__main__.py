@@ -14,8 +14,8 @@ from pathlib import Path
 import structlog
 
 from services.reward.app import make_scorer, open_graders
-from services.reward.rescore.page import as_json, page
 from services.reward.rescore.recorded_groups import RecordedGroup, batch_steps, not_covered, read_batch
+from services.reward.rescore.result_page import as_json, page
 from services.reward.rescore.score_comparison import Comparison, Judged, ScoredAgain
 from services.reward.routing import Router
 from services.reward.sandbox.protections import check_programs

@@ -1,7 +1,8 @@
 """Landlock: the files that this process and all that it starts may read or write, where no mount namespace is permitted.
 
-Landlock forbids to open, make, move and remove files beneath all other paths, and from its 6th version on to send signals
-out. It does not hide that a path exists: `stat` and `readlink` answer. Kernel: Documentation/userspace-api/landlock.rst.
+Landlock forbids to open, make, move and remove files beneath all other paths, and from its 6th version on to send
+signals out. Landlock does not hide that a path exists: `stat` and `readlink` answer. Kernel:
+Documentation/userspace-api/landlock.rst.
 """
 
 import ctypes

@@ -1,8 +1,9 @@
 """A seccomp filter for graded programs: the system calls that would lead out of the sandbox fail with EPERM.
 
-A filter sees the numbers that a call is given, no memory behind them: so a filter knows no paths (small_root.py and
-landlock.py do), but does without any privilege whatever is between two processes: sockets, signals, tracing.
-Numbers: asm/unistd_64.h (x86-64) and asm-generic/unistd.h (arm64) of Linux 6. On another processor there is no filter.
+A filter sees the numbers that a call is given, and no memory behind the numbers: so a filter knows no paths
+(small_root.py and landlock.py do). But a filter needs no privilege, and covers what goes on between two processes:
+sockets, signals, tracing. Numbers: asm/unistd_64.h (x86-64) and asm-generic/unistd.h (arm64) of Linux 6. On another
+processor there is no filter.
 """
 
 import ctypes

@@ -9,7 +9,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Final
 
-from services.reward.answers import SENTENCE_END, Form, find, marked_line
+from services.reward.final_answers import SENTENCE_END, Form, find, marked_line
 from services.reward.ports import Grade, Question
 
 NAME: Final = "exact"

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from services.reward.answers import last_boxed
+from services.reward.final_answers import last_boxed
 from services.reward.ports import Grade, Question
 
 NAME: Final = "math_dapo"

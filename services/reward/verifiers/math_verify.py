@@ -15,7 +15,7 @@ import logging
 import unicodedata
 from typing import Any, Final
 
-from services.reward.answers import TAIL_CHARS, after_thought
+from services.reward.final_answers import TAIL_CHARS, after_thought
 from services.reward.ports import Grade, Question
 
 NAME: Final = "math_verify"

@@ -9,8 +9,8 @@ correction behind the mark (`Answer: A. No wait, B.`) goes before it. Thoughts b
 from dataclasses import dataclass
 from typing import Final
 
-from services.reward.answers import TAIL_CHARS, after_thought, last_marked
 from services.reward.asserted_letter import alone, asserted, corrected, leading, said_to_be_the_answer
+from services.reward.final_answers import TAIL_CHARS, after_thought, last_marked
 from services.reward.ports import Grade, Question
 
 NAME: Final = "multiple_choice"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from services.reward.answers import SENTENCE_END, UNSEEN, Form, find
+from services.reward.final_answers import SENTENCE_END, UNSEEN, Form, find
 from services.reward.ports import Grade, Question
 
 NAME: Final = "numeric"

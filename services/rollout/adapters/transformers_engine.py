@@ -18,7 +18,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from services.rollout.adapters.environment import device_name
+from services.rollout.adapters.engine_environment import device_name
 from services.rollout.engine import FinishedSample, FinishReason, RunningSample, SampleRequest
 from services.rollout.model_files import ModelFacts
 from sluice.errors import ConfigError

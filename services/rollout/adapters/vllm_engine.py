@@ -24,7 +24,7 @@ from vllm.v1.engine import FinishReason as VllmFinishReason
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor import Executor
 
-from services.rollout.adapters.environment import device_name
+from services.rollout.adapters.engine_environment import device_name
 from services.rollout.adapters.vllm_arguments import cpu_arguments, cuda_arguments
 from services.rollout.engine import FinishedSample, FinishReason, RunningSample, SampleRequest
 from services.rollout.model_files import ModelFacts

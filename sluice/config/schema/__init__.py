@@ -4,7 +4,7 @@ Strict: unknown keys and impossible values are refused before anything heavy is 
 has the key; units stand in names. `sluice.config.load` reads files into this schema.
 """
 
-from sluice.config.schema.algorithm import AlgorithmConfig, FilterGroupsConfig, RolloutCorrectionConfig
+from sluice.config.schema.algorithm import AlgorithmConfig, FilterGroupsConfig
 from sluice.config.schema.config import PAYLOAD_BYTES_A_TOKEN, Config
 from sluice.config.schema.coordinator import CoordinatorConfig
 from sluice.config.schema.data import DataConfig
@@ -17,6 +17,7 @@ from sluice.config.schema.model import ModelConfig
 from sluice.config.schema.network import NetworkConfig
 from sluice.config.schema.reward import GraderConfig, GraderList, OverlongBufferConfig, RewardConfig
 from sluice.config.schema.rollout import RolloutConfig
+from sluice.config.schema.rollout_correction import RolloutCorrectionConfig
 from sluice.config.schema.run import RunConfig
 from sluice.config.schema.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from sluice.config.schema.slurm import SlurmConfig

@@ -57,17 +57,19 @@ def component_of(job: str) -> int | None:
 
 
 def shares(job: str) -> Sequence[tuple[str, int, int]]:
-    """Of `scontrol show job --details --oneliner`: nodes, in Slurm's short form, with CPUs and GPUs of each."""
+    """From the output of `scontrol show job --details --oneliner`: nodes, in Slurm's short form, with CPUs and GPUs of
+    each.
+    """
     return [(names, _count(cpus), sum(map(int, _GPUS.findall(gres)))) for names, cpus, gres in _SHARES.findall(job)]
 
 
 async def silent_nodes(names: Iterable[str]) -> Collection[str]:
-    """Those that Slurm takes for dead, or that do not answer Slurm's controller."""
+    """The nodes that Slurm takes for dead, or that do not answer Slurm's controller."""
     return silent(await ask("sinfo", "--noheader", "--Node", "--nodes", ",".join(names), "--format", "%N %T"))
 
 
 def silent(states: str) -> Collection[str]:
-    """Of lines `n1 allocated*`: a star stands for a node that does not answer."""
+    """The nodes that do not answer, from lines such as `n1 allocated*`, where the star says so."""
     return {
         name
         for name, state in (line.split(maxsplit=1) for line in states.splitlines() if " " in line)

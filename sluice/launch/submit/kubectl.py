@@ -62,7 +62,7 @@ class Place:
             return {}
 
     def missing(self, kind: str, names: Sequence[str]) -> list[str]:
-        """Those of the names that there is no object of; none where this user may not look."""
+        """The names of which there is no object; none where this user may not look."""
         try:
             found = self.call("get", kind, *names, "--ignore-not-found", "-o", "name").split()
         except Forbidden:

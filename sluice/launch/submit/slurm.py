@@ -120,7 +120,9 @@ class SlurmSubmitter:
 
 
 def state_of(said: str) -> JobState:
-    """Of `scontrol show job --oneliner`; a heterogeneous job stands where its first component stands."""
+    """The state in the output of `scontrol show job --oneliner`; a heterogeneous job stands where its first component
+    stands.
+    """
     state, code = _field(said, "JobState"), int(_field(said, "ExitCode").partition(":")[0] or 0)
     if state == "FAILED" and code == exit_codes.INTERRUPTED:
         return JobState.STOPPED

@@ -37,11 +37,13 @@ class SpanWriter(Protocol):
     """Takes spans away. Called from one thread; may block up to a limit of its own, and may raise any error."""
 
     def write(self, spans: Iterable[SpanRecord]) -> None:
-        """Takes all of them, or raises. A span is made when it is asked for, so that they are never all there at once."""
+        """Takes all spans, or raises. A span is made when the writer asks for it, so that the spans are never all in
+        memory at once.
+        """
         ...
 
     def close(self) -> None:
-        """Lets go of what it holds."""
+        """Frees what the writer holds."""
         ...
 
 

@@ -27,7 +27,7 @@ Export = Callable[[ExportTraceServiceRequest], SpanExportResult]
 
 
 class OtlpWriter:
-    """A SpanWriter that hands requests to `export`. Its `write` raises Unavailable where that fails."""
+    """A SpanWriter that hands requests to `export`. `write` raises Unavailable where `export` fails."""
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ _quoted: Final = json.JSONEncoder().encode
 
 
 class OtlpFile:
-    """A SpanWriter into one file, which no other process writes. Its `write` raises OSError."""
+    """A SpanWriter into one file, which no other process writes. `write` raises OSError."""
 
     def __init__(self, path: Path, *, most_bytes: int, resource: Mapping[str, Value], version: str) -> None:
         self._path, self._most_bytes = path, most_bytes

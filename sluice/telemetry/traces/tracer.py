@@ -13,7 +13,7 @@ MOST_LINKS = 128
 
 
 class Tracer:
-    """One process's. Without a feed it is off: nothing is sampled, and nothing is kept."""
+    """The tracer of one process. A tracer without a feed is off: nothing is sampled, and nothing is kept."""
 
     def __init__(self, feed: SpanFeed | None = None, *, run: str = "", ratio: float = 1.0) -> None:
         """`run` is a name that no other run has; `ratio` is the share of the groups that are traced."""

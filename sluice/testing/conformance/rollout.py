@@ -57,6 +57,6 @@ def _written(folder: Path, snapshot: Snapshot | None) -> str:
     """The snapshot's path; empty without one."""
     if snapshot is None:
         return ""
-    from sluice.weights.files import write_snapshot
+    from sluice.weights.snapshot_files import write_snapshot
 
     return str(write_snapshot(folder, snapshot))

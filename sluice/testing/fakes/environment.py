@@ -54,7 +54,7 @@ class FakeEnvironment(FakeService, environment_pb2_grpc.EnvironmentServiceServic
         """Open episodes, and those whose lease has ended unnoticed."""
 
     def registration(self, **changes: Any) -> pb.RegisterRequest:
-        """FakeService.registration, with what it hosts."""
+        """FakeService.registration, with the environment that this server hosts."""
         request = super().registration(**changes)
         request.environments.append(self.info)
         return request

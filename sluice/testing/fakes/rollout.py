@@ -205,6 +205,8 @@ class FakeRollout(FakeService, rollout_pb2_grpc.RolloutServiceServicer):
 
 
 def _digest_of(path: Path) -> str:
-    from sluice.weights.files import read_snapshot  # safetensors is no dependency of a fake that is told names alone
+    from sluice.weights.snapshot_files import (
+        read_snapshot,  # safetensors is no dependency of a fake that is told names alone
+    )
 
     return read_snapshot(path).manifest.digest

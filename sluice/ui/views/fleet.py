@@ -7,7 +7,7 @@ from nicegui import ui
 
 from sluice.client import Event, RunState, Status
 from sluice.report.figures import ABSENT, duration, number
-from sluice.sizing.parts import gigabytes
+from sluice.sizing.memory_parts import gigabytes
 from sluice.ui.actions import buttons
 from sluice.ui.live import Live
 from sluice.ui.page import Page

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sluice.report.figures import duration
-from sluice.report.group_page import told
+from sluice.report.group_page import sentences_of
 from sluice.ui.found_group import Found, find_group
 from sluice.ui.page import Page
 from sluice.ui.parts import box, chip, link, panel, said, term_look, text_block
@@ -14,7 +14,7 @@ from sluice.ui.views.group_samples import samples
 async def show(page: Page, group_id: str) -> None:
     """The view."""
     found = await find_group(page.run, group_id)
-    row, facts = found.row, told(found.row, config=found.config)
+    row, facts = found.row, sentences_of(found.row, config=found.config)
     _head(page, found, facts.headline)
     with box(classes="two"):
         with panel("What happened"):

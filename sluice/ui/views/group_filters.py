@@ -24,7 +24,7 @@ class Filters:
         self._page, self._wanted, self._want = page, wanted, want
 
     def fields(self, terms: Sequence[str], sources: Sequence[str]) -> None:
-        """Makes them; `terms` and `sources` are those that the ledger has."""
+        """Makes the fields; `terms` and `sources` are those that the ledger has."""
         known = [term for term in terms if not term.startswith("failed:")]
         verdicts = {
             "": "any",

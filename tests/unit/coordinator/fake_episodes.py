@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from services.coordinator.episodes.player import Player
-from services.coordinator.episodes.stream import Continuation
+from services.coordinator.episodes.token_stream import Continuation
 from services.coordinator.groups.admitter import Admitter
 from services.coordinator.groups.conductor import Conductor
 from services.coordinator.groups.grading import Grading

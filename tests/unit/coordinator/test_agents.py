@@ -18,7 +18,7 @@ from services.coordinator.agents.session import AgentSession, Pending
 from services.coordinator.episodes.chat import chat_of
 from services.coordinator.episodes.chat_calls import ChatCalls
 from services.coordinator.episodes.episode import EnvironmentFailed
-from services.coordinator.episodes.rows import Limits, Wanted
+from services.coordinator.episodes.wanted_episode import Limits, Wanted
 from services.coordinator.state.member import State
 from services.coordinator.state.progress import RunState
 from sluice.environments import Message, Tool, ToolCall

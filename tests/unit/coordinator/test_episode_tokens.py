@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from services.coordinator.episodes.chat import Chat, chat_of
-from services.coordinator.episodes.stream import TokenStream
+from services.coordinator.episodes.token_stream import TokenStream
 from services.coordinator.state.group import Sample, Span
 from sluice.environments import Message, Tool, ToolCall
 from sluice.errors import ConfigError, DataError

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from services.coordinator.storage.leftovers import drop_leftovers
 from services.coordinator.storage.run_files import RunFiles
@@ -62,4 +63,6 @@ async def test_a_file_that_cannot_be_removed_does_not_keep_a_run_from_starting(
         raise PermissionError("read-only")
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    await drop_leftovers(Records(), files)  # type: ignore[arg-type]
+    with capture_logs() as logs:
+        await drop_leftovers(Records(), files)  # type: ignore[arg-type]
+    assert [(line["event"], line["reason"]) for line in logs] == [("leftovers_not_removed", "read-only")]

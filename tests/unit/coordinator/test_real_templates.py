@@ -17,7 +17,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from services.coordinator.episodes.chat import chat_of
-from services.coordinator.episodes.template import as_function, as_openai, ids_of, text_of
+from services.coordinator.episodes.chat_template import as_function, as_openai, ids_of, text_of
 from sluice.environments import Message, Tool, ToolCall
 from sluice.errors import DataError
 from tests.unit.coordinator.chat_templates import tokenizer_of

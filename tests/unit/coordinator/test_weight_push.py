@@ -11,8 +11,8 @@ import pytest
 
 from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.push_times import PushTimes
-from services.coordinator.weights.limits import PushLimits, files_bytes
 from services.coordinator.weights.push import WeightPush
+from services.coordinator.weights.push_limits import PushLimits, files_bytes
 from sluice.errors import TransferError
 from sluice.policy_version import PolicyVersion
 from sluice.testing import assert_eventually

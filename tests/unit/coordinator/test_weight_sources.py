@@ -11,9 +11,9 @@ import pytest
 
 from services.coordinator.state.member import Member, Role, State
 from services.coordinator.state.push_times import PushTimes
+from services.coordinator.weights.link_watch import Look, is_slow
 from services.coordinator.weights.push import WeightPush
 from services.coordinator.weights.sources import PATIENCE_S, Round, Source
-from services.coordinator.weights.watch import Look, is_slow
 from sluice.errors import Expired, InvalidRequest, NotReady, SluiceError, TransferError, Unavailable, WrongBytes
 from sluice.policy_version import PolicyVersion
 from sluice.testing import assert_eventually

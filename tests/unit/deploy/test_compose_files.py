@@ -14,7 +14,7 @@ import yaml
 
 from sluice.config.schema import Config
 from sluice.rpc.service_parser import ServiceParser, variable_of
-from sluice.telemetry.traces.opening import FOLDER
+from sluice.telemetry.traces.process_tracer import FOLDER
 
 ROOT = Path(__file__).parents[3]
 FILES = (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sluice.launch.logs import keep_small, turn_over
+from sluice.launch.log_sizes import keep_small, turn_over
 from sluice.process.output import tail
 from sluice.testing import ManualClock, assert_eventually
 

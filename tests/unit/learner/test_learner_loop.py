@@ -16,9 +16,12 @@ from services.learner.checkpoint.training_state import CheckpointState
 from services.learner.distributed.ranks import Command
 from services.learner.loop import Leader, follow
 from services.learner.ports import NoBatch
+from services.learner.publishing import Publishing
+from sluice.clock import SystemClock
 from sluice.errors import Expired, Fenced, SluiceError
 from sluice.lineage import LineageBook
 from sluice.policy_version import PolicyVersion
+from sluice.run_dir.full_disk import DiskWaits
 from sluice.run_dir.token_figures import TokenFigures
 from sluice.weights.manifest import plan
 from sluice.weights.snapshot import Packer, Snapshot
@@ -34,7 +37,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @dataclass(kw_only=True)
-class Scene:
+class FakeRun:
     """Worker, ranks, coordinator and publisher in one, with a diary."""
 
     found: list[Batch | NoBatch]
@@ -165,24 +168,32 @@ def _snapshot(version: PolicyVersion) -> Snapshot:
     return packer.seal(version)
 
 
-def _lead(scene: Scene, directory: Path, *, every: int = 100, record: TrainingRecord | None = None) -> bool:
-    return Leader(
-        worker=scene,
-        coordinator=scene,
-        publisher=scene,
+def _lead(fake: FakeRun, directory: Path, *, every: int = 100, record: TrainingRecord | None = None) -> bool:
+    record = record or TrainingRecord()
+    publishing = Publishing(
+        coordinator=fake,
+        publisher=fake,
         lineages=LineageBook(directory / "lineages"),
-        record=record or TrainingRecord(),
-        state=CheckpointState(step=scene.step, lineage="a"),
-        snapshot=_snapshot(PolicyVersion(lineage="a", number=scene.step)),
+        record=record,
+        lineage="a",
+        snapshot=_snapshot(PolicyVersion(lineage="a", number=fake.step)),
+        export=fake.export,
+        disk=DiskWaits(clock=SystemClock()),
+    )
+    return Leader(
+        worker=fake,
+        coordinator=fake,
+        publisher=fake,
+        publishing=publishing,
+        record=record,
         checkpoint_every_steps=every,
-        export=scene.export,
     ).run()
 
 
 def test_a_step_is_trained_published_and_only_then_committed(tmp_path: Path) -> None:
-    scene = Scene(found=[make_batch(step=0), ENDED])
-    assert _lead(scene, tmp_path)
-    assert scene.diary == [
+    fake = FakeRun(found=[make_batch(step=0), ENDED])
+    assert _lead(fake, tmp_path)
+    assert fake.diary == [
         "TRAIN",
         "PUBLISH",
         "published a1",
@@ -193,15 +204,15 @@ def test_a_step_is_trained_published_and_only_then_committed(tmp_path: Path) -> 
         "woken",
         "STOP",
     ]
-    assert scene.exported == ["a1"]
-    assert scene.metrics["learner/gather_ms"] == 1.0
-    assert scene.booked_example is not None
-    assert scene.booked_example.group_id == "example of 1"
-    assert scene.metrics["learner/publish_s"] > 0
+    assert fake.exported == ["a1"]
+    assert fake.metrics["learner/gather_ms"] == 1.0
+    assert fake.booked_example is not None
+    assert fake.booked_example.group_id == "example of 1"
+    assert fake.metrics["learner/publish_s"] > 0
 
 
 def test_the_next_step_trains_while_a_version_is_digested_and_the_version_after_it_waits(tmp_path: Path) -> None:
-    class Slow(Scene):
+    class Slow(FakeRun):
         def train(self, batch: Batch | None) -> dict[str, float]:
             self.diary.append(f"trained {self.step}")
             return super().train(batch)
@@ -211,18 +222,18 @@ def test_the_next_step_trains_while_a_version_is_digested_and_the_version_after_
                 self.may_seal.set()  # the second step is over, and waits for the first version
             return super().command(command)
 
-    scene = Slow(found=[make_batch(step=0), make_batch(step=1), ENDED])
-    scene.may_seal.clear()
-    assert _lead(scene, tmp_path)
-    trained = scene.diary.index("trained 1")
-    assert scene.diary[:trained] == ["TRAIN", "trained 0", "PUBLISH", "TRAIN"]
-    assert scene.diary.index("published a1") > trained
+    fake = Slow(found=[make_batch(step=0), make_batch(step=1), ENDED])
+    fake.may_seal.clear()
+    assert _lead(fake, tmp_path)
+    trained = fake.diary.index("trained 1")
+    assert fake.diary[:trained] == ["TRAIN", "trained 0", "PUBLISH", "TRAIN"]
+    assert fake.diary.index("published a1") > trained
     order = ["published a1", "committed a1", "PUBLISH", "published a2", "committed a2", "CHECKPOINT"]
-    assert [line for line in scene.diary[trained:] if line in order] == order
+    assert [line for line in fake.diary[trained:] if line in order] == order
 
 
 def test_a_learner_whose_booking_is_refused_ends_while_it_waits_for_its_next_batch(tmp_path: Path) -> None:
-    class Patient(Scene):
+    class Patient(FakeRun):
         def batch(self, step: int) -> Batch | NoBatch:
             return self.found.pop(0) if self.found else self.waits()
 
@@ -235,59 +246,59 @@ def test_a_learner_whose_booking_is_refused_ends_while_it_waits_for_its_next_bat
             woken.set()
 
     woken = threading.Event()
-    scene = Patient(found=[make_batch(step=0)], fails_at=0)
+    fake = Patient(found=[make_batch(step=0)], fails_at=0)
     with pytest.raises(Fenced):
-        _lead(scene, tmp_path)
-    assert "woken" in scene.diary
-    assert "published a1" in scene.diary
+        _lead(fake, tmp_path)
+    assert "woken" in fake.diary
+    assert "published a1" in fake.diary
 
 
 def test_a_step_that_fails_lets_the_version_before_it_be_booked(tmp_path: Path) -> None:
-    class Breaks(Scene):
+    class Breaks(FakeRun):
         def train(self, batch: Batch | None) -> dict[str, float]:
             if self.step == 1:
                 threading.Timer(0.05, self.may_seal.set).start()
                 raise SluiceError("memory ran out")
             return super().train(batch)
 
-    scene = Breaks(found=[make_batch(step=0), make_batch(step=1)])
-    scene.may_seal.clear()
+    fake = Breaks(found=[make_batch(step=0), make_batch(step=1)])
+    fake.may_seal.clear()
     with pytest.raises(SluiceError, match="memory ran out"):
-        _lead(scene, tmp_path)
-    assert scene.diary[-1] == "committed a1"
+        _lead(fake, tmp_path)
+    assert fake.diary[-1] == "committed a1"
 
 
 def test_the_other_ranks_hear_of_the_leader_after_every_empty_poll(tmp_path: Path) -> None:
-    scene = Scene(found=[NOT_YET, NOT_YET, ENDED])
-    assert _lead(scene, tmp_path)
-    assert scene.diary == ["IDLE", "IDLE", "STOP"]
+    fake = FakeRun(found=[NOT_YET, NOT_YET, ENDED])
+    assert _lead(fake, tmp_path)
+    assert fake.diary == ["IDLE", "IDLE", "STOP"]
 
 
 def test_a_replay_that_differs_mints_one_lineage_and_publishes_and_commits_again_under_it(tmp_path: Path) -> None:
-    scene = Scene(found=[make_batch(step=0), make_batch(step=1), ENDED], recorded={0: "other", 1: "other"})
-    assert _lead(scene, tmp_path)
-    published = [line for line in scene.diary if line.startswith(("published", "committed"))]
+    fake = FakeRun(found=[make_batch(step=0), make_batch(step=1), ENDED], recorded={0: "other", 1: "other"})
+    assert _lead(fake, tmp_path)
+    published = [line for line in fake.diary if line.startswith(("published", "committed"))]
     assert published == ["published a1", "committed a1", "published b1", "committed b1", "published b2", "committed b2"]
 
 
 def test_checkpoints_come_every_so_many_steps_and_carry_the_batches_since_the_last(tmp_path: Path) -> None:
-    scene = Scene(found=[*(make_batch(step=step) for step in range(5)), ENDED])
-    assert _lead(scene, tmp_path, every=2)
-    assert _of(scene, "saving") == ["saving 2 [0, 1]", "saving 4 [2, 3]", "saving 5 [4]"]
+    fake = FakeRun(found=[*(make_batch(step=step) for step in range(5)), ENDED])
+    assert _lead(fake, tmp_path, every=2)
+    assert _of(fake, "saving") == ["saving 2 [0, 1]", "saving 4 [2, 3]", "saving 5 [4]"]
 
 
 def test_a_full_disk_does_not_end_the_run_and_loses_no_trained_batch(tmp_path: Path) -> None:
-    scene = Scene(found=[*(make_batch(step=step) for step in range(3)), ENDED], full_at=(1, 2))
-    assert _lead(scene, tmp_path, every=1)
-    assert _of(scene, "saving") == ["saving 1 [0]", "saving 2 [0, 1]", "saving 3 [0, 1, 2]"]
-    assert _of(scene, "booked") == ["booked a3 step-3"]
+    fake = FakeRun(found=[*(make_batch(step=step) for step in range(3)), ENDED], full_at=(1, 2))
+    assert _lead(fake, tmp_path, every=1)
+    assert _of(fake, "saving") == ["saving 1 [0]", "saving 2 [0, 1]", "saving 3 [0, 1, 2]"]
+    assert _of(fake, "booked") == ["booked a3 step-3"]
 
 
 def test_training_goes_on_during_a_write_and_the_checkpoint_is_booked_only_when_it_is_complete(tmp_path: Path) -> None:
     found = [make_batch(step=0), make_batch(step=1), NOT_YET, ENDED]
-    scene = Scene(found=found, slow_disk=True)
-    assert _lead(scene, tmp_path, every=1)
-    assert scene.diary == [
+    fake = FakeRun(found=found, slow_disk=True)
+    assert _lead(fake, tmp_path, every=1)
+    assert fake.diary == [
         "TRAIN",
         "PUBLISH",
         "published a1",
@@ -311,32 +322,32 @@ def test_training_goes_on_during_a_write_and_the_checkpoint_is_booked_only_when_
 
 
 def test_a_write_that_fails_late_leaves_its_batches_to_the_next_checkpoint(tmp_path: Path) -> None:
-    scene = Scene(found=[*(make_batch(step=step) for step in range(4)), ENDED], slow_disk=True, full_at=(2,))
-    assert _lead(scene, tmp_path, every=2)
-    assert _of(scene, "saving") == ["saving 2 [0, 1]", "saving 4 [0, 1, 2, 3]"]
-    assert _of(scene, "booked") == ["booked a4 step-4"]
+    fake = FakeRun(found=[*(make_batch(step=step) for step in range(4)), ENDED], slow_disk=True, full_at=(2,))
+    assert _lead(fake, tmp_path, every=2)
+    assert _of(fake, "saving") == ["saving 2 [0, 1]", "saving 4 [0, 1, 2, 3]"]
+    assert _of(fake, "booked") == ["booked a4 step-4"]
 
 
 def test_the_run_ends_only_when_its_last_checkpoint_is_booked(tmp_path: Path) -> None:
-    scene = Scene(found=[make_batch(step=0), ENDED], slow_disk=True)
-    assert _lead(scene, tmp_path)
-    assert scene.diary[-5:] == ["saving 1 [0]", "IDLE", "woken", "booked a1 step-1", "STOP"]
+    fake = FakeRun(found=[make_batch(step=0), ENDED], slow_disk=True)
+    assert _lead(fake, tmp_path)
+    assert fake.diary[-5:] == ["saving 1 [0]", "IDLE", "woken", "booked a1 step-1", "STOP"]
 
 
 def test_a_write_that_never_ends_ends_the_run_with_who_waited_for_what(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scene = Scene(found=[make_batch(step=0), ENDED], slow_disk=True)
-    monkeypatch.setattr(scene, "finish_writing", lambda: None)
+    fake = FakeRun(found=[make_batch(step=0), ENDED], slow_disk=True)
+    monkeypatch.setattr(fake, "finish_writing", lambda: None)
     monkeypatch.setattr(loop, "WRITE_LIMIT_S", 0.0)
     with pytest.raises(Expired, match="checkpoint of a1: training waited"):
-        _lead(scene, tmp_path)
+        _lead(fake, tmp_path)
 
 
 def test_a_wished_checkpoint_begins_while_waiting_for_a_batch(tmp_path: Path) -> None:
-    scene = Scene(found=[make_batch(step=0), NOT_YET, ENDED], wishes_at=(1,))
-    assert _lead(scene, tmp_path)
-    assert scene.diary[4:] == [
+    fake = FakeRun(found=[make_batch(step=0), NOT_YET, ENDED], wishes_at=(1,))
+    assert _lead(fake, tmp_path)
+    assert fake.diary[4:] == [
         "CHECKPOINT",
         "saving 1 [0]",
         "booked a1 step-1",
@@ -348,29 +359,29 @@ def test_a_wished_checkpoint_begins_while_waiting_for_a_batch(tmp_path: Path) ->
 
 
 def test_a_wish_during_the_write_of_an_older_version_is_not_answered_with_that_one(tmp_path: Path) -> None:
-    scene = Scene(found=[make_batch(step=0), make_batch(step=1), ENDED], slow_disk=True, wishes_at=(1, 2))
-    assert _lead(scene, tmp_path)
-    assert _of(scene, "answered") == ["answered a1 step-1", "answered a2 step-2"]
-    assert scene.diary.index("answered a1 step-1") < scene.diary.index("saving 2 [1]")
+    fake = FakeRun(found=[make_batch(step=0), make_batch(step=1), ENDED], slow_disk=True, wishes_at=(1, 2))
+    assert _lead(fake, tmp_path)
+    assert _of(fake, "answered") == ["answered a1 step-1", "answered a2 step-2"]
+    assert fake.diary.index("answered a1 step-1") < fake.diary.index("saving 2 [1]")
 
 
 def test_a_wish_for_what_is_saved_or_cannot_be_is_answered_at_once(tmp_path: Path) -> None:
-    fresh = Scene(found=[ENDED], wishes_at=(0,))
+    fresh = FakeRun(found=[ENDED], wishes_at=(0,))
     assert _lead(fresh, tmp_path)
     assert fresh.diary == ["answered a0 None", "STOP"]
-    resumed = Scene(found=[ENDED], step=7, restored=Path("step-7"), wishes_at=(7,))
+    resumed = FakeRun(found=[ENDED], step=7, restored=Path("step-7"), wishes_at=(7,))
     assert _lead(resumed, tmp_path)
     assert resumed.diary == ["answered a7 step-7", "STOP"]
 
 
 def test_a_stop_ends_after_the_step_under_way_with_a_checkpoint(tmp_path: Path) -> None:
-    scene = Scene(found=[make_batch(step=0), make_batch(step=1)], stop_at=1)
-    assert not _lead(scene, tmp_path)
-    assert scene.diary[-4:] == ["saving 1 [0]", "booked a1 step-1", "woken", "LEAVE"]
+    fake = FakeRun(found=[make_batch(step=0), make_batch(step=1)], stop_at=1)
+    assert not _lead(fake, tmp_path)
+    assert fake.diary[-4:] == ["saving 1 [0]", "booked a1 step-1", "woken", "LEAVE"]
 
 
-def _of(scene: Scene, kind: str) -> list[str]:
-    return [line for line in scene.diary if line.startswith(kind)]
+def _of(fake: FakeRun, kind: str) -> list[str]:
+    return [line for line in fake.diary if line.startswith(kind)]
 
 
 @pytest.mark.parametrize(("last", "ended"), [(Command.STOP, True), (Command.LEAVE, False)])
@@ -378,7 +389,7 @@ def test_a_follower_does_what_it_is_told_until_the_end_and_knows_which_end_it_is
     done: list[str] = []
     script = iter([Command.IDLE, Command.TRAIN, Command.PUBLISH, Command.CHECKPOINT, last])
 
-    class Follower(Scene):
+    class Follower(FakeRun):
         def command(self) -> Command:
             return next(script)
 

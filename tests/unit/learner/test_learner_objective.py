@@ -32,7 +32,7 @@ def _seen(algorithm: AlgorithmConfig, *, recomputed: bool) -> LossStats:
     if objective.wants_preview:
         objective.preview(logprobs)
     objective(logprobs, slice(0, 3))
-    return objective.seen()
+    return objective.stats()
 
 
 def test_the_ratio_of_gspo_is_of_the_whole_sequence_before_any_clamp() -> None:

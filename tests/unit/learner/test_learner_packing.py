@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from services.learner.batches.batch import TrainSequence
-from services.learner.distributed.context import ContextGroup
+from services.learner.distributed.context_group import ContextGroup
 from services.learner.policy import attention
 from services.learner.policy.forward import Policy
 from services.learner.policy.head import Head

@@ -5,7 +5,7 @@ from itertools import chain, groupby
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.learner.batches.plan import MiniBatch, plan_step
+from services.learner.batches.step_plan import MiniBatch, plan_step
 
 LENGTHS = st.integers(1, 40)
 

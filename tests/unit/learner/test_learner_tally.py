@@ -40,7 +40,7 @@ def _tallied(algorithm: AlgorithmConfig, seed: int, *, spread: float) -> tuple[T
         where = slice(first, min(first + 100, len(learner)))
         objective(logprobs[where], where)
     tally = Tally(torch.device("cpu"))
-    tally.add(objective.seen(), torch.zeros(len(learner)))
+    tally.add(objective.stats(), torch.zeros(len(learner)))
     numbers = {"rollout": rollout, "proximal": proximal, "learner": learner}
     return tally, {name: values.astype(np.float64) for name, values in numbers.items()}
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from services.learner import worker
+from services.learner import rank_worker
 
 
 def keep(folder: Path, step: int, *, leads: bool = True) -> None:
     ranks: Any = SimpleNamespace(leads=leads)
     batch: Any = SimpleNamespace(step=step)
-    worker._keep(ranks, folder, batch)
+    rank_worker._keep(ranks, folder, batch)
 
 
 def test_the_newest_are_kept_also_when_a_rollback_went_to_earlier_steps(
@@ -26,13 +26,13 @@ def test_the_newest_are_kept_also_when_a_rollback_went_to_earlier_steps(
         written.append(path)
         os.utime(path, ns=(len(written), len(written)))
 
-    monkeypatch.setattr(worker, "write_batch", write)
+    monkeypatch.setattr(rank_worker, "write_batch", write)
     folder = tmp_path / "nonfinite"
     steps = [*range(100, 130), 7, 8]
     for step in steps:
         keep(folder, step)
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        f"step-{step}.npz" for step in steps[-worker.KEPT_NONFINITE :]
+        f"step-{step}.npz" for step in steps[-rank_worker.KEPT_NONFINITE :]
     )
     (folder / "note.txt").write_text("mine")
     keep(folder, 9)

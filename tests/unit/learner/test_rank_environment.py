@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.learner.distributed.environment import ALLOCATOR, cpu_threads, prepare_allocator
+from services.learner.distributed.rank_environment import ALLOCATOR, cpu_threads, prepare_allocator
 from services.learner.distributed.ranks import device_of_rank
 from sluice.errors import ConfigError
 from tests.unit.learner.learner_cases import make_config

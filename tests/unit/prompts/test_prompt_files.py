@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from services.coordinator.prompts.data_files import read_files
-from services.coordinator.prompts.sources import open_source
+from services.coordinator.prompts.named_sources import open_source
 from sluice.errors import DataError
 from tests.unit.prompts.prompt_cases import raw_row
 

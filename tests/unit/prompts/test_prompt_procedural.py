@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from services.coordinator.prompts.named_sources import open_source
 from services.coordinator.prompts.procedural import Mixadd3Source, ReasoningGymSource
-from services.coordinator.prompts.sources import open_source
 from sluice.errors import DataError
 from sluice.tasks import mixadd3, products
 

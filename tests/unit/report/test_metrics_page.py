@@ -11,7 +11,7 @@ from sluice.config.schema import Config
 from sluice.launch import view
 from sluice.report import curves, summary
 from sluice.telemetry.catalogue import CATALOGUE, NAMES
-from sluice.telemetry.catalogue.page import render_markdown
+from sluice.telemetry.catalogue.metrics_page import render_markdown
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 IN_BACKTICKS = re.compile(r"`([^`]+)`")

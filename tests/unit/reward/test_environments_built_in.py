@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.coordinator.prompts.sources import open_source
+from services.coordinator.prompts.named_sources import open_source
 from services.reward.environments.builtin.calculator import Calculator, calculate
 from services.reward.environments.builtin.search import Search
 from services.reward.environments.builtin.second_try import SecondTry

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.reward.answers import find, last_boxed
+from services.reward.final_answers import find, last_boxed
 from services.reward.ports import Completion, Question
 from services.reward.sandbox.loading import Asked
 from services.reward.verifiers.numeric import parse

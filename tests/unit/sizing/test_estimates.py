@@ -7,7 +7,7 @@ from sluice.config.schema import Config
 from sluice.sizing import activations, learner, rollout, storage
 from sluice.sizing.config_json import shape_of
 from sluice.sizing.learner import Work
-from sluice.sizing.parts import Estimate, gigabytes, parse_bytes
+from sluice.sizing.memory_parts import Estimate, gigabytes, parse_bytes
 from sluice.sizing.verdict import cautions, refusals
 from tests.unit.sizing.test_config_json import LLAMA
 

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO, cast
+from typing import TextIO
 
 import pytest
 import structlog
@@ -64,7 +64,7 @@ def test_a_process_logs_on_a_full_disk_and_lives(full: TextIO, fmt: str, monkeyp
 
 
 def test_a_view_on_a_full_disk_lives(full: TextIO) -> None:
-    view = make_view(cast("TextIO", full), plain=True)
+    view = make_view(full, plain=True)
     for _ in range(1000):
         view.message("x" * 100)
     view.close()

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from sluice.errors import TransferError
 from sluice.policy_version import PolicyVersion
-from sluice.weights.files import read_snapshot, write_snapshot
 from sluice.weights.manifest import ALIGN_BYTES, buckets, check, plan
 from sluice.weights.snapshot import Packer, Snapshot
+from sluice.weights.snapshot_files import read_snapshot, write_snapshot
 from sluice.weights.wire import manifest_from_proto, manifest_to_proto
 
 NAMED = [("b.weight", "float32", (3, 5)), ("a.weight", "bfloat16", (7,)), ("c.scale", "float16", ())]

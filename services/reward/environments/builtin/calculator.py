@@ -1,7 +1,7 @@
 """`calculator`: a tool `calculate(expression)` for arithmetic. A turn without a call ends the episode; a grader scores it.
 
-Numbers, `+ - * / // % **`, brackets, and abs, round, sqrt, min, max. Nothing is evaluated as Python: the expression is parsed
-and walked. Whole numbers are exact up to MOST_BITS bits. It takes no settings.
+Numbers, `+ - * / // % **`, brackets, and abs, round, sqrt, min, max. Nothing is evaluated as Python: the expression is
+parsed and walked. Whole numbers are exact up to MOST_BITS bits. The environment takes no settings.
 """
 
 import ast

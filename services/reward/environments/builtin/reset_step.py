@@ -6,9 +6,10 @@ keywords), `reward` (`sum` of all steps, or that of the `last`), `action` (what 
 it, or what a function of yours, `file.py:function`, makes of the text) and `field` (the field of an observation that the policy
 reads).
 
-`reset` gets the row's seed and its env_args, as `options` where it takes them, else as keywords. It returns an observation,
-(observation, info), or an object with `observation`. `step` returns (observation, reward, terminated, truncated, info), or an
-object with `reward` and `done`: a StepResult or an Observation of OpenEnv. Both may be async.
+`reset` gets the row's seed and its env_args, as `options` where it takes them, else as keywords. `reset` returns an
+observation, (observation, info), or an object with `observation`. `step` returns (observation, reward, terminated,
+truncated, info), or an object with `reward` and `done`: a StepResult or an Observation of OpenEnv. `reset` and `step`
+may be async.
 """
 
 import inspect
@@ -82,7 +83,7 @@ class ResetStep:
         return _then(self._inner.reset(**self._keywords(row)), opened)
 
     def step(self, message: Message) -> Any:
-        """The next observation; a turn that is no action is told to the policy, and no step."""
+        """The next observation. A turn that is no action makes no step: the policy reads that it is none."""
         try:
             action = self._read(message.content)
         except ValueError as error:

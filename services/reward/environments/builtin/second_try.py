@@ -60,7 +60,9 @@ class SecondTry:
         )
 
     def step(self, message: Message) -> Reply:
-        """Right or out of tries: done, with the score. Otherwise the feedback. RuntimeError where it cannot be graded."""
+        """Right or out of tries: done, with the score. Otherwise the feedback. Raises RuntimeError for a turn that
+        cannot be graded.
+        """
         assert self._question is not None
         self._tried += 1
         default = "reasoning_gym" if self._question.data_source.startswith(DATA_SOURCE_PREFIX) else "exact"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.reward.rescore.page import EXAMPLES, as_json, page
+from services.reward.rescore.result_page import EXAMPLES, as_json, page
 from services.reward.rescore.score_comparison import Comparison, Judged, ScoredAgain, term
 from sluice.config.schema import FilterGroupsConfig
 

@@ -16,8 +16,9 @@ def prepare_allocator() -> None:
 
 
 def cpu_threads(config: Config, *, on_cuda: bool) -> int:
-    """`learner.threads`, or its default: AdamW on shards in host memory is the CPU's work, so that it gets this rank's share
-    of the cores; otherwise one thread."""
+    """`learner.threads`, or its default: this rank's share of the cores where AdamW works on shards in host memory,
+    which is work of the CPU; otherwise one thread.
+    """
     learner = config.learner
     if learner.threads is not None:
         return learner.threads

@@ -51,7 +51,8 @@ def find(text: str, form: Form) -> str:
 
 
 def after_thought(text: str) -> str:
-    """The completion behind the last `</think>`; all of one without it, nothing where thoughts begin and never end.
+    """The completion behind the last `</think>`; the whole completion without a `</think>`, nothing where thoughts
+    begin and never end.
 
     Without the blanks at its end, which may be more than the characters that are searched.
     """

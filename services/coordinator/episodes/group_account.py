@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from services.coordinator.episodes.rows import OpenedPrompt, must_begin_alike
+from services.coordinator.episodes.wanted_episode import OpenedPrompt, must_begin_alike
 from services.coordinator.state.board import Board
 from services.coordinator.state.group import Attempt, Group, Phase, Sample
 

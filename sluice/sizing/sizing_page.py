@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from sluice.config.schema import Config
 from sluice.sizing.learner import rank_memory
+from sluice.sizing.memory_parts import Estimate, gigabytes
 from sluice.sizing.model_shape import ModelShape
-from sluice.sizing.parts import Estimate, gigabytes
 from sluice.sizing.rollout import gpu_memory, kv_cache
 from sluice.sizing.storage import disk, learner_host_memory, loading_memory, push_bytes, rollout_host_memory
 

@@ -33,5 +33,5 @@ def is_slow(first: Look, last: Look, *, source_per_s: float) -> bool:
 
 
 def is_broken(ended: Look) -> bool:
-    """Whether a link that has ended is at fault, and not one further up: whether there was more to send."""
+    """Whether a link that has ended is at fault, and not a link further up: it is when the source had more to send."""
     return ended.source > ended.receiver

@@ -1,4 +1,4 @@
-"""The service's handle on one environment process (worker.py): many questions at once, each with a limit.
+"""The service's handle on one environment process (environment_process.py): many questions at once, each with a limit.
 
 A question over its limit ends the process, and with it every episode there. The end of the process, or bytes that are no
 frame, is a `WorkerDied` for every question that waits; afterwards the handle says why in `ended`.
@@ -34,7 +34,7 @@ class Facts:
 class EnvironmentWorker(GuardedProcess):
     """One process. `start` makes it, `load` comes first."""
 
-    MODULE = "services.reward.environments.worker"
+    MODULE = "services.reward.environments.environment_process"
 
     def __init__(self, process: asyncio.subprocess.Process, limits: Limits, clock: Clock) -> None:
         super().__init__(process, limits, clock)

@@ -1,10 +1,10 @@
-"""An environment process: `python -m services.reward.environments.worker PARENT_PID LIMITS`, with questions on stdin.
+"""An environment process: `python -m services.reward.environments.environment_process PARENT_PID LIMITS`, questions on stdin.
 
 Holds the objects of many episodes of one environment. A question is a frame with an `id` and `do`: `load` (once), `open`,
 `step`, `close`; the answer carries the `id` again, in the order in which answers come. Async methods run side by side on the
 process's event loop, so they must not block; plain methods run in threads, at most MOST_THREADS at once, so a slow one holds
 no other. An error of the user's code is the answer `error`. The service limits every call from outside and kills the process
-when a call takes longer (worker_handle.py).
+when a call takes longer (environment_handle.py).
 """
 
 import asyncio

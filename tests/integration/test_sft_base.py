@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from services.coordinator.episodes.template import TemplateChat
-from services.learner.sft_base import build as warmup
+from services.coordinator.episodes.chat_template import TemplateChat
+from services.learner.sft_base import build as sft_base
 from services.learner.sft_base import mixadd3_course, products_course, training
 from services.learner.sft_base.course import Stage
 from services.learner.sft_base.training import greedy_accuracy, make_tokenizer, train_base
@@ -41,7 +41,7 @@ def quick(monkeypatch):
 @pytest.mark.usefixtures("quick")
 def test_the_folder_loads_encodes_a_prompt_as_its_characters_and_is_made_once_a_recipe(tmp_path):
     out = tmp_path / "base"
-    assert warmup.build(out, course=QUICK, seed=3)
+    assert sft_base.build(out, course=QUICK, seed=3)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
 
     assert model.num_parameters() == 338_784
@@ -60,7 +60,7 @@ def test_the_folder_loads_encodes_a_prompt_as_its_characters_and_is_made_once_a_
 def test_somebody_elses_folder_is_never_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="give another --out"):
-        warmup.build(tmp_path, force=True)
+        sft_base.build(tmp_path, force=True)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
@@ -68,7 +68,7 @@ def test_somebody_elses_folder_is_never_replaced(tmp_path):
 def test_a_base_that_has_learned_too_little_is_refused_and_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_MOST_MORE_STEPS", 0)
     with pytest.raises(RuntimeError, match=r"base: greedy accuracy 0\.\d+ is still below 0\.3"):
-        warmup.build(tmp_path / "base", course=replace(QUICK, min_accuracy=0.3))
+        sft_base.build(tmp_path / "base", course=replace(QUICK, min_accuracy=0.3))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -92,9 +92,9 @@ def test_a_stage_takes_its_number_of_steps_and_says_so():
 
 def test_the_recipe_and_the_seed_are_in_the_key(monkeypatch):
     course = mixadd3_course.COURSE
-    keys = {warmup.cache_key(course, 0), warmup.cache_key(course, 1), warmup.cache_key(QUICK, 0)}
+    keys = {sft_base.cache_key(course, 0), sft_base.cache_key(course, 1), sft_base.cache_key(QUICK, 0)}
     monkeypatch.setattr(mixadd3, "demonstration", lambda prompt, rng: f"#{rng.random()}")
-    keys.add(warmup.cache_key(course, 0))
+    keys.add(sft_base.cache_key(course, 0))
     assert len(keys) == 4
     assert "91839ad00e9a02501c6e3a264419f927" in keys, "a cached base of the demo would be made again"
 
@@ -148,7 +148,7 @@ def test_the_base_of_two_turns_was_taught_what_episodes_give_it_to_read_and_to_w
 def test_the_base_of_two_turns_is_written_with_its_chat_template_and_its_end(tmp_path):
     stages = tuple(Stage(name=name, lr=2e-3, steps=1) for name in ("ask", "mixed"))
     course = replace(products_course.COURSE, stages=stages, min_accuracy=0.0, longest_completion_tokens=2)
-    assert warmup.build(tmp_path / "base", course=course)
+    assert sft_base.build(tmp_path / "base", course=course)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.chat_template == products.CHAT_TEMPLATE

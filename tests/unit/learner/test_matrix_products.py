@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.learner.policy import attention, products
+from services.learner.policy import attention, matrix_products
 from services.learner.policy.head import Head
 from services.learner.policy.layout import Layout, SharedLayout
 
@@ -32,9 +32,9 @@ def test_the_head_says_the_same_with_products_that_are_not_rounded_first(monkeyp
         loss, logprobs, entropies = head.loss(hidden, weight, targets, _chosen)
         return logprobs, entropies, *torch.autograd.grad(loss, (hidden, weight))
 
-    assert products.fused_product(CPU, torch.bfloat16) is None
+    assert matrix_products.fused_product(CPU, torch.bfloat16) is None
     rounded = found()
-    monkeypatch.setattr(products, "fused_product", lambda device, dtype: products.in_float32)
+    monkeypatch.setattr(matrix_products, "fused_product", lambda device, dtype: matrix_products.in_float32)
     fused = found()
     exact_logits = hidden.detach().float() @ weight.detach().float().T
     exact = torch.log_softmax(exact_logits, -1).gather(-1, targets[:, None])[:, 0]
@@ -50,15 +50,19 @@ def test_a_product_is_used_only_where_it_sums_in_float32_and_adds_in_place() -> 
         return made if add_to is None else add_to.add_(made)
 
     def elsewhere(left: Tensor, right: Tensor, *, add_to: Tensor | None = None) -> Tensor:
-        return products.in_float32(left, right) if add_to is None else add_to + products.in_float32(left, right)
+        return (
+            matrix_products.in_float32(left, right)
+            if add_to is None
+            else add_to + matrix_products.in_float32(left, right)
+        )
 
     def absent(left: Tensor, right: Tensor, *, add_to: Tensor | None = None) -> Tensor:
         raise TypeError("mm() got an unexpected keyword argument 'out_dtype'")
 
-    for product, right in ((products.in_float32, True), (rounded, False), (elsewhere, False), (absent, False)):
-        assert products._is_right(product, CPU, torch.bfloat16) is right
+    for product, right in ((matrix_products.in_float32, True), (rounded, False), (elsewhere, False), (absent, False)):
+        assert matrix_products._is_right(product, CPU, torch.bfloat16) is right
     # torch has it on CUDA alone, and a device without it keeps the old way.
-    assert not products._is_right(products._with_out_dtype, CPU, torch.bfloat16)
+    assert not matrix_products._is_right(matrix_products._with_out_dtype, CPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize("told", [True, False])

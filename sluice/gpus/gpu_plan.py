@@ -12,7 +12,7 @@ from sluice.gpus.machine import Device, Link, Machine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wish:
+class Demand:
     """What a run wants of a machine."""
 
     ranks: int
@@ -41,15 +41,15 @@ class Plan:
     """Whether the rollouts compute on the learner's devices."""
 
 
-def share_out(machine: Machine, wish: Wish) -> Plan:
+def share_out(machine: Machine, demand: Demand) -> Plan:
     """The plan. Learner and rollouts share devices where there are exactly R. Raises ConfigError where they do not suffice."""
     devices = machine.devices
-    shared = wish.ranks == len(devices) and wish.rollouts != 0
-    learner = _all_of(machine, wish) if shared else _learner(machine, wish)
+    shared = demand.ranks == len(devices) and demand.rollouts != 0
+    learner = _all_of(machine, demand) if shared else _learner(machine, demand)
     left = [device for device in devices if shared or device not in learner]
-    made = blocks(machine, left, size=wish.block, most=None if wish.rollouts == "auto" else wish.rollouts)
-    if len(made) < (1 if wish.rollouts == "auto" else wish.rollouts):
-        raise ConfigError(_too_few(machine, wish))
+    made = blocks(machine, left, size=demand.block, most=None if demand.rollouts == "auto" else demand.rollouts)
+    if len(made) < (1 if demand.rollouts == "auto" else demand.rollouts):
+        raise ConfigError(_too_few(machine, demand))
     taken = {device for block in made for device in block}
     free = tuple(device for device in left if device not in taken)
     return Plan(learner=learner, rollouts=tuple(made), free=free, shared=shared)
@@ -68,30 +68,30 @@ def blocks(machine: Machine, free: Sequence[Device], *, size: int, most: int | N
     return made[:most]
 
 
-def _all_of(machine: Machine, wish: Wish) -> tuple[Device, ...]:
-    if wish.ranks > 1 and any(device.sliced for device in machine.devices):
-        raise ConfigError(_too_few(machine, wish))
+def _all_of(machine: Machine, demand: Demand) -> tuple[Device, ...]:
+    if demand.ranks > 1 and any(device.sliced for device in machine.devices):
+        raise ConfigError(_too_few(machine, demand))
     return machine.devices
 
 
-def _learner(machine: Machine, wish: Wish) -> tuple[Device, ...]:
+def _learner(machine: Machine, demand: Demand) -> tuple[Device, ...]:
     """The learner's devices: of few islands, and those that leave most whole blocks."""
-    usable = [device for device in machine.devices if wish.ranks == 1 or not device.sliced]
-    if len(usable) < wish.ranks:
-        raise ConfigError(_too_few(machine, wish))
-    wanted = 1 if wish.rollouts == "auto" else wish.rollouts
+    usable = [device for device in machine.devices if demand.ranks == 1 or not device.sliced]
+    if len(usable) < demand.ranks:
+        raise ConfigError(_too_few(machine, demand))
+    wanted = 1 if demand.rollouts == "auto" else demand.rollouts
     slices = [device for device in usable if device.sliced]
-    if wish.block > 1 and slices and len(usable) - len(slices) < 1 + wanted * wish.block:
+    if demand.block > 1 and slices and len(usable) - len(slices) < 1 + wanted * demand.block:
         usable = slices
-    islands = machine.islands(usable, level=_level(machine, usable, wish))
-    most = len(usable) if wish.rollouts == "auto" else wish.rollouts
-    takes = _takes([len(island) for island in islands], ranks=wish.ranks, block=wish.block, most=most)
+    islands = machine.islands(usable, level=_level(machine, usable, demand))
+    most = len(usable) if demand.rollouts == "auto" else demand.rollouts
+    takes = _takes([len(island) for island in islands], ranks=demand.ranks, block=demand.block, most=most)
     return tuple(device for island, take in zip(islands, takes, strict=True) for device in island[:take])
 
 
-def _level(machine: Machine, usable: Sequence[Device], wish: Wish) -> Link:
+def _level(machine: Machine, usable: Sequence[Device], demand: Demand) -> Link:
     """The fastest link that a whole block has; with blocks of one device, that the whole learner has."""
-    size = wish.block if wish.block > 1 else wish.ranks
+    size = demand.block if demand.block > 1 else demand.ranks
     for level in Link:
         if any(len(island) >= size for island in machine.islands(usable, level=level)):
             return level
@@ -114,18 +114,18 @@ def _takes(sizes: Sequence[int], *, ranks: int, block: int, most: int) -> tuple[
     return tuple(-take for take in value[1])
 
 
-def _too_few(machine: Machine, wish: Wish) -> str:
+def _too_few(machine: Machine, demand: Demand) -> str:
     """One message with the sum."""
     has = f"this machine has {len(machine.devices)}"
     has += f" ({machine.hidden})" if machine.hidden else ""
-    knobs = ["launch.learner_nproc_per_node"] if wish.ranks > 1 else []
-    knobs += ["launch.rollout_replicas (or set it to auto)"] if wish.rollouts not in (0, 1, "auto") else []
-    knobs += ["rollout.tensor_parallel_size"] if wish.block > 1 else []
+    knobs = ["launch.learner_nproc_per_node"] if demand.ranks > 1 else []
+    knobs += ["launch.rollout_replicas (or set it to auto)"] if demand.rollouts not in (0, 1, "auto") else []
+    knobs += ["rollout.tensor_parallel_size"] if demand.block > 1 else []
     lower = " or ".join([", ".join(knobs[:-1]), knobs[-1]] if len(knobs) > 1 else knobs)
     fixes = [f"lower {lower}"] if lower else []
-    if wish.rollouts != "auto" and wish.rollouts * wish.block <= wish.ranks < len(machine.devices):
-        fixes += [f"or name exactly {wish.ranks} in launch.gpus, which learner and rollouts then share"]
+    if demand.rollouts != "auto" and demand.rollouts * demand.block <= demand.ranks < len(machine.devices):
+        fixes += [f"or name exactly {demand.ranks} in launch.gpus, which learner and rollouts then share"]
     note = ""
-    if any(device.sliced for device in machine.devices) and max(wish.ranks, wish.block) > 1:
+    if any(device.sliced for device in machine.devices) and max(demand.ranks, demand.block) > 1:
         note = "; CUDA shows a process one MIG slice, so ranks and blocks of several need whole GPUs"
-    return f"launch.gpus: {wish.text} GPUs, {has}: {', '.join(fixes) or 'use more GPUs'}{note}"
+    return f"launch.gpus: {demand.text} GPUs, {has}: {', '.join(fixes) or 'use more GPUs'}{note}"
