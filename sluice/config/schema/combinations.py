@@ -77,7 +77,7 @@ def _difficulty(config: "Config") -> Iterator[str]:
 
 
 def _sets(config: "Config") -> Iterator[str]:
-    # A reasoning-gym task holds out an eighth of its prompts by itconfig.
+    # A reasoning-gym task holds out an eighth of its prompts by itself.
     trained = {name for name in config.data.train_files if not name.startswith("reasoning-gym:")}
     for name, one in config.eval.sets.items():
         if shared := sorted(trained & set(one.files)):
