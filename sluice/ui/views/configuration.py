@@ -88,4 +88,5 @@ def _table(page: Page, rows: list[Setting], other: Config | None) -> None:
             )
             for one in rows
         ],
+        is_wide=True,
     )

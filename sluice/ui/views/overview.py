@@ -160,7 +160,11 @@ class _Charts:
         for label, axis in (("over steps", "step"), ("over minutes", "time")):
             self._button(label, lambda axis=axis: self._change(axis=axis), self.look.axis == axis)
         self._button("log axes", lambda: self._change(log=not self.look.log), self.look.log)
-        said("span", "Drag with ⛶ to zoom, ctrl + wheel zooms too; the values stand at the pointer.", "soft small")
+        said(
+            "span",
+            "A chart zooms by its first sign and a drag, or by ctrl + wheel; the values stand at the pointer.",
+            "soft small",
+        )
 
     def _button(self, label: str, do: Any, on: bool) -> None:
         button = said("button", label, "quiet-button").props(f"type=button aria-pressed={'true' if on else 'false'}")
