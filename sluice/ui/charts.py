@@ -198,13 +198,14 @@ def _options(panel: Panel, series: list[dict[str, Any]], look: Look, *, empty: b
     return {
         "animation": False,
         "textStyle": {"fontFamily": FONT},
-        "grid": {"left": 8, "right": 14, ":top": "scaled(60)", "bottom": 8, "containLabel": True},
+        "grid": {"left": 8, ":right": "scaled(16)", ":top": "scaled(60)", "bottom": 8, "containLabel": True},
         "legend": {
             "type": "scroll",
             "data": names,
             "left": 0,
             ":top": "scaled(28)",
-            ":itemWidth": "scaled(22)",
+            ":itemWidth": "scaled(26)",
+            "itemStyle": {"opacity": 0},
             ":itemHeight": "scaled(8)",
             "textStyle": text | {":lineHeight": "scaled(16)"},
             "pageTextStyle": text,

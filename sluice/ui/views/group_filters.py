@@ -27,8 +27,8 @@ class Filters:
         """Makes them all, so that nothing below moves when `know` says what the ledger has."""
         self._terms = self._select("verdict", "term")
         self._sources = self._select("source", "source")
-        self._text("prompt (id or row)", "prompt", 150)
-        self._text("rollout", "rollout", 110)
+        self._text("prompt (id or row)", "prompt", 9.4)
+        self._text("rollout", "rollout", 6.9)
         for name, label in _RANGES:
             self._range(name, label)
         clear = said("button", "Clear", "quiet-button").props("type=button")
@@ -57,11 +57,11 @@ class Filters:
             select = ui.select(self._chosen(name), value=getattr(self._wanted, name), on_change=change)
             return select.props("dense outlined options-dense")
 
-    def _text(self, label: str, name: str, width_px: int) -> None:
+    def _text(self, label: str, name: str, width_rem: float) -> None:
         async def change(event: Any) -> None:
             await self._want(**{name: (event.value or "").strip()[:200], "page": 0})
 
-        with box("label", "field").style(f"width: {width_px}px"):
+        with box("label", "field").style(f"width: {width_rem}rem"):
             said("span", label)
             field = ui.input(value=getattr(self._wanted, name), on_change=change)
             field.props("dense outlined debounce=250 clearable").props(f'aria-label="{label}"')
@@ -88,4 +88,4 @@ class Filters:
         field = ui.input(value="" if value is None else f"{value:g}", placeholder=hint, on_change=change)
         field.props(
             f'dense outlined debounce=250 hide-bottom-space no-error-icon aria-label="{label}" inputmode=decimal'
-        ).style("width: 74px; min-width: 0")
+        ).style("width: 4.7rem; min-width: 0")

@@ -151,7 +151,7 @@ class _Charts:
             self._put(chart, panel_options(one, series, self.look))
 
     def _controls(self) -> None:
-        with box("label", "field").style("width: 180px"):
+        with box("label", "field").style("width: 11.25rem"):
             said("span", "smoothing")
             slider = ui.slider(min=0, max=0.95, step=0.05, value=self.look.smoothing).props(
                 "dense aria-label=smoothing"
