@@ -16,7 +16,7 @@ from nicegui import Client, ui
 from nicegui import app as pages
 from starlette.responses import RedirectResponse
 
-from sluice.errors import SluiceError
+from sluice.errors import NotReady, SluiceError
 from sluice.ui.gate import ROLE, Gate, Tokens
 from sluice.ui.page import VIEWS, Page, frame, page_of
 from sluice.ui.parts import box, empty
@@ -26,6 +26,8 @@ from sluice.ui.views import configuration, data, evaluation, fleet, group, group
 ASSETS = Path(__file__).parent / "assets"
 BUILD_S = 30.0
 """How long a page may take to be built."""
+LOOK_AGAIN_S = 10.0
+"""After so long a page that has nothing to show yet is asked for again."""
 
 _VIEWS = {
     "overview": overview.show,
@@ -125,4 +127,6 @@ async def _show(runs: Runs, view: str, request: Request, show: Any) -> None:
         except SluiceError as error:
             content.clear()
             with content:
-                empty("This cannot be shown", str(error))
+                empty("Nothing to show yet" if isinstance(error, NotReady) else "This cannot be shown", str(error))
+                if isinstance(error, NotReady) and page.run.live is not None:
+                    ui.timer(LOOK_AGAIN_S, ui.navigate.reload, once=True)

@@ -29,7 +29,7 @@ def overview_figures(run: Run) -> list[Figure]:
         _accuracy(metrics, "eval/greedy", "Held-out accuracy, greedy"),
         _steps(run, metrics),
         _of(last, "reward/trained_mean", "Reward after the filter", digits=3, note=_before(last)),
-        _of(last, "sampling/acceptance", "Groups kept", "%", scale=100, note="of those generated in the newest step"),
+        _of(last, "sampling/acceptance", "Groups kept", "%", scale=100, note="in the newest step"),
         _age(run, last),
         _of(last, "loss/entropy_nats", "Entropy", "nats", digits=3, note="newest step"),
         _of(last, "response/length_mean_tokens", "Response length", "tokens", note="mean of the newest step"),
@@ -90,7 +90,7 @@ def _steps(run: Run, metrics: RunMetrics) -> Figure:
     return Figure(
         label="Steps",
         value=f"{count:,}",
-        note=f"in {duration(wall)}" if isinstance(wall, int | float) else "not ended, as far as the files say",
+        note=f"in {duration(wall)}" if isinstance(wall, int | float) else "not ended",
     )
 
 
@@ -99,8 +99,12 @@ def _of(
 ) -> Figure:
     value = row.get(name, math.nan) * scale
     if not math.isfinite(value):
-        return Figure(label=label, value=ABSENT, note="not measured in this run")
+        return Figure(label=label, value=ABSENT, note=_absent(row))
     return Figure(label=label, value=number(value, digits), unit=unit, note=note)
+
+
+def _absent(row: Row) -> str:
+    return "not measured in this run" if row else "no step yet"
 
 
 def _before(row: Row) -> str:
@@ -126,5 +130,5 @@ def _age(run: Run, row: Row) -> Figure:
 
 def _rate(row: Row, name: str, label: str) -> Figure:
     value = row.get(name, math.nan)
-    note = "newest step" if math.isfinite(value) else "not measured in this run"
+    note = "newest step" if math.isfinite(value) else _absent(row)
     return Figure(label=label, value=quantity(value), unit="tokens/s" if math.isfinite(value) else "", note=note)

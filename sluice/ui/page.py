@@ -13,6 +13,7 @@ from sluice.errors import SluiceError
 from sluice.report.figures import duration
 from sluice.ui.parts import box, chip, link, said
 from sluice.ui.runs import Run, Runs
+from sluice.ui.shown_text import short
 
 VIEWS: Mapping[str, str] = {
     "overview": "Overview",
@@ -134,7 +135,15 @@ def _standing(run: Run) -> tuple[str, int, int]:
         steps = ()  # the view says so
     reached = int(steps[-1]["step"]) + 1 if steps else 0
     ended = run.files is not None and run.files.summary() is not None
-    return "ended" if ended else "not connected" if run.live else "files only", reached, reached if ended else 0
+    return "ended" if ended else "not connected" if run.live else "files only", reached, _to_train(run)
+
+
+def _to_train(run: Run) -> int:
+    """Steps of the configuration; 0 where it cannot be read."""
+    try:
+        return run.config().run.total_steps
+    except SluiceError:
+        return 0
 
 
 def _other_runs(page: Page) -> None:
@@ -166,14 +175,20 @@ def _other_runs(page: Page) -> None:
 
 
 def _banner(run: Run) -> None:
-    """Says that the coordinator does not answer; empty otherwise."""
+    """Says that the coordinator does not answer, or that its answer cannot be used; empty otherwise."""
     if run.live is None:
         return
     live, banner = run.live, said("div", "", "banner").props("role=status")
 
     def show() -> None:
         gone = live.away_since is not None and not live.is_over
-        banner.set_visibility(gone)
+        useless = live.status is None and live.away_since is None and live.problem != ""
+        banner.set_visibility(gone or useless)
+        if useless:
+            why = short(live.problem, most=400)
+            banner.text = (
+                f"The coordinator at {live.address} cannot be asked: {why}; is it one of this version of Sluice?"
+            )
         if live.away_since is not None and gone:
             since = duration(time.time() - live.away_since)
             banner.text = (

@@ -94,10 +94,15 @@ def text_block(text: str) -> None:
 
 
 def plain_table(
-    head: Sequence[str], rows: Sequence[Sequence[str | Callable[[], object]]], *, right: Sequence[int] = ()
+    head: Sequence[str],
+    rows: Sequence[Sequence[str | Callable[[], object]]],
+    *,
+    right: Sequence[int] = (),
+    is_wide: bool = False,
 ) -> None:
-    """A short table; a cell is a text, or a function that makes the cell's content."""
-    with box(classes="scroll-x"), box("table", "plain"):
+    """A short table; a cell is a text, or a function that makes the cell's content. On a phone each row of a wide table is a
+    card whose cells have their column's name above them."""
+    with box(classes="scroll-x"), box("table", "plain wide" if is_wide else "plain"):
         with box("thead"), box("tr"):
             for place, name in enumerate(head):
                 said("th", name, "right" if place in right else "").props("scope=col")
@@ -107,10 +112,12 @@ def plain_table(
                     for place, cell in enumerate(row):
                         classes = "right num" if place in right else ""
                         if isinstance(cell, str):
-                            said("td", cell, classes)
+                            drawn: Element = said("td", cell, classes)
                         else:
-                            with box("td", classes):
+                            with box("td", classes) as drawn:
                                 cell()
+                        if is_wide:
+                            drawn._props["data-label"] = head[place]
 
 
 def paged_table(
@@ -125,7 +132,7 @@ def paged_table(
     """A table whose rows the server picks; `fill` gives the rows. `on_request` gets page, sort and descending."""
     pagination = {"page": page + 1, "rowsPerPage": PAGE_ROWS, "rowsNumber": 0, "sortBy": sort, "descending": descending}
     table = ui.table(rows=[], columns=[dict(one) for one in columns], row_key=row_key, pagination=pagination)
-    table.props(f'flat dense binary-state-sort :rows-per-page-options="[{PAGE_ROWS}]" no-data-label="no row fits"')
+    table.props(f'flat dense binary-state-sort :rows-per-page-options="[{PAGE_ROWS}]" no-data-label="is being read"')
     table.classes("full-width")
     sortable = [one["name"] for one in columns if one.get("sortable")]
 
@@ -145,5 +152,6 @@ def fill(table: ui.table, rows: list[dict[str, Any]], *, total: int, page: int, 
         "sortBy": sort,
         "descending": descending,
     }
+    table.props('no-data-label="no row fits"')
     table.rows = rows
     table.update()

@@ -11,9 +11,11 @@ from sluice.report.metrics import RunMetrics, metrics_of
 from sluice.report.summary import SUMMARY_FILE
 from sluice.rpc.access import Role
 from sluice.rpc.credentials import load_credentials
+from sluice.run_dir.json_lines import JsonObject
 from sluice.run_dir.naming import ADDRESS_FILE
 from sluice.ui.files import RunFiles, check_run_dir
 from sluice.ui.live import Live
+from sluice.v1 import coordinator_pb2 as pb
 
 MOST_RUNS = 12
 """Laid over each other they would be no picture any more."""
@@ -37,7 +39,10 @@ class Run:
         """The metrics in the files, else those that the coordinator told since the page was opened."""
         if self.files is not None:
             return self.files.metrics()
-        lines = [{"kind": "step", **line} for line in (self.live.steps.values() if self.live else ())]
+        lines: list[JsonObject] = []
+        if self.live is not None:
+            lines = [{"kind": "step", **line} for line in self.live.steps.values()]
+            lines += [_line(one) for one in (self.live.status.evaluations if self.live.status is not None else ())]
         return metrics_of(lines, path=Path(self.name))
 
     def config(self) -> Config:
@@ -71,6 +76,20 @@ class Run:
             self.told = parse_config(told, where=f"the configuration of {self.live.address}")
         except SluiceError as error:
             self.problem = f"{error}; is the coordinator of another version of Sluice?"
+
+
+def _line(told: pb.Evaluation) -> JsonObject:
+    """An evaluation that a coordinator told, as in metrics.jsonl."""
+    measured = {"eval/avg_at_n": told.avg_at_n, "eval/pass_at_n": told.pass_at_n, "eval/greedy": told.greedy}
+    if told.HasField("maj_at_n"):
+        measured["eval/maj_at_n"] = told.maj_at_n
+    for name, interval in (("avg_at_n", "avg_interval"), ("pass_at_n", "pass_interval"), ("maj_at_n", "maj_interval")):
+        if told.HasField(interval):
+            ends: pb.Interval = getattr(told, interval)
+            measured[f"eval/{name}_low"], measured[f"eval/{name}_high"] = ends.low, ends.high
+    size = {"n": told.n, "prompts": told.prompts, "mean_response_tokens": told.mean_response_tokens}
+    place = {"version": told.version.number, "lineage": told.version.lineage}
+    return {"kind": "eval", **place, **size, **measured, **({"set": told.set} if told.set else {})}
 
 
 class Runs:

@@ -11,7 +11,7 @@ from sluice.launch.embedded_redis import start_redis
 from sluice.ui.gate import Tokens
 from sluice.ui.page import VIEWS
 from tests.free_port import free_port
-from tests.integration.ui_scene import SHOWN, UiScene, guarded, ui_scene
+from tests.integration.ui_scene import SHOWN, TRACE, UiScene, guarded, ui_scene
 
 pytestmark = [
     pytest.mark.integration,
@@ -52,6 +52,7 @@ async def test_every_view_of_a_recorded_run_on_a_phone_and_in_the_dark(scene: Ui
                 await looking.sees(text)
             width = await looking.page.evaluate("document.documentElement.scrollWidth")
             assert width <= 390, view
+            assert await looking.page.evaluate("shifts") < 0.1, f"{view} jumps while it comes"
         assert await looking.page.evaluate("document.body.classList.contains('body--dark')")
         assert await looking.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(15, 18, 22)"
         tab = await looking.page.locator(".tabs a[aria-current]").bounding_box()
@@ -73,6 +74,9 @@ async def test_a_filter_narrows_the_table_and_stands_in_the_address_which_opens_
         await looking.open(f"{scene.base}/groups?acc_low=much&term=filtered")
         await looking.sees("acc_low: must be a number, got 'much'; left out")
         await looking.sees("2 groups fit")
+        await looking.page.get_by_role("columnheader", name="samples").focus()
+        await looking.page.keyboard.press("Enter")
+        await looking.page.wait_for_url("**sort=samples**")
         await looking.page.keyboard.press("5")
         await looking.sees("What was learned, what was lost")
 
@@ -83,6 +87,7 @@ async def test_hostile_prompts_and_completions_are_text(scene: UiScene) -> None:
         await looking.sees("1 groups fit")
         await looking.page.locator("td a").first.click()
         await looking.sees("the first 20,000 characters; 980")
+        await looking.sees(TRACE)
         blocks = await looking.page.locator("pre.said").all_text_contents()
         assert [block.startswith(SHOWN) for block in blocks[:1]] == [True]
         tokens = await looking.page.locator("sl-tokens").count()
@@ -147,6 +152,12 @@ async def test_a_coordinator_that_goes_is_missed_and_found_again_without_a_reloa
         await scene.bring_coordinator_back()
         await looking.page.get_by_text("has not answered for").wait_for(state="hidden", timeout=30_000)
         await looking.sees("of 5")
+
+
+async def test_a_server_that_is_no_coordinator_of_this_version_is_named(scene: UiScene) -> None:
+    async with scene.looking() as looking:
+        await looking.open(f"{scene.base}/overview?run={scene.cast.learner.address}")
+        await looking.sees("is it one of this version of Sluice?")
 
 
 async def test_beyond_loopback_a_link_opens_the_pages_and_a_readers_has_no_actions(scene: UiScene) -> None:

@@ -38,6 +38,15 @@ HOSTILE = MARKUP + "\x1b[2J\u202egnp.exe"
 SHOWN = MARKUP + "␛[2J⟨U+202E⟩gnp.exe"
 """HOSTILE as the page shows it."""
 
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+"""Of the group with hostile texts."""
+
+SHIFTS = (
+    "shifts = 0; new PerformanceObserver(found => found.getEntries().forEach(one => { shifts += one.value })).observe("
+)
+SHIFTS += "{ type: 'layout-shift', buffered: true })"
+"""Sums up how much of what is in sight has moved by itself, as a browser weighs it: https://web.dev/articles/cls."""
+
 
 @dataclass(kw_only=True)
 class Looking:
@@ -83,6 +92,7 @@ class UiScene:
     async def looking(self, **how: Any) -> AsyncIterator[Looking]:
         """A new page, without cookies; what went wrong on it fails the test."""
         context = await self.browser.new_context(**how)
+        await context.add_init_script(SHIFTS)
         page = await context.new_page()
         looking = Looking(page=page)
         page.on("console", lambda said: looking.errors.append(said.text) if said.type == "error" else None)
@@ -105,6 +115,7 @@ def record_run(folder: Path, model: Path) -> Path:
     """Eight groups, one whose prompt and samples are hostile; eight steps; two evaluations."""
     run_dir = write_run(folder)
     hostile = two_attempts(make_group(7, 1.0, 0.0))
+    hostile.trace_id = TRACE
     hostile.prompt = type(hostile.prompt)(
         prompt_id="<b>p7</b>", data_source="<i>sums</i>", text=HOSTILE + "x" * 1_000_000
     )
@@ -195,7 +206,8 @@ async def ui_scene(folder: Path, *, model: Path, redis_url: str, port: int) -> A
             await service.join(run.address)
             stack.push_async_callback(service.stop)
         await cast.learner.train(run, range(1))
-        runs = open_runs([recorded, run_dir], coordinator="", credentials=None)
+        no_coordinator = open_runs([], coordinator=cast.learner.address, credentials=None)
+        runs = Runs([*open_runs([recorded, run_dir], coordinator="", credentials=None), *no_coordinator])
         server, base = await stack.enter_async_context(page_server(runs))
         playwright = await stack.enter_async_context(async_playwright())
         browser = await playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))

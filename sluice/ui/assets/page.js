@@ -56,6 +56,7 @@ customElements.define("sl-tokens", Tokens);
 
 function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName)) return;
+  if (event.key === "Enter" && event.target.matches("th.sortable")) event.target.click();
   const tabs = [...document.querySelectorAll(".tabs a")];
   const go = (selector) => document.querySelector(selector)?.click();
   if (/^[1-9]$/.test(event.key)) tabs[Number(event.key) - 1]?.click();
@@ -65,6 +66,11 @@ function pressed(event) {
   else if (event.key === "/") { const field = document.querySelector(".filters input"); if (field) { event.preventDefault(); field.focus(); } }
 }
 document.addEventListener("keydown", pressed);
+
+// A column's head that orders the table can be reached by Tab, and Enter presses it.
+new MutationObserver(() => {
+  for (const head of document.querySelectorAll("th.sortable:not([tabindex])")) head.tabIndex = 0;
+}).observe(document.documentElement, { childList: true, subtree: true });
 
 // On a phone the tabs scroll: the open one is in sight.
 new MutationObserver((_, observer) => {

@@ -31,7 +31,7 @@ async def show(page: Page) -> None:
                 link(words, page.address("configuration", query), "quiet-button").props(
                     f"aria-pressed={'true' if name == wanted else 'false'}"
                 )
-            with box("label", "field").style("width: 220px"):
+            with box("label", "field").style("width: 13.75rem"):
                 said("span", "key or value has")
                 field = ui.input(value=word).props(
                     'dense outlined debounce=250 clearable aria-label="key or value has"'
@@ -88,4 +88,5 @@ def _table(page: Page, rows: list[Setting], other: Config | None) -> None:
             )
             for one in rows
         ],
+        is_wide=True,
     )

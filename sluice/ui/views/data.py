@@ -10,7 +10,7 @@ from sluice.report.figures import ABSENT, quantity
 from sluice.ui.charts import histogram_options
 from sluice.ui.page import Page
 from sluice.ui.parts import box, figure, fill, link, paged_table, panel, said
-from sluice.ui.prompts import SORTABLE, Coverage, coverage, prompts
+from sluice.ui.prompts import BINS, SORTABLE, Coverage, coverage, prompts
 from sluice.ui.shown_text import short
 
 KINDS = {
@@ -21,6 +21,15 @@ KINDS = {
     "ungraded": "not graded",
 }
 
+REFRESH_S = 10.0
+_FIGURES = (
+    "Prompts that were asked",
+    "Groups",
+    "Never solved",
+    "Always solved",
+    "Sometimes solved",
+    "Passes over the data begun",
+)
 _COLUMNS = (
     ("prompt", "prompt", False),
     ("data_source", "source", True),
@@ -46,7 +55,7 @@ async def show(page: Page) -> None:
         if page.query.get("page", "").isdecimal() and len(page.query["page"]) < 9
         else 0,
     }
-    head = box().style("min-height: 330px")
+    head = _Head()
     with panel("Prompts"):
         with box(classes="filters"):
             for name, words in KINDS.items():
@@ -81,12 +90,27 @@ async def show(page: Page) -> None:
         fill(table, rows, total=found.total, page=state["page"], sort=state["sort"], descending=state["descending"])
         page.keep(_query(state))
 
+    seen: Coverage | None = None
+
+    async def refresh() -> None:
+        nonlocal seen
+        now = await asyncio.to_thread(coverage, ledger)
+        if now != seen:
+            seen = now
+            head.say(now, rows_of_data)
+            await load()
+
+    async def look_again() -> None:
+        try:
+            await refresh()
+        except SluiceError as error:
+            note.text = str(error)
+
     await ui.context.client.connected(timeout=60)
-    seen = await asyncio.to_thread(coverage, ledger)
     rows_of_data = await asyncio.to_thread(_rows_of_data, page)
-    with head:
-        _head(seen, rows_of_data)
-    await load()
+    await refresh()
+    if page.run.live is not None:
+        ui.timer(REFRESH_S, look_again)
 
 
 def _query(state: dict[str, Any]) -> dict[str, str]:
@@ -107,28 +131,35 @@ def _rows_of_data(page: Page) -> int | None:
         return None
 
 
-def _head(seen: Coverage, rows: int | None) -> None:
-    with box(classes="figures"):
-        share = (
-            f"{100 * seen.prompts / rows:.1f} % of {rows:,} rows"
-            if rows
-            else "the data's files are not here to compare"
+class _Head:
+    """Figures and the histogram; there before the ledger has answered, so that nothing below moves."""
+
+    def __init__(self) -> None:
+        with box(classes="figures"):
+            self._figures = [figure(label, ABSENT, note="is being read") for label in _FIGURES]
+        with box("section", "panel chart-box"):
+            with box(classes="panel-head"):
+                said("h2", "Prompts by pass rate")
+                said("span", "mean of a prompt's groups", "soft small")
+            options = histogram_options([0] * BINS)
+            self._chart = ui.echart(options).props('role=img aria-label="prompts by pass rate"')
+
+    def say(self, seen: Coverage, rows: int | None) -> None:
+        """What the ledger says; `rows` of the data, where they are known."""
+        share = f"{100 * seen.prompts / rows:.1f} % of {rows:,} rows" if rows else "of rows not counted here"
+        told = (
+            (seen.prompts, share),
+            (seen.groups, f"{seen.groups / max(1, seen.prompts):.2f} a prompt"),
+            (seen.never, _share(seen.never, seen.prompts)),
+            (seen.always, _share(seen.always, seen.prompts)),
+            (seen.between, _share(seen.between, seen.prompts)),
+            (seen.epochs, ""),
         )
-        figure("Prompts that were asked", f"{seen.prompts:,}", note=share)
-        figure("Groups", f"{seen.groups:,}", note=f"{seen.groups / max(1, seen.prompts):.2f} a prompt")
-        figure("Never solved", f"{seen.never:,}", note=_share(seen.never, seen.prompts))
-        figure("Always solved", f"{seen.always:,}", note=_share(seen.always, seen.prompts))
-        figure(
-            "Sometimes solved",
-            f"{seen.between:,}",
-            note=f"{_share(seen.between, seen.prompts)}: what dynamic sampling keeps",
-        )
-        figure("Passes over the data begun", f"{seen.epochs:,}")
-    with box("section", "panel chart-box").style("margin-top: 14px"):
-        with box(classes="panel-head"):
-            said("h2", "Prompts by pass rate")
-            said("span", "mean over all graded groups of a prompt", "soft small")
-        ui.echart(histogram_options(seen.histogram)).props('role=img aria-label="prompts by pass rate"')
+        for tile, (value, note) in zip(self._figures, told, strict=True):
+            tile["value"].text, tile["note"].text = f"{value:,}", note
+        self._chart.options.clear()
+        self._chart.options.update(histogram_options(seen.histogram))
+        self._chart.update()
 
 
 def _share(part: int, whole: int) -> str:

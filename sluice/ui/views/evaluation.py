@@ -1,7 +1,7 @@
 """Evaluations: every set over the versions, and prompt by prompt what was learned and what was lost between two of them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,12 @@ from sluice.errors import SluiceError
 from sluice.report.figures import ABSENT
 from sluice.report.metrics import Row, RunMetrics
 from sluice.ui.charts import Look, Series, accuracy_options
-from sluice.ui.evaluations import CHANGED, Evaluations, Version
+from sluice.ui.evaluations import CHANGED, Changes, Evaluations, Version
 from sluice.ui.page import Page
 from sluice.ui.parts import box, chip, empty, fill, paged_table, panel, plain_table, said
 from sluice.ui.shown_text import short
 
+REFRESH_S = 5.0
 KINDS = {"changed": "changed", "learned": "learned", "lost": "lost", "all": "all"}
 
 _COLUMNS = (("prompt", "prompt", "left"), ("data_source", "source", "left"), ("before", "before, %", "right"))
@@ -27,21 +28,51 @@ _COLUMNS += (
 
 
 async def show(page: Page) -> None:
-    """The view."""
-    metrics = await asyncio.to_thread(page.run.metrics)
-    if not metrics.evaluations and not metrics.sets:
+    """The view; drawn again when there is an evaluation more."""
+    whole = box(classes="stack")
+    problem = said("div", "", "soft small")
+
+    async def draw(metrics: RunMetrics) -> None:
+        whole.clear()
+        with whole:
+            await _draw(page, metrics)
+
+    shown = await asyncio.to_thread(page.run.metrics)
+    await draw(shown)
+
+    async def refresh() -> None:
+        nonlocal shown
+        try:
+            now = await asyncio.to_thread(page.run.metrics)
+        except SluiceError as error:
+            problem.text = str(error)
+            return
+        if _sizes(now) != _sizes(shown):
+            shown = now
+            await draw(now)
+
+    if page.run.live is not None:
+        ui.timer(REFRESH_S, refresh)
+
+
+def _sizes(metrics: RunMetrics) -> list[int]:
+    return [len(metrics.evaluations), *map(len, metrics.sets.values())]
+
+
+async def _draw(page: Page, metrics: RunMetrics) -> None:
+    if not any(_sizes(metrics)):
         empty(
             "No evaluation yet",
-            "eval.every_steps of the recipe, data.val_files and `sluice evaluate` say when there is one.",
+            "A recipe says when there is one by eval.every_steps and data.val_files; `sluice evaluate` makes one now.",
         )
         return
     series = [Series(run=one.name, metrics=one.metrics()) for one in (page.run, *page.over)]
-    with box("section", "panel chart-box").style("height: 340px"):
+    with box("section", "panel chart-box tall"):
         with box(classes="panel-head"):
             said("h2", "Held-out accuracy")
-            said("span", "% over steps trained; bands are 95 % intervals", "soft small")
+            said("span", "%", "soft small")
         ui.echart(accuracy_options(series, Look())).props('role=img aria-label="accuracy over steps"')
-    with panel("Every evaluation"):
+    with panel("Every evaluation", note="the bands above are the 95 % intervals"):
         _table(metrics)
     if page.run.files is not None:
         with panel(
@@ -70,7 +101,7 @@ def _table(metrics: RunMetrics) -> None:
         "prompts",
         "tokens a sample",
     )
-    plain_table(head, rows, right=range(1, 10))
+    plain_table(head, rows, right=range(1, 10), is_wide=True)
 
 
 def _evaluation(name: str, row: Row) -> tuple[str, ...]:
@@ -109,16 +140,19 @@ async def _changes(page: Page, evaluations: Evaluations) -> None:
     known = {one.name: one for one in ones}
     before, after = known.get(page.query.get("before", ""), ones[0]), known.get(page.query.get("after", ""), ones[-1])
     kind = page.query.get("kind", "changed") if page.query.get("kind", "changed") in KINDS else "changed"
-    _choice(page, sets, ones, before, after, kind)
-    await _prompts(evaluations, before, after, kind)
+    state = {"set": before.set, "before": before.name, "after": after.name, "kind": kind}
+    _choice(page, sets, ones, state)
+    await _prompts(page, evaluations, before, after, state)
 
 
-def _choice(
-    page: Page, sets: Sequence[str], ones: Sequence[Version], before: Version, after: Version, kind: str
-) -> None:
+def _said(state: Mapping[str, str]) -> dict[str, str]:
+    """A state as in the address."""
+    return {name: value for name, value in state.items() if value}
+
+
+def _choice(page: Page, sets: Sequence[str], ones: Sequence[Version], state: Mapping[str, str]) -> None:
     def go(**changed: str) -> None:
-        state = {"set": before.set, "before": before.name, "after": after.name, "kind": kind} | changed
-        ui.navigate.to(page.address("evaluation", {name: value for name, value in state.items() if value}))
+        ui.navigate.to(page.address("evaluation", _said({**state, **changed})))
 
     names = {one.name: f"{one.name} ({100 * (one.accuracy or 0):.1f} %)" for one in ones}
     with box(classes="filters"):
@@ -127,23 +161,30 @@ def _choice(
                 said("span", "set")
                 options = {one: one or "default" for one in sets}
                 ui.select(
-                    options, value=before.set, on_change=lambda event: go(set=event.value, before="", after="")
+                    options, value=state["set"], on_change=lambda event: go(set=event.value, before="", after="")
                 ).props("dense outlined")
-        for label, value in (("before", before), ("after", after)):
+        for label in ("before", "after"):
             with box("label", "field"):
                 said("span", f"version {label}")
                 ui.select(
-                    names, value=value.name, on_change=lambda event, label=label: go(**{label: event.value})
+                    names, value=state[label], on_change=lambda event, label=label: go(**{label: event.value})
                 ).props("dense outlined")
         for name, words in KINDS.items():
             button = said("button", words, "quiet-button").props(
-                f"type=button aria-pressed={'true' if name == kind else 'false'}"
+                f"type=button aria-pressed={'true' if name == state['kind'] else 'false'}"
             )
             button.on("click", partial(go, kind=name))
 
 
-async def _prompts(evaluations: Evaluations, before: Version, after: Version, kind: str) -> None:
-    found = await asyncio.to_thread(lambda: evaluations.changes(before, after, kind=kind))
+async def _prompts(
+    page: Page, evaluations: Evaluations, before: Version, after: Version, state: Mapping[str, str]
+) -> None:
+    def ask(number: int) -> Changes:
+        return evaluations.changes(before, after, kind=state["kind"], page=number)
+
+    place = page.query.get("page", "")
+    first = int(place) if place.isdecimal() and len(place) < 9 else 0
+    found = await asyncio.to_thread(ask, first)
     with box(classes="legend").style("margin: 10px 0"):
         chip(f"learned {found.learned:,}", "good")
         chip(f"lost {found.lost:,}", "bad")
@@ -156,16 +197,18 @@ async def _prompts(evaluations: Evaluations, before: Version, after: Version, ki
             )
 
     async def turn(wanted: dict[str, Any]) -> None:
-        again = await asyncio.to_thread(lambda: evaluations.changes(before, after, kind=kind, page=wanted["page"]))
-        put(again.page.rows, again.page.total, wanted["page"])
+        number = wanted["page"]
+        again = await asyncio.to_thread(ask, number)
+        put(again.page.rows, again.page.total, number)
+        page.keep(_said({**state, "page": str(number) if number else ""}))
 
     columns = [{"name": name, "label": label, "field": name, "align": align} for name, label, align in _COLUMNS]
-    table = paged_table(columns, page=0, sort="", descending=False, on_request=turn, row_key="key")
+    table = paged_table(columns, page=first, sort="", descending=False, on_request=turn, row_key="key")
 
-    def put(rows: Sequence[Any], total: int, page: int) -> None:
-        fill(table, [_shown(row) for row in rows], total=total, page=page, sort="", descending=False)
+    def put(rows: Sequence[Any], total: int, number: int) -> None:
+        fill(table, [_shown(row) for row in rows], total=total, page=number, sort="", descending=False)
 
-    put(found.page.rows, found.page.total, 0)
+    put(found.page.rows, found.page.total, first)
 
 
 def _shown(row: Any) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """Who does what now, who waits for whom, where the weights travel, and what has happened; actions for the operator."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from nicegui import ui
+from nicegui.elements.mixins.text_element import TextElement
 
 from sluice.client import Event, RunState, Status
 from sluice.report.figures import ABSENT, duration, number
@@ -17,8 +19,15 @@ from sluice.v1 import coordinator_pb2 as pb
 
 REFRESH_S = 1.0
 EVENTS_SHOWN = 120
+LONG_S = 30.0
+"""A wait of so long is marked."""
 
 _KINDS = {"READY": "good", "SYNCING": "info", "REGISTERED": "", "DRAINING": "warn", "QUARANTINED": "bad", "LOST": "bad"}
+_UNITS = {
+    pb.SERVICE_ROLE_ROLLOUT: "samples",
+    pb.SERVICE_ROLE_REWARD: "groups",
+    pb.SERVICE_ROLE_ENVIRONMENT: "episodes",
+}
 _LOUD = {
     "service_lost": "bad",
     "service_quarantined": "bad",
@@ -57,6 +66,7 @@ async def show(page: Page) -> None:
     with panel("Events", note="newest first"):
         events = box(classes="events").style("min-height: 160px")
     seen: dict[str, object] = {}
+    since, cells = _Texts(), _Texts()
 
     def refresh() -> None:
         status = live.status
@@ -65,14 +75,13 @@ async def show(page: Page) -> None:
                 services, seen, "services", f"No answer from {live.address} yet. {live.problem}", lambda: _nothing(live)
             )
             return
-        _once(
-            waits,
-            seen,
-            "waits",
-            [(one.who, one.why, round(one.since_s)) for one in status.waits],
-            lambda: _waits(status),
-        )
-        _once(services, seen, "services", [_cells(one) for one in status.services], lambda: _services(status))
+        found = sorted(status.waits, key=lambda wait: -wait.since_s)
+        loud = [one.since_s > LONG_S for one in found]
+        _once(waits, seen, "waits", [(one.who, one.why) for one in found] + loud, lambda: _waits(status, found, since))
+        since.say([(f", since {duration(one.since_s)}",) for one in found])
+        rows = [_cells(one, found) for one in status.services]
+        _once(services, seen, "services", [(row[0], row[2]) for row in rows], lambda: _services(rows, cells))
+        cells.say(rows)
         _once(
             chains,
             seen,
@@ -85,6 +94,27 @@ async def show(page: Page) -> None:
 
     refresh()
     ui.timer(REFRESH_S, refresh)
+
+
+class _Texts:
+    """Texts that change while what surrounds them stays, so that a text can be selected and copied meanwhile."""
+
+    def __init__(self) -> None:
+        self._shown: list[dict[int, TextElement]] = []
+
+    def begin(self, rows: int) -> None:
+        """The surroundings are drawn anew."""
+        self._shown = [{} for _ in range(rows)]
+
+    def add(self, row: int, column: int, element: TextElement) -> None:
+        self._shown[row][column] = element
+
+    def say(self, rows: Sequence[Sequence[str]]) -> None:
+        """What every text is now."""
+        for elements, row in zip(self._shown, rows, strict=True):
+            for column, element in elements.items():
+                if element.text != row[column]:
+                    element.text = row[column]
 
 
 def _once(place: ui.element, seen: dict[str, object], name: str, content: object, draw: object) -> None:
@@ -103,28 +133,38 @@ def _nothing(live: Live) -> None:
         said("div", short(live.problem, most=400), "note-line warn")
 
 
-def _waits(status: Status) -> None:
-    if not status.waits:
+def _waits(status: Status, found: Sequence[pb.Wait], since: _Texts) -> None:
+    since.begin(len(found))
+    if not found:
         over = RunState(status.state).final
         said("div", "The run has ended." if over else "Nobody waits for longer than the work takes.", "soft")
-    for one in sorted(status.waits, key=lambda wait: -wait.since_s):
-        with box(classes="note-line warn" if one.since_s > 30 else "note-line").style("margin-bottom: 6px"):
+    for place, one in enumerate(found):
+        with box(classes="note-line warn" if one.since_s > LONG_S else "note-line").style("margin-bottom: 6px"):
             said("b", one.who)
             said("span", f" {short(one.why, most=400)}")
-            said("span", f", since {duration(one.since_s)}", "soft num nowrap")
+            since.add(place, 0, said("span", "", "soft num nowrap"))
 
 
-def _cells(one: pb.ServiceStatus) -> tuple[str, ...]:
+def _cells(one: pb.ServiceStatus, waits: Sequence[pb.Wait] = ()) -> tuple[str, ...]:
     state = pb.ServiceState.Name(one.state).removeprefix("SERVICE_STATE_")
     role = pb.ServiceRole.Name(one.role).removeprefix("SERVICE_ROLE_").lower()
-    work = f"{one.running} of {one.capacity}" if one.capacity else ABSENT
-    push = (
-        f"{number(one.push_ms)} ms, {one.encoding or 'files'}, {gigabytes(one.sent_bytes)}" if one.push_ms else ABSENT
-    )
+    push = _push(one) if one.push_ms else ABSENT
     age = number(one.heartbeat_age_s, 0)
     version = f"{one.version.lineage}{one.version.number}" if one.version.lineage else ABSENT
     where = one.node or ABSENT, _gpus(one), one.address
-    return one.service_id, role, state, version, work, push, f"{age} s ago", *where
+    return one.service_id, role, state, version, _work(one, waits), push, f"{age} s ago", *where
+
+
+def _work(one: pb.ServiceStatus, waits: Sequence[pb.Wait]) -> str:
+    """What the service does now: its load, or what the learner trains or waits for, without the setting that bounds it."""
+    if one.role != pb.SERVICE_ROLE_LEARNER:
+        return f"{one.running:,} of {one.capacity:,} {_UNITS.get(one.role, '')}".strip() if one.capacity else ABSENT
+    for wait in waits:
+        if wait.who == "learner":
+            return short(wait.why.partition(" (")[0], most=60)
+        if wait.who.startswith("batch "):
+            return f"waits for {wait.who}"
+    return ABSENT
 
 
 def _gpus(one: pb.ServiceStatus) -> str:
@@ -139,48 +179,38 @@ def _gpus(one: pb.ServiceStatus) -> str:
 
 def _push(one: pb.ServiceStatus) -> str:
     """The newest push in words."""
-    return f"{number(one.push_ms)} ms, {one.encoding or 'files'}, {gigabytes(one.sent_bytes)}"
+    took = f"{number(one.push_ms)} ms" if one.push_ms < 1000 else f"{number(one.push_ms / 1000)} s"
+    return f"{took}, {one.encoding or 'files'}, {gigabytes(one.sent_bytes)}"
 
 
-def _services(status: Status) -> None:
-    if not status.services:
+_HEAD = "service", "role", "state", "version", "does now", "newest push", "heartbeat", "node", "GPUs", "address"
+_STATE = 2
+_LONG = (5, 8)
+"""Columns that may need more than a line."""
+
+
+def _services(rows: Sequence[Sequence[str]], texts: _Texts) -> None:
+    texts.begin(len(rows))
+    if not rows:
         said(
             "div",
             "No service has registered yet; rollouts, rewards and the learner do so when they have loaded.",
             "soft",
         )
         return
-    rows = []
-    for one in status.services:
-        name, role, state, version, work, push, age, node, gpus, address = _cells(one)
-        kind = _KINDS.get(state, "")
-        rows.append(
-            (
-                name,
-                role,
-                lambda state=state, kind=kind: chip(state.lower(), kind),
-                version,
-                work,
-                push,
-                age,
-                node,
-                gpus,
-                address,
-            )
-        )
-    head = (
-        "service",
-        "role",
-        "state",
-        "version",
-        "work: samples or groups",
-        "newest push",
-        "heartbeat",
-        "node",
-        "GPUs",
-        "address",
+
+    def cell(row: int, column: int) -> None:
+        text = rows[row][column]
+        if column == _STATE:
+            chip(text.lower(), _KINDS.get(text, ""))
+        else:
+            texts.add(row, column, said("span", text, "" if column in _LONG else "nowrap"))
+
+    plain_table(
+        _HEAD,
+        [[partial(cell, row, column) for column in range(len(_HEAD))] for row in range(len(rows))],
+        is_wide=True,
     )
-    plain_table(head, rows, right=(3, 4, 6))
 
 
 def _chains(status: Status) -> None:

@@ -1,6 +1,7 @@
 """One group: what it was asked, what the policy wrote token by token, how it was scored, and its life."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sluice.report.figures import duration
@@ -24,6 +25,10 @@ async def show(page: Page, group_id: str) -> None:
                     said("div", text)
             for line in facts.training:
                 said("div", line, "note-line good").style("margin-bottom: 6px")
+            if trace := found.row.get("trace_id"):
+                with box(classes="note-line"):
+                    said("span", "trace", "soft small")
+                    said("div", trace, "mono whole")
         with box(classes="stack"):
             with panel("Its life"):
                 _life(row)
@@ -52,38 +57,65 @@ def _head(page: Page, found: Found, headline: str) -> None:
         link("groups of this prompt", page.address("groups", prompt), "quiet-button")
 
 
-def _life(row: Mapping[str, Any]) -> None:
-    """A track for each attempt, from admission to the end."""
-    begin, end = row.get("admitted_s") or 0, row.get("ended_s") or 0
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stretch:
+    """A part of a group's life, in Unix seconds."""
+
+    name: str
+    kind: str
+    begin_s: float
+    end_s: float
+    said: str
+
+
+def stretches(row: Mapping[str, Any]) -> list[Stretch]:
+    """From the admission to the end, in order; nothing where the admission was not recorded."""
+    begin = row.get("admitted_s") or 0
     attempts = [one for one in row.get("attempts") or () if one["started_s"] > 0]
     if begin <= 0:
+        return []
+    end = max([row.get("ended_s") or 0, begin, *(one["ended_s"] for one in attempts)])
+    first = min((one["started_s"] for one in attempts), default=end)
+    found = [_stretch("waits to start", "wait", begin, first)]
+    for one in attempts:
+        stop = one["ended_s"] if one["ended_s"] > 0 else end
+        took = f"{one['samples']} of {one['asked']} samples, {one['tokens']} tokens in {stop - one['started_s']:.2f} s"
+        name, kind = f"{one['rollout'] or 'restart'} · v{one['version']}", "bad" if one["fault"] else ""
+        found.append(
+            Stretch(name=name, kind=kind, begin_s=one["started_s"], end_s=stop, said=f"attempt {one['number']}: {took}")
+        )
+    last = max(first, *(one.end_s for one in found))
+    marks = {name: row.get(name) or -1.0 for name in ("graded_s", "queued_s", "assigned_s")}
+    if min(marks["graded_s"], row.get("grading_s") or -1.0) <= 0:
+        return [*found, _stretch("graded, decided, queued", "done", last, end)]
+    found.append(_stretch("graded", "done", row["grading_s"], marks["graded_s"]))
+    if marks["queued_s"] > 0:
+        queued_to = marks["assigned_s"] if marks["assigned_s"] > 0 else end
+        found.append(_stretch("in the queue", "wait", marks["queued_s"], queued_to))
+    if marks["assigned_s"] > 0:
+        found.append(_stretch("in its batch", "done", marks["assigned_s"], end))
+    return found
+
+
+def _stretch(name: str, kind: str, begin_s: float, end_s: float) -> Stretch:
+    return Stretch(name=name, kind=kind, begin_s=begin_s, end_s=end_s, said=f"{max(0.0, end_s - begin_s):.2f} s")
+
+
+def _life(row: Mapping[str, Any]) -> None:
+    """A track for each stretch, from admission to the end."""
+    found = stretches(row)
+    if not found:
         said("div", "When the group was admitted was not recorded.", "soft")
         return
-    end = max([end, begin, *(one["ended_s"] for one in attempts)])
-    span = max(end - begin, 1e-3)
-
-    def bar(start: float, stop: float, kind: str, label: str) -> None:
-        left, width = 100 * (start - begin) / span, 100 * max(stop - start, 0) / span
-        box(classes=kind).style(f"left: {left:.2f}%; width: {width:.2f}%").props(f'title="{label}"')
-
+    begin = found[0].begin_s
+    span = max(max(one.end_s for one in found) - begin, 1e-3)
     with box(classes="life"):
-        first = min((one["started_s"] for one in attempts), default=end)
-        said("span", "waits to start", "soft")
-        with box(classes="track"):
-            bar(begin, first, "wait", f"{first - begin:.2f} s")
-        last = first
-        for one in attempts:
-            stop = one["ended_s"] if one["ended_s"] > 0 else end
-            said("span", f"{one['rollout'] or 'restart'} · v{one['version']}", "nowrap")
-            took = (
-                f"{one['samples']} of {one['asked']} samples, {one['tokens']} tokens in {stop - one['started_s']:.2f} s"
-            )
+        for one in found:
+            left, width = 100 * (one.begin_s - begin) / span, 100 * max(one.end_s - one.begin_s, 0) / span
+            said("span", one.name, "nowrap" if "·" in one.name else "soft")
             with box(classes="track"):
-                bar(one["started_s"], stop, "bad" if one["fault"] else "", f"attempt {one['number']}: {took}")
-            last = max(last, stop)
-        said("span", "graded, decided, queued", "soft")
-        with box(classes="track"):
-            bar(last, end, "done", f"{end - last:.2f} s")
+                box(classes=one.kind).style(f"left: {left:.2f}%; width: {width:.2f}%").props(f'title="{one.said}"')
+    attempts = [one for one in row.get("attempts") or () if one["started_s"] > 0]
     with box(classes="legend small soft num"):
         said("span", f"from admission to the end: {_seconds(span)}")
         said("span", f"generation: {_seconds(sum(max(0, one['ended_s'] - one['started_s']) for one in attempts))}")

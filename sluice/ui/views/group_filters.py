@@ -23,44 +23,45 @@ class Filters:
     def __init__(self, page: Page, wanted: GroupFilter, want: Callable[..., Awaitable[None]]) -> None:
         self._page, self._wanted, self._want = page, wanted, want
 
-    def fields(self, terms: Sequence[str], sources: Sequence[str]) -> None:
-        """Makes the fields; `terms` and `sources` are those that the ledger has."""
-        known = [term for term in terms if not term.startswith("failed:")]
-        verdicts = {
-            "": "any",
-            **({"filtered": "filtered (all)"} if any(t.startswith("filtered") for t in terms) else {}),
-        }
-        verdicts |= {"failed": "failed"} if len(known) < len(terms) else {}
-        verdicts |= {term: term_look(term)[0] for term in terms}
-        if self._wanted.term not in verdicts:
-            verdicts[self._wanted.term] = term_look(self._wanted.term)[0]
-        self._select("verdict", "term", verdicts)
-        if len(sources) > 1 or self._wanted.source:
-            self._select(
-                "source", "source", {"": "any", **{one: one for one in (*sources, self._wanted.source) if one}}
-            )
-        self._text("prompt (id or row)", "prompt", 150)
-        self._text("rollout", "rollout", 110)
+    def fields(self) -> None:
+        """Makes them all, so that nothing below moves when `know` says what the ledger has."""
+        self._terms = self._select("verdict", "term")
+        self._sources = self._select("source", "source")
+        self._text("prompt (id or row)", "prompt", 9.4)
+        self._text("rollout", "rollout", 6.9)
         for name, label in _RANGES:
             self._range(name, label)
         clear = said("button", "Clear", "quiet-button").props("type=button")
         clear.on("click", lambda: ui.navigate.to(self._page.address("groups")))
 
-    def _select(self, label: str, name: str, options: dict[str, str]) -> None:
+    def know(self, terms: Sequence[str], sources: Sequence[str]) -> None:
+        """What there is to choose from: the verdicts and the sources that the ledger has."""
+        verdicts = {"": "any"}
+        verdicts |= {"filtered": "filtered (all)"} if any(term.startswith("filtered") for term in terms) else {}
+        verdicts |= {"failed": "failed"} if any(term.startswith("failed:") for term in terms) else {}
+        verdicts |= {term: term_look(term)[0] for term in terms}
+        self._terms.set_options(self._chosen("term") | verdicts)
+        self._sources.set_options(self._chosen("source") | {"": "any", **{one: one for one in sources}})
+
+    def _chosen(self, name: str) -> dict[str, str]:
+        """What the address says, as an option."""
+        value = getattr(self._wanted, name)
+        return {"": "any"} | ({value: term_look(value)[0] if name == "term" else value} if value else {})
+
+    def _select(self, label: str, name: str) -> ui.select:
         async def change(event: Any) -> None:
             await self._want(**{name: event.value, "page": 0})
 
         with box("label", "field"):
             said("span", label)
-            ui.select(options, value=getattr(self._wanted, name), on_change=change).props(
-                "dense outlined options-dense"
-            )
+            select = ui.select(self._chosen(name), value=getattr(self._wanted, name), on_change=change)
+            return select.props("dense outlined options-dense")
 
-    def _text(self, label: str, name: str, width_px: int) -> None:
+    def _text(self, label: str, name: str, width_rem: float) -> None:
         async def change(event: Any) -> None:
             await self._want(**{name: (event.value or "").strip()[:200], "page": 0})
 
-        with box("label", "field").style(f"width: {width_px}px"):
+        with box("label", "field").style(f"width: {width_rem}rem"):
             said("span", label)
             field = ui.input(value=getattr(self._wanted, name), on_change=change)
             field.props("dense outlined debounce=250 clearable").props(f'aria-label="{label}"')
@@ -87,4 +88,4 @@ class Filters:
         field = ui.input(value="" if value is None else f"{value:g}", placeholder=hint, on_change=change)
         field.props(
             f'dense outlined debounce=250 hide-bottom-space no-error-icon aria-label="{label}" inputmode=decimal'
-        ).style("width: 74px; min-width: 0")
+        ).style("width: 4.7rem; min-width: 0")

@@ -47,7 +47,7 @@ _LEFT = ("term", "data_source", "prompt", "ended_s")
 async def show(page: Page) -> None:
     """The view."""
     if page.run.live is not None:
-        live_groups(page)
+        await live_groups(page)
     if page.run.files is None:
         said(
             "div",
@@ -71,9 +71,10 @@ class _Table:
     def __init__(self, page: Page, wanted: GroupFilter) -> None:
         self.page, self.wanted = page, wanted
         self.ledger: Ledger = page.run.ledger_files().ledger
-        with panel("Groups that have ended") as whole:
-            self.head = whole
-            self.filters = box(classes="filters")
+        with panel("Groups that have ended"):
+            self.filters = Filters(page, wanted, self._want)
+            with box(classes="filters"):
+                self.filters.fields()
             self.note = said("div", "", "soft small num").style("margin: 8px 0 2px; min-height: 1.4em")
             self.damage = box()
             self.rows = paged_table(
@@ -98,10 +99,10 @@ class _Table:
             terms, sources = await asyncio.to_thread(lambda: (self.ledger.terms(), self.ledger.sources()))
         except SluiceError as error:
             self.note.text = str(error)
+            self.rows.props('no-data-label="no row yet"')
             return
         self.is_filled = True
-        with self.filters:
-            Filters(self.page, self.wanted, self._want).fields(list(terms), list(sources))
+        self.filters.know(list(terms), list(sources))
         await self.ask()
 
     async def ask(self) -> None:

@@ -1,5 +1,7 @@
 """The newest groups as the coordinator knows them, live or ended."""
 
+import asyncio
+
 from nicegui import ui
 
 from sluice.errors import SluiceError
@@ -11,19 +13,25 @@ REFRESH_S = 2.0
 SHOWN = 12
 
 
-def live_groups(page: Page) -> None:
-    """Kept up to date while the page is open."""
+async def live_groups(page: Page) -> None:
+    """Kept up to date while the page is open; drawn before it is sent, so that what stands below stays in its place."""
     with panel("Newest groups", note="as the coordinator knows them, live or ended"):
         content = box().style("min-height: 120px")
+    shown: list[object] = []
 
     async def refresh() -> None:
         live = page.run.live
         if live is None or live.client is None or live.away_since is not None:
             return
         try:
-            found = await live.client.groups(limit=SHOWN)
-        except SluiceError:
+            async with asyncio.timeout(REFRESH_S):
+                found = await live.client.groups(limit=SHOWN)
+        except (SluiceError, TimeoutError):
             return  # the banner says so
+        now: list[object] = [(one.group_id, one.state, one.step, one.oldest_version, one.attempt) for one in found]
+        if now and now == shown:
+            return
+        shown[:] = now
         content.clear()
         with content:
             if not found:
@@ -44,4 +52,5 @@ def live_groups(page: Page) -> None:
                 right=(2, 3, 4),
             )
 
-    ui.timer(REFRESH_S, refresh, immediate=True)
+    await refresh()
+    ui.timer(REFRESH_S, refresh)

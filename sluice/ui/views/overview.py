@@ -152,7 +152,7 @@ class _Charts:
             self._put(chart, panel_options(one, series, self.look))
 
     def _controls(self) -> None:
-        with box("label", "field").style("width: 180px"):
+        with box("label", "field").style("width: 11.25rem"):
             said("span", "smoothing")
             slider = ui.slider(min=0, max=0.95, step=0.05, value=self.look.smoothing).props(
                 "dense aria-label=smoothing"
@@ -161,7 +161,11 @@ class _Charts:
         for label, axis in (("over steps", "step"), ("over minutes", "time")):
             self._button(label, lambda axis=axis: self._change(axis=axis), self.look.axis == axis)
         self._button("log axes", lambda: self._change(log=not self.look.log), self.look.log)
-        said("span", "Drag with ⛶ to zoom, ctrl + wheel zooms too; the values stand at the pointer.", "soft small")
+        said(
+            "span",
+            "A chart zooms by its first sign and a drag, or by ctrl + wheel; the values stand at the pointer.",
+            "soft small",
+        )
 
     def _button(self, label: str, do: Any, on: bool) -> None:
         button = said("button", label, "quiet-button").props(f"type=button aria-pressed={'true' if on else 'false'}")

@@ -1,6 +1,7 @@
 """A run directory that grows while it is looked at, and folders that are none."""
 
 import json
+import math
 import os
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -20,6 +21,8 @@ from sluice.ui.page import _standing
 from sluice.ui.panels import PANELS
 from sluice.ui.runs import MOST_RUNS, open_runs
 from sluice.ui.settings import settings
+from sluice.v1 import common_pb2 as common
+from sluice.v1 import coordinator_pb2 as pb
 from tests.unit.report.ledger_cases import write_run
 
 
@@ -67,6 +70,35 @@ def test_a_damaged_file_of_metrics_leaves_the_frame_of_a_page(tmp_path: Path) ->
     assert _standing(run) == ("files only", 0, 0)
     with pytest.raises(NotFound, match="the file is none of Sluice's"):
         run.metrics()
+
+
+def test_a_run_that_was_stopped_has_not_trained_all_its_steps(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    (folder / "metrics.jsonl").write_text(step(0) + step(1))
+    (folder / "summary.json").write_text("{}")
+    (run,) = open_runs([folder], coordinator="", credentials=None)
+    assert run.config().run.total_steps > 2
+    assert _standing(run) == ("ended", 2, run.config().run.total_steps)
+
+
+def test_a_run_on_another_machine_has_the_evaluations_that_its_coordinator_tells() -> None:
+    (run,) = open_runs([], coordinator="127.0.0.1:9", credentials=None)
+    assert run.live is not None
+    v0, v8 = (common.PolicyVersion(lineage="a", number=number) for number in (0, 8))
+    interval = pb.Interval(low=0.7, high=0.8)
+    told = [
+        pb.Evaluation(version=v0, avg_at_n=0.25, greedy=math.nan, n=8, prompts=64),
+        pb.Evaluation(version=v8, avg_at_n=0.75, greedy=1.0, maj_at_n=0.9, avg_interval=interval),
+        pb.Evaluation(version=v8, avg_at_n=0.5, set="hard"),
+    ]
+    run.live._take(pb.GetStatusResponse(step=8, evaluations=told))
+    metrics = run.metrics()
+    assert [row["eval/avg_at_n"] for row in metrics.evaluations] == [0.25, 0.75]
+    assert (metrics.evaluations[0]["n"], metrics.evaluations[1]["eval/maj_at_n"]) == (8, 0.9)
+    assert "eval/maj_at_n" not in metrics.evaluations[0]
+    assert [row["version"] for row in metrics.sets["hard"]] == [8]
+    average, greedy, *_ = overview_figures(run)
+    assert (average.value, average.note, greedy.value) == ("25.0 → 75.0", "95 %: 70.0 to 80.0", "100.0")
 
 
 def test_a_run_that_was_started_again_is_live_and_credentials_that_were_named_must_be_good(tmp_path: Path) -> None:
