@@ -3,8 +3,8 @@
 The first pass through the data takes every prompt, as `shuffle` does. From then on a draw looks at the next WINDOW rows
 of the order. The draw takes the first row whose chance of a signal (outcome_states.py) is at least LEAST of the mean of
 the WINDOW; the rows before it are passed over until the next pass. Each row has one pass of PASSES in which it is taken
-whatever its chance (`in_turn`). So prompts come as evenly as in the order, none comes twice in a pass, and each has
-come at least once in PASSES passes, which are at most PASSES x N groups.
+whatever its chance (`in_turn`). So prompts come as evenly as in the order, none comes twice in a pass (but after a
+Redis that forgot choices), and each has come at least once in PASSES passes, which are at most PASSES x N groups.
 
 The choice is the position in the order, which is durable with the admission. Nothing is random, and what is known is rebuilt
 from the ledger. A draw costs the same whatever the number of rows; the state is two bytes a row.

@@ -31,8 +31,8 @@ from sluice.errors import ConfigError, Unavailable
 LEADER = 0
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""Limit of one collective: above the leader's patience with a coordinator that is silent (`Registration.patience_s`). While a
-leader registers for longer, because of a full disk or a repair of many millions of groups, all ranks end and start anew."""
+"""Limit of one collective: above the leader's patience with a coordinator that is silent when it is asked for the configuration
+(`Registration.patience_s`). In its later waits the leader sends the other ranks a command every MEANWHILE_S (thread.py)."""
 
 _SIGNS_OF_LOSS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "timed out")
 """Texts by which to know errors of gloo and NCCL, which have no types of their own."""
